@@ -1,0 +1,70 @@
+"""What a user can get wrong, told in one sentence.
+
+`UserError` is the only exception that the command lines catch: its text names the place and the remedy,
+and the process ends with exit code 2. Anything else is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: what was wrong, where, and what to do about it."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """ " Did you mean 'x'?" for the closest of `known`, else the empty string."""
+    close = get_close_matches(word, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def writable_directory(path: Path | str, purpose: str, needed_bytes: int = 0) -> Path:
+    """Makes `path` if need be and proves that it takes `needed_bytes` of files.
+
+    Raises UserError when the path is a file, cannot be written, or its disk has too little room.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write-probe-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {purpose} to {path} ({error.strerror}); name a directory you may write to."
+        ) from error
+    free_bytes = shutil.disk_usage(path).free
+    if free_bytes < needed_bytes:
+        raise UserError(
+            f"The disk of {path} has {free_bytes / 1e6:.0f} MB free, but {purpose} needs about"
+            f" {needed_bytes / 1e6:.0f} MB; make room or name another directory."
+        )
+    return path
+
+
+def existing_file(path: Path | str, what: str, remedy: str) -> Path:
+    """`path` as a Path. Raises UserError when it is not a readable file."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no {what} at {path}; {remedy}.")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"The {what} at {path} cannot be read; give yourself permission to read it.")
+    return path
+
+
+def run_command_line(main: Callable[[], int | None]) -> None:
+    """Runs a command line: a UserError becomes its sentence and exit code 2, Ctrl-C becomes exit code 130."""
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
