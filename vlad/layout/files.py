@@ -1,0 +1,132 @@
+"""Layout files: JSON that a person reads and edits.
+
+    {"lines": [{"text": "HOUSE", "polygon": [[0.1, 0.4], [0.9, 0.4], [0.9, 0.6], [0.1, 0.6]]}]}
+
+In place of `polygon` a line may give `box`: [left, top, right, bottom]. Coordinates are 0..1, y downwards.
+Optional: `language`, `font`, `colour`, `valid`, `confidence`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from vlad.errors import UserError, did_you_mean, existing_file
+from vlad.layout.polygons import box_polygon, polygon_area
+from vlad.records import Layout, Polygon, TextLine
+
+LINE_FIELDS = ("text", "polygon", "box", "language", "font", "colour", "valid", "confidence")
+
+
+def line_to_json(line: TextLine) -> dict[str, Any]:
+    """The line as plain JSON values; fields that say nothing are left out."""
+    entry: dict[str, Any] = {
+        "text": line.text,
+        "polygon": [[round(x, 5), round(y, 5)] for x, y in line.polygon],
+    }
+    for name in ("language", "font", "colour", "confidence"):
+        if getattr(line, name) is not None:
+            entry[name] = getattr(line, name)
+    if not line.valid:
+        entry["valid"] = False
+    return entry
+
+
+def layout_to_json(layout: Layout) -> dict[str, Any]:
+    """The layout as plain JSON values."""
+    return {"lines": [line_to_json(line) for line in layout.lines]}
+
+
+def layout_from_json(record: Any) -> Layout:
+    """A layout from plain JSON values. Raises ValueError that names the line and the field."""
+    if not isinstance(record, dict) or not isinstance(record.get("lines"), list):
+        raise ValueError('expected an object with a list "lines"')
+    return Layout(tuple(_line_from_json(entry, number) for number, entry in enumerate(record["lines"], start=1)))
+
+
+def _line_from_json(entry: Any, number: int) -> TextLine:
+    if not isinstance(entry, dict):
+        raise ValueError(f"line {number} is not an object")
+    for name in entry:
+        if name not in LINE_FIELDS:
+            raise ValueError(f"line {number} has an unknown field {name!r}.{did_you_mean(name, LINE_FIELDS)}")
+    text = entry.get("text")
+    if not isinstance(text, str):
+        raise ValueError(f"line {number} has no text")
+    return TextLine(
+        text=text,
+        polygon=_polygon_from_json(entry, number),
+        language=_optional_string(entry, "language", number),
+        font=_optional_string(entry, "font", number),
+        colour=_optional_string(entry, "colour", number),
+        valid=bool(entry.get("valid", True)),
+        confidence=_optional_number(entry, "confidence", number),
+    )
+
+
+def _optional_string(entry: dict[str, Any], name: str, number: int) -> str | None:
+    value = entry.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"line {number}: {name} must be a string")
+    return value
+
+
+def _optional_number(entry: dict[str, Any], name: str, number: int) -> float | None:
+    value = entry.get(name)
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"line {number}: {name} must be a number") from None
+
+
+def _polygon_from_json(entry: dict[str, Any], number: int) -> Polygon:
+    try:
+        if "box" in entry:
+            left, top, right, bottom = (float(value) for value in entry["box"])
+            polygon = box_polygon(left, top, right, bottom)
+        else:
+            polygon = tuple((float(x), float(y)) for x, y in entry["polygon"])
+    except KeyError:
+        raise ValueError(f'line {number} has neither "polygon" nor "box"') from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"line {number}: a polygon is a list of [x, y], a box is [left, top, right, bottom]") from None
+    if len(polygon) < 4 or not all(math.isfinite(value) for point in polygon for value in point):
+        raise ValueError(f"line {number}: a polygon has at least four finite points")
+    return polygon
+
+
+def read_layout(path: Path | str) -> Layout:
+    """A layout file that a user wrote.
+
+    Raises UserError when the file is missing or is no layout, when it holds no text, and when a line has no
+    area or stands outside the picture.
+    """
+    path = existing_file(path, "layout file", 'write one like {"lines": [{"text": "HI", "box": [0.1, 0.4, 0.9, 0.6]}]}')
+    try:
+        layout = layout_from_json(json.loads(path.read_text(encoding="utf-8")))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a layout: it is not UTF-8 text.") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not a layout: {error}.") from error
+    if not any(line.text.strip() for line in layout.lines):
+        raise UserError(f'{path} holds no text; give at least one line its "text".')
+    for number, line in enumerate(layout.lines, start=1):
+        if not line.text.strip():
+            raise UserError(f"{path}: line {number} has no text; give it some, or remove the line.")
+        if polygon_area(line.polygon) <= 1e-6:
+            raise UserError(f"{path}: line {number} ({line.text!r}) covers no area; move its corners apart.")
+        if not all(-1e-3 <= value <= 1 + 1e-3 for point in line.polygon for value in point):
+            raise UserError(
+                f"{path}: line {number} ({line.text!r}) stands outside the picture; its coordinates are shares of"
+                " the picture's width and height, 0 to 1."
+            )
+    return layout
+
+
+def write_layout(layout: Layout, path: Path | str) -> None:
+    """Writes a layout file."""
+    Path(path).write_text(json.dumps(layout_to_json(layout), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,63 @@
+"""Glyph maps: a layout drawn as white strokes on black, one canonical font, each line fitted into its polygon."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from vlad.layout.fonts import CANONICAL_FONT, font_size_for, line_mask, missing_glyphs
+from vlad.layout.polygons import perspective_coefficients, polygon_area, quad_of
+from vlad.records import Layout, Polygon
+
+
+def _oversampling(width: int, height: int) -> int:
+    """Small pictures are drawn larger and averaged down, so that strokes thinner than a pixel keep their weight."""
+    return 4 if max(width, height) <= 128 else 2
+
+
+def draw_line(coverage: np.ndarray, text: str, polygon: Polygon, font: str = CANONICAL_FONT) -> None:
+    """Adds a line's ink to `coverage` (H W, float32 in 0..1), in place, as the maximum of both."""
+    height, width = coverage.shape
+    scale = _oversampling(width, height)
+    quad = np.array(quad_of(polygon)) * (width * scale, height * scale)
+    # Only the polygon's own box is drawn; it starts and ends on whole pixels of the result.
+    lower = np.maximum(np.floor(quad.min(axis=0) / scale).astype(int), 0)
+    upper = np.minimum(np.ceil(quad.max(axis=0) / scale).astype(int), (width, height))
+    # Under a thousandth of a pixel there is nothing to see, and nothing to solve the perspective from.
+    if (upper <= lower).any() or polygon_area(quad) < 1e-3 or not text.strip():
+        return
+    line_height = float(np.linalg.norm(quad[3] - quad[0]) + np.linalg.norm(quad[2] - quad[1])) / 2
+    mask = line_mask(text, font, font_size_for(line_height))
+    corners = tuple((float(x), float(y)) for x, y in quad - lower * scale)
+    coefficients = perspective_coefficients(corners, mask.width, mask.height)
+    window_width, window_height = (int(extent) for extent in (upper - lower) * scale)
+    ink = mask.transform(
+        (window_width, window_height), Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR
+    ).reduce(scale)
+    window = coverage[lower[1] : upper[1], lower[0] : upper[0]]
+    np.maximum(window, np.asarray(ink, dtype=np.float32) / 255, out=window)
+
+
+def draw_glyph_map(layout: Layout, width: int, height: int) -> np.ndarray:
+    """The glyph map of a layout: height x width, float32 in 0..1.
+
+    Lines that are not valid, or that the canonical font cannot draw, leave no ink; `ignore_mask` marks them.
+    """
+    coverage = np.zeros((height, width), dtype=np.float32)
+    for line in layout.lines:
+        if line.valid and not missing_glyphs(line.text):
+            draw_line(coverage, line.text, line.polygon)
+    return coverage
+
+
+def ignore_mask(layout: Layout, width: int, height: int) -> np.ndarray:
+    """True (H W) where a line stands that the glyph map does not show: the loss is masked out there."""
+    mask = np.zeros((height, width), dtype=bool)
+    for line in layout.lines:
+        if line.valid and not missing_glyphs(line.text):
+            continue
+        points = np.array(line.polygon) * (width, height)
+        left, top = np.floor(points.min(axis=0)).astype(int).clip(0)
+        right, bottom = np.ceil(points.max(axis=0)).astype(int).clip(0)
+        mask[top:bottom, left:right] = True
+    return mask

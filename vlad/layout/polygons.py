@@ -1,0 +1,71 @@
+"""Polygons in picture coordinates (x right, y down, 0..1)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vlad.records import Polygon
+
+
+def box_polygon(left: float, top: float, right: float, bottom: float) -> Polygon:
+    """The four corners of an upright box, clockwise from the top left."""
+    return ((left, top), (right, top), (right, bottom), (left, bottom))
+
+
+def bounding_box(polygon: Polygon) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of the polygon."""
+    xs, ys = zip(*polygon, strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def polygon_area(polygon: Polygon) -> float:
+    """Area by the shoelace formula, never negative."""
+    x, y = np.array(polygon).T
+    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
+
+
+def box_iou(a: Polygon, b: Polygon) -> float:
+    """Intersection over union of the bounding boxes of two polygons."""
+    left_a, top_a, right_a, bottom_a = bounding_box(a)
+    left_b, top_b, right_b, bottom_b = bounding_box(b)
+    width = max(0.0, min(right_a, right_b) - max(left_a, left_b))
+    height = max(0.0, min(bottom_a, bottom_b) - max(top_a, top_b))
+    union = (right_a - left_a) * (bottom_a - top_a) + (right_b - left_b) * (bottom_b - top_b) - width * height
+    return width * height / union if union > 0 else 0.0
+
+
+def quad_of(polygon: Polygon) -> Polygon:
+    """Four corners of a convex quad, clockwise from the top left of the text: the polygon itself if it is one.
+
+    A polygon with more points (curved text: the upper edge forward, then the lower edge backward, as
+    AnyWord and ICDAR give it) is spanned by the ends of its two edges. Corners that no perspective maps a line
+    of text into (three on a line, edges that cross) are replaced by those of the bounding box.
+    """
+    half = len(polygon) // 2
+    quad = polygon if len(polygon) == 4 else (polygon[0], polygon[half - 1], polygon[half], polygon[-1])
+    return quad if _is_convex(quad) else box_polygon(*bounding_box(quad))
+
+
+def _is_convex(quad: Polygon) -> bool:
+    """Whether the quad turns the same way at all four corners, by more than rounding."""
+    points = np.array(quad)
+    edges = np.roll(points, -1, axis=0) - points
+    following = np.roll(edges, -1, axis=0)
+    turns = edges[:, 0] * following[:, 1] - edges[:, 1] * following[:, 0]
+    least = 1e-6 * float(np.square(edges).sum(axis=1).max())
+    return bool((turns > least).all() or (turns < -least).all())
+
+
+def perspective_coefficients(quad: Polygon, width: float, height: float) -> tuple[float, ...]:
+    """The eight numbers a..h that map a point of `quad`'s plane into the rectangle (0, 0, width, height).
+
+    x' = (a x + b y + c) / (g x + h y + 1), y' = (d x + e y + f) / (g x + h y + 1): what Pillow's
+    `Image.transform(..., PERSPECTIVE, ...)` takes to draw the rectangle into the quad.
+    """
+    target = ((0.0, 0.0), (width, 0.0), (width, height), (0.0, height))
+    rows, values = [], []
+    for (x, y), (u, v) in zip(quad, target, strict=True):
+        rows.append([x, y, 1, 0, 0, 0, -u * x, -u * y])
+        rows.append([0, 0, 0, x, y, 1, -v * x, -v * y])
+        values += [u, v]
+    return tuple(float(value) for value in np.linalg.solve(np.array(rows), np.array(values)))
