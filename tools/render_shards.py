@@ -1,0 +1,65 @@
+"""Renders the signs of a config into shards: python tools/render_shards.py configs/tiny.yaml"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from vlad.errors import run_command_line, writable_directory
+
+SAMPLES_PER_SHARD = 2000
+
+
+def _render_shard(directory: Path, options: Any, number: int) -> list[dict[str, Any]]:
+    from vlad.data.shards import write_shards
+    from vlad.data.synthetic import render_sign
+
+    first = number * SAMPLES_PER_SHARD
+    indices = range(first, min(first + SAMPLES_PER_SHARD, options.count))
+    return write_shards((render_sign(options, i) for i in indices), directory, SAMPLES_PER_SHARD, first_shard=number)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Renders the signs that data.synthetic of a config describes.")
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments = parser.parse_args()
+
+    import json
+
+    from tqdm import tqdm
+
+    from vlad.config import load_config
+    from vlad.data.shards import MANIFEST, write_manifest
+
+    config = load_config(arguments.config, arguments.overrides)
+    options = config.data.synthetic
+    about = json.loads(json.dumps({"made_by": "tools/render_shards.py", "options": dataclasses.asdict(options)}))
+    directory = Path(config.data.shards)
+    manifest = directory / MANIFEST
+    if manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))["about"] == about:
+        print(f"{directory} holds these {options.count} signs already.")
+        return 0
+    writable_directory(directory, "shards", needed_bytes=options.count * options.size_pixels**2)
+    for old in directory.glob("*.tar"):
+        old.unlink()
+    shards = -(-options.count // SAMPLES_PER_SHARD)
+    entries = []
+    with (
+        ProcessPoolExecutor(max_workers=os.cpu_count()) as pool,
+        tqdm(total=options.count, desc="rendering signs", unit="sign") as bar,
+    ):
+        jobs = [pool.submit(_render_shard, directory, options, number) for number in range(shards)]
+        for job in jobs:
+            entries += job.result()
+            bar.update(entries[-1]["samples"])
+    write_manifest(directory, entries, about)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command_line(main)

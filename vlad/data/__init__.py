@@ -1,0 +1,1 @@
+"""Data: shards, decoding, rendered signs, importers."""

@@ -1,0 +1,91 @@
+"""Bytes <-> samples. Decoders are an allow-list: jpg, png, webp, json. Nothing in a shard can run code.
+
+A sample is `KEY.png` (or jpg, webp) beside `KEY.json`:
+
+    {"caption": str,
+     "lines": [{"text": str, "polygon": [[x, y], ...], "language"?, "font"?, "colour"?, "valid"?, "confidence"?}],
+     "objects"?: [{"phrase": str, "box": [left, top, right, bottom]}], "source"?: str, "licence"?: str}
+
+Coordinates are shares of the picture's width and height, 0..1.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from vlad.layout.files import layout_from_json, line_to_json
+from vlad.records import ObjectBox, Sample
+
+PICTURE_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
+MAX_PICTURE_PIXELS = 64_000_000
+MAX_JSON_BYTES = 4_000_000
+
+
+class BadSample(ValueError):  # noqa: N818 - it is about the sample, which the run goes on without
+    """One sample cannot be used; its text says why. The run goes on without it."""
+
+
+def decode_picture(data: bytes, extension: str) -> np.ndarray:
+    """RGB pixels H W 3 (uint8). The size is checked from the header, before anything is decoded."""
+    try:
+        with Image.open(io.BytesIO(data), formats=[PICTURE_FORMATS[extension]]) as picture:
+            if picture.width * picture.height > MAX_PICTURE_PIXELS:
+                raise BadSample(f"{picture.width} x {picture.height} pixels are over the limit")
+            return np.asarray(picture.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise error if isinstance(error, BadSample) else BadSample(f"picture does not decode: {error}") from error
+
+
+def decode_sample(members: dict[str, bytes], key: str) -> Sample:
+    """A sample from its members by extension. Raises BadSample with the reason."""
+    extension = next((extension for extension in PICTURE_FORMATS if extension in members), None)
+    if extension is None:
+        raise BadSample(f"no picture; known: {', '.join(PICTURE_FORMATS)}")
+    if "json" not in members:
+        raise BadSample("no json")
+    if len(members["json"]) > MAX_JSON_BYTES:
+        raise BadSample("json is over the size limit")
+    try:
+        record = json.loads(members["json"])
+        caption = record["caption"]
+        if not isinstance(caption, str) or not caption.strip():
+            raise BadSample("caption is missing or empty")
+        layout = layout_from_json({"lines": record.get("lines", [])})
+        objects = tuple(_object_from_json(entry) for entry in record.get("objects") or ())
+    except BadSample:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise BadSample(f"json: {error!r}"[:300]) from error
+    picture = decode_picture(members[extension], extension)
+    return Sample(key, picture, caption, layout, objects, record.get("source"), record.get("licence"))
+
+
+def encode_sample(sample: Sample, extension: str = "png") -> dict[str, bytes]:
+    """The members of a sample by extension; `decode_sample` gives it back (a jpg's pixels up to its loss)."""
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"quality": 95} if extension == "jpg" else {}
+    Image.fromarray(sample.picture).save(buffer, PICTURE_FORMATS[extension], **options)
+    record: dict[str, Any] = {
+        "caption": sample.caption,
+        "lines": [line_to_json(line) for line in sample.layout.lines],
+    }
+    if sample.objects:
+        record["objects"] = [{"phrase": entry.phrase, "box": list(entry.box)} for entry in sample.objects]
+    if sample.source is not None:
+        record["source"] = sample.source
+    if sample.licence is not None:
+        record["licence"] = sample.licence
+    return {extension: buffer.getvalue(), "json": json.dumps(record, ensure_ascii=False).encode()}
+
+
+def _object_from_json(entry: dict[str, Any]) -> ObjectBox:
+    left, top, right, bottom = (float(value) for value in entry["box"])
+    if not all(math.isfinite(value) for value in (left, top, right, bottom)):
+        raise BadSample("an object's box is not finite")
+    return ObjectBox(str(entry["phrase"]), (left, top, right, bottom))

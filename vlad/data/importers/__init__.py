@@ -1,0 +1,1 @@
+"""Importers: pictures and annotations of other people's formats -> samples."""

@@ -1,0 +1,34 @@
+"""English words, split by seed into those that training may draw and those that it never does."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib.resources import files
+
+HELD_OUT_WORDS = 200
+SPLIT_SEED = 917  # of arXiv 2501.00917; changing it changes what "held out" means
+
+
+@cache
+def all_words() -> tuple[str, ...]:
+    """Every word of words.txt, upper case, sorted."""
+    text = files("vlad.data").joinpath("words.txt").read_text(encoding="ascii")
+    return tuple(sorted({word.upper() for word in text.split()}))
+
+
+@cache
+def held_out_words(seed: int = SPLIT_SEED) -> tuple[str, ...]:
+    """The words that no training picture carries: the 200 with the smallest hash under the seed."""
+
+    def rank(word: str) -> bytes:
+        return hashlib.sha256(f"{seed}:{word}".encode()).digest()
+
+    return tuple(sorted(sorted(all_words(), key=rank)[:HELD_OUT_WORDS]))
+
+
+@cache
+def training_words(seed: int = SPLIT_SEED) -> tuple[str, ...]:
+    """All other words."""
+    held_out = set(held_out_words(seed))
+    return tuple(word for word in all_words() if word not in held_out)
