@@ -1,0 +1,70 @@
+"""Spelling tokens: one token a character of every quoted string, for UNets that have to spell.
+
+An LVLM's subword tokens hide the letters (ByT5 and Glyph-ByT5 show what that costs). A spelling token says
+which character stands at which place of which string:
+
+    e = E_bytes(character) + E_place(length of the string, index in it) + E_string(number of strings, index)
+        + Fourier features of the place within the string, (index + 1/2) / length
+
+Letters: B batch, S characters of all strings, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vlad.records import Prompt
+
+UTF8_BYTES = 4  # a character is at most four bytes: the embedding is the sum of theirs, any script
+
+
+class SpellingEncoder(nn.Module):
+    """Prompts -> spelling tokens B S D with their mask B S; S is at least 1."""
+
+    def __init__(self, width: int, max_characters: int, max_strings: int, frequencies: int = 6) -> None:
+        super().__init__()
+        self.max_characters, self.max_strings = max_characters, max_strings
+        self.bytes = nn.Embedding(UTF8_BYTES * 256, width)
+        self.places = nn.Embedding(max_characters**2, width)
+        self.strings = nn.Embedding(max_strings**2, width)
+        self.fourier = nn.Linear(2 * frequencies, width, bias=False)
+        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(frequencies), persistent=False)
+        for table in (self.bytes, self.places, self.strings):
+            nn.init.normal_(table.weight, std=0.5)
+
+    def forward(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        device = self.bytes.weight.device
+        rows = [self._rows(prompt.strings) for prompt in prompts]
+        length = max(1, max(map(len, rows)))
+        # The last entry of a row: (byte ids x 4, place id, string id, relative place); padding is row 0 of all.
+        table = torch.zeros(len(prompts), length, UTF8_BYTES + 3, dtype=torch.float64)
+        mask = torch.zeros(len(prompts), length, dtype=torch.bool)
+        for index, row in enumerate(rows):
+            if row:
+                table[index, : len(row)] = torch.tensor(row, dtype=torch.float64)
+                mask[index, : len(row)] = True
+        table = table.to(device)
+        byte_ids, place, string = table[..., :UTF8_BYTES].long(), table[..., -3].long(), table[..., -2].long()
+        angles = table[..., -1:].float() * self.frequencies  # B S F
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        tokens = self.bytes(byte_ids).sum(dim=2) + self.places(place) + self.strings(string) + self.fourier(waves)
+        return tokens, mask.to(device)
+
+    def _rows(self, strings: Sequence[str]) -> list[tuple[float, ...]]:
+        """A row of numbers a character; what is past the tables' ends is cut, the caller has warned of it."""
+        strings = strings[: self.max_strings]
+        rows: list[tuple[float, ...]] = []
+        for number, text in enumerate(strings):
+            text = text[: self.max_characters]
+            for index, character in enumerate(text):
+                utf8 = character.encode()[:UTF8_BYTES]
+                # Byte 0 of place k has id 256 k, which no character but NUL uses: it pads short characters.
+                byte_ids = [256 * k + (utf8[k] if k < len(utf8) else 0) for k in range(UTF8_BYTES)]
+                place = (len(text) - 1) * self.max_characters + index
+                string = (len(strings) - 1) * self.max_strings + number
+                rows.append((*byte_ids, place, string, (index + 0.5) / len(text)))
+        return rows

@@ -1,0 +1,124 @@
+"""A prompt taken apart: global sentence, object phrases, quoted strings, each with its character span.
+
+A quoted string is what the picture has to spell. These pairs of marks are known: "" '' “” „“ ‘’ «» 「」 『』.
+A straight or curly apostrophe inside a word (don't, it’s, the dogs' bowl) is not a mark.
+"""
+
+from __future__ import annotations
+
+import re
+
+from vlad.errors import UserError
+from vlad.records import Prompt, Span
+
+CLOSING_MARKS = {
+    '"': '"',
+    "'": "'",
+    "“": "”“",
+    "„": "“”",
+    "‘": "’",
+    "«": "»",
+    "「": "」",
+    "『": "』",
+}
+APOSTROPHES = "'’"
+# A phrase ends where one of these begins: verbs of writing, conjunctions, prepositions, relative pronouns.
+PHRASE_BREAKS = frozenset(
+    """above across against and are around as at be behind being below beneath beside between but by down during for
+    from has have having holding in inside into is its near nor of off on onto or out over painted printed reading
+    reads said saying says showing shows so spelling spells than that then through to toward under upon was
+    wearing were when where which while who with within without word words writes written""".split()
+)
+_WORD = re.compile(r"\w+(?:[-'’]\w+)*", re.UNICODE)
+
+
+def _is_apostrophe(text: str, index: int) -> bool:
+    """Whether the mark at `index` stands between two letters: don't, l’eau."""
+    if text[index] not in APOSTROPHES:
+        return False
+    before = text[index - 1] if index > 0 else " "
+    after = text[index + 1] if index + 1 < len(text) else " "
+    return before.isalnum() and after.isalnum()
+
+
+def _opens(text: str, index: int) -> bool:
+    """Whether the mark at `index` can open a quotation: a closing quote never follows a word's own letters."""
+    if text[index] not in CLOSING_MARKS or _is_apostrophe(text, index):
+        return False
+    # "the dogs' bowl": a single mark straight after a letter closes a genitive, it does not open.
+    return text[index] not in APOSTROPHES or index == 0 or not text[index - 1].isalnum()
+
+
+def _closing_index(text: str, start: int, closing: str) -> int | None:
+    """Where the quotation whose content starts at `start` ends: the first of `closing` that is no apostrophe."""
+    for index in range(start, len(text)):
+        if text[index] in closing and not _is_apostrophe(text, index):
+            return index
+    return None
+
+
+def find_quotes(text: str, strict: bool = True) -> tuple[Span, ...]:
+    """The quoted strings of a prompt, outermost marks first, empty ones left out.
+
+    With `strict`, a mark that is never closed raises UserError (with its place); without, as captions from the
+    wild need it, the mark is taken for a plain character.
+    """
+    quotes: list[Span] = []
+    index = 0
+    while index < len(text):
+        if not _opens(text, index):
+            index += 1
+            continue
+        end = _closing_index(text, index + 1, CLOSING_MARKS[text[index]])
+        if end is None:
+            if strict:
+                raise UserError(
+                    f"The quotation mark {text[index]} at character {index + 1} of the prompt {text!r} is never"
+                    f" closed; add {CLOSING_MARKS[text[index]][0]} after the words to spell, or remove it."
+                )
+            index += 1
+            continue
+        content = text[index + 1 : end]
+        if content.strip():
+            start = index + 1 + len(content) - len(content.lstrip())
+            quotes.append(Span(content.strip(), start, start + len(content.strip())))
+        index = end + 1
+    return tuple(quotes)
+
+
+def find_phrases(text: str, quotes: tuple[Span, ...]) -> tuple[Span, ...]:
+    """Object phrases by a light chunker: the longest runs of words between breaks, outside the quotes.
+
+    A break is punctuation, a quoted string or one of PHRASE_BREAKS; a lone article is no phrase. "a blue sign
+    that says "HOUSE" in white letters" gives "a blue sign" and "white letters".
+    """
+    phrases: list[Span] = []
+    words = [match for match in _WORD.finditer(text) if not any(q.start <= match.start() < q.end for q in quotes)]
+    run: list[re.Match[str]] = []
+
+    def close_run() -> None:
+        if any(match.group().lower() not in ("a", "an", "the") for match in run):
+            start, end = run[0].start(), run[-1].end()
+            phrases.append(Span(text[start:end], start, end))
+        run.clear()
+
+    for match in words:
+        if run and text[run[-1].end() : match.start()].strip():
+            close_run()
+        if match.group().lower() in PHRASE_BREAKS:
+            close_run()
+        else:
+            run.append(match)
+    close_run()
+    return tuple(phrases)
+
+
+def parse_prompt(text: str, strict: bool = True) -> Prompt:
+    """Takes a prompt apart.
+
+    Raises UserError for an empty prompt and, with `strict`, for a quotation mark that is never closed.
+    """
+    if not text.strip():
+        raise UserError("The prompt is empty; say what to draw, with the words to spell in quotation marks.")
+    quotes = find_quotes(text, strict)
+    return Prompt(text, find_phrases(text, quotes), quotes)
