@@ -1,0 +1,1 @@
+"""Diffusion: the autoencoder, noise schedules and targets, UNets, attention backends, samplers."""

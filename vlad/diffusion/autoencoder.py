@@ -1,0 +1,132 @@
+"""Pixels <-> scaled latents. No other module knows a scale factor.
+
+    pixels [-1, 1]  --encode-->  latents  --scale-->  scaled latents  (what schedules, UNets and samplers see)
+
+Two kinds: diffusers' `AutoencoderKL` (Stable Diffusion's), and `PatchAutoencoder`, which is small enough to be
+fitted in a minute on two cores. Letters: B batch, C latent channels, H W pixels, h w cells (H/f, W/f).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class AutoencoderOptions:
+    """`path` is a folder or hub id of an AutoencoderKL; with None a PatchAutoencoder is trained."""
+
+    path: str | None = None
+    revision: str | None = None
+    kind: Literal["patch", "kl"] = "patch"
+    patch_pixels: int = 8
+    latent_channels: int = 24
+    decoder_width: int = 128
+    decoder_layers: int = 2
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(8, width)
+        self.conv_in = nn.Conv2d(width, width, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)  # starts as the identity
+        nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv_out(F.silu(self.conv_in(F.silu(self.norm(x)))))
+
+
+class PatchAutoencoder(ModelMixin, ConfigMixin):
+    """A linear encoder fitted in closed form and a convolutional decoder trained against it.
+
+    The encoder projects each patch of f x f pixels on its `latent_channels` leading principal components,
+    every one scaled to a standard deviation of 0.5: isotropic latents, no training, no collapse. The decoder
+    starts as the projection's transpose and learns what the projection lost from the neighbouring patches;
+    it is trained on noisy latents, so that it also forgives what a sampler leaves behind.
+    """
+
+    @register_to_config
+    def __init__(
+        self, patch_pixels: int = 8, latent_channels: int = 24, decoder_width: int = 128, decoder_layers: int = 2
+    ) -> None:
+        super().__init__()
+        patch_values = 3 * patch_pixels**2
+        self.projection = nn.Conv2d(3, latent_channels, patch_pixels, stride=patch_pixels)
+        self.projection.requires_grad_(False)  # fitted, never trained
+        self.linear_out = nn.Conv2d(latent_channels, patch_values, 1)
+        self.conv_in = nn.Conv2d(latent_channels, decoder_width, 3, padding=1)
+        self.blocks = nn.Sequential(*(_ResidualBlock(decoder_width) for _ in range(decoder_layers)))
+        self.conv_out = nn.Conv2d(decoder_width, patch_values, 1)
+        nn.init.zeros_(self.conv_out.weight)  # the decoder starts as the linear one
+        nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def fit(self, pixels: Tensor) -> float:
+        """Fits the projection to pictures (B 3 H W in [-1, 1]); returns the share of variance it keeps."""
+        f, channels = self.config.patch_pixels, self.config.latent_channels
+        patches = F.unfold(pixels.double(), f, stride=f).transpose(1, 2).flatten(0, 1)  # n, 3 f f
+        mean = patches.mean(dim=0)
+        variances, directions = torch.linalg.eigh(torch.cov((patches - mean).T))
+        kept, basis = variances.flip(0)[:channels].clamp_min(1e-8), directions.flip(1)[:, :channels]
+        # Each component's sign is free: fix it, so that a fit does not depend on the linear algebra library.
+        basis = basis * torch.where(basis.sum(dim=0) < 0, -1.0, 1.0)
+        encoder = basis.T * (0.5 / kept.sqrt())[:, None]
+        self.projection.weight.copy_(encoder.reshape(channels, 3, f, f))
+        self.projection.bias.copy_(-encoder @ mean)  # type: ignore[union-attr]
+        self.linear_out.weight.copy_((basis * (kept.sqrt() / 0.5))[:, :, None, None])
+        self.linear_out.bias.copy_(mean)  # type: ignore[union-attr]
+        return float(kept.sum() / variances.sum())
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels B 3 H W in [-1, 1] -> latents B C h w."""
+        return self.projection(pixels)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents B C h w -> pixels B 3 H W, about [-1, 1]."""
+        patches = self.linear_out(latents) + self.conv_out(F.silu(self.blocks(self.conv_in(latents))))
+        return F.pixel_shuffle(patches, self.config.patch_pixels)
+
+
+def build_autoencoder(options: AutoencoderOptions) -> PatchAutoencoder | AutoencoderKL:
+    """The autoencoder of the options: loaded from `path` and frozen, or new and still to be fitted."""
+    if options.path is not None:
+        return AutoencoderKL.from_pretrained(options.path, revision=options.revision)
+    if options.kind == "kl":
+        raise ValueError("autoencoder.kind: kl needs autoencoder.path, a folder or hub id of an AutoencoderKL.")
+    return PatchAutoencoder(
+        options.patch_pixels, options.latent_channels, options.decoder_width, options.decoder_layers
+    )
+
+
+def spatial_factor(autoencoder: PatchAutoencoder | AutoencoderKL) -> int:
+    """Pixels a latent cell, along one side."""
+    if isinstance(autoencoder, PatchAutoencoder):
+        return autoencoder.config.patch_pixels
+    return 2 ** (len(autoencoder.config.block_out_channels) - 1)
+
+
+def encode(
+    autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """Pixels B 3 H W in [-1, 1] -> scaled latents B C h w; an AutoencoderKL's are drawn from its posterior."""
+    if isinstance(autoencoder, PatchAutoencoder):
+        return autoencoder.encode(pixels)
+    latents = autoencoder.encode(pixels).latent_dist.sample(generator)
+    shift = autoencoder.config.shift_factor or 0.0
+    return (latents - shift) * autoencoder.config.scaling_factor
+
+
+def decode(autoencoder: PatchAutoencoder | AutoencoderKL, scaled_latents: Tensor) -> Tensor:
+    """Scaled latents B C h w -> pixels B 3 H W, clipped to [-1, 1]."""
+    if isinstance(autoencoder, PatchAutoencoder):
+        return autoencoder.decode(scaled_latents).clamp(-1, 1)
+    shift = autoencoder.config.shift_factor or 0.0
+    return autoencoder.decode(scaled_latents / autoencoder.config.scaling_factor + shift).sample.clamp(-1, 1)

@@ -1,0 +1,116 @@
+"""Noise schedules, targets and loss weights, through diffusers' schedulers (Eq. 4, 9).
+
+    x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) epsilon        diffusion (Eq. 4)
+    x_t = (1 - s) x_0 + s epsilon, s = t / T                           rectified flow
+
+The paper predicts epsilon; x_0 ("sample"), v and the flow's velocity are options. Letters: B C h w latents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from vlad.errors import UserError
+
+Scheduler = DDIMScheduler | FlowMatchEulerDiscreteScheduler
+
+
+@dataclass(frozen=True)
+class NoiseOptions:
+    """A stage's forward process and what its UNet predicts."""
+
+    prediction: Literal["epsilon", "v_prediction", "sample", "flow"] = "epsilon"
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
+    train_timesteps: int = 1000
+    zero_terminal_snr: bool = False
+    # `high`: t = 1 - u^2 with u uniform, more of the noisy steps where the composition is decided.
+    timestep_bias: Literal["uniform", "high"] = "uniform"
+    # Hang et al. 2023: weights min(SNR, gamma) of the x_0 error. None: the plain squared error.
+    min_snr_gamma: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.prediction == "flow" and (self.zero_terminal_snr or self.min_snr_gamma is not None):
+            raise UserError("noise: prediction: flow takes neither zero_terminal_snr nor min_snr_gamma; remove them.")
+        if self.prediction == "epsilon" and self.zero_terminal_snr:
+            raise UserError("noise: at zero SNR epsilon says nothing of x_0; use prediction: v_prediction or sample.")
+
+
+def build_scheduler(options: NoiseOptions) -> Scheduler:
+    """The diffusers scheduler that trains and, with any solver of its family, samples this process."""
+    if options.prediction == "flow":
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=options.train_timesteps)
+    return DDIMScheduler(
+        num_train_timesteps=options.train_timesteps,
+        beta_schedule=options.beta_schedule,
+        prediction_type=options.prediction,
+        rescale_betas_zero_snr=options.zero_terminal_snr,
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )
+
+
+def draw_timesteps(options: NoiseOptions, batch: int, device: torch.device) -> Tensor:
+    """Training timesteps, B (int64), from torch's generator of the device."""
+    u = torch.rand(batch, device=device)
+    share = 1 - u.square() if options.timestep_bias == "high" else u
+    return (share * options.train_timesteps).long().clamp(0, options.train_timesteps - 1)
+
+
+def add_noise(scheduler: Scheduler, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """x_t of Eq. 4, or of the flow."""
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        s = _flow_share(scheduler, timesteps, x_0)
+        return (1 - s) * x_0 + s * noise
+    return scheduler.add_noise(x_0, noise, timesteps)
+
+
+def training_target(scheduler: Scheduler, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the UNet is to predict at x_t (Eq. 9 has epsilon)."""
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return noise - x_0
+    match scheduler.config.prediction_type:
+        case "epsilon":
+            return noise
+        case "v_prediction":
+            return scheduler.get_velocity(x_0, noise, timesteps)
+        case _:
+            return x_0
+
+
+def predicted_x_0(scheduler: Scheduler, prediction: Tensor, x_t: Tensor, timesteps: Tensor) -> Tensor:
+    """The picture that a prediction at x_t stands for."""
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return x_t - _flow_share(scheduler, timesteps, x_t) * prediction
+    alpha_bar = scheduler.alphas_cumprod.to(x_t.device)[timesteps].to(x_t.dtype)[:, None, None, None]
+    match scheduler.config.prediction_type:
+        case "epsilon":
+            return (x_t - (1 - alpha_bar).sqrt() * prediction) / alpha_bar.sqrt()
+        case "v_prediction":
+            return alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * prediction
+        case _:
+            return prediction
+
+
+def loss_weights(scheduler: Scheduler, timesteps: Tensor, min_snr_gamma: float | None) -> Tensor:
+    """Weights B of the squared error: 1, or min-SNR's min(SNR, gamma) brought into the prediction's own space."""
+    if min_snr_gamma is None or isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return torch.ones(len(timesteps), device=timesteps.device)
+    alpha_bar = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = alpha_bar / (1 - alpha_bar)
+    weight_of_x_0 = snr.clamp(max=min_snr_gamma)
+    match scheduler.config.prediction_type:
+        case "epsilon":
+            return weight_of_x_0 / snr.clamp_min(1e-8)
+        case "v_prediction":
+            return weight_of_x_0 / (snr + 1)
+        case _:
+            return weight_of_x_0
+
+
+def _flow_share(scheduler: FlowMatchEulerDiscreteScheduler, timesteps: Tensor, like: Tensor) -> Tensor:
+    return (timesteps.to(like.dtype) / scheduler.config.num_train_timesteps)[:, None, None, None]

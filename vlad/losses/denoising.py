@@ -1,0 +1,37 @@
+"""L_diff of either stage (Eq. 9, and Eq. 6 for the layout)."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlad.diffusion.noise import NoiseOptions, Scheduler, add_noise, draw_timesteps, loss_weights, training_target
+from vlad.diffusion.unets import denoise
+from vlad.records import Conditioning
+
+
+def denoising_loss(
+    unet: UNet2DConditionModel,
+    scheduler: Scheduler,
+    options: NoiseOptions,
+    x_0: Tensor,
+    conditioning: Conditioning,
+    z: Tensor | None = None,
+    pixel_weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """L_diff = E || target - prediction(x_t, t | t, z) ||^2 (Eq. 9) for scaled latents x_0 (B C h w).
+
+    `pixel_weights` (B 1 H W) are averaged over each cell: 0 leaves a region out. Returns the mean loss, and for
+    the logs the loss of each row (B, no gradient) with its timestep (B).
+    """
+    noise = torch.randn_like(x_0)
+    timesteps = draw_timesteps(options, len(x_0), x_0.device)
+    x_t = add_noise(scheduler, x_0, noise, timesteps)
+    prediction = denoise(unet, x_t, timesteps, conditioning, z).float()
+    errors = (prediction - training_target(scheduler, x_0, noise, timesteps)).square()  # B C h w
+    if pixel_weights is not None:
+        errors = errors * F.adaptive_avg_pool2d(pixel_weights, x_0.shape[-2:])
+    rows = errors.mean(dim=(1, 2, 3)) * loss_weights(scheduler, timesteps, options.min_snr_gamma)
+    return rows.mean(), rows.detach(), timesteps
