@@ -1,0 +1,37 @@
+"""Trains a run: python train.py configs/tiny.yaml [key=value ...]"""
+
+from __future__ import annotations
+
+import argparse
+
+from vlad.errors import run_command_line
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Trains every stage of a run in order; run it again to go on where it stopped.",
+        epilog="example: python train.py configs/tiny.yaml name=mine train.layout.steps=3000 trainer.devices=2",
+    )
+    parser.add_argument("config", help="a file of configs/, or a run's own config.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="options that replace the file's")
+    arguments = parser.parse_args()
+
+    # Late, so that --help and a mistyped option answer at once.
+    from vlad.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    from vlad.launch import is_finished, run
+
+    if is_finished(config):
+        print(f"{config.directory} is finished; give name=... for a new run, or sample from it.")
+        return 0
+    result = run(config)
+    if result.finished:
+        print(f"Finished: {result.directory}. Next: python sample.py {result.directory} --prompt '...'")
+    else:
+        print(f"Stopped and saved. The same command goes on: python train.py {arguments.config} ...")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command_line(main)

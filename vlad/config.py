@@ -1,0 +1,185 @@
+"""The options of a run: the components' dataclasses composed, read from YAML and overrides, frozen.
+
+No OmegaConf node leaves this module. A file may start from another: `inherit: tiny.yaml` (beside it).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vlad.data.shards import StreamOptions
+from vlad.data.synthetic import SyntheticOptions
+from vlad.diffusion.autoencoder import AutoencoderOptions
+from vlad.diffusion.noise import NoiseOptions
+from vlad.diffusion.unets import UNetOptions
+from vlad.errors import UserError, did_you_mean, existing_file
+from vlad.pipeline import SampleOptions
+from vlad.text.composition import CompositionOptions
+from vlad.text.lora import LoraOptions
+from vlad.text.lvlm import LVLMOptions
+from vlad.training.optim import OptimOptions
+from vlad.training.stages import LossOptions
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where the samples come from. `synthetic` is what tools/render_shards.py draws for this config."""
+
+    shards: str = "data/tiny"
+    picture_pixels: int = 64
+    batch_size: int = 64
+    workers: int = 1
+    shuffle_buffer: int = 2000
+    max_bad_share: float = 0.05
+    synthetic: SyntheticOptions = field(default_factory=SyntheticOptions)
+
+    def stream(self, seed: int) -> StreamOptions:
+        """The options of the shard stream."""
+        return StreamOptions(
+            self.picture_pixels, self.batch_size, self.workers, seed, self.shuffle_buffer, self.max_bad_share
+        )
+
+
+@dataclass(frozen=True)
+class LayoutOptions:
+    """Stage one (TLG). `kind: none` leaves it out, and z with it: the ablation of Table II."""
+
+    kind: Literal["latents", "none"] = "latents"
+    unet: UNetOptions = field(default_factory=UNetOptions)
+    noise: NoiseOptions = field(default_factory=NoiseOptions)
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    """Stage two (VFE)."""
+
+    unet: UNetOptions = field(default_factory=UNetOptions)
+    noise: NoiseOptions = field(default_factory=NoiseOptions)
+    # Stage one has trained the text side; True trains it on.
+    train_text: bool = False
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Steps and optimiser of each stage."""
+
+    autoencoder: OptimOptions = field(default_factory=OptimOptions)
+    layout: OptimOptions = field(default_factory=OptimOptions)
+    refine: OptimOptions = field(default_factory=OptimOptions)
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """How and where it runs."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    # Processes a machine; "auto" is all GPUs, or one process on a CPU.
+    devices: str = "auto"
+    nodes: int = 1
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    channels_last: bool = True
+    attention: Literal["auto", "xformers", "sdpa"] = "auto"
+    checkpoint_every_steps: int = 250
+    keep_checkpoints: int = 2
+    sample_every_steps: int = 500
+    log_every_steps: int = 10
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that shapes a run."""
+
+    name: str = "tiny"
+    runs: str = "runs"
+    seed: int = 0
+    # A run or pipeline to fine-tune; its models take the place of those described here. None: start from nothing.
+    base: str | None = None
+    data: DataOptions = field(default_factory=DataOptions)
+    lvlm: LVLMOptions = field(default_factory=LVLMOptions)
+    composition: CompositionOptions = field(default_factory=CompositionOptions)
+    autoencoder: AutoencoderOptions = field(default_factory=AutoencoderOptions)
+    layout: LayoutOptions = field(default_factory=LayoutOptions)
+    refine: RefineOptions = field(default_factory=RefineOptions)
+    losses: LossOptions = field(default_factory=LossOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
+    sample: SampleOptions = field(default_factory=SampleOptions)
+    # None: everything is trained in full; else adapters only, on `base`.
+    lora: LoraOptions | None = None
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return Path(self.runs) / self.name
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """Reads a config file and `key=value` overrides. Raises UserError with the place and the remedy."""
+    schema = OmegaConf.structured(Config)
+    source = str(path)
+    try:
+        merged = OmegaConf.merge(schema, _read_yaml(Path(path)))
+        for override in overrides:
+            source = f"the override {override!r}"
+            if "=" not in override or override.startswith("-"):
+                raise UserError(f"{override!r} is not an override; write key=value, such as data.batch_size=32.")
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+        source = str(path)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(_explain(error, source)) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Writes the resolved config as YAML; `load_config` gives it back."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))), encoding="utf-8")
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    existing_file(path, "config", "see configs/ for those that come with the code")
+    try:
+        loaded = OmegaConf.load(path)
+    except Exception as error:  # yaml's own errors share no base class with OmegaConf's
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not YAML: {reason}.") from error
+    if not isinstance(loaded, DictConfig):
+        raise UserError(f"{path} is not a config: expected keys and values, such as name: tiny.")
+    parent = loaded.pop("inherit", None)
+    if parent is None:
+        return loaded
+    merged = OmegaConf.merge(_read_yaml(path.parent / str(parent)), loaded)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _explain(error: OmegaConfBaseException, source: str) -> str:
+    """OmegaConf's message as one sentence with the key's full name, and the closest known key."""
+    message = str(error).splitlines()[0].rstrip(".")
+    key = getattr(error, "full_key", None) or getattr(error, "key", None)
+    unknown = re.search(r"Key '([^']+)' not in '(\w+)'", message)
+    if unknown:
+        parent = str(key).rpartition(".")[0]
+        known = [f.name for f in fields(_options_class(parent))]
+        where = f" in {parent}" if parent else ""
+        hint = did_you_mean(unknown.group(1), known) or f" Known: {', '.join(known)}."
+        return f"{source}: there is no option {unknown.group(1)!r}{where}.{hint}"
+    return f"{source}: {key}: {message}." if key else f"{source}: {message}."
+
+
+def _options_class(dotted: str) -> Any:
+    """The dataclass that a dotted key names."""
+    value: Any = Config()
+    for name in filter(None, dotted.split(".")):
+        value = getattr(value, name, None)
+        if value is None and name == "lora":
+            value = LoraOptions()
+    return type(value) if is_dataclass(value) else Config

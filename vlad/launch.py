@@ -1,0 +1,438 @@
+"""A run from config to pipeline: builds the parts, trains the stages in order, publishes what each has trained.
+
+    runs/NAME/
+      config.yaml            the resolved config
+      STAGE/checkpoints/     step-*.ckpt of a stage under way (removed when it is done)
+      STAGE/logs/            TensorBoard and CSV
+      STAGE/trained.safetensors, STAGE/metrics.json
+                             what the stage has trained (averaged), and its last losses, images/s, seconds
+      samples/STAGE/         sample grids during training
+      pipeline/              all parts in diffusers' format
+      adapter/               LoRA runs: peft adapters instead of a pipeline
+      quarantine.jsonl       samples that could not be used
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from vlad import distributed
+from vlad.config import Config, load_config, save_config
+from vlad.data.shards import SampleStream, ShardIndex, collate, fit_picture, index_shards
+from vlad.diffusion.attention import set_attention
+from vlad.diffusion.autoencoder import PatchAutoencoder, build_autoencoder, spatial_factor
+from vlad.diffusion.noise import build_scheduler
+from vlad.diffusion.unets import build_unet
+from vlad.errors import UserError, writable_directory
+from vlad.evaluation.report import GridRow, draw_layout, picture_of_map, sample_grid
+from vlad.losses.contrastive import AlignmentHead
+from vlad.pipeline import VLADPipeline
+from vlad.text.composition import CompositionModule, TextSide
+from vlad.text.lora import add_adapter, save_adapter
+from vlad.text.lvlm import LVLMEncoder, load_lvlm
+from vlad.text.prompt import parse_prompt
+from vlad.training.callbacks import Progress, SampleGrid, StopOnSignal, write_metrics
+from vlad.training.checkpoint import Checkpoints, newest_checkpoint
+from vlad.training.datamodule import ShardDataModule
+from vlad.training.ema import ExponentialAverage
+from vlad.training.optim import OptimOptions
+from vlad.training.stages import AutoencoderStage, LayoutStage, Parts, RefineStage, Stage, set_modes
+
+TRAINED = "trained.safetensors"
+ALIGNMENT = "alignment.safetensors"
+GRID_SAMPLES = 8
+FIT_PICTURES = 3000  # the projection of a PatchAutoencoder is fitted to this many pictures
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended: whole, or stopped by a signal with its checkpoint saved."""
+
+    directory: Path
+    finished: bool
+
+
+def run(config: Config) -> RunResult:
+    """Trains every stage that is not done yet. Raises UserError before any long work for what cannot work."""
+    _quieten()
+    index = index_shards(config.data.shards)
+    directory = _open_run(config)
+    L.seed_everything(config.seed, verbose=False)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    parts = _build_parts(config)
+    stages = _stage_names(config, parts)
+    unets = [unet for unet in (parts.layout_unet, parts.refine_unet) if unet is not None]
+    device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
+    line = set_attention(unets, config.trainer.attention, device)
+    if distributed.is_main_process():
+        print(f"{config.name}: {index.samples} samples in {len(index.paths)} shards; {line}", file=sys.stderr)
+
+    for number, stage in enumerate(stages, start=1):
+        label = f"[{number}/{len(stages)} {stage}]"
+        if not _train_stage(config, parts, index, stage, label):
+            return RunResult(directory, finished=False)
+    if distributed.is_main_process():
+        _publish_run(config, parts)
+    return RunResult(directory, finished=True)
+
+
+def is_finished(config: Config) -> bool:
+    """Whether the run directory holds everything that `run` would make."""
+    result = "adapter" if config.lora is not None else "pipeline/model_index.json"
+    return (config.directory / "refine" / "metrics.json").is_file() and (config.directory / result).exists()
+
+
+# --- the run directory -----------------------------------------------------------------------------------------
+
+
+def _open_run(config: Config) -> Path:
+    """The run directory, made or taken up again. Raises UserError when it holds a run of another config."""
+    directory = writable_directory(config.directory, "the run", needed_bytes=200_000_000)
+    stored = directory / "config.yaml"
+    if stored.is_file():
+        before, now = _shaping(load_config(stored)), _shaping(config)
+        differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if differing:
+            key = differing[0]
+            raise UserError(
+                f"{directory} holds a run of another config: {key} was {before.get(key)!r} and is now"
+                f" {now.get(key)!r}; give this run another name (name=...), or remove the directory."
+            )
+    elif distributed.is_main_process():
+        save_config(config, stored)
+    return directory
+
+
+def _shaping(config: Config) -> dict[str, object]:
+    """The options that shape the result, by dotted name; where and how often a run saves may change."""
+    flat: dict[str, object] = {}
+
+    def visit(prefix: str, value: object) -> None:
+        if hasattr(value, "__dataclass_fields__"):
+            for name in value.__dataclass_fields__:
+                visit(f"{prefix}.{name}" if prefix else name, getattr(value, name))
+        else:
+            flat[prefix] = value
+
+    visit("", config)
+    free = ("runs", "name", "trainer.", "sample.", "data.shards")
+    return {key: value for key, value in flat.items() if not key.startswith(free)}
+
+
+# --- building ------------------------------------------------------------------------------------------------
+
+
+def _build_parts(config: Config) -> Parts:
+    if config.base is not None:
+        return _parts_of_base(config)
+    if config.lora is not None:
+        raise UserError("lora: adapters need a base; add base=runs/NAME, a finished run.")
+    model, tokenizer = load_lvlm(config.lvlm)
+    lvlm = LVLMEncoder(model, tokenizer, config.lvlm)
+    options = config.composition
+    composition = CompositionModule(
+        lvlm.width,
+        options.kind,
+        options.width,
+        options.layers,
+        options.heads,
+        options.output_width,
+        options.spelling,
+        options.max_characters,
+        options.max_strings,
+    )
+    autoencoder = build_autoencoder(config.autoencoder)
+    channels = autoencoder.config.latent_channels
+    side, factor = config.data.picture_pixels, spatial_factor(autoencoder)
+    levels = max(len(config.layout.unet.block_channels), len(config.refine.unet.block_channels))
+    if side % (factor * 2 ** (levels - 1)):
+        raise UserError(
+            f"data.picture_pixels ({side}) must be a multiple of {factor * 2 ** (levels - 1)}: {factor} pixels a"
+            f" latent cell, halved {levels - 1} times by the UNet."
+        )
+    with_layout = config.layout.kind != "none"
+    width, cells = options.output_width, side // factor
+    layout_unet = build_unet(config.layout.unet, channels, 0, width, cells) if with_layout else None
+    refine_unet = build_unet(config.refine.unet, channels, channels if with_layout else 0, width, cells)
+    alignment = AlignmentHead(width, lvlm.width)
+    parts = Parts(autoencoder, TextSide(lvlm, composition), alignment, layout_unet, refine_unet)
+    if config.trainer.channels_last:
+        for module in (parts.autoencoder, parts.layout_unet, parts.refine_unet):
+            if module is not None:
+                module.to(memory_format=torch.channels_last)
+    return parts
+
+
+def _parts_of_base(config: Config) -> Parts:
+    """The parts of a finished run; with `lora`, adapters on the LVLM and the UNets and all else frozen."""
+    assert config.base is not None
+    folder = pipeline_folder(Path(config.base))
+    base = VLADPipeline.from_pretrained(folder)
+    if base.config.picture_pixels != config.data.picture_pixels:
+        raise UserError(
+            f"data.picture_pixels is {config.data.picture_pixels}, but the base {config.base} draws"
+            f" {base.config.picture_pixels} pixels; set data.picture_pixels={base.config.picture_pixels}."
+        )
+    text_side = base.text_side
+    alignment = AlignmentHead(base.composition.config.output_width, text_side.lvlm.width)
+    stored = folder / ALIGNMENT
+    if stored.is_file():
+        alignment.load_state_dict(load_file(stored))
+    parts = Parts(base.autoencoder, text_side, alignment, base.layout_unet, base.refine_unet)
+    if config.lora is not None:
+        for module in (parts.autoencoder, text_side, alignment, parts.layout_unet, parts.refine_unet):
+            if module is not None:
+                module.requires_grad_(False)
+        base_id, lora = str(config.base), config.lora
+        text_side.lvlm.model = add_adapter(text_side.lvlm.model, lora, lora.lvlm_targets, base_id)
+        if parts.layout_unet is not None:
+            parts.layout_unet = add_adapter(parts.layout_unet, lora, lora.unet_targets, base_id)
+        parts.refine_unet = add_adapter(parts.refine_unet, lora, lora.unet_targets, base_id)
+    return parts
+
+
+def pipeline_folder(path: Path) -> Path:
+    """The pipeline of a run directory, or the folder itself if it is one. Raises UserError when there is none."""
+    for folder in (path / "pipeline", path):
+        if (folder / "model_index.json").is_file():
+            return folder
+    if (path / "config.yaml").is_file():
+        raise UserError(f"The run {path} is not finished; train it to its end: python train.py {path}/config.yaml.")
+    raise UserError(f"There is no run or pipeline at {path}; train one with: python train.py configs/tiny.yaml.")
+
+
+def _stage_names(config: Config, parts: Parts) -> list[str]:
+    """The stages of this run in order."""
+    names = ["refine"] if parts.layout_unet is None else ["layout", "refine"]
+    if config.base is None and isinstance(parts.autoencoder, PatchAutoencoder):
+        names.insert(0, "autoencoder")
+    return names
+
+
+def _pipeline(config: Config, parts: Parts) -> VLADPipeline:
+    options = config.sample
+    return VLADPipeline(
+        lvlm=parts.text_side.lvlm.model,
+        tokenizer=parts.text_side.lvlm.tokenizer,
+        composition=parts.text_side.composition,
+        autoencoder=parts.autoencoder,
+        layout_unet=parts.layout_unet,
+        layout_scheduler=build_scheduler(config.layout.noise) if parts.layout_unet is not None else None,
+        refine_unet=parts.refine_unet,
+        refine_scheduler=build_scheduler(config.refine.noise),
+        picture_pixels=config.data.picture_pixels,
+        pooling=parts.text_side.lvlm.options.pooling,
+        max_tokens=parts.text_side.lvlm.options.max_tokens,
+        steps=options.steps,
+        text_scale=options.text_scale,
+        layout_scale=options.layout_scale,
+        planning_scale=options.planning_scale,
+        refit=options.refit,
+        batch_size=options.batch_size,
+    )
+
+
+# --- one stage -----------------------------------------------------------------------------------------------
+
+
+def _train_stage(config: Config, parts: Parts, index: ShardIndex, name: str, label: str) -> bool:
+    """Trains a stage to its end, or until a signal; returns whether it is done."""
+    directory = config.directory / name
+    checkpoints = directory / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    optim: OptimOptions = getattr(config.train, name)
+    stage = _build_stage(config, parts, name, index)
+    if (directory / "metrics.json").is_file():
+        _load_stage(stage, directory)
+        return True
+    data = ShardDataModule(
+        index,
+        config.data.stream(distributed.derived_seed(config.seed, name)),
+        optim.steps * optim.accumulate_batches,
+        config.directory / "quarantine.jsonl",
+    )
+    newest, broken = newest_checkpoint(checkpoints)
+    if distributed.is_main_process():
+        for path in broken:
+            print(f"{label} {path} does not read back whole and is left out", file=sys.stderr)
+        if newest is not None:
+            print(f"{label} goes on from {newest}", file=sys.stderr)
+
+    average = ExponentialAverage(optim.ema_decay)
+    images_per_step = config.data.batch_size * optim.accumulate_batches * max(1, _devices(config)) * config.trainer.nodes
+    progress = Progress(label, images_per_step, optim.steps)
+    stop = StopOnSignal()
+    callbacks: list[L.Callback] = [stop, average, progress]
+    if name != "autoencoder":
+        draw = _grid_drawer(config, parts, index, name)
+        samples = config.directory / "samples" / name
+        callbacks.append(SampleGrid(samples, config.trainer.sample_every_steps, average, draw))
+    callbacks.append(Checkpoints(checkpoints, config.trainer.checkpoint_every_steps, config.trainer.keep_checkpoints))
+    trainer = L.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=_devices(config) or "auto",
+        num_nodes=config.trainer.nodes,
+        strategy="ddp" if _devices(config) > 1 or config.trainer.nodes > 1 else "auto",
+        precision=optim.precision or config.trainer.precision,
+        max_steps=optim.steps,
+        accumulate_grad_batches=optim.accumulate_batches,
+        gradient_clip_val=optim.clip_grad_norm,
+        callbacks=callbacks,
+        logger=[
+            CSVLogger(directory, name="logs", version="", flush_logs_every_n_steps=50),
+            TensorBoardLogger(directory, name="logs", version=""),
+        ],
+        log_every_n_steps=config.trainer.log_every_steps,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    set_modes(stage)
+    trainer.fit(stage, datamodule=data, ckpt_path=newest, weights_only=True)
+    if stop.stopped and trainer.global_step < optim.steps:
+        return False
+    average.copy_to(stage)
+    stage.eval()
+    if trainer.is_global_zero:
+        _publish_stage(stage, directory)
+        write_metrics(directory / "metrics.json", progress.summary(trainer))
+        shutil.rmtree(checkpoints)
+    trainer.strategy.barrier()
+    return True
+
+
+def _build_stage(config: Config, parts: Parts, name: str, index: ShardIndex) -> Stage:
+    """The stage's module, with exactly what it trains wanting gradients."""
+    optim: OptimOptions = getattr(config.train, name)
+    if name == "autoencoder":
+        assert isinstance(parts.autoencoder, PatchAutoencoder)
+        stream = SampleStream(index, config.data.stream(config.seed), 0, 1, None)
+        batch = collate(list(islice(stream.samples(), min(FIT_PICTURES, index.samples))), config.data.picture_pixels)
+        parts.autoencoder.fit(torch.cat([batch.pictures, batch.glyph_maps]))
+        return AutoencoderStage(parts.autoencoder, config.losses, optim)
+    parts.autoencoder.requires_grad_(False)
+    trains_text = name == "layout" or config.refine.train_text or parts.layout_unet is None
+    if config.lora is None:
+        _set_text_trainable(parts, config, trains_text)
+    elif not trains_text:
+        parts.text_side.requires_grad_(False)
+    if name == "layout":
+        scheduler = build_scheduler(config.layout.noise)
+        return LayoutStage(parts, scheduler, config.layout.noise, config.losses, optim)
+    scheduler = build_scheduler(config.refine.noise)
+    return RefineStage(
+        parts, scheduler, config.refine.noise, config.losses, optim, with_layout=config.layout.kind != "none"
+    )
+
+
+def _set_text_trainable(parts: Parts, config: Config, trained: bool) -> None:
+    """The text side as a whole; of the LVLM, what its `trained` option says, and its tower only for L_align."""
+    aligned = trained and config.losses.align_weight > 0
+    parts.text_side.requires_grad_(trained)
+    parts.alignment.requires_grad_(aligned)
+    model = parts.text_side.lvlm.model
+    model.requires_grad_(trained and config.lvlm.trained == "full")
+    if not aligned:
+        model.visual.requires_grad_(False)
+
+
+def _devices(config: Config) -> int:
+    """Processes on this machine; 0 means "whatever GPUs there are"."""
+    if config.trainer.devices != "auto":
+        return int(config.trainer.devices)
+    return torch.cuda.device_count() if config.trainer.accelerator != "cpu" else 1
+
+
+def _publish_stage(stage: Stage, directory: Path) -> None:
+    """Saves what the stage has trained; the autoencoder's also what was fitted."""
+    state = stage.state_dict()
+    names = list(state) if isinstance(stage, AutoencoderStage) else stage.trained_names()
+    temporary = directory / f"{TRAINED}.partial"
+    save_file({name: state[name].contiguous() for name in names}, temporary)
+    temporary.replace(directory / TRAINED)
+
+
+def _load_stage(stage: Stage, directory: Path) -> None:
+    """Puts what a finished stage has published into its modules. Raises UserError where the shapes differ."""
+    stored = load_file(directory / TRAINED)
+    state = stage.state_dict()
+    names = list(state) if isinstance(stage, AutoencoderStage) else stage.trained_names()
+    wrong = sorted(
+        name
+        for name in stored.keys() | set(names)
+        if name not in stored or name not in state or stored[name].shape != state[name].shape
+    )
+    if wrong:
+        raise UserError(
+            f"{directory / TRAINED} does not fit this config: {len(wrong)} tensors differ, the first is {wrong[0]};"
+            " give this run another name."
+        )
+    stage.load_state_dict(stored, strict=False)
+    stage.eval()
+
+
+def _publish_run(config: Config, parts: Parts) -> None:
+    """The result of a run: a pipeline in diffusers' format, or adapters in peft's."""
+    if config.lora is None:
+        folder = config.directory / "pipeline"
+        _pipeline(config, parts).save_pretrained(folder)
+        save_file(parts.alignment.state_dict(), folder / ALIGNMENT)
+        return
+    folder = config.directory / "adapter"
+    save_adapter(parts.text_side.lvlm.model, folder / "lvlm")
+    save_adapter(parts.refine_unet, folder / "refine_unet")
+    if parts.layout_unet is not None:
+        save_adapter(parts.layout_unet, folder / "layout_unet")
+
+
+def _grid_drawer(config: Config, parts: Parts, index: ShardIndex, name: str) -> Callable[[Path], None]:
+    """Draws the first samples of the shards as the stage sees them now: prompt, plan, refit and picture."""
+    stream = SampleStream(index, config.data.stream(config.seed), 0, 1, None)
+    samples = [fit_picture(sample, config.data.picture_pixels) for sample in islice(stream.samples(), GRID_SAMPLES)]
+    captions = [sample.caption for sample in samples]
+    prompts = [parse_prompt(caption, strict=False) for caption in captions]
+
+    def draw(path: Path) -> None:
+        pipeline = _pipeline(config, parts)
+        seeds = list(range(len(prompts)))
+        pixels = config.data.picture_pixels
+        if name == "layout":
+            plans = pipeline.plan(prompts, seeds)
+            heads = ("glyph map", "refitted", "true")
+            columns = [
+                (picture_of_map(plan.glyph_map), draw_layout(plan.layout, pixels), draw_layout(sample.layout, pixels))
+                for plan, sample in zip(plans, samples, strict=True)
+            ]
+        else:
+            pictures = pipeline.refine(prompts, seeds, [sample.layout for sample in samples])
+            heads = ("true layout", "picture", "true picture")
+            columns = [
+                (draw_layout(sample.layout, pixels), picture, Image.fromarray(sample.picture))
+                for picture, sample in zip(pictures, samples, strict=True)
+            ]
+        rows = [GridRow(caption, pictures) for caption, pictures in zip(captions, columns, strict=True)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sample_grid(rows, heads, cell_pixels=max(128, pixels)).save(path)
+
+    return draw
+
+
+def _quieten() -> None:
+    """Silences what libraries say at start that nobody can act on; our own line says what matters."""
+    warnings.filterwarnings("ignore", module=r"(lightning|torch|diffusers|transformers|peft).*")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,116 @@
+"""What a person sees of a run, and how it is stopped: progress, sample grids, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from tqdm import tqdm
+
+from vlad.training.ema import ExponentialAverage
+
+
+class Progress(L.Callback):
+    """One line a stage: which of how many, steps, losses, images a second, time left."""
+
+    def __init__(self, label: str, images_per_step: int, steps: int) -> None:
+        self.label, self.images_per_step, self.steps = label, images_per_step, steps
+        self.bar: tqdm[Any] | None = None
+        self.smoothed: dict[str, float] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.bar = tqdm(
+                total=self.steps, initial=trainer.global_step, desc=self.label, unit="step", mininterval=1.0
+            )
+        self.started, self.first_step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if self.bar is None:
+            return
+        for name, value in trainer.progress_bar_metrics.items():
+            if isinstance(value, float):
+                self.smoothed[name] = 0.98 * self.smoothed.get(name, value) + 0.02 * value
+        self.bar.set_postfix(
+            {**{name: f"{value:.4g}" for name, value in self.smoothed.items()}, "img/s": f"{self.rate(trainer):.0f}"},
+            refresh=False,
+        )
+        self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def rate(self, trainer: L.Trainer) -> float:
+        """Images a second of all ranks since this process started the stage."""
+        elapsed = max(1e-9, time.monotonic() - self.started)
+        return (trainer.global_step - self.first_step) * self.images_per_step / elapsed
+
+    def summary(self, trainer: L.Trainer) -> dict[str, float]:
+        """Smoothed losses, images a second and seconds, for the run's metrics file."""
+        return {
+            **self.smoothed,
+            "images_per_second": self.rate(trainer),
+            "seconds": time.monotonic() - self.started,
+        }
+
+
+class StopOnSignal(L.Callback):
+    """Ctrl-C and SIGTERM end the stage after the step at hand; the checkpoint callback then saves."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self.previous: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+
+        def stop(number: int, _: Any) -> None:
+            self.stopped = True
+            trainer.should_stop = True
+            # A second Ctrl-C is not to be swallowed.
+            signal.signal(number, self.previous[number])
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous[number] = signal.signal(number, stop)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+class SampleGrid(L.Callback):
+    """Every `every_steps` steps: pictures from the averaged weights, on the same prompts and seeds.
+
+    `draw(path)` is given by the run; it samples with whatever the parts hold and writes one picture.
+    """
+
+    def __init__(self, directory: Path, every_steps: int, average: ExponentialAverage, draw: Callable[[Path], None]):
+        self.directory, self.every_steps, self.average, self.draw = directory, every_steps, average, draw
+        self.drawn_step = 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if not self.every_steps or step % self.every_steps or step == self.drawn_step or not trainer.is_global_zero:
+            return
+        self.drawn_step = step
+        modes = {module: module.training for module in pl_module.modules()}
+        with self.average.swapped_in(pl_module):
+            pl_module.eval()
+            self.draw(self.directory / f"step-{step:08d}.png")
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
+    """Writes a small JSON file, whole or not at all."""
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)

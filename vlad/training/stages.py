@@ -1,0 +1,219 @@
+"""The stages of a run as Lightning modules: autoencoder, layout (TLG), refine (VFE).
+
+    layout   L = L_align + lambda L_diff(z | t)           trains the text side and the layout UNet
+    refine   L = lambda L_diff(x_0 | t, z) [+ L_align]     trains the refine UNet [and the text side]
+
+A stage is model + loss + optimiser. Letters: B batch, C latent channels, H W pixels, h w cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlad.diffusion.autoencoder import PatchAutoencoder, encode
+from vlad.diffusion.noise import NoiseOptions, Scheduler
+from vlad.errors import UserError
+from vlad.losses.contrastive import AlignmentHead
+from vlad.losses.denoising import denoising_loss
+from vlad.records import Batch, Conditioning
+from vlad.text.composition import TextSide
+from vlad.text.prompt import parse_prompt
+from vlad.training.optim import OptimOptions, build_optimizer, learning_rate_factor
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Weights and droppings of Eq. 6 to 9."""
+
+    # lambda of Eq. 8; L_align has weight `align_weight` (1 in the paper, 0 leaves it out).
+    diffusion_weight: float = 1.0
+    align_weight: float = 1.0
+    # Shares of samples that are trained without t and without z, each on its own: what guidance needs.
+    text_dropout: float = 0.1
+    layout_dropout: float = 0.1
+    # sigma of Eq. 6: up to this much noise is added to the true z in refine training.
+    layout_noise: float = 0.1
+    # Likewise for the decoder of a PatchAutoencoder: it learns to forgive what a sampler leaves behind.
+    latent_noise: float = 0.2
+
+
+@dataclass
+class Parts:
+    """The modules of a run. The stages train them in place, each its own."""
+
+    autoencoder: PatchAutoencoder | AutoencoderKL
+    text_side: TextSide
+    alignment: AlignmentHead
+    layout_unet: UNet2DConditionModel | None
+    refine_unet: UNet2DConditionModel
+
+
+class _Stage(L.LightningModule):
+    """What the stages share: the optimiser, and checkpoints that hold what is trained and nothing else."""
+
+    def __init__(self, optim: OptimOptions) -> None:
+        super().__init__()
+        self.optim = optim
+        self.strict_loading = False  # frozen parts are not in the file; `on_load_checkpoint` compares the rest
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = build_optimizer(self, self.optim)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, self.optim))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def trained_names(self) -> list[str]:
+        """The names of the parameters that this stage trains."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in self.trained_names()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        stored = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        wanted = {name: tuple(p.shape) for name, p in self.named_parameters() if p.requires_grad}
+        if stored != wanted:
+            differing = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
+            name = differing[0]
+            raise UserError(
+                f"The checkpoint does not fit this config: {len(differing)} parameters differ, the first is {name}"
+                f" ({stored.get(name, 'missing')} in the checkpoint, {wanted.get(name, 'missing')} in the model);"
+                " use the config it was trained with, or another run name."
+            )
+
+    def log_losses(self, **losses: Tensor) -> None:
+        self.log_dict({f"{name}": value.detach() for name, value in losses.items()}, prog_bar=True)
+
+
+class AutoencoderStage(_Stage):
+    """Trains the decoder of a PatchAutoencoder on pictures and glyph maps; the projection is fitted before."""
+
+    def __init__(self, autoencoder: PatchAutoencoder, losses: LossOptions, optim: OptimOptions) -> None:
+        super().__init__(optim)
+        self.autoencoder = autoencoder
+        self.losses = losses
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        # One glyph map for three pictures: strokes on black are the easier half.
+        pixels = torch.cat([batch.pictures, batch.glyph_maps[: max(1, len(batch.keys) // 3)]])  # B 3 H W
+        latents = self.autoencoder.encode(pixels)  # B C h w
+        strength = self.losses.latent_noise * torch.rand(len(latents), 1, 1, 1, device=self.device)
+        restored = self.autoencoder.decode(latents + strength * torch.randn_like(latents)).float()
+        absolute, squared = F.l1_loss(restored, pixels), F.mse_loss(restored, pixels)
+        self.log_losses(loss=absolute + squared, pixel_error=absolute)
+        return absolute + squared
+
+
+class LayoutStage(_Stage):
+    """TLG: prompt -> z, the latent of the glyph map (Eq. 6), and the alignment of the text side (Eq. 3)."""
+
+    def __init__(
+        self, parts: Parts, scheduler: Scheduler, noise: NoiseOptions, losses: LossOptions, optim: OptimOptions
+    ) -> None:
+        super().__init__(optim)
+        assert parts.layout_unet is not None
+        self.autoencoder, self.text_side, self.alignment = parts.autoencoder, parts.text_side, parts.alignment
+        self.unet = parts.layout_unet
+        self.scheduler, self.noise, self.losses = scheduler, noise, losses
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        z = _encode_frozen(self.autoencoder, batch.glyph_maps)  # B C h w
+        t = _read_prompts(self.text_side, batch)
+        alignment = _alignment_loss(self.text_side, self.alignment, t, batch, self.losses)
+        t = t.dropped(_kept(len(z), self.losses.text_dropout, self.device))
+        diffusion, _, _ = denoising_loss(
+            self.unet, self.scheduler, self.noise, z, t, pixel_weights=batch.loss_weights
+        )
+        # Eq. 8: L = L_align + lambda L_diff
+        loss = self.losses.align_weight * alignment + self.losses.diffusion_weight * diffusion
+        self.log_losses(loss=loss, align=alignment, diffusion=diffusion)
+        return loss
+
+
+class RefineStage(_Stage):
+    """VFE: (prompt, z) -> picture, x_t and z concatenated (Eq. 5, 7). z=None is the ablation of Table II."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        scheduler: Scheduler,
+        noise: NoiseOptions,
+        losses: LossOptions,
+        optim: OptimOptions,
+        with_layout: bool,
+    ) -> None:
+        super().__init__(optim)
+        self.autoencoder, self.text_side, self.alignment = parts.autoencoder, parts.text_side, parts.alignment
+        self.unet = parts.refine_unet
+        self.scheduler, self.noise, self.losses = scheduler, noise, losses
+        self.with_layout = with_layout
+        self.trains_text = any(parameter.requires_grad for parameter in self.text_side.parameters())
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        x_0 = _encode_frozen(self.autoencoder, batch.pictures)  # B C h w
+        with torch.set_grad_enabled(self.trains_text):
+            t = _read_prompts(self.text_side, batch)
+        alignment = (
+            _alignment_loss(self.text_side, self.alignment, t, batch, self.losses)
+            if self.trains_text
+            else torch.zeros((), device=self.device)
+        )
+        t = t.dropped(_kept(len(x_0), self.losses.text_dropout, self.device))
+        diffusion, _, _ = denoising_loss(
+            self.unet, self.scheduler, self.noise, x_0, t, self._layout(batch), batch.loss_weights
+        )
+        # Eq. 8: L = L_align + lambda L_diff
+        loss = self.losses.align_weight * alignment + self.losses.diffusion_weight * diffusion
+        self.log_losses(loss=loss, align=alignment, diffusion=diffusion)
+        return loss
+
+    def _layout(self, batch: Batch) -> Tensor | None:
+        """z with noise of up to sigma (Eq. 6), zero where dropped."""
+        if not self.with_layout:
+            return None
+        z = _encode_frozen(self.autoencoder, batch.glyph_maps)  # B C h w
+        strength = self.losses.layout_noise * torch.rand(len(z), 1, 1, 1, device=self.device)
+        z = z + strength * torch.randn_like(z)
+        return z * _kept(len(z), self.losses.layout_dropout, self.device)[:, None, None, None]
+
+
+Stage = AutoencoderStage | LayoutStage | RefineStage
+
+
+@torch.no_grad()
+def _encode_frozen(autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor) -> Tensor:
+    with torch.autocast(pixels.device.type, enabled=False):  # latents are targets: full precision
+        return encode(autoencoder, pixels)
+
+
+def _read_prompts(text_side: TextSide, batch: Batch) -> Conditioning:
+    # Captions from the wild have quotation marks that nobody closed: read them as plain characters.
+    return text_side([parse_prompt(caption, strict=False) for caption in batch.captions])
+
+
+def _alignment_loss(
+    text_side: TextSide, head: AlignmentHead, t: Conditioning, batch: Batch, losses: LossOptions
+) -> Tensor:
+    """L_align of Eq. 3 between the pooled t and v of the pictures, or zero where it is switched off."""
+    if losses.align_weight == 0:
+        return torch.zeros((), device=t.pooled.device)
+    return head(t.pooled, text_side.lvlm.image_embeddings(batch.pictures))
+
+
+def _kept(batch: int, dropout: float, device: torch.device) -> Tensor:
+    return torch.rand(batch, device=device) >= dropout
+
+
+def set_modes(stage: nn.Module) -> None:
+    """Train mode for every module that holds something trained, eval mode for what is frozen."""
+    stage.train()
+    for child in stage.children():
+        if not any(parameter.requires_grad for parameter in child.parameters()):
+            child.eval()
