@@ -1,0 +1,103 @@
+"""The whole method on the embedded default: shards -> train.py -> sample.py -> scores. `make demo` runs it.
+
+Run it again: what is done is not done twice, and what was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from vlad.errors import UserError, run_command_line
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPTS = (
+    'a blue sign that says "HOUSE"',
+    'a red sign that says "SUMMER" in yellow letters at the top',
+    'a white card that says "COFFEE" in purple letters',
+    'a black sign that says "NIGHT" in orange letters at the bottom',
+    'a green poster that says "GARDEN" in white letters in the middle',
+    'a yellow sign that says "HELLO" and "WORLD" in black letters',
+    'an orange wall that says "PAINT" in black letters at the top',
+    'a purple sign that says "OPEN" in white letters in the middle on the right',
+)
+
+
+def step(title: str, *command: str) -> float:
+    """Runs one of the project's own commands, its output shown; returns its seconds. A failure ends the demo."""
+    print(f"\n== {title}: python {' '.join(command)}", flush=True)
+    started = time.monotonic()
+    code = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
+    if code == 2:
+        raise UserError(f"the demo stopped at: python {' '.join(command)} (see above).")
+    if code != 0:
+        sys.exit(code)
+    return time.monotonic() - started
+
+
+def print_summary(run: Path, seconds: dict[str, float], samples: Path) -> None:
+    """The closing table, from the files that the steps left behind."""
+    stages: dict[str, Any] = {
+        stage: json.loads((run / stage / "metrics.json").read_text(encoding="utf-8"))
+        for stage in ("autoencoder", "layout", "refine")
+    }
+    evaluation = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
+    print(f"\n{'stage':14}{'seconds':>9}{'images/s':>10}   losses")
+    for stage, metrics in stages.items():
+        losses = ", ".join(
+            f"{name} {metrics[name]:.4g}" for name in ("pixel_error", "align", "diffusion") if metrics.get(name)
+        )
+        print(f"{stage:14}{metrics['seconds']:9.0f}{metrics['images_per_second']:10.0f}   {losses}")
+    print(f"\n{'drawn by':14}{'words':>9}{'letters':>10}{'ground':>9}{'ink':>9}   ({evaluation['engine']})")
+    for mode, score in evaluation["modes"].items():
+        colours = score["colours"]
+        print(
+            f"{mode:14}{score['word_accuracy']:9.1%}{score['letter_accuracy']:10.1%}"
+            f"{colours['grounds_right']:9.1%}{colours['inks_right']:9.1%}"
+        )
+    peak_gigabytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
+    times = ", ".join(f"{title} {value:.0f} s" for title, value in seconds.items())
+    print(f"\n{evaluation['words']} words that training never draws; {evaluation['protocol']}.")
+    print(f"This time: {times}; together {sum(seconds.values()) / 60:.1f} min; largest process {peak_gigabytes:.1f} GB.")
+    print(f"Pictures:  {samples.relative_to(ROOT)}, on one page: {(samples / 'grids/grid.png').relative_to(ROOT)}")
+    print(f"Scored:    {(run / 'evaluation').relative_to(ROOT)} (grids of all three ways)")
+    print(f"Training:  {(run / 'samples').relative_to(ROOT)}, {(run / 'curves.png').relative_to(ROOT)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Shards, training, samples and scores on the embedded default.")
+    parser.add_argument("--config", default="configs/tiny.yaml", help="default: configs/tiny.yaml")
+    arguments = parser.parse_args()
+
+    from vlad.config import load_config
+    from vlad.evaluation.report import draw_curves
+
+    config = load_config(ROOT / arguments.config)
+    run = ROOT / config.directory
+    samples = run / "demo"
+    prompts = run / "demo-prompts.txt"
+    seconds = {
+        "shards": step("render the signs", "tools/render_shards.py", arguments.config),
+        "training": step("train all stages", "train.py", arguments.config),
+    }
+    if not (run / "refine" / "metrics.json").is_file():
+        print("\nThe training was interrupted; `make demo` goes on with it.")
+        return
+    prompts.write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
+    relative = [str(path.relative_to(ROOT)) for path in (run, prompts, samples)]
+    seconds["samples"] = step(
+        "sample", "sample.py", relative[0], "--prompts", relative[1], "--out", relative[2], "--seed", "1"
+    )
+    seconds["scores"] = step("score", "tools/evaluate.py", relative[0])
+    draw_curves({stage: run / stage / "logs" / "metrics.csv" for stage in ("autoencoder", "layout", "refine")}, run / "curves.png")
+    print_summary(run, seconds, samples)
+
+
+if __name__ == "__main__":
+    run_command_line(main)

@@ -1,0 +1,1 @@
+"""Evaluation: OCR engines, spelling, obeyed colours, and reports with pictures for people."""
