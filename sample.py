@@ -34,7 +34,7 @@ def main() -> None:
 
     prompts = [*arguments.prompt, *(read_prompts(arguments.prompts) if arguments.prompts else [])]
     if not prompts:
-        raise UserError('There is nothing to draw; give --prompt \'a blue sign that says "HOUSE"\' or --prompts FILE.')
+        raise UserError("There is nothing to draw; give --prompt 'a blue sign that says \"HOUSE\"' or --prompts FILE.")
     for prompt in prompts:
         parse_prompt(prompt)
     layout = read_layout(arguments.layout) if arguments.layout else None

@@ -17,6 +17,7 @@ from typing import Any
 from vlad.errors import UserError, run_command_line
 
 ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("autoencoder", "layout", "refine")
 PROMPTS = (
     'a blue sign that says "HOUSE"',
     'a red sign that says "SUMMER" in yellow letters at the top',
@@ -44,8 +45,7 @@ def step(title: str, *command: str) -> float:
 def print_summary(run: Path, seconds: dict[str, float], samples: Path) -> None:
     """The closing table, from the files that the steps left behind."""
     stages: dict[str, Any] = {
-        stage: json.loads((run / stage / "metrics.json").read_text(encoding="utf-8"))
-        for stage in ("autoencoder", "layout", "refine")
+        stage: json.loads((run / stage / "metrics.json").read_text(encoding="utf-8")) for stage in STAGES
     }
     evaluation = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
     print(f"\n{'stage':14}{'seconds':>9}{'images/s':>10}   losses")
@@ -64,7 +64,8 @@ def print_summary(run: Path, seconds: dict[str, float], samples: Path) -> None:
     peak_gigabytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
     times = ", ".join(f"{title} {value:.0f} s" for title, value in seconds.items())
     print(f"\n{evaluation['words']} words that training never draws; {evaluation['protocol']}.")
-    print(f"This time: {times}; together {sum(seconds.values()) / 60:.1f} min; largest process {peak_gigabytes:.1f} GB.")
+    minutes = sum(seconds.values()) / 60
+    print(f"This time: {times}; together {minutes:.1f} min; largest process {peak_gigabytes:.1f} GB.")
     print(f"Pictures:  {samples.relative_to(ROOT)}, on one page: {(samples / 'grids/grid.png').relative_to(ROOT)}")
     print(f"Scored:    {(run / 'evaluation').relative_to(ROOT)} (grids of all three ways)")
     print(f"Training:  {(run / 'samples').relative_to(ROOT)}, {(run / 'curves.png').relative_to(ROOT)}")
@@ -95,7 +96,7 @@ def main() -> None:
         "sample", "sample.py", relative[0], "--prompts", relative[1], "--out", relative[2], "--seed", "1"
     )
     seconds["scores"] = step("score", "tools/evaluate.py", relative[0])
-    draw_curves({stage: run / stage / "logs" / "metrics.csv" for stage in ("autoencoder", "layout", "refine")}, run / "curves.png")
+    draw_curves({stage: run / stage / "logs" / "metrics.csv" for stage in STAGES}, run / "curves.png")
     print_summary(run, seconds, samples)
 
 

@@ -41,7 +41,11 @@ def evaluate_run(run: Path, count: int = 200, engine: str = "rapidocr") -> dict[
     }
     for mode in MODES if pipeline.layout_unet is not None else ("true layout",):
         with tqdm(total=count, desc=f"scoring, {mode}", unit="picture") as bar:
-            score, images, rows = score_spelling(pipeline, signs, mode, engine, lambda done, bar=bar: bar.update(done - bar.n))
+
+            def show(done: int, bar: Any = bar) -> None:
+                bar.update(done - bar.n)
+
+            score, images, rows = score_spelling(pipeline, signs, mode, engine, show)
         metrics["modes"][mode] = dataclasses.asdict(score)
         folder = out / mode.replace(" ", "-")
         writable_directory(folder, "pictures")

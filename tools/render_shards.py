@@ -35,10 +35,19 @@ def main() -> int:
 
     from vlad.config import load_config
     from vlad.data.shards import MANIFEST, write_manifest
+    from vlad.data.synthetic import RENDERER_VERSION
 
     config = load_config(arguments.config, arguments.overrides)
     options = config.data.synthetic
-    about = json.loads(json.dumps({"made_by": "tools/render_shards.py", "options": dataclasses.asdict(options)}))
+    about = json.loads(
+        json.dumps(
+            {
+                "made_by": "tools/render_shards.py",
+                "renderer_version": RENDERER_VERSION,
+                "options": dataclasses.asdict(options),
+            }
+        )
+    )
     directory = Path(config.data.shards)
     manifest = directory / MANIFEST
     if manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))["about"] == about:

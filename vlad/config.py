@@ -6,7 +6,7 @@ No OmegaConf node leaves this module. A file may start from another: `inherit: t
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -122,19 +122,18 @@ class Config:
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """Reads a config file and `key=value` overrides. Raises UserError with the place and the remedy."""
-    schema = OmegaConf.structured(Config)
-    source = str(path)
+    merged = OmegaConf.structured(Config)
+    given = [(str(path), _read_yaml(Path(path)))]
+    given += [(f"the override {override!r}", _read_override(override)) for override in overrides]
+    for source, options in given:
+        try:
+            merged = OmegaConf.merge(merged, options)
+        except OmegaConfBaseException as error:
+            raise UserError(_explain(error, source, options)) from error
     try:
-        merged = OmegaConf.merge(schema, _read_yaml(Path(path)))
-        for override in overrides:
-            source = f"the override {override!r}"
-            if "=" not in override or override.startswith("-"):
-                raise UserError(f"{override!r} is not an override; write key=value, such as data.batch_size=32.")
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
-        source = str(path)
         config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise UserError(_explain(error, source)) from error
+    except OmegaConfBaseException as error:  # what a value refers to is only looked up here
+        raise UserError(_explain(error, str(path), given[0][1])) from error
     assert isinstance(config, Config)
     return config
 
@@ -144,7 +143,21 @@ def save_config(config: Config, path: Path) -> None:
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))), encoding="utf-8")
 
 
-def _read_yaml(path: Path) -> DictConfig:
+def _read_override(override: str) -> DictConfig:
+    if "=" not in override or override.startswith("-"):
+        raise UserError(f"{override!r} is not an override; write key=value, such as data.batch_size=32.")
+    try:
+        return OmegaConf.from_dotlist([override])
+    except Exception as error:  # yaml's own errors share no base class with OmegaConf's
+        raise UserError(
+            f"The value of the override {override!r} is not YAML; quote it or close its brackets."
+        ) from error
+
+
+def _read_yaml(path: Path, heirs: tuple[Path, ...] = ()) -> DictConfig:
+    """The file over the one that it inherits. `heirs` are the files that inherit this one."""
+    if path.resolve() in heirs:
+        raise UserError(f"{path} inherits itself; remove one `inherit` of the circle.")
     existing_file(path, "config", "see configs/ for those that come with the code")
     try:
         loaded = OmegaConf.load(path)
@@ -156,15 +169,18 @@ def _read_yaml(path: Path) -> DictConfig:
     parent = loaded.pop("inherit", None)
     if parent is None:
         return loaded
-    merged = OmegaConf.merge(_read_yaml(path.parent / str(parent)), loaded)
+    merged = OmegaConf.merge(_read_yaml(path.parent / str(parent), (*heirs, path.resolve())), loaded)
     assert isinstance(merged, DictConfig)
     return merged
 
 
-def _explain(error: OmegaConfBaseException, source: str) -> str:
+def _explain(error: OmegaConfBaseException, source: str, options: DictConfig) -> str:
     """OmegaConf's message as one sentence with the key's full name, and the closest known key."""
     message = str(error).splitlines()[0].rstrip(".")
     key = getattr(error, "full_key", None) or getattr(error, "key", None)
+    if key is None:  # OmegaConf does not say where a section or a list went wrong, nor what stood there
+        key, value = next(_refused(OmegaConf.to_container(options)), (None, None))
+        message = f"{value!r} does not fit here" if key else message
     unknown = re.search(r"Key '([^']+)' not in '(\w+)'", message)
     if unknown:
         parent = str(key).rpartition(".")[0]
@@ -173,6 +189,21 @@ def _explain(error: OmegaConfBaseException, source: str) -> str:
         hint = did_you_mean(unknown.group(1), known) or f" Known: {', '.join(known)}."
         return f"{source}: there is no option {unknown.group(1)!r}{where}.{hint}"
     return f"{source}: {key}: {message}." if key else f"{source}: {message}."
+
+
+def _refused(options: Any, *path: str) -> Iterator[tuple[str, Any]]:
+    """The values of nested options that the schema takes exception to, with their dotted keys."""
+    if isinstance(options, dict):
+        for name, value in options.items():
+            yield from _refused(value, *path, str(name))
+        return
+    nested = options
+    for name in reversed(path):
+        nested = {name: nested}
+    try:
+        OmegaConf.merge(OmegaConf.structured(Config), nested)
+    except OmegaConfBaseException:
+        yield ".".join(path), options
 
 
 def _options_class(dotted: str) -> Any:

@@ -1,15 +1,15 @@
 """A run from config to pipeline: builds the parts, trains the stages in order, publishes what each has trained.
 
-    runs/NAME/
-      config.yaml            the resolved config
-      STAGE/checkpoints/     step-*.ckpt of a stage under way (removed when it is done)
-      STAGE/logs/            TensorBoard and CSV
-      STAGE/trained.safetensors, STAGE/metrics.json
-                             what the stage has trained (averaged), and its last losses, images/s, seconds
-      samples/STAGE/         sample grids during training
-      pipeline/              all parts in diffusers' format
-      adapter/               LoRA runs: peft adapters instead of a pipeline
-      quarantine.jsonl       samples that could not be used
+runs/NAME/
+  config.yaml            the resolved config
+  STAGE/checkpoints/     step-*.ckpt of a stage under way (removed when it is done)
+  STAGE/logs/            TensorBoard and CSV
+  STAGE/trained.safetensors, STAGE/metrics.json
+                         what the stage has trained (averaged), and its last losses, images/s, seconds
+  samples/STAGE/         sample grids during training
+  pipeline/              all parts in diffusers' format
+  adapter/               LoRA runs: peft adapters instead of a pipeline
+  quarantine.jsonl       samples that could not be used
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 
@@ -34,14 +34,14 @@ from vlad.config import Config, load_config, save_config
 from vlad.data.shards import SampleStream, ShardIndex, collate, fit_picture, index_shards
 from vlad.diffusion.attention import set_attention
 from vlad.diffusion.autoencoder import PatchAutoencoder, build_autoencoder, spatial_factor
-from vlad.diffusion.noise import build_scheduler
+from vlad.diffusion.noise import build_scheduler, options_of
 from vlad.diffusion.unets import build_unet
 from vlad.errors import UserError, writable_directory
 from vlad.evaluation.report import GridRow, draw_layout, picture_of_map, sample_grid
 from vlad.losses.contrastive import AlignmentHead
-from vlad.pipeline import VLADPipeline
+from vlad.pipeline import SampleOptions, VLADPipeline
 from vlad.text.composition import CompositionModule, TextSide
-from vlad.text.lora import add_adapter, save_adapter
+from vlad.text.lora import LoraOptions, add_adapter, merged, save_adapter
 from vlad.text.lvlm import LVLMEncoder, load_lvlm
 from vlad.text.prompt import parse_prompt
 from vlad.training.callbacks import Progress, SampleGrid, StopOnSignal, write_metrics
@@ -72,7 +72,12 @@ def run(config: Config) -> RunResult:
     directory = _open_run(config)
     L.seed_everything(config.seed, verbose=False)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    parts = _build_parts(config)
+    if config.base is not None:
+        parts, config = _parts_of_base(config)
+    elif config.lora is not None and config.lvlm.trained != "lora":
+        raise UserError("lora: adapters need a base; add base=runs/NAME, a finished run, or set lvlm.trained: lora.")
+    else:
+        parts = _new_parts(config)
     stages = _stage_names(config, parts)
     unets = [unet for unet in (parts.layout_unet, parts.refine_unet) if unet is not None]
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
@@ -89,9 +94,14 @@ def run(config: Config) -> RunResult:
     return RunResult(directory, finished=True)
 
 
+def makes_adapter(config: Config) -> bool:
+    """Whether the run's result is an adapter on its base rather than a pipeline of its own."""
+    return config.base is not None and config.lora is not None
+
+
 def is_finished(config: Config) -> bool:
     """Whether the run directory holds everything that `run` would make."""
-    result = "adapter" if config.lora is not None else "pipeline/model_index.json"
+    result = "adapter" if makes_adapter(config) else "pipeline/model_index.json"
     return (config.directory / "refine" / "metrics.json").is_file() and (config.directory / result).exists()
 
 
@@ -135,12 +145,14 @@ def _shaping(config: Config) -> dict[str, object]:
 # --- building ------------------------------------------------------------------------------------------------
 
 
-def _build_parts(config: Config) -> Parts:
-    if config.base is not None:
-        return _parts_of_base(config)
-    if config.lora is not None:
-        raise UserError("lora: adapters need a base; add base=runs/NAME, a finished run.")
+def _new_parts(config: Config) -> Parts:
+    """The parts that the config describes, untrained but for what it names a path of."""
     model, tokenizer = load_lvlm(config.lvlm)
+    if config.lvlm.trained == "lora":
+        if config.lvlm.path is None:
+            raise UserError("lvlm.trained: lora adapts a pretrained LVLM; name one with lvlm.path, or set it to full.")
+        lora = config.lora or LoraOptions()
+        model = add_adapter(model, lora, lora.lvlm_targets, config.lvlm.path)
     lvlm = LVLMEncoder(model, tokenizer, config.lvlm)
     options = config.composition
     composition = CompositionModule(
@@ -176,8 +188,11 @@ def _build_parts(config: Config) -> Parts:
     return parts
 
 
-def _parts_of_base(config: Config) -> Parts:
-    """The parts of a finished run; with `lora`, adapters on the LVLM and the UNets and all else frozen."""
+def _parts_of_base(config: Config) -> tuple[Parts, Config]:
+    """The parts of a finished run, and the config with what they bring along: noise schedules, sampling defaults.
+
+    With `lora`: adapters on the LVLM and the UNets, all else frozen.
+    """
     assert config.base is not None
     folder = pipeline_folder(Path(config.base))
     base = VLADPipeline.from_pretrained(folder)
@@ -201,7 +216,13 @@ def _parts_of_base(config: Config) -> Parts:
         if parts.layout_unet is not None:
             parts.layout_unet = add_adapter(parts.layout_unet, lora, lora.unet_targets, base_id)
         parts.refine_unet = add_adapter(parts.refine_unet, lora, lora.unet_targets, base_id)
-    return parts
+    layout, refine = config.layout, replace(config.refine, noise=options_of(base.refine_scheduler, config.refine.noise))
+    if base.layout_unet is None:
+        layout = replace(layout, kind="none")
+    else:
+        layout = replace(layout, kind="latents", noise=options_of(base.layout_scheduler, layout.noise))
+    sample = SampleOptions(**{field.name: base.config[field.name] for field in fields(SampleOptions)})
+    return parts, replace(config, layout=layout, refine=refine, sample=sample)
 
 
 def pipeline_folder(path: Path) -> Path:
@@ -272,7 +293,8 @@ def _train_stage(config: Config, parts: Parts, index: ShardIndex, name: str, lab
             print(f"{label} goes on from {newest}", file=sys.stderr)
 
     average = ExponentialAverage(optim.ema_decay)
-    images_per_step = config.data.batch_size * optim.accumulate_batches * max(1, _devices(config)) * config.trainer.nodes
+    processes = max(1, _devices(config)) * config.trainer.nodes
+    images_per_step = config.data.batch_size * optim.accumulate_batches * processes
     progress = Progress(label, images_per_step, optim.steps)
     stop = StopOnSignal()
     callbacks: list[L.Callback] = [stop, average, progress]
@@ -326,10 +348,11 @@ def _build_stage(config: Config, parts: Parts, name: str, index: ShardIndex) -> 
         return AutoencoderStage(parts.autoencoder, config.losses, optim)
     parts.autoencoder.requires_grad_(False)
     trains_text = name == "layout" or config.refine.train_text or parts.layout_unet is None
-    if config.lora is None:
-        _set_text_trainable(parts, config, trains_text)
-    elif not trains_text:
+    if not trains_text:
         parts.text_side.requires_grad_(False)
+        parts.alignment.requires_grad_(False)
+    elif not makes_adapter(config):
+        _set_text_trainable(parts, config)
     if name == "layout":
         scheduler = build_scheduler(config.layout.noise)
         return LayoutStage(parts, scheduler, config.layout.noise, config.losses, optim)
@@ -339,13 +362,15 @@ def _build_stage(config: Config, parts: Parts, name: str, index: ShardIndex) -> 
     )
 
 
-def _set_text_trainable(parts: Parts, config: Config, trained: bool) -> None:
-    """The text side as a whole; of the LVLM, what its `trained` option says, and its tower only for L_align."""
-    aligned = trained and config.losses.align_weight > 0
-    parts.text_side.requires_grad_(trained)
+def _set_text_trainable(parts: Parts, config: Config) -> None:
+    """Of the text side: the CCM, of the LVLM what `lvlm.trained` says, and for L_align its vision tower and head."""
+    aligned = config.losses.align_weight > 0
     parts.alignment.requires_grad_(aligned)
+    parts.text_side.composition.requires_grad_(True)
     model = parts.text_side.lvlm.model
-    model.requires_grad_(trained and config.lvlm.trained == "full")
+    for name, parameter in model.named_parameters():
+        of_adapter = "lora_" in name
+        parameter.requires_grad_(of_adapter if config.lvlm.trained == "lora" else config.lvlm.trained == "full")
     if not aligned:
         model.visual.requires_grad_(False)
 
@@ -386,10 +411,12 @@ def _load_stage(stage: Stage, directory: Path) -> None:
 
 
 def _publish_run(config: Config, parts: Parts) -> None:
-    """The result of a run: a pipeline in diffusers' format, or adapters in peft's."""
-    if config.lora is None:
+    """The result of a run: a pipeline in diffusers' format (an adapted LVLM merged), or adapters in peft's."""
+    if not makes_adapter(config):
         folder = config.directory / "pipeline"
-        _pipeline(config, parts).save_pretrained(folder)
+        pipeline = _pipeline(config, parts)
+        pipeline.register_modules(lvlm=merged(pipeline.lvlm))
+        pipeline.save_pretrained(folder)
         save_file(parts.alignment.state_dict(), folder / ALIGNMENT)
         return
     folder = config.directory / "adapter"
@@ -416,6 +443,7 @@ def _grid_drawer(config: Config, parts: Parts, index: ShardIndex, name: str) -> 
             columns = [
                 (picture_of_map(plan.glyph_map), draw_layout(plan.layout, pixels), draw_layout(sample.layout, pixels))
                 for plan, sample in zip(plans, samples, strict=True)
+                if plan.glyph_map is not None
             ]
         else:
             pictures = pipeline.refine(prompts, seeds, [sample.layout for sample in samples])

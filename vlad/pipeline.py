@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlad.diffusion.autoencoder import decode, encode, spatial_factor
@@ -67,20 +67,20 @@ class VLADPipeline(DiffusionPipeline):
     """Prompts with quoted strings -> pictures that spell them."""
 
     model_cpu_offload_seq = "lvlm->composition->layout_unet->refine_unet->autoencoder"
-    _optional_components = ["layout_unet", "layout_scheduler"]
+    _optional_components: ClassVar[list[str]] = ["layout_unet", "layout_scheduler"]
 
     def __init__(
         self,
-        lvlm,
-        tokenizer,
-        composition,
-        autoencoder,
-        layout_unet,
-        layout_scheduler,
-        refine_unet,
-        refine_scheduler,
+        lvlm: nn.Module,
+        tokenizer: Any,
+        composition: CompositionModule,
+        autoencoder: nn.Module,
+        layout_unet: nn.Module | None,
+        layout_scheduler: SchedulerMixin | None,
+        refine_unet: nn.Module,
+        refine_scheduler: SchedulerMixin,
         picture_pixels: int = 64,
-        pooling: Literal["mean", "last"] = "mean",
+        pooling: str = "mean",  # diffusers warns of a Literal
         max_tokens: int = 160,
         steps: int = 20,
         text_scale: float = 2.0,

@@ -115,7 +115,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class TextStates:
-    """The LVLM's reading of a batch of prompts, P(Z_T | T): tokens B L D with mask B L, t_g B D, {t_i} B N D with mask B N."""
+    """The LVLM's reading of prompts, P(Z_T | T): tokens B L D with mask B L, t_g B D, {t_i} B N D with mask B N."""
 
     tokens: Tensor
     mask: Tensor

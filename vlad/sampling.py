@@ -1,8 +1,8 @@
 """From prompts to files: pictures, layouts and a grid in one directory.
 
-    OUT/0000-a-blue-sign-that-says-house.png      one picture a prompt; sorting the names gives the prompts' order
-    OUT/layouts/0000-....json, 0000-....png       the layout between the stages: to edit, and to look at
-    OUT/grids/grid.png                            prompts, layouts and pictures side by side
+OUT/0000-a-blue-sign-that-says-house.png      one picture a prompt; sorting the names gives the prompts' order
+OUT/layouts/0000-....json, 0000-....png       the layout between the stages: to edit, and to look at
+OUT/grids/grid.png                            prompts, layouts and pictures side by side
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
@@ -28,7 +29,7 @@ GRID_PICTURES = 32
 
 
 def read_prompts(path: Path | str) -> list[str]:
-    """The prompts of a text file, one a line, in order; empty lines are left out. Raises UserError when there is none."""
+    """The prompts of a text file, one a line, empty lines left out. Raises UserError when there is none."""
     path = existing_file(path, "prompt file", "write one with a prompt on each line")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -106,7 +107,7 @@ def _slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
 
 
-def _grid(prompts: Sequence[str], result: VLADPipelineOutput):  # noqa: ANN202
+def _grid(prompts: Sequence[str], result: VLADPipelineOutput) -> Image.Image:
     rows = []
     for prompt, picture, layout, glyph_map in zip(
         prompts[:GRID_PICTURES], result.images, result.layouts, result.glyph_maps, strict=False

@@ -39,6 +39,14 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 
 
+class ShardError(UserError):
+    """A shard that cannot be used, found while it is read."""
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader makes a worker's exception again from its whole traceback: our sentence is its end.
+        super().__init__(message.rpartition(f"{__name__}.{type(self).__name__}: ")[2].strip())
+
+
 def write_shards(
     samples: Iterable[Sample],
     directory: Path,
@@ -131,21 +139,34 @@ class ShardIndex:
 
 
 def index_shards(pattern: str) -> ShardIndex:
-    """Finds and counts shards. Raises UserError for a shard that cannot be read as a tar."""
+    """Finds and counts shards.
+
+    Raises UserError for a shard that cannot be read as a tar, or is not as long as its manifest says.
+    """
     paths = find_shards(pattern)
-    known: dict[str, int] = {}
+    known: dict[str, tuple[int, int]] = {}  # samples, bytes
     for directory in {Path(path).parent for path in paths}:
         manifest = directory / MANIFEST
         if manifest.is_file():
             try:
                 record = json.loads(manifest.read_text(encoding="utf-8"))
-                known |= {str(directory / entry["name"]): int(entry["samples"]) for entry in record["shards"]}
+                for entry in record["shards"]:
+                    known[str(directory / entry["name"])] = int(entry["samples"]), int(entry["bytes"])
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(
                     f"data.shards: {manifest} is no shard manifest ({error!r}); remove it, and the shards are counted."
                 ) from error
-    counts = tuple(known[name] if (name := str(Path(path))) in known else _count_samples(path) for path in paths)
-    return ShardIndex(paths, counts)
+    counts = []
+    for path in paths:
+        samples, expected_bytes = known.get(str(Path(path)), (None, None))
+        found_bytes = Path(path).stat().st_size
+        if expected_bytes not in (None, found_bytes):
+            raise UserError(
+                f"data.shards: {path} has {found_bytes} bytes, but its {MANIFEST} says {expected_bytes}; copy or make"
+                " it again."
+            )
+        counts.append(_count_samples(path) if samples is None else samples)
+    return ShardIndex(paths, tuple(counts))
 
 
 def _count_samples(path: str) -> int:
@@ -156,12 +177,12 @@ def _count_samples(path: str) -> int:
         raise _broken_shard(path, error) from error
 
 
-def _broken_shard(path: str, error: Exception) -> UserError:
+def _broken_shard(path: str, error: Exception) -> ShardError:
     # webdataset adds its streams to the error's arguments, tarfile a line for every compression it tried.
     reason = str(error.args[0] if error.args else error).splitlines()[0].partition(" @ <")[0].rstrip(":")
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror
-    return UserError(f"data.shards: {path} is not a whole tar file of samples ({reason}); make it again.")
+    return ShardError(f"data.shards: {path} is not a whole tar file of samples ({reason}); make it again.")
 
 
 def read_members(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -257,7 +278,7 @@ class SampleStream:
             with self.quarantine.open("a", encoding="utf-8") as stream:
                 stream.write(line + "\n")
         if self.seen >= 20 and self.bad > self.options.max_bad_share * self.seen:
-            raise UserError(
+            raise ShardError(
                 f"data.shards: {self.bad} of the first {self.seen} samples cannot be used (the last: {shard}, {key}:"
                 f" {reason}), more than data.max_bad_share = {self.options.max_bad_share}; mend the shards, or"
                 " raise it. All are listed in quarantine.jsonl."

@@ -37,6 +37,7 @@ COLUMNS = {"on the left": 0.0, "": 0.5, "on the right": 1.0}
 # What carries the text, and how its ground looks.
 GROUNDS = {"sign": "plain", "card": "frame", "poster": "gradient", "wall": "speckle"}
 MARGIN = 0.04
+RENDERER_VERSION = 2  # rises whenever the same options draw other samples: shards of an older one are made anew
 LETTERS = string.ascii_uppercase
 
 
@@ -142,11 +143,14 @@ def _place_lines(
     return placed, row, column
 
 
-def _caption(kind: str, ground: str, ink: str | None, place: str, strings: list[str]) -> str:
+def _carrier(ground: str, kind: str) -> str:
+    return f"{'an' if ground[0] in 'aeiou' else 'a'} {ground} {kind}"
+
+
+def _caption(carrier: str, ink: str | None, place: str, strings: list[str]) -> str:
     quoted = " and ".join(f'"{text}"' for text in strings)
     letters = f" in {ink} letters" if ink else ""
-    article = "an" if ground[0] in "aeiou" else "a"
-    return f"{article} {ground} {kind} that says {quoted}{letters}{' ' + place if place else ''}"
+    return f"{carrier} that says {quoted}{letters}{' ' + place if place else ''}"
 
 
 def _paint(rng: np.random.Generator, ground: str, ink: str, look: str, coverage: np.ndarray) -> np.ndarray:
@@ -197,9 +201,9 @@ def render_sign(options: SyntheticOptions, index: int, words: tuple[str, ...] | 
     return Sample(
         key=f"{index:08d}",
         picture=_paint(rng, ground, ink, GROUNDS[kind], coverage),
-        caption=_caption(kind, ground, named_ink, place, strings),
+        caption=_caption(_carrier(ground, kind), named_ink, place, strings),
         layout=Layout(tuple(lines)),
-        objects=(ObjectBox(f"a {ground} {kind}", (0.0, 0.0, 1.0, 1.0)),),
+        objects=(ObjectBox(_carrier(ground, kind), (0.0, 0.0, 1.0, 1.0)),),
         source="vlad.data.synthetic",
         licence="CC0-1.0",
     )

@@ -15,7 +15,7 @@ from vlad.errors import UserError
 def prove_xformers(device: torch.device) -> str | None:
     """None when xformers' kernel ran on the device just now, else the reason why it did not, in a few words."""
     try:
-        import xformers.ops as ops  # noqa: PLC0415 - an optional extra, and slow to import
+        from xformers import ops  # an optional extra, and slow to import
     except ImportError:
         return "xformers is not installed (pip install 'vlad[xformers]')"
     if device.type != "cuda":

@@ -17,6 +17,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vlad.errors import UserError
+
 
 @dataclass(frozen=True)
 class AutoencoderOptions:
@@ -96,11 +98,20 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
 
 def build_autoencoder(options: AutoencoderOptions) -> PatchAutoencoder | AutoencoderKL:
-    """The autoencoder of the options: loaded from `path` and frozen, or new and still to be fitted."""
+    """The autoencoder of the options: loaded from `path` and frozen, or new and still to be fitted.
+
+    Raises UserError when there is no AutoencoderKL at the path.
+    """
     if options.path is not None:
-        return AutoencoderKL.from_pretrained(options.path, revision=options.revision)
+        try:
+            return AutoencoderKL.from_pretrained(options.path, revision=options.revision)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"autoencoder.path: {options.path} holds no AutoencoderKL that diffusers can load; give a folder made"
+                " by save_pretrained or a hub id."
+            ) from error
     if options.kind == "kl":
-        raise ValueError("autoencoder.kind: kl needs autoencoder.path, a folder or hub id of an AutoencoderKL.")
+        raise UserError("autoencoder.kind: kl needs autoencoder.path, a folder or hub id of an AutoencoderKL.")
     return PatchAutoencoder(
         options.patch_pixels, options.latent_channels, options.decoder_width, options.decoder_layers
     )
@@ -117,7 +128,7 @@ def encode(
     autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
     """Pixels B 3 H W in [-1, 1] -> scaled latents B C h w; an AutoencoderKL's are drawn from its posterior."""
-    if isinstance(autoencoder, PatchAutoencoder):
+    if not isinstance(autoencoder, AutoencoderKL):
         return autoencoder.encode(pixels)
     latents = autoencoder.encode(pixels).latent_dist.sample(generator)
     shift = autoencoder.config.shift_factor or 0.0
@@ -126,7 +137,7 @@ def encode(
 
 def decode(autoencoder: PatchAutoencoder | AutoencoderKL, scaled_latents: Tensor) -> Tensor:
     """Scaled latents B C h w -> pixels B 3 H W, clipped to [-1, 1]."""
-    if isinstance(autoencoder, PatchAutoencoder):
+    if not isinstance(autoencoder, AutoencoderKL):
         return autoencoder.decode(scaled_latents).clamp(-1, 1)
     shift = autoencoder.config.shift_factor or 0.0
     return autoencoder.decode(scaled_latents / autoencoder.config.scaling_factor + shift).sample.clamp(-1, 1)

@@ -8,8 +8,8 @@ The paper predicts epsilon; x_0 ("sample"), v and the flow's velocity are option
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vlad.errors import UserError
 
-Scheduler = DDIMScheduler | FlowMatchEulerDiscreteScheduler
+Scheduler: TypeAlias = DDIMScheduler | FlowMatchEulerDiscreteScheduler
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,20 @@ def build_scheduler(options: NoiseOptions) -> Scheduler:
         rescale_betas_zero_snr=options.zero_terminal_snr,
         timestep_spacing="trailing",
         clip_sample=False,
+    )
+
+
+def options_of(scheduler: Scheduler, training: NoiseOptions) -> NoiseOptions:
+    """The process of a stored scheduler, with what only training needs to know from `training`."""
+    stored = scheduler.config
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return replace(training, prediction="flow", train_timesteps=stored.num_train_timesteps)
+    return replace(
+        training,
+        prediction=stored.prediction_type,
+        beta_schedule=stored.beta_schedule,
+        train_timesteps=stored.num_train_timesteps,
+        zero_terminal_snr=stored.rescale_betas_zero_snr,
     )
 
 

@@ -40,8 +40,8 @@ class RapidOCREngine:
 
     def __init__(self, least_confidence: float | None = None) -> None:
         try:
-            import onnxruntime  # noqa: F401, PLC0415 - slow to import
-            import rapidocr  # noqa: F401, PLC0415
+            import onnxruntime  # noqa: F401 - slow to import
+            import rapidocr  # noqa: F401
         except ImportError as error:
             raise UserError(
                 f"The OCR engine 'rapidocr' is not installed ({error}); run: pip install rapidocr onnxruntime."
@@ -77,7 +77,7 @@ class RapidOCREngine:
     def _reader(self) -> Any:
         """This thread's own reader: rapidocr's parts keep the picture's size in themselves while they work."""
         if not hasattr(self._local, "reader"):
-            from rapidocr import RapidOCR  # noqa: PLC0415 - slow to import
+            from rapidocr import RapidOCR
 
             self._local.reader = RapidOCR(params=self._parameters)
         return self._local.reader

@@ -75,10 +75,10 @@ def sample_grid(rows: Sequence[GridRow], heads: Sequence[str], cell_pixels: int 
 
 def draw_curves(logs: dict[str, Path], path: Path) -> None:
     """The losses of every stage over its steps, from the CSV logs, as one picture."""
-    import matplotlib  # noqa: PLC0415 - slow to import
+    import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
+    from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, len(logs), figsize=(4.5 * len(logs), 3.2), squeeze=False)
     for axis, (stage, log) in zip(axes[0], logs.items(), strict=True):

@@ -9,6 +9,7 @@ known from the prompt, so the lines are read off its glyph map as places only, a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -17,7 +18,7 @@ from vlad.layout.fonts import side_bearings
 from vlad.layout.polygons import box_polygon
 from vlad.records import Layout, TextLine
 
-INK_THRESHOLD = 0.5
+INK_THRESHOLD = 0.3  # under a half: a plan drawn in a few steps is dim at its ends
 # Regions smaller than this share of the picture are specks of the sampler, not letters.
 MINIMUM_REGION_AREA = 0.0012
 
@@ -68,7 +69,7 @@ def _join_nearest(rows: list[Box], count: int) -> list[Box]:
     """At most `count` rows, the two with the smallest gap joined until they are."""
     rows = list(rows)
     while len(rows) > count:
-        gaps = [below[1] - above[3] for above, below in zip(rows, rows[1:], strict=False)]
+        gaps = [below[1] - above[3] for above, below in pairwise(rows)]
         index = int(np.argmin(gaps))
         rows[index : index + 2] = [_union(rows[index], rows[index + 1])]
     return rows

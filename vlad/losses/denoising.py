@@ -32,6 +32,7 @@ def denoising_loss(
     prediction = denoise(unet, x_t, timesteps, conditioning, z).float()
     errors = (prediction - training_target(scheduler, x_0, noise, timesteps)).square()  # B C h w
     if pixel_weights is not None:
-        errors = errors * F.adaptive_avg_pool2d(pixel_weights, x_0.shape[-2:])
+        height, width = x_0.shape[-2:]
+        errors = errors * F.adaptive_avg_pool2d(pixel_weights, (height, width))
     rows = errors.mean(dim=(1, 2, 3)) * loss_weights(scheduler, timesteps, options.min_snr_gamma)
     return rows.mean(), rows.detach(), timesteps

@@ -4,7 +4,11 @@ An LVLM's subword tokens hide the letters (ByT5 and Glyph-ByT5 show what that co
 which character stands at which place of which string:
 
     e = E_bytes(character) + E_place(length of the string, index in it) + E_string(number of strings, index)
-        + Fourier features of the place within the string, (index + 1/2) / length
+        + Fourier features of the nominal place
+
+The nominal place is where the character's middle would stand, from 0 at the left to 1 at the right of the picture,
+were its string a centred line as wide as it fits. The features are those that tell a UNet's cells where they are
+(`diffusion.unets.position_features`): key and query speak of places in the same terms from the first step.
 
 Letters: B batch, S characters of all strings, D width.
 """
@@ -19,11 +23,14 @@ from torch import Tensor, nn
 
 from vlad.records import Prompt
 
+NOMINAL_CELL = 0.2  # no letter is nominally wider than this share of the picture
 UTF8_BYTES = 4  # a character is at most four bytes: the embedding is the sum of theirs, any script
 
 
 class SpellingEncoder(nn.Module):
     """Prompts -> spelling tokens B S D with their mask B S; S is at least 1."""
+
+    frequencies: Tensor
 
     def __init__(self, width: int, max_characters: int, max_strings: int, frequencies: int = 6) -> None:
         super().__init__()
@@ -32,15 +39,15 @@ class SpellingEncoder(nn.Module):
         self.places = nn.Embedding(max_characters**2, width)
         self.strings = nn.Embedding(max_strings**2, width)
         self.fourier = nn.Linear(2 * frequencies, width, bias=False)
-        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(frequencies), persistent=False)
+        self.register_buffer("frequencies", math.pi * torch.arange(1, frequencies + 1), persistent=False)
         for table in (self.bytes, self.places, self.strings):
             nn.init.normal_(table.weight, std=0.5)
 
     def forward(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         device = self.bytes.weight.device
         rows = [self._rows(prompt.strings) for prompt in prompts]
-        length = max(1, max(map(len, rows)))
-        # The last entry of a row: (byte ids x 4, place id, string id, relative place); padding is row 0 of all.
+        length = max(1, *map(len, rows))
+        # The last entry of a row: (byte ids x 4, place id, string id, nominal place); padding is row 0 of all.
         table = torch.zeros(len(prompts), length, UTF8_BYTES + 3, dtype=torch.float64)
         mask = torch.zeros(len(prompts), length, dtype=torch.bool)
         for index, row in enumerate(rows):
@@ -59,12 +66,13 @@ class SpellingEncoder(nn.Module):
         strings = strings[: self.max_strings]
         rows: list[tuple[float, ...]] = []
         for number, text in enumerate(strings):
-            text = text[: self.max_characters]
-            for index, character in enumerate(text):
+            length = min(len(text), self.max_characters)
+            for index, character in enumerate(text[:length]):
                 utf8 = character.encode()[:UTF8_BYTES]
                 # Byte 0 of place k has id 256 k, which no character but NUL uses: it pads short characters.
                 byte_ids = [256 * k + (utf8[k] if k < len(utf8) else 0) for k in range(UTF8_BYTES)]
-                place = (len(text) - 1) * self.max_characters + index
+                place = (length - 1) * self.max_characters + index
                 string = (len(strings) - 1) * self.max_strings + number
-                rows.append((*byte_ids, place, string, (index + 0.5) / len(text)))
+                nominal = 0.5 + (index + 0.5 - length / 2) * min(NOMINAL_CELL, 0.92 / length)
+                rows.append((*byte_ids, place, string, nominal))
         return rows

@@ -105,4 +105,3 @@ class TextSide(nn.Module):
 
     def forward(self, prompts: Sequence[Prompt]) -> Conditioning:
         return self.composition(self.lvlm(prompts), prompts)
-

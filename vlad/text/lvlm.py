@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -29,6 +29,16 @@ from vlad.errors import UserError
 from vlad.records import Prompt, TextStates
 
 SPECIAL_TOKENS = ("<|pad|>", "<|vision_start|>", "<|vision_end|>", "<|image|>", "<|video|>")
+VOCABULARY_SIZE = 1024  # of the tiny LVLM; its tokenizer fills as much of it as its corpus has words for
+# What prompts for pictures with text are made of. As bytes the same words take three times as many tokens, and a
+# tiny LVLM trained from nothing has to find them first (docs/LOG.md).
+TOKENIZER_CORPUS = """
+a an the that which this it its is are says say saying reads read reading spells written painted printed with and or of
+on in at to from by for over under above below near beside left right top middle bottom centre center side corner
+sign signs card poster wall label cover banner book board paper picture photo text word words letters letter line lines
+black white red green blue yellow orange purple brown pink grey gray gold silver dark light bright large small big bold
+without two three one shop store street door window old new
+"""
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class LVLMOptions:
     """Which LVLM, and how it is read.
 
     `path` is a local folder or hub id; with None a tiny Qwen2.5-VL is built from the sizes below, its weights
-    random, its tokens the bytes of UTF-8.
+    random, its tokenizer byte-level.
     """
 
     path: str | None = None
@@ -46,7 +56,7 @@ class LVLMOptions:
     heads: int = 4
     vision_hidden_size: int = 64
     vision_layers: int = 2
-    vision_patch_pixels: int = 8
+    vision_patch_pixels: int = 16
     # Pictures are scaled to this side before the vision tower.
     vision_pixels: int = 64
     max_tokens: int = 160
@@ -56,12 +66,20 @@ class LVLMOptions:
 
 
 def build_byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte of UTF-8, any script, no vocabulary file."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *alphabet))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    """Byte-level BPE like Qwen's own, any script: the words of TOKENIZER_CORPUS are one token each, all else bytes."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE,
+        min_frequency=1,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    # Each word as a prompt's first and as a later one: a space before it belongs to the token.
+    words = TOKENIZER_CORPUS.split()
+    tokenizer.train_from_iterator([*words, *(f" {word}" for word in words)], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=SPECIAL_TOKENS[0], additional_special_tokens=list(SPECIAL_TOKENS[1:])
     )
@@ -73,7 +91,7 @@ def build_tiny_qwen(options: LVLMOptions) -> Qwen2_5_VLModel:
     third = head_width // 2 // 3  # rotary channels of time, height and width add up to half a head
     config = Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": len(SPECIAL_TOKENS) + 256,
+            "vocab_size": VOCABULARY_SIZE,
             "hidden_size": options.hidden_size,
             "intermediate_size": 2 * options.hidden_size,
             "num_hidden_layers": options.layers,
@@ -144,7 +162,7 @@ class LVLMEncoder(nn.Module):
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, options: LVLMOptions) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model  # a Qwen2_5_VLModel, or peft's wrapper around one
         self.tokenizer = tokenizer
         self.options = options
 
@@ -162,6 +180,7 @@ class LVLMEncoder(nn.Module):
             truncation=True,
             max_length=self.options.max_tokens,
             return_offsets_mapping=True,
+            split_special_tokens=True,  # a caption that says <|image|> is text like any other
             return_tensors="pt",
         )
         device = next(self.model.parameters()).device
@@ -194,7 +213,7 @@ def phrase_weights(prompts: Sequence[Prompt], offsets: Tensor) -> tuple[Tensor, 
 
     A token belongs to a phrase when their character spans meet. `offsets` is B L 2, in characters. N is at least 1.
     """
-    count = max(1, max(len(prompt.phrases) for prompt in prompts))
+    count = max(1, *(len(prompt.phrases) for prompt in prompts))
     weights = torch.zeros(len(prompts), count, offsets.shape[1])
     mask = torch.zeros(len(prompts), count, dtype=torch.bool)
     for row, prompt in enumerate(prompts):

@@ -1,12 +1,14 @@
 """A prompt taken apart: global sentence, object phrases, quoted strings, each with its character span.
 
 A quoted string is what the picture has to spell. These pairs of marks are known: "" '' “” „“ ‘’ «» 「」 『』.
-A straight or curly apostrophe inside a word (don't, it’s, the dogs' bowl) is not a mark.
+A straight or curly apostrophe inside a word (don't, it’s, the dogs' bowl) is not a mark. Scripts that write words
+without spaces, or endings straight after a quotation (写着'你好'的, '안녕'이라고), have no apostrophes.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from vlad.errors import UserError
 from vlad.records import Prompt, Span
@@ -22,6 +24,11 @@ CLOSING_MARKS = {
     "『": "』",
 }
 APOSTROPHES = "'’"
+# Thai and Lao, Burmese, Hangul, Khmer, and from the CJK radicals on: kana, Han and the wide forms.
+_NO_APOSTROPHE = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\ua4cf\ua960-\ua97f\uac00-\ud7ff"
+    "\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
+)
 # A phrase ends where one of these begins: verbs of writing, conjunctions, prepositions, relative pronouns.
 PHRASE_BREAKS = frozenset(
     """above across against and are around as at be behind being below beneath beside between but by down during for
@@ -32,13 +39,23 @@ PHRASE_BREAKS = frozenset(
 _WORD = re.compile(r"\w+(?:[-'’]\w+)*", re.UNICODE)
 
 
+def _joins(character: str) -> bool:
+    """Whether it belongs to the letter before it: combining marks, vowel signs, joiners."""
+    return unicodedata.category(character) in ("Mn", "Mc", "Me", "Cf")
+
+
+def _takes_apostrophe(character: str) -> bool:
+    """Whether an apostrophe can stand beside it: letters and digits, of the scripts that know apostrophes."""
+    return (character.isalnum() or _joins(character)) and not _NO_APOSTROPHE.match(character)
+
+
 def _is_apostrophe(text: str, index: int) -> bool:
     """Whether the mark at `index` stands between two letters: don't, l’eau."""
     if text[index] not in APOSTROPHES:
         return False
     before = text[index - 1] if index > 0 else " "
     after = text[index + 1] if index + 1 < len(text) else " "
-    return before.isalnum() and after.isalnum()
+    return _takes_apostrophe(before) and _takes_apostrophe(after)
 
 
 def _opens(text: str, index: int) -> bool:
@@ -46,7 +63,7 @@ def _opens(text: str, index: int) -> bool:
     if text[index] not in CLOSING_MARKS or _is_apostrophe(text, index):
         return False
     # "the dogs' bowl": a single mark straight after a letter closes a genitive, it does not open.
-    return text[index] not in APOSTROPHES or index == 0 or not text[index - 1].isalnum()
+    return text[index] not in APOSTROPHES or index == 0 or not _takes_apostrophe(text[index - 1])
 
 
 def _closing_index(text: str, start: int, closing: str) -> int | None:
@@ -93,17 +110,23 @@ def find_phrases(text: str, quotes: tuple[Span, ...]) -> tuple[Span, ...]:
     that says "HOUSE" in white letters" gives "a blue sign" and "white letters".
     """
     phrases: list[Span] = []
-    words = [match for match in _WORD.finditer(text) if not any(q.start <= match.start() < q.end for q in quotes)]
+    # Between the quotes, each stretch on its own: no word reaches over a mark that opens or closes.
+    edges = [0, *(edge for quote in quotes for edge in (quote.start, quote.end)), len(text)]
+    words = [
+        match for start, end in zip(edges[::2], edges[1::2], strict=True) for match in _WORD.finditer(text, start, end)
+    ]
     run: list[re.Match[str]] = []
 
     def close_run() -> None:
         if any(match.group().lower() not in ("a", "an", "the") for match in run):
             start, end = run[0].start(), run[-1].end()
+            while end < len(text) and _joins(text[end]):
+                end += 1
             phrases.append(Span(text[start:end], start, end))
         run.clear()
 
     for match in words:
-        if run and text[run[-1].end() : match.start()].strip():
+        if run and not all(c.isspace() or _joins(c) for c in text[run[-1].end() : match.start()]):
             close_run()
         if match.group().lower() in PHRASE_BREAKS:
             close_run()

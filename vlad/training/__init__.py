@@ -1,1 +1,1 @@
-"""Training: stages, data module, optimiser, exponential average, checkpoints, callbacks. The only room with lightning."""
+"""Training: stages, data module, optimiser, exponential average, checkpoints, callbacks. Only here: lightning."""

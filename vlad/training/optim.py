@@ -48,7 +48,7 @@ def trainable(modules: Iterable[nn.Module]) -> dict[str, nn.Parameter]:
     }
 
 
-def build_optimizer(module: nn.Module, options: OptimOptions) -> torch.optim.AdamW:
+def build_optimizer(module: nn.Module, options: OptimOptions, fused: bool = False) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; matrices decay, vectors (biases, norms, temperature) and tables do not."""
     tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -62,7 +62,7 @@ def build_optimizer(module: nn.Module, options: OptimOptions) -> torch.optim.Ada
         [group for group in groups if group["params"]],
         lr=options.learning_rate,
         betas=(options.beta1, options.beta2),
-        fused=True,
+        fused=fused,
     )
 
 

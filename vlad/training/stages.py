@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -63,8 +64,9 @@ class _Stage(L.LightningModule):
         self.optim = optim
         self.strict_loading = False  # frozen parts are not in the file; `on_load_checkpoint` compares the rest
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = build_optimizer(self, self.optim)
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        # Lightning clips no gradients of a fused optimiser under autocast.
+        optimizer = build_optimizer(self, self.optim, fused=self.trainer.precision == "32-true")
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, self.optim))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -100,7 +102,7 @@ class AutoencoderStage(_Stage):
         self.autoencoder = autoencoder
         self.losses = losses
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # One glyph map for three pictures: strokes on black are the easier half.
         pixels = torch.cat([batch.pictures, batch.glyph_maps[: max(1, len(batch.keys) // 3)]])  # B 3 H W
         latents = self.autoencoder.encode(pixels)  # B C h w
@@ -123,14 +125,12 @@ class LayoutStage(_Stage):
         self.unet = parts.layout_unet
         self.scheduler, self.noise, self.losses = scheduler, noise, losses
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         z = _encode_frozen(self.autoencoder, batch.glyph_maps)  # B C h w
         t = _read_prompts(self.text_side, batch)
         alignment = _alignment_loss(self.text_side, self.alignment, t, batch, self.losses)
         t = t.dropped(_kept(len(z), self.losses.text_dropout, self.device))
-        diffusion, _, _ = denoising_loss(
-            self.unet, self.scheduler, self.noise, z, t, pixel_weights=batch.loss_weights
-        )
+        diffusion, _, _ = denoising_loss(self.unet, self.scheduler, self.noise, z, t, pixel_weights=batch.loss_weights)
         # Eq. 8: L = L_align + lambda L_diff
         loss = self.losses.align_weight * alignment + self.losses.diffusion_weight * diffusion
         self.log_losses(loss=loss, align=alignment, diffusion=diffusion)
@@ -156,7 +156,7 @@ class RefineStage(_Stage):
         self.with_layout = with_layout
         self.trains_text = any(parameter.requires_grad for parameter in self.text_side.parameters())
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x_0 = _encode_frozen(self.autoencoder, batch.pictures)  # B C h w
         with torch.set_grad_enabled(self.trains_text):
             t = _read_prompts(self.text_side, batch)

@@ -29,6 +29,11 @@ LEAST_CONFIDENCE = 0.5  # of the OCR engine; below it a line counts as not legib
 # From this height over width on a line of several letters runs up or down, and the engine does not say which.
 TALL_ASPECT = 1.5
 
+# Less holds no text. A strip is crushed in training, and an OCR engine enlarges its shorter side: 32 x 1024 pixels
+# take rapidocr 13 s and 2.8 GB.
+MIN_SIDE_PIXELS = 32
+MAX_ASPECT = 16
+
 ReadText = Callable[[np.ndarray], tuple[TextLine, ...]]
 
 
@@ -141,6 +146,12 @@ def _load_picture(path: Path, max_side_pixels: int) -> np.ndarray:
         with Image.open(path, formats=sorted(set(PICTURE_FORMATS.values()))) as picture:
             if picture.width * picture.height > MAX_PICTURE_PIXELS:
                 raise _Unusable(f"{picture.width} x {picture.height} pixels are over the limit of {MAX_PICTURE_PIXELS}")
+            shorter, longer = sorted(picture.size)
+            if shorter < MIN_SIDE_PIXELS or longer > MAX_ASPECT * shorter:
+                raise _Unusable(
+                    f"{picture.width} x {picture.height} pixels: a side is under {MIN_SIDE_PIXELS}, or one is over"
+                    f" {MAX_ASPECT} times the other"
+                )
             return _upright_rgb(picture, max_side_pixels)
     except Image.DecompressionBombError:
         raise _Unusable(f"its pixels are over the limit of {MAX_PICTURE_PIXELS}") from None

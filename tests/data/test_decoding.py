@@ -1,0 +1,136 @@
+"""Bytes <-> samples: what is encoded decodes, and nothing else gets through."""
+
+import io
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vlad.data.decoding import BadSample, decode_picture, decode_sample, encode_sample
+from vlad.records import Layout, ObjectBox, Sample, TextLine
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+
+# What UTF-8 can hold: no lone surrogates.
+words = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+points = st.tuples(st.floats(-2, 2), st.floats(-2, 2))
+lines = st.builds(
+    TextLine,
+    text=words,
+    polygon=st.lists(points, min_size=4, max_size=12).map(tuple),
+    language=st.none() | words,
+    font=st.none() | words,
+    colour=st.none() | words,
+    valid=st.booleans(),
+    confidence=st.none() | st.floats(0, 1),
+)
+
+
+def encoded_picture(extension):
+    return encode_sample(Sample("key", PICTURE, "a sign", Layout(())), extension)[extension]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(lines, max_size=4), words.filter(str.strip), st.none() | words)
+def test_a_sample_comes_back_as_it_was(drawn, caption, source):
+    boxes = (ObjectBox("a sign", (0.0, 0.1, 0.5, 1.0)),)
+    sample = Sample("key", PICTURE, caption, Layout(tuple(drawn)), boxes, source, "CC0-1.0")
+    back = decode_sample(encode_sample(sample), "key")
+    assert np.array_equal(back.picture, PICTURE)
+    assert (back.key, back.caption, back.objects) == ("key", caption, boxes)
+    assert (back.source, back.licence) == (source, "CC0-1.0")
+    assert len(back.layout.lines) == len(drawn)
+    for line, original in zip(back.layout.lines, drawn, strict=True):
+        # Coordinates are kept to five decimals: a hundredth of a pixel at 1,000 pixels.
+        assert np.allclose(line.polygon, original.polygon, atol=5.1e-6)
+        assert (line.text, line.language, line.font) == (original.text, original.language, original.font)
+        assert (line.colour, line.valid, line.confidence) == (original.colour, original.valid, original.confidence)
+
+
+@pytest.mark.parametrize("extension", ["jpg", "webp"])
+def test_a_lossy_picture_stays_close(extension):
+    flat = np.full((16, 16, 3), (200, 30, 40), dtype=np.uint8)
+    back = decode_sample(encode_sample(Sample("key", flat, "a sign", Layout(())), extension), "key")
+    assert back.picture.shape == flat.shape
+    assert np.abs(back.picture.astype(int) - flat).max() < 12
+
+
+def test_a_picture_of_another_mode_becomes_rgb():
+    buffer = io.BytesIO()
+    Image.new("L", (4, 3), 7).save(buffer, "PNG")
+    assert (decode_picture(buffer.getvalue(), "png") == np.full((3, 4, 3), 7)).all()
+
+
+def claiming(width, height):
+    """A small PNG whose header claims another size."""
+    data = bytearray(encoded_picture("png"))
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("side", [9_000, 60_000])
+def test_a_pixel_bomb_is_refused_by_its_header(side):
+    """9,000 x 9,000 is over our limit alone, 60,000 x 60,000 over Pillow's too."""
+    with pytest.raises(BadSample):
+        decode_picture(claiming(side, side), "png")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no picture", encoded_picture("png")[:-30], encoded_picture("jpg")],
+    ids=["empty", "text", "cut off", "another format than its name says"],
+)
+def test_damaged_pictures_are_bad_samples(data):
+    with pytest.raises(BadSample, match="does not decode"):
+        decode_picture(data, "png")
+
+
+LINE = {"text": "A", "polygon": [[0, 0], [1, 0], [1, 1], [0, 1]]}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"null",
+        b"[" * 100_000,
+        b"{}",
+        {"caption": " "},
+        {"caption": 3},
+        {"caption": "a", "lines": None},
+        {"caption": "a", "lines": [None]},
+        {"caption": "a", "lines": [LINE | {"polygon": [[0, 0], [1, 0], [1, 1]]}]},
+        {"caption": "a", "lines": [LINE | {"polygon": [[0, 0], [1, 0], [1, 1], [0, 10**400]]}]},
+        {"caption": "a", "lines": [LINE | {"confidence": "high"}]},
+        {"caption": "a", "lines": [LINE | {"words": []}]},
+        {"caption": "a", "objects": [{"phrase": "b", "box": [0, 0, 1]}]},
+        {"caption": "a", "objects": [{"phrase": "b", "box": [0, 0, 1, 10**400]}]},
+        b'{"caption": "a", "objects": [{"phrase": "b", "box": [0, 0, 1, Infinity]}]}',
+    ],
+)
+def test_records_that_are_none_are_bad_samples(record):
+    data = record if isinstance(record, bytes) else json.dumps(record).encode()
+    with pytest.raises(BadSample):
+        decode_sample({"png": encoded_picture("png"), "json": data}, "key")
+
+
+def test_a_missing_member_is_named():
+    good = encode_sample(Sample("key", PICTURE, "a sign", Layout(())))
+    with pytest.raises(BadSample, match="no picture; known: jpg"):
+        decode_sample({"json": good["json"], "gif": b""}, "key")
+    with pytest.raises(BadSample, match="no json"):
+        decode_sample({"png": good["png"]}, "key")
+
+
+def test_a_huge_record_is_refused():
+    data = json.dumps({"caption": "a" * 4_100_000}).encode()
+    with pytest.raises(BadSample, match="over the size limit"):
+        decode_sample({"png": encoded_picture("png"), "json": data}, "key")

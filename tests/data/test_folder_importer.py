@@ -1,0 +1,265 @@
+"""A folder of pictures: what becomes a sample, what is skipped and why, and the captions that are made."""
+
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from vlad.data.importers.folder import (
+    FolderOptions,
+    Skipped,
+    compose_caption,
+    find_pictures,
+    import_pictures,
+    sample_keys,
+)
+from vlad.data.shards import read_members, write_shards
+from vlad.errors import UserError
+from vlad.layout.polygons import box_polygon
+from vlad.records import Sample, TextLine
+from vlad.text.prompt import parse_prompt
+
+OPEN = TextLine("OPEN", box_polygon(0.1, 0.1, 0.9, 0.3), confidence=0.9)
+
+
+def save(path, colour="red", size=(40, 32), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **options)
+    return path
+
+
+def import_all(folder, lines=(OPEN,), options=None):
+    pictures = find_pictures(folder)
+    keys = sample_keys(folder, pictures)
+    return list(import_pictures(pictures, keys, lambda picture: tuple(lines), options or FolderOptions(), workers=2))
+
+
+def import_one(path, lines=(OPEN,), options=None):
+    (item,) = import_all(path.parent, lines, options)
+    return item
+
+
+# Finding
+
+
+def test_pictures_are_found_below_in_any_case_and_order(tmp_path):
+    for name in ("b.JPG", "a/z.png", "a/b/c.WebP", "c.jpeg", "notes.txt", "d.gif", ".hidden/x.png", ".y.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "folder.png").mkdir()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_pictures(tmp_path)]
+    assert found == ["a/b/c.WebP", "a/z.png", "b.JPG", "c.jpeg"]
+
+
+def test_a_folder_that_is_none_is_named(tmp_path):
+    with pytest.raises(UserError, match="There is no folder"):
+        find_pictures(tmp_path / "none")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file; name the folder"):
+        find_pictures(tmp_path / "file")
+    with pytest.raises(UserError, match="There are no pictures"):
+        find_pictures(tmp_path)
+
+
+# Keys
+
+
+def test_keys_have_no_dots_and_no_slashes():
+    folder = Path("pictures")
+    names = ["a b/c.d.jpg", "ä/日本.png", "..png", "v1.2/x.webp"]
+    assert sample_keys(folder, [folder / name for name in names]) == ("a_b_c_d", "ä_日本", "picture", "v1_2_x")
+
+
+@given(st.lists(st.text(min_size=1, max_size=8), max_size=8))
+def test_keys_are_unique_and_safe(names):
+    folder = Path("pictures")
+    paths = [folder / f"{name.replace('/', '').replace(chr(0), '')}x.jpg" for name in names]
+    keys = sample_keys(folder, paths)
+    assert len(set(keys)) == len(names)
+    assert all(re.fullmatch(r"[\w-]+", key) for key in keys)
+
+
+def test_pictures_whose_keys_collide_all_arrive(tmp_path):
+    for name in ("a.jpg", "a.png", "a b.png", "a_b.png", "a-2.png"):
+        save(tmp_path / "in" / name)
+    samples = import_all(tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    write_shards(samples, tmp_path / "out", extension="jpg")
+    keys = [key for key, members in read_members(str(tmp_path / "out/000000.tar")) if set(members) == {"jpg", "json"}]
+    assert len(keys) == len(set(keys)) == 5
+
+
+# Pictures
+
+
+def test_a_picture_becomes_a_sample(tmp_path):
+    sample = import_one(save(tmp_path / "a.png", (200, 10, 20)))
+    assert isinstance(sample, Sample)
+    assert sample.picture.shape == (32, 40, 3)
+    assert (sample.picture == (200, 10, 20)).all()
+    assert sample.layout.lines == (OPEN,)
+    assert (sample.key, sample.caption) == ("a", 'a picture that says "OPEN"')
+
+
+def test_large_pictures_are_downsized(tmp_path):
+    options = FolderOptions(max_side_pixels=64)
+    save(tmp_path / "wide.png", size=(400, 100))
+    save(tmp_path / "tall.jpg", size=(80, 1280))
+    save(tmp_path / "small.webp", size=(64, 40))
+    shapes = [sample.picture.shape[:2] for sample in import_all(tmp_path, options=options)]
+    assert shapes == [(40, 64), (64, 4), (16, 64)]  # small, tall, wide
+
+
+def test_the_camera_s_turn_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise brings it upright
+    picture = Image.new("RGB", (60, 40), "white")
+    picture.paste("black", (0, 0, 10, 40))  # on the left as stored
+    picture.save(tmp_path / "a.png", exif=exif)
+    upright = import_one(tmp_path / "a.png").picture
+    assert upright.shape == (60, 40, 3)
+    assert (upright[:9] == 0).all()  # at the top as seen
+    assert (upright[11:] == 255).all()
+
+
+def test_every_mode_becomes_rgb_and_what_shows_through_is_white(tmp_path):
+    Image.new("RGBA", (32, 32), (10, 20, 30, 0)).save(tmp_path / "a.png")
+    Image.new("L", (32, 32), 77).save(tmp_path / "b.png")
+    Image.fromarray(np.full((32, 32), 0x80FF, dtype=np.uint16)).save(tmp_path / "c.png")
+    Image.new("P", (32, 32)).save(tmp_path / "d.png", transparency=0)
+    Image.new("CMYK", (32, 32), (0, 0, 0, 0)).save(tmp_path / "e.jpg")
+    values = [int(sample.picture[0, 0, 0]) for sample in import_all(tmp_path)]
+    assert values == [255, 77, 0x80, 255, 255]
+
+
+def test_a_picture_with_the_wrong_extension_is_taken(tmp_path):
+    save(tmp_path / "a.jpg", format="PNG")
+    assert isinstance(import_one(tmp_path / "a.jpg"), Sample)
+
+
+def png_claiming(path, width, height):
+    data = bytearray(save(path).read_bytes())
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    path.write_bytes(data)
+
+
+def test_what_cannot_be_used_is_skipped_with_its_reason(tmp_path):
+    (tmp_path / "a-empty.jpg").touch()
+    (tmp_path / "b-text.png").write_text("not a picture")
+    whole = save(tmp_path / "c-cut.png", size=(200, 200)).read_bytes()
+    (tmp_path / "c-cut.png").write_bytes(whole[: len(whole) // 2])
+    png_claiming(tmp_path / "d-bomb.png", 9_000, 9_000)
+    png_claiming(tmp_path / "e-bomb.png", 60_000, 60_000)
+    (tmp_path / "f-gone.png").symlink_to(tmp_path / "nowhere.png")
+    save(tmp_path / "g-caption.png")
+    (tmp_path / "g-caption.txt").write_bytes(b"\xff\xfe caption")
+    save(tmp_path / "h-small.png", size=(500, 31))
+    save(tmp_path / "i-strip.png", size=(40, 641))
+    save(tmp_path / "j-good.png")
+    items = import_all(tmp_path)
+    assert [item.path.name for item in items[:-1] if isinstance(item, Skipped)] == [
+        path.name for path in sorted(tmp_path.glob("*.??g"))[:-1]
+    ]
+    reasons = [item.reason for item in items[:-1]]
+    for reason, said in zip(
+        reasons,
+        (
+            "empty",
+            "damaged",
+            "decode",
+            "9000 x 9000",
+            "limit",
+            "No such file",
+            "g-caption.txt is not UTF-8",
+            "31",
+            "641",
+        ),
+        strict=True,
+    ):
+        assert said in reason
+    assert items[-1].key == "j-good"
+
+
+# Captions and lines
+
+
+def test_a_caption_beside_the_picture_is_taken(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("\ufeff a red  wall \nsecond line\n", encoding="utf-8")
+    save(tmp_path / "b.png")
+    (tmp_path / "b.txt").write_text("\n", encoding="utf-8")
+    save(tmp_path / "c.png")
+    (tmp_path / "caption.txt").write_text("not special", encoding="utf-8")
+    made = 'a picture that says "OPEN"'
+    assert [sample.caption for sample in import_all(tmp_path)] == ["a red wall", made, made]
+
+
+def test_doubtful_lines_are_kept_but_not_valid(tmp_path):
+    doubtful = TextLine("XQ", box_polygon(0.1, 0.5, 0.9, 0.7), confidence=0.49)
+    sample = import_one(save(tmp_path / "a.png"), (doubtful, OPEN))
+    assert [(line.text, line.valid) for line in sample.layout.lines] == [("OPEN", True), ("XQ", False)]
+    assert sample.caption == 'a picture that says "OPEN"'
+
+
+def test_lines_that_run_up_or_down_are_not_valid(tmp_path):
+    tall, letter = box_polygon(0.1, 0.1, 0.2, 0.9), box_polygon(0.4, 0.1, 0.5, 0.9)
+    lines = (TextLine("SPINE", tall), TextLine("I", letter), OPEN)
+    sample = import_one(save(tmp_path / "a.png"), lines)
+    assert {line.text for line in sample.layout.lines if line.valid} == {"I", "OPEN"}
+
+
+def line(text, top, height=0.1, **fields):
+    return TextLine(text, box_polygon(0.1, top, 0.9, top + height), **fields)
+
+
+def test_the_largest_lines_are_quoted_in_reading_order():
+    lines = [line("small", 0.0, 0.05), line("B", 0.1, 0.2), line("C", 0.4, 0.1), line("D", 0.6, 0.3)]
+    assert compose_caption(lines, 3) == 'a picture that says "B", "C" and "D"'
+    assert compose_caption(lines, 2) == 'a picture that says "B" and "D"'
+    assert compose_caption(lines, 1) == 'a picture that says "D"'
+
+
+def test_equal_lines_are_told_apart():
+    lines = [line("SALE", 0.0), line("SALE", 0.0), line("SALE", 0.0)]
+    assert compose_caption(lines, 2) == 'a picture that says "SALE" and "SALE"'
+
+
+def test_captions_without_legible_text():
+    assert compose_caption([], 3) == "a picture without text"
+    assert compose_caption([line("XQ", 0.1, valid=False)], 3) == "a picture"
+    assert compose_caption([line('"', 0.1)], 3) == "a picture"
+
+
+def test_a_long_line_is_quoted_whole():
+    assert f'"{"LONG " * 20}LINE"' in compose_caption([line("LONG " * 20 + "LINE", 0.1)], 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "quoted"),
+    [('"HI"', "HI"), ('SAY "HI" NOW', "SAY 'HI' NOW"), ("DON'T", "DON'T"), ("“HI”", "“HI”"), ("A\n B", "A B")],
+)
+def test_quotation_marks_in_the_text_do_not_end_the_quotation(text, quoted):
+    caption = compose_caption([line(text, 0.1), line("OPEN", 0.3)], 3)
+    assert parse_prompt(caption).strings == (quoted, "OPEN")
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=("Cs",)), max_size=8), max_size=4))
+def test_every_made_caption_parses_back(texts):
+    lines = [line(text, number / 5) for number, text in enumerate(texts)]
+    caption = compose_caption(lines, 4)
+    assert all('"' not in string for string in parse_prompt(caption).strings)
+    assert caption.count('"') == 2 * len(parse_prompt(caption).strings)
+
+
+@pytest.mark.parametrize("mistake", [{"max_side_pixels": 8}, {"max_strings": 0}])
+def test_options_that_cannot_be_are_refused(mistake):
+    with pytest.raises(UserError):
+        FolderOptions(**mistake)

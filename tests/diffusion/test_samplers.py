@@ -1,0 +1,141 @@
+"""Guidance against its formula with one UNet call a term, and solvers that have to land on x_0."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from vlad.diffusion.noise import NoiseOptions, Scheduler, build_scheduler
+from vlad.diffusion.samplers import guided, sample_latents
+from vlad.diffusion.unets import UNetOptions, build_unet, denoise
+from vlad.records import Conditioning
+
+WIDTH, CELLS, CHANNELS = 16, 4, 4
+X_T = torch.randn(2, CHANNELS, CELLS, CELLS, generator=torch.Generator().manual_seed(0))
+Z = torch.randn(2, CHANNELS, CELLS, CELLS, generator=torch.Generator().manual_seed(1))
+TIMESTEP = torch.tensor(400)
+
+
+def build(with_z: bool) -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return build_unet(UNetOptions((32,), 1, 2), CHANNELS, CHANNELS if with_z else 0, WIDTH, CELLS).eval()
+
+
+def condition() -> Conditioning:
+    generator = torch.Generator().manual_seed(2)
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    return Conditioning(
+        torch.randn(2, 3, WIDTH, generator=generator), mask, torch.randn(2, WIDTH, generator=generator)
+    )
+
+
+def count_rows(unet: UNet2DConditionModel) -> list[int]:
+    """Grows by the batch rows of every call of the UNet."""
+    rows: list[int] = []
+    unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    return rows
+
+
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (3.0, 3.0), (4.0, 1.0), (1.0, 2.5), (5.0, 2.0), (0.0, 0.0), (0.0, 1.5)])
+@torch.no_grad()
+def test_guidance_is_its_formula(scales: tuple[float, float]) -> None:
+    text_scale, layout_scale = scales
+    unet, t = build(with_z=True), condition()
+    nothing = t.dropped(torch.tensor([False, False]))
+    steps = TIMESTEP.expand(2)
+    e_00 = denoise(unet, X_T, steps, nothing, torch.zeros_like(Z))
+    e_0z = denoise(unet, X_T, steps, nothing, Z)
+    e_tz = denoise(unet, X_T, steps, t, Z)
+    wanted = e_00 + layout_scale * (e_0z - e_00) + text_scale * (e_tz - e_0z)
+    assert min((first - second).abs().max() for first, second in pairwise((e_00, e_0z, e_tz))) > 1e-3
+
+    result = guided(unet, t, Z, text_scale, layout_scale)(X_T, TIMESTEP)
+
+    torch.testing.assert_close(result, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("text_scale", [1.0, 3.0, 0.0])
+@torch.no_grad()
+def test_guidance_without_a_layout_is_the_usual_one(text_scale: float) -> None:
+    unet, t = build(with_z=False), condition()
+    steps = TIMESTEP.expand(2)
+    e_0 = denoise(unet, X_T, steps, t.dropped(torch.tensor([False, False])))
+    e_t = denoise(unet, X_T, steps, t)
+
+    result = guided(unet, t, None, text_scale, layout_scale=7.0)(X_T, TIMESTEP)
+
+    torch.testing.assert_close(result, e_0 + text_scale * (e_t - e_0), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("with_z", "text_scale", "layout_scale", "branches"),
+    [
+        (True, 1.0, 1.0, 1),
+        (True, 3.0, 3.0, 2),
+        (True, 3.0, 1.0, 2),
+        (True, 0.0, 0.0, 1),
+        (True, 3.0, 2.0, 3),
+        (False, 1.0, 5.0, 1),
+        (False, 3.0, 5.0, 2),
+    ],
+)
+@torch.no_grad()
+def test_branches_that_add_nothing_are_not_computed(
+    with_z: bool, text_scale: float, layout_scale: float, branches: int
+) -> None:
+    unet = build(with_z)
+    rows = count_rows(unet)
+
+    guided(unet, condition(), Z if with_z else None, text_scale, layout_scale)(X_T, TIMESTEP)
+
+    assert rows == [branches * len(X_T)]
+
+
+def perfect(scheduler: Scheduler, kind: str, x_0: Tensor):  # noqa: ANN201
+    """What a UNet that knows x_0 says at x_t, solved from the forward process."""
+
+    def predict(x_t: Tensor, timestep: Tensor) -> Tensor:
+        if kind == "sample":
+            return x_0
+        if kind == "flow":
+            return (x_t - x_0) / (timestep / 1000)
+        kept = scheduler.alphas_cumprod[timestep]
+        epsilon = (x_t - kept.sqrt() * x_0) / (1 - kept).sqrt()
+        return epsilon if kind == "epsilon" else kept.sqrt() * epsilon - (1 - kept).sqrt() * x_0
+
+    return predict
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20])
+@pytest.mark.parametrize(
+    ("kind", "zero_terminal_snr"),
+    [("epsilon", False), ("v_prediction", False), ("v_prediction", True), ("sample", False), ("sample", True), ("flow", False)],
+)
+def test_a_perfect_prediction_lands_on_x_0(kind: str, zero_terminal_snr: bool, steps: int) -> None:
+    scheduler = build_scheduler(NoiseOptions(prediction=kind, zero_terminal_snr=zero_terminal_snr))
+    x_0 = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(5)) / 2
+    noise = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(6))
+    seen: list[int] = []
+
+    result = sample_latents(perfect(scheduler, kind, x_0), scheduler, noise, steps, seen.append)
+
+    # epsilon's first step divides by sqrt(alpha_bar_T), about 1/20000: float32 keeps three digits of it. And the
+    # library's DDIM steps by 1000 // steps: where that has a remainder, the noise of timestep 0 (0.6 %) stays in.
+    exact = kind == "flow" or (kind != "epsilon" and 1000 % steps == 0)
+    torch.testing.assert_close(result, x_0, atol=1e-4 if exact else 0.02, rtol=0)
+    assert seen == list(range(steps))
+
+
+def test_sampling_is_deterministic_and_depends_on_the_noise() -> None:
+    scheduler = build_scheduler(NoiseOptions(prediction="sample"))
+    noise = torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(6))
+
+    def halve(x_t: Tensor, _: Tensor) -> Tensor:
+        return x_t / 2
+
+    first, again = sample_latents(halve, scheduler, noise, 5), sample_latents(halve, scheduler, noise, 5)
+
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, sample_latents(halve, scheduler, -noise, 5))

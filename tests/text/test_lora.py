@@ -1,0 +1,186 @@
+"""Adapters: identity at first, only they are trained, and a file that does not fit exactly is refused."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vlad.diffusion.unets import UNetOptions, build_unet
+from vlad.errors import UserError
+from vlad.text.lora import LVLM_TARGETS, UNET_TARGETS, LoraOptions, add_adapter, adapter_base, load_adapter, save_adapter
+from vlad.text.lvlm import LVLMOptions, build_tiny_qwen
+
+OPTIONS = LoraOptions(rank=2, alpha=4.0)
+WEIGHTS = "adapter_model.safetensors"
+
+
+class Attention(nn.Module):
+    """A tiny module with the names that adapters look for."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(width, 6)
+        self.v_proj = nn.Linear(6, 6)
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.v_proj(self.q_proj(x)))
+
+
+def build(width: int = 6) -> Attention:
+    torch.manual_seed(0)
+    return Attention(width)
+
+
+def train_b(model: nn.Module) -> None:
+    """What training does to an adapter: B is no longer zero."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """The folder of a trained adapter of `build()`."""
+    model = add_adapter(build(), OPTIONS, ("q_proj", "v_proj"), "runs/base")
+    train_b(model)
+    save_adapter(model, tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def qwen() -> nn.Module:
+    return build_tiny_qwen(LVLMOptions(hidden_size=24, layers=1, heads=2, vision_hidden_size=16, vision_layers=1))
+
+
+def unet() -> nn.Module:
+    return build_unet(UNetOptions(block_channels=(32,), heads=2), 4, 0, 16, 4)
+
+
+@pytest.mark.parametrize(("make", "targets"), [(qwen, LVLM_TARGETS), (unet, UNET_TARGETS)])
+def test_fresh_adapters_change_nothing_and_are_all_that_is_trained(make, targets: tuple[str, ...], tmp_path: Path) -> None:  # noqa: ANN001
+    torch.manual_seed(0)
+    module = make().eval()
+    inputs = (
+        {"input_ids": torch.arange(8)[None]}
+        if make is qwen
+        else {
+            "sample": torch.randn(2, module.config.in_channels, 4, 4),
+            "timestep": torch.tensor([3, 4]),
+            "encoder_hidden_states": torch.randn(2, 5, 16),
+            "class_labels": torch.randn(2, 16),
+        }
+    )
+    with torch.no_grad():
+        before = module(**inputs)[0]
+        model = add_adapter(module, OPTIONS, targets, "runs/base").eval()
+        assert torch.equal(model(**inputs)[0], before)
+
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert all("lora_A" in name or "lora_B" in name for name in trained)
+    for target in targets:
+        assert any(f".{target}." in name for name in trained), target
+
+
+def test_a_trained_adapter_survives_the_round_trip(tmp_path: Path) -> None:
+    x = torch.randn(4, 6)
+    model = add_adapter(build(), OPTIONS, ("q_proj", "v_proj"), "runs/base").eval()
+    train_b(model)
+    save_adapter(model, tmp_path)
+
+    loaded = load_adapter(build(), tmp_path).eval()
+
+    with torch.no_grad():
+        assert (loaded(x) - build()(x)).abs().max() > 0.1
+        torch.testing.assert_close(loaded(x), model(x), atol=1e-5, rtol=1e-5)
+    assert not isinstance(loaded, PeftModel)  # merged: plain weights, as before
+    assert {name for name, _ in loaded.named_parameters()} == {name for name, _ in build().named_parameters()}
+    assert adapter_base(tmp_path) == "runs/base"
+
+
+def test_saving_and_loading_ask_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def refuse(*address: object, **_: object) -> None:
+        asked.append(address)
+        raise OSError("no network here")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    # A name that could be a repository on the hub, and a model that has a vocabulary.
+    model = add_adapter(qwen(), OPTIONS, LVLM_TARGETS, "runs/base")
+    train_b(model)
+
+    save_adapter(model, tmp_path)
+
+    load_adapter(qwen(), tmp_path)
+    assert asked == []
+
+
+def test_an_untrained_adapter_is_not_published(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="nothing was trained"):
+        save_adapter(add_adapter(build(), OPTIONS, ("q_proj",), "runs/base"), tmp_path)
+
+
+@pytest.mark.parametrize("targets", [("to_q",), ("q_proj", "to_q"), ("proj",)])
+def test_a_target_that_matches_nothing_is_refused_with_the_candidates(targets: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match=rf"no module matches {targets[-1]}; this model has q_proj, v_proj"):
+        add_adapter(build(), OPTIONS, targets, "runs/base")
+
+
+def test_an_adapter_of_another_base_is_refused_with_its_base(adapter: Path) -> None:
+    with pytest.raises(UserError, match=r"does not fit this model .*size mismatch.*trained on: runs/base") as caught:
+        load_adapter(build(width=8), adapter)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("drop", "add", "message"),
+    [
+        ("v_proj.lora_B", None, r"1 tensors differ, the first is .*v_proj\.lora_B\.default\.weight \(not in the adapter\)"),
+        (None, "base_model.model.k_proj.lora_A.weight", r"1 tensors differ.*k_proj.*\(not in this model\)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
+def test_an_adapter_with_other_tensors_is_refused(adapter: Path, drop: str | None, add: str | None, message: str) -> None:
+    tensors = load_file(adapter / WEIGHTS)
+    kept = {name: value for name, value in tensors.items() if drop is None or drop not in name}
+    assert len(kept) == len(tensors) - (drop is not None)
+    if add is not None:
+        kept[add] = torch.zeros(2, 6)
+    save_file(kept, adapter / WEIGHTS)
+
+    with pytest.raises(UserError, match=message):
+        load_adapter(build(), adapter)
+
+
+@pytest.mark.parametrize("missing", ["adapter_config.json", WEIGHTS])
+def test_a_folder_without_an_adapter_is_refused(adapter: Path, missing: str) -> None:
+    (adapter / missing).unlink()
+    with pytest.raises(UserError, match=rf"no adapter in .*{missing} is missing"):
+        load_adapter(build(), adapter)
+
+
+def test_damaged_files_are_refused(adapter: Path) -> None:
+    config = (adapter / "adapter_config.json").read_text()
+    for text in ("{", "[]", json.dumps({"r": 2})):
+        (adapter / "adapter_config.json").write_text(text)
+        with pytest.raises(UserError, match="is not an adapter's config"):
+            load_adapter(build(), adapter)
+
+    (adapter / "adapter_config.json").write_text(config)
+    (adapter / WEIGHTS).write_bytes((adapter / WEIGHTS).read_bytes()[:-8])
+    with pytest.raises(UserError, match="does not fit this model"):
+        load_adapter(build(), adapter)
+
+
+@pytest.mark.parametrize("options", [{"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}, {"dropout": -0.1}])
+def test_impossible_options_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="lora: rank must be at least 1"):
+        LoraOptions(**options)

@@ -1,0 +1,191 @@
+"""The LVLM: bytes in and out, states that no padding touches, pictures as the library's own processor cuts them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import Qwen2Config, Qwen2VLConfig
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from vlad.errors import UserError
+from vlad.text.lvlm import LVLMEncoder, LVLMOptions, build_byte_tokenizer, load_lvlm, qwen_patches
+from vlad.text.prompt import parse_prompt
+
+TINY = LVLMOptions(hidden_size=32, layers=2, heads=2, vision_hidden_size=16, vision_layers=1, vision_pixels=32)
+TOKENIZER = build_byte_tokenizer()
+
+
+def build_encoder(options: LVLMOptions = TINY) -> LVLMEncoder:
+    torch.manual_seed(0)
+    return LVLMEncoder(*load_lvlm(options), options).eval()
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_every_text_survives_the_byte_tokenizer(text: str) -> None:
+    encoded = TOKENIZER(text, return_offsets_mapping=True, split_special_tokens=True)
+
+    assert TOKENIZER.decode(encoded["input_ids"]) == text
+    assert len(encoded["input_ids"]) == len(text.encode())
+    # One token a byte, and every byte knows the character that it is part of.
+    assert [start for start, _ in encoded["offset_mapping"]] == [
+        index for index, character in enumerate(text) for _ in character.encode()
+    ]
+
+
+@torch.no_grad()
+def test_names_of_special_tokens_in_a_prompt_are_plain_text() -> None:
+    prompt = parse_prompt("a <|image|> of a <|pad|>")
+
+    states = build_encoder()([prompt])
+
+    assert states.mask.sum() == len(prompt.text)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@torch.no_grad()
+def test_padding_never_leaks(pooling: str) -> None:
+    encoder = build_encoder(replace(TINY, pooling=pooling))
+    prompts = [
+        parse_prompt(text)
+        for text in ("on", 'a sign: "日本"', 'an old blue wooden sign under a tall tree that says "HOUSE" in white letters')
+    ]
+
+    together = encoder(prompts)
+
+    assert together.tokens.shape == (3, len(prompts[2].text.encode()), 32)
+    for row, prompt in enumerate(prompts):
+        alone = encoder([prompt])
+        length, phrases = len(prompt.text.encode()), len(prompt.phrases)
+        assert together.mask[row].tolist() == [True] * length + [False] * (together.mask.shape[1] - length)
+        assert together.local_mask[row].sum() == phrases
+        torch.testing.assert_close(together.tokens[row, :length], alone.tokens[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together.global_state[row], alone.global_state[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            together.local_states[row, :phrases], alone.local_states[0, :phrases], atol=1e-5, rtol=1e-5
+        )
+
+
+@torch.no_grad()
+def test_states_of_a_phrase_and_of_the_prompt_are_means_of_their_tokens() -> None:
+    encoder = build_encoder()
+    prompt = parse_prompt("ein grünes Schild, 青い看板 „HALLO“")
+
+    states = encoder([prompt])
+
+    assert [phrase.text for phrase in prompt.phrases] == ["ein grünes Schild", "青い看板"]
+    for index, phrase in enumerate(prompt.phrases):
+        # A token is a byte: where the phrase stands in bytes follows from the text alone.
+        first, last = len(prompt.text[: phrase.start].encode()), len(prompt.text[: phrase.end].encode())
+        torch.testing.assert_close(states.local_states[0, index], states.tokens[0, first:last].mean(dim=0))
+    torch.testing.assert_close(states.global_state[0], states.tokens[0].mean(dim=0))
+
+
+@torch.no_grad()
+def test_a_phrase_behind_the_last_token_does_not_exist() -> None:
+    encoder = build_encoder(replace(TINY, max_tokens=12))
+    states = encoder([parse_prompt("a blue sign, a red door")])
+
+    assert states.tokens.shape[1] == 12
+    assert states.local_mask.tolist() == [[True, False]]
+    assert states.local_states[0, 1].abs().max() == 0
+
+
+def test_image_embeddings_have_the_width_of_t_and_carry_gradients() -> None:
+    encoder = build_encoder()
+    pixels = torch.rand(3, 3, 48, 48) * 2 - 1  # not the tower's own size: scaled
+    pixels.requires_grad_()
+
+    v = encoder.image_embeddings(pixels)
+
+    assert v.shape == (3, encoder.width)
+    v[1].square().sum().backward()
+    assert pixels.grad is not None
+    assert pixels.grad[1].abs().max() > 0
+    assert pixels.grad[0].abs().max() == 0  # each picture by itself
+    assert all(parameter.grad is not None for parameter in encoder.model.visual.parameters())
+
+
+@torch.no_grad()
+def test_an_image_embedding_does_not_depend_on_its_batch() -> None:
+    encoder = build_encoder()
+    pixels = torch.rand(4, 3, 32, 32) * 2 - 1
+
+    together = encoder.image_embeddings(pixels)
+
+    torch.testing.assert_close(together[2:3], encoder.image_embeddings(pixels[2:3]), atol=1e-5, rtol=1e-5)
+    assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("side", "patch"), [(32, 8), (56, 14)])
+def test_patches_are_those_of_the_library_s_processor(side: int, patch: int) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=patch,
+        merge_size=2,
+        temporal_patch_size=2,
+        size={"shortest_edge": side * side, "longest_edge": side * side},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    wanted = processor(list(pictures), return_tensors="pt")
+
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
+    patches, grid = qwen_patches(pixels, side, patch, merge=2, frames=2)
+
+    torch.testing.assert_close(patches, wanted["pixel_values"], atol=1e-5, rtol=0)
+    assert grid.tolist() == wanted["image_grid_thw"].tolist()
+
+
+@torch.no_grad()
+def test_a_saved_model_loads_with_equal_states(tmp_path: Path) -> None:
+    encoder = build_encoder()
+    encoder.model.save_pretrained(tmp_path)
+    encoder.tokenizer.save_pretrained(tmp_path)
+    options = replace(TINY, path=str(tmp_path))
+
+    loaded = LVLMEncoder(*load_lvlm(options), options).eval()
+
+    prompts = [parse_prompt('a sign that says "日本"'), parse_prompt("an owl")]
+    before, after = encoder(prompts), loaded(prompts)
+    assert torch.equal(before.tokens, after.tokens)
+    assert torch.equal(before.global_state, after.global_state)
+    assert torch.equal(before.local_states, after.local_states)
+    pixels = torch.rand(1, 3, 32, 32)
+    assert torch.equal(encoder.image_embeddings(pixels), loaded.image_embeddings(pixels))
+
+
+def test_a_half_precision_folder_is_trained_in_full_precision_only_where_it_is_trained(tmp_path: Path) -> None:
+    encoder = build_encoder()
+    encoder.model.to(torch.bfloat16).save_pretrained(tmp_path)
+    encoder.tokenizer.save_pretrained(tmp_path)
+
+    for trained, dtype in (("full", torch.float32), ("lora", torch.bfloat16), ("frozen", torch.bfloat16)):
+        model, _ = load_lvlm(replace(TINY, path=str(tmp_path), trained=trained))
+        assert {parameter.dtype for parameter in model.parameters()} == {dtype}, trained
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (Qwen2Config(hidden_size=32, num_hidden_layers=1), "is a qwen2 model without a vision tower"),
+        (Qwen2VLConfig(), "is a qwen2_vl model; known: qwen2_5_vl"),
+        (None, "holds no model that transformers can load"),
+    ],
+)
+def test_a_folder_of_another_kind_is_refused(
+    tmp_path: Path, config: Qwen2Config | Qwen2VLConfig | None, message: str
+) -> None:
+    if config is not None:
+        config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=message):
+        load_lvlm(replace(TINY, path=str(tmp_path)))
+
+
+def test_a_missing_folder_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"lvlm\.path: .*nowhere is neither a folder here nor in reach on the hub"):
+        load_lvlm(replace(TINY, path=str(tmp_path / "nowhere")))
