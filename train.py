@@ -20,12 +20,15 @@ def main() -> int:
     from vlad.config import load_config
 
     config = load_config(arguments.config, arguments.overrides)
+    from vlad.distributed import is_main_process
     from vlad.launch import is_finished, run
 
     if is_finished(config):
         print(f"{config.directory} is finished; give name=... for a new run, or sample from it.")
         return 0
     result = run(config)
+    if not is_main_process():
+        return 0
     if result.finished:
         print(f"Finished: {result.directory}. Next: python sample.py {result.directory} --prompt '...'")
     else:

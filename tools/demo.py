@@ -96,7 +96,7 @@ def main() -> None:
         "sample", "sample.py", relative[0], "--prompts", relative[1], "--out", relative[2], "--seed", "1"
     )
     seconds["scores"] = step("score", "tools/evaluate.py", relative[0])
-    draw_curves({stage: run / stage / "logs" / "metrics.csv" for stage in STAGES}, run / "curves.png")
+    draw_curves({stage: run / stage / "logs" for stage in STAGES}, run / "curves.png")
     print_summary(run, seconds, samples)
 
 

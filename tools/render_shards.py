@@ -9,9 +9,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from vlad.errors import run_command_line, writable_directory
+from vlad.errors import UserError, run_command_line, writable_directory
 
 SAMPLES_PER_SHARD = 2000
+BEGUN = "begun-by-render-shards"  # stands in the directory while its signs are being rendered
 
 
 def _render_shard(directory: Path, options: Any, number: int) -> list[dict[str, Any]]:
@@ -49,11 +50,23 @@ def main() -> int:
         )
     )
     directory = Path(config.data.shards)
-    manifest = directory / MANIFEST
-    if manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))["about"] == about:
-        print(f"{directory} holds these {options.count} signs already.")
-        return 0
+    manifest, begun = directory / MANIFEST, directory / BEGUN
+    made_here = begun.is_file()
+    if manifest.is_file():
+        before = json.loads(manifest.read_text(encoding="utf-8")).get("about", {})
+        if before == about:
+            print(f"{directory} holds these {options.count} signs already.")
+            return 0
+        made_here = made_here or before.get("made_by") == about["made_by"]
+    if not made_here and any(directory.glob("*.tar")):
+        raise UserError(
+            f"{directory} holds shards that this tool did not make, and they stay; name another data.shards for"
+            " the signs."
+        )
     writable_directory(directory, "shards", needed_bytes=options.count * options.size_pixels**2)
+    # From here until the manifest is written again the directory says that it is not whole.
+    begun.touch()
+    manifest.unlink(missing_ok=True)
     for old in directory.glob("*.tar"):
         old.unlink()
     shards = -(-options.count // SAMPLES_PER_SHARD)
@@ -67,6 +80,7 @@ def main() -> int:
             entries += job.result()
             bar.update(entries[-1]["samples"])
     write_manifest(directory, entries, about)
+    begun.unlink()
     return 0
 
 

@@ -91,6 +91,14 @@ class TrainerOptions:
     sample_every_steps: int = 500
     log_every_steps: int = 10
 
+    def __post_init__(self) -> None:
+        if self.devices != "auto" and not (self.devices.isdigit() and int(self.devices) > 0):
+            raise UserError(f"trainer.devices must be auto or a number of processes, not {self.devices!r}.")
+        if min(self.nodes, self.checkpoint_every_steps, self.keep_checkpoints, self.log_every_steps) < 1:
+            raise UserError(
+                "trainer: nodes, checkpoint_every_steps, keep_checkpoints and log_every_steps must be at least 1."
+            )
+
 
 @dataclass(frozen=True)
 class Config:

@@ -44,7 +44,7 @@ from vlad.text.composition import CompositionModule, TextSide
 from vlad.text.lora import LoraOptions, add_adapter, merged, save_adapter
 from vlad.text.lvlm import LVLMEncoder, load_lvlm
 from vlad.text.prompt import parse_prompt
-from vlad.training.callbacks import Progress, SampleGrid, StopOnSignal, write_metrics
+from vlad.training.callbacks import Progress, SampleGrid, SeedEachBatch, StopOnSignal, write_metrics
 from vlad.training.checkpoint import Checkpoints, newest_checkpoint
 from vlad.training.datamodule import ShardDataModule
 from vlad.training.ema import ExponentialAverage
@@ -138,8 +138,9 @@ def _shaping(config: Config) -> dict[str, object]:
             flat[prefix] = value
 
     visit("", config)
+    shaping = ("trainer.precision", "trainer.devices", "trainer.nodes")
     free = ("runs", "name", "trainer.", "sample.", "data.shards")
-    return {key: value for key, value in flat.items() if not key.startswith(free)}
+    return {key: value for key, value in flat.items() if key in shaping or not key.startswith(free)}
 
 
 # --- building ------------------------------------------------------------------------------------------------
@@ -217,7 +218,7 @@ def _parts_of_base(config: Config) -> tuple[Parts, Config]:
             parts.layout_unet = add_adapter(parts.layout_unet, lora, lora.unet_targets, base_id)
         parts.refine_unet = add_adapter(parts.refine_unet, lora, lora.unet_targets, base_id)
     layout, refine = config.layout, replace(config.refine, noise=options_of(base.refine_scheduler, config.refine.noise))
-    if base.layout_unet is None:
+    if not base.uses_layout:
         layout = replace(layout, kind="none")
     else:
         layout = replace(layout, kind="latents", noise=options_of(base.layout_scheduler, layout.noise))
@@ -231,7 +232,9 @@ def pipeline_folder(path: Path) -> Path:
         if (folder / "model_index.json").is_file():
             return folder
     if (path / "config.yaml").is_file():
-        raise UserError(f"The run {path} is not finished; train it to its end: python train.py {path}/config.yaml.")
+        raise UserError(
+            f"The run {path} is not finished; run the command that started it again to train it to its end."
+        )
     raise UserError(f"There is no run or pipeline at {path}; train one with: python train.py configs/tiny.yaml.")
 
 
@@ -255,6 +258,7 @@ def _pipeline(config: Config, parts: Parts) -> VLADPipeline:
         refine_unet=parts.refine_unet,
         refine_scheduler=build_scheduler(config.refine.noise),
         picture_pixels=config.data.picture_pixels,
+        with_layout=config.layout.kind != "none",
         pooling=parts.text_side.lvlm.options.pooling,
         max_tokens=parts.text_side.lvlm.options.max_tokens,
         steps=options.steps,
@@ -297,7 +301,8 @@ def _train_stage(config: Config, parts: Parts, index: ShardIndex, name: str, lab
     images_per_step = config.data.batch_size * optim.accumulate_batches * processes
     progress = Progress(label, images_per_step, optim.steps)
     stop = StopOnSignal()
-    callbacks: list[L.Callback] = [stop, average, progress]
+    seeds = SeedEachBatch(config.seed, name, lambda: data.first_batch)
+    callbacks: list[L.Callback] = [seeds, stop, average, progress]
     if name != "autoencoder":
         draw = _grid_drawer(config, parts, index, name)
         samples = config.directory / "samples" / name
@@ -314,7 +319,8 @@ def _train_stage(config: Config, parts: Parts, index: ShardIndex, name: str, lab
         gradient_clip_val=optim.clip_grad_norm,
         callbacks=callbacks,
         logger=[
-            CSVLogger(directory, name="logs", version="", flush_logs_every_n_steps=50),
+            # A start's own folder: the logger would delete the curves of the start before.
+            CSVLogger(directory, name="logs", version=_log_version(newest), flush_logs_every_n_steps=50),
             TensorBoardLogger(directory, name="logs", version=""),
         ],
         log_every_n_steps=config.trainer.log_every_steps,
@@ -335,6 +341,10 @@ def _train_stage(config: Config, parts: Parts, index: ShardIndex, name: str, lab
         shutil.rmtree(checkpoints)
     trainer.strategy.barrier()
     return True
+
+
+def _log_version(checkpoint: Path | None) -> str:
+    return f"from-{checkpoint.stem}" if checkpoint is not None else "from-step-00000000"
 
 
 def _build_stage(config: Config, parts: Parts, name: str, index: ShardIndex) -> Stage:
@@ -414,10 +424,11 @@ def _publish_run(config: Config, parts: Parts) -> None:
     """The result of a run: a pipeline in diffusers' format (an adapted LVLM merged), or adapters in peft's."""
     if not makes_adapter(config):
         folder = config.directory / "pipeline"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(parts.alignment.state_dict(), folder / ALIGNMENT)
         pipeline = _pipeline(config, parts)
         pipeline.register_modules(lvlm=merged(pipeline.lvlm))
-        pipeline.save_pretrained(folder)
-        save_file(parts.alignment.state_dict(), folder / ALIGNMENT)
+        pipeline.save_pretrained(folder)  # model_index.json comes last: its presence says the run is finished
         return
     folder = config.directory / "adapter"
     save_adapter(parts.text_side.lvlm.model, folder / "lvlm")

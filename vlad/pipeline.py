@@ -80,6 +80,7 @@ class VLADPipeline(DiffusionPipeline):
         refine_unet: nn.Module,
         refine_scheduler: SchedulerMixin,
         picture_pixels: int = 64,
+        with_layout: bool = True,
         pooling: str = "mean",  # diffusers warns of a Literal
         max_tokens: int = 160,
         steps: int = 20,
@@ -102,6 +103,7 @@ class VLADPipeline(DiffusionPipeline):
         )
         self.register_to_config(
             picture_pixels=picture_pixels,
+            with_layout=with_layout,
             pooling=pooling,
             max_tokens=max_tokens,
             steps=steps,
@@ -115,8 +117,7 @@ class VLADPipeline(DiffusionPipeline):
     @property
     def uses_layout(self) -> bool:
         """Whether the refine UNet takes z (False: the ablation without hierarchical guidance)."""
-        channels = self.refine_unet.config
-        return (channels.in_channels - channels.out_channels) // channels.out_channels >= 1
+        return self.config.with_layout
 
     @property
     def text_side(self) -> TextSide:
@@ -128,13 +129,15 @@ class VLADPipeline(DiffusionPipeline):
         """The prompt taken apart. Raises UserError for what this model cannot draw."""
         parsed = parse_prompt(prompt)
         limits = self.composition.config
-        strings = parsed.strings if layout is None else tuple(line.text for line in layout.lines)
-        if len(strings) > limits.max_strings:
-            raise UserError(
-                f"The prompt {prompt!r} asks for {len(strings)} lines of text; this model draws at most"
-                f" {limits.max_strings}."
-            )
-        for text in strings:
+        if layout is not None and not self.uses_layout:
+            raise UserError("This model was trained without layouts (layout.kind: none) and cannot follow one.")
+        given = () if layout is None else tuple(line.text for line in layout.lines)
+        for where, strings in ((f"The prompt {prompt!r}", parsed.strings), ("The layout", given)):
+            if len(strings) > limits.max_strings:
+                raise UserError(
+                    f"{where} asks for {len(strings)} lines of text; this model draws at most {limits.max_strings}."
+                )
+        for text in (*parsed.strings, *given):
             if len(text) > limits.max_characters:
                 raise UserError(
                     f'The string "{text}" has {len(text)} characters; this model draws at most'

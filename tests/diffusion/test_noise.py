@@ -1,5 +1,7 @@
 """Schedules, targets and weights against the formulas written out."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -102,7 +104,7 @@ def test_zero_terminal_snr_ends_in_pure_noise(kind: str) -> None:
         ("v_prediction", lambda snr: snr.clamp(max=5.0) / (snr + 1)),
     ],
 )
-def test_min_snr_weights_are_the_published_ones_and_one_error_of_x_0(kind: str, formula) -> None:  # noqa: ANN001
+def test_min_snr_weights_are_published_and_one_error_of_x_0(kind: str, formula: Callable[[Tensor], Tensor]) -> None:
     scheduler = build_scheduler(NoiseOptions(prediction=kind, min_snr_gamma=5.0))
     kept = alpha_bar(scheduler)
     snr = (kept / (1 - kept)).flatten()

@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from vlad.diffusion.noise import NoiseOptions, Scheduler, build_scheduler
-from vlad.diffusion.samplers import guided, sample_latents
+from vlad.diffusion.samplers import Predict, guided, sample_latents
 from vlad.diffusion.unets import UNetOptions, build_unet, denoise
 from vlad.records import Conditioning
 
@@ -26,9 +26,7 @@ def build(with_z: bool) -> UNet2DConditionModel:
 def condition() -> Conditioning:
     generator = torch.Generator().manual_seed(2)
     mask = torch.tensor([[True, True, False], [True, True, True]])
-    return Conditioning(
-        torch.randn(2, 3, WIDTH, generator=generator), mask, torch.randn(2, WIDTH, generator=generator)
-    )
+    return Conditioning(torch.randn(2, 3, WIDTH, generator=generator), mask, torch.randn(2, WIDTH, generator=generator))
 
 
 def count_rows(unet: UNet2DConditionModel) -> list[int]:
@@ -93,7 +91,7 @@ def test_branches_that_add_nothing_are_not_computed(
     assert rows == [branches * len(X_T)]
 
 
-def perfect(scheduler: Scheduler, kind: str, x_0: Tensor):  # noqa: ANN201
+def perfect(scheduler: Scheduler, kind: str, x_0: Tensor) -> Predict:
     """What a UNet that knows x_0 says at x_t, solved from the forward process."""
 
     def predict(x_t: Tensor, timestep: Tensor) -> Tensor:
@@ -111,7 +109,14 @@ def perfect(scheduler: Scheduler, kind: str, x_0: Tensor):  # noqa: ANN201
 @pytest.mark.parametrize("steps", [1, 7, 20])
 @pytest.mark.parametrize(
     ("kind", "zero_terminal_snr"),
-    [("epsilon", False), ("v_prediction", False), ("v_prediction", True), ("sample", False), ("sample", True), ("flow", False)],
+    [
+        ("epsilon", False),
+        ("v_prediction", False),
+        ("v_prediction", True),
+        ("sample", False),
+        ("sample", True),
+        ("flow", False),
+    ],
 )
 def test_a_perfect_prediction_lands_on_x_0(kind: str, zero_terminal_snr: bool, steps: int) -> None:
     scheduler = build_scheduler(NoiseOptions(prediction=kind, zero_terminal_snr=zero_terminal_snr))

@@ -18,7 +18,9 @@ TIMESTEPS = torch.tensor([10, 900])
 BOTH_WAYS_UP = pytest.mark.parametrize("up_attention", [True, False])
 
 
-def build(extra: int = CHANNELS, frequencies: int = 2, pooled: bool = True, up_attention: bool = True) -> UNet2DConditionModel:
+def build(
+    extra: int = CHANNELS, frequencies: int = 2, pooled: bool = True, up_attention: bool = True
+) -> UNet2DConditionModel:
     torch.manual_seed(0)
     options = UNetOptions((32, 64), 1, 2, up_attention, frequencies, pooled)
     return build_unet(options, CHANNELS, extra, WIDTH, CELLS).eval()
@@ -27,9 +29,7 @@ def build(extra: int = CHANNELS, frequencies: int = 2, pooled: bool = True, up_a
 def condition(seed: int = 0) -> Conditioning:
     generator = torch.Generator().manual_seed(seed)
     mask = torch.tensor([[True, True, True, False, False], [True] * 5])
-    return Conditioning(
-        torch.randn(2, 5, WIDTH, generator=generator), mask, torch.randn(2, WIDTH, generator=generator)
-    )
+    return Conditioning(torch.randn(2, 5, WIDTH, generator=generator), mask, torch.randn(2, WIDTH, generator=generator))
 
 
 def changed_rows(first: Tensor, second: Tensor) -> list[bool]:
@@ -108,9 +108,7 @@ def test_position_features_are_the_waves_at_the_centres_of_the_cells() -> None:
     for row in range(4):
         for column in range(6):
             y, x = (row + 0.5) / 4, (column + 0.5) / 6
-            wanted = [
-                wave(math.pi * k * place) for place in (y, x) for wave in (math.sin, math.cos) for k in (1, 2)
-            ]
+            wanted = [wave(math.pi * k * place) for place in (y, x) for wave in (math.sin, math.cos) for k in (1, 2)]
             torch.testing.assert_close(features[1, :, row, column], torch.tensor(wanted), atol=1e-6, rtol=0)
 
 

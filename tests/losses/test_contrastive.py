@@ -53,7 +53,7 @@ def test_the_temperature_is_clamped(log_temperature: float, temperature: float) 
 
     loss = head(t, v)
 
-    assert float(head.temperature) == pytest.approx(temperature, rel=1e-5)
+    assert head.temperature.item() == pytest.approx(temperature, rel=1e-5)
     torch.testing.assert_close(loss, contrastive_loss(head.from_text(t), head.from_image(v), temperature))
 
 
@@ -64,7 +64,7 @@ def test_the_head_starts_at_its_temperature_and_trains_all_of_itself() -> None:
 
     head(t, v).backward()
 
-    assert float(head.temperature) == pytest.approx(0.07)
+    assert head.temperature.item() == pytest.approx(0.07)
     for gradient in (t.grad, v.grad, *(parameter.grad for parameter in head.parameters())):
         assert gradient is not None
         assert gradient.abs().max() > 0

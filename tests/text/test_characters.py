@@ -73,7 +73,7 @@ def test_prompts_without_strings_have_one_masked_token() -> None:
     assert mask.tolist() == [[False], [False]]
 
 
-@settings(deadline=None)
+@settings(deadline=None, database=None)
 @given(st.text(min_size=2, max_size=2).filter(lambda pair: pair[0] != pair[1]))
 def test_any_two_characters_of_any_script_differ(pair: str) -> None:
     assert differ(spell(pair[0]), spell(pair[1]))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlad.records import Conditioning, Prompt, TextStates
+from vlad.records import Conditioning
 from vlad.text.composition import CompositionModule, TextSide
 from vlad.text.lvlm import LVLMEncoder, LVLMOptions, load_lvlm
 from vlad.text.prompt import parse_prompt
@@ -26,15 +26,23 @@ def build(kind: str = "transformer", spelling: bool = True) -> TextSide:
     torch.manual_seed(0)
     lvlm = LVLMEncoder(*load_lvlm(TINY), TINY)
     composition = CompositionModule(
-        lvlm.width, kind, width=16, layers=2, heads=2, output_width=20, spelling=spelling, max_characters=6, max_strings=3
+        lvlm.width,
+        kind,
+        width=16,
+        layers=2,
+        heads=2,
+        output_width=20,
+        spelling=spelling,
+        max_characters=6,
+        max_strings=3,
     )
     return TextSide(lvlm, composition).eval()
 
 
 def random_projection(t: Conditioning) -> Tensor:
-    """A sum whose gradient no layer norm cancels."""
-    weights = torch.randn(t.tokens.shape, generator=torch.Generator().manual_seed(1))
-    return (t.tokens * weights).sum()
+    """A sum over all that is handed on, whose gradient no layer norm cancels."""
+    generator = torch.Generator().manual_seed(1)
+    return sum((x * torch.randn(x.shape, generator=generator)).sum() for x in (t.tokens, t.pooled))
 
 
 @KINDS
@@ -53,7 +61,7 @@ def test_tokens_are_the_global_one_then_the_parts_then_the_characters(kind: str,
     assert torch.equal(t.mask, torch.cat(wanted, dim=1))
     assert t.tokens.shape == (*t.mask.shape, 20)
     assert t.pooled.shape == (3, 20)
-    assert torch.equal(t.pooled, t.tokens[:, 0])
+    assert t.pooled.isfinite().all()
     assert t.tokens.isfinite().all()
     assert t.tokens[~t.mask].abs().max() == 0
 
@@ -109,16 +117,24 @@ def test_the_transformer_composes_phrases_and_characters_into_the_pooled_state()
 
 
 @torch.no_grad()
-def test_without_composition_the_pooled_state_is_the_global_one_alone() -> None:
+def test_without_composition_the_prompt_s_own_tokens_go_on_and_phrases_are_not_read() -> None:
     text_side = build("none")
     states = text_side.lvlm(PROMPTS)
-    rubbish = replace(states, tokens=torch.randn_like(states.tokens))
+    t = text_side.composition(states, PROMPTS)
 
-    pooled = text_side.composition(states, PROMPTS).pooled
+    no_phrases = text_side.composition(replace(states, local_states=states.local_states.flip(-1)), PROMPTS)
+    other_tokens = text_side.composition(replace(states, tokens=states.tokens.flip(-1)), PROMPTS)
+    other_global = text_side.composition(replace(states, global_state=states.global_state.flip(-1)), PROMPTS)
 
-    torch.testing.assert_close(text_side.composition(rubbish, PROMPTS).pooled, pooled)
-    moved = replace(states, global_state=states.global_state.flip(-1))
-    assert (text_side.composition(moved, PROMPTS).pooled - pooled).abs().max() > 1e-4
+    assert torch.equal(no_phrases.tokens, t.tokens)
+    assert torch.equal(no_phrases.pooled, t.pooled)
+    # Nothing mixes them: each token's state is its own alone.
+    changed = (other_tokens.tokens - t.tokens).abs().amax(dim=2) > 1e-4
+    wanted = t.mask.clone()
+    wanted[:, 0] = False
+    wanted[:, 1 + states.mask.shape[1] :] = False
+    assert torch.equal(changed, wanted)
+    assert (other_global.pooled - t.pooled).abs().amax(dim=1).min() > 1e-4
 
 
 def parameters_without_gradient(text_side: TextSide) -> set[str]:
@@ -142,7 +158,9 @@ def test_the_pooled_state_alone_trains_the_spelling() -> None:
     (text_side(PROMPTS).pooled * torch.randn(3, 20)).sum().backward()
 
     assert text_side.composition.spelling_encoder is not None
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in text_side.composition.spelling_encoder.parameters())
+    assert all(
+        p.grad is not None and p.grad.abs().max() > 0 for p in text_side.composition.spelling_encoder.parameters()
+    )
 
 
 @KINDS

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,15 @@ from torch import Tensor, nn
 
 from vlad.diffusion.unets import UNetOptions, build_unet
 from vlad.errors import UserError
-from vlad.text.lora import LVLM_TARGETS, UNET_TARGETS, LoraOptions, add_adapter, adapter_base, load_adapter, save_adapter
+from vlad.text.lora import (
+    LVLM_TARGETS,
+    UNET_TARGETS,
+    LoraOptions,
+    adapter_base,
+    add_adapter,
+    load_adapter,
+    save_adapter,
+)
 from vlad.text.lvlm import LVLMOptions, build_tiny_qwen
 
 OPTIONS = LoraOptions(rank=2, alpha=4.0)
@@ -63,7 +72,9 @@ def unet() -> nn.Module:
 
 
 @pytest.mark.parametrize(("make", "targets"), [(qwen, LVLM_TARGETS), (unet, UNET_TARGETS)])
-def test_fresh_adapters_change_nothing_and_are_all_that_is_trained(make, targets: tuple[str, ...], tmp_path: Path) -> None:  # noqa: ANN001
+def test_fresh_adapters_change_nothing_and_are_all_that_is_trained(
+    make: Callable[[], nn.Module], targets: tuple[str, ...]
+) -> None:
     torch.manual_seed(0)
     module = make().eval()
     inputs = (
@@ -143,12 +154,18 @@ def test_an_adapter_of_another_base_is_refused_with_its_base(adapter: Path) -> N
 @pytest.mark.parametrize(
     ("drop", "add", "message"),
     [
-        ("v_proj.lora_B", None, r"1 tensors differ, the first is .*v_proj\.lora_B\.default\.weight \(not in the adapter\)"),
+        (
+            "v_proj.lora_B",
+            None,
+            r"1 tensors differ, the first is .*v_proj\.lora_B\.default\.weight \(not in the adapter\)",
+        ),
         (None, "base_model.model.k_proj.lora_A.weight", r"1 tensors differ.*k_proj.*\(not in this model\)"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys")
-def test_an_adapter_with_other_tensors_is_refused(adapter: Path, drop: str | None, add: str | None, message: str) -> None:
+def test_an_adapter_with_other_tensors_is_refused(
+    adapter: Path, drop: str | None, add: str | None, message: str
+) -> None:
     tensors = load_file(adapter / WEIGHTS)
     kept = {name: value for name, value in tensors.items() if drop is None or drop not in name}
     assert len(kept) == len(tensors) - (drop is not None)

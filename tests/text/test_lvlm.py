@@ -1,4 +1,4 @@
-"""The LVLM: bytes in and out, states that no padding touches, pictures as the library's own processor cuts them."""
+"""The LVLM: any text in and out, states that no padding touches, pictures as the library's own processor cuts them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,15 @@ from transformers import Qwen2Config, Qwen2VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vlad.errors import UserError
-from vlad.text.lvlm import LVLMEncoder, LVLMOptions, build_byte_tokenizer, load_lvlm, qwen_patches
+from vlad.text.lvlm import (
+    SPECIAL_TOKENS,
+    LVLMEncoder,
+    LVLMOptions,
+    build_byte_tokenizer,
+    build_tiny_qwen,
+    load_lvlm,
+    qwen_patches,
+)
 from vlad.text.prompt import parse_prompt
 
 TINY = LVLMOptions(hidden_size=32, layers=2, heads=2, vision_hidden_size=16, vision_layers=1, vision_pixels=32)
@@ -24,26 +32,35 @@ def build_encoder(options: LVLMOptions = TINY) -> LVLMEncoder:
     return LVLMEncoder(*load_lvlm(options), options).eval()
 
 
-@settings(deadline=None)
+@settings(deadline=None, database=None)
 @given(st.text())
-def test_every_text_survives_the_byte_tokenizer(text: str) -> None:
+def test_every_text_survives_the_tokenizer(text: str) -> None:
     encoded = TOKENIZER(text, return_offsets_mapping=True, split_special_tokens=True)
 
     assert TOKENIZER.decode(encoded["input_ids"]) == text
-    assert len(encoded["input_ids"]) == len(text.encode())
-    # One token a byte, and every byte knows the character that it is part of.
-    assert [start for start, _ in encoded["offset_mapping"]] == [
-        index for index, character in enumerate(text) for _ in character.encode()
-    ]
+    # Every character belongs to a token, in order; the bytes of one character share its place.
+    places = list(dict.fromkeys(encoded["offset_mapping"]))
+    assert [0, *(end for _, end in places)] == [*(start for start, _ in places), len(text)]
+
+
+def test_common_words_are_one_token_and_other_scripts_bytes() -> None:
+    assert len(TOKENIZER("a blue sign that says")["input_ids"]) == 5
+    assert len(TOKENIZER("日本")["input_ids"]) == 6
+
+
+def test_the_tokenizer_is_the_same_every_time_it_is_built() -> None:
+    # A run that is taken up again builds it anew.
+    assert len({build_byte_tokenizer().backend_tokenizer.to_str() for _ in range(4)}) == 1
+    assert len(TOKENIZER) <= build_tiny_qwen(TINY).get_input_embeddings().num_embeddings
 
 
 @torch.no_grad()
 def test_names_of_special_tokens_in_a_prompt_are_plain_text() -> None:
     prompt = parse_prompt("a <|image|> of a <|pad|>")
+    plain = TOKENIZER(prompt.text, split_special_tokens=True)["input_ids"]
+    assert min(plain) >= len(SPECIAL_TOKENS)
 
-    states = build_encoder()([prompt])
-
-    assert states.mask.sum() == len(prompt.text)
+    assert build_encoder()([prompt]).mask.sum() == len(plain) > len(TOKENIZER(prompt.text)["input_ids"])
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
@@ -52,15 +69,19 @@ def test_padding_never_leaks(pooling: str) -> None:
     encoder = build_encoder(replace(TINY, pooling=pooling))
     prompts = [
         parse_prompt(text)
-        for text in ("on", 'a sign: "日本"', 'an old blue wooden sign under a tall tree that says "HOUSE" in white letters')
+        for text in (
+            "on",
+            'a sign: "日本"',
+            'an old blue wooden sign under a tall tree that says "HOUSE" in white letters',
+        )
     ]
 
     together = encoder(prompts)
 
-    assert together.tokens.shape == (3, len(prompts[2].text.encode()), 32)
+    assert together.mask.sum(dim=1).unique().numel() == 3  # they are of different lengths
     for row, prompt in enumerate(prompts):
         alone = encoder([prompt])
-        length, phrases = len(prompt.text.encode()), len(prompt.phrases)
+        length, phrases = alone.tokens.shape[1], len(prompt.phrases)
         assert together.mask[row].tolist() == [True] * length + [False] * (together.mask.shape[1] - length)
         assert together.local_mask[row].sum() == phrases
         torch.testing.assert_close(together.tokens[row, :length], alone.tokens[0], atol=1e-5, rtol=1e-5)
@@ -73,13 +94,13 @@ def test_padding_never_leaks(pooling: str) -> None:
 @torch.no_grad()
 def test_states_of_a_phrase_and_of_the_prompt_are_means_of_their_tokens() -> None:
     encoder = build_encoder()
-    prompt = parse_prompt("ein grünes Schild, 青い看板 „HALLO“")
+    prompt = parse_prompt("青い看板, 赤い扉 „日本“")  # a token a byte
 
     states = encoder([prompt])
 
-    assert [phrase.text for phrase in prompt.phrases] == ["ein grünes Schild", "青い看板"]
+    assert states.tokens.shape[1] == len(prompt.text.encode())
+    assert [phrase.text for phrase in prompt.phrases] == ["青い看板", "赤い扉"]
     for index, phrase in enumerate(prompt.phrases):
-        # A token is a byte: where the phrase stands in bytes follows from the text alone.
         first, last = len(prompt.text[: phrase.start].encode()), len(prompt.text[: phrase.end].encode())
         torch.testing.assert_close(states.local_states[0, index], states.tokens[0, first:last].mean(dim=0))
     torch.testing.assert_close(states.global_state[0], states.tokens[0].mean(dim=0))
@@ -88,9 +109,9 @@ def test_states_of_a_phrase_and_of_the_prompt_are_means_of_their_tokens() -> Non
 @torch.no_grad()
 def test_a_phrase_behind_the_last_token_does_not_exist() -> None:
     encoder = build_encoder(replace(TINY, max_tokens=12))
-    states = encoder([parse_prompt("a blue sign, a red door")])
+    states = encoder([parse_prompt("青い看板, 赤い扉")])
 
-    assert states.tokens.shape[1] == 12
+    assert states.tokens.shape[1] == 12  # the bytes of the first phrase
     assert states.local_mask.tolist() == [[True, False]]
     assert states.local_states[0, 1].abs().max() == 0
 

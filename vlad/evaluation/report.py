@@ -74,7 +74,7 @@ def sample_grid(rows: Sequence[GridRow], heads: Sequence[str], cell_pixels: int 
 
 
 def draw_curves(logs: dict[str, Path], path: Path) -> None:
-    """The losses of every stage over its steps, from the CSV logs, as one picture."""
+    """The losses of every stage over its steps, as one picture, from its folder of CSV logs (one a start)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -82,8 +82,10 @@ def draw_curves(logs: dict[str, Path], path: Path) -> None:
 
     figure, axes = plt.subplots(1, len(logs), figsize=(4.5 * len(logs), 3.2), squeeze=False)
     for axis, (stage, log) in zip(axes[0], logs.items(), strict=True):
-        with log.open(encoding="utf-8") as stream:
-            records = list(csv.DictReader(stream))
+        records = []
+        for part in sorted(log.glob("*/metrics.csv")):
+            with part.open(encoding="utf-8") as stream:
+                records += list(csv.DictReader(stream))
         for name in [key for key in (records[0] if records else {}) if key not in ("epoch", "step", "loss")]:
             points = [(int(r["step"]), float(r[name])) for r in records if r.get(name)]
             if points and any(value > 0 for _, value in points):

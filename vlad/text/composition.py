@@ -17,9 +17,15 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from vlad.errors import UserError
 from vlad.records import Conditioning, Prompt, TextStates
 from vlad.text.characters import SpellingEncoder
 from vlad.text.lvlm import LVLMEncoder
+
+# The pooled vector is what t_g became and, past the transformer, the {t_i} themselves, enlarged. A new CCM mixes
+# everything into everything; the one phrase that says where the text stands drowns in the letters, and a UNet that
+# trains along does not find it in 700 steps (docs/LOG.md).
+POOLED_GAIN = 3.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,10 @@ class CompositionOptions:
     # The longest string and the most strings a layout holds.
     max_characters: int = 8
     max_strings: int = 3
+
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.width % self.heads:
+            raise UserError(f"composition: width ({self.width}) must be a multiple of heads ({self.heads}).")
 
 
 class CompositionModule(ModelMixin, ConfigMixin):
@@ -68,15 +78,16 @@ class CompositionModule(ModelMixin, ConfigMixin):
                 for _ in range(layers)
             )
         self.to_output = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, output_width))
+        self.to_pooled = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, output_width))
 
     def forward(self, states: TextStates, prompts: Sequence[Prompt]) -> Conditioning:
         parts, masks = self._parts(states, prompts)
         x, mask = torch.cat(parts, dim=1), torch.cat(masks, dim=1)  # B K D, B K
         for layer in self.blocks or ():
             x = layer(x, src_key_padding_mask=~mask)
-        tokens = self.to_output(x)
-        # The global token stands first in both kinds; what it became is the pooled vector.
-        return Conditioning(tokens * mask[..., None], mask, tokens[:, 0])
+        tokens = self.to_output(x) * mask[..., None]
+        pooled = x[:, 0] + _masked_sum(parts[1], masks[1])
+        return Conditioning(tokens, mask, POOLED_GAIN * self.to_pooled(pooled))
 
     def _parts(self, states: TextStates, prompts: Sequence[Prompt]) -> tuple[list[Tensor], list[Tensor]]:
         t_g = self.from_lvlm(states.global_state)[:, None]  # B 1 D
@@ -93,6 +104,12 @@ class CompositionModule(ModelMixin, ConfigMixin):
             parts.append(characters.to(t_g.dtype))
             masks.append(mask)
         return parts, masks
+
+
+def _masked_sum(x: Tensor, mask: Tensor) -> Tensor:
+    """The sum over the tokens that exist, over the square root of their number: B K D -> B D."""
+    weights = mask.to(x.dtype)
+    return (x * weights[..., None]).sum(dim=1) / weights.sum(dim=1, keepdim=True).clamp_min(1).sqrt()
 
 
 class TextSide(nn.Module):

@@ -64,6 +64,12 @@ class LVLMOptions:
     pooling: Literal["mean", "last"] = "mean"
     trained: Literal["full", "lora", "frozen"] = "full"
 
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.hidden_size % (2 * self.heads) or self.hidden_size // self.heads < 8:
+            raise UserError(
+                f"lvlm: hidden_size ({self.hidden_size}) over heads ({self.heads}) must be an even width of at least 8."
+            )
+
 
 def build_byte_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE like Qwen's own, any script: the words of TOKENIZER_CORPUS are one token each, all else bytes."""
@@ -124,7 +130,10 @@ def build_tiny_qwen(options: LVLMOptions) -> Qwen2_5_VLModel:
         vision_start_token_id=1,
         vision_end_token_id=2,
     )
-    return Qwen2_5_VLModel(config)
+    model = Qwen2_5_VLModel(config)
+    # The library's 0.02 lets the context's average outweigh the token itself: "top" and "bottom" then look alike.
+    nn.init.normal_(model.language_model.embed_tokens.weight, std=1.0)
+    return model
 
 
 def load_lvlm(options: LVLMOptions) -> tuple[nn.Module, PreTrainedTokenizerBase]:

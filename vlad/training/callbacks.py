@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from tqdm import tqdm
 
+from vlad.distributed import derived_seed
 from vlad.training.ema import ExponentialAverage
 
 
@@ -61,8 +63,24 @@ class Progress(L.Callback):
         }
 
 
+class SeedEachBatch(L.Callback):
+    """Noise, timesteps and droppings as a function of (seed, stage, batch, rank) alone.
+
+    A resumed run then draws what an uninterrupted one would have drawn, with no generator's state to keep, and
+    no two ranks draw the same.
+    """
+
+    def __init__(self, seed: int, stage: str, first_batch: Callable[[], int]) -> None:
+        self.seed, self.stage, self.first_batch = seed, stage, first_batch
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        torch.manual_seed(derived_seed(self.seed, self.stage, self.first_batch() + batch_idx, trainer.global_rank))
+
+
 class StopOnSignal(L.Callback):
-    """Ctrl-C and SIGTERM end the stage after the step at hand; the checkpoint callback then saves."""
+    """Ctrl-C and SIGTERM end the stage after the step at hand, on all ranks; the checkpoint callback then saves."""
 
     def __init__(self) -> None:
         self.stopped = False
@@ -74,12 +92,16 @@ class StopOnSignal(L.Callback):
 
         def stop(number: int, _: Any) -> None:
             self.stopped = True
-            trainer.should_stop = True
             # A second Ctrl-C is not to be swallowed.
             signal.signal(number, self.previous[number])
 
         for number in (signal.SIGINT, signal.SIGTERM):
             self.previous[number] = signal.signal(number, stop)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        # One rank's signal stops all of them after the same step: a rank that went on alone would wait for ever.
+        self.stopped = trainer.strategy.reduce_boolean_decision(self.stopped, all=False)
+        trainer.should_stop = trainer.should_stop or self.stopped
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for number, handler in self.previous.items():

@@ -44,6 +44,12 @@ class LossOptions:
     # Likewise for the decoder of a PatchAutoencoder: it learns to forgive what a sampler leaves behind.
     latent_noise: float = 0.2
 
+    def __post_init__(self) -> None:
+        if not (0 <= self.text_dropout <= 1 and 0 <= self.layout_dropout <= 1):
+            raise UserError("losses: text_dropout and layout_dropout are shares, 0 to 1.")
+        if min(self.diffusion_weight, self.align_weight, self.layout_noise, self.latent_noise) < 0:
+            raise UserError("losses: weights and noise strengths must not be negative.")
+
 
 @dataclass
 class Parts:

@@ -1,0 +1,229 @@
+"""A whole run on a world of its own: shards, three stages, stop and resume, pictures, an adapter; and wrong inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from vlad.config import Config, load_config
+from vlad.data.shards import write_manifest, write_shards
+from vlad.data.synthetic import SyntheticOptions, render_sign
+from vlad.errors import UserError
+from vlad.launch import is_finished, run
+from vlad.layout.polygons import box_polygon
+from vlad.pipeline import VLADPipeline
+from vlad.records import Layout, TextLine
+from vlad.sampling import load_pipeline
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPT = 'a blue sign that says "HOUSE" at the top'
+
+
+def config_text(folder: Path) -> str:
+    return f"""
+name: base
+runs: {folder / "runs"}
+data: {{shards: {folder / "shards"}, picture_pixels: 32, batch_size: 4, workers: 1, shuffle_buffer: 8}}
+lvlm: {{hidden_size: 32, layers: 1, heads: 2, vision_hidden_size: 32, vision_layers: 1, vision_pixels: 32}}
+composition: {{width: 32, layers: 1, heads: 2, output_width: 32}}
+autoencoder: {{latent_channels: 8, decoder_width: 16, decoder_layers: 1}}
+layout: {{unet: {{block_channels: [32], heads: 2}}, noise: {{prediction: sample}}}}
+refine: {{unet: {{block_channels: [32], heads: 2}}, noise: {{prediction: v_prediction}}}}
+train:
+  autoencoder: {{steps: 4, warmup_steps: 1}}
+  layout: {{steps: 8, warmup_steps: 2, accumulate_batches: 2}}
+  refine: {{steps: 4, warmup_steps: 1}}
+trainer: {{checkpoint_every_steps: 3, sample_every_steps: 4, accelerator: cpu, log_every_steps: 1}}
+sample: {{steps: 2, batch_size: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shards of 32 signs, a config, and a finished run."""
+    folder = tmp_path_factory.mktemp("world")
+    options = SyntheticOptions(size_pixels=32, count=32)
+    (folder / "shards").mkdir()
+    entries = write_shards((render_sign(options, i) for i in range(options.count)), folder / "shards", 16)
+    write_manifest(folder / "shards", entries, {})
+    (folder / "base.yaml").write_text(config_text(folder), encoding="utf-8")
+    assert run(load_config(folder / "base.yaml")).finished
+    return folder
+
+
+def trained(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "layout" / "trained.safetensors") | {
+        f"refine.{name}": value for name, value in load_file(directory / "refine" / "trained.safetensors").items()
+    }
+
+
+def test_a_run_leaves_what_its_docs_say(world: Path) -> None:
+    directory = world / "runs" / "base"
+    for stage in ("autoencoder", "layout", "refine"):
+        metrics = json.loads((directory / stage / "metrics.json").read_text(encoding="utf-8"))
+        assert metrics["images_per_second"] > 0
+        assert list((directory / stage / "logs").glob("*/metrics.csv"))
+        assert not (directory / stage / "checkpoints").exists()
+    assert (directory / "samples" / "layout" / "step-00000008.png").is_file()
+    assert (directory / "pipeline" / "model_index.json").is_file()
+    assert is_finished(load_config(directory / "config.yaml"))
+    assert not list(directory.rglob("*.partial"))
+
+
+def test_every_stage_trains_its_own_and_nothing_else(world: Path) -> None:
+    layout = load_file(world / "runs" / "base" / "layout" / "trained.safetensors")
+    refine = load_file(world / "runs" / "base" / "refine" / "trained.safetensors")
+    assert {name.split(".")[0] for name in layout} == {"text_side", "alignment", "unet"}
+    assert {name.split(".")[0] for name in refine} == {"unet"}
+
+
+def stop_at(config: Config, stage: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the config until `step` of `stage`, where a signal would have stopped it."""
+    from vlad.training import callbacks
+
+    original = callbacks.StopOnSignal.on_train_batch_end
+
+    def stop(self, trainer, module, *rest) -> None:  # type: ignore[no-untyped-def]
+        here = type(module).__name__.lower().startswith(stage)
+        self.stopped = self.stopped or (here and trainer.global_step >= step)
+        original(self, trainer, module, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.StopOnSignal, "on_train_batch_end", stop)
+        assert not run(config).finished
+    assert not is_finished(config)
+
+
+@pytest.mark.parametrize(("stage", "step"), [("layout", 5), ("refine", 2)])
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
+    world: Path, stage: str, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(load_config(world / "base.yaml"), name=f"stopped-{stage}")
+    stop_at(config, stage, step, monkeypatch)
+    assert run(config).finished
+    straight, resumed = trained(world / "runs" / "base"), trained(config.directory)
+    assert straight.keys() == resumed.keys()
+    for name, value in straight.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_a_damaged_newest_checkpoint_is_left_out(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(load_config(world / "base.yaml"), name="damaged")
+    stop_at(config, "layout", 5, monkeypatch)
+    newest = sorted((config.directory / "layout" / "checkpoints").glob("*.ckpt"))[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert run(config).finished
+    straight, resumed = trained(world / "runs" / "base"), trained(config.directory)
+    assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
+
+
+def test_a_changed_config_does_not_go_on_in_the_same_directory(world: Path) -> None:
+    config = load_config(world / "base.yaml", ["train.refine.learning_rate=0.5"])
+    with pytest.raises(UserError, match=r"train\.refine\.learning_rate"):
+        run(config)
+
+
+def test_a_picture_does_not_depend_on_its_company(world: Path) -> None:
+    pipeline = load_pipeline(world / "runs" / "base")
+    others = ['a red sign that says "A" and "LONGER"', 'a white card that says "STREETS" in black letters', "a wall"]
+    alone = pipeline(PROMPT, 7)
+    company = pipeline([*others, PROMPT], [1, 2, 3, 7])
+    assert alone.images[0].tobytes() == company.images[3].tobytes()
+    assert alone.layouts[0] == company.layouts[3]
+    assert alone.images[0].tobytes() != pipeline(PROMPT, 8).images[0].tobytes()
+
+
+def test_a_given_layout_takes_the_place_of_stage_one(world: Path) -> None:
+    pipeline = load_pipeline(world / "runs" / "base")
+    layout = Layout((TextLine("HI", box_polygon(0.1, 0.1, 0.6, 0.4)),))
+    drawn = pipeline(PROMPT, 7, [layout])
+    assert drawn.layouts == [layout]
+    assert drawn.glyph_maps == [None]
+    assert drawn.images[0].tobytes() != pipeline(PROMPT, 7).images[0].tobytes()
+
+
+def test_the_pipeline_comes_back_from_its_folder(world: Path, tmp_path: Path) -> None:
+    pipeline = load_pipeline(world / "runs" / "base")
+    pipeline.save_pretrained(tmp_path / "copy")
+    again = VLADPipeline.from_pretrained(tmp_path / "copy")
+    assert pipeline(PROMPT, 3).images[0].tobytes() == again(PROMPT, 3).images[0].tobytes()
+
+
+def test_a_lora_run_makes_an_adapter_that_changes_the_pictures(world: Path) -> None:
+    base = world / "runs" / "base"
+    config = load_config(
+        ROOT / "configs" / "lora.yaml",
+        [
+            f"base={base}",
+            f"runs={world / 'runs'}",
+            f"data.shards={world / 'shards'}",
+            "data.picture_pixels=32",
+            "data.batch_size=4",
+            "train.layout.steps=3",
+            "train.refine.steps=3",
+            "trainer.accelerator=cpu",
+        ],
+    )
+    assert run(config).finished
+    for part in ("lvlm", "layout_unet", "refine_unet"):
+        assert (config.directory / "adapter" / part / "adapter_model.safetensors").is_file()
+    plain, adapted = load_pipeline(base), load_pipeline(base, config.directory)
+    assert plain(PROMPT, 3).images[0].tobytes() != adapted(PROMPT, 3).images[0].tobytes()
+
+
+def call(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_sample_writes_pictures_layouts_and_a_grid(world: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f'{PROMPT}\n\na red sign that says "BUS"\n', encoding="utf-8")
+    done = call("sample.py", str(world / "runs" / "base"), "--prompts", str(prompts), "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    pictures = sorted((tmp_path / "out").glob("*.png"))
+    assert [path.name for path in pictures] == [
+        "0000-a-blue-sign-that-says-house-at-the-top.png",
+        "0001-a-red-sign-that-says-bus.png",
+    ]
+    assert np.asarray(Image.open(pictures[0])).shape == (32, 32, 3)
+    layout = json.loads((tmp_path / "out" / "layouts" / f"{pictures[1].stem}.json").read_text(encoding="utf-8"))
+    assert [line["text"] for line in layout["lines"]] == ["BUS"]
+    assert (tmp_path / "out" / "grids" / "grid.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["train.py", "configs/none.yaml"], "configs/none.yaml"),
+        (["train.py", "configs/tiny.yaml", "data.shards=nowhere"], "nowhere"),
+        (["train.py", "configs/tiny.yaml", "train.layout.stepss=3"], "Did you mean 'steps'"),
+        (["train.py", "configs/lora.yaml", "data.shards={shards}"], "base="),
+        (["train.py", "configs/lora.yaml", "base=nowhere", "data.shards={shards}"], "nowhere"),
+        (["sample.py", "nowhere", "--prompt", "x"], "nowhere"),
+        (["sample.py", "{run}"], "--prompt"),
+        (["sample.py", "{run}", "--prompt", " "], "empty"),
+        (["sample.py", "{run}", "--prompt", 'a sign that says "HOUSE'], "never closed"),
+        (["sample.py", "{run}", "--prompt", 'a sign that says "EXTRAORDINARY"'], "EXTRAORDINARY"),
+        (["sample.py", "{run}", "--prompt", 'a sign that says "看"'], "看"),
+        (["sample.py", "{run}", "--prompt", "x", "--layout", "none.json"], "none.json"),
+        (["sample.py", "{run}", "--prompt", "x", "--out", "/proc/none"], "/proc/none"),
+        (["sample.py", "{run}", "--prompt", "x", "--adapter", "nowhere"], "nowhere"),
+        (["tools/evaluate.py", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_wrong_call_is_one_sentence_and_exit_code_2(world: Path, command: list[str], said: str) -> None:
+    filled = [part.format(run=world / "runs" / "base", shards=world / "shards") for part in command]
+    done = call(*filled)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
