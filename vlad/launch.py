@@ -301,7 +301,7 @@ def _train_stage(config: Config, parts: Parts, index: ShardIndex, name: str, lab
     images_per_step = config.data.batch_size * optim.accumulate_batches * processes
     progress = Progress(label, images_per_step, optim.steps)
     stop = StopOnSignal()
-    seeds = SeedEachBatch(config.seed, name, lambda: data.first_batch)
+    seeds = SeedEachBatch(config.seed, name)
     callbacks: list[L.Callback] = [seeds, stop, average, progress]
     if name != "autoencoder":
         draw = _grid_drawer(config, parts, index, name)

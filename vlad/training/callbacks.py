@@ -70,13 +70,13 @@ class SeedEachBatch(L.Callback):
     no two ranks draw the same.
     """
 
-    def __init__(self, seed: int, stage: str, first_batch: Callable[[], int]) -> None:
-        self.seed, self.stage, self.first_batch = seed, stage, first_batch
+    def __init__(self, seed: int, stage: str) -> None:
+        self.seed, self.stage = seed, stage
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        torch.manual_seed(derived_seed(self.seed, self.stage, self.first_batch() + batch_idx, trainer.global_rank))
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        # The loop's own count of batches goes on over a resume.
+        number = trainer.fit_loop.epoch_loop.total_batch_idx
+        torch.manual_seed(derived_seed(self.seed, self.stage, number, trainer.global_rank))
 
 
 class StopOnSignal(L.Callback):
