@@ -21,6 +21,10 @@ from vlad.records import Layout, TextLine
 INK_THRESHOLD = 0.3  # under a half: a plan drawn in a few steps is dim at its ends
 # Regions smaller than this share of the picture are specks of the sampler, not letters.
 MINIMUM_REGION_AREA = 0.0012
+# Rows of one picture whose heights differ by more than this were told apart wrongly.
+UNEVEN_ROWS = 1.8
+# How far from its even place, in row pitches, a cut between touching rows is looked for.
+CUT_REACH = 0.12
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -29,12 +33,15 @@ def refit_layout(glyph_map: np.ndarray, strings: Sequence[str]) -> Layout:
     """The layout of `strings` that a generated glyph map (H W, 0..1) asks for.
 
     Lines are found as rows of ink and given to the strings in reading order. With more rows than strings the
-    rows nearest to each other are joined first; for strings left without a row the room that stays free is
-    shared out. No string gives the empty layout.
+    rows nearest to each other are joined first; with fewer, ink that touches is cut where it is thinnest, and what
+    is missing still gets a free band of the picture. No string gives the empty layout.
     """
     if not strings:
         return Layout(())
     rows = _join_nearest(_rows_of(_regions(glyph_map)), len(strings))
+    heights = [row[3] - row[1] for row in rows]
+    if rows and (len(rows) < len(strings) or max(heights) > UNEVEN_ROWS * min(heights)):
+        rows = _cut_rows(glyph_map, _enclosing(rows), len(strings))
     rows = _fill_up(rows, len(strings))
     return Layout(tuple(_line(text, row) for text, row in zip(strings, rows, strict=True)))
 
@@ -63,6 +70,35 @@ def _rows_of(regions: list[Box]) -> list[Box]:
         else:
             rows.append(region)
     return sorted(rows, key=lambda box: box[1])
+
+
+def _cut_rows(glyph_map: np.ndarray, block: Box, count: int) -> list[Box]:
+    """`count` rows of about one height out of a block of ink whose rows touch, cut where there is least ink."""
+    height, width = glyph_map.shape
+    top, bottom = round(block[1] * height), round(block[3] * height)
+    weight = glyph_map[top:bottom].sum(axis=1)  # ink of each pixel row of the block
+    pitch = (bottom - top) / count
+    edges = [0]
+    for number in range(1, count):
+        window = np.arange(round((number - CUT_REACH) * pitch), round((number + CUT_REACH) * pitch) + 1)
+        window = window[(window > edges[-1]) & (window < bottom - top)]
+        edges.append(int(window[np.argmin(weight[window])]) if window.size else edges[-1] + 1)
+    rows = []
+    for start, end in pairwise([*edges, bottom - top]):
+        ink = glyph_map[top + start : top + end] > INK_THRESHOLD
+        ys, xs = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+        if ys.size:
+            first, last = top + start + int(ys[0]), top + start + int(ys[-1]) + 1
+            rows.append((int(xs[0]) / width, first / height, (int(xs[-1]) + 1) / width, last / height))
+    return rows
+
+
+def _enclosing(rows: list[Box]) -> Box:
+    """The box around all rows."""
+    result = rows[0]
+    for row in rows[1:]:
+        result = _union(result, row)
+    return result
 
 
 def _join_nearest(rows: list[Box], count: int) -> list[Box]:
