@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -50,4 +52,4 @@ def test_an_empty_map_still_gives_every_string_a_place_inside_the_picture() -> N
     boxes = [bounding_box(line.polygon) for line in found.lines]
     assert [line.text for line in found.lines] == ["ONE", "TWO", "THREE"]
     assert all(0 <= left < right <= 1 and 0 <= top < bottom <= 1 for left, top, right, bottom in boxes)
-    assert all(above[3] <= below[1] for above, below in zip(boxes, boxes[1:], strict=False))
+    assert all(above[3] <= below[1] for above, below in pairwise(boxes))
