@@ -69,7 +69,9 @@ def run(config: Config) -> RunResult:
     """Trains every stage that is not done yet. Raises UserError before any long work for what cannot work."""
     _quieten()
     index = index_shards(config.data.shards)
-    directory = _open_run(config)
+    _compare_with_stored(config)
+    directory = writable_directory(config.directory, "the run", needed_bytes=200_000_000)
+    described = config
     L.seed_everything(config.seed, verbose=False)
     torch.use_deterministic_algorithms(True, warn_only=True)
     if config.base is not None:
@@ -78,6 +80,9 @@ def run(config: Config) -> RunResult:
         raise UserError("lora: adapters need a base; add base=runs/NAME, a finished run, or set lvlm.trained: lora.")
     else:
         parts = _new_parts(config)
+    # Only now: a call that could not work must not claim the directory for its config.
+    if distributed.is_main_process() and not (directory / "config.yaml").is_file():
+        save_config(described, directory / "config.yaml")
     stages = _stage_names(config, parts)
     unets = [unet for unet in (parts.layout_unet, parts.refine_unet) if unet is not None]
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
@@ -100,7 +105,11 @@ def makes_adapter(config: Config) -> bool:
 
 
 def is_finished(config: Config) -> bool:
-    """Whether the run directory holds everything that `run` would make."""
+    """Whether the run directory holds everything that `run` would make.
+
+    Raises UserError when it holds a run of another config.
+    """
+    _compare_with_stored(config)
     result = "adapter" if makes_adapter(config) else "pipeline/model_index.json"
     return (config.directory / "refine" / "metrics.json").is_file() and (config.directory / result).exists()
 
@@ -108,22 +117,19 @@ def is_finished(config: Config) -> bool:
 # --- the run directory -----------------------------------------------------------------------------------------
 
 
-def _open_run(config: Config) -> Path:
-    """The run directory, made or taken up again. Raises UserError when it holds a run of another config."""
-    directory = writable_directory(config.directory, "the run", needed_bytes=200_000_000)
-    stored = directory / "config.yaml"
-    if stored.is_file():
-        before, now = _shaping(load_config(stored)), _shaping(config)
-        differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        if differing:
-            key = differing[0]
-            raise UserError(
-                f"{directory} holds a run of another config: {key} was {before.get(key)!r} and is now"
-                f" {now.get(key)!r}; give this run another name (name=...), or remove the directory."
-            )
-    elif distributed.is_main_process():
-        save_config(config, stored)
-    return directory
+def _compare_with_stored(config: Config) -> None:
+    """Raises UserError when the run directory holds a run of another config."""
+    stored = config.directory / "config.yaml"
+    if not stored.is_file():
+        return
+    before, now = _shaping(load_config(stored)), _shaping(config)
+    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if differing:
+        key = differing[0]
+        raise UserError(
+            f"{config.directory} holds a run of another config: {key} was {before.get(key)!r} and is now"
+            f" {now.get(key)!r}; give this run another name (name=...), or remove the directory."
+        )
 
 
 def _shaping(config: Config) -> dict[str, object]:

@@ -204,10 +204,10 @@ def test_sample_writes_pictures_layouts_and_a_grid(world: Path, tmp_path: Path) 
     ("command", "said"),
     [
         (["train.py", "configs/none.yaml"], "configs/none.yaml"),
-        (["train.py", "configs/tiny.yaml", "data.shards=nowhere"], "nowhere"),
+        (["train.py", "configs/tiny.yaml", "runs={new}", "data.shards=nowhere"], "nowhere"),
         (["train.py", "configs/tiny.yaml", "train.layout.stepss=3"], "Did you mean 'steps'"),
-        (["train.py", "configs/lora.yaml", "data.shards={shards}"], "base="),
-        (["train.py", "configs/lora.yaml", "base=nowhere", "data.shards={shards}"], "nowhere"),
+        (["train.py", "configs/lora.yaml", "runs={new}", "data.shards={shards}"], "base="),
+        (["train.py", "configs/lora.yaml", "runs={new}", "base=nowhere", "data.shards={shards}"], "nowhere"),
         (["sample.py", "nowhere", "--prompt", "x"], "nowhere"),
         (["sample.py", "{run}"], "--prompt"),
         (["sample.py", "{run}", "--prompt", " "], "empty"),
@@ -220,10 +220,13 @@ def test_sample_writes_pictures_layouts_and_a_grid(world: Path, tmp_path: Path) 
         (["tools/evaluate.py", "nowhere"], "nowhere"),
     ],
 )
-def test_a_wrong_call_is_one_sentence_and_exit_code_2(world: Path, command: list[str], said: str) -> None:
-    filled = [part.format(run=world / "runs" / "base", shards=world / "shards") for part in command]
-    done = call(*filled)
+def test_a_wrong_call_is_one_sentence_and_exit_code_2(
+    world: Path, tmp_path: Path, command: list[str], said: str
+) -> None:
+    places = {"run": world / "runs" / "base", "shards": world / "shards", "new": tmp_path}
+    done = call(*(part.format(**places) for part in command))
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert not list(tmp_path.rglob("config.yaml")), "a call that could not work has claimed the run directory"
