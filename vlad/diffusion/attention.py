@@ -25,7 +25,9 @@ def prove_xformers(device: torch.device) -> str | None:
         ops.memory_efficient_attention(q, q, q)
         torch.cuda.synchronize(device)
     except (NotImplementedError, RuntimeError) as error:
-        return f"its kernel does not run here: {str(error).strip().splitlines()[0]}"
+        # Not swallowed: `auto` prints the reason beside the backend it falls back to, `xformers` refuses with it.
+        reason = str(error).strip() or type(error).__name__
+        return f"its kernel does not run here: {reason.splitlines()[0]}"
     return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,16 +35,6 @@ class OptimOptions:
             raise UserError("train: steps and learning_rate must be positive.")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"train: ema_decay must be at least 0 and less than 1, not {self.ema_decay}.")
-
-
-def trainable(modules: Iterable[nn.Module]) -> dict[str, nn.Parameter]:
-    """The parameters that want a gradient, named by module number and path."""
-    return {
-        f"{number}.{name}": parameter
-        for number, module in enumerate(modules)
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad
-    }
 
 
 def build_optimizer(module: nn.Module, options: OptimOptions, fused: bool = False) -> torch.optim.AdamW:
