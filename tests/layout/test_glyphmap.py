@@ -94,6 +94,13 @@ def test_text_past_the_edge_is_cut_there():
     assert whole[:, :31].max() == 0
 
 
+@pytest.mark.parametrize("space", [" ", "\t", "\x85", "\u2028", "\u2029", "\u3000", "\x1c"])
+def test_every_kind_of_space_is_an_empty_cell(space):
+    box = box_polygon(0.1, 0.3, 0.9, 0.7)
+    expected = draw_glyph_map(layout_of("A B", box), 64, 64)
+    assert np.array_equal(draw_glyph_map(layout_of(f"A{space}B", box), 64, 64), expected)
+
+
 coordinate = st.one_of(st.sampled_from([0.0, 0.5, 1.0, -1.0, 1e-9, 1e12]), st.floats(-0.5, 1.5))
 
 

@@ -62,7 +62,9 @@ def missing_glyphs(text: str, name: str = CANONICAL_FONT) -> str:
 def ink_extent(text: str) -> tuple[float, float]:
     """Top and bottom of the text's ink over the baseline in the canonical font, in em (up is positive)."""
     font = load_font(CANONICAL_FONT, 384)
-    _, top, _, bottom = font.getbbox(text or "x", anchor="ls")
+    # Line and paragraph separators count as spaces; the shaping library refuses them.
+    inked = "".join(character for character in text if not character.isspace())
+    _, top, _, bottom = font.getbbox(inked or " ", anchor="ls")
     if bottom <= top:  # spaces only
         return 0.73, 0.0
     return -top / 384, -bottom / 384
@@ -74,6 +76,8 @@ def _cell_mask(character: str, name: str, size_pixels: int, top_em: float, botto
     width = round(CELL_WIDTH_EM * size_pixels)
     top, height = round(top_em * size_pixels), max(1, round((top_em - bottom_em) * size_pixels))
     canvas = Image.new("L", (width, height))
+    if character.isspace():
+        return np.asarray(canvas)
     # Pillow's core draws the glyph's ink alone; the offset says where it starts against the baseline.
     ink, offset = load_font(name, size_pixels).getmask2(character, mode="L", anchor="ls")
     if ink.size[0] and ink.size[1]:
