@@ -37,7 +37,7 @@ LIBRARIES = {
     "transformers": ("text/lvlm.py",),
     "tokenizers": ("text/lvlm.py",),
     "peft": ("text/lora.py",),
-    "webdataset": ("data/shards.py",),
+    "webdataset": ("data/shards.py", "data/writing.py"),
     "xformers": ("diffusion/attention.py",),
     "omegaconf": ("config.py",),
     "diffusers": ("diffusion/", "losses/", "training/stages.py", "pipeline.py", "text/composition.py"),

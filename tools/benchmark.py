@@ -13,8 +13,8 @@ from vlad.errors import UserError, run_command_line
 
 def render(count: int) -> None:
     """Signs a second on one core: drawing alone, and drawing, encoding and writing shards."""
-    from vlad.data.shards import write_shards
     from vlad.data.synthetic import SyntheticOptions, render_sign
+    from vlad.data.writing import write_shards
 
     options = SyntheticOptions()
     for index in range(500):  # fills the caches of letters, as any set does in its first second
@@ -29,8 +29,9 @@ def read(count: int) -> None:
     """Samples a second on one core, from shards on disk: undecoded, decoded, and as batches with glyph maps."""
     from itertools import islice
 
-    from vlad.data.shards import SampleStream, ShardBatches, StreamOptions, index_shards, read_members, write_shards
+    from vlad.data.shards import SampleStream, ShardBatches, StreamOptions, index_shards, read_members
     from vlad.data.synthetic import SyntheticOptions, render_sign
+    from vlad.data.writing import write_shards
 
     with tempfile.TemporaryDirectory() as folder:
         write_shards((render_sign(SyntheticOptions(), index) for index in range(count)), Path(folder))

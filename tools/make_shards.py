@@ -55,7 +55,7 @@ def main() -> int:
 
     from tqdm import tqdm
 
-    from vlad.data.shards import write_manifest, write_shards
+    from vlad.data.writing import write_manifest, write_shards
 
     about = {
         "made_by": "tools/make_shards.py",
@@ -120,7 +120,8 @@ def _refuse_whole_set(out: Path) -> None:
 
 def _take_up(out: Path, about: dict[str, Any], overwrite: bool) -> tuple[list[dict[str, Any]], set[str]]:
     """The manifest entries of the shards that an interrupted run left, and the keys in them."""
-    from vlad.data.shards import MANIFEST, read_members, shard_entry
+    from vlad.data.shards import read_members
+    from vlad.data.writing import MANIFEST, shard_entry
 
     begun = out / BEGUN
     if overwrite:

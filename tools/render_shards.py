@@ -16,8 +16,8 @@ BEGUN = "begun-by-render-shards"  # stands in the directory while its signs are 
 
 
 def _render_shard(directory: Path, options: Any, number: int) -> list[dict[str, Any]]:
-    from vlad.data.shards import write_shards
     from vlad.data.synthetic import render_sign
+    from vlad.data.writing import write_shards
 
     first = number * SAMPLES_PER_SHARD
     indices = range(first, min(first + SAMPLES_PER_SHARD, options.count))
@@ -35,8 +35,8 @@ def main() -> int:
     from tqdm import tqdm
 
     from vlad.config import load_config
-    from vlad.data.shards import MANIFEST, write_manifest
     from vlad.data.synthetic import RENDERER_VERSION
+    from vlad.data.writing import MANIFEST, write_manifest
 
     config = load_config(arguments.config, arguments.overrides)
     options = config.data.synthetic

@@ -19,7 +19,8 @@ from vlad.data.importers.folder import (
     import_pictures,
     sample_keys,
 )
-from vlad.data.shards import read_members, write_shards
+from vlad.data.shards import read_members
+from vlad.data.writing import write_shards
 from vlad.errors import UserError
 from vlad.layout.polygons import box_polygon
 from vlad.records import Sample, TextLine

@@ -21,11 +21,9 @@ from vlad.data.shards import (
     fit_picture,
     index_shards,
     read_members,
-    shard_entry,
-    write_manifest,
-    write_shards,
 )
 from vlad.data.synthetic import SyntheticOptions, render_sign
+from vlad.data.writing import shard_entry, write_manifest, write_shards
 from vlad.errors import UserError
 
 COUNT = 50

@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vlad.config import Config, load_config
-from vlad.data.shards import write_manifest, write_shards
 from vlad.data.synthetic import SyntheticOptions, render_sign
+from vlad.data.writing import write_manifest, write_shards
 from vlad.errors import UserError
 from vlad.launch import is_finished, run
 from vlad.layout.polygons import box_polygon

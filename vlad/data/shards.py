@@ -1,9 +1,9 @@
-"""WebDataset shards: written atomically, read as an exact, endless stream.
+"""WebDataset shards, read as an exact, endless stream.
 
     shard list -> every sample's place in the epoch's order -> one worker's share -> tar members
               -> decode (bad samples: quarantine) -> fit to the picture size -> batch
 
-The only room that imports webdataset. Batch number i comes from stream i modulo the number of streams
+Batch number i comes from stream i modulo the number of streams
 (ranks x workers); a stream's content depends on (shards, seed, number of streams) alone. A run stopped after k
 batches goes on with batch k by skipping what its streams have given, before anything is decoded.
 """
@@ -11,10 +11,8 @@ batches goes on with batch k by skipping what its streams have given, before any
 from __future__ import annotations
 
 import glob
-import hashlib
 import itertools
 import json
-import os
 import tarfile
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -30,13 +28,11 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vlad import distributed
-from vlad.data.decoding import BadSample, decode_sample, encode_sample
+from vlad.data.decoding import BadSample, decode_sample
+from vlad.data.writing import MANIFEST
 from vlad.errors import UserError
 from vlad.layout.glyphmap import draw_glyph_map, ignore_mask
 from vlad.records import Batch, Sample
-
-SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
 
 
 class ShardError(UserError):
@@ -45,59 +41,6 @@ class ShardError(UserError):
     def __init__(self, message: str) -> None:
         # A DataLoader makes a worker's exception again from its whole traceback: our sentence is its end.
         super().__init__(message.rpartition(f"{__name__}.{type(self).__name__}: ")[2].strip())
-
-
-def write_shards(
-    samples: Iterable[Sample],
-    directory: Path,
-    samples_per_shard: int = 1000,
-    extension: str = "png",
-    first_shard: int = 0,
-) -> list[dict[str, Any]]:
-    """Writes samples to `directory/000000.tar`, ... in order; returns a manifest entry for each shard.
-
-    A shard appears under its name only when it is whole. The same samples give the same bytes.
-    """
-    entries: list[dict[str, Any]] = []
-    iterator = iter(samples)
-    for number in itertools.count(first_shard):
-        chunk = list(itertools.islice(iterator, samples_per_shard))
-        if not chunk:
-            return entries
-        path = directory / f"{number:06d}.tar"
-        temporary = path.with_suffix(".tar.partial")
-        # Fixed owner and time: the bytes depend on the samples alone.
-        with temporary.open("wb") as stream:
-            with wds.TarWriter(stream, user="", group="", mtime=0) as writer:
-                for sample in chunk:
-                    writer.write({"__key__": sample.key, **encode_sample(sample, extension)})
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        entries.append(shard_entry(path, len(chunk)))
-    return entries
-
-
-def shard_entry(path: Path, samples: int) -> dict[str, Any]:
-    """What the manifest says about a shard."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return {"name": path.name, "samples": samples, "bytes": path.stat().st_size, "sha256": digest}
-
-
-def write_manifest(directory: Path, entries: list[dict[str, Any]], about: dict[str, Any]) -> None:
-    """Publishes `manifest.json`: schema version, count, shards, and what made them.
-
-    Its presence says that the set is whole.
-    """
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "samples": sum(entry["samples"] for entry in entries),
-        "shards": sorted(entries, key=lambda entry: entry["name"]),
-        "about": about,
-    }
-    temporary = directory / f"{MANIFEST}.partial"
-    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(directory / MANIFEST)
 
 
 def find_shards(pattern: str) -> tuple[str, ...]:

@@ -1,0 +1,72 @@
+"""Shards on their way to disk: written atomically, described by a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import webdataset as wds
+
+from vlad.data.decoding import encode_sample
+from vlad.records import Sample
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+def write_shards(
+    samples: Iterable[Sample],
+    directory: Path,
+    samples_per_shard: int = 1000,
+    extension: str = "png",
+    first_shard: int = 0,
+) -> list[dict[str, Any]]:
+    """Writes samples to `directory/000000.tar`, ... in order; returns a manifest entry for each shard.
+
+    A shard appears under its name only when it is whole. The same samples give the same bytes.
+    """
+    entries: list[dict[str, Any]] = []
+    iterator = iter(samples)
+    for number in itertools.count(first_shard):
+        chunk = list(itertools.islice(iterator, samples_per_shard))
+        if not chunk:
+            return entries
+        path = directory / f"{number:06d}.tar"
+        temporary = path.with_suffix(".tar.partial")
+        # Fixed owner and time: the bytes depend on the samples alone.
+        with temporary.open("wb") as stream:
+            with wds.TarWriter(stream, user="", group="", mtime=0) as writer:
+                for sample in chunk:
+                    writer.write({"__key__": sample.key, **encode_sample(sample, extension)})
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        entries.append(shard_entry(path, len(chunk)))
+    return entries
+
+
+def shard_entry(path: Path, samples: int) -> dict[str, Any]:
+    """What the manifest says about a shard."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"name": path.name, "samples": samples, "bytes": path.stat().st_size, "sha256": digest}
+
+
+def write_manifest(directory: Path, entries: list[dict[str, Any]], about: dict[str, Any]) -> None:
+    """Publishes `manifest.json`: schema version, count, shards, and what made them.
+
+    Its presence says that the set is whole.
+    """
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "samples": sum(entry["samples"] for entry in entries),
+        "shards": sorted(entries, key=lambda entry: entry["name"]),
+        "about": about,
+    }
+    temporary = directory / f"{MANIFEST}.partial"
+    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(directory / MANIFEST)
