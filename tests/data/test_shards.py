@@ -91,7 +91,7 @@ def test_a_shard_appears_when_it_is_whole(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return encode_sample(sample, extension)
 
-    monkeypatch.setattr("vlad.data.shards.encode_sample", encode_until_stopped)
+    monkeypatch.setattr("vlad.data.writing.encode_sample", encode_until_stopped)
     with pytest.raises(KeyboardInterrupt):
         write_shards(SIGNS, tmp_path, samples_per_shard=4)
     assert find_shards(str(tmp_path)) == (str(tmp_path / "000000.tar"),)
