@@ -14,7 +14,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vlad.data.shards import StreamOptions
+from vlad.data.stream import StreamOptions
 from vlad.data.synthetic import SyntheticOptions
 from vlad.diffusion.autoencoder import AutoencoderOptions
 from vlad.diffusion.noise import NoiseOptions
@@ -29,22 +29,48 @@ from vlad.training.stages import LossOptions
 
 
 @dataclass(frozen=True)
-class DataOptions:
-    """Where the samples come from. `synthetic` is what tools/render_shards.py draws for this config."""
+class MixedSet:
+    """A shard set and its weight in a mixture."""
 
+    shards: str = ""
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.shards and not self.weight > 0:
+            raise UserError(f"data.mix: the weight of {self.shards} must be positive, not {self.weight}.")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where the samples come from, and how they become batches (`data.stream.StreamOptions` says what each means).
+
+    `synthetic` is what tools/render_shards.py draws for this config.
+    """
+
+    # A directory, a glob or a brace pattern of tar files, here or at a URL.
     shards: str = "data/tiny"
+    # Several sets by weight, in place of `shards`.
+    mix: tuple[MixedSet, ...] = ()
     picture_pixels: int = 64
+    resolutions: tuple[int, ...] = ()
+    max_aspect: float = 1.0
+    bucket_step_pixels: int = 64
     batch_size: int = 64
     workers: int = 1
-    shuffle_buffer: int = 2000
+    shuffle_window: int = 2000
     max_bad_share: float = 0.05
+    verify: bool = True
     synthetic: SyntheticOptions = field(default_factory=SyntheticOptions)
 
     def stream(self, seed: int) -> StreamOptions:
         """The options of the shard stream."""
-        return StreamOptions(
-            self.picture_pixels, self.batch_size, self.workers, seed, self.shuffle_buffer, self.max_bad_share
-        )
+        shared = {f.name: getattr(self, f.name) for f in fields(StreamOptions) if f.name != "seed"}
+        return StreamOptions(**shared, seed=seed)
+
+    @property
+    def sets(self) -> dict[str, float]:
+        """The patterns of the shard sets with their weights."""
+        return {entry.shards: entry.weight for entry in self.mix} or {self.shards: 1.0}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from itertools import islice
 from pathlib import Path
 
 import lightning as L
@@ -31,7 +30,7 @@ from safetensors.torch import load_file, save_file
 
 from vlad import distributed
 from vlad.config import Config, load_config, save_config
-from vlad.data.shards import SampleStream, ShardIndex, collate, fit_picture, index_shards
+from vlad.data.stream import ShardSets, collate, first_samples, open_sets
 from vlad.diffusion.attention import set_attention
 from vlad.diffusion.autoencoder import PatchAutoencoder, build_autoencoder, spatial_factor
 from vlad.diffusion.noise import build_scheduler, options_of
@@ -68,7 +67,7 @@ class RunResult:
 def run(config: Config) -> RunResult:
     """Trains every stage that is not done yet. Raises UserError before any long work for what cannot work."""
     _quieten()
-    index = index_shards(config.data.shards)
+    sets = open_sets(config.data.sets)
     _compare_with_stored(config)
     directory = writable_directory(config.directory, "the run", needed_bytes=200_000_000)
     described = config
@@ -88,11 +87,11 @@ def run(config: Config) -> RunResult:
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     line = set_attention(unets, config.trainer.attention, device)
     if distributed.is_main_process():
-        print(f"{config.name}: {index.samples} samples in {len(index.paths)} shards; {line}", file=sys.stderr)
+        print(f"{config.name}: {sets.samples} samples in {sets.shards} shards; {line}", file=sys.stderr)
 
     for number, stage in enumerate(stages, start=1):
         label = f"[{number}/{len(stages)} {stage}]"
-        if not _train_stage(config, parts, index, stage, label):
+        if not _train_stage(config, parts, sets, stage, label):
             return RunResult(directory, finished=False)
     if distributed.is_main_process():
         _publish_run(config, parts)
@@ -279,18 +278,18 @@ def _pipeline(config: Config, parts: Parts) -> VLADPipeline:
 # --- one stage -----------------------------------------------------------------------------------------------
 
 
-def _train_stage(config: Config, parts: Parts, index: ShardIndex, name: str, label: str) -> bool:
+def _train_stage(config: Config, parts: Parts, sets: ShardSets, name: str, label: str) -> bool:
     """Trains a stage to its end, or until a signal; returns whether it is done."""
     directory = config.directory / name
     checkpoints = directory / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     optim: OptimOptions = getattr(config.train, name)
-    stage = _build_stage(config, parts, name, index)
+    stage = _build_stage(config, parts, name, sets)
     if (directory / "metrics.json").is_file():
         _load_stage(stage, directory)
         return True
     data = ShardDataModule(
-        index,
+        sets,
         config.data.stream(distributed.derived_seed(config.seed, name)),
         optim.steps * optim.accumulate_batches,
         config.directory / "quarantine.jsonl",
@@ -310,7 +309,7 @@ def _train_stage(config: Config, parts: Parts, index: ShardIndex, name: str, lab
     seeds = SeedEachBatch(config.seed, name)
     callbacks: list[L.Callback] = [seeds, stop, average, progress]
     if name != "autoencoder":
-        draw = _grid_drawer(config, parts, index, name)
+        draw = _grid_drawer(config, parts, sets, name)
         samples = config.directory / "samples" / name
         callbacks.append(SampleGrid(samples, config.trainer.sample_every_steps, average, draw))
     callbacks.append(Checkpoints(checkpoints, config.trainer.checkpoint_every_steps, config.trainer.keep_checkpoints))
@@ -353,13 +352,12 @@ def _log_version(checkpoint: Path | None) -> str:
     return f"from-{checkpoint.stem}" if checkpoint is not None else "from-step-00000000"
 
 
-def _build_stage(config: Config, parts: Parts, name: str, index: ShardIndex) -> Stage:
+def _build_stage(config: Config, parts: Parts, name: str, sets: ShardSets) -> Stage:
     """The stage's module, with exactly what it trains wanting gradients."""
     optim: OptimOptions = getattr(config.train, name)
     if name == "autoencoder":
         assert isinstance(parts.autoencoder, PatchAutoencoder)
-        stream = SampleStream(index, config.data.stream(config.seed), 0, 1, None)
-        batch = collate(list(islice(stream.samples(), min(FIT_PICTURES, index.samples))), config.data.picture_pixels)
+        batch = collate(first_samples(sets, config.data.stream(config.seed), FIT_PICTURES))
         parts.autoencoder.fit(torch.cat([batch.pictures, batch.glyph_maps]))
         return AutoencoderStage(parts.autoencoder, config.losses, optim)
     parts.autoencoder.requires_grad_(False)
@@ -443,10 +441,9 @@ def _publish_run(config: Config, parts: Parts) -> None:
         save_adapter(parts.layout_unet, folder / "layout_unet")
 
 
-def _grid_drawer(config: Config, parts: Parts, index: ShardIndex, name: str) -> Callable[[Path], None]:
+def _grid_drawer(config: Config, parts: Parts, sets: ShardSets, name: str) -> Callable[[Path], None]:
     """Draws the first samples of the shards as the stage sees them now: prompt, plan, refit and picture."""
-    stream = SampleStream(index, config.data.stream(config.seed), 0, 1, None)
-    samples = [fit_picture(sample, config.data.picture_pixels) for sample in islice(stream.samples(), GRID_SAMPLES)]
+    samples = first_samples(sets, config.data.stream(config.seed), GRID_SAMPLES)
     captions = [sample.caption for sample in samples]
     prompts = [parse_prompt(caption, strict=False) for caption in captions]
 

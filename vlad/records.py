@@ -5,7 +5,7 @@ Shapes use the letters: B batch, L tokens of the LVLM, N local phrases, K tokens
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -64,29 +64,77 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What the data room hands to training.
+class CachedStates:
+    """What frozen models said of a batch, computed beforehand: the scaled latents' mean and deviation, B C h w each.
 
-    pictures and glyph_maps: B 3 H W, pixels in [-1, 1]. loss_weights: B 1 H W, 0 where the text is marked
-    invalid and must not be learned, else 1.
+    A deviation is None where the autoencoder is deterministic. `text` are the LVLM's states of the captions, `v` the
+    image embeddings (B D); None where they were not cached.
+    """
+
+    picture_mean: Tensor
+    picture_deviation: Tensor | None
+    glyph_mean: Tensor
+    glyph_deviation: Tensor | None
+    text: TextStates | None = None
+    v: Tensor | None = None
+
+    def to(self, device: torch.device) -> CachedStates:
+        """The same with its tensors on `device`."""
+        moved = {
+            field.name: value if value is None else value.to(device)
+            for field in fields(self)
+            for value in [getattr(self, field.name)]
+        }
+        return CachedStates(**moved)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the data room hands to training: samples of one shape.
+
+    Pixels stay bytes until they are where they are needed. picture_bytes: B 3 H W (uint8); ink_bytes: B 1 H W (uint8),
+    the glyph maps; both None where `cached` takes their place. ignored: B 1 H W or, with `cached`, B 1 h w (bool), True
+    where the text is marked invalid and must not be learned; None where that is nowhere.
     """
 
     keys: tuple[str, ...]
     captions: tuple[str, ...]
     layouts: tuple[Layout, ...]
-    pictures: Tensor
-    glyph_maps: Tensor
-    loss_weights: Tensor
+    objects: tuple[tuple[ObjectBox, ...], ...]
+    picture_bytes: Tensor | None
+    ink_bytes: Tensor | None
+    ignored: Tensor | None
+    cached: CachedStates | None = None
+
+    @property
+    def pictures(self) -> Tensor:
+        """B 3 H W, pixels in [-1, 1]."""
+        assert self.picture_bytes is not None, "the batch holds cached states"
+        return self.picture_bytes.float() / 127.5 - 1
+
+    @property
+    def glyph_maps(self) -> Tensor:
+        """B 3 H W, white strokes on black, pixels in [-1, 1]."""
+        assert self.ink_bytes is not None, "the batch holds cached states"
+        return (self.ink_bytes.float() / 127.5 - 1).expand(-1, 3, -1, -1)
+
+    @property
+    def pixel_weights(self) -> Tensor | None:
+        """B 1 H W: 0 where nothing is to be learned, else 1; None where all is."""
+        return None if self.ignored is None else (~self.ignored).float()
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on `device`."""
-        return Batch(
-            self.keys,
-            self.captions,
-            self.layouts,
-            self.pictures.to(device, non_blocking=True),
-            self.glyph_maps.to(device, non_blocking=True),
-            self.loss_weights.to(device, non_blocking=True),
+
+        def moved(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            picture_bytes=moved(self.picture_bytes),
+            ink_bytes=moved(self.ink_bytes),
+            ignored=moved(self.ignored),
+            cached=None if self.cached is None else self.cached.to(device),
         )
 
 
@@ -122,6 +170,10 @@ class TextStates:
     global_state: Tensor
     local_states: Tensor
     local_mask: Tensor
+
+    def to(self, device: torch.device) -> TextStates:
+        """The same with its tensors on `device`."""
+        return TextStates(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,22 @@ from vlad.records import ObjectBox, Sample
 PICTURE_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 MAX_PICTURE_PIXELS = 64_000_000
 MAX_JSON_BYTES = 4_000_000
+# All that may stand in a shard, and how large one member may be. Arrays (npy) are cached states: `cache`.
+MEMBER_KINDS = frozenset((*PICTURE_FORMATS, "json", "txt"))
+MAX_MEMBER_BYTES = 256_000_000
 
 
 class BadSample(ValueError):  # noqa: N818 - it is about the sample, which the run goes on without
     """One sample cannot be used; its text says why. The run goes on without it."""
+
+
+def picture_size(data: bytes, extension: str) -> tuple[int, int]:
+    """Width and height from the header, nothing decoded. Raises BadSample."""
+    try:
+        with Image.open(io.BytesIO(data), formats=[PICTURE_FORMATS[extension]]) as picture:
+            return picture.size
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadSample(f"picture does not decode: {error}") from error
 
 
 def decode_picture(data: bytes, extension: str) -> np.ndarray:

@@ -195,12 +195,12 @@ def render_sign(options: SyntheticOptions, index: int, words: tuple[str, ...] | 
     font = STYLE_FONTS[rng.integers(len(STYLE_FONTS))]
     lines = [TextLine(line.text, line.polygon, "en", font, ink) for line in lines]
 
-    coverage = np.zeros((options.size_pixels, options.size_pixels), dtype=np.float32)
+    ink_bytes = np.zeros((options.size_pixels, options.size_pixels), dtype=np.uint8)
     for line in lines:
-        draw_line(coverage, line.text, line.polygon, font)
+        draw_line(ink_bytes, line.text, line.polygon, font)
     return Sample(
         key=f"{index:08d}",
-        picture=_paint(rng, ground, ink, GROUNDS[kind], coverage),
+        picture=_paint(rng, ground, ink, GROUNDS[kind], ink_bytes.astype(np.float32) / 255),
         caption=_caption(_carrier(ground, kind), named_ink, place, strings),
         layout=Layout(tuple(lines)),
         objects=(ObjectBox(_carrier(ground, kind), (0.0, 0.0, 1.0, 1.0)),),

@@ -10,13 +10,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import webdataset as wds
 
 from vlad.data.decoding import encode_sample
+from vlad.data.tars import picture_sizes, scan_tar
 from vlad.records import Sample
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+SIZES_SUFFIX = ".sizes.json"  # beside each shard: what batches of one shape are planned from
 
 
 def write_shards(
@@ -45,9 +48,30 @@ def write_shards(
                     writer.write({"__key__": sample.key, **encode_sample(sample, extension)})
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
-        entries.append(shard_entry(path, len(chunk)))
+        entries.append(publish_shard(temporary, path, len(chunk)))
     return entries
+
+
+def publish_shard(temporary: Path, path: Path, samples: int) -> dict[str, Any]:
+    """Gives a finished shard its name, the sizes of its pictures beside it; returns its manifest entry."""
+    with temporary.open("rb") as stream:
+        sizes = picture_sizes(stream, scan_tar(stream))
+    record = {"bytes": temporary.stat().st_size, "sizes": sizes.tolist()}
+    beside = path.with_suffix(SIZES_SUFFIX)
+    beside.write_text(json.dumps(record, separators=(",", ":")), encoding="utf-8")
+    temporary.replace(path)
+    return shard_entry(path, samples)
+
+
+def read_sizes(path: Path, shard_bytes: int | None) -> np.ndarray | None:
+    """The picture sizes (N 2: width, height) that stand beside a shard of that length; None where none fit."""
+    try:
+        record = json.loads(path.with_suffix(SIZES_SUFFIX).read_text(encoding="utf-8"))
+        if record["bytes"] != shard_bytes:
+            return None
+        return np.array(record["sizes"], dtype=np.int32).reshape(-1, 2)
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
+        return None  # it only saves time: the shard itself says the same
 
 
 def shard_entry(path: Path, samples: int) -> dict[str, Any]:

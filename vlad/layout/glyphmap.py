@@ -16,7 +16,7 @@ def _oversampling(width: int, height: int) -> int:
 
 
 def draw_line(coverage: np.ndarray, text: str, polygon: Polygon, font: str = CANONICAL_FONT) -> None:
-    """Adds a line's ink to `coverage` (H W, float32 in 0..1), in place, as the maximum of both."""
+    """Adds a line's ink to `coverage` (H W, uint8), in place, as the maximum of both."""
     height, width = coverage.shape
     scale = _oversampling(width, height)
     quad = np.array(quad_of(polygon)) * (width * scale, height * scale)
@@ -35,19 +35,24 @@ def draw_line(coverage: np.ndarray, text: str, polygon: Polygon, font: str = CAN
         (window_width, window_height), Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR
     ).reduce(scale)
     window = coverage[lower[1] : upper[1], lower[0] : upper[0]]
-    np.maximum(window, np.asarray(ink, dtype=np.float32) / 255, out=window)
+    np.maximum(window, np.asarray(ink), out=window)
 
 
-def draw_glyph_map(layout: Layout, width: int, height: int) -> np.ndarray:
-    """The glyph map of a layout: height x width, float32 in 0..1.
+def draw_ink(layout: Layout, width: int, height: int) -> np.ndarray:
+    """The glyph map of a layout as bytes: height x width, uint8.
 
     Lines that are not valid, or that the canonical font cannot draw, leave no ink; `ignore_mask` marks them.
     """
-    coverage = np.zeros((height, width), dtype=np.float32)
+    coverage = np.zeros((height, width), dtype=np.uint8)
     for line in layout.lines:
         if line.valid and not missing_glyphs(line.text):
             draw_line(coverage, line.text, line.polygon)
     return coverage
+
+
+def draw_glyph_map(layout: Layout, width: int, height: int) -> np.ndarray:
+    """The glyph map of a layout: height x width, float32 in 0..1."""
+    return draw_ink(layout, width, height).astype(np.float32) / 255
 
 
 def ignore_mask(layout: Layout, width: int, height: int) -> np.ndarray:

@@ -9,29 +9,47 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from vlad.data.shards import ShardBatches, ShardIndex, StreamOptions
+from vlad import distributed
+from vlad.data.stream import ShardBatches, ShardSets, StreamOptions
+from vlad.errors import UserError
 from vlad.records import Batch
 
 
 class ShardDataModule(L.LightningDataModule):
     """All batches of one stage. Its position is the trainer's count of batches, so a checkpoint holds it."""
 
-    def __init__(self, index: ShardIndex, options: StreamOptions, batches: int, quarantine: Path) -> None:
+    def __init__(self, sets: ShardSets, options: StreamOptions, batches: int, quarantine: Path) -> None:
         super().__init__()
-        self.index, self.options, self.batches, self.quarantine = index, options, batches, quarantine
+        self.sets, self.options, self.batches, self.quarantine = sets, options, batches, quarantine
         self.first_batch = 0
 
     def state_dict(self) -> dict[str, Any]:
         assert self.trainer is not None
         # Counted by the loop: the loader's workers run ahead of it.
-        return {"first_batch": self.trainer.fit_loop.epoch_loop.total_batch_idx + 1}
+        return {"first_batch": self.trainer.fit_loop.epoch_loop.total_batch_idx + 1, **self._place()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        now = self._place()
+        if state_dict["ranks"] != now["ranks"]:
+            raise UserError(
+                f"The run was stopped with {state_dict['ranks']} ranks and cannot go on with {now['ranks']}: each keeps"
+                f" its own place in the data. Start it with {state_dict['ranks']} again, or give the new run another"
+                " name and this one as its base."
+            )
+        if state_dict["shards"] != now["shards"]:
+            raise UserError(
+                "The shards are not those that the run was stopped with; bring them back, or give the new run another"
+                " name and this one as its base."
+            )
         self.first_batch = state_dict["first_batch"]
+
+    def _place(self) -> dict[str, Any]:
+        """What the number of a batch means only together with."""
+        return {"ranks": distributed.world_size(), "shards": self.sets.fingerprint}
 
     def train_dataloader(self) -> DataLoader[Batch]:
         dataset = ShardBatches(
-            self.index, self.options, self.batches - self.first_batch, self.first_batch, self.quarantine
+            self.sets, self.options, self.batches - self.first_batch, self.first_batch, self.quarantine
         )
         return DataLoader(
             dataset,

@@ -136,7 +136,7 @@ class LayoutStage(_Stage):
         t = _read_prompts(self.text_side, batch)
         alignment = _alignment_loss(self.text_side, self.alignment, t, batch, self.losses)
         t = t.dropped(_kept(len(z), self.losses.text_dropout, self.device))
-        diffusion, _, _ = denoising_loss(self.unet, self.scheduler, self.noise, z, t, pixel_weights=batch.loss_weights)
+        diffusion, _, _ = denoising_loss(self.unet, self.scheduler, self.noise, z, t, pixel_weights=batch.pixel_weights)
         # Eq. 8: L = L_align + lambda L_diff
         loss = self.losses.align_weight * alignment + self.losses.diffusion_weight * diffusion
         self.log_losses(loss=loss, align=alignment, diffusion=diffusion)
@@ -173,7 +173,7 @@ class RefineStage(_Stage):
         )
         t = t.dropped(_kept(len(x_0), self.losses.text_dropout, self.device))
         diffusion, _, _ = denoising_loss(
-            self.unet, self.scheduler, self.noise, x_0, t, self._layout(batch), batch.loss_weights
+            self.unet, self.scheduler, self.noise, x_0, t, self._layout(batch), batch.pixel_weights
         )
         # Eq. 8: L = L_align + lambda L_diff
         loss = self.losses.align_weight * alignment + self.losses.diffusion_weight * diffusion

@@ -1,0 +1,150 @@
+"""Aspect-ratio buckets: the shapes that pictures are trained at, and how a picture comes into its own.
+
+    picture size -> nearest bucket -> scaled to cover it -> cropped beside the text where that is possible
+
+A batch holds pictures of one bucket. Sizes are (width, height) in pixels. Idea: NovelAI's aspect ratio bucketing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from vlad.errors import UserError
+from vlad.layout.polygons import bounding_box, polygon_area
+from vlad.records import Layout, ObjectBox, Polygon, Sample
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A shape of training pictures, in pixels; `side` is that of the square of its resolution."""
+
+    width: int
+    height: int
+    side: int
+
+
+def build_buckets(sides: tuple[int, ...], max_aspect: float, step_pixels: int) -> tuple[Bucket, ...]:
+    """All shapes whose sides are multiples of `step_pixels` and whose area is that of a square of one of `sides`.
+
+    To each longer side the shorter one that comes closest to the area from below, up to `max_aspect` times as long
+    one way as the other; with `max_aspect` 1 the squares alone. Raises UserError for a side that is no multiple of
+    the step.
+    """
+    found: dict[Bucket, None] = {}
+    for side in sides:
+        if side < step_pixels or side % step_pixels:
+            nearest = max(1, round(side / step_pixels)) * step_pixels
+            raise UserError(
+                f"data: a resolution of {side} pixels is no multiple of data.bucket_step_pixels ({step_pixels});"
+                f" try {nearest}."
+            )
+        found[Bucket(side, side, side)] = None
+        for longer in range(side + step_pixels, int(side * max_aspect) + 1, step_pixels):
+            shorter = side * side // longer // step_pixels * step_pixels
+            if shorter and longer <= max_aspect * shorter:
+                found[Bucket(longer, shorter, side)] = None
+                found[Bucket(shorter, longer, side)] = None
+    return tuple(sorted(found, key=lambda bucket: (bucket.side, bucket.width)))
+
+
+def nearest_bucket(buckets: tuple[Bucket, ...], width: int, height: int) -> int:
+    """The number of the bucket that a picture is trained at."""
+    return int(nearest_buckets(buckets, np.array([[width, height]]))[0])
+
+
+def nearest_buckets(buckets: tuple[Bucket, ...], sizes: np.ndarray) -> np.ndarray:
+    """The same for many pictures: sizes N 2 (width, height) -> numbers N.
+
+    Each resolution has one bucket whose aspect is nearest to the picture's; of these the largest that the picture
+    covers without being enlarged is taken, or the smallest if it covers none.
+    """
+    shapes = np.array([(bucket.width, bucket.height) for bucket in buckets], dtype=np.float64)
+    sides = np.array([bucket.side for bucket in buckets])
+    sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
+    distance = np.abs(np.log(sizes[:, :1] / sizes[:, 1:]) - np.log(shapes[:, 0] / shapes[:, 1]))  # N buckets
+    chosen = np.empty(len(sizes), dtype=np.int64)
+    for rank, side in enumerate(np.unique(sides)):  # from the lowest resolution up
+        members = np.flatnonzero(sides == side)
+        candidate = members[distance[:, members].argmin(axis=1)]
+        covered = (sizes >= shapes[candidate]).all(axis=1) | (rank == 0)
+        chosen[covered] = candidate[covered]
+    return chosen
+
+
+def fit_to_bucket(sample: Sample, bucket: Bucket) -> Sample:
+    """The sample scaled to cover the bucket and cropped to it, its polygons and boxes with it.
+
+    The crop stands where most text stays whole, and among such places nearest to the middle. A line that is cut
+    is marked as not valid, one that is gone is left out.
+    """
+    height, width = sample.picture.shape[:2]
+    scale = max(bucket.width / width, bucket.height / height)
+    # Never under the bucket: rounding must not leave a row empty.
+    scaled_width = max(bucket.width, round(width * scale))
+    scaled_height = max(bucket.height, round(height * scale))
+    left = _crop_start(sample.layout, 0, scaled_width, bucket.width)
+    top = _crop_start(sample.layout, 1, scaled_height, bucket.height)
+    picture = sample.picture
+    if (scaled_width, scaled_height) != (width, height):
+        scaled = Image.fromarray(picture).resize(
+            (scaled_width, scaled_height), Image.Resampling.LANCZOS, reducing_gap=2
+        )
+        picture = np.asarray(scaled)
+    picture = picture[top : top + bucket.height, left : left + bucket.width]
+    if (scaled_width, scaled_height) == (bucket.width, bucket.height):
+        return replace(sample, picture=picture)
+
+    def moved(x: float, y: float) -> tuple[float, float]:
+        return (x * scaled_width - left) / bucket.width, (y * scaled_height - top) / bucket.height
+
+    lines = []
+    for line in sample.layout.lines:
+        polygon = tuple(moved(x, y) for x, y in line.polygon)
+        if all(_inside(point) for point in polygon):
+            lines.append(replace(line, polygon=polygon))
+        elif _touches(polygon):
+            was_whole = all(_inside(point) for point in line.polygon)
+            lines.append(replace(line, polygon=polygon, valid=line.valid and not was_whole))
+    objects = []
+    for entry in sample.objects:
+        box = np.clip((*moved(*entry.box[:2]), *moved(*entry.box[2:])), 0.0, 1.0)
+        if box[0] < box[2] and box[1] < box[3]:
+            objects.append(ObjectBox(entry.phrase, tuple(float(value) for value in box)))  # type: ignore[arg-type]
+    return replace(sample, picture=picture, layout=Layout(tuple(lines)), objects=tuple(objects))
+
+
+EDGE = 1e-6  # what rounding may put outside
+
+
+def _inside(point: tuple[float, float]) -> bool:
+    return all(-EDGE <= value <= 1 + EDGE for value in point)
+
+
+def _touches(polygon: Polygon) -> bool:
+    left, top, right, bottom = bounding_box(polygon)
+    return left < 1 and right > 0 and top < 1 and bottom > 0
+
+
+def _crop_start(layout: Layout, axis: int, scaled: int, kept: int) -> int:
+    """Where the crop of `kept` of `scaled` pixels begins along an axis (0 x, 1 y)."""
+    free = scaled - kept
+    if free == 0:
+        return 0
+    spans = []  # of the lines that can be kept whole, in scaled pixels, with what they weigh
+    for line in layout.lines:
+        values = [point[axis] * scaled for point in line.polygon]
+        if line.valid and max(values) - min(values) <= kept:
+            spans.append((min(values), max(values), polygon_area(line.polygon)))
+    middle = free // 2
+    # The best place is the middle, or one where some line just comes in at an end.
+    edges = (number for low, high, _ in spans for number in (math.floor(low), math.ceil(high) - kept))
+    places = {middle, *(min(free, max(0, number)) for number in edges)}
+
+    def whole_text(start: int) -> float:
+        return sum(area for low, high, area in spans if start <= low + EDGE and high - EDGE <= start + kept)
+
+    return min(places, key=lambda start: (-whole_text(start), abs(start - middle), start))

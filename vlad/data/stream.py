@@ -1,0 +1,268 @@
+"""Shards as an exact, endless stream of batches.
+
+    order -> plan of a batch -> raw samples -> decode (bad samples: quarantine) -> fit to the bucket -> collate
+
+Batch number i of a rank is a function of (shards, options, rank, world size) and i: any worker makes it, and a run that
+goes on with batch k decodes nothing of what comes before.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import IterableDataset, get_worker_info
+
+from vlad import distributed
+from vlad.data.buckets import Bucket, build_buckets, fit_to_bucket, nearest_buckets
+from vlad.data.decoding import BadSample, decode_sample
+from vlad.data.order import BatchPlan, MixedOrder, SetOrder, plan_batches
+from vlad.data.shards import ShardError, ShardIndex, ShardReader, UnreadableSample, index_shards, picture_sizes
+from vlad.errors import UserError
+from vlad.layout.glyphmap import draw_ink, ignore_mask
+from vlad.records import Batch, Sample
+
+QUARANTINE_AFTER = 20  # samples read before the share of bad ones says anything
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How shards become batches."""
+
+    picture_pixels: int = 64
+    # Sides of the squares that set the training resolutions; empty: picture_pixels alone.
+    resolutions: tuple[int, ...] = ()
+    # 1: every picture is stretched to a square (as AnyWord does); above: buckets of up to this aspect ratio, cropped.
+    max_aspect: float = 1.0
+    bucket_step_pixels: int = 64
+    batch_size: int = 64
+    # Processes a rank that decode; 0: the training process itself.
+    workers: int = 1
+    seed: int = 0
+    # Samples of the order that are shuffled among each other; the shards' own order is drawn anew each epoch.
+    shuffle_window: int = 2000
+    # Past this share of samples that cannot be used the run stops.
+    max_bad_share: float = 0.05
+    # Compare each shard with its manifest's checksum when it is first opened.
+    verify: bool = True
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.workers < 0 or self.shuffle_window < 0:
+            raise UserError("data: batch_size must be at least 1, workers and shuffle_window not negative.")
+        if self.picture_pixels < 1 or self.max_aspect < 1 or not 0 <= self.max_bad_share <= 1:
+            raise UserError(
+                "data: picture_pixels and max_aspect must be at least 1, and max_bad_share a share, 0 to 1."
+            )
+
+    @property
+    def shapes(self) -> tuple[Bucket, ...]:
+        """The shapes that batches come in."""
+        sides = self.resolutions or (self.picture_pixels,)
+        if self.max_aspect == 1:
+            return tuple(Bucket(side, side, side) for side in sorted(set(sides)))
+        return build_buckets(sides, self.max_aspect, self.bucket_step_pixels)
+
+
+@dataclass(frozen=True)
+class ShardSets:
+    """The shard sets that a run reads, each with its weight in the mixture."""
+
+    indexes: tuple[ShardIndex, ...]
+    weights: tuple[float, ...] = (1.0,)
+
+    @property
+    def samples(self) -> int:
+        """The number of samples of all sets."""
+        return sum(index.samples for index in self.indexes)
+
+    @property
+    def shards(self) -> int:
+        """The number of shards of all sets."""
+        return sum(len(index.shards) for index in self.indexes)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when what is read, or how it is mixed, changes."""
+        return "/".join(
+            f"{index.fingerprint}*{weight:g}" for index, weight in zip(self.indexes, self.weights, strict=True)
+        )
+
+
+def open_sets(patterns: dict[str, float]) -> ShardSets:
+    """The shard sets of some patterns with their weights. Raises UserError like `index_shards`."""
+    total = sum(patterns.values())
+    for pattern, weight in patterns.items():
+        if not weight / total >= 1e-3:
+            raise UserError(
+                f"data.mix: the weight of {pattern} ({weight:g}) is under a thousandth of all; raise it, or leave the"
+                " set out."
+            )
+    return ShardSets(tuple(index_shards(pattern) for pattern in patterns), tuple(patterns.values()))
+
+
+class SampleSource:
+    """Decoded samples of all sets by their place in the plan. Bad ones are counted and put into quarantine."""
+
+    def __init__(self, sets: ShardSets, options: StreamOptions, quarantine: Path | None) -> None:
+        self.readers = [ShardReader(index, options.verify) for index in sets.indexes]
+        self.options, self.quarantine = options, quarantine
+        self.seen = self.bad = 0
+
+    def read(self, set_number: int, sample: int) -> Sample | None:
+        """The sample, or None for a bad one. Raises ShardError when too many have been bad."""
+        self.seen += 1
+        key, shard = f"sample {sample}", ""
+        try:
+            raw = self.readers[set_number].read(sample)
+            key, shard = raw.key, raw.shard
+            return decode_sample(raw.members, raw.key)
+        except UnreadableSample as error:
+            self._record_bad(error.key, error.shard, str(error))
+        except BadSample as error:
+            self._record_bad(key, shard, str(error))
+        return None
+
+    def _record_bad(self, key: str, shard: str, reason: str) -> None:
+        self.bad += 1
+        if self.quarantine is not None:
+            _append_once(self.quarantine, {"key": key, "shard": shard, "reason": reason})
+        if self.seen >= QUARANTINE_AFTER and self.bad > self.options.max_bad_share * self.seen:
+            raise ShardError(
+                f"data.shards: {self.bad} of the first {self.seen} samples cannot be used (the last: {shard}, {key}:"
+                f" {reason}), more than data.max_bad_share = {self.options.max_bad_share}; mend the shards, or"
+                " raise it. All are listed in quarantine.jsonl."
+            )
+
+
+def _append_once(path: Path, record: dict[str, str]) -> None:
+    """Adds a line to the quarantine; a sample that comes again every epoch stands there once."""
+    line = json.dumps(record, ensure_ascii=False) + "\n"
+    if path.is_file() and line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        return
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
+        stream.write(line)
+
+
+def rank_order(sets: ShardSets, options: StreamOptions, rank: int, world_size: int) -> MixedOrder:
+    """The order in which a rank reads the sets."""
+    orders = tuple(
+        SetOrder(
+            index.counts,
+            options.shuffle_window,
+            distributed.derived_seed(options.seed, "set", number),
+            rank,
+            world_size,
+        )
+        for number, index in enumerate(sets.indexes)
+    )
+    return MixedOrder(orders, sets.weights, distributed.derived_seed(options.seed, "mixture", rank))
+
+
+class ShardBatches(IterableDataset):
+    """`batches` batches of this rank from number `first_batch` on."""
+
+    def __init__(
+        self,
+        sets: ShardSets,
+        options: StreamOptions,
+        batches: int,
+        first_batch: int = 0,
+        quarantine: Path | None = None,
+    ) -> None:
+        self.sets, self.options = sets, options
+        self.batches, self.first_batch, self.quarantine = batches, first_batch, quarantine
+        self.rank, self.world_size = distributed.rank(), distributed.world_size()
+        for index in sets.indexes:
+            if index.samples < self.world_size * options.batch_size:
+                raise UserError(
+                    f"data.shards: {index.samples} samples are too few for {self.world_size} ranks x batches of"
+                    f" {options.batch_size}: at least {self.world_size * options.batch_size}; add samples, or lower"
+                    " data.batch_size."
+                )
+        self.shapes = options.shapes
+        # Read here, once, before the workers are forked.
+        self.buckets = (
+            tuple(nearest_buckets(self.shapes, picture_sizes(index)) for index in sets.indexes)
+            if len(self.shapes) > 1
+            else None
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
+        order = rank_order(self.sets, self.options, self.rank, self.world_size)
+        plans = plan_batches(order, self.options.batch_size, self.buckets, self.first_batch)
+        source = SampleSource(self.sets, self.options, self.quarantine)
+        # The loader asks its workers in turn, beginning with the first.
+        for plan in itertools.islice(plans, worker, self.batches, workers):
+            yield self._batch(plan, source, order)
+
+    def _batch(self, plan: BatchPlan, source: SampleSource, order: MixedOrder) -> Batch:
+        """The batch of a plan; in a bad sample's place stands a good one of the same batch once more."""
+        read = [source.read(int(of), int(number)) for of, number in zip(plan.sets, plan.samples, strict=True)]
+        good = [sample for sample in read if sample is not None]
+        if not good:  # a batch of nothing but bad samples: any other sample that can be used, drawn by its numbers
+            good = [self._stand_in(plan, source)]
+        missing = len(read) - len(good)
+        samples = good + [good[number % len(good)] for number in range(missing)]
+        return collate([fit_sample(sample, self.shapes[plan.bucket], self.options) for sample in samples])
+
+    def _stand_in(self, plan: BatchPlan, source: SampleSource) -> Sample:
+        of, last = int(plan.sets[-1]), int(plan.samples[-1])
+        count = self.sets.indexes[of].samples
+        for step in range(1, count):
+            sample = source.read(of, (last + step) % count)
+            if sample is not None:
+                return sample
+        raise ShardError("data.shards: not one sample can be used; all are listed in quarantine.jsonl.")
+
+
+def first_samples(sets: ShardSets, options: StreamOptions, count: int) -> list[Sample]:
+    """The first good samples of the order, fitted to a square: what a run is fitted to and shown on."""
+    order, source = rank_order(sets, options, 0, 1), SampleSource(sets, options, None)
+    found: list[Sample] = []
+    for place in range(sets.samples):
+        if len(found) == count:
+            break
+        at = order.places(place, 1)
+        sample = source.read(int(at.sets[0]), int(at.samples[0]))
+        if sample is not None:
+            found.append(stretch_picture(sample, options.picture_pixels))
+    return found
+
+
+def fit_sample(sample: Sample, shape: Bucket, options: StreamOptions) -> Sample:
+    """The sample at the shape that it is trained at."""
+    return stretch_picture(sample, shape.side) if options.max_aspect == 1 else fit_to_bucket(sample, shape)
+
+
+def stretch_picture(sample: Sample, side: int) -> Sample:
+    """The sample with its picture resized to side x side (as AnyWord does); polygons are relative and stay."""
+    if sample.picture.shape[:2] == (side, side):
+        return sample
+    picture = Image.fromarray(sample.picture).resize((side, side), Image.Resampling.LANCZOS, reducing_gap=2)
+    return replace(sample, picture=np.asarray(picture))
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """A batch of samples of one shape, with their glyph maps."""
+    height, width = samples[0].picture.shape[:2]
+    pictures = np.stack([sample.picture for sample in samples])
+    coverage = np.stack([draw_ink(sample.layout, width, height) for sample in samples])
+    ignored = np.stack([ignore_mask(sample.layout, width, height) for sample in samples])
+    return Batch(
+        keys=tuple(sample.key for sample in samples),
+        captions=tuple(sample.caption for sample in samples),
+        layouts=tuple(sample.layout for sample in samples),
+        objects=tuple(sample.objects for sample in samples),
+        # In memory B H W 3, as they were decoded: nothing is copied, and convolutions like it.
+        picture_bytes=torch.from_numpy(pictures).permute(0, 3, 1, 2),
+        ink_bytes=torch.from_numpy(coverage)[:, None],
+        ignored=torch.from_numpy(ignored)[:, None] if ignored.any() else None,
+    )
