@@ -108,7 +108,8 @@ def test_a_line_that_already_stood_past_the_edge_stays_as_it_was():
 
 def test_boxes_of_objects_are_cut_at_the_edge():
     sample = dataclasses.replace(
-        sample_of(200, 100), objects=(ObjectBox("a dog", (0.0, 0.0, 0.5, 1.0)), ObjectBox("a cat", (0.9, 0.0, 1.0, 1.0)))
+        sample_of(200, 100),
+        objects=(ObjectBox("a dog", (0.0, 0.0, 0.5, 1.0)), ObjectBox("a cat", (0.9, 0.0, 1.0, 1.0))),
     )
     objects = fit_to_bucket(sample, Bucket(100, 100, 100)).objects
     assert [entry.phrase for entry in objects] == ["a dog"]
