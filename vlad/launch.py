@@ -147,7 +147,7 @@ def _shaping(config: Config) -> dict[str, object]:
 
     visit("", config)
     shaping = ("trainer.precision", "trainer.devices", "trainer.nodes")
-    free = ("runs", "name", "trainer.", "sample.", "data.shards")
+    free = ("runs", "name", "trainer.", "sample.", "data.shards", "data.workers", "data.verify")
     return {key: value for key, value in flat.items() if key in shaping or not key.startswith(free)}
 
 
@@ -177,13 +177,10 @@ def _new_parts(config: Config) -> Parts:
     )
     autoencoder = build_autoencoder(config.autoencoder)
     channels = autoencoder.config.latent_channels
-    side, factor = config.data.picture_pixels, spatial_factor(autoencoder)
     levels = max(len(config.layout.unet.block_channels), len(config.refine.unet.block_channels))
-    if side % (factor * 2 ** (levels - 1)):
-        raise UserError(
-            f"data.picture_pixels ({side}) must be a multiple of {factor * 2 ** (levels - 1)}: {factor} pixels a"
-            f" latent cell, halved {levels - 1} times by the UNet."
-        )
+    factor = spatial_factor(autoencoder)
+    _check_shapes(config, factor, levels)
+    side = config.data.picture_pixels
     with_layout = config.layout.kind != "none"
     width, cells = options.output_width, side // factor
     layout_unet = build_unet(config.layout.unet, channels, 0, width, cells) if with_layout else None
@@ -195,6 +192,21 @@ def _new_parts(config: Config) -> Parts:
             if module is not None:
                 module.to(memory_format=torch.channels_last)
     return parts
+
+
+def _check_shapes(config: Config, factor: int, levels: int) -> None:
+    """Raises UserError for a training shape that the autoencoder and the UNets cannot divide."""
+    unit = factor * 2 ** (levels - 1)
+    sides = {config.data.picture_pixels}
+    for shape in config.data.stream(0).shapes:
+        sides |= {shape.width, shape.height}
+    wrong = sorted(side for side in sides if side % unit)
+    if wrong:
+        option = "data.bucket_step_pixels" if config.data.max_aspect > 1 else "data.picture_pixels"
+        raise UserError(
+            f"{option}: pictures of {wrong[0]} pixels cannot be trained on; every side must be a multiple of {unit}:"
+            f" {factor} pixels a latent cell, halved {levels - 1} times by the UNet."
+        )
 
 
 def _parts_of_base(config: Config) -> tuple[Parts, Config]:
@@ -210,6 +222,8 @@ def _parts_of_base(config: Config) -> tuple[Parts, Config]:
             f"data.picture_pixels is {config.data.picture_pixels}, but the base {config.base} draws"
             f" {base.config.picture_pixels} pixels; set data.picture_pixels={base.config.picture_pixels}."
         )
+    levels = len(base.refine_unet.config.block_out_channels)
+    _check_shapes(config, spatial_factor(base.autoencoder), levels)
     text_side = base.text_side
     alignment = AlignmentHead(base.composition.config.output_width, text_side.lvlm.width)
     stored = folder / ALIGNMENT

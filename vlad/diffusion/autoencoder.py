@@ -124,9 +124,7 @@ def spatial_factor(autoencoder: PatchAutoencoder | AutoencoderKL) -> int:
     return 2 ** (len(autoencoder.config.block_out_channels) - 1)
 
 
-def latent_moments(
-    autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor
-) -> tuple[Tensor, Tensor | None]:
+def latent_moments(autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
     """Pixels B 3 H W in [-1, 1] -> mean and standard deviation of the scaled latents, B C h w each.
 
     The deviation is None for an autoencoder that does not draw.

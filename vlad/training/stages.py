@@ -186,7 +186,7 @@ class RefineStage(_Stage):
             return None
         z = _glyph_latents(self.autoencoder, batch)  # B C h w
         strength = self.losses.layout_noise * torch.rand(len(z), 1, 1, 1, device=self.device)
-        z = z + strength * torch.randn_like(z)
+        z = z + strength * torch.randn(z.shape, device=z.device, dtype=z.dtype)  # the same whatever the memory format
         return z * _kept(len(z), self.losses.layout_dropout, self.device)[:, None, None, None]
 
 
