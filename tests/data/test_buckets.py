@@ -37,7 +37,7 @@ def test_an_aspect_of_one_gives_squares_alone():
 
 
 def test_a_side_that_does_not_fit_the_step_is_refused():
-    with pytest.raises(UserError, match="100 pixels is no multiple.*try 128"):
+    with pytest.raises(UserError, match=r"100 pixels is no multiple.*try 128"):
         build_buckets((100,), 2.0, 64)
 
 

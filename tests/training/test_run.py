@@ -135,7 +135,7 @@ def test_a_run_trains_on_every_shape(world: Path) -> None:
     config = load_config(world / "base.yaml", [*overrides, "data.resolutions=[32,48]"])
     assert len(config.data.stream(0).shapes) > 4
     assert run(config).finished
-    with pytest.raises(UserError, match="data.bucket_step_pixels: pictures of 28 pixels.*a multiple of 8"):
+    with pytest.raises(UserError, match=r"data.bucket_step_pixels: pictures of 28 pixels.*a multiple of 8"):
         run(load_config(world / "base.yaml", [*overrides[:1], "data.bucket_step_pixels=4", "name=wrong_step"]))
 
 
@@ -164,7 +164,7 @@ def test_a_run_on_cached_states_learns_the_same(world: Path) -> None:
     with pytest.raises(UserError, match="was made for another fit, shapes"):
         run(stale)
     wants_pictures = [f"base={world / 'runs' / 'base'}", "lora={rank: 2}", f"data.cache={cache}", "name=aligned"]
-    with pytest.raises(UserError, match="data.cache holds no pictures"):
+    with pytest.raises(UserError, match=r"data.cache holds no pictures"):
         run(load_config(world / "base.yaml", wants_pictures))
 
 
