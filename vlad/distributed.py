@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.nn.functional import all_gather
+from torch.nn import functional as F
 
 
 def rank() -> int:
@@ -31,6 +32,32 @@ def gather_with_gradient(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x
     return torch.cat(all_gather(x.contiguous()), dim=0)
+
+
+def gather_rows_with_gradient(x: Tensor) -> Tensor:
+    """Like `gather_with_gradient`, where each rank has its own number of rows (none is allowed)."""
+    if world_size() == 1:
+        return x
+    counts = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
+    sizes = [int(count) for count in counts]
+    padding = (0, 0) * (x.ndim - 1) + (0, max(1, *sizes) - len(x))  # the library gathers equal shapes only
+    parts = all_gather(F.pad(x, padding).contiguous())
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)], dim=0)
+
+
+def mean_over_ranks(total: Tensor, count: Tensor) -> Tensor:
+    """The mean of the terms of all ranks, as a loss that DDP may average: `total` sums this rank's `count` terms.
+
+    DDP averages gradients over ranks. The average of the ranks' own means is not the mean over all terms where
+    counts differ; that of (world size) x total / (count of all ranks) is. So the value too is right only as an
+    average over ranks. No term anywhere gives 0.
+    """
+    if world_size() == 1:
+        return total / count.clamp_min(1)
+    of_all = count.detach().clone()
+    dist.all_reduce(of_all)
+    return total * world_size() / of_all.clamp_min(1)
 
 
 def derived_seed(*parts: int | str) -> int:

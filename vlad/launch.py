@@ -174,6 +174,9 @@ def _new_parts(config: Config) -> Parts:
         options.spelling,
         options.max_characters,
         options.max_strings,
+        options.locals,
+        options.slots,
+        options.queries,
     )
     autoencoder = build_autoencoder(config.autoencoder)
     channels = autoencoder.config.latent_channels
@@ -185,7 +188,7 @@ def _new_parts(config: Config) -> Parts:
     width, cells = options.output_width, side // factor
     layout_unet = build_unet(config.layout.unet, channels, 0, width, cells) if with_layout else None
     refine_unet = build_unet(config.refine.unet, channels, channels if with_layout else 0, width, cells)
-    alignment = AlignmentHead(width, lvlm.width)
+    alignment = AlignmentHead(width, lvlm.width, kind=config.losses.alignment)
     parts = Parts(autoencoder, TextSide(lvlm, composition), alignment, layout_unet, refine_unet)
     if config.trainer.channels_last:
         for module in (parts.autoencoder, parts.layout_unet, parts.refine_unet):
@@ -225,10 +228,10 @@ def _parts_of_base(config: Config) -> tuple[Parts, Config]:
     levels = len(base.refine_unet.config.block_out_channels)
     _check_shapes(config, spatial_factor(base.autoencoder), levels)
     text_side = base.text_side
-    alignment = AlignmentHead(base.composition.config.output_width, text_side.lvlm.width)
+    alignment = AlignmentHead(base.composition.config.output_width, text_side.lvlm.width, kind=config.losses.alignment)
     stored = folder / ALIGNMENT
     if stored.is_file():
-        alignment.load_state_dict(load_file(stored))
+        _load_alignment(alignment, stored)
     parts = Parts(base.autoencoder, text_side, alignment, base.layout_unet, base.refine_unet)
     if config.lora is not None:
         for module in (parts.autoencoder, text_side, alignment, parts.layout_unet, parts.refine_unet):
@@ -435,6 +438,18 @@ def _cached_sets(config: Config, parts: Parts, sets: ShardSets) -> ShardSets:
 
 def _log_version(checkpoint: Path | None) -> str:
     return f"from-{checkpoint.stem}" if checkpoint is not None else "from-step-00000000"
+
+
+def _load_alignment(alignment: AlignmentHead, path: Path) -> None:
+    """The base's head. Its bias is taken over where both have one: no other kind of L_align has a bias.
+
+    Raises UserError where anything else differs.
+    """
+    stored, wanted = load_file(path), alignment.state_dict()
+    shapes = {name: value.shape for name, value in stored.items() if name != "bias"}
+    if shapes != {name: value.shape for name, value in wanted.items() if name != "bias"}:
+        raise UserError(f"The alignment head in {path} does not fit its own pipeline; take another base.")
+    alignment.load_state_dict({**wanted, **{name: value for name, value in stored.items() if name in wanted}})
 
 
 def _build_stage(config: Config, parts: Parts, name: str, sets: ShardSets) -> Stage:

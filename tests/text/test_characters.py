@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vlad.records import Prompt, Span
-from vlad.text.characters import SpellingEncoder
+from vlad.text.characters import MOST_TOKENS, NOMINAL_CELL, SpellingEncoder
 
 torch.manual_seed(0)
 ENCODER = SpellingEncoder(width=16, max_characters=6, max_strings=3)
@@ -79,6 +79,28 @@ def test_any_two_characters_of_any_script_differ(pair: str) -> None:
     assert differ(spell(pair[0]), spell(pair[1]))
 
 
-def test_what_is_past_the_limits_is_cut() -> None:
-    assert torch.equal(spell("ABCDEFGHIJ"), spell("ABCDEF"))
-    assert torch.equal(spell("A", "B", "C", "D", "E"), spell("A", "B", "C"))
+@torch.no_grad()
+def test_within_the_limits_a_token_is_the_sum_of_its_tables() -> None:
+    nominal = 0.5 + (1 + 0.5 - 3 / 2) * NOMINAL_CELL  # the second of three characters
+    angles = nominal * ENCODER.frequencies
+    wanted = (
+        sum(ENCODER.bytes.weight[256 * k + byte] for k, byte in enumerate([*"é".encode(), 0, 0]))
+        + ENCODER.places.weight[2 * 6 + 1]
+        + ENCODER.strings.weight[1 * 3 + 1]  # the second of two strings
+        + ENCODER.fourier(torch.cat([angles.sin(), angles.cos()]))
+    )
+    torch.testing.assert_close(spell("AB", "Réd")[3], wanted)
+
+
+def test_past_the_limits_characters_share_the_last_place_but_are_all_there() -> None:
+    long = spell("AAAAAAAAAA")  # 10 characters, tables for 6
+    assert len(long) == 10
+    assert differ(long[8], long[9])  # by their nominal places
+    assert len(spell("A", "B", "C", "D", "E")) == 5  # tables for 3 strings
+    torch.testing.assert_close(spell("A", "B", "C", "D")[:3], spell("A", "B", "C"))
+    torch.testing.assert_close(spell("A", "B", "C", "D")[3], spell("A", "B", "D")[2])
+
+
+def test_a_quoted_page_is_cut_and_half_a_surrogate_pair_is_spelled_as_a_question_mark() -> None:
+    assert len(spell(*["LONG" * 100] * 3)) == MOST_TOKENS
+    torch.testing.assert_close(spell("A\ud800"), spell("A?"))

@@ -1,1 +1,1 @@
-"""Evaluation: OCR engines, spelling, obeyed colours, and reports with pictures for people."""
+"""Evaluation: OCR engines, spelling, obeyed colours, retrieval, and reports with pictures for people."""

@@ -23,12 +23,17 @@ from torch import Tensor, nn
 
 from vlad.records import Prompt
 
+MOST_TOKENS = 512  # of one prompt: a caption from the wild may quote a page
 NOMINAL_CELL = 0.2  # no letter is nominally wider than this share of the picture
 UTF8_BYTES = 4  # a character is at most four bytes: the embedding is the sum of theirs, any script
 
 
 class SpellingEncoder(nn.Module):
-    """Prompts -> spelling tokens B S D with their mask B S; S is at least 1."""
+    """Prompts -> spelling tokens B S D with their mask B S; S is at least 1.
+
+    The tables of places and strings end at `max_characters` and `max_strings`. What is past an end shares the last
+    entry, where only the nominal place tells characters apart.
+    """
 
     frequencies: Tensor
 
@@ -62,17 +67,18 @@ class SpellingEncoder(nn.Module):
         return tokens, mask.to(device)
 
     def _rows(self, strings: Sequence[str]) -> list[tuple[float, ...]]:
-        """A row of numbers a character; what is past the tables' ends is cut, the caller has warned of it."""
-        strings = strings[: self.max_strings]
+        """A row of numbers a character, MOST_TOKENS at most."""
+        last_string, last_character = self.max_strings - 1, self.max_characters - 1
+        count = min(len(strings) - 1, last_string)
         rows: list[tuple[float, ...]] = []
         for number, text in enumerate(strings):
-            length = min(len(text), self.max_characters)
-            for index, character in enumerate(text[:length]):
-                utf8 = character.encode()[:UTF8_BYTES]
+            for index, character in enumerate(text):
+                # Half a surrogate pair, as JSON can hold it, has no bytes of its own.
+                utf8 = character.encode(errors="replace")[:UTF8_BYTES]
                 # Byte 0 of place k has id 256 k, which no character but NUL uses: it pads short characters.
                 byte_ids = [256 * k + (utf8[k] if k < len(utf8) else 0) for k in range(UTF8_BYTES)]
-                place = (length - 1) * self.max_characters + index
-                string = (len(strings) - 1) * self.max_strings + number
-                nominal = 0.5 + (index + 0.5 - length / 2) * min(NOMINAL_CELL, 0.92 / length)
+                place = min(len(text) - 1, last_character) * self.max_characters + min(index, last_character)
+                string = count * self.max_strings + min(number, last_string)
+                nominal = 0.5 + (index + 0.5 - len(text) / 2) * min(NOMINAL_CELL, 0.92 / len(text))
                 rows.append((*byte_ids, place, string, nominal))
-        return rows
+        return rows[:MOST_TOKENS]

@@ -3,7 +3,12 @@
     prompts -- LVLMEncoder --> t_g, {t_i}, token states --+
             -- SpellingEncoder --> spelling tokens -------+--> CCM --> Conditioning (tokens, mask, pooled)
 
-Letters: B batch, L LVLM tokens, N phrases, S characters, K conditioning tokens, D widths.
+    kind          Conditioning tokens
+    transformer   t_g, {t_i} and spelling tokens, each having read all others
+    q-former      learned queries that have read t_g, {t_i} and spelling; then the spelling tokens themselves
+    none          t_g and the LVLM's tokens through one projection; spelling tokens
+
+Letters: B batch, L LVLM tokens, N phrases or slots, S characters, Q queries, K conditioning tokens, D widths.
 """
 
 from __future__ import annotations
@@ -32,7 +37,12 @@ POOLED_GAIN = 3.0
 class CompositionOptions:
     """`kind: none` is the paper's ablation: the LVLM's tokens go straight on through one projection."""
 
-    kind: Literal["transformer", "none"] = "transformer"
+    kind: Literal["transformer", "q-former", "none"] = "transformer"
+    # {t_i}: the states of the prompt's object phrases, or of as many learned slot queries as `slots` says.
+    locals: Literal["phrases", "slots"] = "phrases"
+    slots: int = 4
+    # Learned queries of the q-former.
+    queries: int = 16
     width: int = 128
     layers: int = 2
     heads: int = 4
@@ -46,6 +56,29 @@ class CompositionOptions:
     def __post_init__(self) -> None:
         if self.heads < 1 or self.width % self.heads:
             raise UserError(f"composition: width ({self.width}) must be a multiple of heads ({self.heads}).")
+        if min(self.slots, self.queries) < 1:
+            raise UserError("composition: slots and queries must be at least 1.")
+        if self.kind == "none" and self.locals == "slots":
+            raise UserError(
+                "composition.locals: slots has nothing to do with kind: none, which hands on the LVLM's own tokens;"
+                " choose another kind, or locals: phrases."
+            )
+
+
+class SlotQueries(nn.Module):
+    """{t_i} from learned queries, for prompts whose objects no phrase names: each slot looks for one by itself."""
+
+    def __init__(self, slots: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.slots = nn.Embedding(slots, width)  # a table: not decayed
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The slots' states B N D, read from projected LVLM tokens B L D with mask B L."""
+        queries = self.slots.weight.expand(len(tokens), -1, -1)
+        read, _ = self.attention(self.norm(queries), tokens, tokens, key_padding_mask=~mask, need_weights=False)
+        return queries + read
 
 
 class CompositionModule(ModelMixin, ConfigMixin):
@@ -63,31 +96,61 @@ class CompositionModule(ModelMixin, ConfigMixin):
         spelling: bool = True,
         max_characters: int = 8,
         max_strings: int = 3,
+        locals: str = "phrases",
+        slots: int = 4,
+        queries: int = 16,
     ) -> None:
         super().__init__()
         self.spelling_encoder = SpellingEncoder(width, max_characters, max_strings) if spelling else None
         self.from_lvlm = nn.Sequential(nn.LayerNorm(lvlm_width), nn.Linear(lvlm_width, width))
         self.blocks: nn.ModuleList | None = None
-        if kind == "transformer":
+        self.query_table: nn.Embedding | None = None
+        self.slot_queries: SlotQueries | None = None
+        if kind != "none":
             self.kinds = nn.Embedding(3, width)  # global, local, spelling
             nn.init.normal_(self.kinds.weight, std=0.5)
+        if kind == "transformer":
             self.blocks = nn.ModuleList(
                 nn.TransformerEncoderLayer(
                     width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
                 )
                 for _ in range(layers)
             )
+        if kind == "q-former":
+            self.query_table = nn.Embedding(queries, width)
+            self.blocks = nn.ModuleList(
+                nn.TransformerDecoderLayer(
+                    width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+                )
+                for _ in range(layers)
+            )
+        if locals == "slots":
+            self.slot_queries = SlotQueries(slots, width, heads)
         self.to_output = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, output_width))
         self.to_pooled = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, output_width))
 
     def forward(self, states: TextStates, prompts: Sequence[Prompt]) -> Conditioning:
         parts, masks = self._parts(states, prompts)
         x, mask = torch.cat(parts, dim=1), torch.cat(masks, dim=1)  # B K D, B K
-        for layer in self.blocks or ():
-            x = layer(x, src_key_padding_mask=~mask)
+        if self.query_table is not None:
+            x, mask = self._queried(x, mask, parts, masks)
+        else:
+            for layer in self.blocks or ():
+                x = layer(x, src_key_padding_mask=~mask)
         tokens = self.to_output(x) * mask[..., None]
         pooled = x[:, 0] + _masked_sum(parts[1], masks[1])
         return Conditioning(tokens, mask, POOLED_GAIN * self.to_pooled(pooled))
+
+    def _queried(
+        self, memory: Tensor, memory_mask: Tensor, parts: list[Tensor], masks: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """What the queries read in the memory, then the spelling: Q queries cannot hold any number of letters."""
+        assert self.query_table is not None and self.blocks is not None
+        x = self.query_table.weight.expand(len(memory), -1, -1)  # B Q D
+        for layer in self.blocks:
+            x = layer(x, memory, memory_key_padding_mask=~memory_mask)
+        there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        return torch.cat([x, *parts[2:]], dim=1), torch.cat([there, *masks[2:]], dim=1)
 
     def _parts(self, states: TextStates, prompts: Sequence[Prompt]) -> tuple[list[Tensor], list[Tensor]]:
         t_g = self.from_lvlm(states.global_state)[:, None]  # B 1 D
@@ -95,8 +158,8 @@ class CompositionModule(ModelMixin, ConfigMixin):
         if self.config.kind == "none":
             parts, masks = [t_g, self.from_lvlm(states.tokens)], [present, states.mask]
         else:
-            t_i = self.from_lvlm(states.local_states)  # B N D
-            parts, masks = [t_g + self.kinds.weight[0], t_i + self.kinds.weight[1]], [present, states.local_mask]
+            t_i, local_mask = self._locals(states)  # B N D
+            parts, masks = [t_g + self.kinds.weight[0], t_i + self.kinds.weight[1]], [present, local_mask]
         if self.spelling_encoder is not None:
             characters, mask = self.spelling_encoder(prompts)  # B S D
             if self.config.kind != "none":
@@ -104,6 +167,12 @@ class CompositionModule(ModelMixin, ConfigMixin):
             parts.append(characters.to(t_g.dtype))
             masks.append(mask)
         return parts, masks
+
+    def _locals(self, states: TextStates) -> tuple[Tensor, Tensor]:
+        if self.slot_queries is None:
+            return self.from_lvlm(states.local_states), states.local_mask
+        t_i = self.slot_queries(self.from_lvlm(states.tokens), states.mask)
+        return t_i, torch.ones(t_i.shape[:2], dtype=torch.bool, device=t_i.device)
 
 
 def _masked_sum(x: Tensor, mask: Tensor) -> Tensor:

@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from vlad.diffusion.autoencoder import PatchAutoencoder, draw_latents, encode
 from vlad.diffusion.noise import NoiseOptions, Scheduler
 from vlad.errors import UserError
-from vlad.losses.contrastive import AlignmentHead
+from vlad.losses.contrastive import AlignmentHead, AlignmentKind, FurtherTexts, text_ids
 from vlad.losses.denoising import denoising_loss
+from vlad.losses.negatives import vary_captions
 from vlad.records import Batch, Conditioning
 from vlad.text.composition import TextSide
 from vlad.text.prompt import parse_prompt
@@ -36,6 +37,12 @@ class LossOptions:
     # lambda of Eq. 8; L_align has weight `align_weight` (1 in the paper, 0 leaves it out).
     diffusion_weight: float = 1.0
     align_weight: float = 1.0
+    # How texts and pictures are contrasted; one-directional is the paper's. Accumulated batches add no negatives.
+    alignment: AlignmentKind = "one-directional"
+    # For each caption, so many with something swapped (NegCLIP), and so many with synonyms, as positives (SemCLIP).
+    # Each is one more pass of the text side over the batch.
+    hard_negatives: int = 0
+    rewordings: int = 0
     # Shares of samples that are trained without t and without z, each on its own: what guidance needs.
     text_dropout: float = 0.1
     layout_dropout: float = 0.1
@@ -49,6 +56,13 @@ class LossOptions:
             raise UserError("losses: text_dropout and layout_dropout are shares, 0 to 1.")
         if min(self.diffusion_weight, self.align_weight, self.layout_noise, self.latent_noise) < 0:
             raise UserError("losses: weights and noise strengths must not be negative.")
+        if min(self.hard_negatives, self.rewordings) < 0:
+            raise UserError("losses: hard_negatives and rewordings must not be negative.")
+        if self.alignment == "one-directional" and (self.hard_negatives or self.rewordings):
+            raise UserError(
+                "losses: with alignment: one-directional no picture chooses among texts, so hard_negatives and"
+                " rewordings have no place; set losses.alignment to symmetric, multi-positive or sigmoid."
+            )
 
 
 @dataclass
@@ -229,7 +243,23 @@ def _alignment_loss(
         return torch.zeros((), device=t.pooled.device)
     cached_v = batch.cached.v if batch.cached is not None else None
     v = text_side.lvlm.image_embeddings(batch.pictures) if cached_v is None else cached_v
-    return head(t.pooled, v)
+    if losses.alignment == "one-directional":
+        return head(t.pooled, v)
+    ids = text_ids([parse_prompt(caption, strict=False) for caption in batch.captions])  # B 2
+    return head(t.pooled, v, ids, _further_texts(text_side, batch, losses))
+
+
+def _further_texts(text_side: TextSide, batch: Batch, losses: LossOptions) -> FurtherTexts | None:
+    """The batch's captions reworded and with something swapped, read like the captions themselves."""
+    if not losses.hard_negatives and not losses.rewordings:
+        return None
+    seed = int(torch.randint(2**62, ()))  # torch's generator is seeded anew for each batch
+    variants = vary_captions(batch.captions, seed, losses.hard_negatives, losses.rewordings)
+    prompts = [parse_prompt(text, strict=False) for text in variants.texts]
+    shape = variants.roles.shape  # B M
+    return FurtherTexts(
+        text_side(prompts).pooled.unflatten(0, shape), variants.roles, text_ids(prompts)[:, 0].unflatten(0, shape)
+    )
 
 
 def _kept(batch: int, dropout: float, device: torch.device) -> Tensor:

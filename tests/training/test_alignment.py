@@ -1,0 +1,93 @@
+"""How a stage calls L_align: which captions it reads, and what each kind is given."""
+
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vlad.errors import UserError
+from vlad.launch import _load_alignment
+from vlad.losses.contrastive import AlignmentHead, contrastive_loss, multi_positive_loss, relations_of_texts, text_ids
+from vlad.records import Batch, Layout
+from vlad.text.composition import CompositionModule, TextSide
+from vlad.text.lvlm import LVLMEncoder, LVLMOptions, load_lvlm
+from vlad.text.prompt import parse_prompt
+from vlad.training.stages import LossOptions, _alignment_loss
+
+TINY = LVLMOptions(hidden_size=24, layers=1, heads=2, vision_hidden_size=16, vision_layers=1, vision_pixels=32)
+CAPTIONS = ('a red sign that says "HI"', "a blue cat on a big tree", 'a red sign that says "HI"', "a door")
+
+
+def parts(kind: str) -> tuple[TextSide, AlignmentHead, Batch]:
+    torch.manual_seed(0)
+    lvlm = LVLMEncoder(*load_lvlm(TINY), TINY)
+    composition = CompositionModule(lvlm.width, width=16, layers=1, heads=2, output_width=20)
+    head = AlignmentHead(20, lvlm.width, width=8, kind=kind)  # type: ignore[arg-type]
+    pixels = torch.rand(4, 3, 32, 32) * 2 - 1
+    batch = Batch(("1", "2", "3", "4"), CAPTIONS, (Layout(()),) * 4, pixels, pixels, torch.ones(4, 1, 32, 32))
+    return TextSide(lvlm, composition), head, batch
+
+
+def align(kind: str, seed: int = 0, **options: Any) -> tuple[float, list[list[str]]]:
+    """The loss, and the batches of captions that the text side has read for it."""
+    text_side, head, batch = parts(kind)
+    t = text_side([parse_prompt(caption) for caption in batch.captions])
+    read: list[list[str]] = []
+    text_side.register_forward_hook(lambda module, arguments, output: read.append([p.text for p in arguments[0]]))
+    torch.manual_seed(seed)
+    return _alignment_loss(text_side, head, t, batch, LossOptions(alignment=kind, **options)).item(), read  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_the_paper_s_kind_is_equation_3_and_the_multi_positive_one_knows_equal_captions() -> None:
+    text_side, head, batch = parts("one-directional")
+    prompts = [parse_prompt(caption) for caption in CAPTIONS]
+    texts = head.from_text(text_side(prompts).pooled)
+    images = head.from_image(text_side.lvlm.image_embeddings(batch.pictures))
+
+    assert align("one-directional")[0] == pytest.approx(contrastive_loss(texts, images, 0.07).item(), rel=1e-5)
+    relations = relations_of_texts(text_ids(prompts))
+    wanted = multi_positive_loss(texts, images, 0.07, relations).item()
+    assert align("multi-positive")[0] == pytest.approx(wanted, rel=1e-5)
+    assert align("one-directional")[1] == align("multi-positive")[1] == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["symmetric", "multi-positive", "sigmoid"])
+def test_swapped_and_reworded_captions_are_read_in_one_more_pass(kind: str) -> None:
+    loss, (read,) = align(kind, hard_negatives=2, rewordings=1)
+
+    assert len(read) == 4 * 3
+    assert len(set(read[3:6]) - {CAPTIONS[1]}) == 3  # one reworded, two swapped
+    assert read[9:] == [CAPTIONS[3]] * 3  # nothing to swap
+    assert loss != align(kind)[0]
+    # Drawn by torch's generator, which is seeded for each batch.
+    assert align(kind, hard_negatives=2, rewordings=1) == (loss, [read])
+    assert align(kind, seed=1, hard_negatives=2, rewordings=1)[1] != [read]
+
+
+def test_without_weight_nothing_is_computed() -> None:
+    assert align("symmetric", align_weight=0.0, hard_negatives=1) == (0.0, [])
+
+
+@pytest.mark.parametrize("mistake", [{"hard_negatives": 1}, {"rewordings": 1}, {"hard_negatives": -1}])
+def test_further_texts_need_a_kind_that_has_a_place_for_them(mistake: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="hard_negatives"):
+        LossOptions(**mistake)  # type: ignore[arg-type]
+
+
+def test_a_base_s_head_starts_any_kind(tmp_path: Any) -> None:
+    path = tmp_path / "alignment.safetensors"
+    base, heir = AlignmentHead(4, 4, width=3, temperature=0.3), AlignmentHead(4, 4, width=3, kind="sigmoid")
+    save_file(base.state_dict(), path)
+    _load_alignment(heir, path)
+    assert torch.equal(heir.from_text.weight, base.from_text.weight)
+    assert heir.report() == pytest.approx({"temperature": 0.3, "bias": -10.0})
+
+    save_file({**heir.state_dict(), "bias": torch.tensor(-2.0)}, path)
+    _load_alignment(base, path)
+    _load_alignment(heir, path)
+    assert heir.report() == pytest.approx({"temperature": 0.3, "bias": -2.0})
+    with pytest.raises(UserError, match="does not fit"):
+        _load_alignment(AlignmentHead(4, 5, width=3), path)
