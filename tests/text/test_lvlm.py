@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Qwen2Config, Qwen2VLConfig
+from transformers import DetrConfig, Qwen2Config
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vlad.errors import UserError
@@ -19,9 +19,9 @@ from vlad.text.lvlm import (
     build_byte_tokenizer,
     build_tiny_qwen,
     load_lvlm,
-    qwen_patches,
 )
 from vlad.text.prompt import parse_prompt
+from vlad.text.vision import qwen_patches
 
 TINY = LVLMOptions(hidden_size=32, layers=2, heads=2, vision_hidden_size=16, vision_layers=1, vision_pixels=32)
 TOKENIZER = build_byte_tokenizer()
@@ -194,12 +194,12 @@ def test_a_half_precision_folder_is_trained_in_full_precision_only_where_it_is_t
     ("config", "message"),
     [
         (Qwen2Config(hidden_size=32, num_hidden_layers=1), "is a qwen2 model without a vision tower"),
-        (Qwen2VLConfig(), "is a qwen2_vl model; known: qwen2_5_vl"),
+        (DetrConfig(), "is a detr model; known: aria, blip-2, clip, .*siglip.* and any causal"),
         (None, "holds no model that transformers can load"),
     ],
 )
 def test_a_folder_of_another_kind_is_refused(
-    tmp_path: Path, config: Qwen2Config | Qwen2VLConfig | None, message: str
+    tmp_path: Path, config: Qwen2Config | DetrConfig | None, message: str
 ) -> None:
     if config is not None:
         config.save_pretrained(tmp_path)
