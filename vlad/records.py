@@ -123,6 +123,16 @@ class TextStates:
     local_states: Tensor
     local_mask: Tensor
 
+    def to(self, dtype: torch.dtype) -> TextStates:
+        """The same states in another precision: a frozen LVLM may run in half of what the CCM trains in."""
+        return TextStates(
+            self.tokens.to(dtype),
+            self.mask,
+            self.global_state.to(dtype),
+            self.local_states.to(dtype),
+            self.local_mask,
+        )
+
 
 @dataclass(frozen=True)
 class Conditioning:

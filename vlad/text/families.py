@@ -55,7 +55,11 @@ def _read_blip2(model: Any, input_ids: Tensor, attention_mask: Tensor, **rest: A
 
 _CLIP: dict[str, Any] = {"mean": towers.CLIP_MEAN, "std": towers.CLIP_STD}
 _T5: dict[str, Any] = {"text": "", "vision": (), "features": None, "causal": False}
-_IDEFICS: dict[str, Any] = {"text": "text_model", "vision": ("vision_model", "connector"), "features": towers.from_idefics}
+_IDEFICS: dict[str, Any] = {
+    "text": "text_model",
+    "vision": ("vision_model", "connector"),
+    "features": towers.from_idefics,
+}
 _QWEN: dict[str, Any] = {"vision": ("visual",), "features": towers.from_qwen, "any_size": True}
 
 _RECORDS = (
@@ -91,7 +95,7 @@ _RECORDS = (
     Family(
         "blip-2",
         text="",
-        vision=("vision_model", "vision_projection", "query_tokens"),
+        vision=("vision_model", "vision_projection"),
         features=towers.from_blip2,
         model_class="Blip2ForImageTextRetrieval",
         text_class="Blip2TextModelWithProjection",
@@ -126,7 +130,7 @@ _RECORDS = (
     Family("mistral3", features=towers.from_sized_pixels, any_size=True, **_CLIP),
     Family("molmo2", features=towers.from_molmo2),
     Family("janus", vision=("vision_model", "aligner")),
-    # Emu3's pictures are tokens of its own vocabulary: v is the mean of their embeddings, the tokeniser has no gradient.
+    # Emu3's pictures become tokens of its own vocabulary: v is the mean of their embeddings.
     Family("emu3", text="text_model", vision=("vqmodel",), features=towers.from_sized_pixels, any_size=True, **_CLIP),
     Family("aria"),
     Family("internvl", mean=towers.IMAGENET_MEAN, std=towers.IMAGENET_STD),
@@ -147,16 +151,16 @@ class VisionFamily:
 
     model_class: str
     features: towers.Features = towers.from_tower
+    unread: tuple[str, ...] = ()
     any_size: bool = False
     mean: tuple[float, ...] = towers.HALF
     std: tuple[float, ...] = towers.HALF
 
 
-_CLIP_VISION = VisionFamily("CLIPVisionModelWithProjection", mean=towers.CLIP_MEAN, std=towers.CLIP_STD)
 _DINO: dict[str, Any] = {"any_size": True, "mean": towers.IMAGENET_MEAN, "std": towers.IMAGENET_STD}
 VISION_FAMILIES = {
-    "clip": _CLIP_VISION,
-    "clip_vision_model": _CLIP_VISION,
+    "clip": VisionFamily("CLIPModel", towers.from_pixels, ("text_model", "text_projection"), **_CLIP),
+    "clip_vision_model": VisionFamily("CLIPVisionModel", **_CLIP),
     "siglip": VisionFamily("SiglipVisionModel"),
     "siglip_vision_model": VisionFamily("SiglipVisionModel"),
     "siglip2": VisionFamily("Siglip2VisionModel", towers.from_siglip2, any_size=True),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,7 +50,6 @@ sign signs card poster wall label cover banner book board paper picture photo te
 black white red green blue yellow orange purple brown pink grey gray gold silver dark light bright large small big bold
 without two three one shop store street door window old new
 """
-
 
 
 @dataclass(frozen=True)
@@ -218,15 +217,12 @@ def load_lvlm(options: LVLMOptions, with_vision: bool = True) -> tuple[nn.Module
         # Trainable weights must be float32 whatever the folder stores (transformers 5 keeps its dtype).
         dtype = torch.float32 if options.trained == "full" else "auto"
         model_class = _model_class(config, family, own_vision)
-        if not own_vision:
-            model_class = _text_path_of(model_class, family)
-        model, report = model_class.from_pretrained(path, dtype=dtype, output_loading_info=True, **source)
-        missing = sorted(name for name in report["missing_keys"] if not name.startswith(family.vision or ("\0",)))
-        if missing:
-            raise UserError(
-                f"lvlm.path: {path} lacks {len(missing)} weights of the text path, the first is {missing[0]}; give a"
-                " folder that holds the whole model."
-            )
+        if not own_vision and model_class is not AutoModel:
+            keep, drop = family.text, family.vision
+            model_class = _without(model_class, lambda name: name != keep if keep else name in drop)
+        model = _load_whole(
+            model_class, "lvlm.path", path, optional=() if own_vision else family.vision, dtype=dtype, **source
+        )
         if not own_vision and family.text:
             tower = _text_tower(model, family)
             if hasattr(transformers, type(tower).__name__):  # a pipeline can only hold what it can load again
@@ -250,7 +246,8 @@ def load_vision(options: LVLMOptions) -> nn.Module | None:
             raise UserError(
                 f"lvlm.vision_path: {path} is a {config.model_type} model; known: {', '.join(VISION_FAMILIES)}."
             )
-        model = getattr(transformers, family.model_class).from_pretrained(path, **source)
+        model_class = _without(getattr(transformers, family.model_class), lambda name: name in family.unread)
+        model = _load_whole(model_class, "lvlm.vision_path", path, **source)
         mean, std = _normalisation(path, source, config, (family.mean, family.std))
         note_reading(model, Reading(config.model_type, mean, std))
     return model.requires_grad_(False).eval()
@@ -264,7 +261,12 @@ def _told_as(option: str, path: str) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, KeyError) as error:
-        if Path(path).exists():
+        if "trust_remote_code" in str(error):
+            sentence = (
+                "needs code of its own; read it, then set lvlm.trust_remote_code=true and lvlm.revision to the commit"
+                " you have read"
+            )
+        elif Path(path).exists():
             sentence = "holds no model that transformers can load; give a folder made by save_pretrained or a hub id"
         else:
             sentence = (
@@ -294,7 +296,7 @@ def _family_of(config: Any, options: LVLMOptions) -> Family:
 def _model_class(config: Any, family: Family, with_vision: bool) -> Any:
     name = family.model_class if with_vision or family.text_class is None else family.text_class
     if name is None:
-        return MODEL_MAPPING[type(config)] if type(config) in MODEL_MAPPING else AutoModel
+        return MODEL_MAPPING.get(type(config), AutoModel)
     stored = config.architectures or [name]
     if family.text_class is not None and not {family.model_class, family.text_class} & set(stored):
         raise UserError(
@@ -304,21 +306,36 @@ def _model_class(config: Any, family: Family, with_vision: bool) -> Any:
     return getattr(transformers, name)
 
 
-def _text_path_of(model_class: Any, family: Family) -> Any:
-    """The model's class without what the text path does not need: those weights are never read from disk.
+def _without(model_class: Any, dropped: Callable[[str], bool]) -> Any:
+    """The model's class without the parts whose names are dropped: their weights are never read from disk.
 
     It keeps its name and module: by them the library finds the renamings of older checkpoints.
     """
 
     def build(self: Any, config: Any, *rest: Any, **options: Any) -> None:
         model_class.__init__(self, config, *rest, **options)
-        children = [name for name, _ in (*self.named_children(), *self.named_parameters(recurse=False))]
-        for name in children:
-            if name != family.text if family.text else name in family.vision:
+        for name, _ in (*self.named_children(), *self.named_parameters(recurse=False)):
+            if dropped(name):
                 delattr(self, name)
 
-    body = {"__init__": build, "__module__": model_class.__module__, "_keys_to_ignore_on_load_unexpected": [".*"]}
-    return type(model_class.__name__, (model_class,), body) if hasattr(model_class, "__init__") else model_class
+    def initialise(self: Any, module: nn.Module) -> None:
+        if module is not self:  # what it would initialise of its own is gone
+            model_class._init_weights(self, module)
+
+    body = {"__init__": build, "_init_weights": initialise, "_keys_to_ignore_on_load_unexpected": [".*"]}
+    return type(model_class.__name__, (model_class,), {**body, "__module__": model_class.__module__})
+
+
+def _load_whole(model_class: Any, option: str, path: str, optional: tuple[str, ...] = (), **arguments: Any) -> Any:
+    """The model from its folder or the hub. The library would draw missing weights at random: UserError instead."""
+    model, report = model_class.from_pretrained(path, output_loading_info=True, **arguments)
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(optional or ("\0",)))
+    if missing:
+        raise UserError(
+            f"{option}: {path} lacks {len(missing)} weights of its model, the first is {missing[0]}; give a folder that"
+            " holds the whole model."
+        )
+    return model
 
 
 def _text_tower(model: Any, family: Family) -> Any:
@@ -330,7 +347,7 @@ def _text_tower(model: Any, family: Family) -> Any:
 def _normalisation(
     path: str, source: dict[str, Any], config: Any, default: tuple[tuple[float, ...], tuple[float, ...]]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of the pictures that a model was trained on: as it was noted, as its processor says, or `default`."""
+    """Mean and std of the pictures that a model was trained on: as noted, as its processor says, or `default`."""
     noted = getattr(config, "vlad_reading", None)
     if noted is not None:
         return tuple(noted["mean"]), tuple(noted["std"])
@@ -378,9 +395,19 @@ class LVLMEncoder(nn.Module):
             fixed_length=self.family.fixed_length,
         )
         if options.states.startswith("layer:"):
-            layers, number = config.num_hidden_layers, int(options.states.removeprefix("layer:"))
+            # Layers that only look at a picture (Mllama) are passed over.
+            layers = config.num_hidden_layers - len(getattr(config, "cross_attention_layers", None) or ())
+            number = int(options.states.removeprefix("layer:"))
             if abs(number) > layers:
                 raise UserError(f"lvlm.states: layer:{number} is none of the {layers} layers of this model.")
+
+    def train(self, mode: bool = True) -> LVLMEncoder:
+        """Train mode for what is trained. What is frozen stays in eval mode: its dropout would only be noise."""
+        super().train(mode)
+        for part in (self.model, self.vision):
+            if part is not None and not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        return self
 
     @property
     def _base(self) -> Any:
@@ -463,12 +490,16 @@ class LVLMEncoder(nn.Module):
                 " or set losses.align_weight=0."
             )
         config = next(
-            (getattr(model.config, name) for name in ("vision_config", "image_config", "vq_config")
-             if getattr(model.config, name, None) is not None),
+            (
+                getattr(model.config, name)
+                for name in ("vision_config", "image_config", "vq_config")
+                if getattr(model.config, name, None) is not None
+            ),
             model.config,
         )
         side = tower_side(config, self.options.vision_pixels, family.any_size)
-        read = features(model, fit_pictures(pixels, side, reading.mean, reading.std))
+        pictures = fit_pictures(pixels, side, reading.mean, reading.std).to(model.dtype)
+        read = features(model, pictures)
         return read.mean(dim=1) if read.ndim == 3 else read  # B D
 
     @property

@@ -33,10 +33,13 @@ def fit_pictures(pixels: Tensor, side: int, mean: tuple[float, ...], std: tuple[
 
 
 def tower_side(vision: Any, wanted: int, any_size: bool) -> int:
-    """The side in pixels that a tower takes: its own, or for one of any size `wanted`, rounded down to whole patches."""
+    """The side in pixels that a tower takes: its own, or where any will do `wanted`, in whole patches."""
     if not any_size:
         return _first(vision.image_size)
-    patch = _patch(vision) * getattr(vision, "spatial_merge_size", 1)
+    if hasattr(vision, "channel_multiplier"):  # a convolutional tokeniser (Emu3) halves between its levels
+        patch = 2 ** (len(vision.channel_multiplier) - 1)
+    else:
+        patch = _patch(vision) * getattr(vision, "spatial_merge_size", 1)
     return max(1, wanted // patch) * patch
 
 
@@ -159,9 +162,8 @@ def from_flava(model: Any, x: Tensor) -> Tensor:
 
 
 def from_tower(model: Any, x: Tensor) -> Tensor:
-    """A vision encoder alone: its projected or pooled embedding (of DINOv2 its CLS state)."""
-    output = model(pixel_values=x)
-    return output.image_embeds if hasattr(output, "image_embeds") else output.pooler_output
+    """A vision encoder alone: its pooled state (of DINOv2 the CLS state)."""
+    return model(pixel_values=x).pooler_output
 
 
 def _stacked(features: Any) -> Tensor:
