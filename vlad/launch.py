@@ -392,7 +392,7 @@ def _build_stage(config: Config, parts: Parts, name: str, index: ShardIndex) -> 
 
 
 def _set_text_trainable(parts: Parts, config: Config) -> None:
-    """Of the text side: the CCM, of the LVLM what `lvlm.trained` says and t, or with L_align v, depends on; its head."""
+    """Of the text side: the CCM, L_align's head, and as `lvlm.trained` says what t (and with L_align v) depends on."""
     aligned = config.losses.align_weight > 0
     parts.alignment.requires_grad_(aligned)
     parts.text_side.composition.requires_grad_(True)

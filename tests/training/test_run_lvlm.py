@@ -1,4 +1,4 @@
-"""Runs on a pretrained LVLM from a folder: adapted, and with v from its own tower, from another encoder, or not at all."""
+"""Runs on a pretrained LVLM from a folder: adapted, with v from its own tower, from another encoder, or without v."""
 
 from __future__ import annotations
 
