@@ -8,6 +8,7 @@ Letters: B batch, L tokens, N phrases, D hidden width, H W pixels.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -238,7 +239,7 @@ def load_vision(options: LVLMOptions) -> nn.Module | None:
     path = options.vision_path
     if path is None:
         return None
-    source = {"revision": options.vision_revision}
+    source: dict[str, Any] = {"revision": options.vision_revision}
     with _told_as("lvlm.vision_path", path):
         config = AutoConfig.from_pretrained(path, **source)
         family = VISION_FAMILIES.get(config.model_type)
@@ -255,7 +256,10 @@ def load_vision(options: LVLMOptions) -> nn.Module | None:
 
 @contextmanager
 def _told_as(option: str, path: str) -> Iterator[None]:
-    """What the library raises for a path, as one sentence of ours."""
+    """What the library raises for a path, as one sentence of ours; its retries without a network are not reported."""
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)
     try:
         yield
     except UserError:
@@ -274,6 +278,8 @@ def _told_as(option: str, path: str) -> Iterator[None]:
                 " elsewhere (hf download NAME --local-dir FOLDER) and give that folder"
             )
         raise UserError(f"{option}: {path} {sentence}.") from error
+    finally:
+        hub.setLevel(level)
 
 
 def _source(options: LVLMOptions) -> dict[str, Any]:
@@ -451,7 +457,7 @@ class LVLMEncoder(nn.Module):
             seen = batch.attention.bool().to(device)
             attention = seen[:, None, None, :].expand(-1, 1, seen.shape[1], -1)  # B 1 R R
         all_layers = self.options.states != "last"
-        arguments = {"input_ids": batch.ids.to(device), "attention_mask": attention}
+        arguments: dict[str, Any] = {"input_ids": batch.ids.to(device), "attention_mask": attention}
         if family.causal:
             arguments["use_cache"] = False
         if family.read is not None:
