@@ -210,6 +210,17 @@ def test_a_folder_of_another_kind_is_refused(
         load_lvlm(replace(TINY, path=str(tmp_path)))
 
 
+def test_a_folder_that_is_not_whole_is_refused_by_what_it_lacks(tmp_path: Path) -> None:
+    encoder = build_encoder()
+    encoder.model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="holds no tokenizer that transformers can load"):
+        load_lvlm(LVLMOptions(path=str(tmp_path)))
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="holds no model that transformers can load"):
+        load_lvlm(LVLMOptions(path=str(tmp_path)))
+
+
 def test_a_missing_folder_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lvlm\.path: .*nowhere is neither a folder here nor in reach on the hub"):
         load_lvlm(replace(TINY, path=str(tmp_path / "nowhere")))

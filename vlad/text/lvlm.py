@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -221,16 +222,18 @@ def load_lvlm(options: LVLMOptions, with_vision: bool = True) -> tuple[nn.Module
         if not own_vision and model_class is not AutoModel:
             keep, drop = family.text, family.vision
             model_class = _without(model_class, lambda name: name != keep if keep else name in drop)
-        model = _load_whole(
-            model_class, "lvlm.path", path, optional=() if own_vision else family.vision, dtype=dtype, **source
-        )
+        model = _load_whole(model_class, "lvlm.path", path, dtype=dtype, **source)
         if not own_vision and family.text:
             tower = _text_tower(model, family)
             if hasattr(transformers, type(tower).__name__):  # a pipeline can only hold what it can load again
                 model = tower
         mean, std = _normalisation(path, source, config, (family.mean, family.std))
         note_reading(model, Reading(family.model_type, mean, std))
+    with _told_as("lvlm.path", path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
+        # Where its files are missing the library builds an empty one, which reads nothing, without a word.
+        if set(tokenizer("a sign", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
+            raise OSError(f"the tokenizer of {path} is empty")
     return model, tokenizer
 
 
@@ -255,7 +258,7 @@ def load_vision(options: LVLMOptions) -> nn.Module | None:
 
 
 @contextmanager
-def _told_as(option: str, path: str) -> Iterator[None]:
+def _told_as(option: str, path: str, what: str = "model") -> Iterator[None]:
     """What the library raises for a path, as one sentence of ours; its retries without a network are not reported."""
     hub = logging.getLogger("huggingface_hub")
     level = hub.level
@@ -264,14 +267,14 @@ def _told_as(option: str, path: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             sentence = (
                 "needs code of its own; read it, then set lvlm.trust_remote_code=true and lvlm.revision to the commit"
                 " you have read"
             )
         elif Path(path).exists():
-            sentence = "holds no model that transformers can load; give a folder made by save_pretrained or a hub id"
+            sentence = f"holds no {what} that transformers can load; give a folder made by save_pretrained or a hub id"
         else:
             sentence = (
                 "is neither a folder here nor in reach on the hub; check the name and the network, or download it"
@@ -332,10 +335,10 @@ def _without(model_class: Any, dropped: Callable[[str], bool]) -> Any:
     return type(model_class.__name__, (model_class,), {**body, "__module__": model_class.__module__})
 
 
-def _load_whole(model_class: Any, option: str, path: str, optional: tuple[str, ...] = (), **arguments: Any) -> Any:
+def _load_whole(model_class: Any, option: str, path: str, **arguments: Any) -> Any:
     """The model from its folder or the hub. The library would draw missing weights at random: UserError instead."""
     model, report = model_class.from_pretrained(path, output_loading_info=True, **arguments)
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(optional or ("\0",)))
+    missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
             f"{option}: {path} lacks {len(missing)} weights of its model, the first is {missing[0]}; give a folder that"
@@ -358,7 +361,13 @@ def _normalisation(
     if noted is not None:
         return tuple(noted["mean"]), tuple(noted["std"])
     for name in ("preprocessor_config.json", "processor_config.json"):
-        found = cached_file(path, name, revision=source["revision"], _raise_exceptions_for_missing_entries=False)
+        found = cached_file(
+            path,
+            name,
+            revision=source["revision"],
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
         if found is None:
             continue
         stored = json.loads(Path(found).read_text(encoding="utf-8"))

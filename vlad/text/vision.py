@@ -34,7 +34,7 @@ def fit_pictures(pixels: Tensor, side: int, mean: tuple[float, ...], std: tuple[
 
 def tower_side(vision: Any, wanted: int, any_size: bool) -> int:
     """The side in pixels that a tower takes: its own, or where any will do `wanted`, in whole patches."""
-    if not any_size:
+    if not any_size and vision.model_type != "pixtral":
         return _first(vision.image_size)
     if hasattr(vision, "channel_multiplier"):  # a convolutional tokeniser (Emu3) halves between its levels
         patch = 2 ** (len(vision.channel_multiplier) - 1)
