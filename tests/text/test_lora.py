@@ -265,9 +265,7 @@ def test_a_target_that_nothing_has_trained_is_not_published(tmp_path: Path) -> N
 def test_a_base_of_the_same_shape_with_other_weights_is_refused(adapter: Path) -> None:
     other = build()
     other.v_proj.weight.data += 0.1
-    with pytest.raises(
-        UserError, match=r"on other weights than this model's: 1 layers differ, the first is v_proj; .*"
-    ):
+    with pytest.raises(UserError, match=r"on other weights than this model's: 1 layers differ: v_proj; "):
         load_adapter(other, adapter)
     load_adapter(build().to(torch.bfloat16), adapter)  # the same base in half precision
 
@@ -310,7 +308,7 @@ def test_an_adapter_of_another_base_is_refused_with_its_base(adapter: Path) -> N
         (
             "v_proj.lora_B",
             None,
-            r"1 tensors differ, the first is .*v_proj\.lora_B\.default\.weight \(not in the adapter\)",
+            r"1 tensors differ: .*v_proj\.lora_B\.default\.weight \(not in the adapter\)",
         ),
         (None, "base_model.model.k_proj.lora_A.weight", r"1 tensors differ.*k_proj.*\(not in this model\)"),
     ],

@@ -176,7 +176,7 @@ def attach_adapter(module: nn.Module, directory: Path) -> PeftModel:
     if differing := sorted(stored ^ wanted):
         sides = [f"{name} ({'not in the adapter' if name in wanted else 'not in this model'})" for name in differing]
         raise UserError(
-            f"The adapter in {directory} does not fit this model: {len(differing)} tensors differ, the first is"
+            f"The adapter in {directory} does not fit this model: {len(differing)} tensors differ:"
             f" {_listed(sides)}; {remedy}."
         )
     _compare_base(model, directory, remedy)
@@ -201,7 +201,7 @@ def _compare_base(model: PeftModel, directory: Path, remedy: str) -> None:
     if differing:
         raise UserError(
             f"The adapter in {directory} was trained on other weights than this model's: {len(differing)} layers"
-            f" differ, the first is {_listed(differing)}; {remedy}."
+            f" differ: {_listed(differing)}; {remedy}."
         )
 
 

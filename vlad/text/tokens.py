@@ -12,6 +12,7 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -71,10 +72,9 @@ class PromptTokens:
                 f"lvlm.max_tokens ({max_tokens}) leaves no room beside the {len(self.opening) + len(self.closing)}"
                 " tokens around every prompt; raise it, or set lvlm.template: plain."
             )
-        self._said_cut = False
 
     def __call__(self, prompts: Sequence[Prompt]) -> TokenBatch:
-        """Encodes the prompts, filled up on the right to the longest. Says once when a prompt had to be cut."""
+        """Encodes the prompts, filled up on the right to the longest. Says once that prompts are cut."""
         rows = [self._own_tokens(prompt) for prompt in prompts]
         longest = max(len(ids) for ids, _ in rows)
         around = len(self.opening) + len(self.closing)
@@ -107,14 +107,18 @@ class PromptTokens:
         if len(ids) <= self.room:
             return ids, places
         kept = kept_tokens(places, prompt.quotes, self.room)
-        if not self._said_cut and distributed.is_main_process():
-            print(
-                f"A prompt of {len(ids)} tokens was cut to the {self.room} that fit: words outside of quotation marks,"
-                " from the right. Others may follow; raise lvlm.max_tokens where the model's context allows.",
-                file=sys.stderr,
-            )
-        self._said_cut = True
+        _say_cut(self.room)
         return [ids[i] for i in kept], [places[i] for i in kept]
+
+
+@cache  # once a process: an encoder is built anew for every batch of a pipeline
+def _say_cut(room: int) -> None:
+    if distributed.is_main_process():
+        print(
+            f"Prompts of more than {room} tokens are cut to that: words outside of quotation marks go, from the right;"
+            " raise lvlm.max_tokens where the model's context allows.",
+            file=sys.stderr,
+        )
 
 
 def kept_tokens(places: Sequence[tuple[int, int]], quotes: Sequence[Span], room: int) -> list[int]:
