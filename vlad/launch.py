@@ -44,7 +44,7 @@ from vlad.pipeline import SampleOptions, VLADPipeline
 from vlad.records import Batch, CachedStates
 from vlad.text.composition import CompositionModule, TextSide
 from vlad.text.lora import LoraOptions, add_adapter, merged, save_adapter
-from vlad.text.lvlm import LVLMEncoder, load_lvlm
+from vlad.text.lvlm import LVLMEncoder, load_lvlm, load_vision
 from vlad.text.prompt import parse_prompt
 from vlad.training.callbacks import Progress, SampleGrid, SeedEachBatch, StopOnSignal, write_metrics
 from vlad.training.checkpoint import Checkpoints, newest_checkpoint
@@ -156,13 +156,13 @@ def _shaping(config: Config) -> dict[str, object]:
 
 def _new_parts(config: Config) -> Parts:
     """The parts that the config describes, untrained but for what it names a path of."""
-    model, tokenizer = load_lvlm(config.lvlm)
+    aligned = config.losses.align_weight > 0
+    model, tokenizer = load_lvlm(config.lvlm, with_vision=aligned)
+    lvlm = LVLMEncoder(model, tokenizer, config.lvlm, load_vision(config.lvlm) if aligned else None)
     if config.lvlm.trained == "lora":
         if config.lvlm.path is None:
             raise UserError("lvlm.trained: lora adapts a pretrained LVLM; name one with lvlm.path, or set it to full.")
-        lora = config.lora or LoraOptions()
-        model = add_adapter(model, lora, lora.lvlm_targets, config.lvlm.path)
-    lvlm = LVLMEncoder(model, tokenizer, config.lvlm)
+        _adapt_lvlm(lvlm, config.lora or LoraOptions(), config.lvlm.path, config.lvlm.revision)
     options = config.composition
     composition = CompositionModule(
         lvlm.width,
@@ -188,7 +188,7 @@ def _new_parts(config: Config) -> Parts:
     width, cells = options.output_width, side // factor
     layout_unet = build_unet(config.layout.unet, channels, 0, width, cells) if with_layout else None
     refine_unet = build_unet(config.refine.unet, channels, channels if with_layout else 0, width, cells)
-    alignment = AlignmentHead(width, lvlm.width, kind=config.losses.alignment)
+    alignment = AlignmentHead(width, lvlm.image_width if aligned else lvlm.width, kind=config.losses.alignment)
     parts = Parts(autoencoder, TextSide(lvlm, composition), alignment, layout_unet, refine_unet)
     if config.trainer.channels_last:
         for module in (parts.autoencoder, parts.layout_unet, parts.refine_unet):
@@ -212,6 +212,11 @@ def _check_shapes(config: Config, factor: int, levels: int) -> None:
         )
 
 
+def _adapt_lvlm(lvlm: LVLMEncoder, lora: LoraOptions, base_id: str, revision: str | None = None) -> None:
+    """Puts fresh adapters on the layers of the LVLM that t depends on."""
+    lvlm.model = add_adapter(lvlm.model, lora, lora.lvlm_targets, base_id, revision, lvlm.text_modules())
+
+
 def _parts_of_base(config: Config) -> tuple[Parts, Config]:
     """The parts of a finished run, and the config with what they bring along: noise schedules, sampling defaults.
 
@@ -228,7 +233,11 @@ def _parts_of_base(config: Config) -> tuple[Parts, Config]:
     levels = len(base.refine_unet.config.block_out_channels)
     _check_shapes(config, spatial_factor(base.autoencoder), levels)
     text_side = base.text_side
-    alignment = AlignmentHead(base.composition.config.output_width, text_side.lvlm.width, kind=config.losses.alignment)
+    aligned = config.losses.align_weight > 0
+    text_side.lvlm.vision = load_vision(config.lvlm) if aligned else None
+    image_width = text_side.lvlm.image_width if aligned else text_side.lvlm.width
+    output_width = base.composition.config.output_width
+    alignment = AlignmentHead(output_width, image_width, kind=config.losses.alignment)
     stored = folder / ALIGNMENT
     if stored.is_file():
         _load_alignment(alignment, stored)
@@ -238,7 +247,7 @@ def _parts_of_base(config: Config) -> tuple[Parts, Config]:
             if module is not None:
                 module.requires_grad_(False)
         base_id, lora = str(config.base), config.lora
-        text_side.lvlm.model = add_adapter(text_side.lvlm.model, lora, lora.lvlm_targets, base_id)
+        _adapt_lvlm(text_side.lvlm, lora, base_id)
         if parts.layout_unet is not None:
             parts.layout_unet = add_adapter(parts.layout_unet, lora, lora.unet_targets, base_id)
         parts.refine_unet = add_adapter(parts.refine_unet, lora, lora.unet_targets, base_id)
@@ -285,7 +294,10 @@ def _pipeline(config: Config, parts: Parts) -> VLADPipeline:
         picture_pixels=config.data.picture_pixels,
         with_layout=config.layout.kind != "none",
         pooling=parts.text_side.lvlm.options.pooling,
+        states=parts.text_side.lvlm.options.states,
+        template=parts.text_side.lvlm.options.template,
         max_tokens=parts.text_side.lvlm.options.max_tokens,
+        vision_pixels=parts.text_side.lvlm.options.vision_pixels,
         steps=options.steps,
         text_scale=options.text_scale,
         layout_scale=options.layout_scale,
@@ -441,15 +453,10 @@ def _log_version(checkpoint: Path | None) -> str:
 
 
 def _load_alignment(alignment: AlignmentHead, path: Path) -> None:
-    """The base's head. Its bias is taken over where both have one: no other kind of L_align has a bias.
-
-    Raises UserError where anything else differs.
-    """
+    """The base's head, as far as it fits: kinds of L_align differ in their bias, encoders in the width of v."""
     stored, wanted = load_file(path), alignment.state_dict()
-    shapes = {name: value.shape for name, value in stored.items() if name != "bias"}
-    if shapes != {name: value.shape for name, value in wanted.items() if name != "bias"}:
-        raise UserError(f"The alignment head in {path} does not fit its own pipeline; take another base.")
-    alignment.load_state_dict({**wanted, **{name: value for name, value in stored.items() if name in wanted}})
+    fitting = {name: value for name, value in stored.items() if name in wanted and value.shape == wanted[name].shape}
+    alignment.load_state_dict({**wanted, **fitting})
 
 
 def _build_stage(config: Config, parts: Parts, name: str, sets: ShardSets) -> Stage:
@@ -477,16 +484,15 @@ def _build_stage(config: Config, parts: Parts, name: str, sets: ShardSets) -> St
 
 
 def _set_text_trainable(parts: Parts, config: Config) -> None:
-    """Of the text side: the CCM, of the LVLM what `lvlm.trained` says, and for L_align its vision tower and head."""
+    """Of the text side: the CCM, L_align's head, and as `lvlm.trained` says what t (and with L_align v) depends on."""
     aligned = config.losses.align_weight > 0
     parts.alignment.requires_grad_(aligned)
     parts.text_side.composition.requires_grad_(True)
-    model = parts.text_side.lvlm.model
-    for name, parameter in model.named_parameters():
-        of_adapter = "lora_" in name
-        parameter.requires_grad_(of_adapter if config.lvlm.trained == "lora" else config.lvlm.trained == "full")
-    if not aligned:
-        model.visual.requires_grad_(False)
+    lvlm = parts.text_side.lvlm
+    read = lvlm.parameters_read(with_pictures=aligned)
+    for name, parameter in lvlm.named_parameters():
+        wanted = "lora_" in name if config.lvlm.trained == "lora" else config.lvlm.trained == "full"
+        parameter.requires_grad_(wanted and name in read and not name.startswith("vision."))
 
 
 def _devices(config: Config) -> int:

@@ -82,7 +82,10 @@ class VLADPipeline(DiffusionPipeline):
         picture_pixels: int = 64,
         with_layout: bool = True,
         pooling: str = "mean",  # diffusers warns of a Literal
+        states: str = "last",
+        template: str = "plain",
         max_tokens: int = 160,
+        vision_pixels: int = 64,
         steps: int = 20,
         text_scale: float = 2.0,
         layout_scale: float = 2.0,
@@ -105,7 +108,10 @@ class VLADPipeline(DiffusionPipeline):
             picture_pixels=picture_pixels,
             with_layout=with_layout,
             pooling=pooling,
+            states=states,
+            template=template,
             max_tokens=max_tokens,
+            vision_pixels=vision_pixels,
             steps=steps,
             text_scale=text_scale,
             layout_scale=layout_scale,
@@ -122,7 +128,14 @@ class VLADPipeline(DiffusionPipeline):
     @property
     def text_side(self) -> TextSide:
         """The LVLM and the CCM as training holds them."""
-        options = LVLMOptions(pooling=self.config.pooling, max_tokens=self.config.max_tokens)
+        config = self.config
+        options = LVLMOptions(
+            pooling=config.pooling,
+            states=config.states,
+            template=config.template,
+            max_tokens=config.max_tokens,
+            vision_pixels=config.vision_pixels,
+        )
         return TextSide(LVLMEncoder(self.lvlm, self.tokenizer, options), self.composition)
 
     def check_prompt(self, prompt: str, layout: Layout | None = None) -> Prompt:

@@ -171,9 +171,15 @@ class TextStates:
     local_states: Tensor
     local_mask: Tensor
 
-    def to(self, device: torch.device) -> TextStates:
-        """The same with its tensors on `device`."""
-        return TextStates(*(getattr(self, field.name).to(device) for field in fields(self)))
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> TextStates:
+        """The same states elsewhere, or in another precision: a frozen LVLM may run in half of the CCM's."""
+        return TextStates(
+            self.tokens.to(device=device, dtype=dtype),
+            self.mask.to(device=device),
+            self.global_state.to(device=device, dtype=dtype),
+            self.local_states.to(device=device, dtype=dtype),
+            self.local_mask.to(device=device),
+        )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from vlad.layout.files import layout_to_json, write_layout
 from vlad.pipeline import VLADPipeline, VLADPipelineOutput
 from vlad.records import Layout
 from vlad.text.lora import load_adapter
+from vlad.text.prompt import nested_marks
 
 GRID_PICTURES = 32
 
@@ -74,7 +76,8 @@ def sample_to_directory(
 ) -> VLADPipelineOutput:
     """Draws the prompts and writes what the module's head shows. Every prompt is checked before the first is drawn."""
     for prompt in prompts:
-        pipeline.check_prompt(prompt, layout)
+        for quote in nested_marks(pipeline.check_prompt(prompt, layout)):
+            print(f"The quotation marks inside {quote.text!r} are spelled like its letters.", file=sys.stderr)
     for folder in (out, out / "layouts", out / "grids"):
         writable_directory(folder, "pictures", needed_bytes=len(prompts) * pipeline.config.picture_pixels**2 * 4)
     result = VLADPipelineOutput(images=[], layouts=[], glyph_maps=[])

@@ -1,5 +1,6 @@
 """Adapters: identity at first, only they are trained, and a file that does not fit exactly is refused."""
 
+import copy
 import json
 import socket
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from vlad.text.lora import (
     LoraOptions,
     adapter_base,
     add_adapter,
+    attach_adapter,
     load_adapter,
     save_adapter,
 )
@@ -26,6 +28,7 @@ from vlad.text.lvlm import LVLMOptions, build_tiny_qwen
 
 OPTIONS = LoraOptions(rank=2, alpha=4.0)
 WEIGHTS = "adapter_model.safetensors"
+UNET_CHANNELS = 28  # 4 of latents, 24 of its position encoding
 
 
 class Attention(nn.Module):
@@ -64,6 +67,7 @@ def adapter(tmp_path: Path) -> Path:
 
 
 def qwen() -> nn.Module:
+    torch.manual_seed(0)
     return build_tiny_qwen(LVLMOptions(hidden_size=24, layers=1, heads=2, vision_hidden_size=16, vision_layers=1))
 
 
@@ -71,22 +75,25 @@ def unet() -> nn.Module:
     return build_unet(UNetOptions(block_channels=(32,), heads=2), 4, 0, 16, 4)
 
 
+def example(make: Callable[[], nn.Module]) -> dict[str, Tensor]:
+    """Inputs of the model that `make` makes."""
+    torch.manual_seed(0)
+    if make is qwen:
+        return {"input_ids": torch.arange(8)[None]}
+    return {
+        "sample": torch.randn(2, UNET_CHANNELS, 4, 4),
+        "timestep": torch.tensor([3, 4]),
+        "encoder_hidden_states": torch.randn(2, 5, 16),
+        "class_labels": torch.randn(2, 16),
+    }
+
+
 @pytest.mark.parametrize(("make", "targets"), [(qwen, LVLM_TARGETS), (unet, UNET_TARGETS)])
 def test_fresh_adapters_change_nothing_and_are_all_that_is_trained(
     make: Callable[[], nn.Module], targets: tuple[str, ...]
 ) -> None:
-    torch.manual_seed(0)
     module = make().eval()
-    inputs = (
-        {"input_ids": torch.arange(8)[None]}
-        if make is qwen
-        else {
-            "sample": torch.randn(2, module.config.in_channels, 4, 4),
-            "timestep": torch.tensor([3, 4]),
-            "encoder_hidden_states": torch.randn(2, 5, 16),
-            "class_labels": torch.randn(2, 16),
-        }
-    )
+    inputs = example(make)
     with torch.no_grad():
         before = module(**inputs)[0]
         model = add_adapter(module, OPTIONS, targets, "runs/base").eval()
@@ -134,8 +141,152 @@ def test_saving_and_loading_ask_nobody(tmp_path: Path, monkeypatch: pytest.Monke
     assert asked == []
 
 
+@pytest.mark.parametrize(("make", "targets"), [(qwen, LVLM_TARGETS), (unet, UNET_TARGETS)])
+@pytest.mark.parametrize("variant", [{}, {"rslora": True}, {"dora": True}])
+def test_a_fresh_model_with_the_saved_adapter_gives_equal_outputs(
+    make: Callable[[], nn.Module], targets: tuple[str, ...], variant: dict[str, bool], tmp_path: Path
+) -> None:
+    torch.manual_seed(2)
+    base = make()
+    fresh = copy.deepcopy(base)
+    model = add_adapter(base, LoraOptions(rank=2, alpha=4.0, **variant), targets, "runs/base", revision="0" * 40)
+    train_b(model)
+    inputs = example(make)
+    save_adapter(model, tmp_path)
+
+    with torch.no_grad():
+        trained, plain = model.eval()(**inputs)[0], fresh.eval()(**inputs)[0]
+        attached = attach_adapter(fresh, tmp_path).eval()
+        assert (trained - plain).abs().max() > 1e-3
+        assert torch.equal(attached(**inputs)[0], trained)
+        attached.merge_adapter()
+        torch.testing.assert_close(attached(**inputs)[0], trained, atol=1e-4, rtol=1e-4)
+        attached.unmerge_adapter()
+        torch.testing.assert_close(attached(**inputs)[0], trained, atol=1e-4, rtol=1e-4)
+        with attached.disable_adapter():
+            torch.testing.assert_close(attached(**inputs)[0], plain, atol=1e-4, rtol=1e-4)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("runs/base", "0" * 40)
+    assert (config["r"], config["use_rslora"], config["use_dora"]) == (
+        *(2, variant.get("rslora", False), variant.get("dora", False)),
+    )
+
+
+def test_the_scale_is_that_of_the_options(tmp_path: Path) -> None:
+    x = torch.randn(4, 6)
+    for rslora, scale in ((False, 4.0 / 2), (True, 4.0 / 2**0.5)):
+        model = add_adapter(build(), LoraOptions(rank=2, alpha=4.0, rslora=rslora), ("q_proj",), "runs/base")
+        train_b(model)
+        layer = model.base_model.model.q_proj
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        torch.testing.assert_close(layer(x), layer.base_layer(x) + scale * x @ a.T @ b.T)
+
+
+def test_only_modules_among_those_named_are_adapted() -> None:
+    model = add_adapter(qwen(), OPTIONS, ("q_proj",), "base", among={"language_model.layers.0.self_attn.q_proj"})
+    adapted = {name.split(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
+    assert adapted == {"base_model.model.language_model.layers.0.self_attn.q_proj"}
+    with pytest.raises(UserError, match="no module matches q_proj; this model has k_proj"):
+        add_adapter(qwen(), OPTIONS, ("q_proj",), "base", among={"language_model.layers.0.self_attn.k_proj"})
+
+
+def test_saving_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    model = add_adapter(build(), LoraOptions(rank=2, dropout=0.5), ("q_proj", "v_proj"), "runs/base").train()
+    train_b(model)
+    model.base_model.model.norm.eval()
+    next(parameter for name, parameter in model.named_parameters() if "lora_A" in name).requires_grad_(False)
+    before = (
+        {name: (value.clone(), value.requires_grad) for name, value in model.named_parameters()},
+        {name: module.training for name, module in model.named_modules()},
+        torch.get_rng_state(),
+        {name: id(value) for name, value in model.named_parameters()},  # an optimiser still holds them
+    )
+
+    save_adapter(model, tmp_path)
+
+    after = {name: (value, value.requires_grad) for name, value in model.named_parameters()}
+    assert after.keys() == before[0].keys()
+    assert all(torch.equal(after[name][0], value) and after[name][1] == w for name, (value, w) in before[0].items())
+    assert {name: module.training for name, module in model.named_modules()} == before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])
+    assert {name: id(value) for name, value in model.named_parameters()} == before[3]
+    assert model.active_adapters == ["default"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda tensors: {name: value + 1e-6 for name, value in tensors.items()}, "does not hold what was trained"),
+        (lambda tensors: dict(list(tensors.items())[1:]), "has other keys than the trained adapter: .*q_proj.lora_A"),
+    ],
+)
+def test_a_save_that_does_not_come_back_stops_the_run(
+    damage: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    save = PeftModel.save_pretrained
+
+    def save_damaged(self: PeftModel, directory: str, **options: object) -> None:
+        save(self, directory, **options)
+        save_file(damage(load_file(Path(directory) / WEIGHTS)), Path(directory) / WEIGHTS)
+
+    monkeypatch.setattr(PeftModel, "save_pretrained", save_damaged)
+    model = add_adapter(build(), OPTIONS, ("q_proj", "v_proj"), "runs/base")
+    train_b(model)
+    with pytest.raises(RuntimeError, match=message):
+        save_adapter(model, tmp_path)
+
+
+def test_a_save_whose_scale_does_not_come_back_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Equal tensors, and yet another function: only the outputs show it.
+    save = PeftModel.save_pretrained
+
+    def save_changed(self: PeftModel, directory: str, **options: object) -> None:
+        save(self, directory, **options)
+        path = Path(directory) / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 5.0}))
+
+    monkeypatch.setattr(PeftModel, "save_pretrained", save_changed)
+    model = add_adapter(build(), OPTIONS, ("q_proj", "v_proj"), "runs/base")
+    train_b(model)
+    with pytest.raises(RuntimeError, match="gives other outputs than the trained one: q_proj, v_proj"):
+        save_adapter(model, tmp_path)
+
+
+def test_a_target_that_nothing_has_trained_is_not_published(tmp_path: Path) -> None:
+    model = add_adapter(build(), OPTIONS, ("q_proj", "v_proj"), "runs/base")
+    model.base_model.model.q_proj.lora_B["default"].weight.data.fill_(1.0)
+    with pytest.raises(RuntimeError, match="the B matrices of v_proj are all zero"):
+        save_adapter(model, tmp_path)
+
+
+def test_a_base_of_the_same_shape_with_other_weights_is_refused(adapter: Path) -> None:
+    other = build()
+    other.v_proj.weight.data += 0.1
+    with pytest.raises(UserError, match=r"on other weights than this model's: 1 layers differ: v_proj; "):
+        load_adapter(other, adapter)
+    load_adapter(build().to(torch.bfloat16), adapter)  # the same base in half precision
+
+
+def test_an_adapter_without_marks_is_one_that_peft_alone_has_written(adapter: Path) -> None:
+    (adapter / "base_marks.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"base_marks\.json is damaged"):
+        load_adapter(build(), adapter)
+    (adapter / "base_marks.json").unlink()
+    load_adapter(build(), adapter)
+
+
+def test_an_adapter_of_another_rank_is_refused(adapter: Path) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 3}))
+    with pytest.raises(UserError, match=r"does not fit this model .*size mismatch .*\[6, 2\].*\[6, 3\]"):
+        load_adapter(build(), adapter)
+
+
 def test_an_untrained_adapter_is_not_published(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="nothing was trained"):
+    with pytest.raises(RuntimeError, match="nothing was trained: the B matrices of q_proj"):
         save_adapter(add_adapter(build(), OPTIONS, ("q_proj",), "runs/base"), tmp_path)
 
 
@@ -157,7 +308,7 @@ def test_an_adapter_of_another_base_is_refused_with_its_base(adapter: Path) -> N
         (
             "v_proj.lora_B",
             None,
-            r"1 tensors differ, the first is .*v_proj\.lora_B\.default\.weight \(not in the adapter\)",
+            r"1 tensors differ: .*v_proj\.lora_B\.default\.weight \(not in the adapter\)",
         ),
         (None, "base_model.model.k_proj.lora_A.weight", r"1 tensors differ.*k_proj.*\(not in this model\)"),
     ],

@@ -1,5 +1,6 @@
 """The LVLM: any text in and out, states that no padding touches, pictures as the library's own processor cuts them."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Qwen2Config, Qwen2VLConfig
+from safetensors.torch import load_file, save_file
+from transformers import DetrConfig, Qwen2Config
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vlad.errors import UserError
@@ -19,9 +21,10 @@ from vlad.text.lvlm import (
     build_byte_tokenizer,
     build_tiny_qwen,
     load_lvlm,
-    qwen_patches,
+    load_vision,
 )
 from vlad.text.prompt import parse_prompt
+from vlad.text.vision import qwen_patches
 
 TINY = LVLMOptions(hidden_size=32, layers=2, heads=2, vision_hidden_size=16, vision_layers=1, vision_pixels=32)
 TOKENIZER = build_byte_tokenizer()
@@ -194,12 +197,12 @@ def test_a_half_precision_folder_is_trained_in_full_precision_only_where_it_is_t
     ("config", "message"),
     [
         (Qwen2Config(hidden_size=32, num_hidden_layers=1), "is a qwen2 model without a vision tower"),
-        (Qwen2VLConfig(), "is a qwen2_vl model; known: qwen2_5_vl"),
+        (DetrConfig(), "is a detr model; known: aria, blip-2, clip, .*siglip.* and any causal"),
         (None, "holds no model that transformers can load"),
     ],
 )
 def test_a_folder_of_another_kind_is_refused(
-    tmp_path: Path, config: Qwen2Config | Qwen2VLConfig | None, message: str
+    tmp_path: Path, config: Qwen2Config | DetrConfig | None, message: str
 ) -> None:
     if config is not None:
         config.save_pretrained(tmp_path)
@@ -207,6 +210,86 @@ def test_a_folder_of_another_kind_is_refused(
         load_lvlm(replace(TINY, path=str(tmp_path)))
 
 
+def test_a_folder_that_is_not_whole_is_refused_by_what_it_lacks(tmp_path: Path) -> None:
+    encoder = build_encoder()
+    encoder.model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="holds no tokenizer that transformers can load"):
+        load_lvlm(LVLMOptions(path=str(tmp_path)))
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="holds no model that transformers can load"):
+        load_lvlm(LVLMOptions(path=str(tmp_path)))
+
+
 def test_a_missing_folder_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lvlm\.path: .*nowhere is neither a folder here nor in reach on the hub"):
         load_lvlm(replace(TINY, path=str(tmp_path / "nowhere")))
+
+
+def test_a_hub_id_out_of_reach_says_how_to_give_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: True)
+    for option, load in (("lvlm.path", load_lvlm), ("lvlm.vision_path", load_vision)):
+        options = LVLMOptions(path="nobody/never-uploaded", vision_path="nobody/never-uploaded")
+        with pytest.raises(UserError, match=rf"{option}: nobody/never-uploaded is neither .* give that folder\."):
+            load(options)
+
+
+def test_code_from_the_hub_needs_a_commit_that_cannot_change() -> None:
+    for revision in (None, "main", "0123abc", "g" * 40):
+        with pytest.raises(UserError, match=r"needs lvlm\.revision, the 40 digits of the commit"):
+            LVLMOptions(path="some/model", trust_remote_code=True, revision=revision)
+    assert LVLMOptions(path="some/model", trust_remote_code=True, revision="0123456789" * 4).trust_remote_code
+
+
+CODE = """
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+class OwnConfig(PreTrainedConfig):
+    model_type = "own"
+    hidden_size = 8
+
+class OwnModel(PreTrainedModel):
+    config_class = OwnConfig
+    def __init__(self, config):
+        super().__init__(config)
+        self.words = torch.nn.Embedding(1024, 8)
+        self.post_init()
+    def forward(self, input_ids, attention_mask=None, use_cache=None, output_hidden_states=None):
+        return BaseModelOutput(last_hidden_state=self.words(input_ids))
+"""
+
+
+@torch.no_grad()
+def test_code_of_a_model_s_own_runs_only_when_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "own.py").write_text(CODE, encoding="utf-8")
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "own", "auto_map": classes, "architectures": ["OwnModel"]}), encoding="utf-8"
+    )
+    save_file({"words.weight": torch.randn(1024, 8)}, folder / "model.safetensors", metadata={"format": "pt"})
+    TOKENIZER.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"needs code of its own; read it, then set lvlm\.trust_remote_code=true"):
+        load_lvlm(LVLMOptions(path=str(folder)), with_vision=False)
+    assert not (tmp_path / "cache").exists()
+
+    options = LVLMOptions(path=str(folder), trust_remote_code=True, revision="0123456789" * 4)
+    encoder = LVLMEncoder(*load_lvlm(options, with_vision=False), options)
+
+    states = encoder([parse_prompt("a blue sign")])
+    ids = TOKENIZER("a blue sign", return_tensors="pt")["input_ids"]
+    assert torch.equal(states.tokens, load_file(folder / "model.safetensors")["words.weight"][ids])
+
+
+def test_a_frozen_lvlm_stays_in_eval_mode() -> None:
+    encoder = build_encoder().train()
+    assert encoder.model.training
+    encoder.model.requires_grad_(False)
+    assert not encoder.train().model.training
+    encoder.model.language_model.norm.requires_grad_(True)
+    assert encoder.train().model.training

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlad.errors import UserError
-from vlad.text.prompt import parse_prompt
+from vlad.records import Span
+from vlad.text.prompt import find_objects, find_quotes, nested_marks, parse_prompt
 
 PAIRS = ['""', "''", "“”", "„“", "„”", "‘’", "«»", "「」", "『』"]
 MARKS = "".join(sorted(set("".join(PAIRS))))
@@ -151,3 +152,50 @@ def test_strict_reading_agrees_with_lenient_wherever_it_accepts(text: str) -> No
 def test_any_text_between_marks_is_found(pair: str, content: str) -> None:
     strings = parse_prompt(f"a sign, {pair[0]}{content}{pair[1]}, on a wall").strings
     assert strings == ((content.strip(),) if content.strip() else ())
+
+
+def test_phrases_are_those_of_the_objects_that_the_caption_names() -> None:
+    text = 'A red car beside a RED  CAR that says "a red car" by the sea'
+    objects = ["red car", "the sea", "red", "a boat", "red car", " "]
+
+    found = find_objects(text, objects)
+
+    assert [span and (span.text, span.start) for span in found] == [
+        ("red car", 2),
+        ("the sea", 53),
+        None,  # there is one more, but in quotation marks
+        None,
+        ("RED  CAR", 19),
+        None,
+    ]
+    assert [phrase.text for phrase in parse_prompt(text, objects=objects).phrases] == [
+        *("red car", "RED  CAR", "the sea"),
+    ]
+    # None of them is named: the chunker's.
+    assert parse_prompt("a blue wall", objects=["a boat"]) == parse_prompt("a blue wall")
+
+
+def test_an_object_is_found_as_whole_words_and_anywhere_in_scripts_without_spaces() -> None:
+    assert find_objects("a carpet and a car", ["car"]) == (Span("car", 15, 18),)
+    assert [span.text for span in parse_prompt("街上的蓝色招牌很大", objects=["招牌"]).phrases] == ["招牌"]
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(PIECES, st.lists(PIECES, max_size=4))
+def test_spans_of_objects_point_at_their_text_and_never_overlap(text: str, objects: list[str]) -> None:
+    # Pieces of the text itself are found, whatever they are made of.
+    objects = [*objects, text[1:4], text]
+    spans = find_objects(text, objects)
+    assert len(spans) == len(objects)
+    found = sorted((span for span in spans if span is not None), key=lambda span: span.start)
+    for span in found:
+        assert text[span.start : span.end] == span.text
+    for first, second in pairwise(found):
+        assert first.end <= second.start
+        assert all(span.end <= quote.start or span.start >= quote.end for quote in find_quotes(text, strict=False))
+    assert found or not text.strip() or find_quotes(text, strict=False)
+
+
+def test_marks_inside_a_quotation_are_reported() -> None:
+    prompt = parse_prompt("a poster: “say ‘NO’ twice” and 'DON'T'")
+    assert [quote.text for quote in nested_marks(prompt)] == ["say ‘NO’ twice"]

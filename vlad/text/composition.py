@@ -190,4 +190,4 @@ class TextSide(nn.Module):
         self.composition = composition
 
     def forward(self, prompts: Sequence[Prompt]) -> Conditioning:
-        return self.composition(self.lvlm(prompts), prompts)
+        return self.composition(self.lvlm(prompts).to(dtype=self.composition.dtype), prompts)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from vlad.errors import UserError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # the names that peft gives them
+MARKS = "base_marks.json"  # ours: peft records the base's name, but a folder of that name can hold other weights
+MARKS_PER_LAYER = 16
 # The matrices that are adapted where the options name none: attention, in the LVLM's and in diffusers' spelling.
 LVLM_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2")
@@ -27,6 +31,9 @@ class LoraOptions:
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
+    # Scale by alpha / sqrt(rank) (rsLoRA); learn each row's length apart from its direction (DoRA).
+    rslora: bool = False
+    dora: bool = False
     lvlm_targets: tuple[str, ...] = LVLM_TARGETS
     unet_targets: tuple[str, ...] = UNET_TARGETS
 
@@ -35,23 +42,39 @@ class LoraOptions:
             raise UserError("lora: rank must be at least 1, alpha positive and dropout in [0, 1).")
 
 
-def add_adapter(module: nn.Module, options: LoraOptions, targets: tuple[str, ...], base_id: str) -> PeftModel:
+def add_adapter(
+    module: nn.Module,
+    options: LoraOptions,
+    targets: tuple[str, ...],
+    base_id: str,
+    revision: str | None = None,
+    among: Collection[str] | None = None,
+) -> PeftModel:
     """The module with fresh adapters on its `targets`; all else is frozen. B starts at zero: nothing changes yet.
 
+    `among`: the names of the modules that may be adapted (what nobody reads cannot be trained); None for all.
     Raises UserError when a target matches no module.
     """
-    names = [name for name, child in module.named_modules() if isinstance(child, nn.Linear | nn.Conv2d)]
-    wrong = [target for target in targets if not any(name == target or name.endswith(f".{target}") for name in names)]
+    names = [
+        name
+        for name, child in module.named_modules()
+        if isinstance(child, nn.Linear | nn.Conv2d) and (among is None or name in among)
+    ]
+    wrong = [target for target in targets if not any(_matches(name, target) for name in names)]
     if wrong or not targets:
         candidates = sorted({name.rsplit(".", 1)[-1] for name in names})
         raise UserError(
             f"lora: no module matches {', '.join(wrong) or 'an empty list'}; this model has {', '.join(candidates)}."
         )
+    chosen = [name for name in names if any(_matches(name, target) for target in targets)]
     config = LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha,  # type: ignore[arg-type]  # peft says int and takes any number
         lora_dropout=options.dropout,
-        target_modules=list(targets),
+        use_rslora=options.rslora,
+        use_dora=options.dora,
+        target_modules=chosen if among is not None else list(targets),
+        revision=revision,
     )
     model = get_peft_model(module, config)
     config.base_model_name_or_path = base_id  # only now: peft has just put the module's own name there
@@ -59,26 +82,83 @@ def add_adapter(module: nn.Module, options: LoraOptions, targets: tuple[str, ...
 
 
 def save_adapter(model: PeftModel, directory: Path) -> None:
-    """Writes `adapter_config.json` and `adapter_model.safetensors`, reads them back and compares.
+    """Writes the adapter in peft's format, with marks of its base, and proves that it comes back.
 
-    A round trip that is not exact, or an adapter whose B matrices are all zero, is a bug of ours and raises.
+    `adapter_config.json` (base model and revision inside), `adapter_model.safetensors`, and `base_marks.json`, a few
+    weights of every adapted layer. The files are read into fresh layers beside the trained ones: every key is there,
+    every tensor equal, and so is what each layer makes of random input. Raises RuntimeError otherwise, and when the
+    adapters of a target are all zero: nothing has trained them.
     """
     # peft would ask the hub whether the base's vocabulary has grown; embeddings are never adapted here.
     model.save_pretrained(str(directory), save_embedding_layers=False)
-    trained = {name: value for name, value in model.state_dict().items() if "lora_" in name}
+    marks = {name: _marks(layer) for name, layer in _adapted_layers(model)}
+    (directory / MARKS).write_text(json.dumps(marks, indent=1), encoding="utf-8")
+    trained = {name: value for name, value in model.state_dict().items() if _of_adapter(name)}
     keys = _stored_names(directory)
+    if keys.keys() != trained.keys():
+        raise RuntimeError(f"{directory} has other keys than the trained adapter: {_listed(keys.keys() ^ trained)}")
     with safe_open(str(directory / WEIGHTS), framework="pt") as stored:
-        assert keys.keys() == trained.keys(), "the adapter on disk has other keys than the trained one"
-        for name, key in keys.items():
-            assert torch.equal(stored.get_tensor(key), trained[name].cpu()), f"{name} differs on disk"
-    assert any(value.abs().max() > 0 for name, value in trained.items() if "lora_B" in name), "nothing was trained"
+        differing = [name for name, key in keys.items() if not torch.equal(stored.get_tensor(key), trained[name].cpu())]
+    if differing:
+        raise RuntimeError(f"{directory} does not hold what was trained: {_listed(differing)} differ")
+    moved: dict[str, bool] = {}
+    for name, value in trained.items():
+        if ".lora_B." in name:
+            target = name.split(".lora_B.")[0].rpartition(".")[2]
+            moved[target] = moved.get(target, False) or bool(value.any())
+    if untrained := [target for target, has_moved in moved.items() if not has_moved]:
+        raise RuntimeError(f"nothing was trained: the B matrices of {_listed(untrained)} are all zero")
+    _prove_outputs(model, directory)
+
+
+PROOF = "proof"  # the name of the adapter that is read back beside the trained one, "default"
+
+
+@torch.no_grad()
+def _prove_outputs(model: PeftModel, directory: Path) -> None:
+    """Reads the adapter back into fresh layers on the same base and compares each layer's outputs; then removes them.
+
+    The model is left as it was: its random state, its modes, what wants gradients.
+    """
+    wants = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    modes = {name: module.training for name, module in model.named_modules()}
+    with torch.random.fork_rng():
+        model.load_adapter(str(directory), adapter_name=PROOF, torch_device=str(next(model.parameters()).device))
+        model.eval()
+        differing = []
+        for name, layer in _adapted_layers(model):
+            weight = layer.get_base_layer().weight
+            shape = (2, weight.shape[1]) if weight.ndim == 2 else (1, weight.shape[1], 8, 8)
+            x = torch.randn(shape, device=weight.device, dtype=weight.dtype)
+            outputs = []
+            for adapter in ("default", PROOF):
+                layer.set_adapter(adapter)
+                outputs.append(layer(x))
+            layer.set_adapter("default")
+            if not torch.equal(*outputs):
+                differing.append(name)
+        model.delete_adapter(PROOF)
+        model.set_adapter("default")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(wants[name])
+    for name, module in model.named_modules():
+        module.training = modes[name]
+    if differing:
+        raise RuntimeError(f"the adapter in {directory} gives other outputs than the trained one: {_listed(differing)}")
 
 
 def load_adapter(module: nn.Module, directory: Path) -> nn.Module:
     """The module with the adapter of `directory` merged into its weights.
 
-    Raises UserError when the folder holds no adapter, or one whose tensors are not exactly those that fit.
+    Raises UserError when the folder holds no adapter, or one whose tensors, or whose base, are not exactly those that
+    fit, with what differs.
     """
+    return attach_adapter(module, directory).merge_and_unload()
+
+
+def attach_adapter(module: nn.Module, directory: Path) -> PeftModel:
+    """The module with the adapter of `directory` beside its weights: `merge_adapter()` and `unmerge_adapter()` move
+    it in and out. Raises UserError as `load_adapter` does."""
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
             raise UserError(
@@ -92,14 +172,60 @@ def load_adapter(module: nn.Module, directory: Path) -> nn.Module:
         reason = str(error).splitlines()[-1].strip()  # torch's first line is only a head
         raise UserError(f"The adapter in {directory} does not fit this model ({reason}); {remedy}.") from error
     # peft only warns of what is missing, and leaves out what it does not know.
-    wanted = {name for name in model.state_dict() if "lora_" in name}
+    wanted = {name for name in model.state_dict() if _of_adapter(name)}
     if differing := sorted(stored ^ wanted):
-        side = "not in the adapter" if differing[0] in wanted else "not in this model"
+        sides = [f"{name} ({'not in the adapter' if name in wanted else 'not in this model'})" for name in differing]
         raise UserError(
-            f"The adapter in {directory} does not fit this model: {len(differing)} tensors differ, the first is"
-            f" {differing[0]} ({side}); {remedy}."
+            f"The adapter in {directory} does not fit this model: {len(differing)} tensors differ:"
+            f" {_listed(sides)}; {remedy}."
         )
-    return model.merge_and_unload()
+    _compare_base(model, directory, remedy)
+    return model
+
+
+def _compare_base(model: PeftModel, directory: Path, remedy: str) -> None:
+    """Raises UserError when the weights under the adapter are not those it was trained on (a 64th apart or more:
+    a base in half precision is the same base)."""
+    path = directory / MARKS
+    if not path.is_file():  # written by peft alone: its keys and shapes have to do
+        return
+    try:
+        marks = {name: [float(value) for value in row] for name, row in json.loads(path.read_text("utf-8")).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged; copy the adapter's folder again.") from error
+    differing = []
+    for name, layer in _adapted_layers(model):
+        now, before = torch.tensor(_marks(layer)), torch.tensor(marks.get(name, []))
+        if now.shape != before.shape or (now - before).abs().max() > before.abs().max() / 64:
+            differing.append(name)
+    if differing:
+        raise UserError(
+            f"The adapter in {directory} was trained on other weights than this model's: {len(differing)} layers"
+            f" differ: {_listed(differing)}; {remedy}."
+        )
+
+
+def _adapted_layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
+    """The layers with adapters, by their names in the base."""
+    for name, layer in model.get_base_model().named_modules():
+        if isinstance(layer, LoraLayer):
+            yield name, layer
+
+
+def _marks(layer: LoraLayer) -> list[float]:
+    """A few of the base's weights, spread over the matrix."""
+    weight = layer.get_base_layer().weight.detach().flatten()
+    places = torch.linspace(0, weight.numel() - 1, MARKS_PER_LAYER, dtype=torch.float64).long()
+    return weight[places.to(weight.device)].float().tolist()
+
+
+def _of_adapter(name: str) -> bool:
+    return ".lora_" in name
+
+
+def _listed(names: Iterable[str], most: int = 3) -> str:
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def merged(module: nn.Module) -> nn.Module:
@@ -116,10 +242,18 @@ def adapter_base(directory: Path) -> str:
         raise UserError(f"{directory / CONFIG} is not an adapter's config; give the folder of a LoRA run.") from error
 
 
+def _matches(name: str, target: str) -> bool:
+    """Whether a module's name is a target's, or ends with it."""
+    return name == target or name.endswith(f".{target}")
+
+
 def _stored_names(directory: Path) -> dict[str, str]:
     """The model's names of the tensors on disk, each with its name in the file (peft leaves the adapter's own out)."""
     with safe_open(str(directory / WEIGHTS), framework="pt") as stored:
         names = list(stored.keys())
     return {
-        name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default."): name for name in names
+        name.replace(".lora_A.", ".lora_A.default.")
+        .replace(".lora_B.", ".lora_B.default.")
+        .replace(".lora_magnitude_vector", ".lora_magnitude_vector.default.weight"): name
+        for name in names
     }

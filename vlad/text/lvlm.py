@@ -1,21 +1,30 @@
 """The LVLM: prompts -> token states, t_g and {t_i}; pictures -> image embeddings v. P(Z_T | T) of the paper.
 
-The only room that imports transformers. A tiny Qwen2.5-VL is built from its config when no path is given;
-a local folder or hub id loads through the same class.
+The only room that imports transformers. A tiny Qwen2.5-VL is built from its config when no path is given; a local
+folder or hub id of any family of `families.py` loads through transformers' Auto classes.
 Letters: B batch, L tokens, N phrases, D hidden width, H W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
     AutoModel,
     AutoTokenizer,
@@ -24,9 +33,13 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLModel,
 )
+from transformers.utils import cached_file
 
-from vlad.errors import UserError
+from vlad.errors import UserError, did_you_mean
 from vlad.records import Prompt, TextStates
+from vlad.text.families import FAMILIES, REMOTE_TEXT_NAMES, VISION_FAMILIES, Family, VisionFamily
+from vlad.text.tokens import PromptTokens, TokenBatch, span_weights
+from vlad.text.vision import HALF, fit_pictures, tower_side
 
 SPECIAL_TOKENS = ("<|pad|>", "<|vision_start|>", "<|vision_end|>", "<|image|>", "<|video|>")
 VOCABULARY_SIZE = 1024  # of the tiny LVLM; its tokenizer fills as much of it as its corpus has words for
@@ -51,15 +64,25 @@ class LVLMOptions:
 
     path: str | None = None
     revision: str | None = None
+    # Runs code from the hub; only with `revision` a full commit id, so that it cannot change.
+    trust_remote_code: bool = False
+    # A CLIP, SigLIP or DINOv2 for v, frozen, where the LVLM has no vision tower or another one is wanted.
+    vision_path: str | None = None
+    vision_revision: str | None = None
     hidden_size: int = 128
     layers: int = 2
     heads: int = 4
     vision_hidden_size: int = 64
     vision_layers: int = 2
     vision_patch_pixels: int = 16
-    # Pictures are scaled to this side before the vision tower.
+    # Pictures are scaled to this side before a vision tower that takes any (Qwen2-VL, Pixtral, DINOv2, ...).
     vision_pixels: int = 64
     max_tokens: int = 160
+    # Around a prompt: the tokenizer's own special tokens, or its chat template (whose tokens give no states).
+    template: Literal["plain", "chat"] = "plain"
+    # The states: `last`, `layer:N` (from 1, or from the end: -1 is the last), or `normalised-average`: the mean over
+    # all layers, each layer-normalised (Wang et al., CVPR 2025).
+    states: str = "last"
     # t_g: the mean of all token states, or the last one (of a pretrained causal LVLM, the one that saw all).
     pooling: Literal["mean", "last"] = "mean"
     trained: Literal["full", "lora", "frozen"] = "full"
@@ -69,6 +92,40 @@ class LVLMOptions:
             raise UserError(
                 f"lvlm: hidden_size ({self.hidden_size}) over heads ({self.heads}) must be an even width of at least 8."
             )
+        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise UserError(
+                "lvlm.trust_remote_code runs code from the hub and needs lvlm.revision, the 40 digits of the commit"
+                " that you have read."
+            )
+        if not re.fullmatch(r"last|normalised-average|layer:-?[1-9][0-9]*", self.states):
+            raise UserError(
+                f"lvlm.states is last, layer:N (such as layer:-2) or normalised-average, not {self.states!r}."
+            )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a model is read, kept in its own config, so that it holds for a tower or a pipeline that is loaded later.
+
+    `mean` and `std` are the vision tower's, of pixels in [0, 1].
+    """
+
+    family: str
+    mean: tuple[float, ...] = HALF
+    std: tuple[float, ...] = HALF
+
+
+def note_reading(model: Any, reading: Reading) -> None:
+    """Writes the reading into the model's config; `save_pretrained` keeps it."""
+    model.config.vlad_reading = asdict(reading)
+
+
+def noted_reading(model: Any) -> Reading:
+    """What `note_reading` has written, else the defaults for the model's type."""
+    noted = getattr(model.config, "vlad_reading", None)
+    if noted is None:
+        return Reading(model.config.model_type)
+    return Reading(noted["family"], tuple(noted["mean"]), tuple(noted["std"]))
 
 
 def build_byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -133,72 +190,296 @@ def build_tiny_qwen(options: LVLMOptions) -> Qwen2_5_VLModel:
     model = Qwen2_5_VLModel(config)
     # The library's 0.02 lets the context's average outweigh the token itself: "top" and "bottom" then look alike.
     nn.init.normal_(model.language_model.embed_tokens.weight, std=1.0)
+    note_reading(model, Reading("qwen2_5_vl"))
     return model
 
 
-def load_lvlm(options: LVLMOptions) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """The model and its tokenizer. Raises UserError when the path holds none, or the hub cannot be reached."""
+# --- loading -------------------------------------------------------------------------------------------------------
+
+
+def load_lvlm(options: LVLMOptions, with_vision: bool = True) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """The model and its tokenizer. Without `with_vision`, or with a `vision_path`, the text path's weights alone.
+
+    Raises UserError when the path holds none, its family is not known, it has no vision tower where one is wanted,
+    or the hub cannot be reached.
+    """
     if options.path is None:
         return build_tiny_qwen(options), build_byte_tokenizer()
-    path = options.path
-    try:
-        config = AutoConfig.from_pretrained(path, revision=options.revision)
-        if getattr(config, "vision_config", None) is None:
+    path, source = options.path, _source(options)
+    with _told_as("lvlm.path", path):
+        config = AutoConfig.from_pretrained(path, **source)
+        family = _family_of(config, options)
+        own_vision = with_vision and options.vision_path is None
+        if own_vision and family.features is None:
             raise UserError(
                 f"lvlm.path: {path} is a {config.model_type} model without a vision tower; L_align needs image"
-                " embeddings, so name a vision-language model such as Qwen/Qwen2.5-VL-3B-Instruct."
+                " embeddings, so name a vision encoder with lvlm.vision_path, a vision-language model such as"
+                " Qwen/Qwen2.5-VL-3B-Instruct, or set losses.align_weight=0."
             )
-        if config.model_type != "qwen2_5_vl":
-            raise UserError(f"lvlm.path: {path} is a {config.model_type} model; known: qwen2_5_vl.")
         # Trainable weights must be float32 whatever the folder stores (transformers 5 keeps its dtype).
         dtype = torch.float32 if options.trained == "full" else "auto"
-        model = AutoModel.from_pretrained(path, revision=options.revision, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=options.revision)
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        kind = (
-            "holds no model that transformers can load"
-            if Path(path).exists()
-            else "is neither a folder here nor in reach on the hub"
-        )
-        raise UserError(f"lvlm.path: {path} {kind}; give a folder made by save_pretrained or a hub id.") from error
+        model_class = _model_class(config, family, own_vision)
+        if not own_vision and model_class is not AutoModel:
+            keep, drop = family.text, family.vision
+            model_class = _without(model_class, lambda name: name != keep if keep else name in drop)
+        model = _load_whole(model_class, "lvlm.path", path, dtype=dtype, **source)
+        if not own_vision and family.text:
+            tower = _text_tower(model, family)
+            if hasattr(transformers, type(tower).__name__):  # a pipeline can only hold what it can load again
+                model = tower
+        mean, std = _normalisation(path, source, config, (family.mean, family.std))
+        note_reading(model, Reading(family.model_type, mean, std))
+    with _told_as("lvlm.path", path, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(path, **source)
+        # Where its files are missing the library builds an empty one, which reads nothing, without a word.
+        if set(tokenizer("a sign", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
+            raise OSError(f"the tokenizer of {path} is empty")
     return model, tokenizer
 
 
-class LVLMEncoder(nn.Module):
-    """Reads prompts and pictures with one LVLM."""
+def load_vision(options: LVLMOptions) -> nn.Module | None:
+    """The separate vision encoder of `vision_path`, frozen; None without one. Raises UserError as `load_lvlm` does."""
+    path = options.vision_path
+    if path is None:
+        return None
+    source: dict[str, Any] = {"revision": options.vision_revision}
+    with _told_as("lvlm.vision_path", path):
+        config = AutoConfig.from_pretrained(path, **source)
+        family = VISION_FAMILIES.get(config.model_type)
+        if family is None:
+            raise UserError(
+                f"lvlm.vision_path: {path} is a {config.model_type} model; known: {', '.join(VISION_FAMILIES)}."
+            )
+        model_class = _without(getattr(transformers, family.model_class), lambda name: name in family.unread)
+        model = _load_whole(model_class, "lvlm.vision_path", path, **source)
+        mean, std = _normalisation(path, source, config, (family.mean, family.std))
+        note_reading(model, Reading(config.model_type, mean, std))
+    return model.requires_grad_(False).eval()
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, options: LVLMOptions) -> None:
+
+@contextmanager
+def _told_as(option: str, path: str, what: str = "model") -> Iterator[None]:
+    """What the library raises for a path, as one sentence of ours; its retries without a network are not reported."""
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            sentence = (
+                "needs code of its own; read it, then set lvlm.trust_remote_code=true and lvlm.revision to the commit"
+                " you have read"
+            )
+        elif Path(path).exists():
+            sentence = f"holds no {what} that transformers can load; give a folder made by save_pretrained or a hub id"
+        else:
+            sentence = (
+                "is neither a folder here nor in reach on the hub; check the name and the network, or download it"
+                " elsewhere (hf download NAME --local-dir FOLDER) and give that folder"
+            )
+        raise UserError(f"{option}: {path} {sentence}.") from error
+    finally:
+        hub.setLevel(level)
+
+
+def _source(options: LVLMOptions) -> dict[str, Any]:
+    return {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
+
+
+def _family_of(config: Any, options: LVLMOptions) -> Family:
+    """The record for a config: of its family, of any causal language model, or of code from the hub."""
+    kind = config.model_type
+    if kind in FAMILIES:
+        return FAMILIES[kind]
+    if options.trust_remote_code or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return Family(kind, text="", vision=(), features=None)
+    raise UserError(
+        f"lvlm.path: {options.path} is a {kind} model; known: {', '.join(sorted(FAMILIES))} and any causal language"
+        f" model.{did_you_mean(kind, FAMILIES)}"
+    )
+
+
+def _model_class(config: Any, family: Family, with_vision: bool) -> Any:
+    name = family.model_class if with_vision or family.text_class is None else family.text_class
+    if name is None:
+        return MODEL_MAPPING.get(type(config), AutoModel)
+    stored = config.architectures or [name]
+    if family.text_class is not None and not {family.model_class, family.text_class} & set(stored):
+        raise UserError(
+            f"lvlm.path: a {family.model_type} model is read through its Q-Former, and {stored[0]} has none for text;"
+            " give an image-text retrieval model such as Salesforce/blip2-itm-vit-g."
+        )
+    return getattr(transformers, name)
+
+
+def _without(model_class: Any, dropped: Callable[[str], bool]) -> Any:
+    """The model's class without the parts whose names are dropped: their weights are never read from disk.
+
+    It keeps its name and module: by them the library finds the renamings of older checkpoints.
+    """
+
+    def build(self: Any, config: Any, *rest: Any, **options: Any) -> None:
+        model_class.__init__(self, config, *rest, **options)
+        for name, _ in (*self.named_children(), *self.named_parameters(recurse=False)):
+            if dropped(name):
+                delattr(self, name)
+
+    def initialise(self: Any, module: nn.Module) -> None:
+        if module is not self:  # what it would initialise of its own is gone
+            model_class._init_weights(self, module)
+
+    body = {"__init__": build, "_init_weights": initialise, "_keys_to_ignore_on_load_unexpected": [".*"]}
+    return type(model_class.__name__, (model_class,), {**body, "__module__": model_class.__module__})
+
+
+def _load_whole(model_class: Any, option: str, path: str, **arguments: Any) -> Any:
+    """The model from its folder or the hub. The library would draw missing weights at random: UserError instead."""
+    model, report = model_class.from_pretrained(path, output_loading_info=True, **arguments)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{option}: {path} lacks {len(missing)} weights of its model, the first is {missing[0]}; give a folder that"
+            " holds the whole model."
+        )
+    return model
+
+
+def _text_tower(model: Any, family: Family) -> Any:
+    """The module that reads text: named by the family, or the model itself (also a tower that is loaded alone)."""
+    names = (family.text,) if family.model_type in FAMILIES else REMOTE_TEXT_NAMES
+    return next((getattr(model, name) for name in names if name and hasattr(model, name)), model)
+
+
+def _normalisation(
+    path: str, source: dict[str, Any], config: Any, default: tuple[tuple[float, ...], tuple[float, ...]]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of the pictures that a model was trained on: as noted, as its processor says, or `default`."""
+    noted = getattr(config, "vlad_reading", None)
+    if noted is not None:
+        return tuple(noted["mean"]), tuple(noted["std"])
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        found = cached_file(
+            path,
+            name,
+            revision=source["revision"],
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if found is None:
+            continue
+        stored = json.loads(Path(found).read_text(encoding="utf-8"))
+        stored = stored.get("image_processor", stored)
+        if "image_mean" in stored and "image_std" in stored:
+            return tuple(stored["image_mean"]), tuple(stored["image_std"])
+    return default
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+class LVLMEncoder(nn.Module):
+    """Reads prompts with one LVLM, and pictures with its vision tower or with a separate encoder `vision`.
+
+    Raises UserError when the options do not go with the model: a chat template or a layer that it does not have.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        options: LVLMOptions,
+        vision: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        self.model: Any = model  # a Qwen2_5_VLModel, or peft's wrapper around one
+        self.model: Any = model  # a model of the library's, or peft's wrapper around one
+        self.vision: Any = vision
         self.tokenizer = tokenizer
         self.options = options
+        self.reading = noted_reading(model)
+        self.family = FAMILIES.get(self.reading.family) or Family(self.reading.family, text="", features=None)
+        config = self._text_config
+        context = getattr(config, "max_position_embeddings", None) or options.max_tokens
+        self._tokens = PromptTokens(
+            tokenizer,
+            context if self.family.fixed_length else min(options.max_tokens, context),
+            options.template,
+            keep_special=not self.family.causal,
+            fixed_length=self.family.fixed_length,
+        )
+        if options.states.startswith("layer:"):
+            # Layers that only look at a picture (Mllama) are passed over.
+            layers = config.num_hidden_layers - len(getattr(config, "cross_attention_layers", None) or ())
+            number = int(options.states.removeprefix("layer:"))
+            if abs(number) > layers:
+                raise UserError(f"lvlm.states: layer:{number} is none of the {layers} layers of this model.")
+
+    def train(self, mode: bool = True) -> LVLMEncoder:
+        """Train mode for what is trained. What is frozen stays in eval mode: its dropout would only be noise."""
+        super().train(mode)
+        for part in (self.model, self.vision):
+            if part is not None and not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        return self
+
+    @property
+    def _base(self) -> Any:
+        """The model without peft's wrapper (its adapters stay in place)."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def _text_config(self) -> Any:
+        config = _text_tower(self._base, self.family).config
+        return config.qformer_config if self.family.text_class is not None else config.get_text_config()
 
     @property
     def width(self) -> int:
-        """D, of the token states and of v alike."""
-        return self.model.config.text_config.hidden_size
+        """D, of the token states."""
+        return self._text_config.hidden_size
+
+    def text_modules(self) -> frozenset[str]:
+        """The names, inside the model, of the modules whose own weights t depends on: where adapters belong."""
+        read = self.parameters_read(with_pictures=False)
+        owners = {name.rpartition(".")[0] for name in read if name.startswith("model.")}
+        return frozenset(name.removeprefix("model.") for name in owners)
 
     def forward(self, prompts: Sequence[Prompt]) -> TextStates:
         """Token states of the prompts, t_g and {t_i} (one a phrase; none is allowed)."""
-        encoded = self.tokenizer(
-            [prompt.text for prompt in prompts],
-            padding=True,
-            padding_side="right",
-            truncation=True,
-            max_length=self.options.max_tokens,
-            return_offsets_mapping=True,
-            split_special_tokens=True,  # a caption that says <|image|> is text like any other
-            return_tensors="pt",
-        )
+        batch = self._tokens(prompts)
         device = next(self.model.parameters()).device
-        mask = encoded["attention_mask"].to(device)
-        output = self.model(input_ids=encoded["input_ids"].to(device), attention_mask=mask, use_cache=False)
-        tokens, mask = output.last_hidden_state, mask.bool()  # B L D, B L
-        spans, local_mask = phrase_weights(prompts, encoded["offset_mapping"])  # B N L, B N
+        states = self._read(batch, device)[:, batch.first :]  # B L D
+        mask = batch.mask.to(device)
+        tokens = states[:, : mask.shape[1]]
+        spans, local_mask = span_weights([prompt.phrases for prompt in prompts], batch.offsets)  # B N L, B N
         local_states = spans.to(tokens) @ tokens  # B N D
         return TextStates(tokens, mask, self._pool(tokens, mask), local_states, local_mask.to(device))
+
+    def _read(self, batch: TokenBatch, device: torch.device) -> Tensor:
+        """The states of every token, B R D, of the layers that the options name."""
+        base, family = self._base, self.family
+        attention: Tensor | None = batch.attention.to(device)
+        if family.fixed_length:
+            attention = None
+        elif family.reads_both_ways:
+            seen = batch.attention.bool().to(device)
+            attention = seen[:, None, None, :].expand(-1, 1, seen.shape[1], -1)  # B 1 R R
+        all_layers = self.options.states != "last"
+        arguments: dict[str, Any] = {"input_ids": batch.ids.to(device), "attention_mask": attention}
+        if family.causal:
+            arguments["use_cache"] = False
+        if family.read is not None:
+            output = family.read(base, **arguments, output_hidden_states=all_layers)
+        else:
+            output = _text_tower(base, family)(**arguments, output_hidden_states=all_layers)
+        if not all_layers:
+            return output.last_hidden_state
+        layers = output.hidden_states[1:]  # without the embeddings
+        if self.options.states == "normalised-average":
+            return torch.stack([F.layer_norm(layer, layer.shape[-1:]) for layer in layers]).mean(dim=0)
+        number = int(self.options.states.removeprefix("layer:"))
+        return layers[number - 1 if number > 0 else number]
 
     def _pool(self, tokens: Tensor, mask: Tensor) -> Tensor:
         if self.options.pooling == "last":
@@ -208,45 +489,83 @@ class LVLMEncoder(nn.Module):
         return (tokens * weights[..., None]).sum(dim=1) / weights.sum(dim=1, keepdim=True)  # B D
 
     def image_embeddings(self, pixels: Tensor) -> Tensor:
-        """v, B D: the mean over the vision tower's merged patches, of pictures B 3 H W in [-1, 1]."""
-        vision = self.model.config.vision_config
-        patches, grid = qwen_patches(
-            pixels, self.options.vision_pixels, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+        """v, B D: the mean over what the vision tower makes of pictures B 3 H W in [-1, 1].
+
+        Raises UserError when there is neither a tower nor a separate encoder.
+        """
+        family: Family | VisionFamily = self.family
+        model, reading = self._base, self.reading
+        if self.vision is not None:
+            model, reading = self.vision, noted_reading(self.vision)
+            family = VISION_FAMILIES[reading.family]
+        features = family.features
+        if features is None or (self.vision is None and not hasattr(model, self.family.vision[0])):
+            raise UserError(
+                f"This {self.reading.family} model has no vision tower; name a vision encoder with lvlm.vision_path,"
+                " or set losses.align_weight=0."
+            )
+        config = next(
+            (
+                getattr(model.config, name)
+                for name in ("vision_config", "image_config", "vq_config")
+                if getattr(model.config, name, None) is not None
+            ),
+            model.config,
         )
-        merged = self.model.visual(patches, grid_thw=grid).pooler_output  # (B n) D
-        return merged.unflatten(0, (len(pixels), -1)).mean(dim=1)  # B D
+        side = tower_side(config, self.options.vision_pixels, family.any_size)
+        pictures = fit_pictures(pixels, side, reading.mean, reading.std).to(model.dtype)
+        read = features(model, pictures)
+        return read.mean(dim=1) if read.ndim == 3 else read  # B D
+
+    @property
+    def image_width(self) -> int:
+        """The width of v: measured on one grey picture."""
+        with _evaluating(self), torch.no_grad():
+            device = next(self.parameters()).device
+            return self.image_embeddings(torch.zeros(1, 3, 32, 32, device=device)).shape[1]
+
+    def parameters_read(self, with_pictures: bool) -> frozenset[str]:
+        """The names of the parameters that t, and `with_pictures` v, depend on: what training can reach.
+
+        Found by following the gradient of one prompt and one picture, without computing it: towers hold layers,
+        heads and decoders that nobody reads here, and training them would be wrong in every optimiser.
+        """
+        parameters = dict(self.named_parameters())
+        wanted = {name: parameter.requires_grad for name, parameter in parameters.items()}
+        with _evaluating(self), torch.enable_grad():
+            self.requires_grad_(True)
+            device = next(iter(parameters.values())).device
+            outputs = [self([Prompt("a sign", (), ())]).tokens]
+            if with_pictures:
+                outputs.append(self.image_embeddings(torch.zeros(1, 3, 32, 32, device=device)))
+            reached = _leaves(outputs)
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(wanted[name])
+        return frozenset(name for name, parameter in parameters.items() if id(parameter) in reached)
 
 
-def phrase_weights(prompts: Sequence[Prompt], offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Averaging weights B N L from tokens to phrases, and the mask B N of phrases that exist.
-
-    A token belongs to a phrase when their character spans meet. `offsets` is B L 2, in characters. N is at least 1.
-    """
-    count = max(1, *(len(prompt.phrases) for prompt in prompts))
-    weights = torch.zeros(len(prompts), count, offsets.shape[1])
-    mask = torch.zeros(len(prompts), count, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        for column, phrase in enumerate(prompt.phrases):
-            inside = (offsets[row, :, 0] < phrase.end) & (offsets[row, :, 1] > phrase.start)
-            if inside.any():  # a phrase behind the truncation has no tokens
-                weights[row, column] = inside / inside.sum()
-                mask[row, column] = True
-    return weights, mask
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode for the while: nothing is drawn at random. Every module gets its own mode back."""
+    training = [child for child in module.modules() if child.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for child in training:
+            child.training = True
 
 
-def qwen_patches(pixels: Tensor, side: int, patch: int, merge: int, frames: int) -> tuple[Tensor, Tensor]:
-    """Pictures B 3 H W as Qwen2-VL's flat patches (B n, 3 frames patch patch) and their grid (B 3).
-
-    The order is the family's own: the patches of one merged group follow each other. Done in tensors, so that
-    it runs on the device and inside training, where the processor of the library would need uint8 pictures.
-    """
-    side = side // (patch * merge) * (patch * merge)
-    if pixels.shape[-2:] != (side, side):
-        pixels = nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
-    groups = side // (patch * merge)
-    x = pixels.unflatten(2, (groups, merge, patch)).unflatten(5, (groups, merge, patch))
-    # B 3 gh mh ph gw mw pw -> B gh gw mh mw 3 ph pw
-    x = x.permute(0, 2, 5, 3, 6, 1, 4, 7)
-    x = x.unsqueeze(6).expand(*x.shape[:6], frames, patch, patch)  # a still picture fills every frame
-    grid = torch.tensor([[1, groups * merge, groups * merge]], device=pixels.device).expand(len(pixels), 3)
-    return x.reshape(-1, 3 * frames * patch * patch), grid
+def _leaves(outputs: Sequence[Tensor]) -> set[int]:
+    """The ids of the tensors that a backward pass from `outputs` would give gradients to."""
+    leaves: set[int] = set()
+    waiting, seen = [output.grad_fn for output in outputs], set()
+    while waiting:
+        node: Any = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        waiting.extend(parent for parent, _ in node.next_functions)
+    return leaves

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 from vlad.errors import UserError
 from vlad.records import Prompt, Span
@@ -136,12 +137,41 @@ def find_phrases(text: str, quotes: tuple[Span, ...]) -> tuple[Span, ...]:
     return tuple(phrases)
 
 
-def parse_prompt(text: str, strict: bool = True) -> Prompt:
-    """Takes a prompt apart.
+def find_objects(text: str, objects: Sequence[str]) -> tuple[Span | None, ...]:
+    """Where each object's phrase stands in the text: whole words outside of quotes, case aside, longer phrases first.
+
+    One entry an object, in the order given, none overlapping; None where the text does not name it (once more).
+    """
+    found: list[Span | None] = [None] * len(objects)
+    taken = list(find_quotes(text, strict=False))
+    for index in sorted(range(len(objects)), key=lambda index: (-len(objects[index].strip()), index)):
+        words = objects[index].split()
+        if not words:
+            continue
+        pattern = r"(?<!\w)" * (words[0][0].isalnum() and not _NO_APOSTROPHE.match(words[0][0]))
+        pattern += r"\s+".join(re.escape(word) for word in words)
+        pattern += r"(?!\w)" * (words[-1][-1].isalnum() and not _NO_APOSTROPHE.match(words[-1][-1]))
+        for match in re.finditer(pattern, text, re.IGNORECASE):
+            span = Span(match.group(), *match.span())
+            if all(span.end <= other.start or span.start >= other.end for other in taken):
+                found[index] = span
+                taken.append(span)
+                break
+    return tuple(found)
+
+
+def nested_marks(prompt: Prompt) -> tuple[Span, ...]:
+    """The quoted strings that hold quotation marks of their own: those will be spelled, not read."""
+    return tuple(quote for quote in prompt.quotes if find_quotes(quote.text, strict=False))
+
+
+def parse_prompt(text: str, strict: bool = True, objects: Sequence[str] = ()) -> Prompt:
+    """Takes a prompt apart. Its phrases are those of `objects` that it names, or else the chunker's.
 
     Raises UserError for an empty prompt and, with `strict`, for a quotation mark that is never closed.
     """
     if not text.strip():
         raise UserError("The prompt is empty; say what to draw, with the words to spell in quotation marks.")
     quotes = find_quotes(text, strict)
-    return Prompt(text, find_phrases(text, quotes), quotes)
+    named = sorted((span for span in find_objects(text, objects) if span is not None), key=lambda span: span.start)
+    return Prompt(text, tuple(named) or find_phrases(text, quotes), quotes)
