@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import multiprocessing
@@ -35,6 +36,7 @@ from vlad.data.importers.captions import compose_caption, with_quotations
 from vlad.data.importers.records import Place, Skipped, Source
 from vlad.data.writing import Statistics, full_disk, publish_shard, shard_entry, write_tar, write_text_file
 from vlad.errors import UserError
+from vlad.records import TextLine
 
 PLACES_A_JOB = 4
 # Fewer pictures than this for each process, and starting it takes longer than it saves.
@@ -69,8 +71,12 @@ class Recipe:
             raise UserError(f"--caption-batch must be at least 1, not {self.caption_batch}.")
 
     def annotator(self) -> Callable[[Place], Draft | Skipped]:
-        """The function of one picture, with an engine of its own."""
-        read_text = self.build_reader()
+        """The function of one picture, with an engine of its own, built when the first picture needs it."""
+        build = functools.cache(self.build_reader)
+
+        def read_text(picture: np.ndarray) -> tuple[TextLine, ...]:
+            return build()(picture)
+
         return lambda place: annotate(self.source, place, read_text, self.options, self.build_captioner is not None)
 
 
