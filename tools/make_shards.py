@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -284,6 +285,8 @@ def _finish(arguments: argparse.Namespace, out: Output, records: list[ShardRecor
             write_text_file("\n".join(lines) + "\n", out.target, SKIPPED, out.workplace)
         write_manifest(out.target, entries, about, statistics, out.workplace)
     (out.workplace / JOURNAL).unlink()
+    if isinstance(out.target, str):
+        shutil.rmtree(out.workplace)  # ours alone, in the cache
     if not entries:
         raise UserError(
             f"Not one of the {len(skipped)} pictures in {arguments.source} can be used; the reasons stand above."

@@ -108,6 +108,10 @@ def test_a_model_s_own_way_to_be_asked_is_kept(folder, tmp_path):
     assert captioner._prompt("What?") == "<|image|>What? ASSISTANT:"
 
 
+def test_a_picture_that_says_a_special_token_is_one_picture_still(captioner):
+    assert len(captioner.describe(PICTURES[:2], [("<|image|>",), ("OPEN",)])) == 2
+
+
 def test_the_instruction_quotes_what_was_read():
     assert '"OPEN", "9 TO 5"' in instruction(("OPEN", "9 TO 5"))
     assert '"' not in instruction(())

@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import vlad.data
 from vlad.data.decoding import decode_sample
 from vlad.data.shards import index_shards, read_members
 from vlad.data.synthetic import SyntheticOptions, render_sign
@@ -264,6 +266,42 @@ def test_a_disk_that_fills_up_costs_no_whole_shard(annotated, tool, tmp_path, mo
     assert sorted(contents(tmp_path / "out")) == ["000000.tar", "begun.jsonl"]
     assert tool(*arguments, tmp_path / "out")[0] == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@tells_files_apart
+def test_shards_go_to_a_url_one_by_one_and_the_manifest_last(annotated, tool, refused, tmp_path, monkeypatch):
+    """An object store acted by a folder: what is asked of `vlad.data.storage`, and when."""
+    arrived = []
+    store = tmp_path / "store"
+    store.mkdir()
+
+    def publish(local, target):
+        name = target.removeprefix("s3://bucket/set/")
+        shutil.copy(local, store / name)
+        arrived.append(name)
+
+    storage = types.SimpleNamespace(
+        is_url=lambda text: text.startswith("s3://"),
+        publish=publish,
+        list_files=lambda url, suffix: [f"{url}/{path.name}" for path in store.iterdir() if path.name.endswith(suffix)],
+    )
+    monkeypatch.setattr(vlad.data, "storage", storage, raising=False)
+    monkeypatch.setitem(sys.modules, "vlad.data.storage", storage)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    arguments = (annotated, "--samples-per-shard", 50, "--workers", 1, "--out")
+    with monkeypatch.context() as patch:
+        fail_at(patch, 1, KeyboardInterrupt())
+        assert tool(*arguments, "s3://bucket/set/")[0] == 130
+    assert arrived == ["000000.tar"]
+    code, said, complaint = tool(*arguments, "s3://bucket/set/")
+    assert code == 0, complaint
+    assert "goes on after 50 pictures" in said
+    assert arrived == ["000000.tar", "000001.tar", "000002.tar", "skipped.jsonl", "manifest.json"]
+    assert list((tmp_path / "cache/vlad/make_shards").iterdir()) == []
+    assert "holds shards already" in refused(*arguments, "s3://bucket/set/")
+    assert "Nothing is deleted at a URL" in refused(*arguments, "s3://bucket/set/", "--overwrite")
+    assert tool(*arguments, tmp_path / "local")[0] == 0
+    assert contents(store) == contents(tmp_path / "local")
 
 
 def test_ray_makes_the_same_shards(annotated, tool, tmp_path):

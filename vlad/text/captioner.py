@@ -41,6 +41,7 @@ class LVLMCaptioner:
         tokenizer = getattr(self._processor, "tokenizer", None)
         if tokenizer is None:
             raise UserError(f"--captioner {self.name} has no tokenizer in its processor; name a whole model.")
+        self._special_tokens: list[str] = tokenizer.all_special_tokens
         # The answers begin where the longest prompt ends.
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
@@ -61,6 +62,9 @@ class LVLMCaptioner:
 
     def _prompt(self, text: str) -> str:
         """The instruction as the model was taught to read one; plainly after the picture where nothing says how."""
+        # A picture may say "<image>": to the model that would be one picture more.
+        for token in self._special_tokens:
+            text = text.replace(token, " ")
         if getattr(self._processor, "chat_template", None):
             content = [{"type": "image"}, {"type": "text", "text": text}]
             return self._processor.apply_chat_template(
