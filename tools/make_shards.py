@@ -99,6 +99,7 @@ def main() -> int:
         out.clear()
     journal = Journal(out.workplace / JOURNAL)
     done = out.still_there(journal.take_up(about))
+    out.forget_others(done)
     records = list(done.values())
     if done:
         places = sum(record.places for record in records)
@@ -180,6 +181,13 @@ class Output:
         if isinstance(self.target, str):
             return name in names
         return name in names and (self.target / name).stat().st_size == record.entry["bytes"]
+
+    def forget_others(self, done: dict[int, ShardRecord]) -> None:
+        """Removes what an interrupted run left besides its finished shards: they are made anew."""
+        finished = {f"{number:06d}.tar" for number in done}
+        for path in self.workplace.iterdir():
+            if SHARD_NAME.fullmatch(path.name) and path.name not in finished:
+                path.unlink()
 
     def clear(self) -> None:
         """Removes the shards that stand in the directory, the manifest first."""

@@ -1,6 +1,9 @@
 """Captions by a tiny model of a real class, saved and loaded as a user's model is."""
 
+import importlib.util
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,6 +183,24 @@ def test_missing_captions_are_written_in_batches_that_end_with_the_shard(picture
         f"a nice picture 0 of 1, 44 wide{said}",
         f"a nice picture 0 of 1, 45 wide{said}",
     ]
+
+
+def test_the_command_line_takes_a_model_s_folder(tmp_path, folder, monkeypatch, capsys):
+    path = Path(__file__).parents[2] / "tools" / "make_shards.py"
+    spec = importlib.util.spec_from_file_location("make_shards", path)
+    tool = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "make_shards", tool)
+    spec.loader.exec_module(tool)
+    Image.new("RGB", (64, 48), "white").save(tmp_path / "1.png")
+    entry = {"img_path": "1.png", "instances": [{"bbox": [0, 0, 32, 8], "text": "OPEN"}]}
+    (tmp_path / "a.json").write_text(json.dumps({"data_list": [entry]}))
+    out = tmp_path / "out"
+    arguments = ["--captioner", str(folder), "--device", "cpu", "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", ["make_shards.py", str(tmp_path / "a.json"), "--out", str(out), *arguments])
+    assert tool.main() == 0
+    ((_, members),) = read_members(str(out / "000000.tar"))
+    assert parse_prompt(json.loads(members["json"])["caption"]).strings == ("OPEN",)
+    assert json.loads((out / "manifest.json").read_text())["about"]["captioner"] == str(folder)
 
 
 def test_a_model_s_captions_quote_the_text(pictures, tmp_path, folder):

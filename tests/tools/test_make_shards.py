@@ -241,6 +241,8 @@ def test_what_was_begun_otherwise_is_not_mixed(annotated, tool, refused, tmp_pat
     assert sorted(contents(out)) == ["000000.tar", "begun.jsonl"]
     with (out / "begun.jsonl").open("a") as stream:
         stream.write('{"number": 1, "entr')  # as a machine leaves it that stops
+    (out / "000001.tar").write_bytes(b"of a shard that the journal does not know")
+    (out / "000009.tar.partial").touch()
     assert "with other settings" in refused(*arguments, 51)
     entries = json.loads(source.read_text())["data_list"]
     source.write_text(json.dumps({"data_list": entries[:30]}))
@@ -251,6 +253,15 @@ def test_what_was_begun_otherwise_is_not_mixed(annotated, tool, refused, tmp_pat
     code, said, _ = tool(*arguments, 50)
     assert code == 0
     assert "goes on after 50 pictures in 1 shards" in said
+    assert sorted(contents(out)) == ["000000.tar", "000001.tar", "000002.tar", "manifest.json", "skipped.jsonl"]
+
+
+def test_a_captioner_that_is_none_leaves_nothing_to_be_taken_up(annotated, tool, tmp_path):
+    arguments = (annotated, "--out", tmp_path / "out", "--workers", 1)
+    code, said, complaint = tool(*arguments, "--captioner", tmp_path)
+    assert (code, said) == (2, "")
+    assert "cannot be used as an image-text-to-text model" in complaint
+    assert tool(*arguments)[0] == 0
 
 
 @tells_files_apart

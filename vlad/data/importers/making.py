@@ -318,18 +318,19 @@ class Journal:
     def take_up(self, about: dict[str, Any]) -> dict[int, ShardRecord]:
         """The finished shards of an interrupted run, and a journal that goes on; a new one where there is none.
 
-        Raises UserError when something else was begun here.
+        Raises UserError when shards of something else are finished here.
         """
-        lines = self.path.read_text(encoding="utf-8").split("\n") if self.path.exists() else []
+        lines = self.path.read_text(encoding="utf-8").split("\n") if self.path.exists() else [""]
+        begun: Any = None
         records: dict[int, ShardRecord] = {}
         try:
-            begun = json.loads(lines[0]) if lines else None
+            begun = json.loads(lines[0])
             for line in lines[1:]:
                 record = ShardRecord.from_json(line)
                 records[record.number] = record
         except (ValueError, KeyError, TypeError):
             pass  # the machine stopped while this line was written
-        if lines and begun is not None and begun != about:
+        if records and begun != about:
             raise UserError(
                 f"{self.path.parent} holds shards that were begun from another source or with other settings"
                 f" ({self.path.name} there says which); name another directory, or add --overwrite to replace them."
