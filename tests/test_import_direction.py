@@ -34,7 +34,7 @@ LEVELS = {
 LIBRARIES = {
     "lightning": ("training/", "launch.py"),
     "pytorch_lightning": (),
-    "transformers": ("text/lvlm.py",),
+    "transformers": ("text/lvlm.py", "text/captioner.py"),
     "tokenizers": ("text/lvlm.py",),
     "peft": ("text/lora.py",),
     "webdataset": ("data/shards.py", "data/writing.py"),
@@ -42,6 +42,8 @@ LIBRARIES = {
     "omegaconf": ("config.py",),
     "diffusers": ("diffusion/", "losses/", "training/stages.py", "pipeline.py", "text/composition.py"),
     "rapidocr": ("evaluation/ocr.py",),
+    "datasets": ("data/importers/huggingface.py",),
+    "ray": ("data/importers/on_ray.py",),
     "torchvision": (),
 }
 OUTSIDE = ("tools", "train", "sample", "tests")

@@ -1,188 +1,320 @@
-"""Makes shards from a folder of pictures: python tools/make_shards.py FOLDER --out SHARDS
+"""Makes shards from what you have: python tools/make_shards.py SOURCE --out SHARDS
 
-Text is read by an OCR engine; a caption stands in NAME.txt beside the picture NAME.jpg, or is made of what was read.
-Interrupted, the same command goes on after the last whole shard.
+SOURCE is a folder of pictures, or one of the formats that --help lists. Interrupted, the same command goes on after
+the last whole shard, and the shards come out the same.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
+import functools
+import hashlib
+import itertools
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlad.errors import UserError, run_command_line, writable_directory
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
+    from vlad.data.importers.annotate import ReadText
+    from vlad.data.importers.making import Captioner, Recipe, ShardRecord
+    from vlad.data.importers.records import Place, Skipped, Source
 
-    from vlad.data.importers.folder import Skipped
-    from vlad.records import Sample
-
-# What a picture takes in a shard, at most, at the importer's 1024 pixels.
-BYTES_A_PICTURE = {"jpg": 600_000, "png": 2_400_000}
-# Says what is being made while the manifest is still missing.
-BEGUN = "begun.json"
+# What a pixel takes in a shard, at most, as measured on photographs with text.
+BYTES_A_PIXEL = {"jpg": 0.6, "png": 2.4}
+# Says what is being made, and what is finished, while the manifest is still missing.
+JOURNAL = "begun.jsonl"
+SKIPPED = "skipped.jsonl"
 SHARD_NAME = re.compile(r"\d{6}\.tar(\.partial)?")
+NAMED_SKIPS = 20  # in the closing summary; all of them stand in SKIPPED
+PROBED_PLACES = 20
 
 
 def main() -> int:
     arguments = _parse_arguments()
 
     # Imported late, here and below, so that --help and mistakes are answered at once.
-    from vlad.data.importers.folder import FolderOptions, find_pictures, import_pictures, sample_keys
+    from vlad.data.importers.annotate import AnnotateOptions
+    from vlad.data.importers.making import Journal, Recipe
+    from vlad.data.importers.opening import open_source
 
-    options = FolderOptions(max_strings=arguments.max_strings)
-    if arguments.samples_per_shard < 1:
-        raise UserError(f"--samples-per-shard must be at least 1, not {arguments.samples_per_shard}.")
-    pictures = find_pictures(arguments.folder)
-    keys = sample_keys(arguments.folder, pictures)
-    out: Path = arguments.out
-    if not arguments.overwrite:
-        _refuse_whole_set(out)
-    writable_directory(out, "a set of shards", needed_bytes=len(pictures) * BYTES_A_PICTURE[arguments.format])
+    options = AnnotateOptions(
+        max_side_pixels=arguments.max_side_pixels,
+        max_strings=arguments.max_strings,
+        quote_text=arguments.quote_text,
+        picture_format=arguments.picture_format,
+    )
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UserError(f"--workers must be at least 1, not {arguments.workers}.")
+    source = open_source(arguments.source, arguments.format, arguments.pictures, arguments.caption_field)
+    build_captioner = None
+    if arguments.captioner is not None:
+        build_captioner = functools.partial(
+            _build_captioner, arguments.captioner, arguments.captioner_revision, arguments.device
+        )
+    recipe = Recipe(
+        source,
+        options,
+        functools.partial(_build_reader, arguments.ocr),
+        build_captioner,
+        arguments.samples_per_shard,
+        arguments.caption_batch,
+    )
+    out = _open_output(arguments.out, arguments.overwrite, arguments.resume)
+    count, pixels = _probe(source, options.max_side_pixels)
+    here_bytes = sum(path.stat().st_size for path in out.workplace.glob("*.tar"))
+    # At a URL one shard at a time stands here.
+    needed = BYTES_A_PIXEL[options.picture_format] * pixels - here_bytes
+    if isinstance(out.target, Path):
+        writable_directory(out.workplace, "a set of shards", int(needed))
+    if arguments.engine == "ray":
+        from vlad.data.importers.on_ray import start_ray
+
+        start_ray()
 
     from vlad.evaluation.ocr import build_engine
 
-    # What the engine is unsure of comes too: there the importer marks the line as not legible.
-    engine = build_engine(arguments.engine, least_confidence=0.0)
-
-    import warnings
-
-    from tqdm import tqdm
-
-    from vlad.data.writing import write_manifest, write_shards
-
     about = {
         "made_by": "tools/make_shards.py",
-        "folder": arguments.folder.resolve().name,
-        "engine": engine.name,
-        "format": arguments.format,
-        "samples_per_shard": arguments.samples_per_shard,
+        "source": Path(arguments.source).resolve().name if Path(arguments.source).exists() else arguments.source,
+        "format": source.format,
+        "engine": build_engine(arguments.ocr).name,
+        "captioner": arguments.captioner,
+        "captioner_revision": arguments.captioner_revision,
+        "picture_format": options.picture_format,
+        "samples_per_shard": recipe.samples_per_shard,
         "max_strings": options.max_strings,
         "max_side_pixels": options.max_side_pixels,
+        "quote_text": options.quote_text,
+        "caption_field": arguments.caption_field,
     }
-    entries, done = _take_up(out, about, arguments.overwrite)
+    if arguments.overwrite:
+        out.clear()
+    journal = Journal(out.workplace / JOURNAL)
+    done = out.still_there(journal.take_up(about))
+    out.forget_others(done)
+    records = list(done.values())
     if done:
-        print(f"{out} was begun: goes on after {len(done)} pictures in {len(entries)} shards.")
-    remaining = [(picture, key) for picture, key in zip(pictures, keys, strict=True) if key not in done]
+        places = sum(record.places for record in records)
+        print(f"{arguments.out} was begun: goes on after {places} pictures in {len(done)} shards.", flush=True)
+    for record in _made(recipe, out, done, arguments, count):
+        journal.add(record)
+        records.append(record)
+    return _finish(arguments, out, sorted(records, key=lambda record: record.number), about)
 
-    warnings.filterwarnings("ignore", module="PIL")  # about odd metadata, which changes no pixel
-    summary = Summary(taken=len(done))
-    with tqdm(total=len(remaining), desc="reading pictures", unit="picture") as bar:
-        items = import_pictures([path for path, _ in remaining], [key for _, key in remaining], engine.read, options)
-        samples = summary.counted(items, bar)
+
+def _parse_arguments() -> argparse.Namespace:
+    from vlad.data.importers.opening import FORMATS
+
+    parser = argparse.ArgumentParser(
+        description="Makes shards from pictures and what is known about them.",
+        epilog="Formats: "
+        + "; ".join(f"{name} ({what})" for name, what in FORMATS.items())
+        + ". Where a source has no lines of text, an OCR engine reads them. A caption stands in NAME.txt beside the"
+        " picture NAME.jpg, or in the source, or is written by --captioner, or is made of the text that was read."
+        " Interrupted, the same command goes on after the last whole shard.",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a folder, a file, tar files, or a data set's name on the hub")
+    parser.add_argument("--out", required=True, metavar="DIRECTORY_OR_URL", help="where the shards go")
+    parser.add_argument("--format", metavar="NAME", help="of the source, where it is not found out: see below")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="where the pictures of an annotation file lie")
+    parser.add_argument("--caption-field", metavar="NAME", help="the field or column with the caption")
+    parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="default 1000")
+    parser.add_argument("--picture-format", choices=("jpg", "png"), default="jpg", help="in the shards, default jpg")
+    parser.add_argument("--max-side-pixels", type=int, default=1024, metavar="N", help="of a picture, default 1024")
+    parser.add_argument("--max-strings", type=int, default=3, metavar="N", help="strings in a made caption, default 3")
+    parser.add_argument("--quote-text", action="store_true", help="quote the text in the source's own captions too")
+    parser.add_argument("--ocr", default="rapidocr", metavar="NAME", help="OCR engine: rapidocr (default) or tesseract")
+    parser.add_argument("--captioner", metavar="MODEL", help="a folder or hub id of an image-text-to-text model")
+    parser.add_argument("--captioner-revision", metavar="NAME", help="of the model on the hub")
+    parser.add_argument("--caption-batch", type=int, default=8, metavar="N", help="pictures at a time, default 8")
+    parser.add_argument("--device", default="auto", help="of the captioner: auto (default), cpu, cuda, ...")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="one machine, or Ray's cluster")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes, default one a core")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="go on with shards that were begun at --out")
+    existing.add_argument("--overwrite", action="store_true", help="replace the shards that --out holds")
+    return parser.parse_args()
+
+
+# What a process of a pool or a cluster calls by name.
+
+
+def _build_reader(name: str) -> ReadText:
+    from vlad.evaluation.ocr import build_engine
+
+    # What the engine is unsure of comes too: there the importer marks the line as not legible.
+    return build_engine(name, least_confidence=0.0).read
+
+
+def _build_captioner(path: str, revision: str | None, device: str) -> Captioner:
+    from vlad.text.captioner import LVLMCaptioner
+
+    return LVLMCaptioner(path, revision, device)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where shards go. Those for a URL grow, and are remembered, in a directory of this machine's cache."""
+
+    target: Path | str
+    workplace: Path
+
+    def still_there(self, records: dict[int, ShardRecord]) -> dict[int, ShardRecord]:
+        """The records whose shards stand at the target."""
+        from vlad.data.writing import published_names
+
+        names = published_names(self.target, ".tar")
+        return {number: record for number, record in records.items() if self._has(record, names)}
+
+    def _has(self, record: ShardRecord, names: set[str]) -> bool:
+        if record.entry is None:  # there was nothing to write
+            return True
+        name = record.entry["name"]
+        if isinstance(self.target, str):
+            return name in names
+        return name in names and (self.target / name).stat().st_size == record.entry["bytes"]
+
+    def forget_others(self, done: dict[int, ShardRecord]) -> None:
+        """Removes what an interrupted run left besides its finished shards: they are made anew."""
+        finished = {f"{number:06d}.tar" for number in done}
+        for path in self.workplace.iterdir():
+            if SHARD_NAME.fullmatch(path.name) and path.name not in finished:
+                path.unlink()
+
+    def clear(self) -> None:
+        """Removes the shards that stand in the directory, the manifest first."""
+        from vlad.data.writing import MANIFEST
+
+        for name in (MANIFEST, JOURNAL, SKIPPED):
+            (self.workplace / name).unlink(missing_ok=True)
+        for path in self.workplace.iterdir():
+            if SHARD_NAME.fullmatch(path.name):
+                path.unlink()
+
+
+def _open_output(out: str, overwrite: bool, resume: bool) -> Output:
+    """Raises UserError where shards stand that this tool has not begun, or has finished; or none to resume."""
+    from vlad.data.writing import MANIFEST, is_url, published_names
+
+    if is_url(out):
+        if overwrite:
+            raise UserError(f"Nothing is deleted at a URL; empty {out} yourself, or name another place for the shards.")
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        digest = hashlib.sha256(out.rstrip("/").encode()).hexdigest()[:16]
+        output = Output(out, cache / "vlad" / "make_shards" / digest)
+    else:
+        output = Output(Path(out), Path(out))
+    names = published_names(output.target, "")
+    begun = (output.workplace / JOURNAL).is_file()
+    if not overwrite and (MANIFEST in names or (not begun and any(name.endswith(".tar") for name in names))):
+        raise UserError(f"{out} holds shards already; name another directory, or add --overwrite to replace them.")
+    if resume and not begun:
+        raise UserError(f"{out} holds no shards that were begun; leave out --resume to begin them.")
+    writable_directory(output.workplace, "a set of shards")
+    return output
+
+
+def _probe(source: Source, max_side_pixels: int) -> tuple[int, float]:
+    """About how many pictures a source holds, and how many pixels they take, from the first ones.
+
+    Raises UserError where none of the first entries is such as the source's format has them, or has its picture.
+    """
+    from vlad.data.importers.annotate import header_pixels
+    from vlad.data.importers.records import Unusable
+
+    pixels, probed, share, reasons = 0, 0, None, []
+    for place in itertools.islice(source.places(), PROBED_PLACES):
+        probed += 1
+        share = place.share
         try:
-            entries += write_shards(samples, out, arguments.samples_per_shard, arguments.format, len(entries))
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UserError(
-                f"The disk of {out} is full; make room and run the same command again: it goes on after the last"
-                " whole shard."
-            ) from error
-    print(summary.text(out, len(entries)))
+            pixels += header_pixels(source.read(place).picture, max_side_pixels)
+        except Unusable as error:
+            reasons.append(f"{place.name}: {error}")
+    if not probed:
+        raise UserError(f"{source.path} is empty: it holds no pictures.")
+    # A folder names its pictures itself; an annotation file may be of another kind, or without its pictures.
+    if len(reasons) == probed and source.format != "folder":
+        raise UserError(
+            f"Not one of the first {probed} pictures of {source.path} can be used (format {source.format}; the first:"
+            f" {reasons[0]}); mend it, name the pictures' folder with --pictures, or another format with --format."
+        )
+    count = source.count or round(probed / share if share else probed)
+    return count, pixels / probed * count
+
+
+def _made(
+    recipe: Recipe, out: Output, done: dict[int, ShardRecord], arguments: argparse.Namespace, count: int
+) -> Iterator[ShardRecord]:
+    """The shards as they are finished, under a bar."""
+    from tqdm import tqdm
+
+    from vlad.data.importers.making import LEAST_PICTURES_A_PROCESS, make_shards_locally
+    from vlad.data.parallel import available_cores
+
+    before = sum(record.places for record in done.values())
+    remaining = max(0, count - before)
+    with tqdm(total=remaining, desc="reading pictures", unit="picture") as bar:
+        if arguments.engine == "ray":
+            from vlad.data.importers.on_ray import make_shards_on_ray
+
+            for record in make_shards_on_ray(recipe, out.target, done, arguments.workers):
+                bar.update(record.places)
+                yield record
+            return
+
+        def on_picture(place: Place) -> None:
+            if place.share:
+                bar.total = max(bar.n + 1, round((place.number + 1) / place.share) - before)
+            bar.update()
+
+        workers = arguments.workers or max(1, min(available_cores(), remaining // LEAST_PICTURES_A_PROCESS))
+        yield from make_shards_locally(recipe, out.target, out.workplace, done, workers, on_picture)
+
+
+def _finish(arguments: argparse.Namespace, out: Output, records: list[ShardRecord], about: dict[str, Any]) -> int:
+    """Prints the summary and publishes the manifest."""
+    from vlad.data.writing import Statistics, write_manifest, write_text_file
+
+    entries = [record.entry for record in records if record.entry is not None]
+    statistics = sum((record.statistics for record in records), Statistics())
+    skipped = [skip for record in records for skip in record.skipped]
+    print(_summary(arguments.out, len(entries), statistics, skipped))
     if entries:
-        write_manifest(out, entries, about)
-    (out / BEGUN).unlink()
+        if skipped:
+            lines = (json.dumps({"name": skip.name, "reason": skip.reason}) for skip in skipped)
+            write_text_file("\n".join(lines) + "\n", out.target, SKIPPED, out.workplace)
+        write_manifest(out.target, entries, about, statistics, out.workplace)
+    (out.workplace / JOURNAL).unlink()
+    if isinstance(out.target, str):
+        shutil.rmtree(out.workplace)  # ours alone, in the cache
     if not entries:
         raise UserError(
-            f"Not one of the {len(pictures)} pictures in {arguments.folder} can be used; the reasons stand above."
+            f"Not one of the {len(skipped)} pictures in {arguments.source} can be used; the reasons stand above."
         )
     return 0
 
 
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Makes shards from a folder of pictures (jpg, jpeg, png, webp; folders below it too).",
-        epilog="A caption stands in NAME.txt beside the picture NAME.jpg, or is made of the text that the OCR engine"
-        " reads. Interrupted, the same command goes on after the last whole shard.",
-    )
-    parser.add_argument("folder", type=Path, help="the folder with the pictures")
-    parser.add_argument("--out", type=Path, required=True, help="the directory for the shards")
-    parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="default 1000")
-    parser.add_argument("--max-strings", type=int, default=3, metavar="N", help="strings in a made caption, default 3")
-    parser.add_argument("--engine", default="rapidocr", help="OCR engine, default rapidocr")
-    parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the pictures in the shards")
-    parser.add_argument("--overwrite", action="store_true", help="replace the shards that --out holds")
-    return parser.parse_args()
-
-
-def _refuse_whole_set(out: Path) -> None:
-    """Raises UserError where shards stand that this tool has not begun, or has finished."""
-    if (out / "manifest.json").exists() or (not (out / BEGUN).exists() and any(out.glob("*.tar"))):
-        raise UserError(f"{out} holds shards already; name another directory, or add --overwrite to replace them.")
-
-
-def _take_up(out: Path, about: dict[str, Any], overwrite: bool) -> tuple[list[dict[str, Any]], set[str]]:
-    """The manifest entries of the shards that an interrupted run left, and the keys in them."""
-    from vlad.data.shards import read_members
-    from vlad.data.writing import MANIFEST, shard_entry
-
-    begun = out / BEGUN
-    if overwrite:
-        (out / MANIFEST).unlink(missing_ok=True)
-        begun.unlink(missing_ok=True)
-        for path in out.iterdir():
-            if SHARD_NAME.fullmatch(path.name):
-                path.unlink()
-    if not begun.exists():
-        begun.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        return [], set()
-    try:
-        known = json.loads(begun.read_text(encoding="utf-8"))
-    except ValueError:  # the machine stopped while it was written
-        known = None
-    if known != about:
-        raise UserError(
-            f"{out} holds shards that were begun from another folder or with other settings ({BEGUN} there says"
-            " which); name another directory, or add --overwrite to replace them."
-        )
-    entries, done = [], set()
-    for path in sorted(out.glob("*.tar")):
-        shard_keys = [key for key, _ in read_members(str(path))]
-        entries.append(shard_entry(path, len(shard_keys)))
-        done.update(shard_keys)
-    return entries, done
-
-
-@dataclass
-class Summary:
-    """What became of the pictures."""
-
-    taken: int = 0
-    lines: int = 0
-    illegible: int = 0
-    skipped: list[Skipped] = field(default_factory=list)
-
-    def counted(self, items: Iterable[Sample | Skipped], bar: tqdm) -> Iterator[Sample]:
-        """The samples among the items; every item is counted and moves the bar."""
-        from vlad.records import Sample
-
-        for item in items:
-            bar.update()
-            if isinstance(item, Sample):
-                self.taken += 1
-                self.lines += len(item.layout.lines)
-                self.illegible += sum(not line.valid for line in item.layout.lines)
-                yield item
-            else:
-                self.skipped.append(item)
-
-    def text(self, out: Path, shards: int) -> str:
-        """The closing lines, with every skipped picture by name."""
-        lines = [
-            f"pictures taken: {self.taken} (shards: {shards}, at {out})",
-            f"lines of text read in this run: {self.lines}, of them marked as not legible: {self.illegible}",
-            f"pictures skipped: {len(self.skipped)}",
-        ]
-        lines += [f"  {item.path}: {item.reason}" for item in self.skipped]
-        # A file name may hold bytes that are no text.
-        return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
+def _summary(out: str, shards: int, statistics: Any, skipped: list[Skipped]) -> str:
+    illegible = statistics.lines - statistics.valid_lines
+    lines = [
+        f"pictures taken: {statistics.samples} (shards: {shards}, at {out})",
+        f"lines of text: {statistics.lines}, of them marked as not legible: {illegible}",
+        f"pictures skipped: {len(skipped)}",
+    ]
+    lines += [f"  {count} x {kind}" for kind, count in Counter(skip.kind for skip in skipped).most_common()]
+    if skipped:
+        lines.append("by name:" if len(skipped) <= NAMED_SKIPS else f"the first by name (all are in {SKIPPED}):")
+    lines += [f"  {skip.name}: {skip.reason}" for skip in skipped[:NAMED_SKIPS]]
+    # A file name may hold bytes that are no text.
+    return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 if __name__ == "__main__":

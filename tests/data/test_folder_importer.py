@@ -1,9 +1,9 @@
 """A folder of pictures: what becomes a sample, what is skipped and why, and the captions that are made."""
 
+import json
 import re
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlad.data.importers.folder import (
-    FolderOptions,
-    Skipped,
-    compose_caption,
-    find_pictures,
-    import_pictures,
-    sample_keys,
-)
+from vlad.data.decoding import decode_sample
+from vlad.data.importers.annotate import AnnotateOptions, annotate
+from vlad.data.importers.captions import compose_caption, strings_to_quote
+from vlad.data.importers.folder import FolderSource
+from vlad.data.importers.records import Skipped, UniqueKeys
 from vlad.data.shards import read_members
 from vlad.data.writing import write_shards
 from vlad.errors import UserError
@@ -35,14 +32,17 @@ def save(path, colour="red", size=(40, 32), **options):
     return path
 
 
-def import_all(folder, lines=(OPEN,), options=None):
-    pictures = find_pictures(folder)
-    keys = sample_keys(folder, pictures)
-    return list(import_pictures(pictures, keys, lambda picture: tuple(lines), options or FolderOptions(), workers=2))
+def import_all(folder, lines=(OPEN,), **options):
+    """The samples, decoded again, and what was skipped."""
+    source = FolderSource(folder)
+    options = AnnotateOptions(picture_format="png", **options)
+    items = [annotate(source, place, lambda picture: tuple(lines), options, False) for place in source.places()]
+    assert source.count == len(items)
+    return [item if isinstance(item, Skipped) else decode_sample(item.members, item.key) for item in items]
 
 
-def import_one(path, lines=(OPEN,), options=None):
-    (item,) = import_all(path.parent, lines, options)
+def import_one(path, lines=(OPEN,)):
+    (item,) = import_all(path.parent, lines)
     return item
 
 
@@ -50,39 +50,45 @@ def import_one(path, lines=(OPEN,), options=None):
 
 
 def test_pictures_are_found_below_in_any_case_and_order(tmp_path):
-    for name in ("b.JPG", "a/z.png", "a/b/c.WebP", "c.jpeg", "notes.txt", "d.gif", ".hidden/x.png", ".y.png"):
+    names = ("b.JPG", "a/z.png", "a/b/c.WebP", "a-2.png", "a.png", "c.jpeg", "notes.txt", "d.gif", ".h/x.png", ".y.png")
+    for name in names:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     (tmp_path / "folder.png").mkdir()
-    found = [path.relative_to(tmp_path).as_posix() for path in find_pictures(tmp_path)]
-    assert found == ["a/b/c.WebP", "a/z.png", "b.JPG", "c.jpeg"]
+    found = [place.name for place in FolderSource(tmp_path).places()]
+    # As their paths sort, though one folder is listed at a time.
+    assert found == sorted(found) == ["a-2.png", "a.png", "a/b/c.WebP", "a/z.png", "b.JPG", "c.jpeg"]
 
 
-def test_a_folder_that_is_none_is_named(tmp_path):
-    with pytest.raises(UserError, match="There is no folder"):
-        find_pictures(tmp_path / "none")
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is a file; name the folder"):
-        find_pictures(tmp_path / "file")
+def test_a_folder_without_pictures_is_named(tmp_path):
     with pytest.raises(UserError, match="There are no pictures"):
-        find_pictures(tmp_path)
+        FolderSource(tmp_path)
+
+
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path):
+    save(tmp_path / "a/b.png")
+    (tmp_path / "a/up").symlink_to(tmp_path)
+    assert [place.name for place in FolderSource(tmp_path).places()] == ["a/b.png"]
 
 
 # Keys
 
 
 def test_keys_have_no_dots_and_no_slashes():
-    folder = Path("pictures")
-    names = ["a b/c.d.jpg", "ä/日本.png", "..png", "v1.2/x.webp"]
-    assert sample_keys(folder, [folder / name for name in names]) == ("a_b_c_d", "ä_日本", "picture", "v1_2_x")
+    keys = UniqueKeys()
+    assert [keys.key_of(name) for name in ("a b/c.d", "ä/日本", ".", "v1.2/x")] == [
+        "a_b_c_d",
+        "ä_日本",
+        "picture",
+        "v1_2_x",
+    ]
 
 
 @given(st.lists(st.text(min_size=1, max_size=8), max_size=8))
 def test_keys_are_unique_and_safe(names):
-    folder = Path("pictures")
-    paths = [folder / f"{name.replace('/', '').replace(chr(0), '')}x.jpg" for name in names]
-    keys = sample_keys(folder, paths)
+    maker = UniqueKeys()
+    keys = [maker.key_of(name) for name in names]
     assert len(set(keys)) == len(names)
     assert all(re.fullmatch(r"[\w-]+", key) for key in keys)
 
@@ -110,11 +116,10 @@ def test_a_picture_becomes_a_sample(tmp_path):
 
 
 def test_large_pictures_are_downsized(tmp_path):
-    options = FolderOptions(max_side_pixels=64)
     save(tmp_path / "wide.png", size=(400, 100))
     save(tmp_path / "tall.jpg", size=(80, 1280))
     save(tmp_path / "small.webp", size=(64, 40))
-    shapes = [sample.picture.shape[:2] for sample in import_all(tmp_path, options=options)]
+    shapes = [sample.picture.shape[:2] for sample in import_all(tmp_path, max_side_pixels=64)]
     assert shapes == [(40, 64), (64, 4), (16, 64)]  # small, tall, wide
 
 
@@ -166,7 +171,7 @@ def test_what_cannot_be_used_is_skipped_with_its_reason(tmp_path):
     save(tmp_path / "i-strip.png", size=(40, 641))
     save(tmp_path / "j-good.png")
     items = import_all(tmp_path)
-    assert [item.path.name for item in items[:-1] if isinstance(item, Skipped)] == [
+    assert [item.name for item in items[:-1] if isinstance(item, Skipped)] == [
         path.name for path in sorted(tmp_path.glob("*.??g"))[:-1]
     ]
     reasons = [item.reason for item in items[:-1]]
@@ -178,8 +183,8 @@ def test_what_cannot_be_used_is_skipped_with_its_reason(tmp_path):
             "decode",
             "9000 x 9000",
             "limit",
-            "No such file",
-            "g-caption.txt is not UTF-8",
+            "no such file",
+            "its caption is not UTF-8 text: g-caption.txt",
             "31",
             "641",
         ),
@@ -203,6 +208,37 @@ def test_a_caption_beside_the_picture_is_taken(tmp_path):
     assert [sample.caption for sample in import_all(tmp_path)] == ["a red wall", made, made]
 
 
+def test_captions_of_a_metadata_file_are_taken(tmp_path):
+    """As `datasets` lays an imagefolder out: the path is relative to the file, which may stand higher up."""
+    for name in ("a.png", "b.png", "more/c.png", "more/d.png"):
+        save(tmp_path / name)
+    (tmp_path / "b.txt").write_text("beside it", encoding="utf-8")
+    rows = [
+        {"file_name": "a.png", "text": "the  first"},
+        {"file_name": "b.png", "text": "overruled"},
+        {"file_name": "more/c.png", "text": None, "caption": "the third"},
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n", encoding="utf-8")
+    captions = [sample.caption for sample in import_all(tmp_path)]
+    assert captions == ["the first", "beside it", "the third", 'a picture that says "OPEN"']
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 2 is not JSON"),
+        ("[]", 'line 2 has no text in field "file_name"'),
+        ('{"text": "x"}', 'line 2 has no text in field "file_name"'),
+        ('{"file_name": "a.png", "text": 5}', 'line 2: field "text" is not text'),
+    ],
+)
+def test_a_wrong_line_of_a_metadata_file_is_named(tmp_path, line, said):
+    save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text(f'{{"file_name": "a.png"}}\n{line}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=said):
+        FolderSource(tmp_path)
+
+
 def test_doubtful_lines_are_kept_but_not_valid(tmp_path):
     doubtful = TextLine("XQ", box_polygon(0.1, 0.5, 0.9, 0.7), confidence=0.49)
     sample = import_one(save(tmp_path / "a.png"), (doubtful, OPEN))
@@ -221,26 +257,30 @@ def line(text, top, height=0.1, **fields):
     return TextLine(text, box_polygon(0.1, top, 0.9, top + height), **fields)
 
 
+def composed(lines, max_strings=3):
+    return compose_caption(strings_to_quote(lines, max_strings), bool(lines))
+
+
 def test_the_largest_lines_are_quoted_in_reading_order():
     lines = [line("small", 0.0, 0.05), line("B", 0.1, 0.2), line("C", 0.4, 0.1), line("D", 0.6, 0.3)]
-    assert compose_caption(lines, 3) == 'a picture that says "B", "C" and "D"'
-    assert compose_caption(lines, 2) == 'a picture that says "B" and "D"'
-    assert compose_caption(lines, 1) == 'a picture that says "D"'
+    assert composed(lines, 3) == 'a picture that says "B", "C" and "D"'
+    assert composed(lines, 2) == 'a picture that says "B" and "D"'
+    assert composed(lines, 1) == 'a picture that says "D"'
 
 
 def test_equal_lines_are_told_apart():
     lines = [line("SALE", 0.0), line("SALE", 0.0), line("SALE", 0.0)]
-    assert compose_caption(lines, 2) == 'a picture that says "SALE" and "SALE"'
+    assert composed(lines, 2) == 'a picture that says "SALE" and "SALE"'
 
 
 def test_captions_without_legible_text():
-    assert compose_caption([], 3) == "a picture without text"
-    assert compose_caption([line("XQ", 0.1, valid=False)], 3) == "a picture"
-    assert compose_caption([line('"', 0.1)], 3) == "a picture"
+    assert composed([], 3) == "a picture without text"
+    assert composed([line("XQ", 0.1, valid=False)], 3) == "a picture"
+    assert composed([line('"', 0.1)], 3) == "a picture"
 
 
 def test_a_long_line_is_quoted_whole():
-    assert f'"{"LONG " * 20}LINE"' in compose_caption([line("LONG " * 20 + "LINE", 0.1)], 3)
+    assert f'"{"LONG " * 20}LINE"' in composed([line("LONG " * 20 + "LINE", 0.1)], 3)
 
 
 @pytest.mark.parametrize(
@@ -248,14 +288,14 @@ def test_a_long_line_is_quoted_whole():
     [('"HI"', "HI"), ('SAY "HI" NOW', "SAY 'HI' NOW"), ("DON'T", "DON'T"), ("“HI”", "“HI”"), ("A\n B", "A B")],
 )
 def test_quotation_marks_in_the_text_do_not_end_the_quotation(text, quoted):
-    caption = compose_caption([line(text, 0.1), line("OPEN", 0.3)], 3)
+    caption = composed([line(text, 0.1), line("OPEN", 0.3)], 3)
     assert parse_prompt(caption).strings == (quoted, "OPEN")
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=("Cs",)), max_size=8), max_size=4))
 def test_every_made_caption_parses_back(texts):
     lines = [line(text, number / 5) for number, text in enumerate(texts)]
-    caption = compose_caption(lines, 4)
+    caption = composed(lines, 4)
     assert all('"' not in string for string in parse_prompt(caption).strings)
     assert caption.count('"') == 2 * len(parse_prompt(caption).strings)
 
@@ -263,4 +303,4 @@ def test_every_made_caption_parses_back(texts):
 @pytest.mark.parametrize("mistake", [{"max_side_pixels": 8}, {"max_strings": 0}])
 def test_options_that_cannot_be_are_refused(mistake):
     with pytest.raises(UserError):
-        FolderOptions(**mistake)
+        AnnotateOptions(**mistake)

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import sys
 from importlib import metadata
 
@@ -109,3 +110,74 @@ def test_polygons_are_shares_of_the_picture(engine):
     left, top, right, bottom = sign.layout.lines[0].polygon[0] + sign.layout.lines[0].polygon[2]
     assert line.text == "GARDEN"
     assert box_iou(line.polygon, box_polygon(0.5 + left / 2, top, 0.5 + right / 2, bottom)) > 0.5
+
+
+# tesseract, whose program is acted by a script
+
+HEADER = "level page_num block_num par_num line_num word_num left top width height conf text".replace(" ", "\t")
+
+
+def word(line, left, top, width, height, confidence, text, block=1):
+    return "\t".join(map(str, (5, 1, block, 1, line, 1, left, top, width, height, confidence, text)))
+
+
+@pytest.fixture
+def tesseract(tmp_path, monkeypatch):
+    """Puts a program of that name first in the path, which answers with the rows given."""
+
+    def install(*rows, languages="eng\nosd", code=0):
+        (tmp_path / "rows.tsv").write_text("\n".join([HEADER, *rows]) + "\n", encoding="utf-8")
+        program = tmp_path / "tesseract"
+        program.write_text(
+            "#!/bin/sh\n"
+            'if [ "$1" = --version ]; then echo "tesseract 9.8.7"; exit; fi\n'
+            f'if [ "$1" = --list-langs ]; then printf "List of languages:\\n{languages}\\n"; exit; fi\n'
+            f'echo "$@" > {tmp_path}/arguments\ncat > {tmp_path}/picture.png\ncat {tmp_path}/rows.tsv\n'
+            f'echo "no luck" >&2; exit {code}\n'
+        )
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    return install
+
+
+def test_tesseract_s_words_become_lines(tesseract, tmp_path):
+    tesseract(
+        "\t".join(map(str, (4, 1, 1, 1, 1, 0, 0, 0, 200, 100, -1, ""))),
+        word(1, 20, 10, 40, 20, 90.0, '"Open'),
+        word(1, 80, 12, 40, 23, 70.0, "now"),
+        word(2, 20, 50, 40, 20, 30.0, "x"),
+        word(1, 20, 80, 40, 10, 96.5, "日本", block=2),
+        word(1, 70, 80, 40, 10, 96.5, " ", block=2),
+    )
+    picture = np.zeros((100, 200, 3), dtype=np.uint8)
+    picture[5] = (250, 100, 0)
+    engine = build_engine("tesseract")
+    assert engine.name == "tesseract 9.8.7 (eng, sparse)"
+    first, second = engine.read(picture)
+    assert (first.text, first.confidence) == ('"Open now', pytest.approx(0.8))
+    assert np.allclose(first.polygon, box_polygon(0.1, 0.1, 0.6, 0.35))
+    assert second.text == "日本"
+    assert (tmp_path / "arguments").read_text() == "stdin stdout -l eng --psm 11 tsv\n"
+    assert (np.asarray(Image.open(tmp_path / "picture.png")) == picture).all()
+    assert [line.text for line in build_engine("tesseract", least_confidence=0.0).read(picture)][1] == "x"
+
+
+def test_tesseract_that_is_missing_or_broken_says_what_to_do(tesseract, monkeypatch):
+    tesseract(languages="osd")
+    with pytest.raises(UserError, match="apt install tesseract-ocr-eng"):
+        build_engine("tesseract")
+    tesseract(code=1)
+    with pytest.raises(RuntimeError, match="no luck"):
+        build_engine("tesseract").read(np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match=r"apt install tesseract-ocr; macOS: brew install tesseract"):
+        build_engine("tesseract")
+
+
+@pytest.mark.skipif(shutil.which("tesseract") is None, reason="the program tesseract is not installed")
+def test_tesseract_itself_reads_a_plain_sign():
+    sign = render_sign(SyntheticOptions(size_pixels=256, ground_share=0.0), 3, ("GARDEN",))
+    (line,) = build_engine("tesseract").read(sign.picture)
+    assert line.text == "GARDEN"
+    assert box_iou(line.polygon, sign.layout.lines[0].polygon) > 0.5

@@ -1,42 +1,91 @@
 """make_shards from end to end, as a user runs it: pictures in, shards and a summary out, mistakes with exit code 2."""
 
+import collections
+import errno
+import importlib.util
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+import vlad.data
 from vlad.data.decoding import decode_sample
 from vlad.data.shards import index_shards, read_members
 from vlad.data.synthetic import SyntheticOptions, render_sign
+from vlad.errors import run_command_line
 from vlad.layout.polygons import box_iou
 from vlad.records import Sample
 
-TOOL = Path(__file__).parents[2] / "tools" / "make_shards.py"
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools" / "make_shards.py"
 WORDS = ("HOUSE", "GARDEN", "WINTER")
 OPTIONS = SyntheticOptions(size_pixels=128, seed=2, ground_share=0.0)
 SIGNS = [render_sign(OPTIONS, index, WORDS) for index in range(len(WORDS))]
 
 
-def make_shards(*arguments):
-    command = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+def start(*arguments):
+    """The tool in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, str(TOOL), *map(str, arguments)], stdout=pipe, stderr=pipe, text=True, env=environment
+    )
 
 
-def refused(*arguments):
+def load_tool():
+    spec = importlib.util.spec_from_file_location("make_shards", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_shards"] = module  # its dataclass looks itself up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """The tool in this process: arguments -> exit code, what it printed, what it complained of."""
+    module = load_tool()
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["make_shards.py", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run_command_line(module.main)
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def refused(tool):
     """What the tool says when it refuses: one line, no traceback, exit code 2."""
-    run = make_shards(*arguments)
-    assert run.returncode == 2, run.stderr
-    assert run.stdout == ""
-    assert run.stderr.startswith("error: ")
-    assert run.stderr.count("\n") == 1
-    return run.stderr
+
+    def run(*arguments):
+        code, out, complaint = tool(*arguments)
+        assert (code, out) == (2, "")
+        assert complaint.startswith("error: ")
+        assert complaint.count("\n") == 1
+        return complaint
+
+    return run
 
 
 def contents(shards):
     return {path.name: path.read_bytes() for path in shards.iterdir()}
+
+
+def read_all(shards) -> list[Sample]:
+    paths = index_shards(str(shards)).paths
+    return [decode_sample(members, key) for path in paths for key, members in read_members(path)]
 
 
 @pytest.fixture(scope="module")
@@ -54,19 +103,31 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(pictures, tmp_path_factory):
+    """Made by a process with two others."""
     out = tmp_path_factory.mktemp("made") / "shards"
-    return make_shards(pictures, "--out", out, "--samples-per-shard", 2), out
+    process = start(pictures, "--out", out, "--samples-per-shard", 2, "--workers", 2)
+    said, complaint = process.communicate(timeout=300)
+    assert process.returncode == 0, complaint
+    return said, complaint, out
 
 
-def read_all(shards) -> list[Sample]:
-    paths = index_shards(str(shards)).paths
-    return [decode_sample(members, key) for path in paths for key, members in read_members(path)]
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory):
+    """120 small pictures whose lines an mmocr file gives: no engine is needed. Number 7 is missing."""
+    folder = tmp_path_factory.mktemp("annotated")
+    entries = []
+    for number in range(120):
+        if number != 7:
+            pixels = np.random.default_rng(number).integers(0, 255, (48, 64, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+        instance = {"bbox": [0, 0, 32, 8], "text": f"N{number}"}
+        entries.append({"img_path": f"{number}.png", "instances": [instance]})
+    (folder / "lines.json").write_text(json.dumps({"data_list": entries}, indent=1))
+    return folder / "lines.json"
 
 
 def test_pictures_become_samples_with_their_text(made):
-    run, out = made
-    assert run.returncode == 0, run.stderr
-    samples = read_all(out)
+    samples = read_all(made[2])
     assert [sample.key for sample in samples] == ["a", "b_c", "more_d"]
     assert [sample.caption for sample in samples] == [
         'a picture that says "HOUSE"',
@@ -80,108 +141,247 @@ def test_pictures_become_samples_with_their_text(made):
         assert box_iou(line.polygon, sign.layout.lines[0].polygon) > 0.5
 
 
-def test_the_summary_names_everything_that_was_skipped(made, pictures):
-    run, _ = made
-    assert "pictures taken: 3 (shards: 2" in run.stdout
-    assert "lines of text read in this run: 3" in run.stdout
-    assert "pictures skipped: 2" in run.stdout
-    assert f"{pictures / 'e.jpg'}: the file is empty" in run.stdout
-    assert f"{pictures / 'f.jpg'}: the file is damaged" in run.stdout
-    assert "picture/s" in run.stderr  # the bar, with its rate
+def test_the_summary_names_everything_that_was_skipped(made):
+    said, complaint, out = made
+    assert "pictures taken: 3 (shards: 2" in said
+    assert "lines of text: 3, of them marked as not legible: 0" in said
+    assert "pictures skipped: 2\n  1 x the file is empty\n  1 x the file is damaged" in said
+    assert "\n  e.jpg: the file is empty\n  f.jpg: the file is damaged" in said
+    assert "picture/s" in complaint  # the bar, with its rate
+    named = [json.loads(line)["name"] for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert named == ["e.jpg", "f.jpg"]
 
 
-def test_the_manifest_says_what_made_the_shards(made, pictures):
-    _, out = made
+def test_the_manifest_says_what_is_in_the_shards_and_what_made_them(made, pictures):
+    out = made[2]
     record = json.loads((out / "manifest.json").read_text())
-    assert [(entry["name"], entry["samples"]) for entry in record["shards"]] == [("000000.tar", 2), ("000001.tar", 1)]
+    assert [(entry["name"], entry["samples"]) for entry in record["shards"]] == [("000000.tar", 2), ("000002.tar", 1)]
     assert record["about"]["engine"].startswith("rapidocr ")
-    assert record["about"]["folder"] == pictures.name
-    assert sorted(path.name for path in out.iterdir()) == ["000000.tar", "000001.tar", "manifest.json"]
+    assert (record["about"]["source"], record["about"]["format"]) == (pictures.name, "folder")
+    assert record["statistics"] == {
+        "mean_width_pixels": 128.0,
+        "mean_height_pixels": 128.0,
+        "lines": 3,
+        "valid_lines": 3,
+        "characters": len("".join(WORDS)),
+        "scripts": {"latin": 3},
+        "languages": {},
+    }
+    assert [entry["statistics"]["lines"] for entry in record["shards"]] == [2, 1]
+    # The second shard would hold what was skipped alone.
+    names = ["000000.tar", "000002.tar", "manifest.json", "skipped.jsonl"]
+    assert sorted(path.name for path in out.iterdir()) == names
 
 
-def test_shards_that_are_there_are_kept_until_overwriting_is_asked_for(made, pictures):
-    _, out = made
+def test_shards_that_are_there_are_kept_until_overwriting_is_asked_for(made, pictures, tool, refused, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(made[2], out)
     before = contents(out)
     assert "holds shards already" in refused(pictures, "--out", out)
+    assert "holds shards already" in refused(pictures, "--out", out, "--resume")
     assert contents(out) == before
     # Fewer shards than before: none of the old ones stays behind.
-    run = make_shards(pictures, "--out", out, "--samples-per-shard", 10, "--overwrite", "--format", "png")
-    assert run.returncode == 0, run.stderr
-    assert sorted(path.name for path in out.iterdir()) == ["000000.tar", "manifest.json"]
+    code, _, complaint = tool(
+        pictures, "--out", out, "--samples-per-shard", 10, "--overwrite", "--picture-format", "png", "--workers", 1
+    )
+    assert code == 0, complaint
+    assert sorted(path.name for path in out.iterdir()) == ["000000.tar", "manifest.json", "skipped.jsonl"]
     assert [sample.picture.tobytes() for sample in read_all(out)] == [sign.picture.tobytes() for sign in SIGNS]
-    # Back to what the other tests read.
-    assert make_shards(pictures, "--out", out, "--samples-per-shard", 2, "--overwrite").returncode == 0
+    # One process makes what three made.
+    assert tool(pictures, "--out", out, "--samples-per-shard", 2, "--overwrite", "--workers", 1)[0] == 0
     assert contents(out) == before
 
 
-def test_an_interrupted_run_is_taken_up_again(made, pictures, tmp_path):
-    _, whole = made
-    about = json.loads((whole / "manifest.json").read_text())["about"]
-    # As a run leaves it that is killed in its second shard.
-    (tmp_path / "000000.tar").write_bytes((whole / "000000.tar").read_bytes())
-    (tmp_path / "000001.tar.partial").write_bytes(b"half a shard")
-    (tmp_path / "begun.json").write_text(json.dumps(about))
-    assert "with other settings" in refused(pictures, "--out", tmp_path, "--samples-per-shard", 3)
-    run = make_shards(pictures, "--out", tmp_path, "--samples-per-shard", 2)
-    assert run.returncode == 0, run.stderr
-    assert "goes on after 2 pictures" in run.stdout
-    assert contents(tmp_path) == contents(whole)
+def test_a_killed_run_is_taken_up_and_makes_the_same_bytes(annotated, tool, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert tool(annotated, "--out", whole, "--samples-per-shard", 1, "--workers", 1)[0] == 0
+    assert not (whole / "000007.tar").exists()  # it would be empty
+    for last in ("000005.tar", "000020.tar"):
+        process = start(annotated, "--out", killed, "--samples-per-shard", 1, "--workers", 1)
+        while not (killed / last).exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL
+        assert not (killed / "manifest.json").exists()
+    code, out, _ = tool(annotated, "--out", killed, "--samples-per-shard", 1, "--workers", 1, "--resume")
+    assert code == 0
+    assert "was begun: goes on after" in out
+    assert "pictures taken: 119" in out
+    assert "  lines.json, entry 8" in out  # skipped in a process that is long dead
+    assert contents(killed) == contents(whole)
 
 
-def test_a_folder_without_one_good_picture_is_refused(tmp_path):
+tells_files_apart = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="there is no /proc")
+
+
+def fail_at(monkeypatch, shard, error):
+    """Fails where a shard, counted from 0, is brought to the disk."""
+    real = os.fsync
+
+    def fsync(number):
+        if Path(f"/proc/self/fd/{number}").readlink().name == f"{shard:06d}.tar.partial":
+            raise error
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@tells_files_apart
+def test_what_was_begun_otherwise_is_not_mixed(annotated, tool, refused, tmp_path, monkeypatch):
+    source = tmp_path / "in" / "lines.json"
+    shutil.copytree(annotated.parent, source.parent)
+    out = tmp_path / "out"
+    arguments = (source, "--out", out, "--workers", 1, "--samples-per-shard")
+    assert "no shards that were begun" in refused(*arguments, 50, "--resume")
+    fail_at(monkeypatch, 1, KeyboardInterrupt())
+    assert tool(*arguments, 50)[0] == 130
+    monkeypatch.undo()
+    assert sorted(contents(out)) == ["000000.tar", "begun.jsonl"]
+    with (out / "begun.jsonl").open("a") as stream:
+        stream.write('{"number": 1, "entr')  # as a machine leaves it that stops
+    (out / "000001.tar").write_bytes(b"of a shard that the journal does not know")
+    (out / "000009.tar.partial").touch()
+    assert "with other settings" in refused(*arguments, 51)
+    entries = json.loads(source.read_text())["data_list"]
+    source.write_text(json.dumps({"data_list": entries[:30]}))
+    code, _, complaint = tool(*arguments, 50)
+    assert code == 2
+    assert "has changed since these shards were begun" in complaint
+    source.write_text(json.dumps({"data_list": entries}))
+    code, said, _ = tool(*arguments, 50)
+    assert code == 0
+    assert "goes on after 50 pictures in 1 shards" in said
+    assert sorted(contents(out)) == ["000000.tar", "000001.tar", "000002.tar", "manifest.json", "skipped.jsonl"]
+
+
+def test_a_captioner_that_is_none_leaves_nothing_to_be_taken_up(annotated, tool, tmp_path):
+    arguments = (annotated, "--out", tmp_path / "out", "--workers", 1)
+    code, said, complaint = tool(*arguments, "--captioner", tmp_path)
+    assert (code, said) == (2, "")
+    assert "cannot be used as an image-text-to-text model" in complaint
+    assert tool(*arguments)[0] == 0
+
+
+@tells_files_apart
+def test_a_disk_that_fills_up_costs_no_whole_shard(annotated, tool, tmp_path, monkeypatch):
+    arguments = (annotated, "--samples-per-shard", 50, "--workers", 1, "--out")
+    assert tool(*arguments, tmp_path / "whole")[0] == 0
+    fail_at(monkeypatch, 1, OSError(errno.ENOSPC, "No space left on device"))
+    code, _, complaint = tool(*arguments, tmp_path / "out")
+    assert code == 2
+    assert "is full; make room and run the same command again" in complaint
+    assert "Traceback" not in complaint
+    monkeypatch.undo()
+    assert sorted(contents(tmp_path / "out")) == ["000000.tar", "begun.jsonl"]
+    assert tool(*arguments, tmp_path / "out")[0] == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@tells_files_apart
+def test_shards_go_to_a_url_one_by_one_and_the_manifest_last(annotated, tool, refused, tmp_path, monkeypatch):
+    """An object store acted by a folder: what is asked of `vlad.data.storage`, and when."""
+    arrived = []
+    store = tmp_path / "store"
+    store.mkdir()
+
+    def publish(local, target):
+        name = target.removeprefix("s3://bucket/set/")
+        shutil.copy(local, store / name)
+        arrived.append(name)
+
+    storage = types.SimpleNamespace(
+        is_url=lambda text: text.startswith("s3://"),
+        publish=publish,
+        list_files=lambda url, suffix: [f"{url}/{path.name}" for path in store.iterdir() if path.name.endswith(suffix)],
+    )
+    monkeypatch.setattr(vlad.data, "storage", storage, raising=False)
+    monkeypatch.setitem(sys.modules, "vlad.data.storage", storage)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    arguments = (annotated, "--samples-per-shard", 50, "--workers", 1, "--out")
+    with monkeypatch.context() as patch:
+        fail_at(patch, 1, KeyboardInterrupt())
+        assert tool(*arguments, "s3://bucket/set/")[0] == 130
+    assert arrived == ["000000.tar"]
+    code, said, complaint = tool(*arguments, "s3://bucket/set/")
+    assert code == 0, complaint
+    assert "goes on after 50 pictures" in said
+    assert arrived == ["000000.tar", "000001.tar", "000002.tar", "skipped.jsonl", "manifest.json"]
+    assert list((tmp_path / "cache/vlad/make_shards").iterdir()) == []
+    assert "holds shards already" in refused(*arguments, "s3://bucket/set/")
+    assert "Nothing is deleted at a URL" in refused(*arguments, "s3://bucket/set/", "--overwrite")
+    assert tool(*arguments, tmp_path / "local")[0] == 0
+    assert contents(store) == contents(tmp_path / "local")
+
+
+def test_ray_makes_the_same_shards(annotated, tool, tmp_path):
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    arguments = (annotated, "--samples-per-shard", 30, "--workers", 2, "--out")
+    assert tool(*arguments[:3], "--workers", 1, "--out", tmp_path / "local")[0] == 0
+    process = start(*arguments, tmp_path / "ray", "--engine", "ray")
+    said, complaint = process.communicate(timeout=300)
+    assert process.returncode == 0, complaint
+    assert "pictures taken: 119" in said
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+
+
+def test_without_ray_the_extra_is_named(annotated, refused, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "pip install 'vlad[ray]'" in refused(annotated, "--out", tmp_path, "--engine", "ray")
+
+
+def test_a_folder_without_one_good_picture_is_refused(tool, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.jpg").touch()
-    run = make_shards(tmp_path / "in", "--out", tmp_path / "out")
-    assert run.returncode == 2
-    assert "a.jpg: the file is empty" in run.stdout
-    assert "error: Not one of the 1 pictures" in run.stderr
-    assert "Traceback" not in run.stderr
+    code, said, complaint = tool(tmp_path / "in", "--out", tmp_path / "out")
+    assert code == 2
+    assert "a.jpg: the file is empty" in said
+    assert "error: Not one of the 1 pictures" in complaint
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_mistakes_are_refused_in_one_sentence(pictures, tmp_path):
+def test_annotations_without_their_pictures_are_refused_at_the_door(annotated, refused, tmp_path):
+    lonely = tmp_path / "lines.json"
+    lonely.write_bytes(annotated.read_bytes())
+    said = refused(lonely, "--out", tmp_path / "out")
+    assert "Not one of the first 20 pictures" in said
+    assert "name the pictures' folder with --pictures" in said
+    lonely.write_text('{"data_list": [\n{"img_path": "1.png", "instances": 5}]}')
+    assert 'lines.json, entry 1 (line 2): field "instances" is no list' in refused(lonely, "--out", tmp_path / "out")
+    lonely.write_text('{"data_list": [{"instances": []}')
+    assert "line 1: the file ends here" in refused(lonely, "--out", tmp_path / "out")
+
+
+def test_mistakes_are_refused_in_one_sentence(pictures, refused, tmp_path):
     out = tmp_path / "out"
     (tmp_path / "empty").mkdir()
-    (tmp_path / "file").touch()
-    assert "There is no folder" in refused(tmp_path / "none", "--out", out)
-    assert "is a file; name the folder" in refused(tmp_path / "file", "--out", out)
+    (tmp_path / "file.jpg").write_bytes(b"x")
+    assert "There is no file or folder" in refused(tmp_path / "none", "--out", out)
+    assert "is a file; name the folder" in refused(tmp_path / "file.jpg", "--out", out)
     assert "There are no pictures" in refused(tmp_path / "empty", "--out", out)
-    assert "Cannot write a set of shards" in refused(pictures, "--out", tmp_path / "file")
-    assert "Cannot write a set of shards" in refused(pictures, "--out", tmp_path / "file" / "below")
+    assert "There is no format 'foldr'. Did you mean 'folder'?" in refused(pictures, "--out", out, "--format", "foldr")
+    assert "Cannot write a set of shards" in refused(pictures, "--out", tmp_path / "file.jpg" / "below")
     assert "--samples-per-shard must be at least 1" in refused(pictures, "--out", out, "--samples-per-shard", 0)
+    assert "--caption-batch must be at least 1" in refused(pictures, "--out", out, "--caption-batch", 0)
+    assert "--workers must be at least 1" in refused(pictures, "--out", out, "--workers", 0)
     assert "max_strings" in refused(pictures, "--out", out, "--max-strings", 0)
     assert not out.exists()
-    assert "Did you mean 'rapidocr'?" in refused(pictures, "--out", out, "--engine", "rapidorc")
+    assert "Did you mean 'rapidocr'?" in refused(pictures, "--out", out, "--ocr", "rapidorc")
+    assert list(out.iterdir()) == []
 
 
-def test_a_full_disk_is_named_before_anything_is_read(pictures, tmp_path):
-    run = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import collections, runpy, shutil, sys\n"
-            "usage = collections.namedtuple('usage', 'total used free')\n"
-            "shutil.disk_usage = lambda path: usage(10, 10, 0)\n"
-            "sys.argv = sys.argv[1:]\n"
-            "runpy.run_path(sys.argv[0], run_name='__main__')",
-            str(TOOL),
-            str(pictures),
-            "--out",
-            str(tmp_path / "out"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert run.returncode == 2
-    assert "MB free, but a set of shards needs about" in run.stderr
+def test_a_full_disk_is_named_before_anything_is_read(pictures, refused, tmp_path, monkeypatch):
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 10, 0))
+    assert "MB free, but a set of shards needs about" in refused(pictures, "--out", tmp_path / "out")
 
 
-def test_help_and_a_wrong_format_are_answered_by_the_parser():
-    run = make_shards("--help")
-    assert run.returncode == 0
-    assert "NAME.txt" in run.stdout
-    run = make_shards("folder", "--out", "out", "--format", "gif")
-    assert run.returncode == 2
-    assert "invalid choice: 'gif'" in run.stderr
+def test_help_and_a_wrong_picture_format_are_answered_by_the_parser(tool):
+    code, said, _ = tool("--help")
+    assert code == 0
+    assert "NAME.txt" in said
+    assert "LAION-Glyph" in said
+    code, _, complaint = tool("folder", "--out", "out", "--picture-format", "gif")
+    assert code == 2
+    assert "invalid choice: 'gif'" in complaint

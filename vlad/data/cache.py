@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from vlad.data.buckets import nearest_bucket
 from vlad.data.decoding import decode_sample
-from vlad.data.shards import index_shards
+from vlad.data.shards import index_shards, sizes_beside
 from vlad.data.states import encode_cached
 from vlad.data.stream import SampleSource, ShardSets, StreamOptions, collate, fit_sample
-from vlad.data.writing import MANIFEST, publish_shard, read_sizes, write_manifest, write_tar
+from vlad.data.writing import MANIFEST, publish_shard, shard_entry, write_manifest, write_tar
 from vlad.errors import UserError
 from vlad.records import Batch, CachedStates, Sample, TextStates
 
@@ -85,8 +85,9 @@ def write_cache(
             if not members:
                 continue
             temporary = path.with_suffix(".tar.partial")
-            write_tar(temporary, members)
-            entry = publish_shard(temporary, path, len(members), shapes)
+            write_tar(members, temporary)
+            entry = shard_entry(temporary, len(members), name=path.name)
+            publish_shard(temporary, directory, path.name, shapes)
             path.with_suffix(".entry.json").write_text(json.dumps(entry), encoding="utf-8")
             entries.append(entry)
     write_manifest(directory, entries, {"made_by": "tools/cache.py", "fingerprint": fingerprint})
@@ -187,6 +188,6 @@ def open_cache(directory: str, expected: Fingerprint) -> ShardSets:
         )
     index = index_shards(directory)
     for shard in index.shards:
-        if read_sizes(Path(shard.path), shard.bytes) is None:
+        if sizes_beside(shard) is None:
             raise UserError(f"data.cache: the file of sizes beside {shard.path} is missing; make the cache again.")
     return ShardSets((index,), cached=True)

@@ -23,7 +23,7 @@ from braceexpand import braceexpand
 from vlad.data import tars
 from vlad.data.decoding import MEMBER_KINDS, BadSample
 from vlad.data.tars import TarTable, read_sample, scan_tar
-from vlad.data.writing import MANIFEST, read_sizes
+from vlad.data.writing import MANIFEST, SIZES_SUFFIX, read_sizes
 from vlad.errors import UserError
 
 OPEN_SHARDS = 16  # kept open by a reader: those that a shuffling window spans, and some more
@@ -244,6 +244,12 @@ class ShardReader:
         return self._open[number]
 
 
+def sizes_beside(shard: ShardEntry) -> np.ndarray | None:
+    """The picture sizes (N 2: width, height) in the small file beside a shard; None where none is there or fits."""
+    beside = Path(shard.path).with_suffix(SIZES_SUFFIX)
+    return read_sizes(beside.read_text(encoding="utf-8"), shard.bytes) if beside.is_file() else None
+
+
 def picture_sizes(index: ShardIndex) -> np.ndarray:
     """Width and height of every picture of a set, N 2 (int32).
 
@@ -251,7 +257,7 @@ def picture_sizes(index: ShardIndex) -> np.ndarray:
     """
     parts = []
     for shard in index.shards:
-        sizes = read_sizes(Path(shard.path), shard.bytes)
+        sizes = sizes_beside(shard)
         if sizes is None:
             with _open_tar(shard.path) as stream:
                 sizes = tars.picture_sizes(stream, scan_tar(stream))

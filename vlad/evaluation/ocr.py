@@ -6,6 +6,11 @@ means the same to everybody who reads the pictures again.
 
 from __future__ import annotations
 
+import csv
+import io
+import os
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
@@ -16,9 +21,10 @@ from PIL import Image
 
 from vlad.data.parallel import map_in_order
 from vlad.errors import UserError, did_you_mean
+from vlad.layout.polygons import box_polygon
 from vlad.records import TextLine
 
-ENGINES = ("rapidocr",)
+ENGINES = ("rapidocr", "tesseract")
 ENLARGE_FACTOR = 4  # 64 x 64 pictures are read at 256 x 256
 
 
@@ -83,10 +89,77 @@ class RapidOCREngine:
         return self._local.reader
 
 
+class TesseractEngine:
+    """The program `tesseract`, English, told that a picture's text is sparse (its mode 11): signs are no book pages.
+
+    `least_confidence` is the mean of a line's words under which it is left out (None: 0.5, as rapidocr's). Its boxes
+    are upright ones: text that runs askew is read badly, and its polygon is its bounding box.
+    """
+
+    def __init__(self, least_confidence: float | None = None) -> None:
+        program = shutil.which("tesseract")
+        if program is None:
+            raise UserError(
+                "The OCR engine 'tesseract' is not installed; install the program with its English data (Debian: apt"
+                " install tesseract-ocr; macOS: brew install tesseract), or use --ocr rapidocr."
+            )
+        try:
+            version = self._run([program, "--version"], b"").split()
+            languages = self._run([program, "--list-langs"], b"").split()
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"The OCR engine {program} does not work ({error}); install it anew.") from error
+        if "eng" not in languages:
+            raise UserError(
+                "The OCR engine 'tesseract' has no English data; install them (Debian: apt install tesseract-ocr-eng)."
+            )
+        self.name = f"tesseract {version[1] if len(version) > 1 else '?'} (eng, sparse)"
+        self._command = [program, "stdin", "stdout", "-l", "eng", "--psm", "11", "tsv"]
+        self._least_confidence = 0.5 if least_confidence is None else least_confidence
+
+    def read(self, picture: np.ndarray) -> tuple[TextLine, ...]:
+        """The lines of a picture (H W 3, uint8)."""
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+        height, width = picture.shape[:2]
+        words: dict[tuple[str, ...], list[dict[str, str]]] = {}
+        rows = csv.DictReader(
+            io.StringIO(self._run(self._command, buffer.getvalue())), delimiter="\t", quoting=csv.QUOTE_NONE
+        )
+        for row in rows:
+            if row["level"] == "5" and (row["text"] or "").strip():
+                words.setdefault((row["block_num"], row["par_num"], row["line_num"]), []).append(row)
+        lines = (_tesseract_line(line, width, height) for line in words.values())
+        return tuple(line for line in lines if (line.confidence or 0.0) >= self._least_confidence)
+
+    @staticmethod
+    def _run(command: list[str], data: bytes) -> str:
+        # One thread an engine, one engine a core.
+        environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
+        result = subprocess.run(command, input=data, capture_output=True, check=False, env=environment)
+        if result.returncode:
+            said = result.stderr.decode(errors="replace").strip().splitlines()
+            raise RuntimeError(f"tesseract: {said[-1] if said else result.returncode}")
+        return result.stdout.decode(errors="replace")
+
+
+def _tesseract_line(words: list[dict[str, str]], width: int, height: int) -> TextLine:
+    lefts, tops, widths, heights = (
+        np.array([float(word[name]) for word in words]) for name in ("left", "top", "width", "height")
+    )
+    box = lefts.min() / width, tops.min() / height, (lefts + widths).max() / width, (tops + heights).max() / height
+    return TextLine(
+        text=" ".join(word["text"].strip() for word in words),
+        polygon=box_polygon(*map(float, box)),
+        confidence=sum(float(word["conf"]) for word in words) / len(words) / 100,
+    )
+
+
 def build_engine(name: str, least_confidence: float | None = None) -> OCREngine:
     """The engine of a name. Raises UserError for one we don't know or that is not installed."""
     if name == "rapidocr":
         return RapidOCREngine(least_confidence)
+    if name == "tesseract":
+        return TesseractEngine(least_confidence)
     raise UserError(f"There is no OCR engine {name!r}.{did_you_mean(name, ENGINES)} Known: {', '.join(ENGINES)}.")
 
 

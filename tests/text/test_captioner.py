@@ -1,0 +1,210 @@
+"""Captions by a tiny model of a real class, saved and loaded as a user's model is."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from vlad.data.importers.annotate import AnnotateOptions
+from vlad.data.importers.folder import FolderSource
+from vlad.data.importers.making import Recipe, make_shards_locally
+from vlad.data.shards import read_members
+from vlad.errors import UserError
+from vlad.layout.polygons import box_polygon
+from vlad.records import TextLine
+from vlad.text.captioner import LVLMCaptioner, first_paragraph, instruction
+from vlad.text.lvlm import build_byte_tokenizer
+from vlad.text.prompt import parse_prompt
+
+PICTURES = [np.full((40, 60, 3), value, np.uint8) for value in (0, 90, 255)]
+STRINGS = [("OPEN",), (), ("A", "B")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A LLaVA of a few thousand weights with its processor."""
+    path = tmp_path_factory.mktemp("llava")
+    tokenizer = build_byte_tokenizer()
+    image_token = "<|image|>"
+    size = {"height": 32, "width": 32}
+    pictures = CLIPImageProcessorPil(size=size, crop_size=size, do_resize=True)
+    LlavaProcessor(
+        pictures,
+        tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        image_token=image_token,
+        num_additional_image_tokens=1,
+    ).save_pretrained(path)
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16
+    )
+    text = LlamaConfig(
+        vocab_size=1024,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids(image_token),
+        vision_feature_layer=-1,
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def captioner(folder):
+    return LVLMCaptioner(str(folder), device="cpu", max_new_tokens=8)
+
+
+def test_every_picture_gets_a_sentence_and_always_the_same(captioner):
+    captions = captioner.describe(PICTURES, STRINGS)
+    assert len(captions) == len(PICTURES)
+    assert captions == captioner.describe(PICTURES, STRINGS)
+    assert all(caption == " ".join(caption.split()) for caption in captions)
+
+
+def test_a_caption_is_the_model_s_own_greedy_answer(captioner, folder):
+    """Written by transformers itself, one token at a time, for one picture alone."""
+    processor = AutoProcessor.from_pretrained(folder)
+    model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
+    text = f"<|image|>\n{instruction(STRINGS[0])}\n"
+    inputs = processor(images=[Image.fromarray(PICTURES[0])], text=[text], return_tensors="pt")
+    tokens, start = inputs["input_ids"], inputs["input_ids"].shape[1]
+    with torch.no_grad():
+        for _ in range(8):
+            logits = model(input_ids=tokens, pixel_values=inputs["pixel_values"]).logits
+            tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
+    wanted = first_paragraph(processor.decode(tokens[0, start:], skip_special_tokens=True))
+    assert captioner.describe(PICTURES[:1], STRINGS[:1]) == [wanted]
+
+
+def test_a_model_s_own_way_to_be_asked_is_kept(folder, tmp_path):
+    captioner = LVLMCaptioner(str(folder), device="cpu")
+    captioner._processor.chat_template = (
+        "{% for message in messages %}{% for part in message.content %}"
+        "{{ '<|image|>' if part.type == 'image' else part.text }}{% endfor %}{% endfor %} ASSISTANT:"
+    )
+    assert captioner._prompt("What?") == "<|image|>What? ASSISTANT:"
+
+
+def test_a_picture_that_says_a_special_token_is_one_picture_still(captioner):
+    assert len(captioner.describe(PICTURES[:2], [("<|image|>",), ("OPEN",)])) == 2
+
+
+def test_the_instruction_quotes_what_was_read():
+    assert '"OPEN", "9 TO 5"' in instruction(("OPEN", "9 TO 5"))
+    assert '"' not in instruction(())
+    assert first_paragraph("  A wall\n of bricks.\n\nNote: more") == "A wall of bricks."
+
+
+def test_what_is_no_such_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="cannot be used as an image-text-to-text model"):
+        LVLMCaptioner(str(tmp_path))
+
+
+# What the importers make of a captioner
+
+
+class Parrot:
+    """A captioner that says how it was asked; batches show in what it writes."""
+
+    name = "parrot"
+
+    def describe(self, pictures, strings):
+        return [
+            f'a "nice" picture {number} of {len(pictures)}, {picture.shape[1]} wide'
+            for number, picture in enumerate(pictures)
+        ]
+
+
+def read_open(picture):
+    return (TextLine("OPEN", box_polygon(0.1, 0.1, 0.9, 0.3), confidence=0.9),)
+
+
+def build_reader():
+    return read_open
+
+
+def captions_of(folder, out, build_captioner, samples_per_shard=4, batch=2):
+    source = FolderSource(folder)
+    recipe = Recipe(source, AnnotateOptions(), build_reader, build_captioner, samples_per_shard, batch)
+    out.mkdir()
+    list(make_shards_locally(recipe, out, out, {}, 1, lambda place: None))
+    shards = sorted(out.glob("*.tar"))
+
+    return [json.loads(members["json"])["caption"] for path in shards for _, members in read_members(str(path))]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(6):
+        Image.new("RGB", (40 + number, 40)).save(folder / f"{number}.png")
+    (folder / "1.txt").write_text("written by hand")
+    (folder / "2.png").write_bytes(b"damaged")
+    return folder
+
+
+def test_missing_captions_are_written_in_batches_that_end_with_the_shard(pictures, tmp_path):
+    said = ', with text that says "OPEN"'
+    assert captions_of(pictures, tmp_path / "out", Parrot) == [
+        f"a nice picture 0 of 2, 40 wide{said}",
+        "written by hand",
+        f"a nice picture 1 of 2, 43 wide{said}",
+        f"a nice picture 0 of 2, 44 wide{said}",
+        f"a nice picture 1 of 2, 45 wide{said}",
+    ]
+    assert captions_of(pictures, tmp_path / "more", Parrot, samples_per_shard=5)[-2:] == [
+        f"a nice picture 0 of 1, 44 wide{said}",
+        f"a nice picture 0 of 1, 45 wide{said}",
+    ]
+
+
+def test_the_command_line_takes_a_model_s_folder(tmp_path, folder, monkeypatch, capsys):
+    path = Path(__file__).parents[2] / "tools" / "make_shards.py"
+    spec = importlib.util.spec_from_file_location("make_shards", path)
+    tool = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "make_shards", tool)
+    spec.loader.exec_module(tool)
+    Image.new("RGB", (64, 48), "white").save(tmp_path / "1.png")
+    entry = {"img_path": "1.png", "instances": [{"bbox": [0, 0, 32, 8], "text": "OPEN"}]}
+    (tmp_path / "a.json").write_text(json.dumps({"data_list": [entry]}))
+    out = tmp_path / "out"
+    arguments = ["--captioner", str(folder), "--device", "cpu", "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", ["make_shards.py", str(tmp_path / "a.json"), "--out", str(out), *arguments])
+    assert tool.main() == 0
+    ((_, members),) = read_members(str(out / "000000.tar"))
+    assert parse_prompt(json.loads(members["json"])["caption"]).strings == ("OPEN",)
+    assert json.loads((out / "manifest.json").read_text())["about"]["captioner"] == str(folder)
+
+
+def test_a_model_s_captions_quote_the_text(pictures, tmp_path, folder):
+    captions = captions_of(pictures, tmp_path / "out", lambda: LVLMCaptioner(str(folder), None, "cpu", 8))
+    assert captions[1] == "written by hand"
+    del captions[1]
+    assert [parse_prompt(caption).strings for caption in captions] == [("OPEN",)] * 4

@@ -1,0 +1,93 @@
+"""AnyWord-3M JSON (AnyText), also that of the AnyText benchmark.
+
+    {"data_root"?, "data_list": [{"img_name", "caption", "annotations": [{"polygon", "text", "language", "valid"}]}]}
+
+Polygons are given in pixels of the picture resized to 512 x 512; their corners begin anywhere. `valid: false` marks
+text that is not legible. The pictures lie in `data_root`, or in a folder that the user names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vlad.data.importers.json_stream import JSONObject, read_header, stream_objects
+from vlad.data.importers.records import (
+    Entry,
+    Place,
+    SourceLine,
+    Unusable,
+    below,
+    from_top_left,
+    points_of,
+    required_text,
+    safe_key,
+    text_of,
+)
+
+FRAME_PIXELS = (512.0, 512.0)
+LIST = "data_list"
+
+
+class AnyWordSource:
+    """The entries of one subset's JSON."""
+
+    format = "anyword"
+
+    def __init__(self, path: Path, pictures: Path | None = None, caption_field: str | None = None) -> None:
+        self.path = str(path)
+        self.count: int | None = None
+        self._file, self._caption_field = path, caption_field or "caption"
+        self._folders: tuple[Path, ...] = (path.parent, path.parent / "imgs")
+        if pictures is not None:
+            self._folders = (pictures,)
+        elif isinstance(root := read_header(path, LIST).get("data_root"), str):
+            self._folders = (path.parent / root, *self._folders)
+
+    def places(self) -> Iterator[Place]:
+        """A place for every entry."""
+        return json_places(self._file, LIST)
+
+    def read(self, place: Place) -> Entry:
+        """The entry's picture, caption and lines. Raises Unusable that names the field."""
+        record = place.payload.parse()
+        name = required_text(record, "img_name")
+        annotations = list_of(record, "annotations")
+        return Entry(
+            below(self._folders, name),
+            text_of(record, self._caption_field),
+            tuple(_line(annotation) for annotation in annotations),
+            FRAME_PIXELS,
+            source=name,
+        )
+
+
+def json_places(path: Path, list_name: str | None) -> Iterator[Place]:
+    """A place for every object of a list in a JSON file, its payload the JSONObject."""
+    stem = safe_key(path.stem)
+    for item in stream_objects(path, list_name):
+        yield json_place(stem, path, item)
+
+
+def json_place(stem: str, path: Path, item: JSONObject) -> Place:
+    """The place of one object: keyed by its number, since what else it says is not parsed yet."""
+    name = f"{path.name}, entry {item.number} (line {item.line})"
+    return Place(item.number - 1, f"{stem}_{item.number - 1:08d}", name, item, item.share)
+
+
+def list_of(record: dict[str, Any], field: str) -> list[dict[str, Any]]:
+    """A field's list of objects, empty where the field is missing. Raises Unusable."""
+    values = record.get(field)
+    if values is None:
+        return []
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise Unusable(f'field "{field}" is no list of objects')
+    return values
+
+
+def _line(annotation: dict[str, Any]) -> SourceLine:
+    points = points_of(annotation.get("polygon"), "polygon")
+    text = text_of(annotation, "text") or ""
+    valid = annotation.get("valid", True) is not False
+    return SourceLine(text, from_top_left(points), text_of(annotation, "language"), valid)

@@ -1,0 +1,80 @@
+"""Parquet files, and data sets of the hub, through `datasets` (the extra `hf`): the only room that imports it.
+
+The pictures are the first column of type Image; the captions, if any, one of CAPTION_FIELDS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vlad.data.importers.records import Entry, Place, Unusable, safe_key, text_of
+from vlad.errors import UserError
+
+CAPTION_FIELDS = ("text", "caption", "prompt")
+
+
+class HuggingFaceSource:
+    """The rows of a split: `path` is a Parquet file, a folder with such files, or a data set's name on the hub.
+
+    Raises UserError where `datasets` is not installed, cannot read the source, or finds no pictures in it.
+    """
+
+    format = "huggingface"
+
+    def __init__(self, path: str, caption_field: str | None = None, split: str = "train") -> None:
+        self.path = path
+        self.count: int | None = None
+        self._split = split
+        columns = self._open().features or {}
+        kinds = {name: type(feature).__name__ for name, feature in columns.items()}
+        self._picture_field = next((name for name, kind in kinds.items() if kind == "Image"), None)
+        if self._picture_field is None:
+            listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none"
+            raise UserError(f"{path} has no column of type Image among its columns: {listed}.")
+        if caption_field is not None and caption_field not in kinds:
+            raise UserError(f"{path} has no column {caption_field!r}; its columns: {', '.join(kinds)}.")
+        self._caption_field = caption_field or next((name for name in CAPTION_FIELDS if name in kinds), None)
+
+    def places(self) -> Iterator[Place]:
+        """A place for every row."""
+        from datasets import Image
+
+        stem = safe_key(Path(self.path).stem)
+        rows = self._open().cast_column(self._picture_field, Image(decode=False))
+        for number, row in enumerate(rows):
+            kept = {"picture": row[self._picture_field]}
+            if self._caption_field is not None:
+                kept["caption"] = row[self._caption_field]
+            yield Place(number, f"{stem}_{number:08d}", f"row {number + 1}", kept)
+
+    def read(self, place: Place) -> Entry:
+        """The row's picture and caption. Raises Unusable."""
+        picture = place.payload["picture"] or {}
+        if picture.get("bytes"):
+            return Entry(picture["bytes"], text_of(place.payload, "caption"))
+        if picture.get("path"):
+            return Entry((Path(picture["path"]),), text_of(place.payload, "caption"))
+        raise Unusable("its row has no picture")
+
+    def _open(self) -> Any:
+        try:
+            import datasets
+        except ImportError as error:
+            raise UserError(
+                f"Reading {self.path} needs the library 'datasets' ({error}); run: pip install 'vlad[hf]'."
+            ) from error
+        datasets.disable_progress_bars()
+        path = Path(self.path)
+        try:
+            if path.is_file() or (path.is_dir() and any(path.rglob("*.parquet"))):
+                files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+                return datasets.load_dataset(
+                    "parquet", data_files={self._split: list(map(str, files))}, split=self._split, streaming=True
+                )
+            kind = ("imagefolder",) if path.is_dir() else (self.path,)
+            options = {"data_dir": self.path} if path.is_dir() else {}
+            return datasets.load_dataset(*kind, split=self._split, streaming=True, **options)
+        except Exception as error:  # whatever `datasets` and the libraries below it raise for a source
+            raise UserError(f"`datasets` cannot read {self.path}: {str(error).splitlines()[0][:200]}.") from error

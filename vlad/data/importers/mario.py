@@ -1,0 +1,115 @@
+"""MARIO-LAION folders (TextDiffuser): 06269/062690093/ with image.jpg, caption.txt, ocr.txt, info.json.
+
+`ocr.txt` holds a word a line, `text x1,y1,x2,y2,x3,y3,x4,y4 confidence`, in pixels of the 512 x 512 picture.
+The source is the folder, or an index file (`06269_062690093` a line) whose folders lie beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlad.data.importers.folder import written_caption
+from vlad.data.importers.records import Entry, Place, SourceLine, Unusable, points_of
+from vlad.errors import UserError
+
+INDEX_LINE = re.compile(r"\s*(\d{5})_(\d{9})\s*")
+FRAME_PIXELS = (512.0, 512.0)
+
+
+class MarioSource:
+    """Every sample of a MARIO-LAION folder, sorted, or those of an index file, in its order.
+
+    Raises UserError where there is none, or a line of the index is wrong.
+    """
+
+    format = "mario"
+
+    def __init__(self, path: Path, pictures: Path | None = None) -> None:
+        self.path = str(path)
+        self._index = path if path.is_file() else None
+        self._folder = pictures or (path if path.is_dir() else path.parent)
+        self.count: int | None = sum(1 for _ in self.places())
+        if not self.count:
+            raise UserError(f"There are no MARIO-LAION samples in {path}; they lie in folders like 06269/062690093/.")
+
+    def places(self) -> Iterator[Place]:
+        """A place for every sample."""
+        seen: set[int] = set()
+        number = 0
+        for group, name in self._samples():
+            if int(group + name) not in seen:  # an index may name a sample twice
+                seen.add(int(group + name))
+                yield Place(number, f"{group}_{name}", f"{group}/{name}", (group, name))
+                number += 1
+
+    def read(self, place: Place) -> Entry:
+        """The sample's files; those that are missing leave their part unknown. Raises Unusable."""
+        folder = self._folder.joinpath(*place.payload)
+        if not folder.is_dir():
+            raise Unusable("its folder is missing")
+        source, licence = _source_and_licence(folder / "info.json")
+        return Entry(
+            (folder / "image.jpg",),
+            written_caption(folder / "caption.txt"),
+            _read_lines(folder / "ocr.txt"),
+            FRAME_PIXELS,
+            source=source,
+            licence=licence,
+        )
+
+    def _samples(self) -> Iterator[tuple[str, str]]:
+        if self._index is None:
+            for group in sorted(path.name for path in self._folder.iterdir() if re.fullmatch(r"\d{5}", path.name)):
+                names = (path.name for path in (self._folder / group).iterdir())
+                yield from ((group, name) for name in sorted(names) if re.fullmatch(r"\d{9}", name))
+            return
+        with self._index.open(encoding="utf-8", errors="replace") as stream:
+            for number, line in enumerate(stream, start=1):
+                match = INDEX_LINE.fullmatch(line)
+                if match is not None:
+                    yield match[1], match[2]
+                elif line.strip():
+                    raise UserError(
+                        f"{self._index}, line {number} is no entry like 06269_062690093: {line.strip()[:40]!r}."
+                    )
+
+
+def looks_like_mario(folder: Path) -> bool:
+    """Whether a folder holds folders like 06269/062690093."""
+    groups = (path for path in folder.iterdir() if re.fullmatch(r"\d{5}", path.name) and path.is_dir())
+    return any(re.fullmatch(r"\d{9}", path.name) for group in groups for path in group.iterdir())
+
+
+def _read_lines(path: Path) -> tuple[SourceLine, ...] | None:
+    if not path.is_file():
+        return None
+    lines = []
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+            if not line.strip():
+                continue
+            try:
+                text, corners, confidence = line.rsplit(" ", 2)
+                points = points_of([float(value) for value in corners.split(",")], "corners")
+                lines.append(SourceLine(text.strip(), points, confidence=float(confidence)))
+            except ValueError:
+                raise Unusable("ocr.txt is wrong", f"line {number}: {line[:60]!r}") from None
+    except UnicodeDecodeError:
+        raise Unusable("ocr.txt is not UTF-8 text") from None
+    return tuple(lines)
+
+
+def _source_and_licence(path: Path) -> tuple[str | None, str | None]:
+    """The address a picture came from, and its licence; what is not said stays None."""
+    if not path.is_file():
+        return None, None
+    try:
+        record = json.loads(path.read_bytes())
+        source, licence = record.get("url"), record.get("LICENSE")
+    except (ValueError, AttributeError, RecursionError):
+        raise Unusable("info.json is no JSON object") from None
+    known = licence if isinstance(licence, str) and licence.strip("? ") else None
+    return source if isinstance(source, str) else None, known

@@ -1,0 +1,123 @@
+"""mmocr's JSON for ICDAR and its kin, and the lines of wildreceipt.
+
+    {"metainfo": ..., "data_list": [{"img_path", "instances": [{"polygon" | "bbox", "text"?, "ignore"?}]}]}
+    {"file_name", "height", "width", "annotations": [{"box": [8 numbers], "text", "label"}]}      a line a picture
+
+Where an instance has no text (sets for detection), an OCR engine reads the picture; where it has no polygon (sets of
+word crops), the text is the whole picture's. Neither format has captions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vlad.data.importers.anyword import json_place, json_places, list_of
+from vlad.data.importers.json_stream import MAX_OBJECT_BYTES, JSONObject
+from vlad.data.importers.records import (
+    Entry,
+    Place,
+    SourceLine,
+    Unusable,
+    below,
+    from_top_left,
+    points_of,
+    required_text,
+    safe_key,
+    text_of,
+)
+from vlad.errors import UserError
+
+IGNORED_LABEL = 0  # of wildreceipt's 26 classes
+NO_TEXT = ("###", "*")  # how ICDAR writes that nobody can read it
+
+
+class MMOCRSource:
+    """The pictures of an mmocr annotation file."""
+
+    format = "mmocr"
+
+    def __init__(self, path: Path, pictures: Path | None = None) -> None:
+        self.path = str(path)
+        self.count: int | None = None
+        self._file = path
+        self._folders = (path.parent, path.parent / "imgs") if pictures is None else (pictures,)
+
+    def places(self) -> Iterator[Place]:
+        """A place for every picture."""
+        return json_places(self._file, "data_list")
+
+    def read(self, place: Place) -> Entry:
+        """The picture with its lines. Raises Unusable that names the field."""
+        record = place.payload.parse()
+        name = required_text(record, "img_path")
+        lines = tuple(_mmocr_line(instance) for instance in list_of(record, "instances"))
+        return Entry(below(self._folders, name), None, lines, _frame(record), source=name)
+
+
+class WildReceiptSource:
+    """The receipts of a wildreceipt annotation file."""
+
+    format = "wildreceipt"
+
+    def __init__(self, path: Path, pictures: Path | None = None) -> None:
+        self.path = str(path)
+        self._file = path
+        self._folders = (path.parent,) if pictures is None else (pictures,)
+        self.count: int | None = sum(1 for _ in self.places())
+
+    def places(self) -> Iterator[Place]:
+        """A place for every line. Raises UserError for a line that is no JSON object."""
+        stem, number = safe_key(self._file.stem), 0
+        with self._file.open("rb") as stream:
+            for line, data in enumerate(iter(lambda: stream.readline(MAX_OBJECT_BYTES), b""), start=1):
+                if not data.strip():
+                    continue
+                if data.lstrip()[:1] != b"{":
+                    raise UserError(f"{self._file}, line {line} is no JSON object; mend the line, or remove it.")
+                number += 1
+                yield json_place(stem, self._file, JSONObject(number, line, data, 0.0))
+
+    def read(self, place: Place) -> Entry:
+        """The receipt with its lines. Raises Unusable that names the field."""
+        record = place.payload.parse()
+        name = required_text(record, "file_name")
+        lines = tuple(_receipt_line(entry) for entry in list_of(record, "annotations"))
+        return Entry(below(self._folders, name), None, lines, _frame(record), source=name)
+
+
+def _mmocr_line(instance: dict[str, Any]) -> SourceLine:
+    polygon = None
+    if instance.get("polygon") is not None:
+        polygon = from_top_left(points_of(instance["polygon"], "polygon"))
+    elif instance.get("bbox") is not None:
+        polygon = _box(instance["bbox"])
+    text = text_of(instance, "text")
+    valid = not instance.get("ignore", False) and text not in NO_TEXT
+    if text is None and polygon is None:
+        raise Unusable("an instance has neither text nor polygon")
+    return SourceLine(text, polygon, valid=valid)
+
+
+def _receipt_line(entry: dict[str, Any]) -> SourceLine:
+    points = from_top_left(points_of(entry.get("box"), "box"))
+    return SourceLine(text_of(entry, "text") or "", points, valid=entry.get("label") != IGNORED_LABEL)
+
+
+def _box(value: Any) -> tuple[tuple[float, float], ...]:
+    try:
+        left, top, right, bottom = (float(number) for number in value)
+    except (TypeError, ValueError, OverflowError):
+        raise Unusable('field "bbox" is no box', repr(value)[:60]) from None
+    return points_of([(left, top), (right, top), (right, bottom), (left, bottom)], "bbox")
+
+
+def _frame(record: dict[str, Any]) -> tuple[float, float] | None:
+    """The picture's size as the annotation gives it, None where it does not."""
+    width, height = record.get("width"), record.get("height")
+    if width is None or height is None:
+        return None
+    if not all(isinstance(value, int | float) and 0 < value < 1e6 for value in (width, height)):
+        raise Unusable('fields "width" and "height" are no size', f"{width!r} x {height!r}"[:60])
+    return float(width), float(height)

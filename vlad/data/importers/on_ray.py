@@ -1,0 +1,122 @@
+"""The same shards on a cluster, through Ray Data (the extra `ray`): the only room that imports ray.
+
+    places -> rows of one shard's places each -> make_shard, on every core of the cluster -> records -> this process
+
+A row is enumerated while others are worked on, and only records come back: pictures go from the machine that made
+them straight to where the shards shall be.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import pickle
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import vlad
+from vlad.data.importers.making import Captioner, Recipe, ShardRecord, make_shard, places_to_do
+from vlad.errors import UserError
+
+
+def start_ray() -> None:
+    """Joins the cluster that RAY_ADDRESS names, else starts Ray on this machine. Raises UserError without ray."""
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError(f"--engine ray needs the library 'ray' ({error}); run: pip install 'vlad[ray]'.") from error
+    if not ray.is_initialized():
+        # All machines run this very code.
+        ray.init(
+            runtime_env={"py_modules": [str(Path(vlad.__file__).parent)]},
+            log_to_driver=False,
+            logging_level="ERROR",
+            include_dashboard=False,
+        )
+
+
+def make_shards_on_ray(
+    recipe: Recipe, target: Path | str, done: dict[int, ShardRecord], workers: int | None = None
+) -> Iterator[ShardRecord]:
+    """Makes every shard that is not in `done`, in any order; `target` must be reachable from all machines.
+
+    `workers`: how many shards are made at a time (None: one a core of the cluster). Raises UserError like
+    `make_shards_locally`.
+    """
+    import ray
+    from ray.data import DataContext, read_datasource
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    # No core of its own, unlike the makers: Ray would otherwise fuse both into one task, and work on one core.
+    rows = read_datasource(_shard_rows(recipe, done), num_cpus=0)
+    records = rows.map(
+        _ShardMaker,
+        fn_constructor_args=(recipe, target),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
+        num_cpus=1,
+    )
+    for row in records.iter_rows():
+        if row["error"]:
+            raise UserError(row["error"])
+        yield ShardRecord.from_json(row["record"])
+
+
+def _shard_rows(recipe: Recipe, done: dict[int, ShardRecord]) -> Any:
+    """A data source of Ray's that enumerates the places as it is read."""
+    import pyarrow as pa
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import Datasource, ReadTask
+
+    class ShardRows(Datasource):
+        def estimate_inmemory_data_size(self) -> int | None:
+            return None
+
+        def get_read_tasks(self, parallelism: int, *unused: Any, **also_unused: Any) -> list[Any]:
+            metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+
+            def read() -> Iterable[pa.Table]:
+                number = -1
+                try:
+                    groups = itertools.groupby(
+                        places_to_do(recipe, done), lambda place: place.number // recipe.samples_per_shard
+                    )
+                    for number, places in groups:
+                        yield pa.table({"number": [number], "places": [pickle.dumps(list(places))], "error": [""]})
+                except UserError as error:  # Ray would wrap it, and try again
+                    yield pa.table({"number": [number], "places": [b""], "error": [str(error)]})
+
+            return [ReadTask(read, metadata)]
+
+    return ShardRows()
+
+
+class _ShardMaker:
+    """One shard a row, on one core with an engine of its own."""
+
+    def __init__(self, recipe: Recipe, target: Path | str) -> None:
+        self._recipe, self._target = recipe, target
+        self._annotate = recipe.annotator()
+        self._captioner: Captioner | None = None if recipe.build_captioner is None else recipe.build_captioner()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row["error"]:
+            return {"record": "", "error": row["error"]}
+        places = pickle.loads(row["places"])  # made by this program, a moment ago
+        pairs = ((place, self._annotate(place)) for place in places)
+        try:
+            if isinstance(self._target, Path):
+                record = self._made(row["number"], pairs, self._target)
+            else:
+                with tempfile.TemporaryDirectory() as workplace:
+                    record = self._made(row["number"], pairs, Path(workplace))
+        except UserError as error:
+            return {"record": "", "error": str(error)}
+        return {"record": record.to_json(), "error": ""}
+
+    def _made(self, number: int, pairs: Any, workplace: Path) -> ShardRecord:
+        return make_shard(number, pairs, self._captioner, self._recipe.caption_batch, self._target, workplace)

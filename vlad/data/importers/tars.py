@@ -1,0 +1,104 @@
+"""WebDataset tars that hold pictures with captions: KEY.jpg beside KEY.txt, or KEY.json with a caption in it.
+
+What else lies in a tar is not looked at. Members with absolute names, or names that climb out, are ignored; links
+and other things that are no files too. Shards of our own schema come through with their lines.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from vlad.data.decoding import PICTURE_FORMATS
+from vlad.data.importers.json_stream import parse_object
+from vlad.data.importers.records import Entry, Place, SourceLine, UniqueKeys, Unusable, text_of
+from vlad.errors import UserError
+from vlad.layout.files import layout_from_json
+
+CAPTION_FIELDS = ("caption", "text", "prompt")
+MAX_MEMBER_BYTES = 64_000_000
+
+
+class TarSource:
+    """The samples of tar files, in the tars' order. Raises UserError for a broken tar, and where there is none."""
+
+    format = "webdataset"
+
+    def __init__(self, path: str, tars: tuple[Path, ...], caption_field: str | None = None) -> None:
+        self.path = path
+        self.count: int | None = None
+        self._tars = tars
+        self._fields = CAPTION_FIELDS if caption_field is None else (caption_field,)
+
+    def places(self) -> Iterator[Place]:
+        """A place for every sample that has a picture."""
+        keys, number = UniqueKeys(), 0
+        total = max(1, sum(path.stat().st_size for path in self._tars))
+        before = 0
+        for path in self._tars:
+            for stem, members, end in _samples(path):
+                if any(extension in members for extension in PICTURE_FORMATS):
+                    name = f"{path.name}: {stem}"
+                    yield Place(number, keys.key_of(stem), name, members, min(1.0, (before + end) / total))
+                    number += 1
+            before += path.stat().st_size
+
+    def read(self, place: Place) -> Entry:
+        """The sample's picture and caption. Raises Unusable."""
+        members = place.payload
+        picture = next(members[extension] for extension in PICTURE_FORMATS if extension in members)
+        if picture is None:
+            raise Unusable("its member is too large", f"over {MAX_MEMBER_BYTES // 1_000_000} MB")
+        record = parse_object(members["json"]) if members.get("json") else {}
+        caption = next(filter(None, (text_of(record, field) for field in self._fields)), None)
+        if members.get("txt"):
+            try:
+                caption = " ".join(members["txt"].decode("utf-8-sig").split()) or caption
+            except UnicodeDecodeError:
+                raise Unusable("its caption is not UTF-8 text") from None
+        source, licence = text_of(record, "source") or text_of(record, "url"), text_of(record, "licence")
+        return Entry(picture, caption, _lines(record), (1.0, 1.0), source=source, licence=licence)
+
+
+def _lines(record: dict[str, object]) -> tuple[SourceLine, ...] | None:
+    """The lines of a sample of our own schema, None in any other."""
+    if "lines" not in record:
+        return None
+    try:
+        layout = layout_from_json(record)
+    except ValueError as error:
+        raise Unusable('field "lines" is wrong', str(error)) from None
+    return tuple(
+        SourceLine(line.text, line.polygon, line.language, line.valid, line.confidence) for line in layout.lines
+    )
+
+
+def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes | None], int]]:
+    """Key, members by extension (None: too large) and the place where the sample ends, of each sample of a tar."""
+    wanted = {*PICTURE_FORMATS, "txt", "json"}
+    stem: str | None = None
+    members: dict[str, bytes | None] = {}
+    end = 0
+    try:
+        with tarfile.open(path, "r|*") as archive:
+            for member in archive:
+                name = PurePosixPath(member.name)
+                if not member.isfile() or name.is_absolute() or ".." in name.parts:
+                    continue
+                # A key ends at the first dot of the file's name.
+                first, _, extension = name.name.partition(".")
+                key = str(name.with_name(first)) if first else ""
+                if key != stem:
+                    if members and stem is not None:
+                        yield stem, members, end
+                    stem, members = key, {}
+                if extension.lower() in wanted and first:
+                    stream = archive.extractfile(member) if member.size <= MAX_MEMBER_BYTES else None
+                    members[extension.lower()] = stream.read() if stream is not None else None
+                end = member.offset_data + member.size
+            if members and stem is not None:
+                yield stem, members, end
+    except (tarfile.TarError, OSError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is not a whole tar file ({reason}); get it again, or leave it out.") from error

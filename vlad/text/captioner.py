@@ -1,0 +1,85 @@
+"""Captions from a vision-language model: any image-text-to-text model of transformers, given the text in the picture.
+
+What it writes is checked by the importers: they see to it that exactly the recognised strings are quoted.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from vlad.errors import UserError
+
+INSTRUCTION = "Describe this picture in one sentence: what is shown, its style and its colours."
+QUOTING = "The picture says {strings}. Quote this text in the sentence, in double quotation marks."
+SILENT = "There is no legible text in it; do not mention any."
+
+
+class LVLMCaptioner:
+    """Writes a sentence about each picture, always the same one: nothing is drawn at random.
+
+    `path` is a local folder or hub id. `device` "auto": a GPU where there is one. Raises UserError where the model
+    cannot be loaded, or is of another kind.
+    """
+
+    def __init__(self, path: str, revision: str | None = None, device: str = "auto", max_new_tokens: int = 96) -> None:
+        self.name = path if revision is None else f"{path} at {revision}"
+        self._max_new_tokens = max_new_tokens
+        try:
+            self._processor = AutoProcessor.from_pretrained(path, revision=revision)
+            model = AutoModelForImageTextToText.from_pretrained(path, revision=revision)
+            chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+            self._model = model.to(chosen).eval()
+        except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"--captioner {self.name} cannot be used as an image-text-to-text model ({reason[:200]}); name a folder"
+                " or hub id of one, with its processor."
+            ) from error
+        tokenizer = getattr(self._processor, "tokenizer", None)
+        if tokenizer is None:
+            raise UserError(f"--captioner {self.name} has no tokenizer in its processor; name a whole model.")
+        self._special_tokens: list[str] = tokenizer.all_special_tokens
+        # The answers begin where the longest prompt ends.
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+
+    @torch.inference_mode()
+    def describe(self, pictures: list[np.ndarray], strings: list[tuple[str, ...]]) -> list[str]:
+        """A sentence for every picture (H W 3, uint8), given the strings that it says; "" where the model is silent."""
+        inputs = self._processor(
+            images=[Image.fromarray(picture) for picture in pictures],
+            text=[self._prompt(instruction(said)) for said in strings],
+            padding=True,
+            return_tensors="pt",
+        ).to(self._model.device, self._model.dtype)
+        tokens = self._model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=self._max_new_tokens)
+        answers = self._processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [first_paragraph(answer) for answer in answers]
+
+    def _prompt(self, text: str) -> str:
+        """The instruction as the model was taught to read one; plainly after the picture where nothing says how."""
+        # A picture may say "<image>": to the model that would be one picture more.
+        for token in self._special_tokens:
+            text = text.replace(token, " ")
+        if getattr(self._processor, "chat_template", None):
+            content = [{"type": "image"}, {"type": "text", "text": text}]
+            return self._processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            )
+        image_token = getattr(self._processor, "image_token", "")
+        return f"{image_token}\n{text}\n" if image_token else text
+
+
+def instruction(strings: tuple[str, ...]) -> str:
+    """What the model is asked, with the recognised text quoted."""
+    said = QUOTING.format(strings=", ".join(f'"{text}"' for text in strings)) if strings else SILENT
+    return f"{INSTRUCTION} {said}"
+
+
+def first_paragraph(answer: str) -> str:
+    """The answer without what follows its first paragraph, as one line."""
+    return " ".join(answer.strip().split("\n\n")[0].split())
