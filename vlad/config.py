@@ -49,6 +49,8 @@ class DataOptions:
 
     # A directory, a glob or a brace pattern of tar files, here or at a URL.
     shards: str = "data/tiny"
+    # Cached states of these shards (tools/cache.py), for the stages whose models are frozen.
+    cache: str | None = None
     # Several sets by weight, in place of `shards`.
     mix: tuple[MixedSet, ...] = ()
     picture_pixels: int = 64

@@ -14,12 +14,13 @@ runs/NAME/
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import lightning as L
@@ -30,15 +31,17 @@ from safetensors.torch import load_file, save_file
 
 from vlad import distributed
 from vlad.config import Config, load_config, save_config
+from vlad.data.cache import Fingerprint, data_fingerprint, open_cache, weights_digest
 from vlad.data.stream import ShardSets, collate, first_samples, open_sets
 from vlad.diffusion.attention import set_attention
-from vlad.diffusion.autoencoder import PatchAutoencoder, build_autoencoder, spatial_factor
+from vlad.diffusion.autoencoder import PatchAutoencoder, build_autoencoder, latent_moments, spatial_factor
 from vlad.diffusion.noise import build_scheduler, options_of
 from vlad.diffusion.unets import build_unet
 from vlad.errors import UserError, writable_directory
 from vlad.evaluation.report import GridRow, draw_layout, picture_of_map, sample_grid
 from vlad.losses.contrastive import AlignmentHead
 from vlad.pipeline import SampleOptions, VLADPipeline
+from vlad.records import Batch, CachedStates
 from vlad.text.composition import CompositionModule, TextSide
 from vlad.text.lora import LoraOptions, add_adapter, merged, save_adapter
 from vlad.text.lvlm import LVLMEncoder, load_lvlm
@@ -144,7 +147,7 @@ def _shaping(config: Config) -> dict[str, object]:
 
     visit("", config)
     shaping = ("trainer.precision", "trainer.devices", "trainer.nodes")
-    free = ("runs", "name", "trainer.", "sample.", "data.shards")
+    free = ("runs", "name", "trainer.", "sample.", "data.shards", "data.workers", "data.verify")
     return {key: value for key, value in flat.items() if key in shaping or not key.startswith(free)}
 
 
@@ -174,13 +177,10 @@ def _new_parts(config: Config) -> Parts:
     )
     autoencoder = build_autoencoder(config.autoencoder)
     channels = autoencoder.config.latent_channels
-    side, factor = config.data.picture_pixels, spatial_factor(autoencoder)
     levels = max(len(config.layout.unet.block_channels), len(config.refine.unet.block_channels))
-    if side % (factor * 2 ** (levels - 1)):
-        raise UserError(
-            f"data.picture_pixels ({side}) must be a multiple of {factor * 2 ** (levels - 1)}: {factor} pixels a"
-            f" latent cell, halved {levels - 1} times by the UNet."
-        )
+    factor = spatial_factor(autoencoder)
+    _check_shapes(config, factor, levels)
+    side = config.data.picture_pixels
     with_layout = config.layout.kind != "none"
     width, cells = options.output_width, side // factor
     layout_unet = build_unet(config.layout.unet, channels, 0, width, cells) if with_layout else None
@@ -192,6 +192,21 @@ def _new_parts(config: Config) -> Parts:
             if module is not None:
                 module.to(memory_format=torch.channels_last)
     return parts
+
+
+def _check_shapes(config: Config, factor: int, levels: int) -> None:
+    """Raises UserError for a training shape that the autoencoder and the UNets cannot divide."""
+    unit = factor * 2 ** (levels - 1)
+    sides = {config.data.picture_pixels}
+    for shape in config.data.stream(0).shapes:
+        sides |= {shape.width, shape.height}
+    wrong = sorted(side for side in sides if side % unit)
+    if wrong:
+        option = "data.bucket_step_pixels" if config.data.max_aspect > 1 else "data.picture_pixels"
+        raise UserError(
+            f"{option}: pictures of {wrong[0]} pixels cannot be trained on; every side must be a multiple of {unit}:"
+            f" {factor} pixels a latent cell, halved {levels - 1} times by the UNet."
+        )
 
 
 def _parts_of_base(config: Config) -> tuple[Parts, Config]:
@@ -207,6 +222,8 @@ def _parts_of_base(config: Config) -> tuple[Parts, Config]:
             f"data.picture_pixels is {config.data.picture_pixels}, but the base {config.base} draws"
             f" {base.config.picture_pixels} pixels; set data.picture_pixels={base.config.picture_pixels}."
         )
+    levels = len(base.refine_unet.config.block_out_channels)
+    _check_shapes(config, spatial_factor(base.autoencoder), levels)
     text_side = base.text_side
     alignment = AlignmentHead(base.composition.config.output_width, text_side.lvlm.width)
     stored = folder / ALIGNMENT
@@ -289,7 +306,7 @@ def _train_stage(config: Config, parts: Parts, sets: ShardSets, name: str, label
         _load_stage(stage, directory)
         return True
     data = ShardDataModule(
-        sets,
+        sets if config.data.cache is None or name == "autoencoder" else _cached_sets(config, parts, sets),
         config.data.stream(distributed.derived_seed(config.seed, name)),
         optim.steps * optim.accumulate_batches,
         config.directory / "quarantine.jsonl",
@@ -346,6 +363,74 @@ def _train_stage(config: Config, parts: Parts, sets: ShardSets, name: str, label
         shutil.rmtree(checkpoints)
     trainer.strategy.barrier()
     return True
+
+
+def cache_fingerprint(config: Config, parts: Parts, sets: ShardSets) -> Fingerprint:
+    """All that cached states depend on: data and shapes, the autoencoder's weights, and a frozen LVLM's."""
+    fingerprint = data_fingerprint(sets, config.data.stream(config.seed))
+    fingerprint["autoencoder"] = weights_digest(parts.autoencoder)
+    if caches_text(config):
+        lvlm = parts.text_side.lvlm
+        fingerprint["lvlm"] = weights_digest(lvlm.model)
+        fingerprint["lvlm_options"] = json.loads(json.dumps(asdict(lvlm.options)))
+    return fingerprint
+
+
+def caches_text(config: Config) -> bool:
+    """Whether the LVLM never changes in this run, so that what it says of captions and pictures can be cached."""
+    return config.lvlm.trained == "frozen" and config.lora is None
+
+
+def cache_encoder(config: Config, parts: Parts, device: torch.device) -> Callable[[Batch], CachedStates]:
+    """What frozen models say of a batch."""
+    for module in (parts.autoencoder, parts.text_side):
+        module.to(device).eval()
+
+    @torch.no_grad()
+    def encode_batch(batch: Batch) -> CachedStates:
+        batch = batch.to(device)
+        picture_mean, picture_deviation = latent_moments(parts.autoencoder, batch.pictures)
+        glyph_mean, glyph_deviation = latent_moments(parts.autoencoder, batch.glyph_maps)
+        text = v = None
+        if caches_text(config):
+            lvlm = parts.text_side.lvlm
+            text = lvlm([parse_prompt(caption, strict=False) for caption in batch.captions])
+            v = lvlm.image_embeddings(batch.pictures) if config.losses.align_weight else None
+        return CachedStates(picture_mean, picture_deviation, glyph_mean, glyph_deviation, text, v)
+
+    return encode_batch
+
+
+def cacheable_parts(config: Config) -> Parts:
+    """The parts of a config with the autoencoder that its cache is made with.
+
+    Raises UserError while that is still to be trained.
+    """
+    if config.base is not None:
+        return _parts_of_base(config)[0]
+    parts = _new_parts(config)
+    if isinstance(parts.autoencoder, PatchAutoencoder):
+        folder = config.directory / "autoencoder"
+        if not (folder / "metrics.json").is_file():
+            raise UserError(
+                f"The autoencoder of this config is not trained yet ({folder}); run train.py until its first stage is"
+                " done, or name an autoencoder.path."
+            )
+        stored = load_file(folder / TRAINED)
+        parts.autoencoder.load_state_dict({name.removeprefix("autoencoder."): value for name, value in stored.items()})
+    return parts
+
+
+def _cached_sets(config: Config, parts: Parts, sets: ShardSets) -> ShardSets:
+    """The cache of a config, proven to be its own. Raises UserError where it is another's, or cannot do."""
+    assert config.data.cache is not None
+    cached = open_cache(config.data.cache, cache_fingerprint(config, parts, sets))
+    if config.losses.align_weight and not caches_text(config):
+        raise UserError(
+            "data.cache holds no pictures, and L_align wants them for a vision tower that is trained; set"
+            " lvlm.trained=frozen, losses.align_weight=0, or leave data.cache out."
+        )
+    return cached
 
 
 def _log_version(checkpoint: Path | None) -> str:

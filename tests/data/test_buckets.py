@@ -37,7 +37,7 @@ def test_an_aspect_of_one_gives_squares_alone():
 
 
 def test_a_side_that_does_not_fit_the_step_is_refused():
-    with pytest.raises(UserError, match="100 pixels is no multiple.*try 128"):
+    with pytest.raises(UserError, match=r"100 pixels is no multiple.*try 128"):
         build_buckets((100,), 2.0, 64)
 
 
@@ -108,7 +108,8 @@ def test_a_line_that_already_stood_past_the_edge_stays_as_it_was():
 
 def test_boxes_of_objects_are_cut_at_the_edge():
     sample = dataclasses.replace(
-        sample_of(200, 100), objects=(ObjectBox("a dog", (0.0, 0.0, 0.5, 1.0)), ObjectBox("a cat", (0.9, 0.0, 1.0, 1.0)))
+        sample_of(200, 100),
+        objects=(ObjectBox("a dog", (0.0, 0.0, 0.5, 1.0)), ObjectBox("a cat", (0.9, 0.0, 1.0, 1.0))),
     )
     objects = fit_to_bucket(sample, Bucket(100, 100, 100)).objects
     assert [entry.phrase for entry in objects] == ["a dog"]

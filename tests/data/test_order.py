@@ -18,10 +18,7 @@ def test_the_ranks_share_an_epoch_without_a_sample_twice(counts, window, world_s
     each = total // world_size
     for epoch in range(2):
         seen = np.concatenate(
-            [
-                SetOrder(counts, window, seed, rank, world_size).samples(epoch * each, each)
-                for rank in range(world_size)
-            ]
+            [SetOrder(counts, window, seed, rank, world_size).samples(epoch * each, each) for rank in range(world_size)]
         )
         assert len(set(seen.tolist())) == world_size * each
         assert seen.min() >= 0

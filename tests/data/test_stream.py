@@ -162,7 +162,9 @@ def test_a_resume_reads_nothing_of_what_came_before(shards, monkeypatch):
 def test_two_sets_are_mixed_by_their_weights(tmp_path):
     for name, first in (("a", 0), ("b", 1000)):
         (tmp_path / name).mkdir()
-        write_shards([dataclasses.replace(sign, key=f"{first + n:08d}") for n, sign in enumerate(SIGNS)], tmp_path / name)
+        write_shards(
+            [dataclasses.replace(sign, key=f"{first + n:08d}") for n, sign in enumerate(SIGNS)], tmp_path / name
+        )
     sets = open_sets({str(tmp_path / "a"): 3.0, str(tmp_path / "b"): 1.0})
     keys = [int(key) for keys in keys_of(read_batches(sets, 0, 500)) for key in keys]
     assert sum(key >= 1000 for key in keys) == 500  # a quarter of 2000, exactly

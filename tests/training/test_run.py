@@ -32,7 +32,7 @@ def config_text(folder: Path) -> str:
     return f"""
 name: base
 runs: {folder / "runs"}
-data: {{shards: {folder / "shards"}, picture_pixels: 32, batch_size: 4, workers: 1, shuffle_buffer: 8}}
+data: {{shards: {folder / "shards"}, picture_pixels: 32, batch_size: 4, workers: 1, shuffle_window: 8}}
 lvlm: {{hidden_size: 32, layers: 1, heads: 2, vision_hidden_size: 32, vision_layers: 1, vision_pixels: 32}}
 composition: {{width: 32, layers: 1, heads: 2, output_width: 32}}
 autoencoder: {{latent_channels: 8, decoder_width: 16, decoder_layers: 1}}
@@ -124,6 +124,56 @@ def test_a_damaged_newest_checkpoint_is_left_out(world: Path, monkeypatch: pytes
     assert run(config).finished
     straight, resumed = trained(world / "runs" / "base"), trained(config.directory)
     assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
+
+
+def test_a_run_trains_on_every_shape(world: Path) -> None:
+    (world / "shapes").mkdir()
+    signs = [render_sign(SyntheticOptions(size_pixels=64), index) for index in range(24)]
+    cut = [dataclasses.replace(sign, picture=sign.picture[: 64 - 24 * (n % 2)]) for n, sign in enumerate(signs)]
+    write_manifest(world / "shapes", write_shards(cut, world / "shapes", 16), {})
+    overrides = ["data.max_aspect=2", "data.bucket_step_pixels=8", f"data.shards={world / 'shapes'}", "name=shapes"]
+    config = load_config(world / "base.yaml", [*overrides, "data.resolutions=[32,48]"])
+    assert len(config.data.stream(0).shapes) > 4
+    assert run(config).finished
+    with pytest.raises(UserError, match=r"data.bucket_step_pixels: pictures of 28 pixels.*a multiple of 8"):
+        run(load_config(world / "base.yaml", [*overrides[:1], "data.bucket_step_pixels=4", "name=wrong_step"]))
+
+
+def test_a_run_on_cached_states_learns_the_same(world: Path) -> None:
+    overrides = ["losses.align_weight=0", f"base={world / 'runs' / 'base'}", "lora={rank: 2}"]
+    given = ["name=adapted", *overrides]
+    assert run(load_config(world / "base.yaml", given)).finished
+    cache = world / "cache"
+    command = [sys.executable, str(ROOT / "tools" / "cache.py"), str(world / "base.yaml"), *overrides]
+    told = subprocess.run([*command, "--out", str(cache)], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "32 of 32 samples cached" in told.stdout
+    cached = load_config(world / "base.yaml", ["name=adapted-cached", *overrides, f"data.cache={cache}"])
+    assert run(cached).finished
+    for stage in ("layout", "refine"):
+        losses = [
+            json.loads((world / "runs" / name / stage / "metrics.json").read_text())["diffusion"]
+            for name in ("adapted", "adapted-cached")
+        ]
+        assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    with pytest.raises(UserError, match="another name"):
+        run(dataclasses.replace(cached, data=dataclasses.replace(cached.data, cache=None)))
+    stale = load_config(
+        world / "base.yaml",
+        ["name=stale", "data.max_aspect=2", "data.bucket_step_pixels=16", *overrides, f"data.cache={cache}"],
+    )
+    with pytest.raises(UserError, match="was made for another fit, shapes"):
+        run(stale)
+    wants_pictures = [f"base={world / 'runs' / 'base'}", "lora={rank: 2}", f"data.cache={cache}", "name=aligned"]
+    with pytest.raises(UserError, match=r"data.cache holds no pictures"):
+        run(load_config(world / "base.yaml", wants_pictures))
+
+
+def test_a_resume_with_another_number_of_ranks_is_refused(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(load_config(world / "base.yaml"), name="ranks")
+    stop_at(config, "layout", 5, monkeypatch)
+    monkeypatch.setattr("vlad.training.datamodule.distributed.world_size", lambda: 2)
+    with pytest.raises(UserError, match="stopped with 1 ranks and cannot go on with 2"):
+        run(config)
 
 
 def test_a_changed_config_does_not_go_on_in_the_same_directory(world: Path) -> None:

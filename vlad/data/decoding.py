@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,25 @@ def decode_picture(data: bytes, extension: str) -> np.ndarray:
         raise error if isinstance(error, BadSample) else BadSample(f"picture does not decode: {error}") from error
 
 
+def decode_record(data: bytes, key: str) -> tuple[dict[str, Any], Sample]:
+    """A sample's record, and the sample without its picture (0 x 0 pixels). Raises BadSample with the reason."""
+    if len(data) > MAX_JSON_BYTES:
+        raise BadSample("json is over the size limit")
+    try:
+        record = json.loads(data)
+        caption = record["caption"]
+        if not isinstance(caption, str) or not caption.strip():
+            raise BadSample("caption is missing or empty")
+        layout = layout_from_json({"lines": record.get("lines", [])})
+        objects = tuple(_object_from_json(entry) for entry in record.get("objects") or ())
+        source, licence = (_optional_text(record, name) for name in ("source", "licence"))
+    except BadSample:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise BadSample(f"json: {error!r}"[:300]) from error
+    return record, Sample(key, np.empty((0, 0, 3), np.uint8), caption, layout, objects, source, licence)
+
+
 def decode_sample(members: dict[str, bytes], key: str) -> Sample:
     """A sample from its members by extension. Raises BadSample with the reason."""
     extension = next((extension for extension in PICTURE_FORMATS if extension in members), None)
@@ -61,28 +81,12 @@ def decode_sample(members: dict[str, bytes], key: str) -> Sample:
         raise BadSample(f"no picture; known: {', '.join(PICTURE_FORMATS)}")
     if "json" not in members:
         raise BadSample("no json")
-    if len(members["json"]) > MAX_JSON_BYTES:
-        raise BadSample("json is over the size limit")
-    try:
-        record = json.loads(members["json"])
-        caption = record["caption"]
-        if not isinstance(caption, str) or not caption.strip():
-            raise BadSample("caption is missing or empty")
-        layout = layout_from_json({"lines": record.get("lines", [])})
-        objects = tuple(_object_from_json(entry) for entry in record.get("objects") or ())
-    except BadSample:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise BadSample(f"json: {error!r}"[:300]) from error
-    picture = decode_picture(members[extension], extension)
-    return Sample(key, picture, caption, layout, objects, record.get("source"), record.get("licence"))
+    _, sample = decode_record(members["json"], key)
+    return replace(sample, picture=decode_picture(members[extension], extension))
 
 
-def encode_sample(sample: Sample, extension: str = "png") -> dict[str, bytes]:
-    """The members of a sample by extension; `decode_sample` gives it back (a jpg's pixels up to its loss)."""
-    buffer = io.BytesIO()
-    options: dict[str, Any] = {"quality": 95} if extension == "jpg" else {}
-    Image.fromarray(sample.picture).save(buffer, PICTURE_FORMATS[extension], **options)
+def encode_record(sample: Sample) -> dict[str, Any]:
+    """The record of a sample as plain JSON values."""
     record: dict[str, Any] = {
         "caption": sample.caption,
         "lines": [line_to_json(line) for line in sample.layout.lines],
@@ -93,7 +97,22 @@ def encode_sample(sample: Sample, extension: str = "png") -> dict[str, bytes]:
         record["source"] = sample.source
     if sample.licence is not None:
         record["licence"] = sample.licence
-    return {extension: buffer.getvalue(), "json": json.dumps(record, ensure_ascii=False).encode()}
+    return record
+
+
+def encode_sample(sample: Sample, extension: str = "png") -> dict[str, bytes]:
+    """The members of a sample by extension; `decode_sample` gives it back (a jpg's pixels up to its loss)."""
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"quality": 95} if extension == "jpg" else {}
+    Image.fromarray(sample.picture).save(buffer, PICTURE_FORMATS[extension], **options)
+    return {extension: buffer.getvalue(), "json": json.dumps(encode_record(sample), ensure_ascii=False).encode()}
+
+
+def _optional_text(record: dict[str, Any], name: str) -> str | None:
+    value = record.get(name)
+    if value is not None and not isinstance(value, str):
+        raise BadSample(f"{name} is not a string")
+    return value
 
 
 def _object_from_json(entry: dict[str, Any]) -> ObjectBox:

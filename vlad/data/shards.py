@@ -21,7 +21,7 @@ import numpy as np
 from braceexpand import braceexpand
 
 from vlad.data import tars
-from vlad.data.decoding import BadSample
+from vlad.data.decoding import MEMBER_KINDS, BadSample
 from vlad.data.tars import TarTable, read_sample, scan_tar
 from vlad.data.writing import MANIFEST, read_sizes
 from vlad.errors import UserError
@@ -153,9 +153,7 @@ def _open_tar(path: str) -> BinaryIO:
     try:
         return Path(path).open("rb")
     except OSError as error:
-        raise ShardError(
-            f"data.shards: {path} cannot be opened ({error.strerror}); copy or make it again."
-        ) from error
+        raise ShardError(f"data.shards: {path} cannot be opened ({error.strerror}); copy or make it again.") from error
 
 
 def read_members(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -170,9 +168,7 @@ def read_members(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
                 raise ShardError(f"data.shards: {path}: {sample.key}: {sample.fault}; make it again.")
             yield sample.key, read_sample(stream, sample)
         if table.damage is not None:
-            raise ShardError(
-                f"data.shards: {path} is not a whole tar file of samples ({table.damage}); make it again."
-            )
+            raise ShardError(f"data.shards: {path} is not a whole tar file of samples ({table.damage}); make it again.")
 
 
 @dataclass(frozen=True)
@@ -203,8 +199,8 @@ class _OpenShard:
 class ShardReader:
     """Gives any sample of a set by its number; keeps the shards it read last open."""
 
-    def __init__(self, index: ShardIndex, verify: bool = True) -> None:
-        self.index, self.verify = index, verify
+    def __init__(self, index: ShardIndex, verify: bool = True, kinds: frozenset[str] = MEMBER_KINDS) -> None:
+        self.index, self.verify, self.kinds = index, verify, kinds
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._verified: set[int] = set()
 
@@ -241,7 +237,7 @@ class ShardReader:
                 fault = f"the shard's bytes are not those that its {MANIFEST} was made for"
             else:
                 self._verified.add(number)
-        table = scan_tar(stream) if fault is None else TarTable((), (), None)
+        table = scan_tar(stream, self.kinds) if fault is None else TarTable((), (), None)
         self._open[number] = _OpenShard(stream, table, fault)
         if len(self._open) > OPEN_SHARDS:
             self._open.popitem(last=False)[1].stream.close()

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -21,9 +22,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from vlad import distributed
 from vlad.data.buckets import Bucket, build_buckets, fit_to_bucket, nearest_buckets
-from vlad.data.decoding import BadSample, decode_sample
+from vlad.data.decoding import MEMBER_KINDS, BadSample, decode_sample
 from vlad.data.order import BatchPlan, MixedOrder, SetOrder, plan_batches
 from vlad.data.shards import ShardError, ShardIndex, ShardReader, UnreadableSample, index_shards, picture_sizes
+from vlad.data.states import CACHED_KINDS, collate_cached, decode_cached
 from vlad.errors import UserError
 from vlad.layout.glyphmap import draw_ink, ignore_mask
 from vlad.records import Batch, Sample
@@ -75,6 +77,8 @@ class ShardSets:
 
     indexes: tuple[ShardIndex, ...]
     weights: tuple[float, ...] = (1.0,)
+    # Cached states (`states`) in place of pictures.
+    cached: bool = False
 
     @property
     def samples(self) -> int:
@@ -106,22 +110,33 @@ def open_sets(patterns: dict[str, float]) -> ShardSets:
     return ShardSets(tuple(index_shards(pattern) for pattern in patterns), tuple(patterns.values()))
 
 
-class SampleSource:
-    """Decoded samples of all sets by their place in the plan. Bad ones are counted and put into quarantine."""
+Decoded = TypeVar("Decoded")
 
-    def __init__(self, sets: ShardSets, options: StreamOptions, quarantine: Path | None) -> None:
-        self.readers = [ShardReader(index, options.verify) for index in sets.indexes]
+
+class SampleSource(Generic[Decoded]):
+    """Decoded samples of all sets by their numbers. Bad ones are counted and put into quarantine."""
+
+    def __init__(
+        self,
+        sets: ShardSets,
+        options: StreamOptions,
+        quarantine: Path | None,
+        decode: Callable[[dict[str, bytes], str], Decoded],
+    ) -> None:
+        kinds = CACHED_KINDS if sets.cached else MEMBER_KINDS
+        self.readers = [ShardReader(index, options.verify, kinds) for index in sets.indexes]
+        self.decode = decode
         self.options, self.quarantine = options, quarantine
         self.seen = self.bad = 0
 
-    def read(self, set_number: int, sample: int) -> Sample | None:
+    def read(self, set_number: int, sample: int) -> Decoded | None:
         """The sample, or None for a bad one. Raises ShardError when too many have been bad."""
         self.seen += 1
         key, shard = f"sample {sample}", ""
         try:
             raw = self.readers[set_number].read(sample)
             key, shard = raw.key, raw.shard
-            return decode_sample(raw.members, raw.key)
+            return self.decode(raw.members, raw.key)
         except UnreadableSample as error:
             self._record_bad(error.key, error.shard, str(error))
         except BadSample as error:
@@ -198,34 +213,42 @@ class ShardBatches(IterableDataset):
         worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
         order = rank_order(self.sets, self.options, self.rank, self.world_size)
         plans = plan_batches(order, self.options.batch_size, self.buckets, self.first_batch)
-        source = SampleSource(self.sets, self.options, self.quarantine)
         # The loader asks its workers in turn, beginning with the first.
-        for plan in itertools.islice(plans, worker, self.batches, workers):
-            yield self._batch(plan, source, order)
+        mine = itertools.islice(plans, worker, self.batches, workers)
+        if self.sets.cached:
+            states = SampleSource(self.sets, self.options, self.quarantine, decode_cached)
+            for plan in mine:
+                yield collate_cached(self._read(plan, states))
+            return
+        source = SampleSource(self.sets, self.options, self.quarantine, decode_sample)
+        for plan in mine:
+            shape = self.shapes[plan.bucket]
+            yield collate([fit_sample(sample, shape, self.options) for sample in self._read(plan, source)])
 
-    def _batch(self, plan: BatchPlan, source: SampleSource, order: MixedOrder) -> Batch:
-        """The batch of a plan; in a bad sample's place stands a good one of the same batch once more."""
+    def _read(self, plan: BatchPlan, source: SampleSource[Decoded]) -> list[Decoded]:
+        """The samples of a batch; in a bad one's place stands a good one of the same batch once more."""
         read = [source.read(int(of), int(number)) for of, number in zip(plan.sets, plan.samples, strict=True)]
         good = [sample for sample in read if sample is not None]
-        if not good:  # a batch of nothing but bad samples: any other sample that can be used, drawn by its numbers
+        if not good:  # nothing but bad samples: the next one of its bucket that can be used
             good = [self._stand_in(plan, source)]
         missing = len(read) - len(good)
-        samples = good + [good[number % len(good)] for number in range(missing)]
-        return collate([fit_sample(sample, self.shapes[plan.bucket], self.options) for sample in samples])
+        return good + [good[number % len(good)] for number in range(missing)]
 
-    def _stand_in(self, plan: BatchPlan, source: SampleSource) -> Sample:
+    def _stand_in(self, plan: BatchPlan, source: SampleSource[Decoded]) -> Decoded:
         of, last = int(plan.sets[-1]), int(plan.samples[-1])
         count = self.sets.indexes[of].samples
         for step in range(1, count):
-            sample = source.read(of, (last + step) % count)
-            if sample is not None:
-                return sample
-        raise ShardError("data.shards: not one sample can be used; all are listed in quarantine.jsonl.")
+            number = (last + step) % count
+            if self.buckets is None or self.buckets[of][number] == plan.bucket:
+                sample = source.read(of, number)
+                if sample is not None:
+                    return sample
+        raise ShardError("data.shards: not one sample of a batch can be used; all are listed in quarantine.jsonl.")
 
 
 def first_samples(sets: ShardSets, options: StreamOptions, count: int) -> list[Sample]:
     """The first good samples of the order, fitted to a square: what a run is fitted to and shown on."""
-    order, source = rank_order(sets, options, 0, 1), SampleSource(sets, options, None)
+    order, source = rank_order(sets, options, 0, 1), SampleSource(sets, options, None, decode_sample)
     found: list[Sample] = []
     for place in range(sets.samples):
         if len(found) == count:

@@ -37,7 +37,7 @@ COLUMNS = {"on the left": 0.0, "": 0.5, "on the right": 1.0}
 # What carries the text, and how its ground looks.
 GROUNDS = {"sign": "plain", "card": "frame", "poster": "gradient", "wall": "speckle"}
 MARGIN = 0.04
-RENDERER_VERSION = 2  # rises whenever the same options draw other samples: shards of an older one are made anew
+RENDERER_VERSION = 3  # rises whenever the same options draw other samples: shards of an older one are made anew
 LETTERS = string.ascii_uppercase
 
 

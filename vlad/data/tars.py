@@ -58,8 +58,11 @@ class _HeaderReader(io.RawIOBase):
         return self.stream.tell()
 
 
-def scan_tar(stream: BinaryIO) -> TarTable:
-    """Reads the headers of a tar. Never raises for what the file holds: damage is told, what stands before it kept."""
+def scan_tar(stream: BinaryIO, kinds: frozenset[str] = MEMBER_KINDS) -> TarTable:
+    """Reads the headers of a tar. Never raises for what the file holds: damage is told, what stands before it kept.
+
+    Members of other than the given kinds are left aside.
+    """
     grouped: list[SampleMembers] = []
     ignored: list[str] = []
     length = stream.seek(0, io.SEEK_END)
@@ -69,7 +72,7 @@ def scan_tar(stream: BinaryIO) -> TarTable:
             for member in archive:
                 if member.size < 0 or member.offset_data + member.size > length:
                     raise tarfile.ReadError(f"it ends within {member.name}")
-                _add_member(grouped, ignored, member)
+                _add_member(grouped, ignored, member, kinds)
                 archive.members.clear()  # tarfile keeps every header it has read
             stop = archive.offset
         # tarfile takes a header that it cannot read for the end of the archive; at the true one stand zeros.
@@ -81,7 +84,9 @@ def scan_tar(stream: BinaryIO) -> TarTable:
     return TarTable(tuple(grouped), tuple(ignored), damage)
 
 
-def _add_member(grouped: list[SampleMembers], ignored: list[str], member: tarfile.TarInfo) -> None:
+def _add_member(
+    grouped: list[SampleMembers], ignored: list[str], member: tarfile.TarInfo, kinds: frozenset[str]
+) -> None:
     matched = _MEMBER_NAME.fullmatch(member.name)
     if member.isdir():
         return
@@ -90,7 +95,7 @@ def _add_member(grouped: list[SampleMembers], ignored: list[str], member: tarfil
         ignored.append(member.name)
         return
     key, kind = matched[1], matched[2].lower()
-    if kind not in MEMBER_KINDS:
+    if kind not in kinds:
         ignored.append(member.name)
         return
     fault = None
@@ -101,9 +106,7 @@ def _add_member(grouped: list[SampleMembers], ignored: list[str], member: tarfil
         if kind in before.members:
             fault = f"its {kind} stands there twice"
         grouped.append(
-            SampleMembers(
-                key, {**before.members, kind: (member.offset_data, member.size)}, before.fault or fault
-            )
+            SampleMembers(key, {**before.members, kind: (member.offset_data, member.size)}, before.fault or fault)
         )
     else:
         grouped.append(SampleMembers(key, {kind: (member.offset_data, member.size)}, fault))

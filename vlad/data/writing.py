@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +41,32 @@ def write_shards(
             return entries
         path = directory / f"{number:06d}.tar"
         temporary = path.with_suffix(".tar.partial")
-        # Fixed owner and time: the bytes depend on the samples alone.
-        with temporary.open("wb") as stream:
-            with wds.TarWriter(stream, user="", group="", mtime=0) as writer:
-                for sample in chunk:
-                    writer.write({"__key__": sample.key, **encode_sample(sample, extension)})
-            stream.flush()
-            os.fsync(stream.fileno())
+        write_tar(temporary, ((sample.key, encode_sample(sample, extension)) for sample in chunk))
         entries.append(publish_shard(temporary, path, len(chunk)))
     return entries
 
 
-def publish_shard(temporary: Path, path: Path, samples: int) -> dict[str, Any]:
-    """Gives a finished shard its name, the sizes of its pictures beside it; returns its manifest entry."""
-    with temporary.open("rb") as stream:
-        sizes = picture_sizes(stream, scan_tar(stream))
-    record = {"bytes": temporary.stat().st_size, "sizes": sizes.tolist()}
+def write_tar(path: Path, samples: Iterable[tuple[str, dict[str, bytes]]]) -> None:
+    """Writes samples, each a key with its members by kind. Fixed owner and time: the same samples, the same bytes."""
+    with path.open("wb") as stream:
+        with wds.TarWriter(stream, user="", group="", mtime=0) as writer:
+            for key, members in samples:
+                writer.write({"__key__": key, **members})
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def publish_shard(
+    temporary: Path, path: Path, samples: int, sizes: Sequence[tuple[int, int]] | None = None
+) -> dict[str, Any]:
+    """Gives a finished shard its name; returns its manifest entry.
+
+    Beside it stand the sizes of its pictures (width, height): those given, else read from the shard.
+    """
+    if sizes is None:
+        with temporary.open("rb") as stream:
+            sizes = picture_sizes(stream, scan_tar(stream)).tolist()
+    record = {"bytes": temporary.stat().st_size, "sizes": sizes}
     beside = path.with_suffix(SIZES_SUFFIX)
     beside.write_text(json.dumps(record, separators=(",", ":")), encoding="utf-8")
     temporary.replace(path)

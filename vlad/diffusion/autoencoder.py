@@ -124,15 +124,31 @@ def spatial_factor(autoencoder: PatchAutoencoder | AutoencoderKL) -> int:
     return 2 ** (len(autoencoder.config.block_out_channels) - 1)
 
 
+def latent_moments(autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Pixels B 3 H W in [-1, 1] -> mean and standard deviation of the scaled latents, B C h w each.
+
+    The deviation is None for an autoencoder that does not draw.
+    """
+    if not isinstance(autoencoder, AutoencoderKL):
+        return autoencoder.encode(pixels), None
+    posterior = autoencoder.encode(pixels).latent_dist
+    scale, shift = autoencoder.config.scaling_factor, autoencoder.config.shift_factor or 0.0
+    return (posterior.mean - shift) * scale, posterior.std * scale
+
+
+def draw_latents(mean: Tensor, deviation: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
+    """Scaled latents B C h w from their moments."""
+    if deviation is None:
+        return mean
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+    return mean + deviation * noise
+
+
 def encode(
     autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
     """Pixels B 3 H W in [-1, 1] -> scaled latents B C h w; an AutoencoderKL's are drawn from its posterior."""
-    if not isinstance(autoencoder, AutoencoderKL):
-        return autoencoder.encode(pixels)
-    latents = autoencoder.encode(pixels).latent_dist.sample(generator)
-    shift = autoencoder.config.shift_factor or 0.0
-    return (latents - shift) * autoencoder.config.scaling_factor
+    return draw_latents(*latent_moments(autoencoder, pixels), generator)
 
 
 def decode(autoencoder: PatchAutoencoder | AutoencoderKL, scaled_latents: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def denoising_loss(
     `pixel_weights` (B 1 H W) are averaged over each cell: 0 leaves a region out. Returns the mean loss, and for
     the logs the loss of each row (B, no gradient) with its timestep (B).
     """
-    noise = torch.randn_like(x_0)
+    noise = torch.randn(x_0.shape, device=x_0.device, dtype=x_0.dtype)  # the same whatever the memory format
     timesteps = draw_timesteps(options, len(x_0), x_0.device)
     x_t = add_noise(scheduler, x_0, noise, timesteps)
     prediction = denoise(unet, x_t, timesteps, conditioning, z).float()

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlad.diffusion.autoencoder import PatchAutoencoder, encode
+from vlad.diffusion.autoencoder import PatchAutoencoder, draw_latents, encode
 from vlad.diffusion.noise import NoiseOptions, Scheduler
 from vlad.errors import UserError
 from vlad.losses.contrastive import AlignmentHead
@@ -132,7 +132,7 @@ class LayoutStage(_Stage):
         self.scheduler, self.noise, self.losses = scheduler, noise, losses
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        z = _encode_frozen(self.autoencoder, batch.glyph_maps)  # B C h w
+        z = _glyph_latents(self.autoencoder, batch)  # B C h w
         t = _read_prompts(self.text_side, batch)
         alignment = _alignment_loss(self.text_side, self.alignment, t, batch, self.losses)
         t = t.dropped(_kept(len(z), self.losses.text_dropout, self.device))
@@ -163,7 +163,7 @@ class RefineStage(_Stage):
         self.trains_text = any(parameter.requires_grad for parameter in self.text_side.parameters())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        x_0 = _encode_frozen(self.autoencoder, batch.pictures)  # B C h w
+        x_0 = _picture_latents(self.autoencoder, batch)  # B C h w
         with torch.set_grad_enabled(self.trains_text):
             t = _read_prompts(self.text_side, batch)
         alignment = (
@@ -184,9 +184,9 @@ class RefineStage(_Stage):
         """z with noise of up to sigma (Eq. 6), zero where dropped."""
         if not self.with_layout:
             return None
-        z = _encode_frozen(self.autoencoder, batch.glyph_maps)  # B C h w
+        z = _glyph_latents(self.autoencoder, batch)  # B C h w
         strength = self.losses.layout_noise * torch.rand(len(z), 1, 1, 1, device=self.device)
-        z = z + strength * torch.randn_like(z)
+        z = z + strength * torch.randn(z.shape, device=z.device, dtype=z.dtype)  # the same whatever the memory format
         return z * _kept(len(z), self.losses.layout_dropout, self.device)[:, None, None, None]
 
 
@@ -199,9 +199,26 @@ def _encode_frozen(autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor
         return encode(autoencoder, pixels)
 
 
+def _picture_latents(autoencoder: PatchAutoencoder | AutoencoderKL, batch: Batch) -> Tensor:
+    """x_0, B C h w."""
+    if batch.cached is not None:
+        return draw_latents(batch.cached.picture_mean, batch.cached.picture_deviation)
+    return _encode_frozen(autoencoder, batch.pictures)
+
+
+def _glyph_latents(autoencoder: PatchAutoencoder | AutoencoderKL, batch: Batch) -> Tensor:
+    """z, B C h w."""
+    if batch.cached is not None:
+        return draw_latents(batch.cached.glyph_mean, batch.cached.glyph_deviation)
+    return _encode_frozen(autoencoder, batch.glyph_maps)
+
+
 def _read_prompts(text_side: TextSide, batch: Batch) -> Conditioning:
     # Captions from the wild have quotation marks that nobody closed: read them as plain characters.
-    return text_side([parse_prompt(caption, strict=False) for caption in batch.captions])
+    prompts = [parse_prompt(caption, strict=False) for caption in batch.captions]
+    if batch.cached is not None and batch.cached.text is not None:
+        return text_side.composition(batch.cached.text, prompts)
+    return text_side(prompts)
 
 
 def _alignment_loss(
@@ -210,7 +227,9 @@ def _alignment_loss(
     """L_align of Eq. 3 between the pooled t and v of the pictures, or zero where it is switched off."""
     if losses.align_weight == 0:
         return torch.zeros((), device=t.pooled.device)
-    return head(t.pooled, text_side.lvlm.image_embeddings(batch.pictures))
+    cached_v = batch.cached.v if batch.cached is not None else None
+    v = text_side.lvlm.image_embeddings(batch.pictures) if cached_v is None else cached_v
+    return head(t.pooled, v)
 
 
 def _kept(batch: int, dropout: float, device: torch.device) -> Tensor:

@@ -1,0 +1,56 @@
+"""Computes beforehand what frozen models say of every sample: python tools/cache.py CONFIG --out DIR [key=value ...]
+
+The autoencoder's latents of pictures and glyph maps; with lvlm.trained=frozen the LVLM's states and image embeddings
+too. Then train with data.cache=DIR. Interrupted, the same command goes on after the last whole shard.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vlad.errors import UserError, run_command_line, writable_directory
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Caches latents, and a frozen LVLM's states, of a config's shards.")
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--out", type=Path, required=True, help="the directory for the companion shards")
+    arguments = parser.parse_args()
+
+    from vlad.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+
+    import torch
+    from tqdm import tqdm
+
+    from vlad.data.cache import write_cache
+    from vlad.data.stream import open_sets
+    from vlad.launch import cache_encoder, cache_fingerprint, cacheable_parts
+
+    if config.data.mix:
+        raise UserError("data.mix: a cache is of one shard set; name it as data.shards.")
+    sets = open_sets(config.data.sets)
+    parts = cacheable_parts(config)
+    writable_directory(arguments.out, "a cache", needed_bytes=sets.samples * 10_000)
+    device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
+    encode = cache_encoder(config, parts, device)
+    fingerprint = cache_fingerprint(config, parts, sets)
+    with tqdm(total=sets.samples, desc="caching", unit="sample") as bar:
+        count = write_cache(
+            sets,
+            config.data.stream(config.seed),
+            encode,
+            arguments.out,
+            fingerprint,
+            bar.update,
+            arguments.out / "quarantine.jsonl",
+        )
+    print(f"{count} of {sets.samples} samples cached in {arguments.out}; train with data.cache={arguments.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command_line(main)
