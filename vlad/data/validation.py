@@ -392,12 +392,14 @@ def _scan(numbered: tuple[int, ListedShard], cache: ShardCache) -> _Scanned:
             size = stream.seek(0, 2)
             findings = list(_shard_findings(shard, table, size, stream if not storage.is_url(shard.path) else None))
     except (StorageError, OSError) as error:
-        return _Scanned(number, shard, TarTable((), (), None), 0, (Finding("shard", shown, None, _said(error)),))
+        return _Scanned(number, shard, TarTable((), (), None), 0, (Finding("shard", shown, None, _said(error, shown)),))
     return _Scanned(number, shard, table, size, tuple(findings))
 
 
-def _said(error: Exception) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+def _said(error: Exception, shown: str) -> str:
+    """The error's reason; the shard is named beside it."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return said.removeprefix(f"data.shards: {shown} ")
 
 
 def _shard_findings(shard: ListedShard, table: TarTable, size: int, local: BinaryIO | None) -> Iterator[Finding]:
@@ -453,7 +455,7 @@ def _inspect(chunk: _Chunk, cache: ShardCache, buckets: tuple[Bucket, ...]) -> I
         with cache.local(shard.path, shard.bytes, shard.sha256) as path, path.open("rb") as stream:
             _inspect_samples(found, chunk, stream, buckets)
     except (StorageError, OSError) as error:  # it was there when its headers were read
-        found.findings.append(Finding("shard", shown, None, _said(error)))
+        found.findings.append(Finding("shard", shown, None, _said(error, shown)))
     return found
 
 
@@ -756,7 +758,7 @@ def tables(report: Report) -> list[Table]:
         size = options.launch.batch_size if options.launch is not None else None
         small = sum(count < size for _, count in filled) if size is not None else 0
         if small:
-            notes.append(f"{small} hold fewer samples than one batch of {size}")
+            notes.append(f"shapes with fewer samples than one batch of {size}: {small}")
         resolutions = ", ".join(map(str, options.resolutions))
         result.append(Table(f"samples by training shape (resolutions: {resolutions})", filled, "; ".join(notes)))
     return result
