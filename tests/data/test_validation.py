@@ -183,6 +183,15 @@ def test_a_fault_is_found_with_shard_and_key(directory, tmp_path, fault):
     assert findings[0].detail
 
 
+def test_scripts_without_a_font_are_counted(directory, tmp_path):
+    lines = [line("AB"), line("A什么"), line("么"), line("หน้า"), line("什", valid=False)]
+    write_tar(directory / "0.tar", [("a", members_of(SIGN, lines=lines))])
+    report, findings = check(directory, tmp_path)
+    assert [finding.kind for finding in findings] == ["font"] * 3
+    assert report.counts.fontless == {"cjk": 2, "thai": 1}
+    assert "cjk          2" in text_report(report)
+
+
 def test_what_is_not_legible_may_be_of_any_script_and_empty(directory, tmp_path):
     lines = [line("什么", valid=False), line("", valid=False)]
     write_tar(directory / "0.tar", [("a", members_of(SIGN, lines=lines))])

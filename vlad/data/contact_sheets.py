@@ -80,7 +80,7 @@ def _draw_label(
 ) -> Box:
     """Writes a line's number and text beside its polygon, where it covers least of what is taken; returns its place."""
     font = load_font("sans", LABEL_PIXELS)
-    left, top, right, bottom = (*ring.min(axis=0), *ring.max(axis=0))
+    (left, top), (right, bottom) = ring.min(axis=0).tolist(), ring.max(axis=0).tolist()
     height = LABEL_PIXELS + 4
     # The number alone, where the text would cover other lines or has characters that the font lacks.
     labels = (

@@ -663,7 +663,8 @@ def _open_copy(path: Path, expected_bytes: int | None) -> int | None:
     _lock(descriptor, fcntl.LOCK_SH)
     if _stands_at(descriptor, path):
         if expected_bytes in (None, os.fstat(descriptor).st_size):
-            os.utime(descriptor)  # used now: it is removed last
+            with contextlib.suppress(PermissionError):  # it belongs to another user
+                os.utime(descriptor)  # used now: it is removed last
             return descriptor
         path.unlink()
     os.close(descriptor)

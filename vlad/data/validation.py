@@ -13,12 +13,14 @@ import heapq
 import itertools
 import json
 import tempfile
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -236,6 +238,8 @@ class Counts:
     heights_pixels: Counter[int] = field(default_factory=Counter)
     heights_percent: Counter[int] = field(default_factory=Counter)  # of the picture's height
     buckets: Counter[int] = field(default_factory=Counter)  # samples by the number of their bucket
+    # Lines that no font of ours draws, by the script of the first character that is missing ("cjk", "thai").
+    fontless: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Counts) -> None:
         """Adds the sums of other samples."""
@@ -351,6 +355,8 @@ def _count_sample(counts: Counts, sample: Sample, buckets: tuple[Bucket, ...]) -
     counts.valid_lines += len(valid)
     counts.without_text += not valid
     for line in valid:
+        if missing := missing_glyphs(line.text):
+            counts.fontless[unicodedata.name(missing[0], "unknown").partition(" ")[0].lower()] += 1
         pixels = text_height(line, height, width)
         counts.lengths[bin_of(len(line.text), LENGTH_EDGES)] += 1
         counts.heights_pixels[bin_of(pixels, HEIGHT_EDGES_PIXELS)] += 1
@@ -402,7 +408,7 @@ def _said(error: Exception, shown: str) -> str:
     return said.removeprefix(f"data.shards: {shown} ")
 
 
-def _shard_findings(shard: ListedShard, table: TarTable, size: int, local: BinaryIO | None) -> Iterator[Finding]:
+def _shard_findings(shard: ListedShard, table: TarTable, size: int, local: BufferedReader | None) -> Iterator[Finding]:
     shown = storage.shown(shard.path)
     if table.damage is not None:
         yield Finding("shard", shown, None, f"it is damaged: {table.damage}")
@@ -750,6 +756,8 @@ def tables(report: Report) -> list[Table]:
         if used:  # from the first bin that holds something to the last
             bins = range(used[0], used[-1] + 1)
             result.append(Table(heading, tuple((names[number], counter[number]) for number in bins)))
+    if counts.fontless:
+        result.append(Table("lines that no font draws by script", tuple(counts.fontless.most_common())))
     buckets = options.buckets
     rows = tuple((f"{bucket.width} x {bucket.height}", counts.buckets[i]) for i, bucket in enumerate(buckets))
     filled = tuple(row for row in rows if row[1])
@@ -770,7 +778,7 @@ def text_report(report: Report, examples: int = 5) -> str:
     if report.interrupted:
         lines += ["Interrupted: this is about the part that was read.", ""]
     width = max(len(name) for name, _ in summary_rows(report))
-    lines += [f"{name:<{width}}  {value}" for name, value in summary_rows(report)]
+    lines += [f"{name:<{width}}  {plain(value)}" for name, value in summary_rows(report)]
     for table in tables(report):
         total = sum(count for _, count in table.rows)
         lines += ["", table.heading + (f" ({table.note})" if table.note else "")]
