@@ -39,6 +39,8 @@ LIBRARIES = {
     "peft": ("text/lora.py",),
     "webdataset": ("data/shards.py", "data/writing.py"),
     "xformers": ("diffusion/attention.py",),
+    "fsspec": ("data/storage.py",),
+    "s3fs": (),
     "omegaconf": ("config.py",),
     "diffusers": ("diffusion/", "losses/", "training/stages.py", "pipeline.py", "text/composition.py"),
     "rapidocr": ("evaluation/ocr.py",),

@@ -1,0 +1,108 @@
+"""validate_shards as a user runs it: exit codes, the page, mistakes in one sentence, Ctrl-C."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vlad.data.synthetic import SyntheticOptions, render_sign
+from vlad.data.writing import write_manifest, write_shards
+
+TOOL = Path(__file__).parents[2] / "tools" / "validate_shards.py"
+SIGNS = [render_sign(SyntheticOptions(size_pixels=32), index) for index in range(40)]
+
+
+def command(*arguments):
+    return [sys.executable, str(TOOL), *map(str, arguments)]
+
+
+def validate(*arguments):
+    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, timeout=120)
+
+
+def refused(*arguments):
+    run = validate(*arguments)
+    assert run.returncode == 2, run.stderr
+    assert run.stdout == ""
+    assert run.stderr.startswith("error: ")
+    assert run.stderr.count("\n") == 1
+    return run.stderr
+
+
+@pytest.fixture
+def shards(tmp_path):
+    (tmp_path / "shards").mkdir()
+    write_manifest(tmp_path / "shards", write_shards(SIGNS, tmp_path / "shards", samples_per_shard=15), {})
+    return tmp_path / "shards"
+
+
+def test_a_sound_set_gives_0_and_a_page_with_pictures(shards, tmp_path):
+    run = validate(shards, "--html", tmp_path / "page", "--resolutions", 64, "--batch-size", 20, "--ranks", 2)
+    assert run.returncode == 0, run.stderr
+    assert "the set is sound" in run.stdout
+    assert "2 ranks x 1 workers x batches of 20: needs 40 samples: feasible" in run.stdout
+    assert "40/40" in run.stderr
+    assert "sample/s" in run.stderr
+    names = ["contact_sheet.png", "findings.jsonl", "report.html"]
+    assert sorted(path.name for path in (tmp_path / "page").iterdir()) == names
+    page = (tmp_path / "page/report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 25
+    assert page.count("<figcaption>") == 25
+    with Image.open(tmp_path / "page/contact_sheet.png") as sheet:
+        assert sheet.width > 1000
+    assert (tmp_path / "page/findings.jsonl").read_text() == ""
+
+
+def test_findings_give_1_and_are_all_listed(shards, tmp_path):
+    broken = shards / "000001.tar"
+    broken.write_bytes(broken.read_bytes()[:700])
+    run = validate(shards, "--html", tmp_path / "page", "--batch-size", 1000)
+    assert run.returncode == 1, run.stderr
+    records = [json.loads(line) for line in (tmp_path / "page/findings.jsonl").read_text().splitlines()]
+    assert {record["kind"] for record in records} >= {"shard", "manifest", "launch"}
+    assert all(record["shard"] == str(broken) for record in records if record["kind"] == "shard")
+    assert str(broken) in run.stdout
+    assert "too few samples" in run.stdout
+    quick = validate(shards, "--quick")
+    assert quick.returncode == 1
+    assert f"{broken}: it has 700 bytes" in quick.stdout
+
+
+def test_a_wrong_call_gives_2_and_one_sentence(shards, tmp_path):
+    assert "no shards at" in refused(tmp_path / "none")
+    assert "would run a program" in refused("pipe:cat x")
+    assert "Did you mean 's3'" in refused("s33://bucket/a")
+    assert "no multiple" in refused(shards, "--resolutions", 100)
+    assert "--max-aspect" in refused(shards, "--max-aspect", 0.5)
+    assert "--workers" in refused(shards, "--workers", 0)
+    assert "--pictures" in refused(shards, "--pictures", -1)
+    assert "nothing is written there" in refused(shards, "--html", shards)
+    (tmp_path / "file").touch()
+    assert "Cannot write the report" in refused(shards, "--html", tmp_path / "file")
+    (shards / "manifest.json").unlink()
+    assert "leave out --quick" in refused(shards, "--quick")
+
+
+def test_ctrl_c_prints_what_was_read(shards):
+    code = (
+        "import os, runpy, signal, sys\n"
+        "from vlad.data import validation\n"
+        "real = validation.KeyBook.add\n"
+        "def add(self, key, shard):\n"
+        "    real(self, key, shard)\n"
+        "    if key == '00000017': os.kill(os.getpid(), signal.SIGINT)\n"
+        "validation.KeyBook.add = add\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(TOOL), str(shards)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert run.returncode == 128 + signal.SIGINT
+    assert "Interrupted" in run.stdout
+    assert "samples                       30" in run.stdout
+    assert "Traceback" not in run.stderr

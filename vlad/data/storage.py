@@ -1,0 +1,711 @@
+"""Where shards lie: local paths, HTTP(S), and object stores through fsspec; and the local cache of what is far away.
+
+    pattern -> expand -> paths and URLs -> ShardCache.local -> a whole local file
+
+Nothing here runs a program: a URL has a scheme that fsspec knows as a file system of its own, or it is refused.
+HTTP goes through the standard library and fsspec's file systems are asked for anew in every process, so that
+nothing that was opened before a fork (sockets, event loops) is used after it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import fcntl
+import glob
+import hashlib
+import http.client
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from braceexpand import braceexpand
+
+import vlad
+from vlad.errors import UserError, did_you_mean, writable_directory
+
+Result = TypeVar("Result")
+
+MANIFEST = "manifest.json"  # lists the shards of a directory on a server that cannot
+MAX_PATHS = 1_000_000  # a brace range of more is a mistyped one
+HTTP_SCHEMES = ("http", "https")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
+# What other loaders take for a program to run.
+_PROGRAM = re.compile(r"\s*(pipe|exec|shell|cmd)\s*:", re.IGNORECASE)
+# fsspec's names that read another file system, an archive or a program's answer in place of a store of files.
+_NO_STORES = frozenset(
+    "arrow_hdfs asynclocal asyncwrapper async_wrapper blockcache cached dask data dir dvc filecache generic git gist"
+    " jlab jupyter libarchive pyscript reference root simplecache tar wandb zip".split()
+)
+# Here an object appears when its upload is complete; elsewhere it is uploaded under another name and moved.
+_WHOLE_UPLOADS = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "oci", "oss", "tos", "memory"))
+_EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+
+BLOCK_BYTES = 8 << 20  # read from a store at once
+LONGEST_WAIT_SECONDS = 60.0  # between two tries
+_CACHED_NAME = re.compile(r"[0-9a-f]{40}\.(shard|partial)")
+_NOT_TRANSIENT = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError")
+_JITTER = random.SystemRandom()  # draws nothing from the generators that a run is seeded with
+
+
+class StorageError(UserError):
+    """Something that cannot be read or written where it lies; found before or while a run reads."""
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader makes a worker's exception again from its whole traceback: our sentence is its end.
+        super().__init__(message.rpartition(f"{__name__}.{type(self).__name__}: ")[2].strip())
+
+
+class _DamagedError(OSError):
+    """What arrived is not what was sent: worth another try."""
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """How shards that are not local are fetched and kept."""
+
+    # None: the user's cache directory ($XDG_CACHE_HOME or ~/.cache), in vlad/shards. Shared by all runs of a machine.
+    directory: str | None = None
+    # The shards read last stay up to this; those being read right now stay in any case.
+    max_bytes: int = 20_000_000_000
+    # Tries after the first; before each a wait that doubles, from half to one and a half times backoff_seconds.
+    retries: int = 5
+    backoff_seconds: float = 0.5
+    # The longest wait for a connection, and then for the next bytes.
+    timeout_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 1 or self.retries < 0 or self.backoff_seconds < 0 or self.timeout_seconds <= 0:
+            raise UserError(
+                "data.cache: max_bytes and timeout_seconds must be above 0, retries and backoff_seconds at least 0."
+            )
+
+
+def is_url(text: str) -> bool:
+    """Whether the text names a place by a scheme (`s3://...`). A path with a colon in it is a path."""
+    return _SCHEME.match(text) is not None
+
+
+def shown(url: str) -> str:
+    """The URL as it may stand in messages and logs: without password and query, which may hold a signature."""
+    if not is_url(url):
+        return url
+    scheme, _, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    path = path.partition("?")[0] if scheme.lower() in HTTP_SCHEMES else path
+    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
+
+
+def join(directory: str, name: str) -> str:
+    """The path or URL of `name` in a directory."""
+    return f"{directory.rstrip('/')}/{name}" if is_url(directory) else str(Path(directory) / name)
+
+
+def parent(path: str) -> str:
+    """The directory of a path or URL."""
+    return path.partition("?")[0].rpartition("/")[0] if is_url(path) else str(Path(path).parent)
+
+
+# Finding
+
+
+def expand(pattern: str, options: CacheOptions | None = None) -> tuple[str, ...]:
+    """The tar files of a directory, a glob or a brace pattern, local or not, sorted.
+
+    An HTTP server cannot list: there a brace pattern names the shards, or the manifest in the directory does. Raises
+    UserError when there is none, or the pattern would run a program (`pipe:`).
+    """
+    found: list[str] = []
+    for part in _braces(pattern):
+        _refuse_programs(part)
+        if not is_url(part):
+            # glob: Path.glob takes no absolute patterns.
+            found += map(str, Path(part).glob("*.tar")) if Path(part).is_dir() else glob.glob(part)  # noqa: PTH207
+        elif _scheme(part) in HTTP_SCHEMES:
+            found += _expand_http(part, options or CacheOptions())
+        else:
+            found += _expand_store(part, options or CacheOptions())
+    if not found:
+        raise UserError(
+            f"data.shards: there are no shards at {shown(pattern)}; make some with tools/render_shards.py (rendered"
+            " signs) or tools/make_shards.py (your pictures)."
+        )
+    return tuple(sorted(set(found)))
+
+
+def _braces(pattern: str) -> list[str]:
+    parts = []
+    # Each range by itself first: the expansion keeps all of a range in memory.
+    if all(abs(int(last) - int(first)) <= MAX_PATHS for first, last in _RANGE.findall(pattern)):
+        try:
+            parts = list(itertools.islice(braceexpand(pattern), MAX_PATHS + 1))
+        except ValueError as error:
+            raise UserError(
+                f"data.shards: {pattern} has a brace without its partner; close it, or escape it."
+            ) from error
+    if not 0 < len(parts) <= MAX_PATHS:
+        raise UserError(f"data.shards: {pattern} stands for over {MAX_PATHS} shards; mend its range.")
+    # A file:// URL is a path, and everything that works on paths works on it.
+    return [_local_path(part) for part in parts]
+
+
+def _local_path(text: str) -> str:
+    return text.partition("://")[2] if text.lower().startswith(("file://", "local://")) else text
+
+
+def _refuse_programs(text: str) -> None:
+    """Raises UserError for what would run a program, and for a scheme that is not a place where files lie."""
+    if _PROGRAM.match(text):
+        raise UserError(f"data.shards: {text} would run a program; give a directory of tar files.")
+    if "::" in text and "://" in text:
+        raise UserError(f"data.shards: {shown(text)} chains file systems (::); give the URL of the shards themselves.")
+    if not is_url(text):
+        return
+    from fsspec import available_protocols
+
+    known = set(available_protocols()) - _NO_STORES
+    if _scheme(text) not in known:
+        raise UserError(
+            f"data.shards: {shown(text)}: shards are not read from {_scheme(text)}://;"
+            f"{did_you_mean(_scheme(text), known)} Give a path, or a URL that starts with http, https, s3, gs or"
+            " another store that fsspec knows."
+        )
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0].lower()
+
+
+def _expand_http(url: str, options: CacheOptions) -> list[str]:
+    path = urllib.parse.urlsplit(url).path
+    if "*" in path:
+        raise UserError(
+            f"data.shards: {shown(url)}: a web server does not list its files; write a brace pattern such as"
+            " {000000..000999}.tar."
+        )
+    if path.endswith(".tar"):
+        return [url]
+    try:
+        return [join(url, name) for name in _manifest_names(read_bytes(join(url, MANIFEST), options))]
+    except StorageError as error:
+        raise UserError(
+            f"data.shards: {shown(url)}: a web server does not list its files, and there is no {MANIFEST} to be read"
+            f" in this directory; write a brace pattern such as {{000000..000999}}.tar. ({error})"
+        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"data.shards: {shown(join(url, MANIFEST))} is no shard manifest ({error!r}).") from error
+
+
+def _manifest_names(data: bytes) -> list[str]:
+    names = [entry["name"] for entry in json.loads(data)["shards"]]
+    for name in names:
+        if not isinstance(name, str) or PurePosixPath(name).name != name or "\\" in name:
+            raise ValueError(f"a shard is called {name!r}")
+    return names
+
+
+def _expand_store(url: str, options: CacheOptions) -> list[str]:
+    if any(character in url for character in "*?["):
+        return _attempts(url, options, partial(_glob_store, url, options.timeout_seconds))
+    return [url] if url.endswith(".tar") else list(list_files(url, ".tar", options))
+
+
+def _glob_store(url: str, timeout_seconds: float) -> list[str]:
+    system, path = _file_system(url)
+    return [system.unstrip_protocol(found) for found in _within(timeout_seconds, system.glob, path)]
+
+
+# Reading and writing
+
+
+def list_files(directory: str, suffix: str, options: CacheOptions | None = None) -> tuple[str, ...]:
+    """The files of a directory whose names end in `suffix`, sorted; none where there is no such directory.
+
+    Raises StorageError when the place cannot be listed (HTTP never can).
+    """
+    directory = _local_path(directory)
+    _refuse_programs(directory)
+    if not is_url(directory):
+        return tuple(sorted(str(path) for path in Path(directory).glob("*") if path.name.endswith(suffix)))
+    if _scheme(directory) in HTTP_SCHEMES:
+        raise StorageError(f"{shown(directory)}: a web server does not list its files.")
+    options = options or CacheOptions()
+    return tuple(sorted(_attempts(directory, options, partial(_list_store, directory, suffix, options))))
+
+
+def _list_store(directory: str, suffix: str, options: CacheOptions) -> list[str]:
+    system, path = _file_system(directory)
+    try:
+        entries = _within(options.timeout_seconds, system.ls, path, True)
+    except FileNotFoundError:
+        return []
+    return [system.unstrip_protocol(entry["name"]) for entry in entries if entry["name"].endswith(suffix)]
+
+
+def read_bytes(url: str, options: CacheOptions | None = None, max_bytes: int = 256_000_000) -> bytes:
+    """What a file holds, wherever it lies. Raises StorageError when it cannot be read or is longer than `max_bytes`."""
+    url = _local_path(url)
+    _refuse_programs(url)
+    if not is_url(url):
+        try:
+            with Path(url).open("rb") as stream:
+                data = stream.read(max_bytes + 1)
+        except OSError as error:
+            raise StorageError(f"{url} cannot be read ({error.strerror}).") from error
+    else:
+        options = options or CacheOptions()
+        data = _attempts(url, options, partial(_read_remote, url, max_bytes, options.timeout_seconds))
+    if len(data) > max_bytes:
+        raise StorageError(f"{shown(url)} is longer than {max_bytes} bytes; it cannot be what it should be.")
+    return data
+
+
+def _read_remote(url: str, max_bytes: int, timeout_seconds: float) -> bytes:
+    data = bytearray()
+    with _open_remote(url, timeout_seconds) as source:
+        while len(data) <= max_bytes and (block := source.read()):
+            data += block
+        if source.length is not None and len(data) < min(source.length, max_bytes):
+            raise _DamagedError(f"it ended after {len(data)} of {source.length} bytes")
+    return bytes(data)
+
+
+def exists(url: str, options: CacheOptions | None = None) -> bool:
+    """Whether there is a file. Raises StorageError when the place does not say."""
+    url = _local_path(url)
+    _refuse_programs(url)
+    if not is_url(url):
+        return Path(url).is_file()
+    options = options or CacheOptions()
+    return _attempts(url, options, partial(_exists_remote, url, options.timeout_seconds))
+
+
+def _exists_remote(url: str, timeout_seconds: float) -> bool:
+    try:
+        # Opened rather than asked with HEAD, which not every server knows.
+        with _open_remote(url, timeout_seconds):
+            return True
+    except FileNotFoundError:
+        return False
+    except urllib.error.HTTPError as error:
+        if error.code in (404, 410):
+            return False
+        raise
+
+
+def publish(local: Path, target: str, options: CacheOptions | None = None) -> None:
+    """Copies a finished file to a path or URL, where it appears whole or not at all; one that stands there is replaced.
+
+    Raises StorageError when the place takes no files.
+    """
+    target = _local_path(target)
+    _refuse_programs(target)
+    if not is_url(target):
+        _publish_locally(local, Path(target))
+    elif _scheme(target) in HTTP_SCHEMES:
+        raise StorageError(
+            f"{shown(target)}: nothing is written over HTTP; name a directory or a store (s3://, gs://)."
+        )
+    else:
+        options = options or CacheOptions()
+        _attempts(target, options, partial(_publish_remotely, local, target))
+
+
+def _publish_locally(local: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with local.open("rb") as source, temporary.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise StorageError(f"{target} cannot be written ({error.strerror}).") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _publish_remotely(local: Path, target: str) -> None:
+    system, path = _file_system(target)
+    whole = _scheme(target) in _WHOLE_UPLOADS
+    uploaded = path if whole else f"{path}.{os.getpid()}.partial"
+    if not whole:
+        system.makedirs(path.rpartition("/")[0], exist_ok=True)
+    try:
+        system.put_file(str(local), uploaded)
+        system.invalidate_cache()
+        arrived = system.info(uploaded)["size"]
+        if arrived != local.stat().st_size:
+            raise _DamagedError(f"{arrived} of {local.stat().st_size} bytes arrived")
+        if not whole:
+            system.mv(uploaded, path)
+    except Exception:
+        if not whole:
+            with contextlib.suppress(Exception):  # the upload's own failure is what is to be told
+                system.rm_file(uploaded)
+        raise
+
+
+# What is far away
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An open remote file: `read` gives the next bytes, b"" at the end; `length` None: it is not said beforehand."""
+
+    read: Callable[[], bytes]
+    length: int | None
+    # Whether an early end would be noticed by the protocol itself.
+    ends_itself: bool = False
+
+
+@contextlib.contextmanager
+def _open_remote(url: str, timeout_seconds: float) -> Iterator[_Source]:
+    if _scheme(url) in HTTP_SCHEMES:
+        with urllib.request.urlopen(_http_request(url), timeout=timeout_seconds) as response:
+            length = response.headers.get("Content-Length")
+            yield _Source(
+                partial(response.read, 1 << 20), int(length) if (length or "").isdigit() else None, response.chunked
+            )
+        return
+    system, path = _file_system(url)
+    about = _within(timeout_seconds, system.info, path)
+    if about["type"] != "file":
+        raise FileNotFoundError(path)
+    stream = _within(timeout_seconds, system.open, path, "rb", BLOCK_BYTES)
+    try:
+        yield _Source(partial(_within, timeout_seconds, stream.read, BLOCK_BYTES), about["size"])
+    finally:
+        stream.close()
+
+
+def _http_request(url: str) -> urllib.request.Request:
+    parts = urllib.parse.urlsplit(url)
+    user, separator, place = parts.netloc.rpartition("@")
+    # identity: lengths and checksums are those of the file itself. Some servers turn Python's own agent away.
+    headers = {"Accept-Encoding": "identity", "User-Agent": f"vlad/{vlad.__version__}"}
+    path = urllib.parse.quote(parts.path, safe="/%!$&'()*+,;=:@~")
+    request = urllib.request.Request(urllib.parse.urlunsplit(parts._replace(netloc=place, path=path)), headers=headers)
+    if separator:
+        token = base64.b64encode(urllib.parse.unquote(user).encode()).decode("ascii")
+        request.add_unredirected_header("Authorization", f"Basic {token}")  # never handed on to another server
+    return request
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL, with the path in it."""
+    import fsspec
+
+    try:
+        # fsspec keeps one a process, with an event loop of that process (asked for in the worker, not before).
+        system, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        package = _EXTRAS.get(_scheme(url))
+        remedy = f"install it: pip install {package}" if package else str(error)
+        raise StorageError(
+            f"{shown(url)} needs a package that is not installed; {remedy}"
+            f"{' (the extra vlad[s3])' if package == 's3fs' else ''}."
+        ) from error
+    system.invalidate_cache()  # of listings: a shard may have been written since
+    return system, path
+
+
+def _within(seconds: float, function: Callable[..., Result], *arguments: Any) -> Result:
+    """What the call gives. Raises TimeoutError when it takes longer; it is left behind then, in a thread of its own."""
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(function(*arguments))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"nothing came for {seconds:g} seconds")
+    return results[0]
+
+
+def _attempts(url: str, options: CacheOptions, action: Callable[[], Result]) -> Result:
+    """What `action` gives, tried again after what may pass. Raises StorageError: the URL, the reason, the tries."""
+    for attempt in itertools.count(1):
+        try:
+            return action()
+        except UserError:
+            raise
+        except Exception as error:
+            if isinstance(error, (TypeError, AttributeError, NameError, AssertionError, LookupError)):
+                raise  # ours, not the network's
+            if attempt > options.retries or not _may_pass(error):
+                tries = "1 try" if attempt == 1 else f"{attempt} tries"
+                damaged = isinstance(error, _DamagedError)
+                remedy = "copy or make it again" if damaged else "check the address, your access and the network"
+                raise StorageError(
+                    f"data.shards: {shown(url)} failed after {tries}: {_reason(error, options)}; {remedy}."
+                ) from error
+            wait = options.backoff_seconds * 2 ** (attempt - 1) * _JITTER.uniform(0.5, 1.5)
+            time.sleep(min(LONGEST_WAIT_SECONDS, max(wait, _asked_wait_seconds(error))))
+    raise AssertionError("the loop above ends by returning or raising")
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a later try may fare better."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code in (408, 425, 429) or error.code >= 500
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(cause, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)):
+        return False
+    if isinstance(cause, (ssl.SSLCertVerificationError, http.client.InvalidURL, NotImplementedError)):
+        return False
+    return type(cause).__name__ not in _NOT_TRANSIENT
+
+
+def _asked_wait_seconds(error: Exception) -> float:
+    """The wait that a busy server asks for, 0 where it does not."""
+    if not isinstance(error, urllib.error.HTTPError):
+        return 0.0
+    asked = error.headers.get("Retry-After", "")
+    return float(asked) if asked.isdigit() else 0.0
+
+
+def _reason(error: Exception, options: CacheOptions) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"the server answers {error.code} {error.reason}"
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(cause, FileNotFoundError):
+        return "it is not there"
+    if isinstance(cause, PermissionError):
+        return "access is refused"
+    if isinstance(cause, TimeoutError):
+        return f"nothing came for {options.timeout_seconds:g} seconds"
+    return (" ".join(str(cause).split()) or type(cause).__name__)[:300].rstrip(".")
+
+
+# The cache
+
+
+class ShardCache:
+    """Whole local copies of shards, shared by all processes of a machine, the least recently used removed first.
+
+    A copy is locked while it is read (shared) or written (exclusively) with locks of the open file, which end with
+    the process that holds them: nothing is left behind that others would wait for.
+    """
+
+    def __init__(self, options: CacheOptions | None = None) -> None:
+        self.options = options or CacheOptions()
+
+    @property
+    def directory(self) -> Path:
+        """Where the copies lie."""
+        if self.options.directory is not None:
+            return Path(self.options.directory)
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlad" / "shards"
+
+    @contextlib.contextmanager
+    def local(self, url: str, expected_bytes: int | None = None, sha256: str | None = None) -> Iterator[Path]:
+        """The path of the whole shard: a local path itself, else a copy that stays for as long as the context.
+
+        The copy has the length that is expected or that the server says, and the checksum where one is given. A shard
+        of which nothing is expected is taken as never changing. Raises StorageError that names the shard.
+        """
+        url = _local_path(url)
+        _refuse_programs(url)
+        if not is_url(url):
+            yield Path(url)
+            return
+        identity = hashlib.sha256(f"{url}\n{expected_bytes}\n{sha256}".encode()).hexdigest()[:40]
+        path = writable_directory(self.directory, "the cache of shards") / f"{identity}.shard"
+        descriptor = self._acquire(url, path, expected_bytes, sha256)
+        try:
+            yield path
+        finally:
+            # Said outright: a process that was forked meanwhile has this open file too.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+    def _acquire(self, url: str, path: Path, expected_bytes: int | None, sha256: str | None) -> int:
+        """A descriptor of the copy, locked for reading; the shard is downloaded if need be."""
+        partial_path = path.with_suffix(".partial")
+        while True:
+            descriptor = _open_copy(path, expected_bytes)
+            if descriptor is not None:
+                return descriptor
+            descriptor = os.open(partial_path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                if not _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    _lock(descriptor, fcntl.LOCK_SH)  # granted when who downloads it is done, or gone
+                elif not _stands_at(descriptor, partial_path):
+                    pass  # finished or given up between opening and locking
+                elif path.exists():
+                    partial_path.unlink()
+                else:
+                    try:
+                        self._download(url, descriptor, expected_bytes, sha256)
+                        partial_path.rename(path)
+                    except BaseException:
+                        partial_path.unlink(missing_ok=True)
+                        raise
+                    _lock(descriptor, fcntl.LOCK_SH)
+                    if _stands_at(descriptor, path):
+                        kept, descriptor = descriptor, -1
+                        return kept
+            finally:
+                if descriptor != -1:
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+                    os.close(descriptor)
+
+    def _download(self, url: str, descriptor: int, expected_bytes: int | None, sha256: str | None) -> None:
+        """Fills the open file with the whole shard, verified and down to the disk."""
+        _attempts(url, self.options, partial(self._try_download, url, descriptor, expected_bytes, sha256))
+
+    def _try_download(self, url: str, descriptor: int, expected_bytes: int | None, sha256: str | None) -> None:
+        digest, received = hashlib.sha256(), 0
+        with _open_remote(url, self.options.timeout_seconds) as source:
+            length = source.length if source.length is not None else expected_bytes
+            if length is None and not source.ends_itself:
+                raise StorageError(
+                    f"data.shards: {shown(url)}: the server does not say how long it is, so that half a shard would"
+                    f" pass for a whole one; put its {MANIFEST} beside it."
+                )
+            if expected_bytes not in (None, length):
+                raise _DamagedError(f"it has {length} bytes where {expected_bytes} are expected")
+            self._make_room(url, descriptor, length or 0)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            while block := source.read():
+                received += len(block)
+                if received > (self.options.max_bytes if length is None else length):
+                    raise _DamagedError(f"it goes on after {length or self.options.max_bytes} bytes")
+                digest.update(block)
+                self._write(descriptor, block)
+        if length is not None and received != length:
+            raise _DamagedError(f"it ended after {received} of {length} bytes")
+        if sha256 is not None and digest.hexdigest() != sha256:
+            raise _DamagedError("its checksum is not the one in the manifest")
+        os.truncate(descriptor, received)
+        os.fsync(descriptor)
+
+    def _write(self, descriptor: int, block: bytes) -> None:
+        try:
+            remaining = memoryview(block)
+            while remaining:
+                remaining = remaining[os.write(descriptor, remaining) :]
+        except OSError as error:
+            raise self._full(error.strerror) from error
+
+    def _full(self, reason: str | None) -> StorageError:
+        return StorageError(
+            f"data.cache: the cache of shards at {self.directory} cannot take another shard ({reason}); make room,"
+            " lower data.cache.max_bytes, or name another directory."
+        )
+
+    def _make_room(self, url: str, descriptor: int, needed_bytes: int) -> None:
+        """Removes copies that nobody reads, the least recently used first, until `needed_bytes` more fit in.
+
+        Then the open file is made that long, so that others who make room count it.
+        """
+        if needed_bytes > self.options.max_bytes:
+            raise StorageError(
+                f"data.shards: {shown(url)} has {needed_bytes} bytes, more than the whole cache may hold"
+                f" (data.cache.max_bytes = {self.options.max_bytes}); raise it."
+            )
+        os.truncate(descriptor, 0)
+        guard = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock(guard, fcntl.LOCK_EX)
+            copies = []
+            for path in self.directory.iterdir():
+                if _CACHED_NAME.fullmatch(path.name):
+                    with contextlib.suppress(FileNotFoundError):
+                        status = path.stat()
+                        copies.append((path.suffix == ".shard", status.st_mtime_ns, status.st_size, path))
+            total = sum(size for _, _, size, _ in copies)
+            for _, _, size, path in sorted(copies):  # what a dead process left half downloaded goes first
+                if total + needed_bytes <= self.options.max_bytes:
+                    break
+                if _remove_unused(path):
+                    total -= size
+            if shutil.disk_usage(self.directory).free < needed_bytes:
+                raise self._full("its disk is full")
+            os.truncate(descriptor, needed_bytes)
+        finally:
+            fcntl.flock(guard, fcntl.LOCK_UN)
+            os.close(guard)
+
+
+def _open_copy(path: Path, expected_bytes: int | None) -> int | None:
+    """A descriptor of a finished copy, locked for reading; None where there is none of the right length."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    _lock(descriptor, fcntl.LOCK_SH)
+    if _stands_at(descriptor, path):
+        if expected_bytes in (None, os.fstat(descriptor).st_size):
+            with contextlib.suppress(PermissionError):  # it belongs to another user
+                os.utime(descriptor)  # used now: it is removed last
+            return descriptor
+        path.unlink()
+    os.close(descriptor)
+    return None
+
+
+def _remove_unused(path: Path) -> bool:
+    """Removes a copy unless a process has it locked; whether it is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        if not _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            return False
+        if _stands_at(descriptor, path):
+            path.unlink()
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, operation: int) -> bool:
+    """Takes a lock of the open file; False where it is held by another and the operation does not wait."""
+    try:
+        fcntl.flock(descriptor, operation)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        raise StorageError(
+            f"data.cache.directory: its file system knows no locks ({error.strerror}); name a directory on a local"
+            " disk."
+        ) from error
+    return True
+
+
+def _stands_at(descriptor: int, path: Path) -> bool:
+    """Whether the path still names the open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
