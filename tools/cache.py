@@ -32,7 +32,7 @@ def main() -> int:
 
     if config.data.mix:
         raise UserError("data.mix: a cache is of one shard set; name it as data.shards.")
-    sets = open_sets(config.data.sets)
+    sets = open_sets(config.data.sets, config.data.fetch)
     parts = cacheable_parts(config)
     writable_directory(arguments.out, "a cache", needed_bytes=sets.samples * 10_000)
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")

@@ -202,7 +202,8 @@ class Output:
 
 def _open_output(out: str, overwrite: bool, resume: bool) -> Output:
     """Raises UserError where shards stand that this tool has not begun, or has finished; or none to resume."""
-    from vlad.data.writing import MANIFEST, is_url, published_names
+    from vlad.data.storage import MANIFEST, is_url
+    from vlad.data.writing import published_names
 
     if is_url(out):
         if overwrite:

@@ -29,12 +29,12 @@ def main() -> int:
 
     from tqdm import tqdm
 
-    from vlad.data.storage import CacheOptions, ShardCache
+    from vlad.data.storage import FetchOptions, ShardCache
     from vlad.data.validation import list_set, text_report, validate, validate_manifests
 
     warnings.filterwarnings("ignore", module="PIL")  # of large pictures: they are found
     options = _options(arguments)
-    cache = ShardCache(CacheOptions(arguments.cache))
+    cache = ShardCache(FetchOptions(arguments.cache))
     shard_set = list_set(arguments.shards, cache.options)
     with ExitStack() as stack:
         stream = stack.enter_context(_findings_file(arguments.html, shard_set)) if arguments.html else None

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vlad.data.storage import FetchOptions
 from vlad.data.stream import StreamOptions
 from vlad.data.synthetic import SyntheticOptions
 from vlad.diffusion.autoencoder import AutoencoderOptions
@@ -62,6 +63,8 @@ class DataOptions:
     shuffle_window: int = 2000
     max_bad_share: float = 0.05
     verify: bool = True
+    # Shards that are not local: the cache of their copies, tries, time-outs.
+    fetch: FetchOptions = field(default_factory=FetchOptions)
     synthetic: SyntheticOptions = field(default_factory=SyntheticOptions)
 
     def stream(self, seed: int) -> StreamOptions:

@@ -70,7 +70,7 @@ class RunResult:
 def run(config: Config) -> RunResult:
     """Trains every stage that is not done yet. Raises UserError before any long work for what cannot work."""
     _quieten()
-    sets = open_sets(config.data.sets)
+    sets = open_sets(config.data.sets, config.data.fetch)
     _compare_with_stored(config)
     directory = writable_directory(config.directory, "the run", needed_bytes=200_000_000)
     described = config
@@ -147,7 +147,7 @@ def _shaping(config: Config) -> dict[str, object]:
 
     visit("", config)
     shaping = ("trainer.precision", "trainer.devices", "trainer.nodes")
-    free = ("runs", "name", "trainer.", "sample.", "data.shards", "data.workers", "data.verify")
+    free = ("runs", "name", "trainer.", "sample.", "data.shards", "data.workers", "data.verify", "data.fetch.")
     return {key: value for key, value in flat.items() if key in shaping or not key.startswith(free)}
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from vlad.data.decoding import decode_sample, encode_sample
-from vlad.data.shards import ShardReader, UnreadableSample, find_shards, index_shards, picture_sizes, read_members
+from vlad.data.shards import ShardReader, UnreadableSample, index_shards, picture_sizes, read_members
+from vlad.data.storage import expand
 from vlad.data.synthetic import SyntheticOptions, render_sign
 from vlad.data.writing import shard_entry, write_manifest, write_shards
 from vlad.errors import UserError
@@ -36,7 +37,7 @@ def write_tar(path, members):
 
 
 def test_what_is_written_is_read_back(shards):
-    back = [decode_sample(members, key) for path in find_shards(str(shards)) for key, members in read_members(path)]
+    back = [decode_sample(members, key) for path in expand(str(shards)) for key, members in read_members(path)]
     assert [sample.key for sample in back] == [sign.key for sign in SIGNS]
     for sample, sign in zip(back, SIGNS, strict=True):
         assert np.array_equal(sample.picture, sign.picture)
@@ -70,7 +71,7 @@ def test_a_shard_appears_when_it_is_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("vlad.data.writing.encode_sample", encode_until_stopped)
     with pytest.raises(KeyboardInterrupt):
         write_shards(SIGNS, tmp_path, samples_per_shard=4)
-    assert find_shards(str(tmp_path)) == (str(tmp_path / "000000.tar"),)
+    assert expand(str(tmp_path)) == (str(tmp_path / "000000.tar"),)
 
 
 def test_a_later_run_goes_on_with_the_next_number(tmp_path):
@@ -86,10 +87,10 @@ def test_a_later_run_goes_on_with_the_next_number(tmp_path):
 
 
 def test_shards_are_found_by_directory_glob_and_braces(shards):
-    whole = find_shards(str(shards))
-    assert find_shards(f"{shards}/*.tar") == whole
-    assert find_shards(f"{shards}/{{000000..000002}}.tar") == whole
-    assert find_shards(f"{shards}/000001.tar") == whole[1:2]
+    whole = expand(str(shards))
+    assert expand(f"{shards}/*.tar") == whole
+    assert expand(f"{shards}/{{000000..000002}}.tar") == whole
+    assert expand(f"{shards}/000001.tar") == whole[1:2]
 
 
 def test_counts_come_from_the_manifest_where_there_is_one(shards):
@@ -109,12 +110,12 @@ def test_a_shard_of_another_length_than_its_manifest_says_is_named(shards):
 @pytest.mark.parametrize("pattern", ["{0..9}.tar", "*.tar", "nowhere"])
 def test_no_shards_names_the_tools_that_make_some(tmp_path, pattern):
     with pytest.raises(UserError, match=r"tools/render_shards\.py.*tools/make_shards\.py"):
-        find_shards(f"{tmp_path}/{pattern}")
+        expand(f"{tmp_path}/{pattern}")
 
 
 def test_programs_are_refused(tmp_path):
     with pytest.raises(UserError, match="would run a program"):
-        find_shards(f"pipe:touch {tmp_path}/ran")
+        expand(f"pipe:touch {tmp_path}/ran")
     with pytest.raises(UserError):
         list(read_members(f"pipe:touch {tmp_path}/ran"))
     assert not (tmp_path / "ran").exists()
@@ -122,7 +123,7 @@ def test_programs_are_refused(tmp_path):
 
 def test_a_brace_without_its_partner_is_named(tmp_path):
     with pytest.raises(UserError, match="brace"):
-        find_shards(f"{tmp_path}/{{0..9.tar")
+        expand(f"{tmp_path}/{{0..9.tar")
 
 
 def test_a_broken_manifest_is_named(shards):

@@ -22,7 +22,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from torch.utils.data import DataLoader, Dataset
 
 from vlad.data.storage import (
-    CacheOptions,
+    FetchOptions,
     ShardCache,
     StorageError,
     exists,
@@ -134,7 +134,7 @@ def s3(s3_server, monkeypatch):
 
 def cache(directory, **changes):
     options = {"retries": 3, "timeout_seconds": 5.0, "backoff_seconds": 0.001, "max_bytes": 10**7, **changes}
-    return ShardCache(CacheOptions(str(directory), **options))
+    return ShardCache(FetchOptions(str(directory), **options))
 
 
 def left(directory):
@@ -343,7 +343,7 @@ def shaky():
 
 def test_other_stores_get_the_name_when_the_file_is_whole(shaky, tmp_path):
     (tmp_path / "file").write_bytes(SHARD)
-    options = CacheOptions(retries=2, backoff_seconds=0)
+    options = FetchOptions(retries=2, backoff_seconds=0)
     shaky.trouble = [OSError("broken off"), ConnectionResetError("gone")]
     publish(tmp_path / "file", "ftp://a/0.tar", options)
     assert list_files("ftp://a", "", options) == ("ftp://a/0.tar",)
@@ -513,7 +513,7 @@ def test_a_full_disk_is_named_before_the_download(server, tmp_path, monkeypatch)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=1))
     with (
-        pytest.raises(StorageError, match=r"data\.cache: .* cannot take another shard \(its disk is full\)"),
+        pytest.raises(StorageError, match=r"data\.fetch: .* cannot take another shard \(its disk is full\)"),
         cache(tmp_path).local(server.url + "/a/0.tar"),
     ):
         pass
@@ -532,7 +532,7 @@ def test_a_crashed_download_holds_nobody_up(server, tmp_path):
     server.plans["/a/0.tar"] = ["slow"]
     code = (
         "import sys; from vlad.data.storage import *\n"
-        "with ShardCache(CacheOptions(sys.argv[1])).local(sys.argv[2]): pass"
+        "with ShardCache(FetchOptions(sys.argv[1])).local(sys.argv[2]): pass"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), server.url + "/a/0.tar"])
     while not any(path.stat().st_size for path in tmp_path.glob("*.partial")):
@@ -636,5 +636,5 @@ def test_a_forked_process_keeps_no_lock(server, tmp_path):
 
 def test_wrong_options_are_refused():
     for wrong in ({"max_bytes": 0}, {"retries": -1}, {"timeout_seconds": 0}, {"backoff_seconds": -1}):
-        with pytest.raises(UserError, match=r"data\.cache"):
-            CacheOptions(**wrong)
+        with pytest.raises(UserError, match=r"data\.fetch"):
+            FetchOptions(**wrong)

@@ -17,7 +17,7 @@ from shapely.geometry import LinearRing
 
 from vlad.data.contact_sheets import contact_sheet, draw_card, write_page
 from vlad.data.decoding import encode_sample
-from vlad.data.storage import CacheOptions, ShardCache
+from vlad.data.storage import FetchOptions, ShardCache
 from vlad.data.synthetic import SyntheticOptions, render_sign
 from vlad.data.validation import (
     HEIGHT_EDGES_PIXELS,
@@ -84,7 +84,7 @@ def png_header_of(width, height):
 def check(pattern, tmp_path, **options):
     """The report and all findings."""
     findings = []
-    cache = ShardCache(CacheOptions(str(tmp_path / "cache")))
+    cache = ShardCache(FetchOptions(str(tmp_path / "cache")))
     report = validate(
         list_set(str(pattern)), ValidationOptions(**options), cache, findings.append, lambda inspection: None
     )
@@ -380,7 +380,7 @@ def test_an_interrupt_ends_with_what_was_read(directory, tmp_path):
         if next(seen) == 3:
             raise KeyboardInterrupt
 
-    cache = ShardCache(CacheOptions(str(tmp_path / "cache")))
+    cache = ShardCache(FetchOptions(str(tmp_path / "cache")))
     report = validate(
         list_set(str(directory)),
         ValidationOptions(launch=Launch(batch_size=100)),

@@ -1,4 +1,4 @@
-"""WebDataset shards on disk: found, counted, and read a sample at a time.
+"""WebDataset shards, here or far away: found, counted, and read a sample at a time.
 
     pattern -> tar files, with what their manifests say -> members of any sample by its number, undecoded
 
@@ -7,21 +7,21 @@ Tar headers are `tars`'s part, decoding is `decoding`'s, the order `order`'s.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from braceexpand import braceexpand
 
-from vlad.data import tars
+from vlad.data import storage, tars
 from vlad.data.decoding import MEMBER_KINDS, BadSample
+from vlad.data.storage import FetchOptions, ShardCache, StorageError
 from vlad.data.tars import TarTable, read_sample, scan_tar
 from vlad.data.writing import MANIFEST, SIZES_SUFFIX, read_sizes
 from vlad.errors import UserError
@@ -29,12 +29,8 @@ from vlad.errors import UserError
 OPEN_SHARDS = 16  # kept open by a reader: those that a shuffling window spans, and some more
 
 
-class ShardError(UserError):
-    """A shard that cannot be used, found while it is read."""
-
-    def __init__(self, message: str) -> None:
-        # A DataLoader makes a worker's exception again from its whole traceback: our sentence is its end.
-        super().__init__(message.rpartition(f"{__name__}.{type(self).__name__}: ")[2].strip())
+class ShardError(StorageError):
+    """A shard that cannot be used, found before or while it is read."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +48,11 @@ class ShardIndex:
     """The shards of one set. Its samples are numbered through, in the shards' order."""
 
     shards: tuple[ShardEntry, ...]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where the shards lie."""
+        return tuple(shard.path for shard in self.shards)
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -75,49 +76,24 @@ class ShardIndex:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def find_shards(pattern: str) -> tuple[str, ...]:
-    """The tar files of a directory, a glob or a brace pattern, sorted.
-
-    Raises UserError when there is none, or the pattern would run a program (`pipe:`).
-    """
-    if pattern.startswith("pipe:"):
-        raise UserError(f"data.shards: {pattern} would run a program; give a directory of tar files.")
-    found: list[str] = []
-    try:
-        parts = list(braceexpand(pattern))
-    except ValueError as error:
-        raise UserError(f"data.shards: {pattern} has a brace without its partner; close it, or escape it.") from error
-    for part in parts:
-        if Path(part).is_dir():
-            found += map(str, Path(part).glob("*.tar"))
-        else:
-            found += glob.glob(part)  # noqa: PTH207 - Path.glob takes no absolute patterns
-    if not found:
-        raise UserError(
-            f"data.shards: there are no shards at {pattern}; make some with tools/render_shards.py (rendered signs)"
-            " or tools/make_shards.py (your pictures)."
-        )
-    return tuple(sorted(found))
-
-
-def index_shards(pattern: str) -> ShardIndex:
+def index_shards(pattern: str, fetch: FetchOptions | None = None) -> ShardIndex:
     """Finds and counts shards: from their manifests where they are, else by reading the tar headers.
 
     Raises UserError for a shard that cannot be read as a tar, or is not as long as its manifest says.
     """
-    paths = find_shards(pattern)
+    fetch = fetch or FetchOptions()
+    paths = storage.expand(pattern, fetch)
     known: dict[str, ShardEntry] = {}
-    for directory in {Path(path).parent for path in paths}:
-        manifest = directory / MANIFEST
-        if manifest.is_file():
-            known.update(_read_manifest(manifest, directory))
+    for directory in sorted({storage.parent(path) for path in paths}):
+        known.update(_read_manifest(directory, fetch))
     entries = []
     for path in paths:
-        entry = known.get(str(Path(path)))
+        entry = known.get(path)
         if entry is None:
-            entries.append(ShardEntry(path, _count_samples(path)))
+            entries.append(ShardEntry(path, _count_samples(path, fetch)))
             continue
-        found_bytes = Path(path).stat().st_size
+        # A shard that is not local is measured when it is fetched.
+        found_bytes = entry.bytes if storage.is_url(path) else Path(path).stat().st_size
         if entry.bytes != found_bytes:
             raise UserError(
                 f"data.shards: {path} has {found_bytes} bytes, but its {MANIFEST} says {entry.bytes}; copy or make"
@@ -127,48 +103,59 @@ def index_shards(pattern: str) -> ShardIndex:
     return ShardIndex(tuple(entries))
 
 
-def _read_manifest(manifest: Path, directory: Path) -> dict[str, ShardEntry]:
+def _read_manifest(directory: str, fetch: FetchOptions) -> dict[str, ShardEntry]:
+    """What the manifest of a directory says of its shards, by path or URL; nothing where there is none."""
+    manifest = storage.join(directory, MANIFEST)
+    if not storage.exists(manifest, fetch):
+        return {}
     try:
-        record = json.loads(manifest.read_text(encoding="utf-8"))
+        record = json.loads(storage.read_bytes(manifest, fetch))
         return {
             path: ShardEntry(path, int(entry["samples"]), int(entry["bytes"]), entry.get("sha256"))
             for entry in record["shards"]
-            for path in [str(directory / entry["name"])]
+            for path in [storage.join(directory, entry["name"])]
         }
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"data.shards: {manifest} is no shard manifest ({error!r}); remove it, and the shards are counted."
+            f"data.shards: {storage.shown(manifest)} is no shard manifest ({error!r}); remove it, and the shards are"
+            " counted."
         ) from error
 
 
-def _count_samples(path: str) -> int:
-    with _open_tar(path) as stream:
+def _count_samples(path: str, fetch: FetchOptions) -> int:
+    with ShardCache(fetch).local(path) as local, _open_tar(local) as stream:
         table = scan_tar(stream)
     if table.damage is not None:
-        raise ShardError(f"data.shards: {path} is not a whole tar file of samples ({table.damage}); make it again.")
+        raise _broken_shard(path, table.damage)
     return len(table.samples)
 
 
-def _open_tar(path: str) -> BinaryIO:
+def _open_tar(path: Path) -> BinaryIO:
     try:
-        return Path(path).open("rb")
+        return path.open("rb")
     except OSError as error:
         raise ShardError(f"data.shards: {path} cannot be opened ({error.strerror}); copy or make it again.") from error
 
 
+def _broken_shard(path: str, damage: str) -> ShardError:
+    return ShardError(
+        f"data.shards: {storage.shown(path)} is not a whole tar file of samples ({damage}); make it again."
+    )
+
+
 def read_members(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The samples of a shard in order, undecoded: key and members by kind.
+    """The samples of a local shard in order, undecoded: key and members by kind.
 
     Raises UserError for a damaged tar, and for a sample that its headers speak against.
     """
-    with _open_tar(path) as stream:
+    with _open_tar(Path(path)) as stream:
         table = scan_tar(stream)
         for sample in table.samples:
             if sample.fault is not None:
                 raise ShardError(f"data.shards: {path}: {sample.key}: {sample.fault}; make it again.")
             yield sample.key, read_sample(stream, sample)
         if table.damage is not None:
-            raise ShardError(f"data.shards: {path} is not a whole tar file of samples ({table.damage}); make it again.")
+            raise _broken_shard(path, table.damage)
 
 
 @dataclass(frozen=True)
@@ -191,6 +178,8 @@ class UnreadableSample(BadSample):
 @dataclass(frozen=True)
 class _OpenShard:
     stream: BinaryIO
+    # Closes the stream, and lets go of the local copy.
+    held: ExitStack
     table: TarTable
     # Why nothing of it may be used; None: it is what its manifest says.
     fault: str | None
@@ -199,8 +188,15 @@ class _OpenShard:
 class ShardReader:
     """Gives any sample of a set by its number; keeps the shards it read last open."""
 
-    def __init__(self, index: ShardIndex, verify: bool = True, kinds: frozenset[str] = MEMBER_KINDS) -> None:
+    def __init__(
+        self,
+        index: ShardIndex,
+        verify: bool = True,
+        kinds: frozenset[str] = MEMBER_KINDS,
+        fetch: FetchOptions | None = None,
+    ) -> None:
         self.index, self.verify, self.kinds = index, verify, kinds
+        self.copies = ShardCache(fetch)
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._verified: set[int] = set()
 
@@ -222,44 +218,50 @@ class ShardReader:
     def close(self) -> None:
         """Closes all shards."""
         while self._open:
-            self._open.popitem()[1].stream.close()
+            self._open.popitem()[1].held.close()
 
     def _shard(self, number: int) -> _OpenShard:
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
         entry = self.index.shards[number]
-        stream = _open_tar(entry.path)
-        fault = None
-        # Once a process: hashing costs a fiftieth of decoding what is hashed.
-        if self.verify and entry.sha256 is not None and number not in self._verified:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
-                fault = f"the shard's bytes are not those that its {MANIFEST} was made for"
-            else:
-                self._verified.add(number)
-        table = scan_tar(stream, self.kinds) if fault is None else TarTable((), (), None)
-        self._open[number] = _OpenShard(stream, table, fault)
+        remote = storage.is_url(entry.path)
+        with ExitStack() as opening:
+            path = opening.enter_context(self.copies.local(entry.path, entry.bytes, entry.sha256))
+            stream = opening.enter_context(_open_tar(path))
+            fault = None
+            # Once a process; a copy was compared when it was fetched.
+            if self.verify and entry.sha256 is not None and not remote and number not in self._verified:
+                if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
+                    fault = f"the shard's bytes are not those that its {MANIFEST} was made for"
+                else:
+                    self._verified.add(number)
+            table = scan_tar(stream, self.kinds) if fault is None else TarTable((), (), None)
+            self._open[number] = _OpenShard(stream, opening.pop_all(), table, fault)
         if len(self._open) > OPEN_SHARDS:
-            self._open.popitem(last=False)[1].stream.close()
+            self._open.popitem(last=False)[1].held.close()
         return self._open[number]
 
 
-def sizes_beside(shard: ShardEntry) -> np.ndarray | None:
+def sizes_beside(shard: ShardEntry, fetch: FetchOptions | None = None) -> np.ndarray | None:
     """The picture sizes (N 2: width, height) in the small file beside a shard; None where none is there or fits."""
-    beside = Path(shard.path).with_suffix(SIZES_SUFFIX)
-    return read_sizes(beside.read_text(encoding="utf-8"), shard.bytes) if beside.is_file() else None
+    beside = f"{shard.path.partition('?')[0].removesuffix('.tar')}{SIZES_SUFFIX}"
+    if not storage.exists(beside, fetch):
+        return None
+    return read_sizes(storage.read_bytes(beside, fetch).decode("utf-8", "replace"), shard.bytes)
 
 
-def picture_sizes(index: ShardIndex) -> np.ndarray:
+def picture_sizes(index: ShardIndex, fetch: FetchOptions | None = None) -> np.ndarray:
     """Width and height of every picture of a set, N 2 (int32).
 
     From the small file beside a shard where there is one (`writing` makes it), else from the headers in the shard.
     """
     parts = []
     for shard in index.shards:
-        sizes = sizes_beside(shard)
+        sizes = sizes_beside(shard, fetch)
         if sizes is None:
-            with _open_tar(shard.path) as stream:
+            copies = ShardCache(fetch)
+            with copies.local(shard.path, shard.bytes, shard.sha256) as local, _open_tar(local) as stream:
                 sizes = tars.picture_sizes(stream, scan_tar(stream))
         # As long as the index says; what is missing or damaged is told when its turn comes.
         padded = np.ones((shard.samples, 2), dtype=np.int32)

@@ -41,7 +41,7 @@ from vlad.errors import UserError, did_you_mean, writable_directory
 
 Result = TypeVar("Result")
 
-MANIFEST = "manifest.json"  # lists the shards of a directory on a server that cannot
+MANIFEST = "manifest.json"  # describes the shards of a directory, and lists them where a server cannot
 MAX_PATHS = 1_000_000  # a brace range of more is a mistyped one
 HTTP_SCHEMES = ("http", "https")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -69,7 +69,8 @@ class StorageError(UserError):
 
     def __init__(self, message: str) -> None:
         # A DataLoader makes a worker's exception again from its whole traceback: our sentence is its end.
-        super().__init__(message.rpartition(f"{__name__}.{type(self).__name__}: ")[2].strip())
+        kind = type(self)
+        super().__init__(message.rpartition(f"{kind.__module__}.{kind.__name__}: ")[2].strip())
 
 
 class _DamagedError(OSError):
@@ -77,7 +78,7 @@ class _DamagedError(OSError):
 
 
 @dataclass(frozen=True)
-class CacheOptions:
+class FetchOptions:
     """How shards that are not local are fetched and kept."""
 
     # None: the user's cache directory ($XDG_CACHE_HOME or ~/.cache), in vlad/shards. Shared by all runs of a machine.
@@ -93,7 +94,7 @@ class CacheOptions:
     def __post_init__(self) -> None:
         if self.max_bytes < 1 or self.retries < 0 or self.backoff_seconds < 0 or self.timeout_seconds <= 0:
             raise UserError(
-                "data.cache: max_bytes and timeout_seconds must be above 0, retries and backoff_seconds at least 0."
+                "data.fetch: max_bytes and timeout_seconds must be above 0, retries and backoff_seconds at least 0."
             )
 
 
@@ -125,7 +126,7 @@ def parent(path: str) -> str:
 # Finding
 
 
-def expand(pattern: str, options: CacheOptions | None = None) -> tuple[str, ...]:
+def expand(pattern: str, options: FetchOptions | None = None) -> tuple[str, ...]:
     """The tar files of a directory, a glob or a brace pattern, local or not, sorted.
 
     An HTTP server cannot list: there a brace pattern names the shards, or the manifest in the directory does. Raises
@@ -138,9 +139,9 @@ def expand(pattern: str, options: CacheOptions | None = None) -> tuple[str, ...]
             # glob: Path.glob takes no absolute patterns.
             found += map(str, Path(part).glob("*.tar")) if Path(part).is_dir() else glob.glob(part)  # noqa: PTH207
         elif _scheme(part) in HTTP_SCHEMES:
-            found += _expand_http(part, options or CacheOptions())
+            found += _expand_http(part, options or FetchOptions())
         else:
-            found += _expand_store(part, options or CacheOptions())
+            found += _expand_store(part, options or FetchOptions())
     if not found:
         raise UserError(
             f"data.shards: there are no shards at {shown(pattern)}; make some with tools/render_shards.py (rendered"
@@ -192,7 +193,7 @@ def _scheme(url: str) -> str:
     return url.partition("://")[0].lower()
 
 
-def _expand_http(url: str, options: CacheOptions) -> list[str]:
+def _expand_http(url: str, options: FetchOptions) -> list[str]:
     path = urllib.parse.urlsplit(url).path
     if "*" in path:
         raise UserError(
@@ -220,7 +221,7 @@ def _manifest_names(data: bytes) -> list[str]:
     return names
 
 
-def _expand_store(url: str, options: CacheOptions) -> list[str]:
+def _expand_store(url: str, options: FetchOptions) -> list[str]:
     if any(character in url for character in "*?["):
         return _attempts(url, options, partial(_glob_store, url, options.timeout_seconds))
     return [url] if url.endswith(".tar") else list(list_files(url, ".tar", options))
@@ -234,7 +235,7 @@ def _glob_store(url: str, timeout_seconds: float) -> list[str]:
 # Reading and writing
 
 
-def list_files(directory: str, suffix: str, options: CacheOptions | None = None) -> tuple[str, ...]:
+def list_files(directory: str, suffix: str, options: FetchOptions | None = None) -> tuple[str, ...]:
     """The files of a directory whose names end in `suffix`, sorted; none where there is no such directory.
 
     Raises StorageError when the place cannot be listed (HTTP never can).
@@ -245,11 +246,11 @@ def list_files(directory: str, suffix: str, options: CacheOptions | None = None)
         return tuple(sorted(str(path) for path in Path(directory).glob("*") if path.name.endswith(suffix)))
     if _scheme(directory) in HTTP_SCHEMES:
         raise StorageError(f"{shown(directory)}: a web server does not list its files.")
-    options = options or CacheOptions()
+    options = options or FetchOptions()
     return tuple(sorted(_attempts(directory, options, partial(_list_store, directory, suffix, options))))
 
 
-def _list_store(directory: str, suffix: str, options: CacheOptions) -> list[str]:
+def _list_store(directory: str, suffix: str, options: FetchOptions) -> list[str]:
     system, path = _file_system(directory)
     try:
         entries = _within(options.timeout_seconds, system.ls, path, True)
@@ -258,7 +259,7 @@ def _list_store(directory: str, suffix: str, options: CacheOptions) -> list[str]
     return [system.unstrip_protocol(entry["name"]) for entry in entries if entry["name"].endswith(suffix)]
 
 
-def read_bytes(url: str, options: CacheOptions | None = None, max_bytes: int = 256_000_000) -> bytes:
+def read_bytes(url: str, options: FetchOptions | None = None, max_bytes: int = 256_000_000) -> bytes:
     """What a file holds, wherever it lies. Raises StorageError when it cannot be read or is longer than `max_bytes`."""
     url = _local_path(url)
     _refuse_programs(url)
@@ -269,7 +270,7 @@ def read_bytes(url: str, options: CacheOptions | None = None, max_bytes: int = 2
         except OSError as error:
             raise StorageError(f"{url} cannot be read ({error.strerror}).") from error
     else:
-        options = options or CacheOptions()
+        options = options or FetchOptions()
         data = _attempts(url, options, partial(_read_remote, url, max_bytes, options.timeout_seconds))
     if len(data) > max_bytes:
         raise StorageError(f"{shown(url)} is longer than {max_bytes} bytes; it cannot be what it should be.")
@@ -286,13 +287,13 @@ def _read_remote(url: str, max_bytes: int, timeout_seconds: float) -> bytes:
     return bytes(data)
 
 
-def exists(url: str, options: CacheOptions | None = None) -> bool:
+def exists(url: str, options: FetchOptions | None = None) -> bool:
     """Whether there is a file. Raises StorageError when the place does not say."""
     url = _local_path(url)
     _refuse_programs(url)
     if not is_url(url):
         return Path(url).is_file()
-    options = options or CacheOptions()
+    options = options or FetchOptions()
     return _attempts(url, options, partial(_exists_remote, url, options.timeout_seconds))
 
 
@@ -309,7 +310,7 @@ def _exists_remote(url: str, timeout_seconds: float) -> bool:
         raise
 
 
-def publish(local: Path, target: str, options: CacheOptions | None = None) -> None:
+def publish(local: Path, target: str, options: FetchOptions | None = None) -> None:
     """Copies a finished file to a path or URL, where it appears whole or not at all; one that stands there is replaced.
 
     Raises StorageError when the place takes no files.
@@ -323,7 +324,7 @@ def publish(local: Path, target: str, options: CacheOptions | None = None) -> No
             f"{shown(target)}: nothing is written over HTTP; name a directory or a store (s3://, gs://)."
         )
     else:
-        options = options or CacheOptions()
+        options = options or FetchOptions()
         _attempts(target, options, partial(_publish_remotely, local, target))
 
 
@@ -448,7 +449,7 @@ def _within(seconds: float, function: Callable[..., Result], *arguments: Any) ->
     return results[0]
 
 
-def _attempts(url: str, options: CacheOptions, action: Callable[[], Result]) -> Result:
+def _attempts(url: str, options: FetchOptions, action: Callable[[], Result]) -> Result:
     """What `action` gives, tried again after what may pass. Raises StorageError: the URL, the reason, the tries."""
     for attempt in itertools.count(1):
         try:
@@ -490,7 +491,7 @@ def _asked_wait_seconds(error: Exception) -> float:
     return float(asked) if asked.isdigit() else 0.0
 
 
-def _reason(error: Exception, options: CacheOptions) -> str:
+def _reason(error: Exception, options: FetchOptions) -> str:
     if isinstance(error, urllib.error.HTTPError):
         return f"the server answers {error.code} {error.reason}"
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
@@ -513,8 +514,8 @@ class ShardCache:
     the process that holds them: nothing is left behind that others would wait for.
     """
 
-    def __init__(self, options: CacheOptions | None = None) -> None:
-        self.options = options or CacheOptions()
+    def __init__(self, options: FetchOptions | None = None) -> None:
+        self.options = options or FetchOptions()
 
     @property
     def directory(self) -> Path:
@@ -616,8 +617,8 @@ class ShardCache:
 
     def _full(self, reason: str | None) -> StorageError:
         return StorageError(
-            f"data.cache: the cache of shards at {self.directory} cannot take another shard ({reason}); make room,"
-            " lower data.cache.max_bytes, or name another directory."
+            f"data.fetch: the cache of shards at {self.directory} cannot take another shard ({reason}); make room,"
+            " lower data.fetch.max_bytes, or name another directory."
         )
 
     def _make_room(self, url: str, descriptor: int, needed_bytes: int) -> None:
@@ -628,7 +629,7 @@ class ShardCache:
         if needed_bytes > self.options.max_bytes:
             raise StorageError(
                 f"data.shards: {shown(url)} has {needed_bytes} bytes, more than the whole cache may hold"
-                f" (data.cache.max_bytes = {self.options.max_bytes}); raise it."
+                f" (data.fetch.max_bytes = {self.options.max_bytes}); raise it."
             )
         os.truncate(descriptor, 0)
         guard = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -697,7 +698,7 @@ def _lock(descriptor: int, operation: int) -> bool:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
         raise StorageError(
-            f"data.cache.directory: its file system knows no locks ({error.strerror}); name a directory on a local"
+            f"data.fetch.directory: its file system knows no locks ({error.strerror}); name a directory on a local"
             " disk."
         ) from error
     return True

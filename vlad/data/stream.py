@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -26,6 +26,7 @@ from vlad.data.decoding import MEMBER_KINDS, BadSample, decode_sample
 from vlad.data.order import BatchPlan, MixedOrder, SetOrder, plan_batches
 from vlad.data.shards import ShardError, ShardIndex, ShardReader, UnreadableSample, index_shards, picture_sizes
 from vlad.data.states import CACHED_KINDS, collate_cached, decode_cached
+from vlad.data.storage import FetchOptions
 from vlad.errors import UserError
 from vlad.layout.glyphmap import draw_ink, ignore_mask
 from vlad.records import Batch, Sample
@@ -53,6 +54,8 @@ class StreamOptions:
     max_bad_share: float = 0.05
     # Compare each shard with its manifest's checksum when it is first opened.
     verify: bool = True
+    # How shards that are not local come here.
+    fetch: FetchOptions = field(default_factory=FetchOptions)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0 or self.shuffle_window < 0:
@@ -98,7 +101,7 @@ class ShardSets:
         )
 
 
-def open_sets(patterns: dict[str, float]) -> ShardSets:
+def open_sets(patterns: dict[str, float], fetch: FetchOptions | None = None) -> ShardSets:
     """The shard sets of some patterns with their weights. Raises UserError like `index_shards`."""
     total = sum(patterns.values())
     for pattern, weight in patterns.items():
@@ -107,7 +110,7 @@ def open_sets(patterns: dict[str, float]) -> ShardSets:
                 f"data.mix: the weight of {pattern} ({weight:g}) is under a thousandth of all; raise it, or leave the"
                 " set out."
             )
-    return ShardSets(tuple(index_shards(pattern) for pattern in patterns), tuple(patterns.values()))
+    return ShardSets(tuple(index_shards(pattern, fetch) for pattern in patterns), tuple(patterns.values()))
 
 
 Decoded = TypeVar("Decoded")
@@ -124,7 +127,7 @@ class SampleSource(Generic[Decoded]):
         decode: Callable[[dict[str, bytes], str], Decoded],
     ) -> None:
         kinds = CACHED_KINDS if sets.cached else MEMBER_KINDS
-        self.readers = [ShardReader(index, options.verify, kinds) for index in sets.indexes]
+        self.readers = [ShardReader(index, options.verify, kinds, options.fetch) for index in sets.indexes]
         self.decode = decode
         self.options, self.quarantine = options, quarantine
         self.seen = self.bad = 0
@@ -203,7 +206,7 @@ class ShardBatches(IterableDataset):
         self.shapes = options.shapes
         # Read here, once, before the workers are forked.
         self.buckets = (
-            tuple(nearest_buckets(self.shapes, picture_sizes(index)) for index in sets.indexes)
+            tuple(nearest_buckets(self.shapes, picture_sizes(index, options.fetch)) for index in sets.indexes)
             if len(self.shapes) > 1
             else None
         )

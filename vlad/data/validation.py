@@ -40,7 +40,7 @@ from vlad.data.decoding import (
     picture_size,
 )
 from vlad.data.parallel import available_cores, map_in_order
-from vlad.data.storage import CacheOptions, ShardCache, StorageError
+from vlad.data.storage import FetchOptions, ShardCache, StorageError
 from vlad.data.tars import SampleMembers, TarTable, read_sample, scan_tar
 from vlad.errors import UserError
 from vlad.layout.fonts import missing_glyphs
@@ -163,7 +163,7 @@ class ShardSet:
         return None if None in counts else sum(count for count in counts if count is not None)
 
 
-def list_set(pattern: str, cache: CacheOptions | None = None) -> ShardSet:
+def list_set(pattern: str, cache: FetchOptions | None = None) -> ShardSet:
     """Finds the shards and reads their manifests. Raises UserError where there are no shards."""
     # Paths in one spelling: they are looked up in the manifests.
     paths = tuple(path if storage.is_url(path) else str(Path(path)) for path in storage.expand(pattern, cache))
@@ -198,14 +198,14 @@ def list_set(pattern: str, cache: CacheOptions | None = None) -> ShardSet:
     return ShardSet(storage.shown(pattern), shards, manifests, tuple(findings))
 
 
-def _is_there(manifest: str, cache: CacheOptions | None) -> bool:
+def _is_there(manifest: str, cache: FetchOptions | None) -> bool:
     try:
         return storage.exists(manifest, cache)
     except StorageError:  # stores refuse to say of what is not there; were they down, the shards would tell
         return False
 
 
-def _read_manifest(manifest: str, directory: str, cache: CacheOptions | None) -> dict[str, ListedShard]:
+def _read_manifest(manifest: str, directory: str, cache: FetchOptions | None) -> dict[str, ListedShard]:
     record = json.loads(storage.read_bytes(manifest, cache))
     entries = {}
     for entry in record["shards"]:

@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from vlad.data import storage
 from vlad.data.decoding import encode_sample
+from vlad.data.storage import MANIFEST
 from vlad.data.tars import picture_sizes, scan_tar
 from vlad.errors import UserError
 from vlad.records import Sample
 
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
 SIZES_SUFFIX = ".sizes.json"  # beside each shard: what batches of one shape are planned from
 
 
@@ -224,31 +225,15 @@ def full_disk(directory: Path, error: BaseException) -> UserError | None:
     )
 
 
-# A URL in place of a directory: all that this module knows about object stores.
-
-
-def is_url(target: str) -> bool:
-    """Whether a target is a URL, not a path."""
-    if "://" not in target:
-        return False
-    from vlad.data import storage
-
-    return storage.is_url(target)
-
-
 def published_names(target: Path | str, suffix: str) -> set[str]:
     """The names with a suffix that stand in a directory or below a URL; none where there is no such place."""
     if isinstance(target, str):
-        from vlad.data import storage
-
         return {url.rpartition("/")[2] for url in storage.list_files(target, suffix)}
     return {path.name for path in target.iterdir() if path.name.endswith(suffix)} if target.is_dir() else set()
 
 
 def _publish(temporary: Path, target: Path | str, name: str) -> None:
     if isinstance(target, str):
-        from vlad.data import storage
-
         storage.publish(temporary, f"{target.rstrip('/')}/{name}")
         temporary.unlink()
         return
