@@ -27,8 +27,10 @@ LEVELS = {
     "evaluation": 6,
     "training": 6,
     "config": 7,
-    "launch": 8,
-    "sampling": 9,
+    "building": 8,
+    "caching": 9,
+    "launch": 10,
+    "sampling": 11,
 }
 # Where a library may be imported: files, or folders that end in a slash.
 LIBRARIES = {

@@ -26,9 +26,9 @@ def main() -> int:
     import torch
     from tqdm import tqdm
 
+    from vlad.caching import cache_encoder, cache_fingerprint, cacheable_parts
     from vlad.data.cache import write_cache
     from vlad.data.stream import open_sets
-    from vlad.launch import cache_encoder, cache_fingerprint, cacheable_parts
 
     if config.data.mix:
         raise UserError("data.mix: a cache is of one shard set; name it as data.shards.")

@@ -32,7 +32,7 @@ BYTES_A_PIXEL = {"jpg": 0.6, "png": 2.4}
 # Says what is being made, and what is finished, while the manifest is still missing.
 JOURNAL = "begun.jsonl"
 SKIPPED = "skipped.jsonl"
-SHARD_NAME = re.compile(r"\d{6}\.tar(\.partial)?")
+SHARD_NAME = re.compile(r"\d{6}\.(tar|sizes\.json)(\.partial)?")
 NAMED_SKIPS = 20  # in the closing summary; all of them stand in SKIPPED
 PROBED_PLACES = 20
 
@@ -184,7 +184,9 @@ class Output:
 
     def forget_others(self, done: dict[int, ShardRecord]) -> None:
         """Removes what an interrupted run left besides its finished shards: they are made anew."""
-        finished = {f"{number:06d}.tar" for number in done}
+        from vlad.data.writing import SIZES_SUFFIX
+
+        finished = {f"{number:06d}{kind}" for number in done for kind in (".tar", SIZES_SUFFIX)}
         for path in self.workplace.iterdir():
             if SHARD_NAME.fullmatch(path.name) and path.name not in finished:
                 path.unlink()

@@ -14,13 +14,12 @@ runs/NAME/
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
@@ -30,31 +29,24 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vlad import distributed
+from vlad.building import ALIGNMENT, build_pipeline, new_parts, parts_of_base
+from vlad.caching import cached_sets
 from vlad.config import Config, load_config, save_config
-from vlad.data.cache import Fingerprint, data_fingerprint, open_cache, weights_digest
 from vlad.data.stream import ShardSets, collate, first_samples, open_sets
 from vlad.diffusion.attention import set_attention
-from vlad.diffusion.autoencoder import PatchAutoencoder, build_autoencoder, latent_moments, spatial_factor
-from vlad.diffusion.noise import build_scheduler, options_of
-from vlad.diffusion.unets import build_unet
+from vlad.diffusion.autoencoder import PatchAutoencoder
+from vlad.diffusion.noise import build_scheduler
 from vlad.errors import UserError, writable_directory
 from vlad.evaluation.report import GridRow, draw_layout, picture_of_map, sample_grid
-from vlad.losses.contrastive import AlignmentHead
-from vlad.pipeline import SampleOptions, VLADPipeline
-from vlad.records import Batch, CachedStates
-from vlad.text.composition import CompositionModule, TextSide
-from vlad.text.lora import LoraOptions, add_adapter, merged, save_adapter
-from vlad.text.lvlm import LVLMEncoder, load_lvlm, load_vision
+from vlad.text.lora import merged, save_adapter
 from vlad.text.prompt import parse_prompt
 from vlad.training.callbacks import Progress, SampleGrid, SeedEachBatch, StopOnSignal, write_metrics
 from vlad.training.checkpoint import Checkpoints, newest_checkpoint
 from vlad.training.datamodule import ShardDataModule
 from vlad.training.ema import ExponentialAverage
 from vlad.training.optim import OptimOptions
-from vlad.training.stages import AutoencoderStage, LayoutStage, Parts, RefineStage, Stage, set_modes
+from vlad.training.stages import TRAINED, AutoencoderStage, LayoutStage, Parts, RefineStage, Stage, set_modes
 
-TRAINED = "trained.safetensors"
-ALIGNMENT = "alignment.safetensors"
 GRID_SAMPLES = 8
 FIT_PICTURES = 3000  # the projection of a PatchAutoencoder is fitted to this many pictures
 
@@ -77,11 +69,11 @@ def run(config: Config) -> RunResult:
     L.seed_everything(config.seed, verbose=False)
     torch.use_deterministic_algorithms(True, warn_only=True)
     if config.base is not None:
-        parts, config = _parts_of_base(config)
+        parts, config = parts_of_base(config)
     elif config.lora is not None and config.lvlm.trained != "lora":
         raise UserError("lora: adapters need a base; add base=runs/NAME, a finished run, or set lvlm.trained: lora.")
     else:
-        parts = _new_parts(config)
+        parts = new_parts(config)
     # Only now: a call that could not work must not claim the directory for its config.
     if distributed.is_main_process() and not (directory / "config.yaml").is_file():
         save_config(described, directory / "config.yaml")
@@ -151,160 +143,12 @@ def _shaping(config: Config) -> dict[str, object]:
     return {key: value for key, value in flat.items() if key in shaping or not key.startswith(free)}
 
 
-# --- building ------------------------------------------------------------------------------------------------
-
-
-def _new_parts(config: Config) -> Parts:
-    """The parts that the config describes, untrained but for what it names a path of."""
-    aligned = config.losses.align_weight > 0
-    model, tokenizer = load_lvlm(config.lvlm, with_vision=aligned)
-    lvlm = LVLMEncoder(model, tokenizer, config.lvlm, load_vision(config.lvlm) if aligned else None)
-    if config.lvlm.trained == "lora":
-        if config.lvlm.path is None:
-            raise UserError("lvlm.trained: lora adapts a pretrained LVLM; name one with lvlm.path, or set it to full.")
-        _adapt_lvlm(lvlm, config.lora or LoraOptions(), config.lvlm.path, config.lvlm.revision)
-    options = config.composition
-    composition = CompositionModule(
-        lvlm.width,
-        options.kind,
-        options.width,
-        options.layers,
-        options.heads,
-        options.output_width,
-        options.spelling,
-        options.max_characters,
-        options.max_strings,
-        options.locals,
-        options.slots,
-        options.queries,
-    )
-    autoencoder = build_autoencoder(config.autoencoder)
-    channels = autoencoder.config.latent_channels
-    levels = max(len(config.layout.unet.block_channels), len(config.refine.unet.block_channels))
-    factor = spatial_factor(autoencoder)
-    _check_shapes(config, factor, levels)
-    side = config.data.picture_pixels
-    with_layout = config.layout.kind != "none"
-    width, cells = options.output_width, side // factor
-    layout_unet = build_unet(config.layout.unet, channels, 0, width, cells) if with_layout else None
-    refine_unet = build_unet(config.refine.unet, channels, channels if with_layout else 0, width, cells)
-    alignment = AlignmentHead(width, lvlm.image_width if aligned else lvlm.width, kind=config.losses.alignment)
-    parts = Parts(autoencoder, TextSide(lvlm, composition), alignment, layout_unet, refine_unet)
-    if config.trainer.channels_last:
-        for module in (parts.autoencoder, parts.layout_unet, parts.refine_unet):
-            if module is not None:
-                module.to(memory_format=torch.channels_last)
-    return parts
-
-
-def _check_shapes(config: Config, factor: int, levels: int) -> None:
-    """Raises UserError for a training shape that the autoencoder and the UNets cannot divide."""
-    unit = factor * 2 ** (levels - 1)
-    sides = {config.data.picture_pixels}
-    for shape in config.data.stream(0).shapes:
-        sides |= {shape.width, shape.height}
-    wrong = sorted(side for side in sides if side % unit)
-    if wrong:
-        option = "data.bucket_step_pixels" if config.data.max_aspect > 1 else "data.picture_pixels"
-        raise UserError(
-            f"{option}: pictures of {wrong[0]} pixels cannot be trained on; every side must be a multiple of {unit}:"
-            f" {factor} pixels a latent cell, halved {levels - 1} times by the UNet."
-        )
-
-
-def _adapt_lvlm(lvlm: LVLMEncoder, lora: LoraOptions, base_id: str, revision: str | None = None) -> None:
-    """Puts fresh adapters on the layers of the LVLM that t depends on."""
-    lvlm.model = add_adapter(lvlm.model, lora, lora.lvlm_targets, base_id, revision, lvlm.text_modules())
-
-
-def _parts_of_base(config: Config) -> tuple[Parts, Config]:
-    """The parts of a finished run, and the config with what they bring along: noise schedules, sampling defaults.
-
-    With `lora`: adapters on the LVLM and the UNets, all else frozen.
-    """
-    assert config.base is not None
-    folder = pipeline_folder(Path(config.base))
-    base = VLADPipeline.from_pretrained(folder)
-    if base.config.picture_pixels != config.data.picture_pixels:
-        raise UserError(
-            f"data.picture_pixels is {config.data.picture_pixels}, but the base {config.base} draws"
-            f" {base.config.picture_pixels} pixels; set data.picture_pixels={base.config.picture_pixels}."
-        )
-    levels = len(base.refine_unet.config.block_out_channels)
-    _check_shapes(config, spatial_factor(base.autoencoder), levels)
-    text_side = base.text_side
-    aligned = config.losses.align_weight > 0
-    text_side.lvlm.vision = load_vision(config.lvlm) if aligned else None
-    image_width = text_side.lvlm.image_width if aligned else text_side.lvlm.width
-    output_width = base.composition.config.output_width
-    alignment = AlignmentHead(output_width, image_width, kind=config.losses.alignment)
-    stored = folder / ALIGNMENT
-    if stored.is_file():
-        _load_alignment(alignment, stored)
-    parts = Parts(base.autoencoder, text_side, alignment, base.layout_unet, base.refine_unet)
-    if config.lora is not None:
-        for module in (parts.autoencoder, text_side, alignment, parts.layout_unet, parts.refine_unet):
-            if module is not None:
-                module.requires_grad_(False)
-        base_id, lora = str(config.base), config.lora
-        _adapt_lvlm(text_side.lvlm, lora, base_id)
-        if parts.layout_unet is not None:
-            parts.layout_unet = add_adapter(parts.layout_unet, lora, lora.unet_targets, base_id)
-        parts.refine_unet = add_adapter(parts.refine_unet, lora, lora.unet_targets, base_id)
-    layout, refine = config.layout, replace(config.refine, noise=options_of(base.refine_scheduler, config.refine.noise))
-    if not base.uses_layout:
-        layout = replace(layout, kind="none")
-    else:
-        layout = replace(layout, kind="latents", noise=options_of(base.layout_scheduler, layout.noise))
-    sample = SampleOptions(**{field.name: base.config[field.name] for field in fields(SampleOptions)})
-    return parts, replace(config, layout=layout, refine=refine, sample=sample)
-
-
-def pipeline_folder(path: Path) -> Path:
-    """The pipeline of a run directory, or the folder itself if it is one. Raises UserError when there is none."""
-    for folder in (path / "pipeline", path):
-        if (folder / "model_index.json").is_file():
-            return folder
-    if (path / "config.yaml").is_file():
-        raise UserError(
-            f"The run {path} is not finished; run the command that started it again to train it to its end."
-        )
-    raise UserError(f"There is no run or pipeline at {path}; train one with: python train.py configs/tiny.yaml.")
-
-
 def _stage_names(config: Config, parts: Parts) -> list[str]:
     """The stages of this run in order."""
     names = ["refine"] if parts.layout_unet is None else ["layout", "refine"]
     if config.base is None and isinstance(parts.autoencoder, PatchAutoencoder):
         names.insert(0, "autoencoder")
     return names
-
-
-def _pipeline(config: Config, parts: Parts) -> VLADPipeline:
-    options = config.sample
-    return VLADPipeline(
-        lvlm=parts.text_side.lvlm.model,
-        tokenizer=parts.text_side.lvlm.tokenizer,
-        composition=parts.text_side.composition,
-        autoencoder=parts.autoencoder,
-        layout_unet=parts.layout_unet,
-        layout_scheduler=build_scheduler(config.layout.noise) if parts.layout_unet is not None else None,
-        refine_unet=parts.refine_unet,
-        refine_scheduler=build_scheduler(config.refine.noise),
-        picture_pixels=config.data.picture_pixels,
-        with_layout=config.layout.kind != "none",
-        pooling=parts.text_side.lvlm.options.pooling,
-        states=parts.text_side.lvlm.options.states,
-        template=parts.text_side.lvlm.options.template,
-        max_tokens=parts.text_side.lvlm.options.max_tokens,
-        vision_pixels=parts.text_side.lvlm.options.vision_pixels,
-        steps=options.steps,
-        text_scale=options.text_scale,
-        layout_scale=options.layout_scale,
-        planning_scale=options.planning_scale,
-        refit=options.refit,
-        batch_size=options.batch_size,
-    )
 
 
 # --- one stage -----------------------------------------------------------------------------------------------
@@ -321,7 +165,7 @@ def _train_stage(config: Config, parts: Parts, sets: ShardSets, name: str, label
         _load_stage(stage, directory)
         return True
     data = ShardDataModule(
-        sets if config.data.cache is None or name == "autoencoder" else _cached_sets(config, parts, sets),
+        sets if config.data.cache is None or name == "autoencoder" else cached_sets(config, parts, sets),
         config.data.stream(distributed.derived_seed(config.seed, name)),
         optim.steps * optim.accumulate_batches,
         config.directory / "quarantine.jsonl",
@@ -380,83 +224,8 @@ def _train_stage(config: Config, parts: Parts, sets: ShardSets, name: str, label
     return True
 
 
-def cache_fingerprint(config: Config, parts: Parts, sets: ShardSets) -> Fingerprint:
-    """All that cached states depend on: data and shapes, the autoencoder's weights, and a frozen LVLM's."""
-    fingerprint = data_fingerprint(sets, config.data.stream(config.seed))
-    fingerprint["autoencoder"] = weights_digest(parts.autoencoder)
-    if caches_text(config):
-        lvlm = parts.text_side.lvlm
-        fingerprint["lvlm"] = weights_digest(lvlm.model)
-        fingerprint["lvlm_options"] = json.loads(json.dumps(asdict(lvlm.options)))
-    return fingerprint
-
-
-def caches_text(config: Config) -> bool:
-    """Whether the LVLM never changes in this run, so that what it says of captions and pictures can be cached."""
-    return config.lvlm.trained == "frozen" and config.lora is None
-
-
-def cache_encoder(config: Config, parts: Parts, device: torch.device) -> Callable[[Batch], CachedStates]:
-    """What frozen models say of a batch."""
-    for module in (parts.autoencoder, parts.text_side):
-        module.to(device).eval()
-
-    @torch.no_grad()
-    def encode_batch(batch: Batch) -> CachedStates:
-        batch = batch.to(device)
-        picture_mean, picture_deviation = latent_moments(parts.autoencoder, batch.pictures)
-        glyph_mean, glyph_deviation = latent_moments(parts.autoencoder, batch.glyph_maps)
-        text = v = None
-        if caches_text(config):
-            lvlm = parts.text_side.lvlm
-            text = lvlm([parse_prompt(caption, strict=False) for caption in batch.captions])
-            v = lvlm.image_embeddings(batch.pictures) if config.losses.align_weight else None
-        return CachedStates(picture_mean, picture_deviation, glyph_mean, glyph_deviation, text, v)
-
-    return encode_batch
-
-
-def cacheable_parts(config: Config) -> Parts:
-    """The parts of a config with the autoencoder that its cache is made with.
-
-    Raises UserError while that is still to be trained.
-    """
-    if config.base is not None:
-        return _parts_of_base(config)[0]
-    parts = _new_parts(config)
-    if isinstance(parts.autoencoder, PatchAutoencoder):
-        folder = config.directory / "autoencoder"
-        if not (folder / "metrics.json").is_file():
-            raise UserError(
-                f"The autoencoder of this config is not trained yet ({folder}); run train.py until its first stage is"
-                " done, or name an autoencoder.path."
-            )
-        stored = load_file(folder / TRAINED)
-        parts.autoencoder.load_state_dict({name.removeprefix("autoencoder."): value for name, value in stored.items()})
-    return parts
-
-
-def _cached_sets(config: Config, parts: Parts, sets: ShardSets) -> ShardSets:
-    """The cache of a config, proven to be its own. Raises UserError where it is another's, or cannot do."""
-    assert config.data.cache is not None
-    cached = open_cache(config.data.cache, cache_fingerprint(config, parts, sets))
-    if config.losses.align_weight and not caches_text(config):
-        raise UserError(
-            "data.cache holds no pictures, and L_align wants them for a vision tower that is trained; set"
-            " lvlm.trained=frozen, losses.align_weight=0, or leave data.cache out."
-        )
-    return cached
-
-
 def _log_version(checkpoint: Path | None) -> str:
     return f"from-{checkpoint.stem}" if checkpoint is not None else "from-step-00000000"
-
-
-def _load_alignment(alignment: AlignmentHead, path: Path) -> None:
-    """The base's head, as far as it fits: kinds of L_align differ in their bias, encoders in the width of v."""
-    stored, wanted = load_file(path), alignment.state_dict()
-    fitting = {name: value for name, value in stored.items() if name in wanted and value.shape == wanted[name].shape}
-    alignment.load_state_dict({**wanted, **fitting})
 
 
 def _build_stage(config: Config, parts: Parts, name: str, sets: ShardSets) -> Stage:
@@ -536,7 +305,7 @@ def _publish_run(config: Config, parts: Parts) -> None:
         folder = config.directory / "pipeline"
         folder.mkdir(parents=True, exist_ok=True)
         save_file(parts.alignment.state_dict(), folder / ALIGNMENT)
-        pipeline = _pipeline(config, parts)
+        pipeline = build_pipeline(config, parts)
         pipeline.register_modules(lvlm=merged(pipeline.lvlm))
         pipeline.save_pretrained(folder)  # model_index.json comes last: its presence says the run is finished
         return
@@ -554,7 +323,7 @@ def _grid_drawer(config: Config, parts: Parts, sets: ShardSets, name: str) -> Ca
     prompts = [parse_prompt(caption, strict=False) for caption in captions]
 
     def draw(path: Path) -> None:
-        pipeline = _pipeline(config, parts)
+        pipeline = build_pipeline(config, parts)
         seeds = list(range(len(prompts)))
         pixels = config.data.picture_pixels
         if name == "layout":

@@ -18,9 +18,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
+from vlad.building import pipeline_folder
 from vlad.errors import UserError, existing_file, writable_directory
 from vlad.evaluation.report import GridRow, draw_layout, overlay, picture_of_map, sample_grid
-from vlad.launch import pipeline_folder
 from vlad.layout.files import layout_to_json, write_layout
 from vlad.pipeline import VLADPipeline, VLADPipelineOutput
 from vlad.records import Layout

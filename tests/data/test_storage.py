@@ -35,6 +35,9 @@ from vlad.data.storage import (
     read_bytes,
     shown,
 )
+from vlad.data.stream import ShardBatches, StreamOptions, open_sets
+from vlad.data.synthetic import SyntheticOptions, render_sign
+from vlad.data.writing import write_manifest, write_shards
 from vlad.errors import UserError
 
 SHARD = bytes(range(256)) * 1200  # 300 kB
@@ -638,3 +641,37 @@ def test_wrong_options_are_refused():
     for wrong in ({"max_bytes": 0}, {"retries": -1}, {"timeout_seconds": 0}, {"backoff_seconds": -1}):
         with pytest.raises(UserError, match=r"data\.fetch"):
             FetchOptions(**wrong)
+
+
+# The stream
+
+
+def test_training_reads_from_a_store_what_it_reads_locally(s3, tmp_path):
+    signs = [render_sign(SyntheticOptions(size_pixels=16), index) for index in range(30)]
+    (tmp_path / "local").mkdir()
+    write_manifest(tmp_path / "local", write_shards(signs, tmp_path / "local", samples_per_shard=8), {})
+    for path in (tmp_path / "local").iterdir():
+        publish(path, f"s3://shards/signs/{path.name}")
+    fetch = FetchOptions(directory=str(tmp_path / "cache"))
+    options = StreamOptions(
+        picture_pixels=16, resolutions=(16, 24), batch_size=4, shuffle_window=8, workers=2, fetch=fetch
+    )
+    batches = []
+    for place in (str(tmp_path / "local"), "s3://shards/signs"):
+        dataset = ShardBatches(open_sets({place: 1.0}, fetch), options, 16)
+        loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="fork")
+        batches.append([batch.keys for batch in loader])
+    assert batches[0] == batches[1]
+    assert len(list((tmp_path / "cache").glob("*.shard"))) == 4
+
+
+def test_a_shard_that_is_gone_stops_the_run_with_its_name(s3, tmp_path):
+    signs = [render_sign(SyntheticOptions(size_pixels=16), index) for index in range(8)]
+    write_manifest(tmp_path, write_shards(signs, tmp_path), {})
+    for path in tmp_path.glob("*.*"):
+        publish(path, f"s3://shards/gone/{path.name}")
+    fetch = FetchOptions(directory=str(tmp_path / "cache"))
+    sets = open_sets({"s3://shards/gone": 1.0}, fetch)
+    s3.rm("shards/gone/000000.tar")
+    with pytest.raises(StorageError, match=r"s3://shards/gone/000000\.tar"):
+        list(ShardBatches(sets, StreamOptions(picture_pixels=16, batch_size=4, fetch=fetch), 1))

@@ -10,14 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import vlad.data
 from vlad.data.decoding import decode_sample
 from vlad.data.shards import index_shards, read_members
 from vlad.data.synthetic import SyntheticOptions, render_sign
@@ -169,7 +167,8 @@ def test_the_manifest_says_what_is_in_the_shards_and_what_made_them(made, pictur
     }
     assert [entry["statistics"]["lines"] for entry in record["shards"]] == [2, 1]
     # The second shard would hold what was skipped alone.
-    names = ["000000.tar", "000002.tar", "manifest.json", "skipped.jsonl"]
+    names = [f"00000{number}.{kind}" for number in (0, 2) for kind in ("sizes.json", "tar")]
+    names += ["manifest.json", "skipped.jsonl"]
     assert sorted(path.name for path in out.iterdir()) == names
 
 
@@ -185,7 +184,10 @@ def test_shards_that_are_there_are_kept_until_overwriting_is_asked_for(made, pic
         pictures, "--out", out, "--samples-per-shard", 10, "--overwrite", "--picture-format", "png", "--workers", 1
     )
     assert code == 0, complaint
-    assert sorted(path.name for path in out.iterdir()) == ["000000.tar", "manifest.json", "skipped.jsonl"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("000000.sizes.json", "000000.tar"),
+        *("manifest.json", "skipped.jsonl"),
+    ]
     assert [sample.picture.tobytes() for sample in read_all(out)] == [sign.picture.tobytes() for sign in SIGNS]
     # One process makes what three made.
     assert tool(pictures, "--out", out, "--samples-per-shard", 2, "--overwrite", "--workers", 1)[0] == 0
@@ -238,7 +240,7 @@ def test_what_was_begun_otherwise_is_not_mixed(annotated, tool, refused, tmp_pat
     fail_at(monkeypatch, 1, KeyboardInterrupt())
     assert tool(*arguments, 50)[0] == 130
     monkeypatch.undo()
-    assert sorted(contents(out)) == ["000000.tar", "begun.jsonl"]
+    assert sorted(contents(out)) == ["000000.sizes.json", "000000.tar", "begun.jsonl"]
     with (out / "begun.jsonl").open("a") as stream:
         stream.write('{"number": 1, "entr')  # as a machine leaves it that stops
     (out / "000001.tar").write_bytes(b"of a shard that the journal does not know")
@@ -253,7 +255,8 @@ def test_what_was_begun_otherwise_is_not_mixed(annotated, tool, refused, tmp_pat
     code, said, _ = tool(*arguments, 50)
     assert code == 0
     assert "goes on after 50 pictures in 1 shards" in said
-    assert sorted(contents(out)) == ["000000.tar", "000001.tar", "000002.tar", "manifest.json", "skipped.jsonl"]
+    shards = [f"00000{number}.{kind}" for number in range(3) for kind in ("sizes.json", "tar")]
+    assert sorted(contents(out)) == [*shards, "manifest.json", "skipped.jsonl"]
 
 
 def test_a_captioner_that_is_none_leaves_nothing_to_be_taken_up(annotated, tool, tmp_path):
@@ -274,7 +277,7 @@ def test_a_disk_that_fills_up_costs_no_whole_shard(annotated, tool, tmp_path, mo
     assert "is full; make room and run the same command again" in complaint
     assert "Traceback" not in complaint
     monkeypatch.undo()
-    assert sorted(contents(tmp_path / "out")) == ["000000.tar", "begun.jsonl"]
+    assert sorted(contents(tmp_path / "out")) == ["000000.sizes.json", "000000.tar", "begun.jsonl"]
     assert tool(*arguments, tmp_path / "out")[0] == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -291,23 +294,22 @@ def test_shards_go_to_a_url_one_by_one_and_the_manifest_last(annotated, tool, re
         shutil.copy(local, store / name)
         arrived.append(name)
 
-    storage = types.SimpleNamespace(
-        is_url=lambda text: text.startswith("s3://"),
-        publish=publish,
-        list_files=lambda url, suffix: [f"{url}/{path.name}" for path in store.iterdir() if path.name.endswith(suffix)],
-    )
-    monkeypatch.setattr(vlad.data, "storage", storage, raising=False)
-    monkeypatch.setitem(sys.modules, "vlad.data.storage", storage)
+    def list_files(url, suffix):
+        return [f"{url}/{path.name}" for path in store.iterdir() if path.name.endswith(suffix)]
+
+    monkeypatch.setattr("vlad.data.storage.publish", publish)
+    monkeypatch.setattr("vlad.data.storage.list_files", list_files)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     arguments = (annotated, "--samples-per-shard", 50, "--workers", 1, "--out")
     with monkeypatch.context() as patch:
         fail_at(patch, 1, KeyboardInterrupt())
         assert tool(*arguments, "s3://bucket/set/")[0] == 130
-    assert arrived == ["000000.tar"]
+    assert arrived == ["000000.sizes.json", "000000.tar"]
     code, said, complaint = tool(*arguments, "s3://bucket/set/")
     assert code == 0, complaint
     assert "goes on after 50 pictures" in said
-    assert arrived == ["000000.tar", "000001.tar", "000002.tar", "skipped.jsonl", "manifest.json"]
+    shards = [f"00000{number}.{kind}" for number in range(3) for kind in ("sizes.json", "tar")]
+    assert arrived == [*shards, "skipped.jsonl", "manifest.json"]
     assert list((tmp_path / "cache/vlad/make_shards").iterdir()) == []
     assert "holds shards already" in refused(*arguments, "s3://bucket/set/")
     assert "Nothing is deleted at a URL" in refused(*arguments, "s3://bucket/set/", "--overwrite")

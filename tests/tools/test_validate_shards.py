@@ -100,7 +100,13 @@ def test_ctrl_c_prints_what_was_read(shards):
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code, str(TOOL), str(shards)], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", code, str(TOOL), str(shards)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        # A shell that runs the tests in the background has them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert run.returncode == 128 + signal.SIGINT
     assert "Interrupted" in run.stdout

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vlad.building import load_alignment
 from vlad.errors import UserError
-from vlad.launch import _load_alignment
 from vlad.losses.contrastive import AlignmentHead, contrastive_loss, multi_positive_loss, relations_of_texts, text_ids
 from vlad.records import Batch, Layout
 from vlad.text.composition import CompositionModule, TextSide
@@ -24,8 +24,8 @@ def parts(kind: str) -> tuple[TextSide, AlignmentHead, Batch]:
     lvlm = LVLMEncoder(*load_lvlm(TINY), TINY)
     composition = CompositionModule(lvlm.width, width=16, layers=1, heads=2, output_width=20)
     head = AlignmentHead(20, lvlm.width, width=8, kind=kind)  # type: ignore[arg-type]
-    pixels = torch.rand(4, 3, 32, 32) * 2 - 1
-    batch = Batch(("1", "2", "3", "4"), CAPTIONS, (Layout(()),) * 4, pixels, pixels, torch.ones(4, 1, 32, 32))
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    batch = Batch(("1", "2", "3", "4"), CAPTIONS, (Layout(()),) * 4, ((),) * 4, pixels, pixels[:, :1], None)
     return TextSide(lvlm, composition), head, batch
 
 
@@ -81,13 +81,16 @@ def test_a_base_s_head_starts_any_kind(tmp_path: Any) -> None:
     path = tmp_path / "alignment.safetensors"
     base, heir = AlignmentHead(4, 4, width=3, temperature=0.3), AlignmentHead(4, 4, width=3, kind="sigmoid")
     save_file(base.state_dict(), path)
-    _load_alignment(heir, path)
+    load_alignment(heir, path)
     assert torch.equal(heir.from_text.weight, base.from_text.weight)
     assert heir.report() == pytest.approx({"temperature": 0.3, "bias": -10.0})
 
     save_file({**heir.state_dict(), "bias": torch.tensor(-2.0)}, path)
-    _load_alignment(base, path)
-    _load_alignment(heir, path)
+    load_alignment(base, path)
+    load_alignment(heir, path)
     assert heir.report() == pytest.approx({"temperature": 0.3, "bias": -2.0})
-    with pytest.raises(UserError, match="does not fit"):
-        _load_alignment(AlignmentHead(4, 5, width=3), path)
+    other = AlignmentHead(4, 5, width=3)  # v of another encoder: that projection begins anew
+    fresh = other.from_image.weight.clone()
+    load_alignment(other, path)
+    assert torch.equal(other.from_text.weight, heir.from_text.weight)
+    assert torch.equal(other.from_image.weight, fresh)

@@ -29,6 +29,8 @@ from vlad.text.composition import TextSide
 from vlad.text.prompt import parse_prompt
 from vlad.training.optim import OptimOptions, build_optimizer, learning_rate_factor
 
+TRAINED = "trained.safetensors"  # what a finished stage has trained, in its own folder
+
 
 @dataclass(frozen=True)
 class LossOptions:

@@ -1,0 +1,88 @@
+"""Cached states of a run: what is cached, what it depends on, and the proof that a cache is the run's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+from safetensors.torch import load_file
+
+from vlad.building import new_parts, parts_of_base
+from vlad.config import Config
+from vlad.data.cache import Fingerprint, data_fingerprint, open_cache, weights_digest
+from vlad.data.stream import ShardSets
+from vlad.diffusion.autoencoder import PatchAutoencoder, latent_moments
+from vlad.errors import UserError
+from vlad.records import Batch, CachedStates
+from vlad.text.prompt import parse_prompt
+from vlad.training.stages import TRAINED, Parts
+
+
+def cache_fingerprint(config: Config, parts: Parts, sets: ShardSets) -> Fingerprint:
+    """All that cached states depend on: data and shapes, the autoencoder's weights, and a frozen LVLM's."""
+    fingerprint = data_fingerprint(sets, config.data.stream(config.seed))
+    fingerprint["autoencoder"] = weights_digest(parts.autoencoder)
+    if caches_text(config):
+        lvlm = parts.text_side.lvlm
+        fingerprint["lvlm"] = weights_digest(lvlm)
+        fingerprint["lvlm_options"] = json.loads(json.dumps(asdict(lvlm.options)))
+    return fingerprint
+
+
+def caches_text(config: Config) -> bool:
+    """Whether the LVLM never changes in this run, so that what it says of captions and pictures can be cached."""
+    return config.lvlm.trained == "frozen" and config.lora is None
+
+
+def cache_encoder(config: Config, parts: Parts, device: torch.device) -> Callable[[Batch], CachedStates]:
+    """What frozen models say of a batch."""
+    for module in (parts.autoencoder, parts.text_side):
+        module.to(device).eval()
+
+    @torch.no_grad()
+    def encode_batch(batch: Batch) -> CachedStates:
+        batch = batch.to(device)
+        picture_mean, picture_deviation = latent_moments(parts.autoencoder, batch.pictures)
+        glyph_mean, glyph_deviation = latent_moments(parts.autoencoder, batch.glyph_maps)
+        text = v = None
+        if caches_text(config):
+            lvlm = parts.text_side.lvlm
+            text = lvlm([parse_prompt(caption, strict=False) for caption in batch.captions])
+            v = lvlm.image_embeddings(batch.pictures) if config.losses.align_weight else None
+        return CachedStates(picture_mean, picture_deviation, glyph_mean, glyph_deviation, text, v)
+
+    return encode_batch
+
+
+def cacheable_parts(config: Config) -> Parts:
+    """The parts of a config with the autoencoder that its cache is made with.
+
+    Raises UserError while that is still to be trained.
+    """
+    if config.base is not None:
+        return parts_of_base(config)[0]
+    parts = new_parts(config)
+    if isinstance(parts.autoencoder, PatchAutoencoder):
+        folder = config.directory / "autoencoder"
+        if not (folder / "metrics.json").is_file():
+            raise UserError(
+                f"The autoencoder of this config is not trained yet ({folder}); run train.py until its first stage is"
+                " done, or name an autoencoder.path."
+            )
+        stored = load_file(folder / TRAINED)
+        parts.autoencoder.load_state_dict({name.removeprefix("autoencoder."): value for name, value in stored.items()})
+    return parts
+
+
+def cached_sets(config: Config, parts: Parts, sets: ShardSets) -> ShardSets:
+    """The cache of a config, proven to be its own. Raises UserError where it is another's, or cannot do."""
+    assert config.data.cache is not None
+    cached = open_cache(config.data.cache, cache_fingerprint(config, parts, sets))
+    if config.losses.align_weight and not caches_text(config):
+        raise UserError(
+            "data.cache holds no pictures, and L_align wants them for a vision tower that is trained; set"
+            " lvlm.trained=frozen, losses.align_weight=0, or leave data.cache out."
+        )
+    return cached
