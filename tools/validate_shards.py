@@ -84,7 +84,6 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-aspect", type=float, default=2.0, metavar="R", help="of training shapes, default 2")
     parser.add_argument("--bucket-step", type=int, default=64, metavar="N", help="of their sides in pixels, default 64")
     parser.add_argument("--ranks", type=int, metavar="N", help="judge a launch of so many ranks")
-    parser.add_argument("--workers", type=int, metavar="N", help="and so many workers a rank")
     parser.add_argument("--batch-size", type=int, metavar="N", help="and so many samples a batch")
     parser.add_argument("--pictures", type=int, default=25, metavar="N", help="sound samples on the page, default 25")
     parser.add_argument(
@@ -96,7 +95,7 @@ def _parse_arguments() -> argparse.Namespace:
 def _options(arguments: argparse.Namespace) -> ValidationOptions:
     from vlad.data.validation import Launch, ValidationOptions
 
-    asked = {"ranks": arguments.ranks, "workers": arguments.workers, "batch_size": arguments.batch_size}
+    asked = {"ranks": arguments.ranks, "batch_size": arguments.batch_size}
     given = {name: value for name, value in asked.items() if value is not None}
     if arguments.pictures < 0:
         raise UserError(f"--pictures must be at least 0, not {arguments.pictures}.")

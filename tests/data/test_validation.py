@@ -325,14 +325,12 @@ def test_a_quick_report_needs_a_manifest(directory):
 # The launch
 
 
-def test_a_launch_needs_a_batch_of_samples_a_worker(directory, tmp_path):
+def test_a_launch_needs_a_batch_of_samples_a_rank(directory, tmp_path):
     write_manifest(directory, [shard_entry(path, 12) for path in make_shard(directory, 12)], {})
-    assert found(directory, tmp_path, launch=Launch(2, 3, 2)) == []
-    assert found(directory, tmp_path, launch=Launch(2, 3, 3)) == [("launch", None)]
-    report = validate_manifests(
-        list_set(str(directory)), ValidationOptions(launch=Launch(2, 3, 3)), lambda finding: None
-    )
-    assert "12 samples are too few for 2 ranks x 3 workers x batches of 3: at least 18" in text_report(report)
+    assert found(directory, tmp_path, launch=Launch(2, 6)) == []
+    assert found(directory, tmp_path, launch=Launch(2, 9)) == [("launch", None)]
+    report = validate_manifests(list_set(str(directory)), ValidationOptions(launch=Launch(2, 9)), lambda finding: None)
+    assert "12 samples are too few for 2 ranks x batches of 9: at least 18" in text_report(report)
     with pytest.raises(UserError, match="at least 1"):
         Launch(0)
 

@@ -44,7 +44,7 @@ def test_a_sound_set_gives_0_and_a_page_with_pictures(shards, tmp_path):
     run = validate(shards, "--html", tmp_path / "page", "--resolutions", 64, "--batch-size", 20, "--ranks", 2)
     assert run.returncode == 0, run.stderr
     assert "the set is sound" in run.stdout
-    assert "2 ranks x 1 workers x batches of 20: needs 40 samples: feasible" in run.stdout
+    assert "2 ranks x batches of 20, any shards and workers: needs 40 samples: feasible" in run.stdout
     assert "40/40" in run.stderr
     assert "sample/s" in run.stderr
     names = ["contact_sheet.png", "findings.jsonl", "report.html"]
@@ -78,7 +78,7 @@ def test_a_wrong_call_gives_2_and_one_sentence(shards, tmp_path):
     assert "Did you mean 's3'" in refused("s33://bucket/a")
     assert "no multiple" in refused(shards, "--resolutions", 100)
     assert "--max-aspect" in refused(shards, "--max-aspect", 0.5)
-    assert "--workers" in refused(shards, "--workers", 0)
+    assert "--ranks" in refused(shards, "--ranks", 0)
     assert "--pictures" in refused(shards, "--pictures", -1)
     assert "nothing is written there" in refused(shards, "--html", shards)
     (tmp_path / "file").touch()

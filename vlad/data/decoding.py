@@ -50,7 +50,8 @@ def decode_picture(data: bytes, extension: str) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=[PICTURE_FORMATS[extension]]) as picture:
             if picture.width * picture.height > MAX_PICTURE_PIXELS:
                 raise BadSample(f"{picture.width} x {picture.height} pixels are over the limit")
-            return np.asarray(picture.convert("RGB"))
+            # `convert` would copy what is RGB already.
+            return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise error if isinstance(error, BadSample) else BadSample(f"picture does not decode: {error}") from error
 

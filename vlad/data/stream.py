@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -279,8 +280,11 @@ def stretch_picture(sample: Sample, side: int) -> Sample:
 def collate(samples: list[Sample]) -> Batch:
     """A batch of samples of one shape, with their glyph maps."""
     height, width = samples[0].picture.shape[:2]
-    pictures = np.stack([sample.picture for sample in samples])
-    coverage = np.stack([draw_ink(sample.layout, width, height) for sample in samples])
+    pictures = _bytes_for_the_trainer(len(samples), height, width, 3)
+    ink = _bytes_for_the_trainer(len(samples), height, width)
+    for row, sample in enumerate(samples):
+        pictures.numpy()[row] = sample.picture
+        ink.numpy()[row] = draw_ink(sample.layout, width, height)
     ignored = np.stack([ignore_mask(sample.layout, width, height) for sample in samples])
     return Batch(
         keys=tuple(sample.key for sample in samples),
@@ -288,7 +292,15 @@ def collate(samples: list[Sample]) -> Batch:
         layouts=tuple(sample.layout for sample in samples),
         objects=tuple(sample.objects for sample in samples),
         # In memory B H W 3, as they were decoded: nothing is copied, and convolutions like it.
-        picture_bytes=torch.from_numpy(pictures).permute(0, 3, 1, 2),
-        ink_bytes=torch.from_numpy(coverage)[:, None],
+        picture_bytes=pictures.permute(0, 3, 1, 2),
+        ink_bytes=ink[:, None],
         ignored=torch.from_numpy(ignored)[:, None] if ignored.any() else None,
     )
+
+
+def _bytes_for_the_trainer(*shape: int) -> torch.Tensor:
+    """Memory for a batch (uint8): a worker's is shared with the trainer from the start, and not copied on its way."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own default_collate does
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)

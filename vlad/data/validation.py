@@ -107,20 +107,19 @@ class Launch:
     """A run that shall read the set."""
 
     ranks: int = 1
-    workers: int = 1
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        if min(self.ranks, self.workers, self.batch_size) < 1:
-            raise UserError("--ranks, --workers and --batch-size must be at least 1.")
+        if min(self.ranks, self.batch_size) < 1:
+            raise UserError("--ranks and --batch-size must be at least 1.")
 
     @property
     def needed_samples(self) -> int:
-        """At least one batch of samples for every worker of every rank."""
-        return self.ranks * self.workers * self.batch_size
+        """A batch for every rank. Shards and workers may be any number: any worker makes any batch of its rank."""
+        return self.ranks * self.batch_size
 
     def __str__(self) -> str:
-        return f"{self.ranks} ranks x {self.workers} workers x batches of {self.batch_size}"
+        return f"{self.ranks} ranks x batches of {self.batch_size}, any shards and workers"
 
 
 @dataclass(frozen=True)
@@ -597,8 +596,8 @@ class Report:
         if launch is None or self.samples >= launch.needed_samples:
             return None
         return (
-            f"{self.samples} samples are too few for {launch}: at least {launch.needed_samples}, one batch a worker;"
-            " add samples, or lower one of the three"
+            f"{self.samples} samples are too few for {launch.ranks} ranks x batches of {launch.batch_size}: at least"
+            f" {launch.needed_samples}; add samples, or lower one of the two"
         )
 
 
