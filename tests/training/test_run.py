@@ -23,6 +23,7 @@ from vlad.layout.polygons import box_polygon
 from vlad.pipeline import VLADPipeline
 from vlad.records import Layout, TextLine
 from vlad.sampling import load_pipeline
+from vlad.training.stages import contrast
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = 'a blue sign that says "HOUSE" at the top'
@@ -84,6 +85,16 @@ def test_every_stage_trains_its_own_and_nothing_else(world: Path) -> None:
     refine = load_file(world / "runs" / "base" / "refine" / "trained.safetensors")
     assert {name.split(".")[0] for name in layout} == {"text_side", "alignment", "unet"}
     assert {name.split(".")[0] for name in refine} == {"unet"}
+
+
+def test_contrast_is_what_stands_out_from_the_ground() -> None:
+    pixels = torch.full((2, 3, 8, 8), -0.5)
+    pixels[1, :, 2:4, 2:5] = torch.tensor([1.0, 0.0, -0.5])[:, None, None]
+    found = contrast(pixels)
+    assert found.shape == (2, 1, 8, 8)
+    assert found[0].abs().max() == 0
+    assert (found[1] > 0).sum() == 6
+    assert found[1].max() == pytest.approx((1.5 + 0.5 + 0.0) / 3)
 
 
 def stop_at(config: Config, stage: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:

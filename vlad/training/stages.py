@@ -52,11 +52,17 @@ class LossOptions:
     layout_noise: float = 0.1
     # Likewise for the decoder of a PatchAutoencoder: it learns to forgive what a sampler leaves behind.
     latent_noise: float = 0.2
+    # Its errors count more where a pixel stands out from its picture: strokes are few, and would come out blended with
+    # the ground (docs/LOG.md).
+    contrast_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not (0 <= self.text_dropout <= 1 and 0 <= self.layout_dropout <= 1):
             raise UserError("losses: text_dropout and layout_dropout are shares, 0 to 1.")
-        if min(self.diffusion_weight, self.align_weight, self.layout_noise, self.latent_noise) < 0:
+        if (
+            min(self.diffusion_weight, self.align_weight, self.layout_noise, self.latent_noise, self.contrast_weight)
+            < 0
+        ):
             raise UserError("losses: weights and noise strengths must not be negative.")
         if min(self.hard_negatives, self.rewordings) < 0:
             raise UserError("losses: hard_negatives and rewordings must not be negative.")
@@ -130,9 +136,16 @@ class AutoencoderStage(_Stage):
         latents = self.autoencoder.encode(pixels)  # B C h w
         strength = self.losses.latent_noise * torch.rand(len(latents), 1, 1, 1, device=self.device)
         restored = self.autoencoder.decode(latents + strength * torch.randn_like(latents)).float()
-        absolute, squared = F.l1_loss(restored, pixels), F.mse_loss(restored, pixels)
-        self.log_losses(loss=absolute + squared, pixel_error=absolute)
-        return absolute + squared
+        errors = (restored - pixels).abs()
+        loss = errors.mean() + errors.square().mean() + self.losses.contrast_weight * (contrast(pixels) * errors).mean()
+        self.log_losses(loss=loss, pixel_error=errors.mean())
+        return loss
+
+
+def contrast(pixels: Tensor) -> Tensor:
+    """How far each pixel's colour is from its picture's median one: B 3 H W -> B 1 H W, mean over the channels."""
+    ground = pixels.flatten(2).median(dim=-1).values[:, :, None, None]
+    return (pixels - ground).abs().mean(dim=1, keepdim=True)
 
 
 class LayoutStage(_Stage):
