@@ -191,6 +191,9 @@ class VLADPipeline(DiffusionPipeline):
             config.refit if refit is None else refit,
             on_step or _no_report,
         )
+        most = self.refine_scheduler.config.num_train_timesteps
+        if not 1 <= settings.steps <= most:
+            raise UserError(f"{settings.steps} steps cannot be taken: this model was trained for 1 to {most}.")
         output = VLADPipelineOutput(images=[], layouts=[], glyph_maps=[])
         for chunk, count in _full_batches(len(texts), config.batch_size):
             part_prompts, part_seeds = [prompts[i] for i in chunk], [seed_list[i] for i in chunk]

@@ -121,7 +121,7 @@ def kl_folder(tmp_path: Path) -> Path:
 
 @torch.no_grad()
 def test_scale_and_shift_of_an_autoencoder_kl_are_applied_exactly_once(kl_folder: Path) -> None:
-    autoencoder = build_autoencoder(AutoencoderOptions(kind="kl", path=str(kl_folder)))
+    autoencoder = build_autoencoder(AutoencoderOptions(path=str(kl_folder)))
     pictures = smooth_pictures(2)
     assert isinstance(autoencoder, AutoencoderKL)
     assert spatial_factor(autoencoder) == 2
@@ -144,12 +144,7 @@ def test_decoded_pixels_stay_in_range(kl_folder: Path) -> None:
         assert pixels.max() == 1
 
 
-def test_kind_kl_needs_a_path() -> None:
-    with pytest.raises(UserError, match=r"autoencoder\.kind: kl needs autoencoder\.path"):
-        build_autoencoder(AutoencoderOptions(kind="kl"))
-
-
 def test_a_path_without_an_autoencoder_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=r"autoencoder\.path: .* holds no AutoencoderKL"):
-            build_autoencoder(AutoencoderOptions(kind="kl", path=str(path)))
+            build_autoencoder(AutoencoderOptions(path=str(path)))

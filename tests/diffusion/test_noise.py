@@ -83,6 +83,12 @@ def test_targets_are_those_of_the_literature() -> None:
         assert torch.equal(training_target(scheduler, x_0, noise, TIMESTEPS), target)
 
 
+@pytest.mark.parametrize("mistake", [{"train_timesteps": 1}, {"min_snr_gamma": 0.0}, {"min_snr_gamma": -5.0}])
+def test_what_no_process_can_have_is_refused(mistake: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=next(iter(mistake))):
+        NoiseOptions(**mistake)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("kind", ["v_prediction", "sample"])
 def test_zero_terminal_snr_ends_in_pure_noise(kind: str) -> None:
     scheduler = build_scheduler(NoiseOptions(prediction=kind, zero_terminal_snr=True))

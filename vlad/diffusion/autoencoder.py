@@ -9,7 +9,6 @@ fitted in a minute on two cores. Letters: B batch, C latent channels, H W pixels
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
@@ -26,7 +25,6 @@ class AutoencoderOptions:
 
     path: str | None = None
     revision: str | None = None
-    kind: Literal["patch", "kl"] = "patch"
     patch_pixels: int = 8
     latent_channels: int = 24
     decoder_width: int = 128
@@ -110,8 +108,6 @@ def build_autoencoder(options: AutoencoderOptions) -> PatchAutoencoder | Autoenc
                 f"autoencoder.path: {options.path} holds no AutoencoderKL that diffusers can load; give a folder made"
                 " by save_pretrained or a hub id."
             ) from error
-    if options.kind == "kl":
-        raise UserError("autoencoder.kind: kl needs autoencoder.path, a folder or hub id of an AutoencoderKL.")
     return PatchAutoencoder(
         options.patch_pixels, options.latent_channels, options.decoder_width, options.decoder_layers
     )

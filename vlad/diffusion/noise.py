@@ -34,6 +34,12 @@ class NoiseOptions:
     min_snr_gamma: float | None = None
 
     def __post_init__(self) -> None:
+        if self.train_timesteps < 2:
+            raise UserError(f"noise: train_timesteps must be at least 2, not {self.train_timesteps}.")
+        if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
+            raise UserError(
+                f"noise: min_snr_gamma must be positive, or null to leave it out, not {self.min_snr_gamma}."
+            )
         if self.prediction == "flow" and (self.zero_terminal_snr or self.min_snr_gamma is not None):
             raise UserError("noise: prediction: flow takes neither zero_terminal_snr nor min_snr_gamma; remove them.")
         if self.prediction == "epsilon" and self.zero_terminal_snr:

@@ -16,7 +16,6 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vlad.diffusion.autoencoder import PatchAutoencoder, draw_latents, encode
 from vlad.diffusion.noise import NoiseOptions, Scheduler
