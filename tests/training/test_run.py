@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -185,6 +187,35 @@ def test_a_resume_with_another_number_of_ranks_is_refused(world: Path, monkeypat
     monkeypatch.setattr("vlad.training.datamodule.distributed.world_size", lambda: 2)
     with pytest.raises(UserError, match="stopped with 1 ranks and cannot go on with 2"):
         run(config)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc] file write failed"),
+    ],
+)
+def test_a_disk_that_fills_up_is_told_and_the_run_goes_on(
+    world: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    config = dataclasses.replace(load_config(world / "base.yaml"), name=f"full-{type(error).__name__}")
+    save = L.Trainer.save_checkpoint
+
+    def fill(self: L.Trainer, path: Path, *rest: object) -> None:
+        if self.global_step == 6:
+            Path(path).write_bytes(b"the beginning of a checkpoint")
+            raise error
+        save(self, path, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(L.Trainer, "save_checkpoint", fill)
+        with pytest.raises(UserError, match=r"is full: step 6 could not be saved.*goes on from step-00000003\.ckpt"):
+            run(config)
+    assert not list(config.directory.rglob("*.partial"))
+    assert run(config).finished
+    straight, resumed = trained(world / "runs" / "base"), trained(config.directory)
+    assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
 
 
 def test_a_changed_config_does_not_go_on_in_the_same_directory(world: Path) -> None:

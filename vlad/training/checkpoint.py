@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -67,13 +68,39 @@ class Checkpoints(L.Callback):
     def _save(self, trainer: L.Trainer, step: int) -> None:
         path = checkpoint_path(self.directory, step)
         temporary = path.with_suffix(".ckpt.partial")
-        trainer.save_checkpoint(temporary)  # every rank takes part; rank zero writes
+        try:
+            trainer.save_checkpoint(temporary)  # every rank takes part; rank zero writes
+            if trainer.is_global_zero:
+                with temporary.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            if _is_full(error):
+                raise self._full_disk(step) from error
+            raise
         if trainer.is_global_zero:
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
             read_checkpoint(temporary)
             temporary.replace(path)
             for old in list_checkpoints(self.directory)[: -self.keep]:
                 old.unlink()
         trainer.strategy.barrier()
         self.saved_step = step
+
+    def _full_disk(self, step: int) -> UserError:
+        kept = list_checkpoints(self.directory)
+        goes_on = f"it goes on from {kept[-1].name}" if kept else "the stage begins again"
+        return UserError(
+            f"The disk of {self.directory} is full: step {step} could not be saved. Make room and run the same command"
+            f" again: {goes_on}."
+        )
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether the disk is what stopped a write; torch's own writer says it in words, or passes the cause on."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if isinstance(error, RuntimeError) and ("file write failed" in str(error) or "No space left" in str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
