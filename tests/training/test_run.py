@@ -292,6 +292,24 @@ def test_sample_writes_pictures_layouts_and_a_grid(world: Path, tmp_path: Path) 
     assert (tmp_path / "out" / "grids" / "grid.png").is_file()
 
 
+def test_two_processes_train_together(world: Path) -> None:
+    steps = [f"train.{stage}.steps=2" for stage in ("autoencoder", "layout", "refine")]
+    done = call(
+        "train.py", str(world / "base.yaml"), "name=two", "trainer.devices=2", "trainer.sample_every_steps=0", *steps
+    )
+    assert done.returncode == 0, done.stderr
+    directory = world / "runs" / "two"
+    assert is_finished(load_config(directory / "config.yaml"))
+    # A step of two processes is twice as many pictures: the rate is counted over both.
+    metrics = json.loads((directory / "layout" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["images_per_second"] * metrics["seconds"] == pytest.approx(
+        2 * 2 * 2 * 4
+    )  # ranks, steps, parts, batch
+    assert done.stderr.count("samples in 2 shards") == 1
+    one, two = trained(world / "runs" / "base"), trained(directory)
+    assert one.keys() == two.keys()
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
