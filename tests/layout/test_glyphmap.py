@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlad.layout.glyphmap import draw_glyph_map, draw_ink, draw_line, ignore_mask
+from vlad.layout.glyphmap import draw_glyph_map, draw_line, ignore_mask
 from vlad.layout.polygons import box_polygon
 from vlad.records import Layout, TextLine
 
@@ -68,7 +68,7 @@ def test_lines_add_up_as_their_maximum():
     coverage = np.zeros((64, 64), dtype=np.uint8)
     for _ in range(2):
         draw_line(coverage, "HOUSE", BOX)
-    assert np.array_equal(coverage, draw_ink(layout_of("HOUSE"), 64, 64))
+    assert np.array_equal(coverage, np.round(draw_glyph_map(layout_of("HOUSE"), 64, 64) * 255))
 
 
 @pytest.mark.parametrize("layout", [layout_of("HOUSE", valid=False), layout_of("中国"), layout_of("H中")])

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from vlad.data.decoding import BadSample, decode_record, encode_record
 from vlad.errors import UserError
-from vlad.layout.glyphmap import ignore_mask
-from vlad.records import Batch, CachedStates, Sample, TextStates
+from vlad.layout.glyphmap import ignore_mask, shows_all
+from vlad.records import Batch, CachedStates, Layout, Sample, TextStates
 
 LATENTS, TEXT, V = "latents.npy", "text.npy", "v.npy"
 CACHED_KINDS = frozenset(("json", LATENTS, TEXT, V))
@@ -102,7 +102,6 @@ def collate_cached(samples: list[CachedSample]) -> Batch:
     picture, picture_deviation, glyph, glyph_deviation = parts if len(parts) == 4 else (parts[0], None, parts[1], None)
     height, width = latents.shape[-2:]
     plain = [sample.sample for sample in samples]
-    ignored = np.stack([ignore_mask(sample.layout, width, height) for sample in plain])
     return Batch(
         keys=tuple(sample.key for sample in plain),
         captions=tuple(sample.caption for sample in plain),
@@ -110,9 +109,16 @@ def collate_cached(samples: list[CachedSample]) -> Batch:
         objects=tuple(sample.objects for sample in plain),
         picture_bytes=None,
         ink_bytes=None,
-        ignored=torch.from_numpy(ignored)[:, None] if ignored.any() else None,
+        ignored=ignored_regions([sample.layout for sample in plain], width, height),
         cached=CachedStates(picture, picture_deviation, glyph, glyph_deviation, _text_states(samples), _v(samples)),
     )
+
+
+def ignored_regions(layouts: list[Layout], width: int, height: int) -> Tensor | None:
+    """B 1 H W (bool): where nothing is to be learned; None where that is nowhere."""
+    if all(map(shows_all, layouts)):
+        return None
+    return torch.from_numpy(np.stack([ignore_mask(layout, width, height) for layout in layouts]))[:, None]
 
 
 def _text_states(samples: list[CachedSample]) -> TextStates | None:

@@ -26,10 +26,10 @@ from vlad.data.buckets import Bucket, build_buckets, fit_to_bucket, nearest_buck
 from vlad.data.decoding import MEMBER_KINDS, BadSample, decode_sample
 from vlad.data.order import BatchPlan, MixedOrder, SetOrder, plan_batches
 from vlad.data.shards import ShardError, ShardIndex, ShardReader, UnreadableSample, index_shards, picture_sizes
-from vlad.data.states import CACHED_KINDS, collate_cached, decode_cached
+from vlad.data.states import CACHED_KINDS, collate_cached, decode_cached, ignored_regions
 from vlad.data.storage import FetchOptions
 from vlad.errors import UserError
-from vlad.layout.glyphmap import draw_ink, ignore_mask
+from vlad.layout.glyphmap import draw_ink
 from vlad.records import Batch, Sample
 
 QUARANTINE_AFTER = 20  # samples read before the share of bad ones says anything
@@ -284,8 +284,7 @@ def collate(samples: list[Sample]) -> Batch:
     ink = _bytes_for_the_trainer(len(samples), height, width)
     for row, sample in enumerate(samples):
         pictures.numpy()[row] = sample.picture
-        ink.numpy()[row] = draw_ink(sample.layout, width, height)
-    ignored = np.stack([ignore_mask(sample.layout, width, height) for sample in samples])
+        draw_ink(ink[row].numpy(), sample.layout)
     return Batch(
         keys=tuple(sample.key for sample in samples),
         captions=tuple(sample.caption for sample in samples),
@@ -294,13 +293,13 @@ def collate(samples: list[Sample]) -> Batch:
         # In memory B H W 3, as they were decoded: nothing is copied, and convolutions like it.
         picture_bytes=pictures.permute(0, 3, 1, 2),
         ink_bytes=ink[:, None],
-        ignored=torch.from_numpy(ignored)[:, None] if ignored.any() else None,
+        ignored=ignored_regions([sample.layout for sample in samples], width, height),
     )
 
 
 def _bytes_for_the_trainer(*shape: int) -> torch.Tensor:
-    """Memory for a batch (uint8): a worker's is shared with the trainer from the start, and not copied on its way."""
+    """Memory for a batch (uint8, zeros): a worker's is shared with the trainer, and not copied on its way there."""
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
+        return torch.zeros(shape, dtype=torch.uint8)
     storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own default_collate does
     return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)

@@ -28,7 +28,7 @@ FONT_FILES = {
 }
 CANONICAL_FONT = "mono-bold"
 CELL_WIDTH_EM = 0.602  # the advance of DejaVu Sans Mono
-FONT_SIZES_PIXELS = (48, 96, 192, 384)
+FONT_SIZES_PIXELS = (48, 64, 96, 128, 192, 256, 384)
 
 
 def font_path(name: str) -> Path:
@@ -58,16 +58,22 @@ def missing_glyphs(text: str, name: str = CANONICAL_FONT) -> str:
     return "".join(dict.fromkeys(character for character in text if not has_glyph(character, name)))
 
 
-@lru_cache(maxsize=65536)
 def ink_extent(text: str) -> tuple[float, float]:
     """Top and bottom of the text's ink over the baseline in the canonical font, in em (up is positive)."""
-    font = load_font(CANONICAL_FONT, 384)
-    # Line and paragraph separators count as spaces; the shaping library refuses them.
-    inked = "".join(character for character in text if not character.isspace())
-    _, top, _, bottom = font.getbbox(inked or " ", anchor="ls")
-    if bottom <= top:  # spaces only
+    extents = [extent for extent in map(_character_extent, text) if extent is not None]
+    if not extents:  # spaces only
         return 0.73, 0.0
-    return -top / 384, -bottom / 384
+    return max(top for top, _ in extents), min(bottom for _, bottom in extents)
+
+
+@lru_cache(maxsize=65536)
+def _character_extent(character: str) -> tuple[float, float] | None:
+    """The same for one character; None for a space. Separators of lines and paragraphs are spaces too: the shaping
+    library refuses them."""
+    if character.isspace():
+        return None
+    _, top, _, bottom = load_font(CANONICAL_FONT, 384).getbbox(character, anchor="ls")
+    return (-top / 384, -bottom / 384) if bottom > top else None
 
 
 @lru_cache(maxsize=65536)

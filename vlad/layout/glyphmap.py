@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
+import cv2
 import numpy as np
 from PIL import Image
 
 from vlad.layout.fonts import CANONICAL_FONT, font_size_for, line_mask, missing_glyphs
 from vlad.layout.polygons import perspective_coefficients, polygon_area, quad_of
-from vlad.records import Layout, Polygon
+from vlad.records import Layout, Polygon, TextLine
 
 
 def _oversampling(width: int, height: int) -> int:
@@ -17,50 +20,80 @@ def _oversampling(width: int, height: int) -> int:
 
 def draw_line(coverage: np.ndarray, text: str, polygon: Polygon, font: str = CANONICAL_FONT) -> None:
     """Adds a line's ink to `coverage` (H W, uint8), in place, as the maximum of both."""
-    height, width = coverage.shape
-    quad = np.array(quad_of(polygon)) * (width, height)
-    # Only the polygon's own box is drawn; it starts and ends on whole pixels.
-    lower = np.maximum(np.floor(quad.min(axis=0)).astype(int), 0)
-    upper = np.minimum(np.ceil(quad.max(axis=0)).astype(int), (width, height))
-    # Under a thousandth of a pixel there is nothing to see, and nothing to solve the perspective from.
-    if (upper <= lower).any() or polygon_area(quad) < 1e-3 or not text.strip():
+    if not text.strip():
         return
-    draw = _upright_ink if _is_upright(quad) else _tilted_ink
-    ink = draw(text, font, quad, lower, upper, _oversampling(width, height))
-    window = coverage[lower[1] : upper[1], lower[0] : upper[0]]
-    np.maximum(window, np.asarray(ink), out=window)
+    height, width = coverage.shape
+    box = _upright_box(polygon, width, height)
+    if box is not None:
+        left, top, right, bottom = box
+        area = (right - left) * (bottom - top)
+    else:
+        quad = np.array(quad_of(polygon)) * (width, height)
+        left, top, right, bottom = (*quad.min(axis=0), *quad.max(axis=0))
+        area = polygon_area(quad)
+    # Only the polygon's own box is drawn; it starts and ends on whole pixels.
+    # Far outside it is cut before it is rounded: a corner may be anywhere.
+    x0, y0 = math.floor(min(max(left, 0), width)), math.floor(min(max(top, 0), height))
+    x1, y1 = math.ceil(min(max(right, 0), width)), math.ceil(min(max(bottom, 0), height))
+    # Under a thousandth of a pixel there is nothing to see, and nothing to solve the perspective from.
+    if x1 <= x0 or y1 <= y0 or area < 1e-3:
+        return
+    oversampling = _oversampling(width, height)
+    if box is not None:
+        ink = _upright_ink(text, font, box, (x0, y0, x1, y1), oversampling)
+    else:
+        ink = _tilted_ink(text, font, quad, np.array((x0, y0)), np.array((x1, y1)), oversampling)
+    window = coverage[y0:y1, x0:x1]
+    np.maximum(window, ink, out=window)
 
 
-def _is_upright(quad: np.ndarray) -> bool:
-    """Whether the quad is a box whose sides run along the picture's, to a hundredth of a pixel, not mirrored."""
-    (left, top), (right, bottom) = quad[0], quad[2]
-    box = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
-    return bool(left < right and top < bottom and np.abs(quad - box).max() < 0.01)
+Box = tuple[float, float, float, float]
 
 
-def _upright_ink(
-    text: str, font: str, quad: np.ndarray, lower: np.ndarray, upper: np.ndarray, oversampling: int
-) -> Image.Image:
-    """The ink in the window from `lower` to `upper`: each pixel's share of it by area, exactly."""
-    size = quad[2] - quad[0]
-    mask = line_mask(text, font, font_size_for(float(size[1]) * oversampling))
-    extent = np.array(mask.size)
-    scale = extent / size  # pixels of the mask a pixel of the picture
-    # Where the window stands in the mask; what it covers around the mask is empty.
-    start, end = (lower - quad[0]) * scale, (upper - quad[0]) * scale
-    before = np.ceil(np.maximum(0, -start)).astype(int)
-    after = np.ceil(np.maximum(0, end - extent)).astype(int)
-    canvas = Image.new("L", tuple(int(x) for x in extent + before + after))
-    canvas.paste(mask, (int(before[0]), int(before[1])))
-    box = tuple(float(x) for x in (*np.maximum(0, start + before), *np.minimum(canvas.size, end + before)))
-    # Averaging what is enlarged would show the mask's own pixels.
-    method = Image.Resampling.BOX if (scale >= 1).all() else Image.Resampling.BILINEAR
-    return canvas.resize(tuple(int(x) for x in upper - lower), method, box)  # type: ignore[arg-type]
+def _upright_box(polygon: Polygon, width: int, height: int) -> Box | None:
+    """The polygon's box in pixels where its sides run along the picture's, to a hundredth of a pixel; else None."""
+    if len(polygon) != 4:
+        return None
+    (left, top), (right, above), (beside, bottom), (under, below) = polygon
+    skew = max(abs(above - top), abs(below - bottom)) * height, max(abs(beside - right), abs(under - left)) * width
+    if max(skew) >= 0.01 or not (left < right and top < bottom):
+        return None
+    return left * width, top * height, right * width, bottom * height
+
+
+def _upright_ink(text: str, font: str, box: Box, window: tuple[int, int, int, int], oversampling: int) -> np.ndarray:
+    """The ink in a window of the picture (left, top, right, bottom), uint8."""
+    left, top, right, bottom = box
+    x0, y0, x1, y1 = window
+    # Small letters are averaged by area from a larger mask; large ones have pixels enough as they are.
+    small = oversampling > 2
+    mask = line_mask(text, font, font_size_for((bottom - top) * (oversampling if small else 1)))
+    across, down = mask.width / (right - left), mask.height / (bottom - top)  # pixels of the mask a pixel here
+    # Where the window stands in the mask.
+    start_x, start_y, end_x, end_y = (x0 - left) * across, (y0 - top) * down, (x1 - left) * across, (y1 - top) * down
+    if not small:
+        # Pixel centres: half a pixel here is half of `across` there.
+        to_mask = np.array([[across, 0, start_x + across / 2 - 0.5], [0, down, start_y + down / 2 - 0.5]])
+        method = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return cv2.warpAffine(np.asarray(mask), to_mask, (x1 - x0, y1 - y0), flags=method)
+    # What the window covers around the mask is empty.
+    before = math.ceil(max(0, -start_x)), math.ceil(max(0, -start_y))
+    after = math.ceil(max(0, end_x - mask.width)), math.ceil(max(0, end_y - mask.height))
+    canvas = Image.new("L", (mask.width + before[0] + after[0], mask.height + before[1] + after[1]))
+    canvas.paste(mask, before)
+    covered = (
+        max(0.0, start_x + before[0]),
+        max(0.0, start_y + before[1]),
+        min(float(canvas.width), end_x + before[0]),
+        min(float(canvas.height), end_y + before[1]),
+    )
+    method = Image.Resampling.BOX if min(across, down) >= 1 else Image.Resampling.BILINEAR
+    return np.asarray(canvas.resize((x1 - x0, y1 - y0), method, covered))
 
 
 def _tilted_ink(
     text: str, font: str, quad: np.ndarray, lower: np.ndarray, upper: np.ndarray, oversampling: int
-) -> Image.Image:
+) -> np.ndarray:
     """The same for any quad: the mask in perspective, drawn larger and averaged down."""
     line_height = float(np.linalg.norm(quad[3] - quad[0]) + np.linalg.norm(quad[2] - quad[1])) / 2
     mask = line_mask(text, font, font_size_for(line_height * oversampling))
@@ -68,31 +101,40 @@ def _tilted_ink(
     coefficients = perspective_coefficients(corners, mask.width, mask.height)
     size = tuple(int(extent) for extent in (upper - lower) * oversampling)
     enlarged = mask.transform(size, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR)
-    return enlarged.reduce(oversampling)
+    return np.asarray(enlarged.reduce(oversampling))
 
 
-def draw_ink(layout: Layout, width: int, height: int) -> np.ndarray:
-    """The glyph map of a layout as bytes: height x width, uint8.
+def draw_ink(coverage: np.ndarray, layout: Layout) -> None:
+    """Draws a layout's glyph map into `coverage` (H W, uint8, zeros).
 
     Lines that are not valid, or that the canonical font cannot draw, leave no ink; `ignore_mask` marks them.
     """
-    coverage = np.zeros((height, width), dtype=np.uint8)
     for line in layout.lines:
-        if line.valid and not missing_glyphs(line.text):
+        if _is_shown(line):
             draw_line(coverage, line.text, line.polygon)
-    return coverage
+
+
+def _is_shown(line: TextLine) -> bool:
+    return line.valid and not missing_glyphs(line.text)
 
 
 def draw_glyph_map(layout: Layout, width: int, height: int) -> np.ndarray:
     """The glyph map of a layout: height x width, float32 in 0..1."""
-    return draw_ink(layout, width, height).astype(np.float32) / 255
+    coverage = np.zeros((height, width), dtype=np.uint8)
+    draw_ink(coverage, layout)
+    return coverage.astype(np.float32) / 255
+
+
+def shows_all(layout: Layout) -> bool:
+    """Whether the glyph map shows every line, and `ignore_mask` is empty."""
+    return all(map(_is_shown, layout.lines))
 
 
 def ignore_mask(layout: Layout, width: int, height: int) -> np.ndarray:
     """True (H W) where a line stands that the glyph map does not show: the loss is masked out there."""
     mask = np.zeros((height, width), dtype=bool)
     for line in layout.lines:
-        if line.valid and not missing_glyphs(line.text):
+        if _is_shown(line):
             continue
         points = np.array(line.polygon) * (width, height)
         left, top = np.floor(points.min(axis=0)).astype(int).clip(0)
