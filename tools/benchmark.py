@@ -51,8 +51,8 @@ def data(count: int) -> None:
 
     def latents(batch: Batch) -> CachedStates:
         """As large as Stable Diffusion's, and as good as any for being read."""
-        states = [torch.randn(len(batch.keys), 4, 64, 64) for _ in range(4)]
-        return CachedStates(*states)
+        picture, picture_deviation, glyph, glyph_deviation = torch.randn(4, len(batch.keys), 4, 64, 64)
+        return CachedStates(picture, picture_deviation, glyph, glyph_deviation)
 
     with tempfile.TemporaryDirectory() as folder:
         shards, cache = Path(folder) / "shards", Path(folder) / "cache"

@@ -5,7 +5,7 @@ Shapes use the letters: B batch, L tokens of the LVLM, N local phrases, K tokens
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -80,12 +80,18 @@ class CachedStates:
 
     def to(self, device: torch.device) -> CachedStates:
         """The same with its tensors on `device`."""
-        moved = {
-            field.name: value if value is None else value.to(device)
-            for field in fields(self)
-            for value in [getattr(self, field.name)]
-        }
-        return CachedStates(**moved)
+
+        def moved(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device)
+
+        return CachedStates(
+            self.picture_mean.to(device),
+            moved(self.picture_deviation),
+            self.glyph_mean.to(device),
+            moved(self.glyph_deviation),
+            None if self.text is None else self.text.to(device),
+            moved(self.v),
+        )
 
 
 @dataclass(frozen=True)

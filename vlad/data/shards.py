@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -130,7 +131,7 @@ def _count_samples(path: str, fetch: FetchOptions) -> int:
     return len(table.samples)
 
 
-def _open_tar(path: Path) -> BinaryIO:
+def _open_tar(path: Path) -> BufferedReader:
     try:
         return path.open("rb")
     except OSError as error:

@@ -144,6 +144,5 @@ def _text_states(samples: list[CachedSample]) -> TextStates | None:
 
 
 def _v(samples: list[CachedSample]) -> Tensor | None:
-    if any(sample.v is None for sample in samples):
-        return None
-    return torch.from_numpy(np.stack([sample.v for sample in samples])).float()  # type: ignore[arg-type]
+    rows = [sample.v for sample in samples if sample.v is not None]
+    return torch.from_numpy(np.stack(rows)).float() if len(rows) == len(samples) else None

@@ -73,7 +73,6 @@ def scan_tar(stream: BinaryIO, kinds: frozenset[str] = MEMBER_KINDS) -> TarTable
                 if member.size < 0 or member.offset_data + member.size > length:
                     raise tarfile.ReadError(f"it ends within {member.name}")
                 _add_member(grouped, ignored, member, kinds)
-                archive.members.clear()  # tarfile keeps every header it has read
             stop = archive.offset
         # tarfile takes a header that it cannot read for the end of the archive; at the true one stand zeros.
         stream.seek(stop)

@@ -29,8 +29,8 @@ def draw_line(coverage: np.ndarray, text: str, polygon: Polygon, font: str = CAN
         area = (right - left) * (bottom - top)
     else:
         quad = np.array(quad_of(polygon)) * (width, height)
-        left, top, right, bottom = (*quad.min(axis=0), *quad.max(axis=0))
-        area = polygon_area(quad)
+        (left, top), (right, bottom) = quad.min(axis=0).tolist(), quad.max(axis=0).tolist()
+        area = polygon_area(tuple(map(tuple, quad.tolist())))
     # Only the polygon's own box is drawn; it starts and ends on whole pixels.
     # Far outside it is cut before it is rounded: a corner may be anywhere.
     x0, y0 = math.floor(min(max(left, 0), width)), math.floor(min(max(top, 0), height))
@@ -99,8 +99,8 @@ def _tilted_ink(
     mask = line_mask(text, font, font_size_for(line_height * oversampling))
     corners = tuple((float(x), float(y)) for x, y in (quad - lower) * oversampling)
     coefficients = perspective_coefficients(corners, mask.width, mask.height)
-    size = tuple(int(extent) for extent in (upper - lower) * oversampling)
-    enlarged = mask.transform(size, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR)
+    width, height = (int(extent) for extent in (upper - lower) * oversampling)
+    enlarged = mask.transform((width, height), Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR)
     return np.asarray(enlarged.reduce(oversampling))
 
 
