@@ -174,7 +174,7 @@ def test_a_run_on_cached_states_learns_the_same(world: Path) -> None:
         world / "base.yaml",
         ["name=stale", "data.max_aspect=2", "data.bucket_step_pixels=16", *overrides, f"data.cache={cache}"],
     )
-    with pytest.raises(UserError, match="was made for another fit, shapes"):
+    with pytest.raises(UserError, match="was made for another fit;"):
         run(stale)
     wants_pictures = [f"base={world / 'runs' / 'base'}", "lora={rank: 2}", f"data.cache={cache}", "name=aligned"]
     with pytest.raises(UserError, match=r"data.cache holds no pictures"):
@@ -303,7 +303,7 @@ def test_two_processes_train_together(world: Path) -> None:
     # A step of two processes is twice as many pictures: the rate is counted over both.
     metrics = json.loads((directory / "layout" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["images_per_second"] * metrics["seconds"] == pytest.approx(
-        2 * 2 * 2 * 4
+        2 * 2 * 2 * 4, rel=0.01
     )  # ranks, steps, parts, batch
     assert done.stderr.count("samples in 2 shards") == 1
     one, two = trained(world / "runs" / "base"), trained(directory)

@@ -22,7 +22,7 @@ PROMPT = 'a blue sign that says "HOUSE" at the top'
 CONFIG = """
 name: adapted
 runs: {folder}/runs
-data: {{shards: {folder}/shards, picture_pixels: 32, batch_size: 4, workers: 1, shuffle_buffer: 8}}
+data: {{shards: {folder}/shards, picture_pixels: 32, batch_size: 4, workers: 1, shuffle_window: 8}}
 lvlm: {{path: {folder}/qwen, trained: lora, vision_pixels: 32}}
 lora: {{rank: 2}}
 composition: {{width: 32, layers: 1, heads: 2, output_width: 32}}
