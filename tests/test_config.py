@@ -162,3 +162,34 @@ def test_a_config_runs_and_imports_nothing(write: Callable[..., Path], tmp_path:
     with pytest.raises(UserError):
         load_config(write("name: x"), [f"name={value.format(trace)}"])
     assert not trace.exists()
+
+
+def test_sets_are_mixed_by_their_weights(write: Callable[..., Path]) -> None:
+    config = load_config(write("data: {mix: [{shards: a, weight: 3}, {shards: b}]}"))
+    assert config.data.sets == {"a": 3.0, "b": 1.0}
+    assert load_config(write("name: x"), ["data.mix=[{shards: c}]"]).data.sets == {"c": 1.0}
+    with pytest.raises(UserError, match="no option 'weigth'"):
+        load_config(write("data: {mix: [{shards: a, weigth: 3}]}"))
+    with pytest.raises(UserError, match="must be positive"):
+        load_config(write("data: {mix: [{shards: a, weight: 0}]}"))
+    with pytest.raises(UserError, match="every set needs shards of its own"):
+        load_config(write("data: {mix: [{shards: a}, {shards: a}]}")).data.sets  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("losses.align_weight=.nan", "losses.align_weight must be a finite number"),
+        ("data.max_aspect=.inf", "max_aspect"),
+        ("lora={alpha: .nan}", "alpha"),
+        ("seed=-1", "seed must be from 0"),
+        ("data.bucket_step_pixels=0", "bucket_step_pixels"),
+        ("data.resolutions=[0]", "resolutions"),
+        ("train.layout.accumulate_batches=0", "accumulate_batches"),
+        ("train.refine.clip_grad_norm=-1", "clip_grad_norm"),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused(write: Callable[..., Path], override: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        config = load_config(write("name: x"), [override])
+        config.data.stream(0)

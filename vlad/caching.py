@@ -79,10 +79,16 @@ def cacheable_parts(config: Config) -> Parts:
 def cached_sets(config: Config, parts: Parts, sets: ShardSets) -> ShardSets:
     """The cache of a config, proven to be its own. Raises UserError where it is another's, or cannot do."""
     assert config.data.cache is not None
-    cached = open_cache(config.data.cache, cache_fingerprint(config, parts, sets))
+    return open_cache(config.data.cache, cache_fingerprint(config, parts, sets))
+
+
+def check_cache(config: Config, sets: ShardSets) -> None:
+    """Raises UserError for a cache that cannot be this run's, as far as that is known before anything is trained."""
+    if config.data.cache is None:
+        return
+    open_cache(config.data.cache, data_fingerprint(sets, config.data.stream(config.seed)), partly=True)
     if config.losses.align_weight and not caches_text(config):
         raise UserError(
             "data.cache holds no pictures, and L_align wants them for a vision tower that is trained; set"
             " lvlm.trained=frozen, losses.align_weight=0, or leave data.cache out."
         )
-    return cached

@@ -5,6 +5,7 @@ No OmegaConf node leaves this module. A file may start from another: `inherit: t
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -53,7 +54,7 @@ class DataOptions:
     # Cached states of these shards (tools/cache.py), for the stages whose models are frozen.
     cache: str | None = None
     # Several sets by weight, in place of `shards`.
-    mix: tuple[MixedSet, ...] = ()
+    mix: list[MixedSet] = field(default_factory=list)
     picture_pixels: int = 64
     resolutions: tuple[int, ...] = ()
     max_aspect: float = 1.0
@@ -67,6 +68,10 @@ class DataOptions:
     fetch: FetchOptions = field(default_factory=FetchOptions)
     synthetic: SyntheticOptions = field(default_factory=SyntheticOptions)
 
+    def __post_init__(self) -> None:
+        # OmegaConf checks the elements of a list alone; we hand out nothing that can be changed.
+        object.__setattr__(self, "mix", tuple(self.mix))
+
     def stream(self, seed: int) -> StreamOptions:
         """The options of the shard stream."""
         shared = {f.name: getattr(self, f.name) for f in fields(StreamOptions) if f.name != "seed"}
@@ -74,7 +79,10 @@ class DataOptions:
 
     @property
     def sets(self) -> dict[str, float]:
-        """The patterns of the shard sets with their weights."""
+        """The patterns of the shard sets with their weights. Raises UserError for one that stands there twice."""
+        named = [entry.shards for entry in self.mix]
+        if len(set(named)) < len(named) or not all(named):
+            raise UserError("data.mix: every set needs shards of its own; name each once, with the sum of its weights.")
         return {entry.shards: entry.weight for entry in self.mix} or {self.shards: 1.0}
 
 
@@ -174,7 +182,24 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     except OmegaConfBaseException as error:  # what a value refers to is only looked up here
         raise UserError(_explain(error, str(path), given[0][1])) from error
     assert isinstance(config, Config)
+    for name, value in _numbers(config):
+        if not math.isfinite(value):
+            raise UserError(f"{name} must be a finite number, not {value}.")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed must be from 0 to {2**32 - 1}, not {config.seed}.")
     return config
+
+
+def _numbers(value: Any, *path: str) -> Iterator[tuple[str, float]]:
+    """Every number of some options with its dotted name."""
+    if is_dataclass(value):
+        for entry in fields(value):
+            yield from _numbers(getattr(value, entry.name), *path, entry.name)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _numbers(entry, *path)
+    elif isinstance(value, float):
+        yield ".".join(path), value
 
 
 def save_config(config: Config, path: Path) -> None:

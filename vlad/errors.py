@@ -6,10 +6,12 @@ and the process ends with exit code 2. Anything else is a bug of ours and keeps 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -46,6 +48,25 @@ def writable_directory(path: Path | str, purpose: str, needed_bytes: int = 0) ->
             f" {needed_bytes / 1e6:.0f} MB; make room or name another directory."
         )
     return path
+
+
+@contextlib.contextmanager
+def claimed(directory: Path, what: str) -> Iterator[None]:
+    """Holds a directory for this process. Raises UserError when another one works there.
+
+    The lock ends with the process, however that ends.
+    """
+    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another process is at work on {what} in {directory}; wait until it is done, or name another place."
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def existing_file(path: Path | str, what: str, remedy: str) -> Path:

@@ -14,6 +14,7 @@ runs/NAME/
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import sys
@@ -26,17 +27,18 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vlad import distributed
 from vlad.building import ALIGNMENT, build_pipeline, new_parts, parts_of_base
-from vlad.caching import cached_sets
+from vlad.caching import cached_sets, check_cache
 from vlad.config import Config, load_config, save_config
 from vlad.data.stream import ShardSets, collate, first_samples, open_sets
 from vlad.diffusion.attention import set_attention
 from vlad.diffusion.autoencoder import PatchAutoencoder
 from vlad.diffusion.noise import build_scheduler
-from vlad.errors import UserError, writable_directory
+from vlad.errors import UserError, claimed, writable_directory
 from vlad.evaluation.report import GridRow, draw_layout, picture_of_map, sample_grid
 from vlad.text.lora import merged, save_adapter
 from vlad.text.prompt import parse_prompt
@@ -63,8 +65,17 @@ def run(config: Config) -> RunResult:
     """Trains every stage that is not done yet. Raises UserError before any long work for what cannot work."""
     _quieten()
     sets = open_sets(config.data.sets, config.data.fetch)
+    check_cache(config, sets)
+    if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("trainer.accelerator: there is no GPU that torch can use here; set it to auto or cpu.")
     _compare_with_stored(config)
     directory = writable_directory(config.directory, "the run", needed_bytes=200_000_000)
+    # The other ranks of a launch work on the same run.
+    with claimed(directory, "a run") if distributed.is_main_process() else contextlib.nullcontext():
+        return _run(config, sets, directory)
+
+
+def _run(config: Config, sets: ShardSets, directory: Path) -> RunResult:
     described = config
     L.seed_everything(config.seed, verbose=False)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -282,7 +293,12 @@ def _publish_stage(stage: Stage, directory: Path) -> None:
 
 def _load_stage(stage: Stage, directory: Path) -> None:
     """Puts what a finished stage has published into its modules. Raises UserError where the shapes differ."""
-    stored = load_file(directory / TRAINED)
+    try:
+        stored = load_file(directory / TRAINED)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{directory / TRAINED} is damaged ({error}); remove {directory}, and the stage is trained again."
+        ) from error
     state = stage.state_dict()
     names = list(state) if isinstance(stage, AutoencoderStage) else stage.trained_names()
     wrong = sorted(

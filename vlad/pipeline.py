@@ -140,6 +140,9 @@ class VLADPipeline(DiffusionPipeline):
 
     def check_prompt(self, prompt: str, layout: Layout | None = None) -> Prompt:
         """The prompt taken apart. Raises UserError for what this model cannot draw."""
+        for said in (prompt, *(line.text for line in (layout.lines if layout is not None else ()))):
+            if any("\ud800" <= character <= "\udfff" for character in said):
+                raise UserError(f"{said!r} holds half a character, which is no text (UTF-8); type it anew.")
         parsed = parse_prompt(prompt)
         limits = self.composition.config
         if layout is not None and not self.uses_layout:

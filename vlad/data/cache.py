@@ -21,7 +21,7 @@ from vlad.data.decoding import decode_sample
 from vlad.data.shards import index_shards, sizes_beside
 from vlad.data.states import encode_cached
 from vlad.data.stream import SampleSource, ShardSets, StreamOptions, collate, fit_sample
-from vlad.data.writing import MANIFEST, publish_shard, shard_entry, write_manifest, write_tar
+from vlad.data.writing import MANIFEST, publish_shard, shard_entry, write_manifest, write_tar, write_text_file
 from vlad.errors import UserError
 from vlad.records import Batch, CachedStates, Sample, TextStates
 
@@ -73,9 +73,9 @@ def write_cache(
         for start, count in zip(index.starts, index.counts, strict=False):
             path = directory / f"{shard:06d}.tar"
             shard += 1
-            if path.exists():
-                kept = json.loads(path.with_suffix(".entry.json").read_text(encoding="utf-8"))
-                entries.append(kept)
+            told = path.with_suffix(".entry.json")
+            if path.exists() and told.exists():  # written last: a shard without it is made again
+                entries.append(json.loads(told.read_text(encoding="utf-8")))
                 on_progress(count)
                 continue
             members, shapes = [], []
@@ -88,7 +88,7 @@ def write_cache(
             write_tar(members, temporary)
             entry = shard_entry(temporary, len(members), name=path.name)
             publish_shard(temporary, directory, path.name, shapes)
-            path.with_suffix(".entry.json").write_text(json.dumps(entry), encoding="utf-8")
+            write_text_file(json.dumps(entry), directory, told.name)
             entries.append(entry)
     write_manifest(directory, entries, {"made_by": "tools/cache.py", "fingerprint": fingerprint})
     (directory / BEGUN).unlink()
@@ -171,20 +171,24 @@ def _row(states: CachedStates, row: int) -> CachedStates:
     )
 
 
-def open_cache(directory: str, expected: Fingerprint) -> ShardSets:
-    """The companion shards of a cache. Raises UserError when it was made from anything but what is expected."""
+def open_cache(directory: str, expected: Fingerprint, partly: bool = False) -> ShardSets:
+    """The companion shards of a cache. Raises UserError when it was made from anything but what is expected.
+
+    `partly`: the rest of the fingerprint is not known yet.
+    """
     manifest = Path(directory) / MANIFEST
     if not manifest.is_file():
         raise UserError(f"data.cache: there is no whole cache at {directory}; make one with tools/cache.py.")
     try:
         stored = json.loads(manifest.read_text(encoding="utf-8"))["about"]["fingerprint"]
-        differing = [name for name in sorted({*stored, *expected}) if stored.get(name) != expected.get(name)]
-    except (ValueError, TypeError, KeyError) as error:
+        asked = expected if partly else {*stored, *expected}
+        differing = [name for name in sorted(asked) if stored.get(name) != expected.get(name)]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"data.cache: {manifest} is not a cache's; make one with tools/cache.py.") from error
     if differing:
         raise UserError(
-            f"data.cache: {directory} was made for another {', '.join(differing)}; make it again with tools/cache.py,"
-            " or leave data.cache out."
+            f"data.cache: {directory} was made from something else ({', '.join(differing)} differ); make it again with"
+            " tools/cache.py, or leave data.cache out."
         )
     index = index_shards(directory)
     for shard in index.shards:

@@ -106,7 +106,9 @@ def encode_sample(sample: Sample, extension: str = "png") -> dict[str, bytes]:
     buffer = io.BytesIO()
     options: dict[str, Any] = {"quality": 95} if extension == "jpg" else {}
     Image.fromarray(sample.picture).save(buffer, PICTURE_FORMATS[extension], **options)
-    return {extension: buffer.getvalue(), "json": json.dumps(encode_record(sample), ensure_ascii=False).encode()}
+    # Half a character (a lone surrogate, as broken JSON has them) becomes a question mark: UTF-8 has no such thing.
+    record = json.dumps(encode_record(sample), ensure_ascii=False).encode("utf-8", "replace")
+    return {extension: buffer.getvalue(), "json": record}
 
 
 def _optional_text(record: dict[str, Any], name: str) -> str | None:

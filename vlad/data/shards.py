@@ -111,12 +111,15 @@ def _read_manifest(directory: str, fetch: FetchOptions) -> dict[str, ShardEntry]
         return {}
     try:
         record = json.loads(storage.read_bytes(manifest, fetch))
-        return {
+        entries = {
             path: ShardEntry(path, int(entry["samples"]), int(entry["bytes"]), entry.get("sha256"))
             for entry in record["shards"]
             for path in [storage.join(directory, entry["name"])]
         }
-    except (ValueError, TypeError, KeyError) as error:
+        if any(entry.samples < 1 for entry in entries.values()):
+            raise ValueError("a shard of no samples")
+        return entries
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise UserError(
             f"data.shards: {storage.shown(manifest)} is no shard manifest ({error!r}); remove it, and the shards are"
             " counted."

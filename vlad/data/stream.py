@@ -32,6 +32,7 @@ from vlad.errors import UserError
 from vlad.layout.glyphmap import draw_ink
 from vlad.records import Batch, Sample
 
+MOST_PIXELS = 16384  # of a side of a training picture
 QUARANTINE_AFTER = 20  # samples read before the share of bad ones says anything
 
 
@@ -61,10 +62,12 @@ class StreamOptions:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0 or self.shuffle_window < 0:
             raise UserError("data: batch_size must be at least 1, workers and shuffle_window not negative.")
-        if self.picture_pixels < 1 or self.max_aspect < 1 or not 0 <= self.max_bad_share <= 1:
-            raise UserError(
-                "data: picture_pixels and max_aspect must be at least 1, and max_bad_share a share, 0 to 1."
-            )
+        if not 1 <= self.max_aspect <= 16 or not 0 <= self.max_bad_share <= 1:
+            raise UserError("data: max_aspect must be from 1 to 16, and max_bad_share a share, 0 to 1.")
+        if not all(1 <= side <= MOST_PIXELS for side in (self.picture_pixels, *self.resolutions)):
+            raise UserError(f"data: picture_pixels and resolutions must be from 1 to {MOST_PIXELS}.")
+        if not 1 <= self.bucket_step_pixels <= MOST_PIXELS:
+            raise UserError(f"data: bucket_step_pixels must be from 1 to {MOST_PIXELS}, not {self.bucket_step_pixels}.")
 
     @property
     def shapes(self) -> tuple[Bucket, ...]:

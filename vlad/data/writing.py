@@ -164,7 +164,7 @@ def read_sizes(text: str, shard_bytes: int | None) -> np.ndarray | None:
         if record["bytes"] != shard_bytes:
             return None
         return np.array(record["sizes"], dtype=np.int32).reshape(-1, 2)
-    except (ValueError, TypeError, KeyError, OverflowError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None  # it only saves time: the shard itself says the same
 
 

@@ -110,8 +110,8 @@ def read_layout(path: Path | str) -> Layout:
         raise UserError(f"{path} is not a layout: it is not UTF-8 text.") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not a layout: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a layout: {str(error)[:300]}.") from error
     if not any(line.text.strip() for line in layout.lines):
         raise UserError(f'{path} holds no text; give at least one line its "text".')
     for number, line in enumerate(layout.lines, start=1):

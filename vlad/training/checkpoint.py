@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises UserError when the file is damaged or holds anything else.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums that it has written
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise UserError(f"The checkpoint {path} is damaged ({damaged}); remove it.")
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:  # torch names no common class for what a damaged file raises
         raise UserError(f"The checkpoint {path} cannot be read ({type(error).__name__}); remove it.") from error
     if not isinstance(content, dict) or "state_dict" not in content:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,13 @@ from vlad import distributed
 from vlad.data.stream import ShardBatches, ShardSets, StreamOptions
 from vlad.errors import UserError
 from vlad.records import Batch
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach every process of a group; the trainer ends its step, saves, and then ends
+    its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class ShardDataModule(L.LightningDataModule):
@@ -57,6 +65,7 @@ class ShardDataModule(L.LightningDataModule):
             num_workers=self.options.workers,
             multiprocessing_context="fork" if self.options.workers else None,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_signals_to_the_trainer,
         )
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:

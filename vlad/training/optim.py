@@ -31,8 +31,13 @@ class OptimOptions:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.learning_rate <= 0:
-            raise UserError("train: steps and learning_rate must be positive.")
+        if self.steps < 1 or self.learning_rate <= 0 or self.accumulate_batches < 1:
+            raise UserError("train: steps, learning_rate and accumulate_batches must be positive.")
+        if min(self.weight_decay, self.warmup_steps, self.clip_grad_norm) < 0 or not 0 <= self.constant_share <= 1:
+            raise UserError(
+                "train: weight_decay, warmup_steps and clip_grad_norm must not be negative, and constant_share is a"
+                " share, 0 to 1."
+            )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"train: ema_decay must be at least 0 and less than 1, not {self.ema_decay}.")
 
