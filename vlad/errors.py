@@ -81,6 +81,9 @@ def existing_file(path: Path | str, what: str, remedy: str) -> Path:
 
 def run_command_line(main: Callable[[], int | None]) -> None:
     """Runs a command line: a UserError becomes its sentence and exit code 2, Ctrl-C becomes exit code 130."""
+    # Threads that spin while they wait for each other make two programs on one CPU ten times slower (docs/LOG.md).
+    # Read when torch is loaded, which every command line does later than this.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         sys.exit(main() or 0)
     except UserError as error:
