@@ -49,6 +49,8 @@ def main() -> int:
             }
         )
     )
+    if "://" in config.data.shards or any(mark in config.data.shards for mark in "*?{}"):
+        raise UserError(f"data.shards: signs are rendered into one local directory, not {config.data.shards}.")
     directory = Path(config.data.shards)
     manifest, begun = directory / MANIFEST, directory / BEGUN
     made_here = begun.is_file()
