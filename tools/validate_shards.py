@@ -30,7 +30,8 @@ def main() -> int:
     from tqdm import tqdm
 
     from vlad.data.storage import FetchOptions, ShardCache
-    from vlad.data.validation import list_set, text_report, validate, validate_manifests
+    from vlad.data.validation import list_set, validate, validate_manifests
+    from vlad.data.validation_report import text_report
 
     warnings.filterwarnings("ignore", module="PIL")  # of large pictures: they are found
     options = _options(arguments)
@@ -124,7 +125,8 @@ def _findings_file(directory: Path, shard_set: ShardSet) -> TextIO:
 
 def _write_page(report: Report, directory: Path) -> None:
     from vlad.data.contact_sheets import PageFinding, PageTable, contact_sheet, write_page
-    from vlad.data.validation import KINDS, place_of, summary_rows, tables
+    from vlad.data.validation import KINDS
+    from vlad.data.validation_report import place_of, summary_rows, tables
 
     note = "Interrupted: this is about the part that was read." if report.interrupted else ""
     groups = report.cards()
