@@ -7,17 +7,16 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
-from safetensors.torch import load_file
 
 from vlad.building import new_parts, parts_of_base
 from vlad.config import Config
 from vlad.data.cache import Fingerprint, data_fingerprint, open_cache, weights_digest
 from vlad.data.stream import ShardSets
-from vlad.diffusion.autoencoder import PatchAutoencoder, latent_moments
+from vlad.diffusion.autoencoder import latent_moments
 from vlad.errors import UserError
 from vlad.records import Batch, CachedStates
 from vlad.text.prompt import parse_prompt
-from vlad.training.stages import TRAINED, Parts
+from vlad.training.stages import Parts
 
 
 def cache_fingerprint(config: Config, parts: Parts, sets: ShardSets) -> Fingerprint:
@@ -57,23 +56,17 @@ def cache_encoder(config: Config, parts: Parts, device: torch.device) -> Callabl
 
 
 def cacheable_parts(config: Config) -> Parts:
-    """The parts of a config with the autoencoder that its cache is made with.
+    """The parts that a config's cache is made with. Raises UserError where the run trains its own autoencoder."""
+    _refuse_own_autoencoder(config)
+    return parts_of_base(config)[0] if config.base is not None else new_parts(config)
 
-    Raises UserError while that is still to be trained.
-    """
-    if config.base is not None:
-        return parts_of_base(config)[0]
-    parts = new_parts(config)
-    if isinstance(parts.autoencoder, PatchAutoencoder):
-        folder = config.directory / "autoencoder"
-        if not (folder / "metrics.json").is_file():
-            raise UserError(
-                f"The autoencoder of this config is not trained yet ({folder}); run train.py until its first stage is"
-                " done, or name an autoencoder.path."
-            )
-        stored = load_file(folder / TRAINED)
-        parts.autoencoder.load_state_dict({name.removeprefix("autoencoder."): value for name, value in stored.items()})
-    return parts
+
+def _refuse_own_autoencoder(config: Config) -> None:
+    if config.base is None and config.autoencoder.path is None:
+        raise UserError(
+            "data.cache: this run trains its own autoencoder, so there are no latents to cache; name a finished run as"
+            " base, or an autoencoder.path."
+        )
 
 
 def cached_sets(config: Config, parts: Parts, sets: ShardSets) -> ShardSets:
@@ -86,6 +79,7 @@ def check_cache(config: Config, sets: ShardSets) -> None:
     """Raises UserError for a cache that cannot be this run's, as far as that is known before anything is trained."""
     if config.data.cache is None:
         return
+    _refuse_own_autoencoder(config)
     open_cache(config.data.cache, data_fingerprint(sets, config.data.stream(config.seed)), partly=True)
     if config.losses.align_weight and not caches_text(config):
         raise UserError(

@@ -10,6 +10,7 @@ runs/NAME/
   pipeline/              all parts in diffusers' format
   adapter/               LoRA runs: peft adapters instead of a pipeline
   quarantine.jsonl       samples that could not be used
+  .lock                  held by the process that trains here
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ def _train_stage(config: Config, parts: Parts, sets: ShardSets, name: str, label
         _load_stage(stage, directory)
         return True
     data = ShardDataModule(
-        sets if config.data.cache is None or name == "autoencoder" else cached_sets(config, parts, sets),
+        sets if config.data.cache is None else cached_sets(config, parts, sets),
         config.data.stream(distributed.derived_seed(config.seed, name)),
         optim.steps * optim.accumulate_batches,
         config.directory / "quarantine.jsonl",

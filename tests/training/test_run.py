@@ -176,6 +176,9 @@ def test_a_run_on_cached_states_learns_the_same(world: Path) -> None:
     )
     with pytest.raises(UserError, match=r"was made from something else \(fit differ\)"):
         run(stale)
+    own = load_config(world / "base.yaml", ["name=own", f"data.cache={cache}"])
+    with pytest.raises(UserError, match="trains its own autoencoder"):
+        run(own)
     wants_pictures = [f"base={world / 'runs' / 'base'}", "lora={rank: 2}", f"data.cache={cache}", "name=aligned"]
     with pytest.raises(UserError, match=r"data.cache holds no pictures"):
         run(load_config(world / "base.yaml", wants_pictures))
