@@ -187,6 +187,15 @@ def test_sets_are_mixed_by_their_weights(write: Callable[..., Path]) -> None:
         ("data.resolutions=[0]", "resolutions"),
         ("train.layout.accumulate_batches=0", "accumulate_batches"),
         ("train.refine.clip_grad_norm=-1", "clip_grad_norm"),
+        ("lvlm.layers=0", "lvlm: layers"),
+        ("lvlm.vision_pixels=7", "vision_pixels"),
+        ("lvlm.vision_hidden_size=63", "vision_hidden_size"),
+        ("composition.width=0", "composition: width"),
+        ("composition.layers=-1", "layers"),
+        ("layout.unet.block_channels=[0]", "positive multiples of 32"),
+        ("autoencoder.latent_channels=0", "latent_channels"),
+        ("autoencoder.patch_pixels=-8", "patch_pixels"),
+        ("autoencoder.decoder_width=12", "decoder_width"),
     ],
 )
 def test_numbers_that_no_run_can_have_are_refused(write: Callable[..., Path], override: str, said: str) -> None:

@@ -120,5 +120,5 @@ def test_no_two_cells_have_the_same_position() -> None:
 
 @pytest.mark.parametrize("channels", [(), (33,), (32, 48)])
 def test_channels_that_group_norm_cannot_split_are_refused(channels: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match=r"unet\.block_channels must be multiples of 32"):
+    with pytest.raises(UserError, match=r"unet\.block_channels must be positive multiples of 32"):
         UNetOptions(block_channels=channels)

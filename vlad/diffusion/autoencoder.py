@@ -30,6 +30,17 @@ class AutoencoderOptions:
     decoder_width: int = 128
     decoder_layers: int = 2
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.latent_channels <= 3 * self.patch_pixels**2 or self.patch_pixels < 1:
+            raise UserError(
+                f"autoencoder: latent_channels ({self.latent_channels}) must be from 1 to the values of a patch,"
+                f" 3 x patch_pixels^2, and patch_pixels ({self.patch_pixels}) at least 1."
+            )
+        if self.decoder_width < 8 or self.decoder_width % 8 or self.decoder_layers < 0:
+            raise UserError(
+                "autoencoder: decoder_width must be a positive multiple of 8 (group norm), decoder_layers not negative."
+            )
+
 
 class _ResidualBlock(nn.Module):
     def __init__(self, width: int) -> None:

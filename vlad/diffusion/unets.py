@@ -35,9 +35,9 @@ class UNetOptions:
     pooled: bool = True
 
     def __post_init__(self) -> None:
-        if not self.block_channels or any(channels % 32 for channels in self.block_channels):
+        if not self.block_channels or any(channels < 1 or channels % 32 for channels in self.block_channels):
             raise UserError(
-                f"unet.block_channels must be multiples of 32 (group norm), not {list(self.block_channels)}."
+                f"unet.block_channels must be positive multiples of 32 (group norm), not {list(self.block_channels)}."
             )
 
 

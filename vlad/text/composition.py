@@ -54,6 +54,10 @@ class CompositionOptions:
     max_strings: int = 3
 
     def __post_init__(self) -> None:
+        if min(self.width, self.output_width, self.layers, self.max_characters, self.max_strings) < 1:
+            raise UserError(
+                "composition: width, output_width, layers, max_characters and max_strings must be at least 1."
+            )
         if self.heads < 1 or self.width % self.heads:
             raise UserError(f"composition: width ({self.width}) must be a multiple of heads ({self.heads}).")
         if min(self.slots, self.queries) < 1:

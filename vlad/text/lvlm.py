@@ -88,6 +88,17 @@ class LVLMOptions:
     trained: Literal["full", "lora", "frozen"] = "full"
 
     def __post_init__(self) -> None:
+        if min(self.layers, self.vision_layers, self.vision_patch_pixels) < 1 or self.max_tokens < 8:
+            raise UserError(
+                "lvlm: layers, vision_layers and vision_patch_pixels must be at least 1, and max_tokens at least 8."
+            )
+        if self.vision_hidden_size < 8 or self.vision_hidden_size % 8:
+            raise UserError(f"lvlm: vision_hidden_size must be a multiple of 8, not {self.vision_hidden_size}.")
+        if self.path is None and self.vision_pixels < 2 * self.vision_patch_pixels:
+            raise UserError(
+                f"lvlm: vision_pixels ({self.vision_pixels}) must be at least two patches of vision_patch_pixels"
+                f" ({self.vision_patch_pixels})."
+            )
         if self.heads < 1 or self.hidden_size % (2 * self.heads) or self.hidden_size // self.heads < 8:
             raise UserError(
                 f"lvlm: hidden_size ({self.hidden_size}) over heads ({self.heads}) must be an even width of at least 8."
