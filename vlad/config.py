@@ -27,6 +27,7 @@ from vlad.text.composition import CompositionOptions
 from vlad.text.lora import LoraOptions
 from vlad.text.lvlm import LVLMOptions
 from vlad.training.optim import OptimOptions
+from vlad.training.precision import Precision
 from vlad.training.stages import LossOptions
 
 
@@ -122,7 +123,7 @@ class TrainerOptions:
     # Processes a machine; "auto" is all GPUs, or one process on a CPU.
     devices: str = "auto"
     nodes: int = 1
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Precision = "32-true"
     channels_last: bool = True
     attention: Literal["auto", "xformers", "sdpa"] = "auto"
     checkpoint_every_steps: int = 250

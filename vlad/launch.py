@@ -48,6 +48,7 @@ from vlad.training.checkpoint import Checkpoints, newest_checkpoint
 from vlad.training.datamodule import ShardDataModule
 from vlad.training.ema import ExponentialAverage
 from vlad.training.optim import OptimOptions
+from vlad.training.precision import Precision, native_precision
 from vlad.training.stages import TRAINED, AutoencoderStage, LayoutStage, Parts, RefineStage, Stage, set_modes
 
 GRID_SAMPLES = 8
@@ -93,6 +94,8 @@ def _run(config: Config, sets: ShardSets, directory: Path) -> RunResult:
     unets = [unet for unet in (parts.layout_unet, parts.refine_unet) if unet is not None]
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     line = set_attention(unets, config.trainer.attention, device)
+    for stage in stages:
+        _precision(config, stage)
     if distributed.is_main_process():
         print(f"{config.name}: {sets.samples} samples in {sets.shards} shards; {line}", file=sys.stderr)
 
@@ -183,7 +186,10 @@ def _train_stage(config: Config, parts: Parts, sets: ShardSets, name: str, label
         config.directory / "quarantine.jsonl",
     )
     newest, broken = newest_checkpoint(checkpoints)
+    precision, note = _precision(config, name)
     if distributed.is_main_process():
+        if note is not None:
+            print(f"{label} {note}", file=sys.stderr)
         for path in broken:
             print(f"{label} {path} does not read back whole and is left out", file=sys.stderr)
         if newest is not None:
@@ -206,7 +212,7 @@ def _train_stage(config: Config, parts: Parts, sets: ShardSets, name: str, label
         devices=_devices(config) or "auto",
         num_nodes=config.trainer.nodes,
         strategy="ddp" if _devices(config) > 1 or config.trainer.nodes > 1 else "auto",
-        precision=optim.precision or config.trainer.precision,
+        precision=precision,
         max_steps=optim.steps,
         accumulate_grad_batches=optim.accumulate_batches,
         gradient_clip_val=optim.clip_grad_norm,
@@ -234,6 +240,13 @@ def _train_stage(config: Config, parts: Parts, sets: ShardSets, name: str, label
         shutil.rmtree(checkpoints)
     trainer.strategy.barrier()
     return True
+
+
+def _precision(config: Config, name: str) -> tuple[Precision, str | None]:
+    """A stage's precision here, with a note where another was asked for. Raises UserError for an impossible one."""
+    optim: OptimOptions = getattr(config.train, name)
+    on_gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
+    return native_precision(optim.precision or config.trainer.precision, on_gpu)
 
 
 def _log_version(checkpoint: Path | None) -> str:

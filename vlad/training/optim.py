@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
 
 from vlad.errors import UserError
+from vlad.training.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,9 @@ class OptimOptions:
     clip_grad_norm: float = 1.0
     accumulate_batches: int = 1
     ema_decay: float = 0.99
-    # Autocast of this stage; None: trainer.precision. On a CPU bf16 pays for wide layers only.
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] | None = None
+    # Autocast of this stage; None: trainer.precision. On a CPU bf16 pays for wide
+    # layers only, and where the CPU lacks it float32 takes its place.
+    precision: Precision | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.learning_rate <= 0 or self.accumulate_batches < 1:

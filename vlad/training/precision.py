@@ -1,0 +1,41 @@
+"""Which precision a stage really runs in: what the config asks for, as far as the device computes in it natively."""
+
+from __future__ import annotations
+
+import platform
+from typing import Literal
+
+import torch
+
+from vlad.errors import UserError
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU computes in bf16 itself: AVX-512 BF16 or AMX, or what oneDNN finds on another architecture."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def native_precision(wanted: Precision, on_gpu: bool) -> tuple[Precision, str | None]:
+    """The precision to run in, with a sentence where it is another than `wanted`.
+
+    A CPU without bf16 instructions emulates them nine times slower than float32 (docs/LOG.md): there float32 takes the
+    place of bf16. Raises UserError for what a device cannot do: 16-mixed on a CPU, bf16 on a GPU older than Ampere.
+    """
+    if wanted == "16-mixed" and not on_gpu:
+        raise UserError("trainer.precision: 16-mixed needs a GPU; on a CPU use bf16-mixed or 32-true.")
+    if wanted != "bf16-mixed":
+        return wanted, None
+    if on_gpu:
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise UserError(
+                f"trainer.precision: {torch.cuda.get_device_name()} has no bf16; use 16-mixed or 32-true (a stage's own"
+                " is train.STAGE.precision)."
+            )
+        return wanted, None
+    if not cpu_has_bf16():
+        return "32-true", "this CPU has no bf16 instructions: trained in float32 in place of bf16-mixed"
+    return wanted, None
