@@ -21,7 +21,7 @@ def main() -> int:
 
     config = load_config(arguments.config, arguments.overrides)
     from vlad.distributed import is_main_process
-    from vlad.launch import is_finished, makes_adapter, run
+    from vlad.launch import is_finished, next_command, run
 
     if is_finished(config):
         print(f"{config.directory} is finished; give name=... for a new run, or sample from it.")
@@ -30,8 +30,7 @@ def main() -> int:
     if not is_main_process():
         return 0
     if result.finished:
-        source = f"{config.base} --adapter {config.directory}" if makes_adapter(config) else f"{config.directory}"
-        print(f"Finished: {result.directory}. Next: python sample.py {source} --prompt '...'")
+        print(f"Finished: {result.directory}. Next: {next_command(config)}")
     else:
         print(f"Stopped and saved. The same command goes on: python train.py {arguments.config} ...")
     return 0

@@ -199,7 +199,7 @@ def measure_text(mode: str, count: int, lvlm_path: str | None, batch_size: int =
     warnings.filterwarnings("ignore", module=r"(transformers|peft).*")
     torch.manual_seed(0)
     # All three from float32 weights, whatever the folder stores: the same model.
-    options = LVLMOptions(path=lvlm_path, hidden_size=512, layers=6, heads=8, trained="full")
+    options = LVLMOptions(path=lvlm_path, hidden_size=512, layers=6, heads=8)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = LVLMEncoder(*load_lvlm(options, with_vision=False), options).to(device)
     if mode == "lora":

@@ -4,37 +4,106 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vlad.config import Config
 from vlad.diffusion.autoencoder import build_autoencoder, spatial_factor
 from vlad.diffusion.noise import build_scheduler, options_of
 from vlad.diffusion.unets import build_unet
 from vlad.errors import UserError
+from vlad.losses.alignment import AlignmentHeads
 from vlad.losses.contrastive import AlignmentHead
+from vlad.losses.matching import MatchingHead
+from vlad.losses.regions import RegionHead
 from vlad.pipeline import SampleOptions, VLADPipeline
+from vlad.text.components import component_of, linear_modules
 from vlad.text.composition import CompositionModule, TextSide
-from vlad.text.lora import LoraOptions, add_adapter
-from vlad.text.lvlm import LVLMEncoder, load_lvlm, load_vision
+from vlad.text.lora import LoraOptions, add_adapter, merged
+from vlad.text.lvlm import LVLMEncoder, load_head, load_lvlm, load_vision
 from vlad.training.stages import Parts
 
 ALIGNMENT = "alignment.safetensors"
+TEXT, LVLM, COMPOSITION = "text", "lvlm", "composition"  # the text side of a run of L_align alone
+
+
+def check_text_side(config: Config) -> None:
+    """Raises UserError for options of the text side that contradict each other."""
+    training = config.text_training  # refuses what an adapter run cannot train
+    if config.align_stage != "none" and not config.losses.align_weight:
+        raise UserError(f"align_stage: {config.align_stage} has nothing to train with losses.align_weight: 0.")
+    if config.align_stage != "none" and training.is_frozen:
+        raise UserError(f"align_stage: {config.align_stage} has nothing to train: trainable freezes every component.")
+    if config.align_stage == "only" and config.base is not None:
+        raise UserError("align_stage: only makes a text side, and a base brings one; name it as text_base instead.")
+    if config.base is not None and config.text_base is not None:
+        raise UserError("text_base: the base brings its own text side; leave one of the two out.")
+    adapted = training.components("lora")
+    for component in adapted if config.base is None and config.text_base is None else ():
+        if config.lvlm.path is None or component in ("composition", "spelling"):
+            raise UserError(
+                f"trainable.{component}: lora adapts what is trained already; name an LVLM with lvlm.path, for the"
+                " rest a base or a text_base, or set it to full."
+            )
+    if config.lora is not None and not adapted and config.base is None:
+        raise UserError("lora: adapters need a base; add base=runs/NAME, a finished run, or set trainable.lvlm=lora.")
 
 
 def new_parts(config: Config) -> Parts:
     """The parts that the config describes, untrained but for what it names a path of."""
-    aligned = config.losses.align_weight > 0
-    model, tokenizer = load_lvlm(config.lvlm, with_vision=aligned)
-    lvlm = LVLMEncoder(model, tokenizer, config.lvlm, load_vision(config.lvlm) if aligned else None)
-    if config.lvlm.trained == "lora":
-        if config.lvlm.path is None:
-            raise UserError("lvlm.trained: lora adapts a pretrained LVLM; name one with lvlm.path, or set it to full.")
-        _adapt_lvlm(lvlm, config.lora or LoraOptions(), config.lvlm.path, config.lvlm.revision)
+    training = config.text_training
+    if config.text_base is not None:
+        text_folder = text_folder_of(Path(config.text_base))
+        config = replace(config, lvlm=replace(config.lvlm, path=str(text_folder / LVLM), revision=None))
+    model, tokenizer = load_lvlm(
+        config.lvlm,
+        with_vision=reads_pictures(config),
+        full=not {"lvlm", "projector", "vision_tower"}.isdisjoint(training.components("full")),
+    )
+    vision = load_vision(config.lvlm) if reads_pictures(config) else None
+    head = load_head(config.lvlm, model) if config.losses.captioning_weight else None
+    lvlm = LVLMEncoder(model, tokenizer, config.lvlm, vision, head)
+    if config.text_base is None:
+        composition = _new_composition(config, lvlm.width)
+    else:
+        composition = CompositionModule.from_pretrained(text_folder / COMPOSITION)
+    text_side = TextSide(lvlm, composition)
+    base_id = config.text_base or config.lvlm.path
+    if base_id is not None:
+        _adapt_text_side(text_side, config, base_id, config.lvlm.revision)
+    autoencoder = build_autoencoder(config.autoencoder)
+    channels = autoencoder.config.latent_channels
+    levels = max(len(config.layout.unet.block_channels), len(config.refine.unet.block_channels))
+    factor = spatial_factor(autoencoder)
+    _check_shapes(config, factor, levels)
+    side = config.data.picture_pixels
+    with_layout = config.layout.kind != "none"
+    width, cells = composition.config.output_width, side // factor
+    layout_unet = build_unet(config.layout.unet, channels, 0, width, cells) if with_layout else None
+    refine_unet = build_unet(config.refine.unet, channels, channels if with_layout else 0, width, cells)
+    alignment = _alignment_heads(config, text_side)
+    if config.text_base is not None:
+        alignment.load_fitting(load_file(text_folder / ALIGNMENT))
+    parts = Parts(autoencoder, text_side, alignment, layout_unet, refine_unet)
+    if config.trainer.channels_last:
+        for module in (parts.autoencoder, parts.layout_unet, parts.refine_unet):
+            if module is not None:
+                module.to(memory_format=torch.channels_last)
+    return parts
+
+
+def reads_pictures(config: Config) -> bool:
+    """Whether some loss looks at the pictures with the LVLM's eyes."""
+    losses = config.losses
+    return bool(losses.align_weight or losses.region_weight or losses.matching_weight)
+
+
+def _new_composition(config: Config, lvlm_width: int) -> CompositionModule:
     options = config.composition
-    composition = CompositionModule(
-        lvlm.width,
+    return CompositionModule(
+        lvlm_width,
         options.kind,
         options.width,
         options.layers,
@@ -47,23 +116,25 @@ def new_parts(config: Config) -> Parts:
         options.slots,
         options.queries,
     )
-    autoencoder = build_autoencoder(config.autoencoder)
-    channels = autoencoder.config.latent_channels
-    levels = max(len(config.layout.unet.block_channels), len(config.refine.unet.block_channels))
-    factor = spatial_factor(autoencoder)
-    _check_shapes(config, factor, levels)
-    side = config.data.picture_pixels
-    with_layout = config.layout.kind != "none"
-    width, cells = options.output_width, side // factor
-    layout_unet = build_unet(config.layout.unet, channels, 0, width, cells) if with_layout else None
-    refine_unet = build_unet(config.refine.unet, channels, channels if with_layout else 0, width, cells)
-    alignment = AlignmentHead(width, lvlm.image_width if aligned else lvlm.width, kind=config.losses.alignment)
-    parts = Parts(autoencoder, TextSide(lvlm, composition), alignment, layout_unet, refine_unet)
-    if config.trainer.channels_last:
-        for module in (parts.autoencoder, parts.layout_unet, parts.refine_unet):
-            if module is not None:
-                module.to(memory_format=torch.channels_last)
-    return parts
+
+
+def _alignment_heads(config: Config, text_side: TextSide) -> AlignmentHeads:
+    """The heads that the losses need. Raises UserError where the LVLM cannot give what an extra loss asks for."""
+    losses, lvlm, composition = config.losses, text_side.lvlm, text_side.composition
+    image_width = lvlm.image_width if reads_pictures(config) else lvlm.width
+    width = composition.config.output_width
+    contrast = AlignmentHead(width, image_width, kind=losses.alignment)
+    if losses.captioning_weight:
+        lvlm.check_captioning()
+    if losses.region_weight:
+        with torch.no_grad():
+            grey = torch.zeros(1, 3, 32, 32, device=next(lvlm.parameters()).device)
+            lvlm.patch_grid(lvlm.image_features(grey))
+    return AlignmentHeads(
+        contrast,
+        RegionHead(lvlm.width, image_width) if losses.region_weight else None,
+        MatchingHead(width, image_width) if losses.matching_weight else None,
+    )
 
 
 def _check_shapes(config: Config, factor: int, levels: int) -> None:
@@ -81,9 +152,37 @@ def _check_shapes(config: Config, factor: int, levels: int) -> None:
         )
 
 
-def _adapt_lvlm(lvlm: LVLMEncoder, lora: LoraOptions, base_id: str, revision: str | None = None) -> None:
-    """Puts fresh adapters on the layers of the LVLM that t depends on."""
-    lvlm.model = add_adapter(lvlm.model, lora, lora.lvlm_targets, base_id, revision, lvlm.text_modules())
+def _adapt_text_side(text_side: TextSide, config: Config, base_id: str, revision: str | None = None) -> None:
+    """Puts fresh adapters on the components of the text side that some phase trains through them.
+
+    Of the LVLM proper on `lora.lvlm_targets`, of the others on every linear layer; only where something is read.
+    """
+    lora = config.lora or LoraOptions()
+    adapted = set(config.text_training.components("lora"))
+    lvlm = text_side.lvlm
+    if of_lvlm := adapted & {"lvlm", "projector", "vision_tower"}:
+        candidates = _modules_read(lvlm, reads_pictures(config)) & set(linear_modules(lvlm.model))
+        besides = [
+            name for name in sorted(candidates) if component_of(f"lvlm.model.{name}", text_side) in of_lvlm - {"lvlm"}
+        ]
+        targets = lora.lvlm_targets if "lvlm" in adapted else ()
+        if targets or besides:
+            lvlm.model = add_adapter(lvlm.model, lora, targets, base_id, revision, lvlm.text_modules(), besides)
+    if of_composition := adapted & {"composition", "spelling"}:
+        names = [
+            name
+            for name in linear_modules(text_side.composition)
+            if component_of(f"composition.{name}", text_side) in of_composition
+        ]
+        # torch's fast path reads the weights of a transformer layer itself and would pass its adapters by.
+        torch.backends.mha.set_fastpath_enabled(False)
+        text_side.composition = add_adapter(text_side.composition, lora, (), base_id, besides=names)
+
+
+def _modules_read(lvlm: LVLMEncoder, with_pictures: bool) -> set[str]:
+    """The names, inside the model, of the modules whose own weights t or v depends on."""
+    read = lvlm.parameters_read(with_pictures)
+    return {name.removeprefix("model.").rpartition(".")[0] for name in read if name.startswith("model.")}
 
 
 def parts_of_base(config: Config) -> tuple[Parts, Config]:
@@ -102,24 +201,23 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     levels = len(base.refine_unet.config.block_out_channels)
     _check_shapes(config, spatial_factor(base.autoencoder), levels)
     text_side = base.text_side
-    aligned = config.losses.align_weight > 0
-    text_side.lvlm.vision = load_vision(config.lvlm) if aligned else None
-    image_width = text_side.lvlm.image_width if aligned else text_side.lvlm.width
-    output_width = base.composition.config.output_width
-    alignment = AlignmentHead(output_width, image_width, kind=config.losses.alignment)
+    text_side.lvlm.vision = load_vision(config.lvlm) if reads_pictures(config) else None
+    text_side.lvlm.head = load_head(config.lvlm, text_side.lvlm.model) if config.losses.captioning_weight else None
+    alignment = _alignment_heads(config, text_side)
     stored = folder / ALIGNMENT
     if stored.is_file():
-        load_alignment(alignment, stored)
+        alignment.load_fitting(load_file(stored))
     parts = Parts(base.autoencoder, text_side, alignment, base.layout_unet, base.refine_unet)
+    base_id = str(config.base)
     if config.lora is not None:
         for module in (parts.autoencoder, text_side, alignment, parts.layout_unet, parts.refine_unet):
             if module is not None:
                 module.requires_grad_(False)
-        base_id, lora = str(config.base), config.lora
-        _adapt_lvlm(text_side.lvlm, lora, base_id)
+        lora = config.lora
         if parts.layout_unet is not None:
             parts.layout_unet = add_adapter(parts.layout_unet, lora, lora.unet_targets, base_id)
         parts.refine_unet = add_adapter(parts.refine_unet, lora, lora.unet_targets, base_id)
+    _adapt_text_side(text_side, config, base_id)
     layout, refine = config.layout, replace(config.refine, noise=options_of(base.refine_scheduler, config.refine.noise))
     if not base.uses_layout:
         layout = replace(layout, kind="none")
@@ -129,11 +227,26 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     return parts, replace(config, layout=layout, refine=refine, sample=sample)
 
 
-def load_alignment(alignment: AlignmentHead, path: Path) -> None:
-    """The base's head, as far as it fits: kinds of L_align differ in their bias, encoders in the width of v."""
-    stored, wanted = load_file(path), alignment.state_dict()
-    fitting = {name: value for name, value in stored.items() if name in wanted and value.shape == wanted[name].shape}
-    alignment.load_state_dict({**wanted, **fitting})
+def text_folder_of(path: Path) -> Path:
+    """The text side that a run has published. Raises UserError when there is none."""
+    for folder in (path / TEXT, path):
+        if (folder / ALIGNMENT).is_file() and (folder / COMPOSITION).is_dir():
+            return folder
+    raise UserError(
+        f"text_base: there is no text side at {path}; name a finished run of align_stage: only, such as one of"
+        " configs/align_tiny.yaml."
+    )
+
+
+def publish_text_side(parts: Parts, folder: Path) -> None:
+    """Writes LVLM (adapters merged) with its tokenizer, CCM and alignment heads, for `text_base`; the heads last."""
+    text_side = parts.text_side
+    lvlm: Any = merged(text_side.lvlm.model)
+    lvlm.save_pretrained(folder / LVLM)
+    text_side.lvlm.tokenizer.save_pretrained(folder / LVLM)
+    composition: Any = merged(text_side.composition)
+    composition.save_pretrained(folder / COMPOSITION)
+    save_file(parts.alignment.state_dict(), folder / ALIGNMENT)
 
 
 def pipeline_folder(path: Path) -> Path:

@@ -15,8 +15,8 @@ from vlad.data.stream import ShardSets
 from vlad.diffusion.autoencoder import latent_moments
 from vlad.errors import UserError
 from vlad.records import Batch, CachedStates
-from vlad.text.prompt import parse_prompt
 from vlad.training.stages import Parts
+from vlad.training.text_losses import batch_prompts
 
 
 def cache_fingerprint(config: Config, parts: Parts, sets: ShardSets) -> Fingerprint:
@@ -32,7 +32,9 @@ def cache_fingerprint(config: Config, parts: Parts, sets: ShardSets) -> Fingerpr
 
 def caches_text(config: Config) -> bool:
     """Whether the LVLM never changes in this run, so that what it says of captions and pictures can be cached."""
-    return config.lvlm.trained == "frozen" and config.lora is None
+    training = config.text_training
+    moving = {*training.components("lora"), *training.components("full")}
+    return moving.isdisjoint({"lvlm", "projector", "vision_tower"})
 
 
 def cache_encoder(config: Config, parts: Parts, device: torch.device) -> Callable[[Batch], CachedStates]:
@@ -48,7 +50,7 @@ def cache_encoder(config: Config, parts: Parts, device: torch.device) -> Callabl
         text = v = None
         if caches_text(config):
             lvlm = parts.text_side.lvlm
-            text = lvlm([parse_prompt(caption, strict=False) for caption in batch.captions])
+            text = lvlm(batch_prompts(batch))
             v = lvlm.image_embeddings(batch.pictures) if config.losses.align_weight else None
         return CachedStates(picture_mean, picture_deviation, glyph_mean, glyph_deviation, text, v)
 
@@ -84,5 +86,5 @@ def check_cache(config: Config, sets: ShardSets) -> None:
     if config.losses.align_weight and not caches_text(config):
         raise UserError(
             "data.cache holds no pictures, and L_align wants them for a vision tower that is trained; set"
-            " lvlm.trained=frozen, losses.align_weight=0, or leave data.cache out."
+            " trainable.lvlm=frozen, losses.align_weight=0, or leave data.cache out."
         )

@@ -23,6 +23,7 @@ from vlad.diffusion.noise import NoiseOptions
 from vlad.diffusion.unets import UNetOptions
 from vlad.errors import UserError, did_you_mean, existing_file
 from vlad.pipeline import SampleOptions
+from vlad.text.components import TextTraining, TrainableOptions
 from vlad.text.composition import CompositionOptions
 from vlad.text.lora import LoraOptions
 from vlad.text.lvlm import LVLMOptions
@@ -52,6 +53,8 @@ class DataOptions:
 
     # A directory, a glob or a brace pattern of tar files, here or at a URL.
     shards: str = "data/tiny"
+    # A small set that is never trained on, for what is measured during training (retrieval).
+    held_out: str | None = None
     # Cached states of these shards (tools/cache.py), for the stages whose models are frozen.
     cache: str | None = None
     # Several sets by weight, in place of `shards`.
@@ -110,6 +113,7 @@ class RefineOptions:
 class TrainOptions:
     """Steps and optimiser of each stage."""
 
+    align: OptimOptions = field(default_factory=OptimOptions)
     autoencoder: OptimOptions = field(default_factory=OptimOptions)
     layout: OptimOptions = field(default_factory=OptimOptions)
     refine: OptimOptions = field(default_factory=OptimOptions)
@@ -149,6 +153,10 @@ class Config:
     seed: int = 0
     # A run or pipeline to fine-tune; its models take the place of those described here. None: start from nothing.
     base: str | None = None
+    # A run whose LVLM, CCM and alignment heads this one starts from; of a base they come with it.
+    text_base: str | None = None
+    # A stage of L_align alone before the others ("first"), or nothing but it ("only").
+    align_stage: Literal["none", "first", "only"] = "none"
     data: DataOptions = field(default_factory=DataOptions)
     lvlm: LVLMOptions = field(default_factory=LVLMOptions)
     composition: CompositionOptions = field(default_factory=CompositionOptions)
@@ -156,6 +164,7 @@ class Config:
     layout: LayoutOptions = field(default_factory=LayoutOptions)
     refine: RefineOptions = field(default_factory=RefineOptions)
     losses: LossOptions = field(default_factory=LossOptions)
+    trainable: TrainableOptions = field(default_factory=TrainableOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
     sample: SampleOptions = field(default_factory=SampleOptions)
@@ -166,6 +175,16 @@ class Config:
     def directory(self) -> Path:
         """The run directory."""
         return Path(self.runs) / self.name
+
+    @property
+    def makes_adapter(self) -> bool:
+        """Whether the run's result is an adapter on its base rather than a pipeline of its own."""
+        return self.base is not None and self.lora is not None
+
+    @property
+    def text_training(self) -> TextTraining:
+        """How each component of the text side is trained, phase by phase."""
+        return self.trainable.resolved(self.makes_adapter)
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:

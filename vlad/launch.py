@@ -8,7 +8,8 @@ runs/NAME/
                          what the stage has trained (averaged), and its last losses, images/s, seconds
   samples/STAGE/         sample grids during training
   pipeline/              all parts in diffusers' format
-  adapter/               LoRA runs: peft adapters instead of a pipeline
+  adapter/               peft adapters: the result of a LoRA run on a base, beside the result of others
+  text/                  runs of L_align alone: LVLM, CCM and alignment heads, for text_base
   quarantine.jsonl       samples that could not be used
   .lock                  held by the process that trains here
 """
@@ -20,19 +21,26 @@ import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vlad import distributed
-from vlad.building import ALIGNMENT, build_pipeline, new_parts, parts_of_base
+from vlad.building import (
+    ALIGNMENT,
+    TEXT,
+    build_pipeline,
+    check_text_side,
+    new_parts,
+    parts_of_base,
+    publish_text_side,
+    reads_pictures,
+)
 from vlad.caching import cached_sets, check_cache
 from vlad.config import Config, load_config, save_config
 from vlad.data.stream import ShardSets, collate, first_samples, open_sets
@@ -40,18 +48,26 @@ from vlad.diffusion.attention import set_attention
 from vlad.diffusion.autoencoder import PatchAutoencoder
 from vlad.diffusion.noise import build_scheduler
 from vlad.errors import UserError, claimed, writable_directory
-from vlad.evaluation.report import GridRow, draw_layout, picture_of_map, sample_grid
-from vlad.text.lora import merged, save_adapter
-from vlad.text.prompt import parse_prompt
-from vlad.training.callbacks import Progress, SampleGrid, SeedEachBatch, StopOnSignal, write_metrics
+from vlad.text.lora import has_adapter, merged, save_adapter
+from vlad.training.callbacks import Measured, Progress, SampleGrid, SeedEachBatch, StopOnSignal, write_metrics
 from vlad.training.checkpoint import Checkpoints, newest_checkpoint
 from vlad.training.datamodule import ShardDataModule
 from vlad.training.ema import ExponentialAverage
 from vlad.training.optim import OptimOptions
+from vlad.training.phases import TextPhases
 from vlad.training.precision import Precision, native_precision
-from vlad.training.stages import TRAINED, AutoencoderStage, LayoutStage, Parts, RefineStage, Stage, set_modes
+from vlad.training.stages import (
+    TRAINED,
+    AlignStage,
+    AutoencoderStage,
+    LayoutStage,
+    Parts,
+    RefineStage,
+    Stage,
+    set_modes,
+)
+from vlad.watching import grid_drawer, retrieval_measure
 
-GRID_SAMPLES = 8
 FIT_PICTURES = 3000  # the projection of a PatchAutoencoder is fitted to this many pictures
 
 
@@ -68,6 +84,7 @@ def run(config: Config) -> RunResult:
     _quieten()
     sets = open_sets(config.data.sets, config.data.fetch)
     check_cache(config, sets)
+    check_text_side(config)
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator: there is no GPU that torch can use here; set it to auto or cpu.")
     _compare_with_stored(config)
@@ -83,8 +100,6 @@ def _run(config: Config, sets: ShardSets, directory: Path) -> RunResult:
     torch.use_deterministic_algorithms(True, warn_only=True)
     if config.base is not None:
         parts, config = parts_of_base(config)
-    elif config.lora is not None and config.lvlm.trained != "lora":
-        raise UserError("lora: adapters need a base; add base=runs/NAME, a finished run, or set lvlm.trained: lora.")
     else:
         parts = new_parts(config)
     # Only now: a call that could not work must not claim the directory for its config.
@@ -108,19 +123,24 @@ def _run(config: Config, sets: ShardSets, directory: Path) -> RunResult:
     return RunResult(directory, finished=True)
 
 
-def makes_adapter(config: Config) -> bool:
-    """Whether the run's result is an adapter on its base rather than a pipeline of its own."""
-    return config.base is not None and config.lora is not None
-
-
 def is_finished(config: Config) -> bool:
     """Whether the run directory holds everything that `run` would make.
 
     Raises UserError when it holds a run of another config.
     """
     _compare_with_stored(config)
-    result = "adapter" if makes_adapter(config) else "pipeline/model_index.json"
+    if config.align_stage == "only":
+        return (config.directory / TEXT / ALIGNMENT).is_file()
+    result = "adapter" if config.makes_adapter else "pipeline/model_index.json"
     return (config.directory / "refine" / "metrics.json").is_file() and (config.directory / result).exists()
+
+
+def next_command(config: Config) -> str:
+    """What a person does with the finished run."""
+    if config.align_stage == "only":
+        return f"python train.py CONFIG text_base={config.directory}"
+    source = f"{config.base} --adapter {config.directory}" if config.makes_adapter else f"{config.directory}"
+    return f"python sample.py {source} --prompt '...'"
 
 
 # --- the run directory -----------------------------------------------------------------------------------------
@@ -160,10 +180,27 @@ def _shaping(config: Config) -> dict[str, object]:
 
 def _stage_names(config: Config, parts: Parts) -> list[str]:
     """The stages of this run in order."""
+    if config.align_stage == "only":
+        return ["align"]
     names = ["refine"] if parts.layout_unet is None else ["layout", "refine"]
     if config.base is None and isinstance(parts.autoencoder, PatchAutoencoder):
         names.insert(0, "autoencoder")
-    return names
+    return ["align", *names] if config.align_stage == "first" else names
+
+
+def _trains_text(config: Config, parts: Parts, name: str) -> bool:
+    """Whether a stage trains the text side."""
+    trains = name in ("align", "layout") or (
+        name == "refine" and (config.refine.train_text or parts.layout_unet is None)
+    )
+    return trains and not config.text_training.is_frozen
+
+
+def _text_steps_before(config: Config, parts: Parts, name: str) -> int:
+    """For how many steps the stages before this one train the text side."""
+    names = _stage_names(config, parts)
+    before = [other for other in names[: names.index(name)] if _trains_text(config, parts, other)]
+    return sum(getattr(config.train, other).steps for other in before)
 
 
 # --- one stage -----------------------------------------------------------------------------------------------
@@ -175,7 +212,7 @@ def _train_stage(config: Config, parts: Parts, sets: ShardSets, name: str, label
     checkpoints = directory / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     optim: OptimOptions = getattr(config.train, name)
-    stage = _build_stage(config, parts, name, sets)
+    stage, phases = _build_stage(config, parts, name, sets, label)
     if (directory / "metrics.json").is_file():
         _load_stage(stage, directory)
         return True
@@ -202,16 +239,21 @@ def _train_stage(config: Config, parts: Parts, sets: ShardSets, name: str, label
     stop = StopOnSignal()
     seeds = SeedEachBatch(config.seed, name)
     callbacks: list[L.Callback] = [seeds, stop, average, progress]
-    if name != "autoencoder":
-        draw = _grid_drawer(config, parts, sets, name)
-        samples = config.directory / "samples" / name
+    samples = config.directory / "samples" / name
+    if name in ("layout", "refine"):
+        draw = grid_drawer(config, parts, sets, name)
         callbacks.append(SampleGrid(samples, config.trainer.sample_every_steps, average, draw))
+    if phases is not None:
+        callbacks.append(phases)
+    measure = None if phases is None else retrieval_measure(config, parts)
+    if measure is not None:
+        callbacks.append(Measured(samples / "shared-space", config.trainer.sample_every_steps, average, measure))
     callbacks.append(Checkpoints(checkpoints, config.trainer.checkpoint_every_steps, config.trainer.keep_checkpoints))
     trainer = L.Trainer(
         accelerator=config.trainer.accelerator,
         devices=_devices(config) or "auto",
         num_nodes=config.trainer.nodes,
-        strategy="ddp" if _devices(config) > 1 or config.trainer.nodes > 1 else "auto",
+        strategy=_strategy(config, name),
         precision=precision,
         max_steps=optim.steps,
         accumulate_grad_batches=optim.accumulate_batches,
@@ -236,7 +278,8 @@ def _train_stage(config: Config, parts: Parts, sets: ShardSets, name: str, label
     stage.eval()
     if trainer.is_global_zero:
         _publish_stage(stage, directory)
-        write_metrics(directory / "metrics.json", progress.summary(trainer))
+        measured = {} if measure is None else measure(samples / "shared-space" / "final.png")
+        write_metrics(directory / "metrics.json", {**progress.summary(trainer), **measured})
         shutil.rmtree(checkpoints)
     trainer.strategy.barrier()
     return True
@@ -253,40 +296,47 @@ def _log_version(checkpoint: Path | None) -> str:
     return f"from-{checkpoint.stem}" if checkpoint is not None else "from-step-00000000"
 
 
-def _build_stage(config: Config, parts: Parts, name: str, sets: ShardSets) -> Stage:
-    """The stage's module, with exactly what it trains wanting gradients."""
+def _build_stage(
+    config: Config, parts: Parts, name: str, sets: ShardSets, label: str
+) -> tuple[Stage, TextPhases | None]:
+    """The stage's module, with exactly what it trains wanting gradients, and the phases of its text side."""
     optim: OptimOptions = getattr(config.train, name)
     if name == "autoencoder":
         assert isinstance(parts.autoencoder, PatchAutoencoder)
         batch = collate(first_samples(sets, config.data.stream(config.seed), FIT_PICTURES))
         parts.autoencoder.fit(torch.cat([batch.pictures, batch.glyph_maps]))
-        return AutoencoderStage(parts.autoencoder, config.losses, optim)
+        return AutoencoderStage(parts.autoencoder, config.losses, optim), None
     parts.autoencoder.requires_grad_(False)
-    trains_text = name == "layout" or config.refine.train_text or parts.layout_unet is None
-    if not trains_text:
-        parts.text_side.requires_grad_(False)
-        parts.alignment.requires_grad_(False)
-    elif not makes_adapter(config):
-        _set_text_trainable(parts, config)
-    if name == "layout":
+    parts.text_side.requires_grad_(False)
+    parts.alignment.requires_grad_(False)
+    phases = None
+    if _trains_text(config, parts, name):
+        first_step = _text_steps_before(config, parts, name)
+        phases = TextPhases(parts.text_side, config.text_training, reads_pictures(config), label, first_step)
+        phases.prepare()
+        parts.alignment.requires_grad_(reads_pictures(config) and not config.makes_adapter)
+    stage: Stage
+    if name == "align":
+        stage = AlignStage(parts.text_side, parts.alignment, config.losses, optim)
+    elif name == "layout":
         scheduler = build_scheduler(config.layout.noise)
-        return LayoutStage(parts, scheduler, config.layout.noise, config.losses, optim)
-    scheduler = build_scheduler(config.refine.noise)
-    return RefineStage(
-        parts, scheduler, config.refine.noise, config.losses, optim, with_layout=config.layout.kind != "none"
-    )
+        stage = LayoutStage(parts, scheduler, config.layout.noise, config.losses, optim)
+    else:
+        scheduler = build_scheduler(config.refine.noise)
+        stage = RefineStage(
+            parts, scheduler, config.refine.noise, config.losses, optim, with_layout=config.layout.kind != "none"
+        )
+    stage.settle({} if phases is None else phases.learning_rates("text_side."))
+    return stage, phases
 
 
-def _set_text_trainable(parts: Parts, config: Config) -> None:
-    """Of the text side: the CCM, L_align's head, and as `lvlm.trained` says what t (and with L_align v) depends on."""
-    aligned = config.losses.align_weight > 0
-    parts.alignment.requires_grad_(aligned)
-    parts.text_side.composition.requires_grad_(True)
-    lvlm = parts.text_side.lvlm
-    read = lvlm.parameters_read(with_pictures=aligned)
-    for name, parameter in lvlm.named_parameters():
-        wanted = "lora_" in name if config.lvlm.trained == "lora" else config.lvlm.trained == "full"
-        parameter.requires_grad_(wanted and name in read and not name.startswith("vision."))
+def _strategy(config: Config, name: str) -> str:
+    """Lightning's name of the way in which processes share a stage."""
+    if _devices(config) <= 1 and config.trainer.nodes <= 1:
+        return "auto"
+    # L_align reads the pooled vector alone, and a phase freezes what another one trains.
+    unused = name == "align" or len(config.text_training.phases) > 1
+    return "ddp_find_unused_parameters_true" if unused else "ddp"
 
 
 def _devices(config: Config) -> int:
@@ -330,52 +380,25 @@ def _load_stage(stage: Stage, directory: Path) -> None:
 
 
 def _publish_run(config: Config, parts: Parts) -> None:
-    """The result of a run: a pipeline in diffusers' format (an adapted LVLM merged), or adapters in peft's."""
-    if not makes_adapter(config):
+    """The result of a run: a pipeline in diffusers' format (adapters merged), adapters in peft's, or a text side."""
+    text_side = parts.text_side
+    if config.text_training.components("lora"):
+        for part, module in (("lvlm", text_side.lvlm.model), ("composition", text_side.composition)):
+            if has_adapter(module):
+                save_adapter(module, config.directory / "adapter" / part)
+    if config.align_stage == "only":
+        publish_text_side(parts, config.directory / TEXT)
+    elif config.makes_adapter:
+        for part, unet in (("layout_unet", parts.layout_unet), ("refine_unet", parts.refine_unet)):
+            if unet is not None:
+                save_adapter(unet, config.directory / "adapter" / part)
+    else:
         folder = config.directory / "pipeline"
         folder.mkdir(parents=True, exist_ok=True)
         save_file(parts.alignment.state_dict(), folder / ALIGNMENT)
         pipeline = build_pipeline(config, parts)
-        pipeline.register_modules(lvlm=merged(pipeline.lvlm))
+        pipeline.register_modules(lvlm=merged(pipeline.lvlm), composition=merged(pipeline.composition))
         pipeline.save_pretrained(folder)  # model_index.json comes last: its presence says the run is finished
-        return
-    folder = config.directory / "adapter"
-    save_adapter(parts.text_side.lvlm.model, folder / "lvlm")
-    save_adapter(parts.refine_unet, folder / "refine_unet")
-    if parts.layout_unet is not None:
-        save_adapter(parts.layout_unet, folder / "layout_unet")
-
-
-def _grid_drawer(config: Config, parts: Parts, sets: ShardSets, name: str) -> Callable[[Path], None]:
-    """Draws the first samples of the shards as the stage sees them now: prompt, plan, refit and picture."""
-    samples = first_samples(sets, config.data.stream(config.seed), GRID_SAMPLES)
-    captions = [sample.caption for sample in samples]
-    prompts = [parse_prompt(caption, strict=False) for caption in captions]
-
-    def draw(path: Path) -> None:
-        pipeline = build_pipeline(config, parts)
-        seeds = list(range(len(prompts)))
-        pixels = config.data.picture_pixels
-        if name == "layout":
-            plans = pipeline.plan(prompts, seeds)
-            heads = ("glyph map", "refitted", "true")
-            columns = [
-                (picture_of_map(plan.glyph_map), draw_layout(plan.layout, pixels), draw_layout(sample.layout, pixels))
-                for plan, sample in zip(plans, samples, strict=True)
-                if plan.glyph_map is not None
-            ]
-        else:
-            pictures = pipeline.refine(prompts, seeds, [sample.layout for sample in samples])
-            heads = ("true layout", "picture", "true picture")
-            columns = [
-                (draw_layout(sample.layout, pixels), picture, Image.fromarray(sample.picture))
-                for picture, sample in zip(pictures, samples, strict=True)
-            ]
-        rows = [GridRow(caption, pictures) for caption, pictures in zip(captions, columns, strict=True)]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sample_grid(rows, heads, cell_pixels=max(128, pixels)).save(path)
-
-    return draw
 
 
 def _quieten() -> None:

@@ -169,13 +169,17 @@ class Prompt:
 
 @dataclass(frozen=True)
 class TextStates:
-    """The LVLM's reading of prompts, P(Z_T | T): tokens B L D with mask B L, t_g B D, {t_i} B N D with mask B N."""
+    """The LVLM's reading of prompts, P(Z_T | T): tokens B L D with mask B L, t_g B D, {t_i} B N D with mask B N.
+
+    `ids` (B L) are the tokens' numbers in the LVLM's vocabulary; None where they were not kept (cached states).
+    """
 
     tokens: Tensor
     mask: Tensor
     global_state: Tensor
     local_states: Tensor
     local_mask: Tensor
+    ids: Tensor | None = None
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> TextStates:
         """The same states elsewhere, or in another precision: a frozen LVLM may run in half of the CCM's."""
@@ -185,6 +189,7 @@ class TextStates:
             self.global_state.to(device=device, dtype=dtype),
             self.local_states.to(device=device, dtype=dtype),
             self.local_mask.to(device=device),
+            None if self.ids is None else self.ids.to(device=device),
         )
 
 

@@ -188,9 +188,9 @@ def test_a_half_precision_folder_is_trained_in_full_precision_only_where_it_is_t
     encoder.model.to(torch.bfloat16).save_pretrained(tmp_path)
     encoder.tokenizer.save_pretrained(tmp_path)
 
-    for trained, dtype in (("full", torch.float32), ("lora", torch.bfloat16), ("frozen", torch.bfloat16)):
-        model, _ = load_lvlm(replace(TINY, path=str(tmp_path), trained=trained))
-        assert {parameter.dtype for parameter in model.parameters()} == {dtype}, trained
+    for full, dtype in ((True, torch.float32), (False, torch.bfloat16)):
+        model, _ = load_lvlm(replace(TINY, path=str(tmp_path)), full=full)
+        assert {parameter.dtype for parameter in model.parameters()} == {dtype}
 
 
 @pytest.mark.parametrize(

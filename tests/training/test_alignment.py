@@ -4,16 +4,17 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from vlad.building import load_alignment
 from vlad.errors import UserError
+from vlad.losses.alignment import AlignmentHeads
 from vlad.losses.contrastive import AlignmentHead, contrastive_loss, multi_positive_loss, relations_of_texts, text_ids
+from vlad.losses.regions import RegionHead
 from vlad.records import Batch, Layout
 from vlad.text.composition import CompositionModule, TextSide
 from vlad.text.lvlm import LVLMEncoder, LVLMOptions, load_lvlm
 from vlad.text.prompt import parse_prompt
-from vlad.training.stages import LossOptions, _alignment_loss
+from vlad.training.stages import LossOptions
+from vlad.training.text_losses import read_prompts, text_losses, weighted_sum
 
 TINY = LVLMOptions(hidden_size=24, layers=1, heads=2, vision_hidden_size=16, vision_layers=1, vision_pixels=32)
 CAPTIONS = ('a red sign that says "HI"', "a blue cat on a big tree", 'a red sign that says "HI"', "a door")
@@ -32,11 +33,14 @@ def parts(kind: str) -> tuple[TextSide, AlignmentHead, Batch]:
 def align(kind: str, seed: int = 0, **options: Any) -> tuple[float, list[list[str]]]:
     """The loss, and the batches of captions that the text side has read for it."""
     text_side, head, batch = parts(kind)
-    t = text_side([parse_prompt(caption) for caption in batch.captions])
+    prompts = read_prompts(text_side, batch)
     read: list[list[str]] = []
     text_side.register_forward_hook(lambda module, arguments, output: read.append([p.text for p in arguments[0]]))
     torch.manual_seed(seed)
-    return _alignment_loss(text_side, head, t, batch, LossOptions(alignment=kind, **options)).item(), read  # type: ignore[arg-type]
+    losses = LossOptions(alignment=kind, **options)  # type: ignore[arg-type]
+    terms = text_losses(text_side, AlignmentHeads(head), prompts, batch, losses)
+    assert set(terms) == ({"align"} if losses.align_weight else set())
+    return weighted_sum(terms, losses, torch.device("cpu")).item(), read
 
 
 @torch.no_grad()
@@ -77,20 +81,19 @@ def test_further_texts_need_a_kind_that_has_a_place_for_them(mistake: dict[str, 
         LossOptions(**mistake)  # type: ignore[arg-type]
 
 
-def test_a_base_s_head_starts_any_kind(tmp_path: Any) -> None:
-    path = tmp_path / "alignment.safetensors"
-    base, heir = AlignmentHead(4, 4, width=3, temperature=0.3), AlignmentHead(4, 4, width=3, kind="sigmoid")
-    save_file(base.state_dict(), path)
-    load_alignment(heir, path)
-    assert torch.equal(heir.from_text.weight, base.from_text.weight)
-    assert heir.report() == pytest.approx({"temperature": 0.3, "bias": -10.0})
+def test_a_base_s_heads_start_any_kind() -> None:
+    base = AlignmentHeads(AlignmentHead(4, 4, width=3, temperature=0.3))
+    heir = AlignmentHeads(AlignmentHead(4, 4, width=3, kind="sigmoid"), RegionHead(4, 4, width=3))
+    heir.load_fitting(base.state_dict())
+    assert torch.equal(heir.contrast.from_text.weight, base.contrast.from_text.weight)
+    assert heir.report() == pytest.approx({"temperature": 0.3, "bias": -10.0, "region_temperature": 0.07})
 
-    save_file({**heir.state_dict(), "bias": torch.tensor(-2.0)}, path)
-    load_alignment(base, path)
-    load_alignment(heir, path)
-    assert heir.report() == pytest.approx({"temperature": 0.3, "bias": -2.0})
-    other = AlignmentHead(4, 5, width=3)  # v of another encoder: that projection begins anew
-    fresh = other.from_image.weight.clone()
-    load_alignment(other, path)
-    assert torch.equal(other.from_text.weight, heir.from_text.weight)
-    assert torch.equal(other.from_image.weight, fresh)
+    stored = {**heir.state_dict(), "contrast.bias": torch.tensor(-2.0)}
+    base.load_fitting(stored)
+    heir.load_fitting(stored)
+    assert heir.contrast.report() == pytest.approx({"temperature": 0.3, "bias": -2.0})
+    other = AlignmentHeads(AlignmentHead(4, 5, width=3))  # v of another encoder: that projection begins anew
+    fresh = other.contrast.from_image.weight.clone()
+    other.load_fitting(stored)
+    assert torch.equal(other.contrast.from_text.weight, heir.contrast.from_text.weight)
+    assert torch.equal(other.contrast.from_image.weight, fresh)

@@ -23,7 +23,8 @@ CONFIG = """
 name: adapted
 runs: {folder}/runs
 data: {{shards: {folder}/shards, picture_pixels: 32, batch_size: 4, workers: 1, shuffle_window: 8}}
-lvlm: {{path: {folder}/qwen, trained: lora, vision_pixels: 32}}
+lvlm: {{path: {folder}/qwen, vision_pixels: 32}}
+trainable: {{lvlm: lora}}
 lora: {{rank: 2}}
 composition: {{width: 32, layers: 1, heads: 2, output_width: 32}}
 autoencoder: {{latent_channels: 8, decoder_width: 16, decoder_layers: 1}}

@@ -194,4 +194,8 @@ class TextSide(nn.Module):
         self.composition = composition
 
     def forward(self, prompts: Sequence[Prompt]) -> Conditioning:
-        return self.composition(self.lvlm(prompts).to(dtype=self.composition.dtype), prompts)
+        return self.compose(self.lvlm(prompts), prompts)
+
+    def compose(self, states: TextStates, prompts: Sequence[Prompt]) -> Conditioning:
+        """t of the LVLM's states of the prompts, which may be in half of the CCM's precision."""
+        return self.composition(states.to(dtype=self.composition.dtype), prompts)

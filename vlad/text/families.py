@@ -19,7 +19,8 @@ from vlad.text import vision as towers
 class Family:
     """One family, by transformers' `model_type`.
 
-    `text`: the text tower's name inside the model, "" where the model itself reads text. `vision`: what else v needs.
+    `text`: the text tower's name inside the model, "" where the model itself reads text. `vision`: what else v needs,
+    the tower first; what follows it is the projector, unless `projector` names modules inside the tower.
     `features`: pictures -> features, None without a vision tower.
     """
 
@@ -27,6 +28,9 @@ class Family:
     text: str = "language_model"
     vision: tuple[str, ...] = ("vision_tower", "multi_modal_projector")
     features: towers.Features | None = towers.from_pixels
+    projector: tuple[str, ...] = ()
+    # Its features are queries over the whole picture, and no grid of patches even where their number is a square.
+    queries: bool = False
     # The classes for text and pictures, and for text alone, where AutoModel's is not the right one.
     model_class: str | None = None
     text_class: str | None = None
@@ -60,7 +64,12 @@ _IDEFICS: dict[str, Any] = {
     "vision": ("vision_model", "connector"),
     "features": towers.from_idefics,
 }
-_QWEN: dict[str, Any] = {"vision": ("visual",), "features": towers.from_qwen, "any_size": True}
+_QWEN: dict[str, Any] = {
+    "vision": ("visual",),
+    "projector": ("visual.merger", "visual.deepstack_merger_list"),
+    "features": towers.from_qwen,
+    "any_size": True,
+}
 
 _RECORDS = (
     # Dual encoders and text encoders.
@@ -96,6 +105,7 @@ _RECORDS = (
         "blip-2",
         text="",
         vision=("vision_model", "vision_projection"),
+        queries=True,
         features=towers.from_blip2,
         model_class="Blip2ForImageTextRetrieval",
         text_class="Blip2TextModelWithProjection",
@@ -114,13 +124,14 @@ _RECORDS = (
         "kosmos-2",
         text="text_model",
         vision=("vision_model", "image_to_text_projection"),
+        queries=True,
         **_CLIP,
     ),
     # LVLMs around a causal language model.
     Family("llava", features=towers.from_llava, **_CLIP),  # and Pixtral
     Family("llava_next", features=towers.from_base_view, **_CLIP),
     Family("llava_onevision", features=towers.from_base_view),
-    Family("idefics2", any_size=True, **_IDEFICS),
+    Family("idefics2", any_size=True, queries=True, **_IDEFICS),
     Family("idefics3", **_IDEFICS),
     Family("smolvlm", **_IDEFICS),
     Family("mllama", vision=("vision_model", "multi_modal_projector"), features=towers.from_mllama),
@@ -132,7 +143,7 @@ _RECORDS = (
     Family("janus", vision=("vision_model", "aligner")),
     # Emu3's pictures become tokens of its own vocabulary: v is the mean of their embeddings.
     Family("emu3", text="text_model", vision=("vqmodel",), features=towers.from_sized_pixels, any_size=True, **_CLIP),
-    Family("aria"),
+    Family("aria", queries=True),
     Family("internvl", mean=towers.IMAGENET_MEAN, std=towers.IMAGENET_STD),
     Family("paligemma", reads_both_ways=True),
     Family("gemma3"),

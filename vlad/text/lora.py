@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -49,11 +50,12 @@ def add_adapter(
     base_id: str,
     revision: str | None = None,
     among: Collection[str] | None = None,
+    besides: Collection[str] = (),
 ) -> PeftModel:
     """The module with fresh adapters on its `targets`; all else is frozen. B starts at zero: nothing changes yet.
 
     `among`: the names of the modules that may be adapted (what nobody reads cannot be trained); None for all.
-    Raises UserError when a target matches no module.
+    `besides`: names of further modules to adapt. Raises UserError when a target matches no module.
     """
     names = [
         name
@@ -61,19 +63,19 @@ def add_adapter(
         if isinstance(child, nn.Linear | nn.Conv2d) and (among is None or name in among)
     ]
     wrong = [target for target in targets if not any(_matches(name, target) for name in names)]
-    if wrong or not targets:
+    if wrong or not (targets or besides):
         candidates = sorted({name.rsplit(".", 1)[-1] for name in names})
         raise UserError(
             f"lora: no module matches {', '.join(wrong) or 'an empty list'}; this model has {', '.join(candidates)}."
         )
-    chosen = [name for name in names if any(_matches(name, target) for target in targets)]
+    chosen = [name for name in names if any(_matches(name, target) for target in targets)] + sorted(besides)
     config = LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha,  # type: ignore[arg-type]  # peft says int and takes any number
         lora_dropout=options.dropout,
         use_rslora=options.rslora,
         use_dora=options.dora,
-        target_modules=chosen if among is not None else list(targets),
+        target_modules=list(targets) if among is None and not besides else chosen,
         revision=revision,
     )
     model = get_peft_model(module, config)
@@ -226,6 +228,11 @@ def _of_adapter(name: str) -> bool:
 def _listed(names: Iterable[str], most: int = 3) -> str:
     names = sorted(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def has_adapter(module: nn.Module) -> TypeGuard[PeftModel]:
+    """Whether the module carries adapters."""
+    return isinstance(module, PeftModel)
 
 
 def merged(module: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,6 +42,7 @@ from vlad.text.families import FAMILIES, REMOTE_TEXT_NAMES, VISION_FAMILIES, Fam
 from vlad.text.tokens import PromptTokens, TokenBatch, span_weights
 from vlad.text.vision import HALF, fit_pictures, tower_side
 
+SAFE_WEIGHTS, SAFE_INDEX, HEAD_KEY = "model.safetensors", "model.safetensors.index.json", "lm_head.weight"
 SPECIAL_TOKENS = ("<|pad|>", "<|vision_start|>", "<|vision_end|>", "<|image|>", "<|video|>")
 VOCABULARY_SIZE = 1024  # of the tiny LVLM; its tokenizer fills as much of it as its corpus has words for
 # What prompts for pictures with text are made of. As bytes the same words take three times as many tokens, and a
@@ -85,7 +87,6 @@ class LVLMOptions:
     states: str = "last"
     # t_g: the mean of all token states, or the last one (of a pretrained causal LVLM, the one that saw all).
     pooling: Literal["mean", "last"] = "mean"
-    trained: Literal["full", "lora", "frozen"] = "full"
 
     def __post_init__(self) -> None:
         if min(self.layers, self.vision_layers, self.vision_patch_pixels) < 1 or self.max_tokens < 8:
@@ -173,6 +174,7 @@ def build_tiny_qwen(options: LVLMOptions) -> Qwen2_5_VLModel:
             "num_key_value_heads": options.heads,
             "max_position_embeddings": 1024,
             "pad_token_id": 0,
+            "tie_word_embeddings": True,
             "bos_token_id": None,
             "eos_token_id": None,
             "rope_parameters": {
@@ -208,9 +210,12 @@ def build_tiny_qwen(options: LVLMOptions) -> Qwen2_5_VLModel:
 # --- loading -------------------------------------------------------------------------------------------------------
 
 
-def load_lvlm(options: LVLMOptions, with_vision: bool = True) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def load_lvlm(
+    options: LVLMOptions, with_vision: bool = True, full: bool = True
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """The model and its tokenizer. Without `with_vision`, or with a `vision_path`, the text path's weights alone.
 
+    In float32 where weights of its own are to be trained (`full`), else as stored.
     Raises UserError when the path holds none, its family is not known, it has no vision tower where one is wanted,
     or the hub cannot be reached.
     """
@@ -227,8 +232,7 @@ def load_lvlm(options: LVLMOptions, with_vision: bool = True) -> tuple[nn.Module
                 " embeddings, so name a vision encoder with lvlm.vision_path, a vision-language model such as"
                 " Qwen/Qwen2.5-VL-3B-Instruct, or set losses.align_weight=0."
             )
-        # Trainable weights must be float32 whatever the folder stores (transformers 5 keeps its dtype).
-        dtype = torch.float32 if options.trained == "full" else "auto"
+        dtype = torch.float32 if full else "auto"
         model_class = _model_class(config, family, own_vision)
         if not own_vision and model_class is not AutoModel:
             keep, drop = family.text, family.vision
@@ -266,6 +270,41 @@ def load_vision(options: LVLMOptions) -> nn.Module | None:
         mean, std = _normalisation(path, source, config, (family.mean, family.std))
         note_reading(model, Reading(config.model_type, mean, std))
     return model.requires_grad_(False).eval()
+
+
+def load_head(options: LVLMOptions, model: Any) -> nn.Linear | None:
+    """The LM head of a pretrained LVLM, frozen; None where it is tied to the input embeddings.
+
+    Raises UserError when the folder or repository holds none.
+    """
+    path = options.path
+    if model.config.get_text_config().tie_word_embeddings:
+        return None
+    if path is None:
+        raise UserError(
+            "losses.captioning_weight: name the folder of the base's LVLM with lvlm.path: it has the LM head."
+        )
+    with _told_as("lvlm.path", path):
+        revision = options.revision
+        index = cached_file(path, SAFE_INDEX, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if index is not None:
+            files = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+            key = next((key for key in files if key.endswith(HEAD_KEY)), None)
+            file = None if key is None else cached_file(path, files[key], revision=revision)
+        else:
+            file = cached_file(path, SAFE_WEIGHTS, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if file is not None:
+            with safe_open(file, framework="pt") as stored:
+                key = next((key for key in stored.keys() if key.endswith(HEAD_KEY)), None)  # noqa: SIM118
+                if key is not None:
+                    weight = stored.get_tensor(key)
+                    head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
+                    head.weight = nn.Parameter(weight, requires_grad=False)
+                    return head
+    raise UserError(
+        f"lvlm.path: {path} holds no LM head ({HEAD_KEY} in safetensors), which losses.captioning_weight needs; give a"
+        " folder with the whole model, or set it to 0."
+    )
 
 
 @contextmanager
@@ -394,6 +433,8 @@ def _normalisation(
 class LVLMEncoder(nn.Module):
     """Reads prompts with one LVLM, and pictures with its vision tower or with a separate encoder `vision`.
 
+    `head` is the LM head of a model that does not tie it to its input embeddings, where captions are predicted.
+
     Raises UserError when the options do not go with the model: a chat template or a layer that it does not have.
     """
 
@@ -403,10 +444,12 @@ class LVLMEncoder(nn.Module):
         tokenizer: PreTrainedTokenizerBase,
         options: LVLMOptions,
         vision: nn.Module | None = None,
+        head: nn.Linear | None = None,
     ) -> None:
         super().__init__()
         self.model: Any = model  # a model of the library's, or peft's wrapper around one
         self.vision: Any = vision
+        self.head: Any = head
         self.tokenizer = tokenizer
         self.options = options
         self.reading = noted_reading(model)
@@ -465,7 +508,8 @@ class LVLMEncoder(nn.Module):
         tokens = states[:, : mask.shape[1]]
         spans, local_mask = span_weights([prompt.phrases for prompt in prompts], batch.offsets)  # B N L, B N
         local_states = spans.to(tokens) @ tokens  # B N D
-        return TextStates(tokens, mask, self._pool(tokens, mask), local_states, local_mask.to(device))
+        ids = batch.ids[:, batch.first : batch.first + mask.shape[1]].to(device)
+        return TextStates(tokens, mask, self._pool(tokens, mask), local_states, local_mask.to(device), ids)
 
     def _read(self, batch: TokenBatch, device: torch.device) -> Tensor:
         """The states of every token, B R D, of the layers that the options name."""
@@ -500,7 +544,11 @@ class LVLMEncoder(nn.Module):
         return (tokens * weights[..., None]).sum(dim=1) / weights.sum(dim=1, keepdim=True)  # B D
 
     def image_embeddings(self, pixels: Tensor) -> Tensor:
-        """v, B D: the mean over what the vision tower makes of pictures B 3 H W in [-1, 1].
+        """v, B D, of pictures B 3 H W in [-1, 1]. Raises UserError as `image_features` does."""
+        return pooled_features(self.image_features(pixels))
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """What the vision tower makes of pictures B 3 H W in [-1, 1]: B T D, or B D of a tower that pools by itself.
 
         Raises UserError when there is neither a tower nor a separate encoder.
         """
@@ -525,8 +573,37 @@ class LVLMEncoder(nn.Module):
         )
         side = tower_side(config, self.options.vision_pixels, family.any_size)
         pictures = fit_pictures(pixels, side, reading.mean, reading.std).to(model.dtype)
-        read = features(model, pictures)
-        return read.mean(dim=1) if read.ndim == 3 else read  # B D
+        return features(model, pictures)
+
+    def patch_grid(self, features: Tensor) -> Tensor:
+        """Image features (B T D) as the grid of the picture's patches, B h w D.
+
+        Raises UserError for a tower whose features are no such grid: pooled ones, queries, or with a class token.
+        """
+        side = math.isqrt(features.shape[1]) if features.ndim == 3 else 0
+        if side == 0 or side**2 != features.shape[1] or (self.vision is None and self.family.queries):
+            name = self.reading.family if self.vision is None else noted_reading(self.vision).family
+            raise UserError(
+                f"losses.region_weight: the vision tower of this {name} model gives no grid of patches; choose one that"
+                " does (Qwen2.5-VL, LLaVA, Idefics 3, InternVL, PaliGemma), or set losses.region_weight=0."
+            )
+        return features.unflatten(1, (side, side))
+
+    def check_captioning(self) -> None:
+        """Raises UserError where the states do not predict the next token, as a captioning loss needs it."""
+        if not self.family.causal or self.family.reads_both_ways or self.family.read is not None:
+            raise UserError(
+                f"losses.captioning_weight: a {self.reading.family} model is no causal language model; set it to 0."
+            )
+        if self.options.states != "last":
+            raise UserError("losses.captioning_weight needs lvlm.states: last, the states that predict the next token.")
+
+    @property
+    def output_matrix(self) -> Tensor:
+        """V D: what makes the next token's logits of a state. The LM head's, or the input embeddings it is tied to."""
+        if self.head is not None:
+            return self.head.weight
+        return _text_tower(self._base, self.family).get_input_embeddings().weight
 
     @property
     def image_width(self) -> int:
@@ -553,6 +630,11 @@ class LVLMEncoder(nn.Module):
         for name, parameter in parameters.items():
             parameter.requires_grad_(wanted[name])
         return frozenset(name for name, parameter in parameters.items() if id(parameter) in reached)
+
+
+def pooled_features(features: Tensor) -> Tensor:
+    """v, B D: the mean of image features B T D, or already pooled ones as they are."""
+    return features.mean(dim=1) if features.ndim == 3 else features
 
 
 @contextmanager

@@ -166,12 +166,17 @@ def nested_marks(prompt: Prompt) -> tuple[Span, ...]:
 
 
 def parse_prompt(text: str, strict: bool = True, objects: Sequence[str] = ()) -> Prompt:
-    """Takes a prompt apart. Its phrases are those of `objects` that it names, or else the chunker's.
+    """Takes a prompt apart. Its phrases are those of `objects` that it names, and the chunker's where none of them is.
 
     Raises UserError for an empty prompt and, with `strict`, for a quotation mark that is never closed.
     """
     if not text.strip():
         raise UserError("The prompt is empty; say what to draw, with the words to spell in quotation marks.")
     quotes = find_quotes(text, strict)
-    named = sorted((span for span in find_objects(text, objects) if span is not None), key=lambda span: span.start)
-    return Prompt(text, tuple(named) or find_phrases(text, quotes), quotes)
+    named = [span for span in find_objects(text, objects) if span is not None]
+    others = [
+        phrase
+        for phrase in find_phrases(text, quotes)
+        if all(phrase.end <= span.start or phrase.start >= span.end for span in named)
+    ]
+    return Prompt(text, tuple(sorted([*named, *others], key=lambda span: span.start)), quotes)

@@ -6,12 +6,14 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from vlad.distributed import derived_seed
@@ -108,6 +110,47 @@ class StopOnSignal(L.Callback):
             signal.signal(number, handler)
 
 
+class Measured(L.Callback):
+    """Every `every_steps` steps: figures from the averaged weights, into the logs; each time with a picture.
+
+    `measure(path)` is given by the run: it draws one picture there and returns what it has measured.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        every_steps: int,
+        average: ExponentialAverage,
+        measure: Callable[[Path], dict[str, float]],
+    ) -> None:
+        self.directory, self.every_steps, self.average, self.measure = directory, every_steps, average, measure
+        self.measured_step = 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if not self.every_steps or step % self.every_steps or step == self.measured_step:
+            return
+        self.measured_step = step
+        if not trainer.is_global_zero:
+            return
+        with evaluated(pl_module), self.average.swapped_in(pl_module):
+            found = self.measure(self.directory / f"step-{step:08d}.png")
+        for logger in trainer.loggers:
+            logger.log_metrics(found, step)
+
+
+@contextmanager
+def evaluated(module: nn.Module) -> Iterator[None]:
+    """Eval mode for the while; afterwards each submodule's own mode again."""
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, mode in modes.items():
+            child.training = mode
+
+
 class SampleGrid(L.Callback):
     """Every `every_steps` steps: pictures from the averaged weights, on the same prompts and seeds.
 
@@ -123,12 +166,8 @@ class SampleGrid(L.Callback):
         if not self.every_steps or step % self.every_steps or step == self.drawn_step or not trainer.is_global_zero:
             return
         self.drawn_step = step
-        modes = {module: module.training for module in pl_module.modules()}
-        with self.average.swapped_in(pl_module):
-            pl_module.eval()
+        with evaluated(pl_module), self.average.swapped_in(pl_module):
             self.draw(self.directory / f"step-{step:08d}.png")
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:

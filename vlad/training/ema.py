@@ -24,7 +24,8 @@ class ExponentialAverage(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self.average:
-            self.average = {name: p.detach().clone() for name, p in _trainable(pl_module).items()}
+            trained = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
+            self.average = {name: p.detach().clone() for name, p in trained.items()}
         self.average = {name: value.to(pl_module.device) for name, value in self.average.items()}
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -32,7 +33,7 @@ class ExponentialAverage(L.Callback):
             return  # an accumulated micro-batch: the parameters have not moved
         self.steps = trainer.global_step
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        current = _trainable(pl_module)
+        current = dict(pl_module.named_parameters())  # a phase may have frozen some of them
         with torch.no_grad():
             torch._foreach_lerp_(
                 list(self.average.values()), [current[name].detach() for name in self.average], 1 - decay
@@ -41,7 +42,7 @@ class ExponentialAverage(L.Callback):
     @contextmanager
     def swapped_in(self, module: nn.Module) -> Iterator[None]:
         """Inside the block the module's trainable parameters are the averages."""
-        current = _trainable(module)
+        current = dict(module.named_parameters())
         kept = {name: current[name].detach().clone() for name in self.average}
         with torch.no_grad():
             for name, value in self.average.items():
@@ -55,7 +56,7 @@ class ExponentialAverage(L.Callback):
 
     def copy_to(self, module: nn.Module) -> None:
         """Makes the averages the module's parameters, for good."""
-        current = _trainable(module)
+        current = dict(module.named_parameters())
         with torch.no_grad():
             for name, value in self.average.items():
                 current[name].copy_(value)
@@ -65,7 +66,3 @@ class ExponentialAverage(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.average, self.steps = state_dict["average"], state_dict["steps"]
-
-
-def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}

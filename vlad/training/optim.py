@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -43,18 +44,30 @@ class OptimOptions:
             raise UserError(f"train: ema_decay must be at least 0 and less than 1, not {self.ema_decay}.")
 
 
-def build_optimizer(module: nn.Module, options: OptimOptions, fused: bool = False) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; matrices decay, vectors (biases, norms, temperature) and tables do not."""
+def build_optimizer(
+    module: nn.Module,
+    options: OptimOptions,
+    trained: Collection[str] | None = None,
+    learning_rates: Mapping[str, float] | None = None,
+    fused: bool = False,
+) -> torch.optim.AdamW:
+    """AdamW over the `trained` parameters, or those that want gradients; matrices decay, vectors (biases, norms,
+    temperature) and tables do not. `learning_rates`: those of parameters that have another than the options'."""
     tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in tables]
-    plain = [p for p in parameters if p.ndim < 2 or id(p) in tables]
-    groups = [
-        {"params": decayed, "weight_decay": options.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+    names = {name for name, p in module.named_parameters() if p.requires_grad} if trained is None else set(trained)
+    rates = learning_rates or {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if name in names:
+            decays = parameter.ndim >= 2 and id(parameter) not in tables
+            groups.setdefault((rates.get(name, options.learning_rate), decays), []).append(parameter)
+    # The stage's own rate first, and in it what decays: an order that does not hang on the names.
+    order = sorted(groups, key=lambda kind: (kind[0] != options.learning_rate, kind[0], not kind[1]))
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {"params": groups[rate, decays], "lr": rate, "weight_decay": options.weight_decay if decays else 0.0}
+            for rate, decays in order
+        ],
         lr=options.learning_rate,
         betas=(options.beta1, options.beta2),
         fused=fused,

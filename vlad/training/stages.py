@@ -1,5 +1,6 @@
-"""The stages of a run as Lightning modules: autoencoder, layout (TLG), refine (VFE).
+"""The stages of a run as Lightning modules: align, autoencoder, layout (TLG), refine (VFE).
 
+    align    L = L_align                                   trains the text side
     layout   L = L_align + lambda L_diff(z | t)           trains the text side and the layout UNet
     refine   L = lambda L_diff(x_0 | t, z) [+ L_align]     trains the refine UNet [and the text side]
 
@@ -8,6 +9,7 @@ A stage is model + loss + optimiser. Letters: B batch, C latent channels, H W pi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +22,13 @@ from torch import Tensor, nn
 from vlad.diffusion.autoencoder import PatchAutoencoder, draw_latents, encode
 from vlad.diffusion.noise import NoiseOptions, Scheduler
 from vlad.errors import UserError
-from vlad.losses.contrastive import AlignmentHead, AlignmentKind, FurtherTexts, text_ids
+from vlad.losses.alignment import AlignmentHeads
+from vlad.losses.contrastive import AlignmentKind
 from vlad.losses.denoising import denoising_loss
-from vlad.losses.negatives import vary_captions
-from vlad.records import Batch, Conditioning
+from vlad.records import Batch
 from vlad.text.composition import TextSide
-from vlad.text.prompt import parse_prompt
 from vlad.training.optim import OptimOptions, build_optimizer, learning_rate_factor
+from vlad.training.text_losses import read_prompts, text_losses, weighted_sum
 
 TRAINED = "trained.safetensors"  # what a finished stage has trained, in its own folder
 
@@ -40,6 +42,10 @@ class LossOptions:
     align_weight: float = 1.0
     # How texts and pictures are contrasted; one-directional is the paper's. Accumulated batches add no negatives.
     alignment: AlignmentKind = "one-directional"
+    # Beside L_align: phrases against the patches of their boxes, text-image matching, captions predicted word by word.
+    region_weight: float = 0.0
+    matching_weight: float = 0.0
+    captioning_weight: float = 0.0
     # For each caption, so many with something swapped (NegCLIP), and so many with synonyms, as positives (SemCLIP).
     # Each is one more pass of the text side over the batch.
     hard_negatives: int = 0
@@ -58,13 +64,16 @@ class LossOptions:
     def __post_init__(self) -> None:
         if not (0 <= self.text_dropout <= 1 and 0 <= self.layout_dropout <= 1):
             raise UserError("losses: text_dropout and layout_dropout are shares, 0 to 1.")
-        if (
-            min(self.diffusion_weight, self.align_weight, self.layout_noise, self.latent_noise, self.contrast_weight)
-            < 0
-        ):
+        extras = (self.region_weight, self.matching_weight, self.captioning_weight)
+        noises = (self.layout_noise, self.latent_noise)
+        if min(self.diffusion_weight, self.align_weight, self.contrast_weight, *extras, *noises) < 0:
             raise UserError("losses: weights and noise strengths must not be negative.")
         if min(self.hard_negatives, self.rewordings) < 0:
             raise UserError("losses: hard_negatives and rewordings must not be negative.")
+        if self.matching_weight and not self.align_weight:
+            raise UserError(
+                "losses.matching_weight: its negatives are those that L_align finds alike; set align_weight, too."
+            )
         if self.alignment == "one-directional" and (self.hard_negatives or self.rewordings):
             raise UserError(
                 "losses: with alignment: one-directional no picture chooses among texts, so hard_negatives and"
@@ -78,7 +87,7 @@ class Parts:
 
     autoencoder: PatchAutoencoder | AutoencoderKL
     text_side: TextSide
-    alignment: AlignmentHead
+    alignment: AlignmentHeads
     layout_unet: UNet2DConditionModel | None
     refine_unet: UNet2DConditionModel
 
@@ -89,17 +98,31 @@ class _Stage(L.LightningModule):
     def __init__(self, optim: OptimOptions) -> None:
         super().__init__()
         self.optim = optim
+        self.learning_rates: Mapping[str, float] = {}
+        self._trained: tuple[str, ...] | None = None
         self.strict_loading = False  # frozen parts are not in the file; `on_load_checkpoint` compares the rest
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         # Lightning clips no gradients of a fused optimiser under autocast.
-        optimizer = build_optimizer(self, self.optim, fused=self.trainer.precision == "32-true")
+        fused = self.trainer.precision == "32-true"
+        optimizer = build_optimizer(self, self.optim, self.trained_names(), self.learning_rates, fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, self.optim))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def settle(self, learning_rates: Mapping[str, float] | None = None) -> None:
+        """What wants gradients now is what this stage trains, whatever a phase freezes for a while.
+
+        `learning_rates`: those of parameters that have another than the stage's.
+        """
+        self._trained = tuple(name for name, parameter in self.named_parameters() if parameter.requires_grad)
+        self.learning_rates = learning_rates or {}
+
     def trained_names(self) -> list[str]:
-        """The names of the parameters that this stage trains."""
-        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        """The names of the parameters that this stage trains, in any phase."""
+        if self._trained is None:
+            self.settle()
+        assert self._trained is not None
+        return list(self._trained)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
@@ -107,7 +130,8 @@ class _Stage(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-        wanted = {name: tuple(p.shape) for name, p in self.named_parameters() if p.requires_grad}
+        trained = set(self.trained_names())
+        wanted = {name: tuple(p.shape) for name, p in self.named_parameters() if name in trained}
         if stored != wanted:
             differing = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
             name = differing[0]
@@ -119,6 +143,9 @@ class _Stage(L.LightningModule):
 
     def log_losses(self, **losses: Tensor) -> None:
         self.log_dict({f"{name}": value.detach() for name, value in losses.items()}, prog_bar=True)
+
+    def log_temperature(self, alignment: AlignmentHeads) -> None:
+        self.log("temperature", alignment.contrast.temperature.detach())
 
 
 class AutoencoderStage(_Stage):
@@ -147,6 +174,23 @@ def contrast(pixels: Tensor) -> Tensor:
     return (pixels - ground).abs().mean(dim=1, keepdim=True)
 
 
+class AlignStage(_Stage):
+    """L_align alone (Eq. 3), with its extras: the text side before, or without, any picture is drawn."""
+
+    def __init__(
+        self, text_side: TextSide, alignment: AlignmentHeads, losses: LossOptions, optim: OptimOptions
+    ) -> None:
+        super().__init__(optim)
+        self.text_side, self.alignment, self.losses = text_side, alignment, losses
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        terms = text_losses(self.text_side, self.alignment, read_prompts(self.text_side, batch), batch, self.losses)
+        loss = weighted_sum(terms, self.losses, self.device)
+        self.log_losses(loss=loss, **terms)
+        self.log_temperature(self.alignment)
+        return loss
+
+
 class LayoutStage(_Stage):
     """TLG: prompt -> z, the latent of the glyph map (Eq. 6), and the alignment of the text side (Eq. 3)."""
 
@@ -161,13 +205,15 @@ class LayoutStage(_Stage):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         z = _glyph_latents(self.autoencoder, batch)  # B C h w
-        t = _read_prompts(self.text_side, batch)
-        alignment = _alignment_loss(self.text_side, self.alignment, t, batch, self.losses)
-        t = t.dropped(_kept(len(z), self.losses.text_dropout, self.device))
+        read = read_prompts(self.text_side, batch)
+        terms = text_losses(self.text_side, self.alignment, read, batch, self.losses)
+        t = read.t.dropped(_kept(len(z), self.losses.text_dropout, self.device))
         diffusion, _, _ = denoising_loss(self.unet, self.scheduler, self.noise, z, t, pixel_weights=batch.pixel_weights)
         # Eq. 8: L = L_align + lambda L_diff
-        loss = self.losses.align_weight * alignment + self.losses.diffusion_weight * diffusion
-        self.log_losses(loss=loss, align=alignment, diffusion=diffusion)
+        loss = weighted_sum(terms, self.losses, self.device) + self.losses.diffusion_weight * diffusion
+        self.log_losses(loss=loss, **terms, diffusion=diffusion)
+        if terms:
+            self.log_temperature(self.alignment)
         return loss
 
 
@@ -188,24 +234,22 @@ class RefineStage(_Stage):
         self.unet = parts.refine_unet
         self.scheduler, self.noise, self.losses = scheduler, noise, losses
         self.with_layout = with_layout
-        self.trains_text = any(parameter.requires_grad for parameter in self.text_side.parameters())
+        self.trains_text = any(parameter.requires_grad for parameter in self.text_side.parameters())  # in some phase
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x_0 = _picture_latents(self.autoencoder, batch)  # B C h w
         with torch.set_grad_enabled(self.trains_text):
-            t = _read_prompts(self.text_side, batch)
-        alignment = (
-            _alignment_loss(self.text_side, self.alignment, t, batch, self.losses)
-            if self.trains_text
-            else torch.zeros((), device=self.device)
-        )
-        t = t.dropped(_kept(len(x_0), self.losses.text_dropout, self.device))
+            read = read_prompts(self.text_side, batch)
+        terms = text_losses(self.text_side, self.alignment, read, batch, self.losses) if self.trains_text else {}
+        t = read.t.dropped(_kept(len(x_0), self.losses.text_dropout, self.device))
         diffusion, _, _ = denoising_loss(
             self.unet, self.scheduler, self.noise, x_0, t, self._layout(batch), batch.pixel_weights
         )
         # Eq. 8: L = L_align + lambda L_diff
-        loss = self.losses.align_weight * alignment + self.losses.diffusion_weight * diffusion
-        self.log_losses(loss=loss, align=alignment, diffusion=diffusion)
+        loss = weighted_sum(terms, self.losses, self.device) + self.losses.diffusion_weight * diffusion
+        self.log_losses(loss=loss, **terms, diffusion=diffusion)
+        if terms:
+            self.log_temperature(self.alignment)
         return loss
 
     def _layout(self, batch: Batch) -> Tensor | None:
@@ -218,7 +262,7 @@ class RefineStage(_Stage):
         return z * _kept(len(z), self.losses.layout_dropout, self.device)[:, None, None, None]
 
 
-Stage = AutoencoderStage | LayoutStage | RefineStage
+Stage = AlignStage | AutoencoderStage | LayoutStage | RefineStage
 
 
 @torch.no_grad()
@@ -239,41 +283,6 @@ def _glyph_latents(autoencoder: PatchAutoencoder | AutoencoderKL, batch: Batch) 
     if batch.cached is not None:
         return draw_latents(batch.cached.glyph_mean, batch.cached.glyph_deviation)
     return _encode_frozen(autoencoder, batch.glyph_maps)
-
-
-def _read_prompts(text_side: TextSide, batch: Batch) -> Conditioning:
-    # Captions from the wild have quotation marks that nobody closed: read them as plain characters.
-    prompts = [parse_prompt(caption, strict=False) for caption in batch.captions]
-    if batch.cached is not None and batch.cached.text is not None:
-        return text_side.composition(batch.cached.text, prompts)
-    return text_side(prompts)
-
-
-def _alignment_loss(
-    text_side: TextSide, head: AlignmentHead, t: Conditioning, batch: Batch, losses: LossOptions
-) -> Tensor:
-    """L_align of Eq. 3 between the pooled t and v of the pictures, or zero where it is switched off."""
-    if losses.align_weight == 0:
-        return torch.zeros((), device=t.pooled.device)
-    cached_v = batch.cached.v if batch.cached is not None else None
-    v = text_side.lvlm.image_embeddings(batch.pictures) if cached_v is None else cached_v
-    if losses.alignment == "one-directional":
-        return head(t.pooled, v)
-    ids = text_ids([parse_prompt(caption, strict=False) for caption in batch.captions])  # B 2
-    return head(t.pooled, v, ids, _further_texts(text_side, batch, losses))
-
-
-def _further_texts(text_side: TextSide, batch: Batch, losses: LossOptions) -> FurtherTexts | None:
-    """The batch's captions reworded and with something swapped, read like the captions themselves."""
-    if not losses.hard_negatives and not losses.rewordings:
-        return None
-    seed = int(torch.randint(2**62, ()))  # torch's generator is seeded anew for each batch
-    variants = vary_captions(batch.captions, seed, losses.hard_negatives, losses.rewordings)
-    prompts = [parse_prompt(text, strict=False) for text in variants.texts]
-    shape = variants.roles.shape  # B M
-    return FurtherTexts(
-        text_side(prompts).pooled.unflatten(0, shape), variants.roles, text_ids(prompts)[:, 0].unflatten(0, shape)
-    )
 
 
 def _kept(batch: int, dropout: float, device: torch.device) -> Tensor:

@@ -1,0 +1,85 @@
+"""What is looked at while a stage trains: sample grids, and how well texts and pictures find each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from vlad.building import build_pipeline
+from vlad.config import Config
+from vlad.data.stream import ShardSets, collate, first_samples, open_sets
+from vlad.evaluation.report import GridRow, draw_layout, picture_of_map, sample_grid
+from vlad.evaluation.retrieval import draw_shared_space, score_retrieval
+from vlad.losses.contrastive import text_ids
+from vlad.text.prompt import parse_prompt
+from vlad.training.stages import Parts
+from vlad.training.text_losses import read_prompts
+
+GRID_SAMPLES = 8
+RETRIEVAL_PAIRS = 256
+
+
+def grid_drawer(config: Config, parts: Parts, sets: ShardSets, name: str) -> Callable[[Path], None]:
+    """Draws the first samples of the shards as the stage sees them now: prompt, plan, refit and picture."""
+    samples = first_samples(sets, config.data.stream(config.seed), GRID_SAMPLES)
+    captions = [sample.caption for sample in samples]
+    prompts = [parse_prompt(caption, strict=False) for caption in captions]
+
+    def draw(path: Path) -> None:
+        pipeline = build_pipeline(config, parts)
+        seeds = list(range(len(prompts)))
+        pixels = config.data.picture_pixels
+        if name == "layout":
+            plans = pipeline.plan(prompts, seeds)
+            heads = ("glyph map", "refitted", "true")
+            columns = [
+                (picture_of_map(plan.glyph_map), draw_layout(plan.layout, pixels), draw_layout(sample.layout, pixels))
+                for plan, sample in zip(plans, samples, strict=True)
+                if plan.glyph_map is not None
+            ]
+        else:
+            pictures = pipeline.refine(prompts, seeds, [sample.layout for sample in samples])
+            heads = ("true layout", "picture", "true picture")
+            columns = [
+                (draw_layout(sample.layout, pixels), picture, Image.fromarray(sample.picture))
+                for picture, sample in zip(pictures, samples, strict=True)
+            ]
+        rows = [GridRow(caption, pictures) for caption, pictures in zip(captions, columns, strict=True)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sample_grid(rows, heads, cell_pixels=max(128, pixels)).save(path)
+
+    return draw
+
+
+def retrieval_measure(config: Config, parts: Parts) -> Callable[[Path], dict[str, float]] | None:
+    """Scores the first pairs of the held-out set in the shared space as it is now, and draws that space.
+
+    None without `data.held_out` or without L_align.
+    """
+    if config.data.held_out is None or not config.losses.align_weight:
+        return None
+    stream = config.data.stream(config.seed)
+    samples = first_samples(open_sets({config.data.held_out: 1.0}, config.data.fetch), stream, RETRIEVAL_PAIRS)
+    size = config.data.batch_size
+    batches = [collate(samples[start : start + size]) for start in range(0, len(samples), size)]
+
+    @torch.no_grad()
+    def measure(path: Path) -> dict[str, float]:
+        device = next(parts.alignment.parameters()).device
+        texts, images, ids = [], [], []
+        for batch in batches:
+            moved = batch.to(device)
+            read = read_prompts(parts.text_side, moved)
+            texts.append(parts.alignment.contrast.embed_texts(read.t.pooled))
+            images.append(parts.alignment.contrast.embed_images(parts.text_side.lvlm.image_embeddings(moved.pictures)))
+            ids.append(text_ids(read.prompts)[:, 0])
+        scores = score_retrieval(torch.cat(texts), torch.cat(images), torch.cat(ids))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        title = f"{scores.pairs} held-out pairs, recall@1 {scores.text_to_image[1]:.1%} / {scores.image_to_text[1]:.1%}"
+        draw_shared_space(torch.cat(texts), torch.cat(images), path, title)
+        return scores.metrics()
+
+    return measure
