@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from typing import Any
 from vlad.errors import UserError, run_command_line, writable_directory
 
 SAMPLES_PER_SHARD = 2000
+HELD_OUT = 256  # signs of the held-out set
+MADE_BY = "tools/render_shards.py"
 BEGUN = "begun-by-render-shards"  # stands in the directory while its signs are being rendered
 
 
@@ -24,55 +28,46 @@ def _render_shard(directory: Path, options: Any, number: int) -> list[dict[str, 
     return write_shards((render_sign(options, i) for i in indices), directory, SAMPLES_PER_SHARD, first_shard=number)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Renders the signs that data.synthetic of a config describes.")
-    parser.add_argument("config")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_args()
-
-    import json
-
-    from tqdm import tqdm
-
-    from vlad.config import load_config
+def _about(options: Any) -> Any:
+    """What the manifest says of how the signs were made: as JSON reads it back."""
     from vlad.data.synthetic import RENDERER_VERSION
+
+    made = {"made_by": MADE_BY, "renderer_version": RENDERER_VERSION, "options": dataclasses.asdict(options)}
+    return json.loads(json.dumps(made))
+
+
+def _render_into(directory: Path, about: Any, render: Callable[[], list[dict[str, Any]]], needed_bytes: int) -> bool:
+    """Fills the directory with what `render` writes, unless it holds that already; whether it was rendered."""
     from vlad.data.writing import MANIFEST, write_manifest
 
-    config = load_config(arguments.config, arguments.overrides)
-    options = config.data.synthetic
-    about = json.loads(
-        json.dumps(
-            {
-                "made_by": "tools/render_shards.py",
-                "renderer_version": RENDERER_VERSION,
-                "options": dataclasses.asdict(options),
-            }
-        )
-    )
-    if "://" in config.data.shards or any(mark in config.data.shards for mark in "*?{}"):
-        raise UserError(f"data.shards: signs are rendered into one local directory, not {config.data.shards}.")
-    directory = Path(config.data.shards)
     manifest, begun = directory / MANIFEST, directory / BEGUN
     made_here = begun.is_file()
     if manifest.is_file():
         before = json.loads(manifest.read_text(encoding="utf-8")).get("about", {})
         if before == about:
-            print(f"{directory} holds these {options.count} signs already.")
-            return 0
-        made_here = made_here or before.get("made_by") == about["made_by"]
+            return False
+        made_here = made_here or before.get("made_by") == MADE_BY
     if not made_here and any(directory.glob("*.tar")):
         raise UserError(
             f"{directory} holds shards that this tool did not make, and they stay; name another data.shards for"
             " the signs."
         )
-    writable_directory(directory, "shards", needed_bytes=options.count * options.size_pixels**2)
+    writable_directory(directory, "shards", needed_bytes=needed_bytes)
     # From here until the manifest is written again the directory says that it is not whole.
     begun.touch()
     manifest.unlink(missing_ok=True)
     for old in directory.glob("*.tar"):
         old.unlink()
+    write_manifest(directory, render(), about)
+    begun.unlink()
+    return True
+
+
+def _render_training_set(directory: Path, options: Any) -> list[dict[str, Any]]:
+    from tqdm import tqdm
+
     shards = -(-options.count // SAMPLES_PER_SHARD)
-    entries = []
+    entries: list[dict[str, Any]] = []
     with (
         ProcessPoolExecutor(max_workers=os.cpu_count()) as pool,
         tqdm(total=options.count, desc="rendering signs", unit="sign") as bar,
@@ -81,8 +76,42 @@ def main() -> int:
         for job in jobs:
             entries += job.result()
             bar.update(entries[-1]["samples"])
-    write_manifest(directory, entries, about)
-    begun.unlink()
+    return entries
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Renders the signs that data.synthetic of a config describes, and as data.held_out, where a config"
+        f" names it, {HELD_OUT} signs whose words training never draws."
+    )
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments = parser.parse_args()
+
+    from vlad.config import load_config
+    from vlad.data.writing import write_shards
+    from vlad.evaluation.held_out import held_out_signs
+
+    config = load_config(arguments.config, arguments.overrides)
+    options = config.data.synthetic
+    for option, pattern in (("shards", config.data.shards), ("held_out", config.data.held_out or "")):
+        if "://" in pattern or any(mark in pattern for mark in "*?{}"):
+            raise UserError(f"data.{option}: signs are rendered into one local directory, not {pattern}.")
+    directory = Path(config.data.shards)
+    size = options.size_pixels**2
+    if not _render_into(
+        directory, _about(options), lambda: _render_training_set(directory, options), options.count * size
+    ):
+        print(f"{directory} holds these {options.count} signs already.")
+    if config.data.held_out is not None:
+        held_out = Path(config.data.held_out)
+        about = {**_about(options), "held_out": HELD_OUT}
+        _render_into(
+            held_out,
+            about,
+            lambda: write_shards(held_out_signs(options, HELD_OUT), held_out, HELD_OUT),
+            HELD_OUT * size,
+        )
     return 0
 
 

@@ -14,7 +14,7 @@ from vlad.diffusion.autoencoder import build_autoencoder, spatial_factor
 from vlad.diffusion.noise import build_scheduler, options_of
 from vlad.diffusion.unets import build_unet
 from vlad.errors import UserError
-from vlad.losses.alignment import AlignmentHeads
+from vlad.losses.alignment import AlignmentHeads, AttentionPool
 from vlad.losses.contrastive import AlignmentHead
 from vlad.losses.matching import MatchingHead
 from vlad.losses.regions import RegionHead
@@ -134,6 +134,7 @@ def _alignment_heads(config: Config, text_side: TextSide) -> AlignmentHeads:
         contrast,
         RegionHead(lvlm.width, image_width) if losses.region_weight else None,
         MatchingHead(width, image_width) if losses.matching_weight else None,
+        AttentionPool(image_width) if losses.image_pooling == "attention" else None,
     )
 
 

@@ -303,6 +303,8 @@ def _build_stage(
     optim: OptimOptions = getattr(config.train, name)
     if name == "autoencoder":
         assert isinstance(parts.autoencoder, PatchAutoencoder)
+        parts.autoencoder.requires_grad_(True)
+        parts.autoencoder.projection.requires_grad_(False)  # fitted
         batch = collate(first_samples(sets, config.data.stream(config.seed), FIT_PICTURES))
         parts.autoencoder.fit(torch.cat([batch.pictures, batch.glyph_maps]))
         return AutoencoderStage(parts.autoencoder, config.losses, optim), None

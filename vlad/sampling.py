@@ -53,7 +53,7 @@ def load_pipeline(run: Path | str, adapter: Path | str | None = None) -> VLADPip
         folder = Path(adapter) / "adapter" if (Path(adapter) / "adapter").is_dir() else Path(adapter)
         if not (folder / "refine_unet").is_dir():
             raise UserError(f"There is no adapter in {adapter}; give the directory of a finished LoRA run.")
-        for part in ("lvlm", "layout_unet", "refine_unet"):
+        for part in ("lvlm", "composition", "layout_unet", "refine_unet"):
             if (folder / part).is_dir():
                 pipeline.register_modules(**{part: load_adapter(getattr(pipeline, part), folder / part)})
     for part in (pipeline.lvlm, pipeline.composition, pipeline.autoencoder, pipeline.layout_unet, pipeline.refine_unet):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -42,6 +42,8 @@ class LossOptions:
     align_weight: float = 1.0
     # How texts and pictures are contrasted; one-directional is the paper's. Accumulated batches add no negatives.
     alignment: AlignmentKind = "one-directional"
+    # v: the mean of the vision tower's features, or read by learned queries that know each patch's place.
+    image_pooling: Literal["mean", "attention"] = "mean"
     # Beside L_align: phrases against the patches of their boxes, text-image matching, captions predicted word by word.
     region_weight: float = 0.0
     matching_weight: float = 0.0

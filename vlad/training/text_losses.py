@@ -22,7 +22,6 @@ from vlad.losses.negatives import vary_captions
 from vlad.losses.regions import find_regions
 from vlad.records import Batch, Conditioning, Prompt, TextStates
 from vlad.text.composition import TextSide
-from vlad.text.lvlm import pooled_features
 from vlad.text.prompt import parse_prompt
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def text_losses(
     features = _picture_features(text_side, batch, options)
     ids = text_ids(read.prompts)  # B 2
     if options.align_weight:
-        v = batch.cached.v if features is None and batch.cached is not None else pooled_features(_present(features))
+        v = batch.cached.v if features is None and batch.cached is not None else heads.v(_present(features))
         needs_ids = options.alignment != "one-directional"
         further = _further_texts(text_side, batch, options)
         terms["align"] = heads.contrast(read.t.pooled, _present(v), ids if needs_ids else None, further)
@@ -78,7 +77,7 @@ def text_losses(
         patches = pictures if pictures.ndim == 3 else pictures[:, None]  # B T D
         with torch.no_grad():
             texts = heads.contrast.embed_texts(read.t.pooled)
-            images = heads.contrast.embed_images(pooled_features(pictures))
+            images = heads.contrast.embed_images(heads.v(pictures))
             similarities = texts @ images.T / heads.contrast.temperature  # B B, of this rank
         relations = relations_of_texts(ids).to(similarities.device)
         terms["match"] = matching_loss(heads.matching, read.t.tokens, read.t.mask, patches, similarities, relations)
