@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vlad import distributed
 from vlad.data.buckets import Bucket, build_buckets, fit_to_bucket, nearest_buckets
 from vlad.data.decoding import MEMBER_KINDS, BadSample, decode_sample
+from vlad.data.memory import ALIGNMENT_BYTES, BatchMemory, Slot
 from vlad.data.order import BatchPlan, MixedOrder, SetOrder, plan_batches
 from vlad.data.shards import ShardError, ShardIndex, ShardReader, UnreadableSample, index_shards, picture_sizes
 from vlad.data.states import CACHED_KINDS, collate_cached, decode_cached, ignored_regions
@@ -33,6 +33,8 @@ from vlad.layout.glyphmap import draw_ink
 from vlad.records import Batch, Sample
 
 MOST_PIXELS = 16384  # of a side of a training picture
+# Batches that wait at the trainer or are made, a worker (the loader asks for two ahead), and those that the trainer has.
+BATCHES_A_WORKER, BATCHES_IN_USE = 3, 4
 QUARANTINE_AFTER = 20  # samples read before the share of bad ones says anything
 
 
@@ -208,6 +210,10 @@ class ShardBatches(IterableDataset):
                     " data.batch_size."
                 )
         self.shapes = options.shapes
+        # Made here, before the workers are forked: all see the same pages.
+        self.memory = BatchMemory(
+            options.workers * BATCHES_A_WORKER + BATCHES_IN_USE, options.batch_size * self._sample_bytes()
+        )
         # Read here, once, before the workers are forked.
         self.buckets = (
             tuple(nearest_buckets(self.shapes, picture_sizes(index, options.fetch)) for index in sets.indexes)
@@ -222,15 +228,30 @@ class ShardBatches(IterableDataset):
         plans = plan_batches(order, self.options.batch_size, self.buckets, self.first_batch)
         # The loader asks its workers in turn, beginning with the first.
         mine = itertools.islice(plans, worker, self.batches, workers)
-        if self.sets.cached:
-            states = SampleSource(self.sets, self.options, self.quarantine, decode_cached)
-            for plan in mine:
-                yield collate_cached(self._read(plan, states))
-            return
+        batches = self._cached(mine) if self.sets.cached else self._decoded(mine)
+        for batch, slot in batches:
+            yield batch if info is None else self.memory.hand_over(slot, batch)
+
+    def _decoded(self, plans: Iterator[BatchPlan]) -> Iterator[tuple[Batch, Slot]]:
         source = SampleSource(self.sets, self.options, self.quarantine, decode_sample)
-        for plan in mine:
+        for plan in plans:
             shape = self.shapes[plan.bucket]
-            yield collate([fit_sample(sample, shape, self.options) for sample in self._read(plan, source)])
+            samples = [fit_sample(sample, shape, self.options) for sample in self._read(plan, source)]
+            slot = self.memory.take()
+            yield collate(samples, slot), slot
+
+    def _cached(self, plans: Iterator[BatchPlan]) -> Iterator[tuple[Batch, Slot]]:
+        source = SampleSource(self.sets, self.options, self.quarantine, decode_cached)
+        for plan in plans:
+            samples, slot = self._read(plan, source), self.memory.take()
+            yield collate_cached(samples, slot), slot
+
+    def _sample_bytes(self) -> int:
+        """About what a sample takes in a batch, at most."""
+        if self.sets.cached:  # stored in half of the bytes
+            stored = sum(shard.bytes or 0 for index in self.sets.indexes for shard in index.shards)
+            return math.ceil(2.5 * stored / self.sets.samples)
+        return max(5 * shape.width * shape.height for shape in self.shapes) + ALIGNMENT_BYTES  # picture, ink, ignored
 
     def _read(self, plan: BatchPlan, source: SampleSource[Decoded]) -> list[Decoded]:
         """The samples of a batch; in a bad one's place stands a good one of the same batch once more."""
@@ -280,14 +301,16 @@ def stretch_picture(sample: Sample, side: int) -> Sample:
     return replace(sample, picture=np.asarray(picture))
 
 
-def collate(samples: list[Sample]) -> Batch:
-    """A batch of samples of one shape, with their glyph maps."""
+def collate(samples: list[Sample], slot: Slot | None = None) -> Batch:
+    """A batch of samples of one shape, with their glyph maps, in the memory of a slot (None: its own)."""
+    slot = slot or Slot()
     height, width = samples[0].picture.shape[:2]
-    pictures = _bytes_for_the_trainer(len(samples), height, width, 3)
-    ink = _bytes_for_the_trainer(len(samples), height, width)
+    pictures = slot.empty(len(samples), height, width, 3)
+    ink = slot.empty(len(samples), height, width).zero_()
+    picture_rows, ink_rows = pictures.numpy(), ink.numpy()
     for row, sample in enumerate(samples):
-        pictures.numpy()[row] = sample.picture
-        draw_ink(ink[row].numpy(), sample.layout)
+        picture_rows[row] = sample.picture
+        draw_ink(ink_rows[row], sample.layout)
     return Batch(
         keys=tuple(sample.key for sample in samples),
         captions=tuple(sample.caption for sample in samples),
@@ -296,13 +319,5 @@ def collate(samples: list[Sample]) -> Batch:
         # In memory B H W 3, as they were decoded: nothing is copied, and convolutions like it.
         picture_bytes=pictures.permute(0, 3, 1, 2),
         ink_bytes=ink[:, None],
-        ignored=ignored_regions([sample.layout for sample in samples], width, height),
+        ignored=ignored_regions([sample.layout for sample in samples], width, height, slot),
     )
-
-
-def _bytes_for_the_trainer(*shape: int) -> torch.Tensor:
-    """Memory for a batch (uint8, zeros): a worker's is shared with the trainer, and not copied on its way there."""
-    if get_worker_info() is None:
-        return torch.zeros(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own default_collate does
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
