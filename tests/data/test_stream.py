@@ -153,7 +153,8 @@ def test_a_resumed_run_reads_what_an_uninterrupted_one_would(tmp_path, as_rank, 
 def test_a_resume_reads_nothing_of_what_came_before(shards, monkeypatch):
     read = []
     monkeypatch.setattr(
-        "vlad.data.stream.decode_sample", lambda members, key: read.append(key) or decode_sample(members, key)
+        "vlad.data.stream.decode_sample",
+        lambda members, key, *room: read.append(key) or decode_sample(members, key, *room),
     )
     batches = read_batches(open_sets({str(shards): 1.0}), 0, 2, first_batch=1000)
     assert read == list(itertools.chain(*keys_of(batches)))

@@ -23,6 +23,11 @@ from PIL import Image, UnidentifiedImageError
 from vlad.layout.files import layout_from_json, line_to_json
 from vlad.records import ObjectBox, Sample
 
+try:
+    import simplejpeg  # the extra `fast`
+except ImportError:
+    simplejpeg = None  # type: ignore[assignment]
+
 PICTURE_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 MAX_PICTURE_PIXELS = 64_000_000
 MAX_JSON_BYTES = 4_000_000
@@ -44,16 +49,44 @@ def picture_size(data: bytes, extension: str) -> tuple[int, int]:
         raise BadSample(f"picture does not decode: {error}") from error
 
 
-def decode_picture(data: bytes, extension: str) -> np.ndarray:
-    """RGB pixels H W 3 (uint8). The size is checked from the header, before anything is decoded."""
+def decode_picture(data: bytes, extension: str, room: np.ndarray | None = None) -> np.ndarray:
+    """RGB pixels H W 3 (uint8). The size is checked from the header, before anything is decoded.
+
+    They are put into `room` (uint8) where that has their very shape. Raises BadSample.
+    """
+    pixels = _decode_jpeg(data, room) if PICTURE_FORMATS[extension] == "JPEG" else None
+    if pixels is not None:
+        return pixels
     try:
         with Image.open(io.BytesIO(data), formats=[PICTURE_FORMATS[extension]]) as picture:
             if picture.width * picture.height > MAX_PICTURE_PIXELS:
                 raise BadSample(f"{picture.width} x {picture.height} pixels are over the limit")
             # `convert` would copy what is RGB already.
-            return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+            pixels = np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+            if room is None or room.shape != pixels.shape:
+                return pixels
+            room[:] = pixels
+            return room
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise error if isinstance(error, BadSample) else BadSample(f"picture does not decode: {error}") from error
+
+
+def _decode_jpeg(data: bytes, room: np.ndarray | None) -> np.ndarray | None:
+    """The pixels of a jpg as libjpeg-turbo gives them: the same as Pillow's, which asks it row by row.
+
+    None where Pillow has to say what it is: without simplejpeg, and for a jpg that is damaged or of other colours.
+    """
+    if simplejpeg is None:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in ("YCbCr", "Gray") or width * height > MAX_PICTURE_PIXELS:
+            return None
+        if room is None or room.shape != (height, width, 3):
+            room = np.empty((height, width, 3), np.uint8)
+        return simplejpeg.decode_jpeg(data, "RGB", buffer=room)
+    except ValueError:
+        return None
 
 
 def decode_record(data: bytes, key: str) -> tuple[dict[str, Any], Sample]:
@@ -75,15 +108,15 @@ def decode_record(data: bytes, key: str) -> tuple[dict[str, Any], Sample]:
     return record, Sample(key, np.empty((0, 0, 3), np.uint8), caption, layout, objects, source, licence)
 
 
-def decode_sample(members: dict[str, bytes], key: str) -> Sample:
-    """A sample from its members by extension. Raises BadSample with the reason."""
+def decode_sample(members: dict[str, bytes], key: str, room: np.ndarray | None = None) -> Sample:
+    """A sample from its members by extension, its picture in `room` if it fits. Raises BadSample with the reason."""
     extension = next((extension for extension in PICTURE_FORMATS if extension in members), None)
     if extension is None:
         raise BadSample(f"no picture; known: {', '.join(PICTURE_FORMATS)}")
     if "json" not in members:
         raise BadSample("no json")
     _, sample = decode_record(members["json"], key)
-    return replace(sample, picture=decode_picture(members[extension], extension))
+    return replace(sample, picture=decode_picture(members[extension], extension, room))
 
 
 def encode_record(sample: Sample) -> dict[str, Any]:

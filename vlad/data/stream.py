@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -123,14 +124,17 @@ Decoded = TypeVar("Decoded")
 
 
 class SampleSource(Generic[Decoded]):
-    """Decoded samples of all sets by their numbers. Bad ones are counted and put into quarantine."""
+    """Decoded samples of all sets by their numbers. Bad ones are counted and put into quarantine.
+
+    `decode` is given a sample's members by kind, its key, and what `read` is given besides.
+    """
 
     def __init__(
         self,
         sets: ShardSets,
         options: StreamOptions,
         quarantine: Path | None,
-        decode: Callable[[dict[str, bytes], str], Decoded],
+        decode: Callable[..., Decoded],
     ) -> None:
         kinds = CACHED_KINDS if sets.cached else MEMBER_KINDS
         self.readers = [ShardReader(index, options.verify, kinds, options.fetch) for index in sets.indexes]
@@ -138,14 +142,14 @@ class SampleSource(Generic[Decoded]):
         self.options, self.quarantine = options, quarantine
         self.seen = self.bad = 0
 
-    def read(self, set_number: int, sample: int) -> Decoded | None:
+    def read(self, set_number: int, sample: int, *room: np.ndarray) -> Decoded | None:
         """The sample, or None for a bad one. Raises ShardError when too many have been bad."""
         self.seen += 1
         key, shard = f"sample {sample}", ""
         try:
             raw = self.readers[set_number].read(sample)
             key, shard = raw.key, raw.shard
-            return self.decode(raw.members, raw.key)
+            return self.decode(raw.members, raw.key, *room)
         except UnreadableSample as error:
             self._record_bad(error.key, error.shard, str(error))
         except BadSample as error:
@@ -235,10 +239,10 @@ class ShardBatches(IterableDataset):
     def _decoded(self, plans: Iterator[BatchPlan]) -> Iterator[tuple[Batch, Slot]]:
         source = SampleSource(self.sets, self.options, self.quarantine, decode_sample)
         for plan in plans:
-            shape = self.shapes[plan.bucket]
-            samples = [fit_sample(sample, shape, self.options) for sample in self._read(plan, source)]
-            slot = self.memory.take()
-            yield collate(samples, slot), slot
+            shape, slot = self.shapes[plan.bucket], self.memory.take()
+            pictures = slot.empty(self.options.batch_size, shape.height, shape.width, 3)
+            samples = self._read(plan, source, pictures.numpy())
+            yield collate([fit_sample(sample, shape, self.options) for sample in samples], slot, pictures), slot
 
     def _cached(self, plans: Iterator[BatchPlan]) -> Iterator[tuple[Batch, Slot]]:
         source = SampleSource(self.sets, self.options, self.quarantine, decode_cached)
@@ -253,13 +257,15 @@ class ShardBatches(IterableDataset):
             return math.ceil(2.5 * stored / self.sets.samples)
         return max(5 * shape.width * shape.height for shape in self.shapes) + ALIGNMENT_BYTES  # picture, ink, ignored
 
-    def _read(self, plan: BatchPlan, source: SampleSource[Decoded]) -> list[Decoded]:
-        """The samples of a batch; in a bad one's place stands a good one of the same batch once more."""
-        read = [source.read(int(of), int(number)) for of, number in zip(plan.sets, plan.samples, strict=True)]
-        good = [sample for sample in read if sample is not None]
+    def _read(self, plan: BatchPlan, source: SampleSource[Decoded], rows: np.ndarray | None = None) -> list[Decoded]:
+        """The samples of a batch, each in its row if it fits; for a bad one a good one of the batch stands once more."""
+        good: list[Decoded] = []
+        for of, number in zip(plan.sets, plan.samples, strict=True):
+            sample = source.read(int(of), int(number), *(() if rows is None else (rows[len(good)],)))
+            good += [] if sample is None else [sample]
         if not good:  # nothing but bad samples: the next one of its bucket that can be used
             good = [self._stand_in(plan, source)]
-        missing = len(read) - len(good)
+        missing = len(plan.samples) - len(good)
         return good + [good[number % len(good)] for number in range(missing)]
 
     def _stand_in(self, plan: BatchPlan, source: SampleSource[Decoded]) -> Decoded:
@@ -301,15 +307,19 @@ def stretch_picture(sample: Sample, side: int) -> Sample:
     return replace(sample, picture=np.asarray(picture))
 
 
-def collate(samples: list[Sample], slot: Slot | None = None) -> Batch:
-    """A batch of samples of one shape, with their glyph maps, in the memory of a slot (None: its own)."""
+def collate(samples: list[Sample], slot: Slot | None = None, pictures: torch.Tensor | None = None) -> Batch:
+    """A batch of samples of one shape, with their glyph maps, in the memory of a slot (None: its own).
+
+    `pictures` (B H W 3, uint8): where they shall stand, and some may stand already, each in its row.
+    """
     slot = slot or Slot()
     height, width = samples[0].picture.shape[:2]
-    pictures = slot.empty(len(samples), height, width, 3)
+    pictures = slot.empty(len(samples), height, width, 3) if pictures is None else pictures
     ink = slot.empty(len(samples), height, width).zero_()
     picture_rows, ink_rows = pictures.numpy(), ink.numpy()
     for row, sample in enumerate(samples):
-        picture_rows[row] = sample.picture
+        if not np.may_share_memory(picture_rows[row], sample.picture):
+            picture_rows[row] = sample.picture
         draw_ink(ink_rows[row], sample.layout)
     return Batch(
         keys=tuple(sample.key for sample in samples),
