@@ -34,7 +34,7 @@ from vlad.layout.glyphmap import draw_ink
 from vlad.records import Batch, Sample
 
 MOST_PIXELS = 16384  # of a side of a training picture
-# Batches that wait at the trainer or are made, a worker (the loader asks for two ahead), and those that the trainer has.
+# Batches that are made or wait for the trainer, a worker (the loader asks for two ahead), and those that it has.
 BATCHES_A_WORKER, BATCHES_IN_USE = 3, 4
 QUARANTINE_AFTER = 20  # samples read before the share of bad ones says anything
 
@@ -258,7 +258,7 @@ class ShardBatches(IterableDataset):
         return max(5 * shape.width * shape.height for shape in self.shapes) + ALIGNMENT_BYTES  # picture, ink, ignored
 
     def _read(self, plan: BatchPlan, source: SampleSource[Decoded], rows: np.ndarray | None = None) -> list[Decoded]:
-        """The samples of a batch, each in its row if it fits; for a bad one a good one of the batch stands once more."""
+        """The samples of a batch, each in its row if it fits; a good one stands in once more for a bad one."""
         good: list[Decoded] = []
         for of, number in zip(plan.sets, plan.samples, strict=True):
             sample = source.read(int(of), int(number), *(() if rows is None else (rows[len(good)],)))
