@@ -7,15 +7,18 @@ import dataclasses
 import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vlad.errors import UserError, run_command_line, writable_directory
+from vlad.errors import UserError, claimed, run_command_line, writable_directory
+
+if TYPE_CHECKING:
+    from vlad.data.synthetic import SyntheticOptions
 
 SAMPLES_PER_SHARD = 2000
 BEGUN = "begun-by-render-shards"  # stands in the directory while its signs are being rendered
 
 
-def _render_shard(directory: Path, options: Any, number: int) -> list[dict[str, Any]]:
+def _render_shard(directory: Path, options: SyntheticOptions, number: int) -> list[dict[str, Any]]:
     from vlad.data.synthetic import render_sign
     from vlad.data.writing import write_shards
 
@@ -32,11 +35,9 @@ def main() -> int:
 
     import json
 
-    from tqdm import tqdm
-
     from vlad.config import load_config
     from vlad.data.synthetic import RENDERER_VERSION
-    from vlad.data.writing import MANIFEST, write_manifest
+    from vlad.data.writing import MANIFEST
 
     config = load_config(arguments.config, arguments.overrides)
     options = config.data.synthetic
@@ -66,6 +67,17 @@ def main() -> int:
             " the signs."
         )
     writable_directory(directory, "shards", needed_bytes=options.count * options.size_pixels**2)
+    with claimed(directory, "shards"):
+        _render(directory, options, about)
+    return 0
+
+
+def _render(directory: Path, options: SyntheticOptions, about: dict[str, Any]) -> None:
+    from tqdm import tqdm
+
+    from vlad.data.writing import MANIFEST, write_manifest
+
+    manifest, begun = directory / MANIFEST, directory / BEGUN
     # From here until the manifest is written again the directory says that it is not whole.
     begun.touch()
     manifest.unlink(missing_ok=True)
@@ -83,7 +95,6 @@ def main() -> int:
             bar.update(entries[-1]["samples"])
     write_manifest(directory, entries, about)
     begun.unlink()
-    return 0
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ from vlad.text.lvlm import LVLMOptions
 from vlad.training.optim import OptimOptions
 from vlad.training.stages import LossOptions
 
+MOST_DEVICES = 256  # more than any machine has GPUs
+
 
 @dataclass(frozen=True)
 class MixedSet:
@@ -131,8 +133,12 @@ class TrainerOptions:
     log_every_steps: int = 10
 
     def __post_init__(self) -> None:
-        if self.devices != "auto" and not (self.devices.isdigit() and int(self.devices) > 0):
-            raise UserError(f"trainer.devices must be auto or a number of processes, not {self.devices!r}.")
+        count = int(self.devices) if re.fullmatch("[0-9]{1,9}", self.devices) else 0
+        if self.devices != "auto" and not 0 < count <= MOST_DEVICES:
+            raise UserError(
+                f"trainer.devices must be auto or a number from 1 to {MOST_DEVICES}, not {self.devices!r}: each is a"
+                " process of this machine."
+            )
         if min(self.nodes, self.checkpoint_every_steps, self.keep_checkpoints, self.log_every_steps) < 1:
             raise UserError(
                 "trainer: nodes, checkpoint_every_steps, keep_checkpoints and log_every_steps must be at least 1."

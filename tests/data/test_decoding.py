@@ -137,6 +137,19 @@ def test_a_huge_record_is_refused():
         decode_sample({"png": encoded_picture("png"), "json": data}, "key")
 
 
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"caption": "x" * 3_000_000}, "the caption has 3000000 characters, over the limit of 20000"),
+        ({"caption": "x", "lines": [{"text": "A" * 1001, "box": [0, 0, 1, 1]}]}, "a line of text has 1001 characters"),
+        ({"caption": "x", "lines": [{"text": "A", "box": [0, 0, 1, 1]}] * 2001}, "there are 2001 lines of text"),
+    ],
+)
+def test_more_text_than_can_be_meant_is_refused(record, said):
+    with pytest.raises(BadSample, match=said):
+        decoding.decode_record(json.dumps(record).encode(), "key")
+
+
 def jpegs():
     """Pictures of all kinds that a .jpg may be, sound and damaged."""
     rng = np.random.default_rng(0)

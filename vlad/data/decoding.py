@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vlad.layout.files import layout_from_json, line_to_json
-from vlad.records import ObjectBox, Sample
+from vlad.records import Layout, ObjectBox, Sample
 
 try:
     import simplejpeg  # the extra `fast`
@@ -31,6 +31,8 @@ except ImportError:
 PICTURE_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 MAX_PICTURE_PIXELS = 64_000_000
 MAX_JSON_BYTES = 4_000_000
+# Far above what any picture holds. A line's letters are drawn before they are fitted into it: memory is by the letter.
+MAX_CAPTION_CHARACTERS, MAX_LINES, MAX_LINE_CHARACTERS = 20_000, 2_000, 1_000
 # All that may stand in a shard, and how large one member may be. Arrays (npy) are cached states: `cache`.
 MEMBER_KINDS = frozenset((*PICTURE_FORMATS, "json", "txt"))
 MAX_MEMBER_BYTES = 256_000_000
@@ -100,12 +102,25 @@ def decode_record(data: bytes, key: str) -> tuple[dict[str, Any], Sample]:
             raise BadSample("caption is missing or empty")
         layout = layout_from_json({"lines": record.get("lines", [])})
         objects = tuple(_object_from_json(entry) for entry in record.get("objects") or ())
+        refuse_too_much_text(caption, layout)
         source, licence = (_optional_text(record, name) for name in ("source", "licence"))
     except BadSample:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise BadSample(f"json: {error!r}"[:300]) from error
     return record, Sample(key, np.empty((0, 0, 3), np.uint8), caption, layout, objects, source, licence)
+
+
+def refuse_too_much_text(caption: str, layout: Layout) -> None:
+    """Raises BadSample for text that is longer than any that can be meant."""
+    longest = max((len(line.text) for line in layout.lines), default=0)
+    for count, limit, what in (
+        (len(caption), MAX_CAPTION_CHARACTERS, "the caption has {} characters"),
+        (len(layout.lines), MAX_LINES, "there are {} lines of text"),
+        (longest, MAX_LINE_CHARACTERS, "a line of text has {} characters"),
+    ):
+        if count > limit:
+            raise BadSample(f"{what.format(count)}, over the limit of {limit}")
 
 
 def decode_sample(members: dict[str, bytes], key: str, room: np.ndarray | None = None) -> Sample:

@@ -101,6 +101,12 @@ def index_shards(pattern: str, fetch: FetchOptions | None = None) -> ShardIndex:
                 " it again."
             )
         entries.append(entry)
+    missing = sorted(known.keys() - set(paths))
+    if missing and pattern.rstrip("/") in {storage.parent(path) for path in missing}:
+        raise UserError(
+            f"data.shards: {storage.shown(missing[0])} is not there, but the {MANIFEST} beside it lists it; bring it"
+            " back, or name the shards that are there by a pattern (*.tar)."
+        )
     return ShardIndex(tuple(entries))
 
 
@@ -241,6 +247,8 @@ class ShardReader:
                 else:
                     self._verified.add(number)
             table = scan_tar(stream, self.kinds) if fault is None else TarTable((), (), None)
+            if len(table.samples) > entry.samples and fault is None:
+                fault = f"the shard holds {len(table.samples)} samples, but it is said to hold {entry.samples}"
             self._open[number] = _OpenShard(stream, opening.pop_all(), table, fault)
         if len(self._open) > OPEN_SHARDS:
             self._open.popitem(last=False)[1].held.close()
@@ -252,7 +260,7 @@ def sizes_beside(shard: ShardEntry, fetch: FetchOptions | None = None) -> np.nda
     beside = f"{shard.path.partition('?')[0].removesuffix('.tar')}{SIZES_SUFFIX}"
     if not storage.exists(beside, fetch):
         return None
-    return read_sizes(storage.read_bytes(beside, fetch).decode("utf-8", "replace"), shard.bytes)
+    return read_sizes(storage.read_bytes(beside, fetch).decode("utf-8", "replace"), shard.bytes, shard.samples)
 
 
 def picture_sizes(index: ShardIndex, fetch: FetchOptions | None = None) -> np.ndarray:

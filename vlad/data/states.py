@@ -89,15 +89,15 @@ def decode_cached(members: dict[str, bytes], key: str) -> CachedSample:
 
 
 def _from_npy(data: bytes, name: str) -> np.ndarray:
-    """The array of a npy file (version 1), without a copy. Raises BadSample for any that is not float16."""
+    """The array of a npy file (version 1). Raises BadSample for any that is not float16."""
     if data[:8] != b"\x93NUMPY\x01\x00":
         raise BadSample(f"{name} is no npy file")
     start = 10 + int.from_bytes(data[8:10], "little")
     try:
         shape, fortran_order, dtype = _npy_header(data[8:start])
-        if dtype != np.float16 or fortran_order:
+        if dtype != np.float16 or fortran_order or min(shape, default=0) < 0:
             raise BadSample(f"{name} is not an array of float16")
-        return np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
+        return np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape).copy()  # torch asks to write
     except BadSample:
         raise
     except (ValueError, OverflowError, TypeError, EOFError, SyntaxError, RecursionError, MemoryError) as error:

@@ -22,17 +22,19 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vlad import distributed
-from vlad.data.buckets import Bucket, build_buckets, fit_to_bucket, nearest_buckets
+from vlad.data.buckets import Bucket, build_buckets, fit_to_bucket, nearest_bucket, nearest_buckets
 from vlad.data.decoding import MEMBER_KINDS, BadSample, decode_sample
 from vlad.data.memory import ALIGNMENT_BYTES, BatchMemory, Slot
 from vlad.data.order import BatchPlan, MixedOrder, SetOrder, plan_batches
 from vlad.data.shards import ShardError, ShardIndex, ShardReader, UnreadableSample, index_shards, picture_sizes
 from vlad.data.states import CACHED_KINDS, collate_cached, decode_cached, ignored_regions
 from vlad.data.storage import FetchOptions
+from vlad.data.writing import SIZES_SUFFIX
 from vlad.errors import UserError
 from vlad.layout.glyphmap import draw_ink
 from vlad.records import Batch, Sample
 
+MOST_WORKERS = 512  # of a rank
 MOST_PIXELS = 16384  # of a side of a training picture
 # Batches that are made or wait for the trainer, a worker (the loader asks for two ahead), and those that it has.
 BATCHES_A_WORKER, BATCHES_IN_USE = 3, 4
@@ -63,8 +65,13 @@ class StreamOptions:
     fetch: FetchOptions = field(default_factory=FetchOptions)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.workers < 0 or self.shuffle_window < 0:
-            raise UserError("data: batch_size must be at least 1, workers and shuffle_window not negative.")
+        if self.batch_size < 1 or self.shuffle_window < 0:
+            raise UserError("data: batch_size must be at least 1, and shuffle_window not negative.")
+        if not 0 <= self.workers <= MOST_WORKERS:
+            raise UserError(
+                f"data.workers must be from 0 to {MOST_WORKERS}, not {self.workers}: each is a process; take about one"
+                " a core."
+            )
         if not 1 <= self.max_aspect <= 16 or not 0 <= self.max_bad_share <= 1:
             raise UserError("data: max_aspect must be from 1 to 16, and max_bad_share a share, 0 to 1.")
         if not all(1 <= side <= MOST_PIXELS for side in (self.picture_pixels, *self.resolutions)):
@@ -136,6 +143,7 @@ class SampleSource(Generic[Decoded]):
         quarantine: Path | None,
         decode: Callable[..., Decoded],
     ) -> None:
+        self.option = "data.cache" if sets.cached else "data.shards"
         kinds = CACHED_KINDS if sets.cached else MEMBER_KINDS
         self.readers = [ShardReader(index, options.verify, kinds, options.fetch) for index in sets.indexes]
         self.decode = decode
@@ -162,9 +170,10 @@ class SampleSource(Generic[Decoded]):
             _append_once(self.quarantine, {"key": key, "shard": shard, "reason": reason})
         if self.seen >= QUARANTINE_AFTER and self.bad > self.options.max_bad_share * self.seen:
             raise ShardError(
-                f"data.shards: {self.bad} of the first {self.seen} samples cannot be used (the last: {shard}, {key}:"
-                f" {reason}), more than data.max_bad_share = {self.options.max_bad_share}; mend the shards, or"
-                " raise it. All are listed in quarantine.jsonl."
+                f"{self.option}: {self.bad} of the first {self.seen} samples cannot be used (the last: {shard}, {key}:"
+                f" {reason}), more than data.max_bad_share = {self.options.max_bad_share};"
+                f" {'make the cache again' if self.option == 'data.cache' else 'mend the shards'}, or raise it. All are"
+                " listed in quarantine.jsonl."
             )
 
 
@@ -242,13 +251,30 @@ class ShardBatches(IterableDataset):
             shape, slot = self.shapes[plan.bucket], self.memory.take()
             pictures = slot.empty(self.options.batch_size, shape.height, shape.width, 3)
             samples = self._read(plan, source, pictures.numpy())
+            for sample in samples:
+                self._check_shape(sample, plan.bucket)
             yield collate([fit_sample(sample, shape, self.options) for sample in samples], slot, pictures), slot
 
     def _cached(self, plans: Iterator[BatchPlan]) -> Iterator[tuple[Batch, Slot]]:
         source = SampleSource(self.sets, self.options, self.quarantine, decode_cached)
         for plan in plans:
             samples, slot = self._read(plan, source), self.memory.take()
+            for other in samples:
+                if other.latents.shape != samples[0].latents.shape:
+                    raise ShardError(
+                        f"data.cache: {other.sample.key} has states of another shape than the sizes beside its shard"
+                        " say; make the cache again with tools/cache.py."
+                    )
             yield collate_cached(samples, slot), slot
+
+    def _check_shape(self, sample: Sample, bucket: int) -> None:
+        """Raises ShardError for a picture that batches of another shape were planned with."""
+        height, width = sample.picture.shape[:2]
+        if self.buckets is not None and nearest_bucket(self.shapes, width, height) != bucket:
+            raise ShardError(
+                f"data.shards: {sample.key} has {width} x {height} pixels, but the file of sizes beside its shard"
+                f" (*{SIZES_SUFFIX}) says otherwise; remove that file, and the pictures' own headers are read."
+            )
 
     def _sample_bytes(self) -> int:
         """About what a sample takes in a batch, at most."""
@@ -277,7 +303,7 @@ class ShardBatches(IterableDataset):
                 sample = source.read(of, number)
                 if sample is not None:
                     return sample
-        raise ShardError("data.shards: not one sample of a batch can be used; all are listed in quarantine.jsonl.")
+        raise ShardError(f"{source.option}: not one sample of a batch can be used; all are listed in quarantine.jsonl.")
 
 
 def first_samples(sets: ShardSets, options: StreamOptions, count: int) -> list[Sample]:

@@ -28,6 +28,7 @@ from vlad.text.composition import TextSide
 from vlad.text.prompt import parse_prompt
 from vlad.training.optim import OptimOptions, build_optimizer, learning_rate_factor
 
+MOST_VARIANTS = 64  # of a caption
 TRAINED = "trained.safetensors"  # what a finished stage has trained, in its own folder
 
 
@@ -63,8 +64,11 @@ class LossOptions:
             < 0
         ):
             raise UserError("losses: weights and noise strengths must not be negative.")
-        if min(self.hard_negatives, self.rewordings) < 0:
-            raise UserError("losses: hard_negatives and rewordings must not be negative.")
+        if not (0 <= self.hard_negatives <= MOST_VARIANTS and 0 <= self.rewordings <= MOST_VARIANTS):
+            raise UserError(
+                f"losses: hard_negatives and rewordings must be from 0 to {MOST_VARIANTS}: each is one more pass of the"
+                " text side over the batch."
+            )
         if self.alignment == "one-directional" and (self.hard_negatives or self.rewordings):
             raise UserError(
                 "losses: with alignment: one-directional no picture chooses among texts, so hard_negatives and"
