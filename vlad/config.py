@@ -15,8 +15,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vlad.data.storage import FetchOptions
-from vlad.data.stream import StreamOptions
+from vlad.data.stream import BatchOptions, StreamOptions
 from vlad.data.synthetic import SyntheticOptions
 from vlad.diffusion.autoencoder import AutoencoderOptions
 from vlad.diffusion.noise import NoiseOptions
@@ -45,8 +44,8 @@ class MixedSet:
 
 
 @dataclass(frozen=True)
-class DataOptions:
-    """Where the samples come from, and how they become batches (`data.stream.StreamOptions` says what each means).
+class DataOptions(BatchOptions):
+    """Where the samples come from, besides how they become batches.
 
     `synthetic` is what tools/render_shards.py draws for this config.
     """
@@ -57,26 +56,16 @@ class DataOptions:
     cache: str | None = None
     # Several sets by weight, in place of `shards`.
     mix: list[MixedSet] = field(default_factory=list)
-    picture_pixels: int = 64
-    resolutions: tuple[int, ...] = ()
-    max_aspect: float = 1.0
-    bucket_step_pixels: int = 64
-    batch_size: int = 64
-    workers: int = 1
-    shuffle_window: int = 2000
-    max_bad_share: float = 0.05
-    verify: bool = True
-    # Shards that are not local: the cache of their copies, tries, time-outs.
-    fetch: FetchOptions = field(default_factory=FetchOptions)
     synthetic: SyntheticOptions = field(default_factory=SyntheticOptions)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         # OmegaConf checks the elements of a list alone; we hand out nothing that can be changed.
         object.__setattr__(self, "mix", tuple(self.mix))
 
     def stream(self, seed: int) -> StreamOptions:
         """The options of the shard stream."""
-        shared = {f.name: getattr(self, f.name) for f in fields(StreamOptions) if f.name != "seed"}
+        shared = {entry.name: getattr(self, entry.name) for entry in fields(BatchOptions)}
         return StreamOptions(**shared, seed=seed)
 
     @property

@@ -264,7 +264,7 @@ def test_sizes_that_lie_are_told(tmp_path):
     record = json.loads(beside.read_text())
     record["sizes"][7:30] = [[32, 16]] * 23
     beside.write_text(json.dumps(record))
-    options = dataclasses.replace(OPTIONS, max_aspect=2.0, bucket_step_pixels=8)
+    options = dataclasses.replace(OPTIONS, max_aspect=2.0, bucket_step_pixels=4)
     with pytest.raises(UserError, match=r"has 16 x 16 pixels, but the file of sizes .* remove that file"):
         list(ShardBatches(open_sets({str(tmp_path): 1.0}), options, 13))
     beside.unlink()

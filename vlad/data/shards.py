@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from vlad.data import storage, tars
 from vlad.data.decoding import MEMBER_KINDS, BadSample
-from vlad.data.storage import FetchOptions, ShardCache, StorageError
+from vlad.data.shard_cache import ShardCache
+from vlad.data.storage import FetchOptions, StorageError
 from vlad.data.tars import TarTable, read_sample, scan_tar
 from vlad.data.writing import MANIFEST, SIZES_SUFFIX, read_sizes
 from vlad.errors import UserError
@@ -42,6 +43,7 @@ class ShardEntry:
     samples: int
     bytes: int | None = None
     sha256: str | None = None
+    statistics: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,22 +112,35 @@ def index_shards(pattern: str, fetch: FetchOptions | None = None) -> ShardIndex:
     return ShardIndex(tuple(entries))
 
 
+NOT_A_MANIFEST = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+
+
+def manifest_entries(data: bytes, directory: str) -> dict[str, ShardEntry]:
+    """What a manifest says of the shards of its directory, by path or URL. Raises one of NOT_A_MANIFEST."""
+    entries = {}
+    for entry in json.loads(data)["shards"]:
+        path = storage.join(directory, entry["name"])
+        sha256, statistics = entry.get("sha256"), entry.get("statistics")
+        entries[path] = ShardEntry(
+            path,
+            int(entry["samples"]),
+            int(entry["bytes"]),
+            None if sha256 is None else str(sha256),
+            statistics if isinstance(statistics, dict) else None,
+        )
+    if any(entry.samples < 1 for entry in entries.values()):
+        raise ValueError("a shard of no samples")
+    return entries
+
+
 def _read_manifest(directory: str, fetch: FetchOptions) -> dict[str, ShardEntry]:
     """What the manifest of a directory says of its shards, by path or URL; nothing where there is none."""
     manifest = storage.join(directory, MANIFEST)
     if not storage.exists(manifest, fetch):
         return {}
     try:
-        record = json.loads(storage.read_bytes(manifest, fetch))
-        entries = {
-            path: ShardEntry(path, int(entry["samples"]), int(entry["bytes"]), entry.get("sha256"))
-            for entry in record["shards"]
-            for path in [storage.join(directory, entry["name"])]
-        }
-        if any(entry.samples < 1 for entry in entries.values()):
-            raise ValueError("a shard of no samples")
-        return entries
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        return manifest_entries(storage.read_bytes(manifest, fetch), directory)
+    except NOT_A_MANIFEST as error:
         raise UserError(
             f"data.shards: {storage.shown(manifest)} is no shard manifest ({error!r}); remove it, and the shards are"
             " counted."

@@ -42,7 +42,7 @@ QUARANTINE_AFTER = 20  # samples read before the share of bad ones says anything
 
 
 @dataclass(frozen=True)
-class StreamOptions:
+class BatchOptions:
     """How shards become batches."""
 
     picture_pixels: int = 64
@@ -54,7 +54,6 @@ class StreamOptions:
     batch_size: int = 64
     # Processes a rank that decode; 0: the training process itself.
     workers: int = 1
-    seed: int = 0
     # Samples of the order that are shuffled among each other; the shards' own order is drawn anew each epoch.
     shuffle_window: int = 2000
     # Past this share of samples that cannot be used the run stops.
@@ -86,6 +85,13 @@ class StreamOptions:
         if self.max_aspect == 1:
             return tuple(Bucket(side, side, side) for side in sorted(set(sides)))
         return build_buckets(sides, self.max_aspect, self.bucket_step_pixels)
+
+
+@dataclass(frozen=True)
+class StreamOptions(BatchOptions):
+    """The same, with what the order is drawn from."""
+
+    seed: int = 0
 
 
 @dataclass(frozen=True)
