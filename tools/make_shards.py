@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from braceexpand import braceexpand
+
 from vlad.errors import UserError, claimed, run_command_line, writable_directory
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ def main() -> int:
         arguments.caption_batch,
     )
     out = _output(arguments.out, arguments.overwrite)
+    _refuse_source(arguments.source, out.target)
     out.refuse_others(arguments)
     writable_directory(out.workplace, "a set of shards")
     with claimed(out.workplace, "a set of shards"):
@@ -228,8 +231,9 @@ class Output:
 
 def _output(out: str, overwrite: bool) -> Output:
     """Raises UserError for a place that takes no shards."""
-    from vlad.data.storage import HTTP_SCHEMES, is_url
+    from vlad.data.storage import HTTP_SCHEMES, is_url, refuse_programs
 
+    refuse_programs(out)
     if not out.strip():
         raise UserError("--out is empty; name the directory or the URL for the shards.")
     if not is_url(out):
@@ -241,6 +245,14 @@ def _output(out: str, overwrite: bool) -> Output:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(out.rstrip("/").encode()).hexdigest()[:16]
     return Output(out, cache / "vlad" / "make_shards" / digest)
+
+
+def _refuse_source(source: str, target: Path | str) -> None:
+    """Raises UserError where the shards would stand among what they are made of, and replace it in the end."""
+    if isinstance(target, Path) and target.exists():
+        held = [Path(part) for part in braceexpand(source)] if source.count("{") == source.count("}") else []
+        if any(path.exists() and target.samefile(path if path.is_dir() else path.parent) for path in held):
+            raise UserError(f"--out {target} is where SOURCE stands; name another directory.")
 
 
 def _probe(source: Source, max_side_pixels: int) -> tuple[int, float]:

@@ -179,7 +179,7 @@ def refuse_programs(text: str) -> None:
     known = set(available_protocols()) - _NO_STORES
     if _scheme(text) not in known:
         raise UserError(
-            f"data.shards: {shown(text)}: shards are not read from {_scheme(text)}://;"
+            f"data.shards: {shown(text)}: shards are not read from {_scheme(text)}://."
             f"{did_you_mean(_scheme(text), known)} Give a path, or a URL that starts with http, https, s3, gs or"
             " another store that fsspec knows."
         )

@@ -97,6 +97,8 @@ def detect_format(path: Path) -> str:
         raise _nothing_there(path)
     if path.is_dir():
         return _folder_format(path)
+    if not path.is_file():  # reading a pipe might wait for ever
+        raise UserError(f"{path} is neither a file nor a folder; name one that holds pictures.")
     try:
         with path.open("rb") as stream:
             beginning = stream.read(PEEK_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
