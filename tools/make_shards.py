@@ -37,6 +37,7 @@ SKIPPED = "skipped.jsonl"
 SHARD_NAME = re.compile(r"\d{6}\.(tar|sizes\.json)(\.partial)?")
 NAMED_SKIPS = 20  # in the closing summary; all of them stand in SKIPPED
 PROBED_PLACES = 20
+MOST_WORKERS = 512
 
 
 def main() -> int:
@@ -53,8 +54,11 @@ def main() -> int:
         quote_text=arguments.quote_text,
         picture_format=arguments.picture_format,
     )
-    if arguments.workers is not None and arguments.workers < 1:
-        raise UserError(f"--workers must be at least 1, not {arguments.workers}.")
+    if arguments.workers is not None and not 1 <= arguments.workers <= MOST_WORKERS:
+        raise UserError(
+            f"--workers must be at least 1 and at most {MOST_WORKERS}, not {arguments.workers}: each is a process; take"
+            " about one a core."
+        )
     source = open_source(arguments.source, arguments.format, arguments.pictures, arguments.caption_field)
     build_captioner = None
     if arguments.captioner is not None:

@@ -55,6 +55,7 @@ _WHOLE_UPLOADS = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "oci", "oss"
 _EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 
 BLOCK_BYTES = 8 << 20  # read from a store at once
+MOST_RETRIES, DAY_SECONDS = 1000, 86400
 LONGEST_WAIT_SECONDS = 60.0  # between two tries
 _NOT_TRANSIENT = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError")
 _JITTER = random.SystemRandom()  # draws nothing from the generators that a run is seeded with
@@ -88,9 +89,14 @@ class FetchOptions:
     timeout_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.max_bytes < 1 or self.retries < 0 or self.backoff_seconds < 0 or self.timeout_seconds <= 0:
+        if self.max_bytes < 1 or not 0 < self.timeout_seconds <= DAY_SECONDS:
             raise UserError(
-                "data.fetch: max_bytes and timeout_seconds must be above 0, retries and backoff_seconds at least 0."
+                f"data.fetch: max_bytes must be above 0, and timeout_seconds above 0 and at most a day ({DAY_SECONDS})."
+            )
+        if not 0 <= self.retries <= MOST_RETRIES or not 0 <= self.backoff_seconds <= DAY_SECONDS:
+            raise UserError(
+                f"data.fetch: retries must be from 0 to {MOST_RETRIES}, and backoff_seconds from 0 to a day"
+                f" ({DAY_SECONDS})."
             )
 
 
@@ -128,6 +134,8 @@ def expand(pattern: str, options: FetchOptions | None = None) -> tuple[str, ...]
     An HTTP server cannot list: there a brace pattern names the shards, or the manifest in the directory does. Raises
     UserError when there is none, or the pattern would run a program (`pipe:`).
     """
+    if not pattern.strip():
+        raise UserError("data.shards: the place of the shards is empty; name a directory, a pattern or a URL.")
     found: list[str] = []
     for part in _braces(pattern):
         refuse_programs(part)

@@ -72,6 +72,7 @@ KINDS = {
 OUTSIDE_TOLERANCE = 1e-3  # of the picture: what rounding does
 LEAST_AREA = 1e-6
 MAX_POLYGON_POINTS = 200  # the test for crossings is quadratic
+MOST_PIXELS = 16384  # of a side of a training picture
 CHUNK_SAMPLES = 64
 FETCHED_AHEAD = 4  # shards on their way while others are looked at
 LENGTH_EDGES = (1, 2, 3, 5, 9, 17, 33, 65)
@@ -95,8 +96,10 @@ class ValidationOptions:
     pictures_a_kind: int = 6
 
     def __post_init__(self) -> None:
-        if self.max_aspect < 1 or self.bucket_step_pixels < 1:
-            raise UserError("--max-aspect and --bucket-step must be at least 1.")
+        if not 1 <= self.max_aspect <= 16:
+            raise UserError(f"--max-aspect must be from 1 to 16, not {self.max_aspect}.")
+        if not all(1 <= pixels <= MOST_PIXELS for pixels in (self.bucket_step_pixels, *self.resolutions)):
+            raise UserError(f"--resolutions and --bucket-step must be from 1 to {MOST_PIXELS} pixels.")
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:
