@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from vlad.records import Sample
 
 
+ROUNDS = 3  # of each measurement of the loader
+
+
 def render(count: int) -> None:
     """Signs a second on one core: drawing alone, and drawing, encoding and writing shards."""
     from vlad.data.synthetic import SyntheticOptions, render_sign
@@ -39,9 +42,11 @@ def data(count: int) -> None:
     The limit is Pillow's decoding of the same bytes, alone, in as many processes.
     """
     import dataclasses
+    import statistics
 
     import torch
 
+    from vlad.data import decoding
     from vlad.data.cache import data_fingerprint, open_cache, write_cache
     from vlad.data.shards import read_members
     from vlad.data.stream import ShardBatches, StreamOptions, open_sets
@@ -70,24 +75,29 @@ def data(count: int) -> None:
         pictures = [members["jpg"] for path in paths for _, members in read_members(path)]
         print(f"{count} pictures of 512 x 512, {sum(map(len, pictures)) / count / 1000:.0f} kB each")
         tar = rate(count, lambda: [list(read_members(path)) for path in paths])
+        print(f"jpg decoded by {'Pillow' if decoding.simplejpeg is None else 'simplejpeg (the extra fast)'}")
         for workers in (0, 1, 2):
-            alone = DecodeAlone(pictures, options.batch_size)
             run = dataclasses.replace(options, workers=workers)
             batches = count // options.batch_size
-            limit, _ = loading_rate(alone, workers, options.batch_size)
-            whole, whole_memory = loading_rate(ShardBatches(sets, run, batches), workers, options.batch_size)
-            # Several rounds: a cached epoch of this size is over before the workers have begun.
-            states, states_memory = loading_rate(ShardBatches(cached, run, 10 * batches), workers, options.batch_size)
+            kinds = {
+                "decode limit": DecodeAlone(pictures, options.batch_size),
+                "whole pipeline to batches": ShardBatches(sets, run, batches),
+                # Several times as many: a cached epoch of this size is over before the workers have begun.
+                "cached latents to batches": ShardBatches(cached, run, 10 * batches),
+            }
+            # In turn: what else the machine does meets all of them.
+            rounds = [
+                [loading_rate(kind, workers, options.batch_size) for kind in kinds.values()] for _ in range(ROUNDS)
+            ]
             print(f"{workers} workers" if workers else "in the process itself")
-            for what, found, memory in (
-                ("raw tar read, one process", tar, None),
-                ("decode limit", limit, None),
-                ("whole pipeline to batches", whole, whole_memory),
-                ("cached latents to batches", states, states_memory),
-            ):
-                beside = f"  {memory:6.0f} MB a worker" if memory else ""
-                print(f"  {what:28} {found:8.0f} samples/s  {found / limit:6.2f} of the limit{beside}")
-            print(f"  {'cached over whole':28} {states / whole:8.1f}")
+            print(f"  {'raw tar read, one process':28} {tar:8.0f} samples/s")
+            for number, what in enumerate(kinds):
+                found = statistics.median(row[number][0] for row in rounds)
+                share = statistics.median(row[number][0] / row[0][0] for row in rounds)
+                memory = rounds[-1][number][1]
+                beside = f"  {memory:6.0f} MB a worker" if memory and number else ""
+                print(f"  {what:28} {found:8.0f} samples/s  {share:6.2f} of the limit{beside}")
+            print(f"  {'cached over whole':28} {statistics.median(row[2][0] / row[1][0] for row in rounds):8.1f}")
 
 
 def like_a_photograph(sample: Sample, seed: int) -> Sample:

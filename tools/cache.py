@@ -9,18 +9,21 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlad.errors import UserError, run_command_line, writable_directory
+from vlad.errors import UserError, claimed, run_command_line, writable_directory
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Caches latents, and a frozen LVLM's states, of a config's shards.")
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--out", type=Path, required=True, help="the directory for the companion shards")
+    parser.add_argument("--out", required=True, help="the directory for the companion shards")
     arguments = parser.parse_args()
 
     from vlad.config import load_config
 
+    if not arguments.out.strip() or "://" in arguments.out:
+        raise UserError(f"--out must name a directory of this machine for the cache, not {arguments.out!r}.")
+    out = Path(arguments.out)
     config = load_config(arguments.config, arguments.overrides)
 
     import torch
@@ -34,21 +37,21 @@ def main() -> int:
         raise UserError("data.mix: a cache is of one shard set; name it as data.shards.")
     sets = open_sets(config.data.sets, config.data.fetch)
     parts = cacheable_parts(config)
-    writable_directory(arguments.out, "a cache", needed_bytes=sets.samples * 10_000)
+    writable_directory(out, "a cache", needed_bytes=sets.samples * 10_000)
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     encode = cache_encoder(config, parts, device)
     fingerprint = cache_fingerprint(config, parts, sets)
-    with tqdm(total=sets.samples, desc="caching", unit="sample") as bar:
+    with claimed(out, "a cache"), tqdm(total=sets.samples, desc="caching", unit="sample") as bar:
         count = write_cache(
             sets,
             config.data.stream(config.seed),
             encode,
-            arguments.out,
+            out,
             fingerprint,
             bar.update,
-            arguments.out / "quarantine.jsonl",
+            out / "quarantine.jsonl",
         )
-    print(f"{count} of {sets.samples} samples cached in {arguments.out}; train with data.cache={arguments.out}")
+    print(f"{count} of {sets.samples} samples cached in {out}; train with data.cache={out}")
     return 0
 
 

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlad.errors import UserError, run_command_line, writable_directory
+from braceexpand import braceexpand
+
+from vlad.errors import UserError, claimed, run_command_line, writable_directory
 
 if TYPE_CHECKING:
     from vlad.data.importers.annotate import ReadText
@@ -35,6 +37,7 @@ SKIPPED = "skipped.jsonl"
 SHARD_NAME = re.compile(r"\d{6}\.(tar|sizes\.json)(\.partial)?")
 NAMED_SKIPS = 20  # in the closing summary; all of them stand in SKIPPED
 PROBED_PLACES = 20
+MOST_WORKERS = 512
 
 
 def main() -> int:
@@ -42,7 +45,7 @@ def main() -> int:
 
     # Imported late, here and below, so that --help and mistakes are answered at once.
     from vlad.data.importers.annotate import AnnotateOptions
-    from vlad.data.importers.making import Journal, Recipe
+    from vlad.data.importers.making import Recipe
     from vlad.data.importers.opening import open_source
 
     options = AnnotateOptions(
@@ -51,8 +54,11 @@ def main() -> int:
         quote_text=arguments.quote_text,
         picture_format=arguments.picture_format,
     )
-    if arguments.workers is not None and arguments.workers < 1:
-        raise UserError(f"--workers must be at least 1, not {arguments.workers}.")
+    if arguments.workers is not None and not 1 <= arguments.workers <= MOST_WORKERS:
+        raise UserError(
+            f"--workers must be at least 1 and at most {MOST_WORKERS}, not {arguments.workers}: each is a process; take"
+            " about one a core."
+        )
     source = open_source(arguments.source, arguments.format, arguments.pictures, arguments.caption_field)
     build_captioner = None
     if arguments.captioner is not None:
@@ -67,7 +73,19 @@ def main() -> int:
         arguments.samples_per_shard,
         arguments.caption_batch,
     )
-    out = _open_output(arguments.out, arguments.overwrite, arguments.resume)
+    out = _output(arguments.out, arguments.overwrite)
+    _refuse_source(arguments.source, out.target)
+    out.refuse_others(arguments)
+    writable_directory(out.workplace, "a set of shards")
+    with claimed(out.workplace, "a set of shards"):
+        out.refuse_others(arguments)  # another process may have finished them meanwhile
+        return _make(arguments, recipe, out)
+
+
+def _make(arguments: argparse.Namespace, recipe: Recipe, out: Output) -> int:
+    from vlad.data.importers.making import Journal
+
+    source, options = recipe.source, recipe.options
     count, pixels = _probe(source, options.max_side_pixels)
     here_bytes = sum(path.stat().st_size for path in out.workplace.glob("*.tar"))
     # At a URL one shard at a time stands here.
@@ -182,6 +200,19 @@ class Output:
             return name in names
         return name in names and (self.target / name).stat().st_size == record.entry["bytes"]
 
+    def refuse_others(self, arguments: argparse.Namespace) -> None:
+        """Raises UserError where shards stand that this tool has not begun, or has finished; or none to resume."""
+        from vlad.data.writing import MANIFEST, published_names
+
+        names = published_names(self.target, "")
+        begun = (self.workplace / JOURNAL).is_file()
+        foreign = MANIFEST in names or (not begun and any(name.endswith(".tar") for name in names))
+        if foreign and not arguments.overwrite:
+            remedy = "" if isinstance(self.target, str) else ", or add --overwrite to replace them"
+            raise UserError(f"{arguments.out} holds shards already; name another directory{remedy}.")
+        if arguments.resume and not begun:
+            raise UserError(f"{arguments.out} holds no shards that were begun; leave out --resume to begin them.")
+
     def forget_others(self, done: dict[int, ShardRecord]) -> None:
         """Removes what an interrupted run left besides its finished shards: they are made anew."""
         from vlad.data.writing import SIZES_SUFFIX
@@ -202,27 +233,30 @@ class Output:
                 path.unlink()
 
 
-def _open_output(out: str, overwrite: bool, resume: bool) -> Output:
-    """Raises UserError where shards stand that this tool has not begun, or has finished; or none to resume."""
-    from vlad.data.storage import MANIFEST, is_url
-    from vlad.data.writing import published_names
+def _output(out: str, overwrite: bool) -> Output:
+    """Raises UserError for a place that takes no shards."""
+    from vlad.data.storage import HTTP_SCHEMES, is_url, refuse_programs
 
-    if is_url(out):
-        if overwrite:
-            raise UserError(f"Nothing is deleted at a URL; empty {out} yourself, or name another place for the shards.")
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        digest = hashlib.sha256(out.rstrip("/").encode()).hexdigest()[:16]
-        output = Output(out, cache / "vlad" / "make_shards" / digest)
-    else:
-        output = Output(Path(out), Path(out))
-    names = published_names(output.target, "")
-    begun = (output.workplace / JOURNAL).is_file()
-    if not overwrite and (MANIFEST in names or (not begun and any(name.endswith(".tar") for name in names))):
-        raise UserError(f"{out} holds shards already; name another directory, or add --overwrite to replace them.")
-    if resume and not begun:
-        raise UserError(f"{out} holds no shards that were begun; leave out --resume to begin them.")
-    writable_directory(output.workplace, "a set of shards")
-    return output
+    refuse_programs(out)
+    if not out.strip():
+        raise UserError("--out is empty; name the directory or the URL for the shards.")
+    if not is_url(out):
+        return Output(Path(out), Path(out))
+    if out.lower().startswith(tuple(f"{scheme}://" for scheme in HTTP_SCHEMES)):
+        raise UserError(f"--out {out}: nothing is written over HTTP; name a directory, or a store such as s3://...")
+    if overwrite:
+        raise UserError(f"Nothing is deleted at a URL; empty {out} yourself, or name another place for the shards.")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256(out.rstrip("/").encode()).hexdigest()[:16]
+    return Output(out, cache / "vlad" / "make_shards" / digest)
+
+
+def _refuse_source(source: str, target: Path | str) -> None:
+    """Raises UserError where the shards would stand among what they are made of, and replace it in the end."""
+    if isinstance(target, Path) and target.exists():
+        held = [Path(part) for part in braceexpand(source)] if source.count("{") == source.count("}") else []
+        if any(path.exists() and target.samefile(path if path.is_dir() else path.parent) for path in held):
+            raise UserError(f"--out {target} is where SOURCE stands; name another directory.")
 
 
 def _probe(source: Source, max_side_pixels: int) -> tuple[int, float]:

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from vlad.errors import UserError, run_command_line, writable_directory
+from vlad.errors import UserError, claimed, run_command_line, writable_directory
 
 SAMPLES_PER_SHARD = 2000
 HELD_OUT = 256  # signs of the held-out set
@@ -53,13 +53,14 @@ def _render_into(directory: Path, about: Any, render: Callable[[], list[dict[str
             " the signs."
         )
     writable_directory(directory, "shards", needed_bytes=needed_bytes)
-    # From here until the manifest is written again the directory says that it is not whole.
-    begun.touch()
-    manifest.unlink(missing_ok=True)
-    for old in directory.glob("*.tar"):
-        old.unlink()
-    write_manifest(directory, render(), about)
-    begun.unlink()
+    with claimed(directory, "shards"):
+        # From here until the manifest is written again the directory says that it is not whole.
+        begun.touch()
+        manifest.unlink(missing_ok=True)
+        for old in directory.glob("*.tar"):
+            old.unlink()
+        write_manifest(directory, render(), about)
+        begun.unlink()
     return True
 
 
@@ -106,12 +107,8 @@ def main() -> int:
     if config.data.held_out is not None:
         held_out = Path(config.data.held_out)
         about = {**_about(options), "held_out": HELD_OUT}
-        _render_into(
-            held_out,
-            about,
-            lambda: write_shards(held_out_signs(options, HELD_OUT), held_out, HELD_OUT),
-            HELD_OUT * size,
-        )
+        signs = held_out_signs(options, HELD_OUT)
+        _render_into(held_out, about, lambda: write_shards(signs, held_out, HELD_OUT), HELD_OUT * size)
     return 0
 
 

@@ -29,7 +29,8 @@ def main() -> int:
 
     from tqdm import tqdm
 
-    from vlad.data.storage import FetchOptions, ShardCache
+    from vlad.data.shard_cache import ShardCache
+    from vlad.data.storage import FetchOptions
     from vlad.data.validation import list_set, validate, validate_manifests
     from vlad.data.validation_report import text_report
 

@@ -15,8 +15,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vlad.data.storage import FetchOptions
-from vlad.data.stream import StreamOptions
+from vlad.data.stream import BatchOptions, StreamOptions
 from vlad.data.synthetic import SyntheticOptions
 from vlad.diffusion.autoencoder import AutoencoderOptions
 from vlad.diffusion.noise import NoiseOptions
@@ -30,6 +29,8 @@ from vlad.text.lvlm import LVLMOptions
 from vlad.training.optim import OptimOptions
 from vlad.training.precision import Precision
 from vlad.training.stages import LossOptions
+
+MOST_DEVICES = 256  # more than any machine has GPUs
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class MixedSet:
 
 
 @dataclass(frozen=True)
-class DataOptions:
-    """Where the samples come from, and how they become batches (`data.stream.StreamOptions` says what each means).
+class DataOptions(BatchOptions):
+    """Where the samples come from, besides how they become batches.
 
     `synthetic` is what tools/render_shards.py draws for this config.
     """
@@ -59,26 +60,16 @@ class DataOptions:
     cache: str | None = None
     # Several sets by weight, in place of `shards`.
     mix: list[MixedSet] = field(default_factory=list)
-    picture_pixels: int = 64
-    resolutions: tuple[int, ...] = ()
-    max_aspect: float = 1.0
-    bucket_step_pixels: int = 64
-    batch_size: int = 64
-    workers: int = 1
-    shuffle_window: int = 2000
-    max_bad_share: float = 0.05
-    verify: bool = True
-    # Shards that are not local: the cache of their copies, tries, time-outs.
-    fetch: FetchOptions = field(default_factory=FetchOptions)
     synthetic: SyntheticOptions = field(default_factory=SyntheticOptions)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         # OmegaConf checks the elements of a list alone; we hand out nothing that can be changed.
         object.__setattr__(self, "mix", tuple(self.mix))
 
     def stream(self, seed: int) -> StreamOptions:
         """The options of the shard stream."""
-        shared = {f.name: getattr(self, f.name) for f in fields(StreamOptions) if f.name != "seed"}
+        shared = {entry.name: getattr(self, entry.name) for entry in fields(BatchOptions)}
         return StreamOptions(**shared, seed=seed)
 
     @property
@@ -136,8 +127,12 @@ class TrainerOptions:
     log_every_steps: int = 10
 
     def __post_init__(self) -> None:
-        if self.devices != "auto" and not (self.devices.isdigit() and int(self.devices) > 0):
-            raise UserError(f"trainer.devices must be auto or a number of processes, not {self.devices!r}.")
+        count = int(self.devices) if re.fullmatch("[0-9]{1,9}", self.devices) else 0
+        if self.devices != "auto" and not 0 < count <= MOST_DEVICES:
+            raise UserError(
+                f"trainer.devices must be auto or a number from 1 to {MOST_DEVICES}, not {self.devices!r}: each is a"
+                " process of this machine."
+            )
         if min(self.nodes, self.checkpoint_every_steps, self.keep_checkpoints, self.log_every_steps) < 1:
             raise UserError(
                 "trainer: nodes, checkpoint_every_steps, keep_checkpoints and log_every_steps must be at least 1."

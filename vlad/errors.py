@@ -56,15 +56,22 @@ def claimed(directory: Path, what: str) -> Iterator[None]:
 
     The lock ends with the process, however that ends.
     """
-    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    path = directory / ".lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            held = os.path.samestat(os.fstat(descriptor), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            held = False
+        if not held:  # or it was held until a moment ago, by one that has removed the file since
             raise UserError(
                 f"Another process is at work on {what} in {directory}; wait until it is done, or name another place."
-            ) from None
-        yield
+            )
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
 

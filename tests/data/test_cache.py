@@ -116,6 +116,30 @@ def test_a_stale_cache_is_refused_and_says_what_differs(shards, tmp_path, name):
         open_cache(str(tmp_path / "cache"), {**fingerprint, name: "something else"})
 
 
+def test_a_damaged_cache_is_told_as_one(shards, tmp_path):
+    _, fingerprint = made(shards, tmp_path / "cache")
+    shard = tmp_path / "cache/000000.tar"
+    shard.write_bytes(shard.read_bytes()[:10240])
+    with pytest.raises(UserError, match=r"^data\.cache: .*000000\.tar has 10240 bytes.* make the cache .* again"):
+        open_cache(str(tmp_path / "cache"), fingerprint)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"^data\.cache: .*000000\.tar is not there"):
+        open_cache(str(tmp_path / "cache"), fingerprint)
+    for path in (tmp_path / "cache").glob("*.tar"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"^data\.cache: there are no shards"):
+        open_cache(str(tmp_path / "cache"), fingerprint)
+
+
+def test_a_cache_whose_samples_do_not_read_is_named(shards, tmp_path):
+    _, fingerprint = made(shards, tmp_path / "cache")
+    for path in (tmp_path / "cache").glob("*.tar"):
+        path.write_bytes(path.read_bytes().replace(b"NUMPY", b"MUNPY"))
+    cached = open_cache(str(tmp_path / "cache"), fingerprint)
+    with pytest.raises(UserError, match=r"^data\.cache: 20 of the first 20 .* make the cache again"):
+        list(ShardBatches(cached, OPTIONS, 20))
+
+
 def test_other_shards_are_never_overwritten(shards, tmp_path):
     made(shards, tmp_path / "cache")
     with pytest.raises(UserError, match="holds a cache or shards already"):
@@ -142,7 +166,7 @@ def test_arrays_with_objects_are_bad_samples(shards, tmp_path):
 
     payload = tmp_path / "array.npy"
     np.save(payload, np.array([print], dtype=object), allow_pickle=True)
-    with pytest.raises(BadSample, match="does not read"):
+    with pytest.raises(BadSample, match="not an array of float16"):
         decode_cached({"json": b'{"caption": "a"}', LATENTS: payload.read_bytes()}, "key")
     claims_more = b"\x93NUMPY\x01\x00v\x00{'descr': '<f2', 'fortran_order': False, 'shape': (99999999999,), }"
     with pytest.raises(BadSample):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vlad.data import decoding
 from vlad.data.decoding import BadSample, decode_picture, decode_sample, encode_sample
 from vlad.records import Layout, ObjectBox, Sample, TextLine
 
@@ -134,3 +135,76 @@ def test_a_huge_record_is_refused():
     data = json.dumps({"caption": "a" * 4_100_000}).encode()
     with pytest.raises(BadSample, match="over the size limit"):
         decode_sample({"png": encoded_picture("png"), "json": data}, "key")
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"caption": "x" * 3_000_000}, "the caption has 3000000 characters, over the limit of 20000"),
+        ({"caption": "x", "lines": [{"text": "A" * 1001, "box": [0, 0, 1, 1]}]}, "a line of text has 1001 characters"),
+        ({"caption": "x", "lines": [{"text": "A", "box": [0, 0, 1, 1]}] * 2001}, "there are 2001 lines of text"),
+    ],
+)
+def test_more_text_than_can_be_meant_is_refused(record, said):
+    with pytest.raises(BadSample, match=said):
+        decoding.decode_record(json.dumps(record).encode(), "key")
+
+
+def jpegs():
+    """Pictures of all kinds that a .jpg may be, sound and damaged."""
+    rng = np.random.default_rng(0)
+    rough = Image.fromarray(rng.integers(0, 256, (37, 53, 3), dtype=np.uint8)).resize((123, 91))
+    for name, mode, options in (
+        ("plain", "RGB", {}),
+        ("not subsampled", "RGB", {"subsampling": 0}),
+        ("half subsampled", "RGB", {"subsampling": 1}),
+        ("progressive", "RGB", {"progressive": True}),
+        ("grey", "L", {}),
+        ("four inks", "CMYK", {}),
+        ("RGB inside", "RGB", {"keep_rgb": True}),
+    ):
+        buffer = io.BytesIO()
+        rough.convert(mode).save(buffer, "JPEG", quality=85, **options)
+        data = buffer.getvalue()
+        yield name, data
+        yield f"{name}, cut", data[: len(data) // 2]
+        yield f"{name}, without its end mark", data[:-2]
+        yield f"{name}, with a tail", data + b"tail"
+        yield (
+            f"{name}, damaged in the middle",
+            data[: len(data) // 2] + b"\xff\xd0\x00\xff" + data[len(data) // 2 + 4 :],
+        )
+    yield "empty", b""
+    buffer = io.BytesIO()
+    rough.save(buffer, "PNG")
+    yield "a png", buffer.getvalue()
+
+
+@pytest.mark.parametrize(("name", "data"), jpegs())
+def test_a_jpg_is_the_same_with_either_decoder(monkeypatch, name, data):
+    pytest.importorskip("simplejpeg")
+
+    def decoded():
+        try:
+            return decode_picture(data, "jpg", np.full((91, 123, 3), 7, np.uint8))
+        except BadSample as error:
+            return str(error)
+
+    fast = decoded()
+    monkeypatch.setattr(decoding, "simplejpeg", None)
+    slow = decoded()
+    assert type(fast) is type(slow)
+    assert np.array_equal(fast, slow)
+
+
+@pytest.mark.parametrize("with_simplejpeg", [True, False])
+def test_a_picture_is_put_where_it_fits(monkeypatch, with_simplejpeg):
+    if not with_simplejpeg:
+        monkeypatch.setattr(decoding, "simplejpeg", None)
+    else:
+        pytest.importorskip("simplejpeg")
+    data = dict(jpegs())["plain"]
+    room = np.zeros((91, 123, 3), np.uint8)
+    assert np.shares_memory(decode_picture(data, "jpg", room), room) and room.any()
+    other = np.zeros((90, 123, 3), np.uint8)
+    assert decode_picture(data, "jpg", other).shape == (91, 123, 3) and not other.any()

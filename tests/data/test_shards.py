@@ -107,6 +107,20 @@ def test_a_shard_of_another_length_than_its_manifest_says_is_named(shards):
         index_shards(str(shards))
 
 
+def test_a_shard_that_the_manifest_lists_and_is_not_there_is_named(shards):
+    write_manifest(shards, [shard_entry(path, 20) for path in sorted(shards.glob("*.tar"))], {})
+    (shards / "000001.tar").unlink()
+    with pytest.raises(UserError, match=r"000001\.tar is not there, but the manifest\.json beside it lists it"):
+        index_shards(str(shards))
+    assert len(index_shards(str(shards / "*.tar")).shards) == 2  # asked for by a pattern, they are what there is
+
+
+def test_a_shard_that_holds_more_than_its_manifest_says_gives_nothing(shards):
+    write_manifest(shards, [shard_entry(path, 9) for path in sorted(shards.glob("*.tar"))], {})
+    with pytest.raises(UnreadableSample, match="the shard holds 20 samples, but it is said to hold 9"):
+        ShardReader(index_shards(str(shards))).read(3)
+
+
 @pytest.mark.parametrize("pattern", ["{0..9}.tar", "*.tar", "nowhere"])
 def test_no_shards_names_the_tools_that_make_some(tmp_path, pattern):
     with pytest.raises(UserError, match=r"tools/render_shards\.py.*tools/make_shards\.py"):
@@ -214,4 +228,12 @@ def test_picture_sizes_stand_beside_a_shard_or_are_read_from_it(tmp_path):
 def test_sizes_of_another_shard_are_not_believed(tmp_path):
     write_manifest(tmp_path, write_shards(SIGNS[:3], tmp_path), {})
     (tmp_path / "000000.sizes.json").write_text('{"bytes": 1, "sizes": [[1, 2], [3, 4], [5, 6]]}')
+    assert picture_sizes(index_shards(str(tmp_path))).tolist() == [[16, 16]] * 3
+
+
+@pytest.mark.parametrize("sizes", [[[1, 2]], [[1, 2]] * 4, [[1, 2, 3]] * 3, [[0, 1]] * 3, [[1, -2]] * 3, 5, [["a"]]])
+def test_sizes_that_cannot_be_those_of_the_shard_are_not_believed(tmp_path, sizes):
+    write_manifest(tmp_path, write_shards(SIGNS[:3], tmp_path), {})
+    record = {"bytes": (tmp_path / "000000.tar").stat().st_size, "sizes": sizes}
+    (tmp_path / "000000.sizes.json").write_text(json.dumps(record))
     assert picture_sizes(index_shards(str(tmp_path))).tolist() == [[16, 16]] * 3

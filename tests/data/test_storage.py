@@ -21,9 +21,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from torch.utils.data import DataLoader, Dataset
 
+from vlad.data.shard_cache import ShardCache
 from vlad.data.storage import (
     FetchOptions,
-    ShardCache,
     StorageError,
     exists,
     expand,
@@ -534,7 +534,7 @@ def test_a_damaged_copy_is_fetched_again(server, tmp_path):
 def test_a_crashed_download_holds_nobody_up(server, tmp_path):
     server.plans["/a/0.tar"] = ["slow"]
     code = (
-        "import sys; from vlad.data.storage import *\n"
+        "import sys; from vlad.data.shard_cache import *\n"
         "with ShardCache(FetchOptions(sys.argv[1])).local(sys.argv[2]): pass"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), server.url + "/a/0.tar"])

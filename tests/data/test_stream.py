@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from vlad.data.decoding import decode_sample, encode_sample
 from vlad.data.stream import ShardBatches, StreamOptions, collate, first_samples, open_sets, stretch_picture
 from vlad.data.synthetic import SyntheticOptions, render_sign
-from vlad.data.writing import write_shards
+from vlad.data.writing import write_manifest, write_shards
 from vlad.errors import UserError
 
 COUNT = 50
@@ -153,7 +153,8 @@ def test_a_resumed_run_reads_what_an_uninterrupted_one_would(tmp_path, as_rank, 
 def test_a_resume_reads_nothing_of_what_came_before(shards, monkeypatch):
     read = []
     monkeypatch.setattr(
-        "vlad.data.stream.decode_sample", lambda members, key: read.append(key) or decode_sample(members, key)
+        "vlad.data.stream.decode_sample",
+        lambda members, key, *room: read.append(key) or decode_sample(members, key, *room),
     )
     batches = read_batches(open_sets({str(shards): 1.0}), 0, 2, first_batch=1000)
     assert read == list(itertools.chain(*keys_of(batches)))
@@ -254,6 +255,20 @@ def test_the_first_samples_leave_bad_ones_out(tmp_path):
     sets = write_with_bad(tmp_path, {3, 17, 18})
     samples = first_samples(sets, dataclasses.replace(OPTIONS, max_bad_share=0.5), 100)
     assert len(samples) == COUNT - 3
+
+
+def test_sizes_that_lie_are_told(tmp_path):
+    """Batches of one shape were planned with them: going on would crop pictures that need no cropping."""
+    write_manifest(tmp_path, write_shards(SIGNS, tmp_path), {})
+    beside = tmp_path / "000000.sizes.json"
+    record = json.loads(beside.read_text())
+    record["sizes"][7:30] = [[32, 16]] * 23
+    beside.write_text(json.dumps(record))
+    options = dataclasses.replace(OPTIONS, max_aspect=2.0, bucket_step_pixels=4)
+    with pytest.raises(UserError, match=r"has 16 x 16 pixels, but the file of sizes .* remove that file"):
+        list(ShardBatches(open_sets({str(tmp_path): 1.0}), options, 13))
+    beside.unlink()
+    list(ShardBatches(open_sets({str(tmp_path): 1.0}), options, 13))
 
 
 # Batches

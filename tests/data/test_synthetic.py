@@ -133,8 +133,39 @@ def test_given_words_are_drawn_in_turn():
         {"count": 0},
         {"line_shares": (0.5, 0.1, 0.1)},
         {"line_shares": (1.5, -0.5, 0.0)},
+        {"max_letters": 100000},
+        {"size_pixels": 100000},
+        {"seed": -1},
+        {"max_letter_width": 0.0},
+        {"max_letter_width": 1.5},
+        {"size_jitter": 1.0},
+        {"min_letter_aspect": 2.0},
+        {"max_letter_aspect": 1e9},
+        {"place_jitter": -0.1},
+        {"random_string_share": 1.1},
+        {"digit_share": -0.1},
+        {"ground_share": 2.0},
+        {"colour_named_share": -1.0},
+        {"place_named_share": 5.0},
+        {"min_letters": 40, "max_letters": 41},  # no word is so long
     ],
 )
 def test_options_that_cannot_be_are_refused(mistake):
     with pytest.raises(UserError, match=r"data\.synthetic"):
         SyntheticOptions(**mistake)
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"max_letters": 64, "min_letters": 1},
+        {"max_letter_width": 1.0, "size_jitter": 0.0, "min_letter_aspect": 10.0, "max_letter_aspect": 10.0},
+        {"max_letter_width": 0.001, "place_jitter": 1.0},
+        {"min_letters": 40, "max_letters": 41, "random_string_share": 1.0, "digit_share": 1.0},
+    ],
+)
+def test_options_at_their_limits_draw(extreme):
+    options = SyntheticOptions(size_pixels=16, line_shares=(0.0, 0.0, 1.0), **extreme)
+    for index in range(10):
+        for line in render_sign(options, index).layout.lines:
+            assert all(0 <= value <= 1 for point in line.polygon for value in point)

@@ -17,7 +17,8 @@ from shapely.geometry import LinearRing
 
 from vlad.data.contact_sheets import contact_sheet, draw_card, write_page
 from vlad.data.decoding import encode_sample
-from vlad.data.storage import FetchOptions, ShardCache
+from vlad.data.shard_cache import ShardCache
+from vlad.data.storage import FetchOptions
 from vlad.data.synthetic import SyntheticOptions, render_sign
 from vlad.data.validation import (
     HEIGHT_EDGES_PIXELS,
@@ -486,3 +487,12 @@ def test_a_terminal_is_shown_no_control_characters(directory, tmp_path):
     assert plain("a\x1b[2J\nб什") == "a\\x1b[2J\\nб什"
     write_tar(directory / "0.tar", [("a\x1b[2J", {**members_of(SIGN), "png": b"x"})])
     assert "\x1b" not in text_report(check(directory, tmp_path)[0])
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [{"max_aspect": float("nan")}, {"max_aspect": 1e300}, {"resolutions": (10**8,)}, {"bucket_step_pixels": 0}],
+)
+def test_shapes_that_no_run_can_have_are_refused(mistake):
+    with pytest.raises(UserError, match="must be from 1 to"):
+        ValidationOptions(**mistake)

@@ -19,7 +19,7 @@ from PIL import Image
 from vlad.data.decoding import decode_sample
 from vlad.data.shards import index_shards, read_members
 from vlad.data.synthetic import SyntheticOptions, render_sign
-from vlad.errors import run_command_line
+from vlad.errors import claimed, run_command_line
 from vlad.layout.polygons import box_iou
 from vlad.records import Sample
 
@@ -369,8 +369,40 @@ def test_mistakes_are_refused_in_one_sentence(pictures, refused, tmp_path):
     assert "--workers must be at least 1" in refused(pictures, "--out", out, "--workers", 0)
     assert "max_strings" in refused(pictures, "--out", out, "--max-strings", 0)
     assert not out.exists()
+    assert "--out is empty" in refused(pictures, "--out", "")
+    assert "would run a program" in refused(pictures, "--out", "pipe:cat")
+    assert "nothing is written over HTTP" in refused(pictures, "--out", "http://localhost:1/shards")
+    assert "Nothing is deleted at a URL" in refused(pictures, "--out", "s3://bucket/shards", "--overwrite")
+    assert "SOURCE is empty" in refused("", "--out", out)
+    assert "fetch it first" in refused("s3://bucket/pictures", "--out", out)
+    assert "fetch it first" in refused("https://user:secret@host/a.tar", "--out", out)
+    assert "secret" not in refused("https://user:secret@host/a.tar", "--out", out)
+    assert not out.exists()
     assert "Did you mean 'rapidocr'?" in refused(pictures, "--out", out, "--ocr", "rapidorc")
     assert list(out.iterdir()) == []
+
+
+def test_shards_never_replace_what_they_are_made_of(made, pictures, refused):
+    before = contents(made[2])
+    assert "is where SOURCE stands" in refused(made[2], "--out", made[2], "--overwrite")
+    assert "is where SOURCE stands" in refused(made[2] / "{000000..000000}.tar", "--out", made[2], "--overwrite")
+    assert "is where SOURCE stands" in refused(pictures, "--out", pictures)
+    assert contents(made[2]) == before
+
+
+def test_a_source_that_cannot_be_read_to_its_end_is_refused(refused, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "is neither a file nor a folder" in refused(tmp_path / "pipe", "--out", tmp_path / "out")
+
+
+def test_one_directory_is_one_process_s(annotated, tool, refused, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with claimed(out, "a set of shards"):
+        assert "Another process is at work on a set of shards" in refused(annotated, "--out", out)
+        assert "Another process" in refused(annotated, "--out", out, "--overwrite")
+    assert tool(annotated, "--out", out, "--workers", 1)[0] == 0
+    assert not (out / ".lock").exists()
 
 
 def test_a_full_disk_is_named_before_anything_is_read(pictures, refused, tmp_path, monkeypatch):

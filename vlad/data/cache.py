@@ -190,7 +190,11 @@ def open_cache(directory: str, expected: Fingerprint, partly: bool = False) -> S
             f"data.cache: {directory} was made from something else ({', '.join(differing)} differ); make it again with"
             " tools/cache.py, or leave data.cache out."
         )
-    index = index_shards(directory)
+    try:
+        index = index_shards(directory)
+    except UserError as error:  # its words are about shards that stand for themselves
+        reason = str(error).removeprefix("data.shards: ").partition(";")[0].rstrip(".")
+        raise UserError(f"data.cache: {reason}; make the cache at {directory} again with tools/cache.py.") from error
     for shard in index.shards:
         if sizes_beside(shard) is None:
             raise UserError(f"data.cache: the file of sizes beside {shard.path} is missing; make the cache again.")

@@ -21,11 +21,18 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vlad.layout.files import layout_from_json, line_to_json
-from vlad.records import ObjectBox, Sample
+from vlad.records import Layout, ObjectBox, Sample
+
+try:
+    import simplejpeg  # the extra `fast`
+except ImportError:
+    simplejpeg = None  # type: ignore[assignment]
 
 PICTURE_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 MAX_PICTURE_PIXELS = 64_000_000
 MAX_JSON_BYTES = 4_000_000
+# Far above what any picture holds. A line's letters are drawn before they are fitted into it: memory is by the letter.
+MAX_CAPTION_CHARACTERS, MAX_LINES, MAX_LINE_CHARACTERS = 20_000, 2_000, 1_000
 # All that may stand in a shard, and how large one member may be. Arrays (npy) are cached states: `cache`.
 MEMBER_KINDS = frozenset((*PICTURE_FORMATS, "json", "txt"))
 MAX_MEMBER_BYTES = 256_000_000
@@ -44,16 +51,44 @@ def picture_size(data: bytes, extension: str) -> tuple[int, int]:
         raise BadSample(f"picture does not decode: {error}") from error
 
 
-def decode_picture(data: bytes, extension: str) -> np.ndarray:
-    """RGB pixels H W 3 (uint8). The size is checked from the header, before anything is decoded."""
+def decode_picture(data: bytes, extension: str, room: np.ndarray | None = None) -> np.ndarray:
+    """RGB pixels H W 3 (uint8). The size is checked from the header, before anything is decoded.
+
+    They are put into `room` (uint8) where that has their very shape. Raises BadSample.
+    """
+    pixels = _decode_jpeg(data, room) if PICTURE_FORMATS[extension] == "JPEG" else None
+    if pixels is not None:
+        return pixels
     try:
         with Image.open(io.BytesIO(data), formats=[PICTURE_FORMATS[extension]]) as picture:
             if picture.width * picture.height > MAX_PICTURE_PIXELS:
                 raise BadSample(f"{picture.width} x {picture.height} pixels are over the limit")
             # `convert` would copy what is RGB already.
-            return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+            pixels = np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+            if room is None or room.shape != pixels.shape:
+                return pixels
+            room[:] = pixels
+            return room
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise error if isinstance(error, BadSample) else BadSample(f"picture does not decode: {error}") from error
+
+
+def _decode_jpeg(data: bytes, room: np.ndarray | None) -> np.ndarray | None:
+    """The pixels of a jpg as libjpeg-turbo gives them: the same as Pillow's, which asks it row by row.
+
+    None where Pillow has to say what it is: without simplejpeg, and for a jpg that is damaged or of other colours.
+    """
+    if simplejpeg is None:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in ("YCbCr", "Gray") or width * height > MAX_PICTURE_PIXELS:
+            return None
+        if room is None or room.shape != (height, width, 3):
+            room = np.empty((height, width, 3), np.uint8)
+        return simplejpeg.decode_jpeg(data, "RGB", buffer=room)
+    except ValueError:
+        return None
 
 
 def decode_record(data: bytes, key: str) -> tuple[dict[str, Any], Sample]:
@@ -67,6 +102,7 @@ def decode_record(data: bytes, key: str) -> tuple[dict[str, Any], Sample]:
             raise BadSample("caption is missing or empty")
         layout = layout_from_json({"lines": record.get("lines", [])})
         objects = tuple(_object_from_json(entry) for entry in record.get("objects") or ())
+        refuse_too_much_text(caption, layout)
         source, licence = (_optional_text(record, name) for name in ("source", "licence"))
     except BadSample:
         raise
@@ -75,15 +111,27 @@ def decode_record(data: bytes, key: str) -> tuple[dict[str, Any], Sample]:
     return record, Sample(key, np.empty((0, 0, 3), np.uint8), caption, layout, objects, source, licence)
 
 
-def decode_sample(members: dict[str, bytes], key: str) -> Sample:
-    """A sample from its members by extension. Raises BadSample with the reason."""
+def refuse_too_much_text(caption: str, layout: Layout) -> None:
+    """Raises BadSample for text that is longer than any that can be meant."""
+    longest = max((len(line.text) for line in layout.lines), default=0)
+    for count, limit, what in (
+        (len(caption), MAX_CAPTION_CHARACTERS, "the caption has {} characters"),
+        (len(layout.lines), MAX_LINES, "there are {} lines of text"),
+        (longest, MAX_LINE_CHARACTERS, "a line of text has {} characters"),
+    ):
+        if count > limit:
+            raise BadSample(f"{what.format(count)}, over the limit of {limit}")
+
+
+def decode_sample(members: dict[str, bytes], key: str, room: np.ndarray | None = None) -> Sample:
+    """A sample from its members by extension, its picture in `room` if it fits. Raises BadSample with the reason."""
     extension = next((extension for extension in PICTURE_FORMATS if extension in members), None)
     if extension is None:
         raise BadSample(f"no picture; known: {', '.join(PICTURE_FORMATS)}")
     if "json" not in members:
         raise BadSample("no json")
     _, sample = decode_record(members["json"], key)
-    return replace(sample, picture=decode_picture(members[extension], extension))
+    return replace(sample, picture=decode_picture(members[extension], extension, room))
 
 
 def encode_record(sample: Sample) -> dict[str, Any]:

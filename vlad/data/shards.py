@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from vlad.data import storage, tars
 from vlad.data.decoding import MEMBER_KINDS, BadSample
-from vlad.data.storage import FetchOptions, ShardCache, StorageError
+from vlad.data.shard_cache import ShardCache
+from vlad.data.storage import FetchOptions, StorageError
 from vlad.data.tars import TarTable, read_sample, scan_tar
 from vlad.data.writing import MANIFEST, SIZES_SUFFIX, read_sizes
 from vlad.errors import UserError
@@ -42,6 +43,7 @@ class ShardEntry:
     samples: int
     bytes: int | None = None
     sha256: str | None = None
+    statistics: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,34 @@ def index_shards(pattern: str, fetch: FetchOptions | None = None) -> ShardIndex:
                 " it again."
             )
         entries.append(entry)
+    missing = sorted(known.keys() - set(paths))
+    if missing and pattern.rstrip("/") in {storage.parent(path) for path in missing}:
+        raise UserError(
+            f"data.shards: {storage.shown(missing[0])} is not there, but the {MANIFEST} beside it lists it; bring it"
+            " back, or name the shards that are there by a pattern (*.tar)."
+        )
     return ShardIndex(tuple(entries))
+
+
+NOT_A_MANIFEST = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+
+
+def manifest_entries(data: bytes, directory: str) -> dict[str, ShardEntry]:
+    """What a manifest says of the shards of its directory, by path or URL. Raises one of NOT_A_MANIFEST."""
+    entries = {}
+    for entry in json.loads(data)["shards"]:
+        path = storage.join(directory, entry["name"])
+        sha256, statistics = entry.get("sha256"), entry.get("statistics")
+        entries[path] = ShardEntry(
+            path,
+            int(entry["samples"]),
+            int(entry["bytes"]),
+            None if sha256 is None else str(sha256),
+            statistics if isinstance(statistics, dict) else None,
+        )
+    if any(entry.samples < 1 for entry in entries.values()):
+        raise ValueError("a shard of no samples")
+    return entries
 
 
 def _read_manifest(directory: str, fetch: FetchOptions) -> dict[str, ShardEntry]:
@@ -110,16 +139,8 @@ def _read_manifest(directory: str, fetch: FetchOptions) -> dict[str, ShardEntry]
     if not storage.exists(manifest, fetch):
         return {}
     try:
-        record = json.loads(storage.read_bytes(manifest, fetch))
-        entries = {
-            path: ShardEntry(path, int(entry["samples"]), int(entry["bytes"]), entry.get("sha256"))
-            for entry in record["shards"]
-            for path in [storage.join(directory, entry["name"])]
-        }
-        if any(entry.samples < 1 for entry in entries.values()):
-            raise ValueError("a shard of no samples")
-        return entries
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        return manifest_entries(storage.read_bytes(manifest, fetch), directory)
+    except NOT_A_MANIFEST as error:
         raise UserError(
             f"data.shards: {storage.shown(manifest)} is no shard manifest ({error!r}); remove it, and the shards are"
             " counted."
@@ -241,6 +262,8 @@ class ShardReader:
                 else:
                     self._verified.add(number)
             table = scan_tar(stream, self.kinds) if fault is None else TarTable((), (), None)
+            if len(table.samples) > entry.samples and fault is None:
+                fault = f"the shard holds {len(table.samples)} samples, but it is said to hold {entry.samples}"
             self._open[number] = _OpenShard(stream, opening.pop_all(), table, fault)
         if len(self._open) > OPEN_SHARDS:
             self._open.popitem(last=False)[1].held.close()
@@ -252,7 +275,7 @@ def sizes_beside(shard: ShardEntry, fetch: FetchOptions | None = None) -> np.nda
     beside = f"{shard.path.partition('?')[0].removesuffix('.tar')}{SIZES_SUFFIX}"
     if not storage.exists(beside, fetch):
         return None
-    return read_sizes(storage.read_bytes(beside, fetch).decode("utf-8", "replace"), shard.bytes)
+    return read_sizes(storage.read_bytes(beside, fetch).decode("utf-8", "replace"), shard.bytes, shard.samples)
 
 
 def picture_sizes(index: ShardIndex, fetch: FetchOptions | None = None) -> np.ndarray:

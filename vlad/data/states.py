@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vlad.data.decoding import BadSample, decode_record, encode_record
+from vlad.data.memory import Slot
 from vlad.errors import UserError
 from vlad.layout.glyphmap import ignore_mask, shows_all
 from vlad.records import Batch, CachedStates, Layout, Sample, TextStates
@@ -86,21 +89,37 @@ def decode_cached(members: dict[str, bytes], key: str) -> CachedSample:
 
 
 def _from_npy(data: bytes, name: str) -> np.ndarray:
+    """The array of a npy file (version 1). Raises BadSample for any that is not float16."""
+    if data[:8] != b"\x93NUMPY\x01\x00":
+        raise BadSample(f"{name} is no npy file")
+    start = 10 + int.from_bytes(data[8:10], "little")
     try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError, MemoryError) as error:
+        shape, fortran_order, dtype = _npy_header(data[8:start])
+        if dtype != np.float16 or fortran_order or min(shape, default=0) < 0:
+            raise BadSample(f"{name} is not an array of float16")
+        return np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape).copy()  # torch asks to write
+    except BadSample:
+        raise
+    except (ValueError, OverflowError, TypeError, EOFError, SyntaxError, RecursionError, MemoryError) as error:
         raise BadSample(f"{name} does not read: {str(error)[:200]}") from error
-    if not isinstance(array, np.ndarray) or array.dtype != np.float16 or array.size * 2 > len(data):
-        raise BadSample(f"{name} is not an array of float16")
-    return array
 
 
-def collate_cached(samples: list[CachedSample]) -> Batch:
-    """A batch of cached samples of one shape."""
-    latents = torch.from_numpy(np.stack([sample.latents for sample in samples]))  # B 2|4 C h w
-    parts = [part.float() for part in latents.unbind(dim=1)]
-    picture, picture_deviation, glyph, glyph_deviation = parts if len(parts) == 4 else (parts[0], None, parts[1], None)
-    height, width = latents.shape[-2:]
+@lru_cache(maxsize=64)  # the arrays of a cache have few shapes
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    return np.lib.format.read_array_header_1_0(io.BytesIO(header))
+
+
+def collate_cached(samples: list[CachedSample], slot: Slot | None = None) -> Batch:
+    """A batch of cached samples of one shape, in the memory of a slot (None: its own)."""
+    slot = slot or Slot()
+    count, *shape = samples[0].latents.shape
+    latents = slot.empty(count, len(samples), *shape, dtype=torch.float32)  # 2|4 B C h w
+    for row, sample in enumerate(samples):
+        assert sample.latents.shape == (count, *shape), "samples of one shape have states of one shape"
+        latents[:, row] = torch.from_numpy(sample.latents)
+    parts = latents.unbind()
+    picture, picture_deviation, glyph, glyph_deviation = parts if count == 4 else (parts[0], None, parts[1], None)
+    height, width = shape[-2:]
     plain = [sample.sample for sample in samples]
     return Batch(
         keys=tuple(sample.key for sample in plain),
@@ -109,16 +128,19 @@ def collate_cached(samples: list[CachedSample]) -> Batch:
         objects=tuple(sample.objects for sample in plain),
         picture_bytes=None,
         ink_bytes=None,
-        ignored=ignored_regions([sample.layout for sample in plain], width, height),
+        ignored=ignored_regions([sample.layout for sample in plain], width, height, slot),
         cached=CachedStates(picture, picture_deviation, glyph, glyph_deviation, _text_states(samples), _v(samples)),
     )
 
 
-def ignored_regions(layouts: list[Layout], width: int, height: int) -> Tensor | None:
+def ignored_regions(layouts: list[Layout], width: int, height: int, slot: Slot) -> Tensor | None:
     """B 1 H W (bool): where nothing is to be learned; None where that is nowhere."""
     if all(map(shows_all, layouts)):
         return None
-    return torch.from_numpy(np.stack([ignore_mask(layout, width, height) for layout in layouts]))[:, None]
+    masks = slot.empty(len(layouts), height, width, dtype=torch.bool)
+    for row, layout in enumerate(layouts):
+        masks[row] = torch.from_numpy(ignore_mask(layout, width, height))
+    return masks[:, None]
 
 
 def _text_states(samples: list[CachedSample]) -> TextStates | None:

@@ -1,6 +1,6 @@
-"""Where shards lie: local paths, HTTP(S), and object stores through fsspec; and the local cache of what is far away.
+"""Where shards lie: local paths, HTTP(S), and object stores through fsspec.
 
-    pattern -> expand -> paths and URLs -> ShardCache.local -> a whole local file
+    pattern -> expand -> paths and URLs -> read_bytes, or a whole local copy (`shard_cache`)
 
 Nothing here runs a program: a URL has a scheme that fsspec knows as a file system of its own, or it is refused.
 HTTP goes through the standard library and fsspec's file systems are asked for anew in every process, so that
@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import errno
-import fcntl
 import glob
-import hashlib
 import http.client
 import itertools
 import json
@@ -37,7 +34,7 @@ from typing import Any, TypeVar
 from braceexpand import braceexpand
 
 import vlad
-from vlad.errors import UserError, did_you_mean, writable_directory
+from vlad.errors import UserError, did_you_mean
 
 Result = TypeVar("Result")
 
@@ -58,8 +55,8 @@ _WHOLE_UPLOADS = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "oci", "oss"
 _EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 
 BLOCK_BYTES = 8 << 20  # read from a store at once
+MOST_RETRIES, DAY_SECONDS = 1000, 86400
 LONGEST_WAIT_SECONDS = 60.0  # between two tries
-_CACHED_NAME = re.compile(r"[0-9a-f]{40}\.(shard|partial)")
 _NOT_TRANSIENT = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError")
 _JITTER = random.SystemRandom()  # draws nothing from the generators that a run is seeded with
 
@@ -73,7 +70,7 @@ class StorageError(UserError):
         super().__init__(message.rpartition(f"{kind.__module__}.{kind.__name__}: ")[2].strip())
 
 
-class _DamagedError(OSError):
+class DamagedError(OSError):
     """What arrived is not what was sent: worth another try."""
 
 
@@ -92,9 +89,14 @@ class FetchOptions:
     timeout_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.max_bytes < 1 or self.retries < 0 or self.backoff_seconds < 0 or self.timeout_seconds <= 0:
+        if self.max_bytes < 1 or not 0 < self.timeout_seconds <= DAY_SECONDS:
             raise UserError(
-                "data.fetch: max_bytes and timeout_seconds must be above 0, retries and backoff_seconds at least 0."
+                f"data.fetch: max_bytes must be above 0, and timeout_seconds above 0 and at most a day ({DAY_SECONDS})."
+            )
+        if not 0 <= self.retries <= MOST_RETRIES or not 0 <= self.backoff_seconds <= DAY_SECONDS:
+            raise UserError(
+                f"data.fetch: retries must be from 0 to {MOST_RETRIES}, and backoff_seconds from 0 to a day"
+                f" ({DAY_SECONDS})."
             )
 
 
@@ -132,9 +134,11 @@ def expand(pattern: str, options: FetchOptions | None = None) -> tuple[str, ...]
     An HTTP server cannot list: there a brace pattern names the shards, or the manifest in the directory does. Raises
     UserError when there is none, or the pattern would run a program (`pipe:`).
     """
+    if not pattern.strip():
+        raise UserError("data.shards: the place of the shards is empty; name a directory, a pattern or a URL.")
     found: list[str] = []
     for part in _braces(pattern):
-        _refuse_programs(part)
+        refuse_programs(part)
         if not is_url(part):
             # glob: Path.glob takes no absolute patterns.
             found += map(str, Path(part).glob("*.tar")) if Path(part).is_dir() else glob.glob(part)  # noqa: PTH207
@@ -163,14 +167,14 @@ def _braces(pattern: str) -> list[str]:
     if not 0 < len(parts) <= MAX_PATHS:
         raise UserError(f"data.shards: {pattern} stands for over {MAX_PATHS} shards; mend its range.")
     # A file:// URL is a path, and everything that works on paths works on it.
-    return [_local_path(part) for part in parts]
+    return [local_path(part) for part in parts]
 
 
-def _local_path(text: str) -> str:
+def local_path(text: str) -> str:
     return text.partition("://")[2] if text.lower().startswith(("file://", "local://")) else text
 
 
-def _refuse_programs(text: str) -> None:
+def refuse_programs(text: str) -> None:
     """Raises UserError for what would run a program, and for a scheme that is not a place where files lie."""
     if _PROGRAM.match(text):
         raise UserError(f"data.shards: {text} would run a program; give a directory of tar files.")
@@ -183,7 +187,7 @@ def _refuse_programs(text: str) -> None:
     known = set(available_protocols()) - _NO_STORES
     if _scheme(text) not in known:
         raise UserError(
-            f"data.shards: {shown(text)}: shards are not read from {_scheme(text)}://;"
+            f"data.shards: {shown(text)}: shards are not read from {_scheme(text)}://."
             f"{did_you_mean(_scheme(text), known)} Give a path, or a URL that starts with http, https, s3, gs or"
             " another store that fsspec knows."
         )
@@ -223,7 +227,7 @@ def _manifest_names(data: bytes) -> list[str]:
 
 def _expand_store(url: str, options: FetchOptions) -> list[str]:
     if any(character in url for character in "*?["):
-        return _attempts(url, options, partial(_glob_store, url, options.timeout_seconds))
+        return attempts(url, options, partial(_glob_store, url, options.timeout_seconds))
     return [url] if url.endswith(".tar") else list(list_files(url, ".tar", options))
 
 
@@ -240,14 +244,14 @@ def list_files(directory: str, suffix: str, options: FetchOptions | None = None)
 
     Raises StorageError when the place cannot be listed (HTTP never can).
     """
-    directory = _local_path(directory)
-    _refuse_programs(directory)
+    directory = local_path(directory)
+    refuse_programs(directory)
     if not is_url(directory):
         return tuple(sorted(str(path) for path in Path(directory).glob("*") if path.name.endswith(suffix)))
     if _scheme(directory) in HTTP_SCHEMES:
         raise StorageError(f"{shown(directory)}: a web server does not list its files.")
     options = options or FetchOptions()
-    return tuple(sorted(_attempts(directory, options, partial(_list_store, directory, suffix, options))))
+    return tuple(sorted(attempts(directory, options, partial(_list_store, directory, suffix, options))))
 
 
 def _list_store(directory: str, suffix: str, options: FetchOptions) -> list[str]:
@@ -261,8 +265,8 @@ def _list_store(directory: str, suffix: str, options: FetchOptions) -> list[str]
 
 def read_bytes(url: str, options: FetchOptions | None = None, max_bytes: int = 256_000_000) -> bytes:
     """What a file holds, wherever it lies. Raises StorageError when it cannot be read or is longer than `max_bytes`."""
-    url = _local_path(url)
-    _refuse_programs(url)
+    url = local_path(url)
+    refuse_programs(url)
     if not is_url(url):
         try:
             with Path(url).open("rb") as stream:
@@ -271,7 +275,7 @@ def read_bytes(url: str, options: FetchOptions | None = None, max_bytes: int = 2
             raise StorageError(f"{url} cannot be read ({error.strerror}).") from error
     else:
         options = options or FetchOptions()
-        data = _attempts(url, options, partial(_read_remote, url, max_bytes, options.timeout_seconds))
+        data = attempts(url, options, partial(_read_remote, url, max_bytes, options.timeout_seconds))
     if len(data) > max_bytes:
         raise StorageError(f"{shown(url)} is longer than {max_bytes} bytes; it cannot be what it should be.")
     return data
@@ -279,28 +283,28 @@ def read_bytes(url: str, options: FetchOptions | None = None, max_bytes: int = 2
 
 def _read_remote(url: str, max_bytes: int, timeout_seconds: float) -> bytes:
     data = bytearray()
-    with _open_remote(url, timeout_seconds) as source:
+    with open_remote(url, timeout_seconds) as source:
         while len(data) <= max_bytes and (block := source.read()):
             data += block
         if source.length is not None and len(data) < min(source.length, max_bytes):
-            raise _DamagedError(f"it ended after {len(data)} of {source.length} bytes")
+            raise DamagedError(f"it ended after {len(data)} of {source.length} bytes")
     return bytes(data)
 
 
 def exists(url: str, options: FetchOptions | None = None) -> bool:
     """Whether there is a file. Raises StorageError when the place does not say."""
-    url = _local_path(url)
-    _refuse_programs(url)
+    url = local_path(url)
+    refuse_programs(url)
     if not is_url(url):
         return Path(url).is_file()
     options = options or FetchOptions()
-    return _attempts(url, options, partial(_exists_remote, url, options.timeout_seconds))
+    return attempts(url, options, partial(_exists_remote, url, options.timeout_seconds))
 
 
 def _exists_remote(url: str, timeout_seconds: float) -> bool:
     try:
         # Opened rather than asked with HEAD, which not every server knows.
-        with _open_remote(url, timeout_seconds):
+        with open_remote(url, timeout_seconds):
             return True
     except FileNotFoundError:
         return False
@@ -315,8 +319,8 @@ def publish(local: Path, target: str, options: FetchOptions | None = None) -> No
 
     Raises StorageError when the place takes no files.
     """
-    target = _local_path(target)
-    _refuse_programs(target)
+    target = local_path(target)
+    refuse_programs(target)
     if not is_url(target):
         _publish_locally(local, Path(target))
     elif _scheme(target) in HTTP_SCHEMES:
@@ -325,7 +329,7 @@ def publish(local: Path, target: str, options: FetchOptions | None = None) -> No
         )
     else:
         options = options or FetchOptions()
-        _attempts(target, options, partial(_publish_remotely, local, target))
+        attempts(target, options, partial(_publish_remotely, local, target))
 
 
 def _publish_locally(local: Path, target: Path) -> None:
@@ -354,7 +358,7 @@ def _publish_remotely(local: Path, target: str) -> None:
         system.invalidate_cache()
         arrived = system.info(uploaded)["size"]
         if arrived != local.stat().st_size:
-            raise _DamagedError(f"{arrived} of {local.stat().st_size} bytes arrived")
+            raise DamagedError(f"{arrived} of {local.stat().st_size} bytes arrived")
         if not whole:
             system.mv(uploaded, path)
     except Exception:
@@ -378,7 +382,7 @@ class _Source:
 
 
 @contextlib.contextmanager
-def _open_remote(url: str, timeout_seconds: float) -> Iterator[_Source]:
+def open_remote(url: str, timeout_seconds: float) -> Iterator[_Source]:
     if _scheme(url) in HTTP_SCHEMES:
         with urllib.request.urlopen(_http_request(url), timeout=timeout_seconds) as response:
             length = response.headers.get("Content-Length")
@@ -449,7 +453,7 @@ def _within(seconds: float, function: Callable[..., Result], *arguments: Any) ->
     return results[0]
 
 
-def _attempts(url: str, options: FetchOptions, action: Callable[[], Result]) -> Result:
+def attempts(url: str, options: FetchOptions, action: Callable[[], Result]) -> Result:
     """What `action` gives, tried again after what may pass. Raises StorageError: the URL, the reason, the tries."""
     for attempt in itertools.count(1):
         try:
@@ -461,7 +465,7 @@ def _attempts(url: str, options: FetchOptions, action: Callable[[], Result]) -> 
                 raise  # ours, not the network's
             if attempt > options.retries or not _may_pass(error):
                 tries = "1 try" if attempt == 1 else f"{attempt} tries"
-                damaged = isinstance(error, _DamagedError)
+                damaged = isinstance(error, DamagedError)
                 remedy = "copy or make it again" if damaged else "check the address, your access and the network"
                 raise StorageError(
                     f"data.shards: {shown(url)} failed after {tries}: {_reason(error, options)}; {remedy}."
@@ -502,211 +506,3 @@ def _reason(error: Exception, options: FetchOptions) -> str:
     if isinstance(cause, TimeoutError):
         return f"nothing came for {options.timeout_seconds:g} seconds"
     return (" ".join(str(cause).split()) or type(cause).__name__)[:300].rstrip(".")
-
-
-# The cache
-
-
-class ShardCache:
-    """Whole local copies of shards, shared by all processes of a machine, the least recently used removed first.
-
-    A copy is locked while it is read (shared) or written (exclusively) with locks of the open file, which end with
-    the process that holds them: nothing is left behind that others would wait for.
-    """
-
-    def __init__(self, options: FetchOptions | None = None) -> None:
-        self.options = options or FetchOptions()
-
-    @property
-    def directory(self) -> Path:
-        """Where the copies lie."""
-        if self.options.directory is not None:
-            return Path(self.options.directory)
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlad" / "shards"
-
-    @contextlib.contextmanager
-    def local(self, url: str, expected_bytes: int | None = None, sha256: str | None = None) -> Iterator[Path]:
-        """The path of the whole shard: a local path itself, else a copy that stays for as long as the context.
-
-        The copy has the length that is expected or that the server says, and the checksum where one is given. A shard
-        of which nothing is expected is taken as never changing. Raises StorageError that names the shard.
-        """
-        url = _local_path(url)
-        _refuse_programs(url)
-        if not is_url(url):
-            yield Path(url)
-            return
-        identity = hashlib.sha256(f"{url}\n{expected_bytes}\n{sha256}".encode()).hexdigest()[:40]
-        path = writable_directory(self.directory, "the cache of shards") / f"{identity}.shard"
-        descriptor = self._acquire(url, path, expected_bytes, sha256)
-        try:
-            yield path
-        finally:
-            # Said outright: a process that was forked meanwhile has this open file too.
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
-
-    def _acquire(self, url: str, path: Path, expected_bytes: int | None, sha256: str | None) -> int:
-        """A descriptor of the copy, locked for reading; the shard is downloaded if need be."""
-        partial_path = path.with_suffix(".partial")
-        while True:
-            descriptor = _open_copy(path, expected_bytes)
-            if descriptor is not None:
-                return descriptor
-            descriptor = os.open(partial_path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                if not _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                    _lock(descriptor, fcntl.LOCK_SH)  # granted when who downloads it is done, or gone
-                elif not _stands_at(descriptor, partial_path):
-                    pass  # finished or given up between opening and locking
-                elif path.exists():
-                    partial_path.unlink()
-                else:
-                    try:
-                        self._download(url, descriptor, expected_bytes, sha256)
-                        partial_path.rename(path)
-                    except BaseException:
-                        partial_path.unlink(missing_ok=True)
-                        raise
-                    _lock(descriptor, fcntl.LOCK_SH)
-                    if _stands_at(descriptor, path):
-                        kept, descriptor = descriptor, -1
-                        return kept
-            finally:
-                if descriptor != -1:
-                    fcntl.flock(descriptor, fcntl.LOCK_UN)
-                    os.close(descriptor)
-
-    def _download(self, url: str, descriptor: int, expected_bytes: int | None, sha256: str | None) -> None:
-        """Fills the open file with the whole shard, verified and down to the disk."""
-        _attempts(url, self.options, partial(self._try_download, url, descriptor, expected_bytes, sha256))
-
-    def _try_download(self, url: str, descriptor: int, expected_bytes: int | None, sha256: str | None) -> None:
-        digest, received = hashlib.sha256(), 0
-        with _open_remote(url, self.options.timeout_seconds) as source:
-            length = source.length if source.length is not None else expected_bytes
-            if length is None and not source.ends_itself:
-                raise StorageError(
-                    f"data.shards: {shown(url)}: the server does not say how long it is, so that half a shard would"
-                    f" pass for a whole one; put its {MANIFEST} beside it."
-                )
-            if expected_bytes not in (None, length):
-                raise _DamagedError(f"it has {length} bytes where {expected_bytes} are expected")
-            self._make_room(url, descriptor, length or 0)
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            while block := source.read():
-                received += len(block)
-                if received > (self.options.max_bytes if length is None else length):
-                    raise _DamagedError(f"it goes on after {length or self.options.max_bytes} bytes")
-                digest.update(block)
-                self._write(descriptor, block)
-        if length is not None and received != length:
-            raise _DamagedError(f"it ended after {received} of {length} bytes")
-        if sha256 is not None and digest.hexdigest() != sha256:
-            raise _DamagedError("its checksum is not the one in the manifest")
-        os.truncate(descriptor, received)
-        os.fsync(descriptor)
-
-    def _write(self, descriptor: int, block: bytes) -> None:
-        try:
-            remaining = memoryview(block)
-            while remaining:
-                remaining = remaining[os.write(descriptor, remaining) :]
-        except OSError as error:
-            raise self._full(error.strerror) from error
-
-    def _full(self, reason: str | None) -> StorageError:
-        return StorageError(
-            f"data.fetch: the cache of shards at {self.directory} cannot take another shard ({reason}); make room,"
-            " lower data.fetch.max_bytes, or name another directory."
-        )
-
-    def _make_room(self, url: str, descriptor: int, needed_bytes: int) -> None:
-        """Removes copies that nobody reads, the least recently used first, until `needed_bytes` more fit in.
-
-        Then the open file is made that long, so that others who make room count it.
-        """
-        if needed_bytes > self.options.max_bytes:
-            raise StorageError(
-                f"data.shards: {shown(url)} has {needed_bytes} bytes, more than the whole cache may hold"
-                f" (data.fetch.max_bytes = {self.options.max_bytes}); raise it."
-            )
-        os.truncate(descriptor, 0)
-        guard = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            _lock(guard, fcntl.LOCK_EX)
-            copies = []
-            for path in self.directory.iterdir():
-                if _CACHED_NAME.fullmatch(path.name):
-                    with contextlib.suppress(FileNotFoundError):
-                        status = path.stat()
-                        copies.append((path.suffix == ".shard", status.st_mtime_ns, status.st_size, path))
-            total = sum(size for _, _, size, _ in copies)
-            for _, _, size, path in sorted(copies):  # what a dead process left half downloaded goes first
-                if total + needed_bytes <= self.options.max_bytes:
-                    break
-                if _remove_unused(path):
-                    total -= size
-            if shutil.disk_usage(self.directory).free < needed_bytes:
-                raise self._full("its disk is full")
-            os.truncate(descriptor, needed_bytes)
-        finally:
-            fcntl.flock(guard, fcntl.LOCK_UN)
-            os.close(guard)
-
-
-def _open_copy(path: Path, expected_bytes: int | None) -> int | None:
-    """A descriptor of a finished copy, locked for reading; None where there is none of the right length."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    _lock(descriptor, fcntl.LOCK_SH)
-    if _stands_at(descriptor, path):
-        if expected_bytes in (None, os.fstat(descriptor).st_size):
-            with contextlib.suppress(PermissionError):  # it belongs to another user
-                os.utime(descriptor)  # used now: it is removed last
-            return descriptor
-        path.unlink()
-    os.close(descriptor)
-    return None
-
-
-def _remove_unused(path: Path) -> bool:
-    """Removes a copy unless a process has it locked; whether it is gone."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return True
-    try:
-        if not _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            return False
-        if _stands_at(descriptor, path):
-            path.unlink()
-        return True
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, operation: int) -> bool:
-    """Takes a lock of the open file; False where it is held by another and the operation does not wait."""
-    try:
-        fcntl.flock(descriptor, operation)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        raise StorageError(
-            f"data.fetch.directory: its file system knows no locks ({error.strerror}); name a directory on a local"
-            " disk."
-        ) from error
-    return True
-
-
-def _stands_at(descriptor: int, path: Path) -> bool:
-    """Whether the path still names the open file."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False

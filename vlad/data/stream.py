@@ -22,22 +22,27 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vlad import distributed
-from vlad.data.buckets import Bucket, build_buckets, fit_to_bucket, nearest_buckets
+from vlad.data.buckets import Bucket, build_buckets, fit_to_bucket, nearest_bucket, nearest_buckets
 from vlad.data.decoding import MEMBER_KINDS, BadSample, decode_sample
+from vlad.data.memory import ALIGNMENT_BYTES, BatchMemory, Slot
 from vlad.data.order import BatchPlan, MixedOrder, SetOrder, plan_batches
 from vlad.data.shards import ShardError, ShardIndex, ShardReader, UnreadableSample, index_shards, picture_sizes
 from vlad.data.states import CACHED_KINDS, collate_cached, decode_cached, ignored_regions
 from vlad.data.storage import FetchOptions
+from vlad.data.writing import SIZES_SUFFIX
 from vlad.errors import UserError
 from vlad.layout.glyphmap import draw_ink
 from vlad.records import Batch, Sample
 
+MOST_WORKERS = 512  # of a rank
 MOST_PIXELS = 16384  # of a side of a training picture
+# Batches that are made or wait for the trainer, a worker (the loader asks for two ahead), and those that it has.
+BATCHES_A_WORKER, BATCHES_IN_USE = 3, 4
 QUARANTINE_AFTER = 20  # samples read before the share of bad ones says anything
 
 
 @dataclass(frozen=True)
-class StreamOptions:
+class BatchOptions:
     """How shards become batches."""
 
     picture_pixels: int = 64
@@ -49,7 +54,6 @@ class StreamOptions:
     batch_size: int = 64
     # Processes a rank that decode; 0: the training process itself.
     workers: int = 1
-    seed: int = 0
     # Samples of the order that are shuffled among each other; the shards' own order is drawn anew each epoch.
     shuffle_window: int = 2000
     # Past this share of samples that cannot be used the run stops.
@@ -60,8 +64,13 @@ class StreamOptions:
     fetch: FetchOptions = field(default_factory=FetchOptions)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.workers < 0 or self.shuffle_window < 0:
-            raise UserError("data: batch_size must be at least 1, workers and shuffle_window not negative.")
+        if self.batch_size < 1 or self.shuffle_window < 0:
+            raise UserError("data: batch_size must be at least 1, and shuffle_window not negative.")
+        if not 0 <= self.workers <= MOST_WORKERS:
+            raise UserError(
+                f"data.workers must be from 0 to {MOST_WORKERS}, not {self.workers}: each is a process; take about one"
+                " a core."
+            )
         if not 1 <= self.max_aspect <= 16 or not 0 <= self.max_bad_share <= 1:
             raise UserError("data: max_aspect must be from 1 to 16, and max_bad_share a share, 0 to 1.")
         if not all(1 <= side <= MOST_PIXELS for side in (self.picture_pixels, *self.resolutions)):
@@ -76,6 +85,13 @@ class StreamOptions:
         if self.max_aspect == 1:
             return tuple(Bucket(side, side, side) for side in sorted(set(sides)))
         return build_buckets(sides, self.max_aspect, self.bucket_step_pixels)
+
+
+@dataclass(frozen=True)
+class StreamOptions(BatchOptions):
+    """The same, with what the order is drawn from."""
+
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,29 +137,33 @@ Decoded = TypeVar("Decoded")
 
 
 class SampleSource(Generic[Decoded]):
-    """Decoded samples of all sets by their numbers. Bad ones are counted and put into quarantine."""
+    """Decoded samples of all sets by their numbers. Bad ones are counted and put into quarantine.
+
+    `decode` is given a sample's members by kind, its key, and what `read` is given besides.
+    """
 
     def __init__(
         self,
         sets: ShardSets,
         options: StreamOptions,
         quarantine: Path | None,
-        decode: Callable[[dict[str, bytes], str], Decoded],
+        decode: Callable[..., Decoded],
     ) -> None:
+        self.option = "data.cache" if sets.cached else "data.shards"
         kinds = CACHED_KINDS if sets.cached else MEMBER_KINDS
         self.readers = [ShardReader(index, options.verify, kinds, options.fetch) for index in sets.indexes]
         self.decode = decode
         self.options, self.quarantine = options, quarantine
         self.seen = self.bad = 0
 
-    def read(self, set_number: int, sample: int) -> Decoded | None:
+    def read(self, set_number: int, sample: int, *room: np.ndarray) -> Decoded | None:
         """The sample, or None for a bad one. Raises ShardError when too many have been bad."""
         self.seen += 1
         key, shard = f"sample {sample}", ""
         try:
             raw = self.readers[set_number].read(sample)
             key, shard = raw.key, raw.shard
-            return self.decode(raw.members, raw.key)
+            return self.decode(raw.members, raw.key, *room)
         except UnreadableSample as error:
             self._record_bad(error.key, error.shard, str(error))
         except BadSample as error:
@@ -156,9 +176,10 @@ class SampleSource(Generic[Decoded]):
             _append_once(self.quarantine, {"key": key, "shard": shard, "reason": reason})
         if self.seen >= QUARANTINE_AFTER and self.bad > self.options.max_bad_share * self.seen:
             raise ShardError(
-                f"data.shards: {self.bad} of the first {self.seen} samples cannot be used (the last: {shard}, {key}:"
-                f" {reason}), more than data.max_bad_share = {self.options.max_bad_share}; mend the shards, or"
-                " raise it. All are listed in quarantine.jsonl."
+                f"{self.option}: {self.bad} of the first {self.seen} samples cannot be used (the last: {shard}, {key}:"
+                f" {reason}), more than data.max_bad_share = {self.options.max_bad_share};"
+                f" {'make the cache again' if self.option == 'data.cache' else 'mend the shards'}, or raise it. All are"
+                " listed in quarantine.jsonl."
             )
 
 
@@ -208,6 +229,10 @@ class ShardBatches(IterableDataset):
                     " data.batch_size."
                 )
         self.shapes = options.shapes
+        # Made here, before the workers are forked: all see the same pages.
+        self.memory = BatchMemory(
+            options.workers * BATCHES_A_WORKER + BATCHES_IN_USE, options.batch_size * self._sample_bytes()
+        )
         # Read here, once, before the workers are forked.
         self.buckets = (
             tuple(nearest_buckets(self.shapes, picture_sizes(index, options.fetch)) for index in sets.indexes)
@@ -222,23 +247,57 @@ class ShardBatches(IterableDataset):
         plans = plan_batches(order, self.options.batch_size, self.buckets, self.first_batch)
         # The loader asks its workers in turn, beginning with the first.
         mine = itertools.islice(plans, worker, self.batches, workers)
-        if self.sets.cached:
-            states = SampleSource(self.sets, self.options, self.quarantine, decode_cached)
-            for plan in mine:
-                yield collate_cached(self._read(plan, states))
-            return
-        source = SampleSource(self.sets, self.options, self.quarantine, decode_sample)
-        for plan in mine:
-            shape = self.shapes[plan.bucket]
-            yield collate([fit_sample(sample, shape, self.options) for sample in self._read(plan, source)])
+        batches = self._cached(mine) if self.sets.cached else self._decoded(mine)
+        for batch, slot in batches:
+            yield batch if info is None else self.memory.hand_over(slot, batch)
 
-    def _read(self, plan: BatchPlan, source: SampleSource[Decoded]) -> list[Decoded]:
-        """The samples of a batch; in a bad one's place stands a good one of the same batch once more."""
-        read = [source.read(int(of), int(number)) for of, number in zip(plan.sets, plan.samples, strict=True)]
-        good = [sample for sample in read if sample is not None]
+    def _decoded(self, plans: Iterator[BatchPlan]) -> Iterator[tuple[Batch, Slot]]:
+        source = SampleSource(self.sets, self.options, self.quarantine, decode_sample)
+        for plan in plans:
+            shape, slot = self.shapes[plan.bucket], self.memory.take()
+            pictures = slot.empty(self.options.batch_size, shape.height, shape.width, 3)
+            samples = self._read(plan, source, pictures.numpy())
+            for sample in samples:
+                self._check_shape(sample, plan.bucket)
+            yield collate([fit_sample(sample, shape, self.options) for sample in samples], slot, pictures), slot
+
+    def _cached(self, plans: Iterator[BatchPlan]) -> Iterator[tuple[Batch, Slot]]:
+        source = SampleSource(self.sets, self.options, self.quarantine, decode_cached)
+        for plan in plans:
+            samples, slot = self._read(plan, source), self.memory.take()
+            for other in samples:
+                if other.latents.shape != samples[0].latents.shape:
+                    raise ShardError(
+                        f"data.cache: {other.sample.key} has states of another shape than the sizes beside its shard"
+                        " say; make the cache again with tools/cache.py."
+                    )
+            yield collate_cached(samples, slot), slot
+
+    def _check_shape(self, sample: Sample, bucket: int) -> None:
+        """Raises ShardError for a picture that batches of another shape were planned with."""
+        height, width = sample.picture.shape[:2]
+        if self.buckets is not None and nearest_bucket(self.shapes, width, height) != bucket:
+            raise ShardError(
+                f"data.shards: {sample.key} has {width} x {height} pixels, but the file of sizes beside its shard"
+                f" (*{SIZES_SUFFIX}) says otherwise; remove that file, and the pictures' own headers are read."
+            )
+
+    def _sample_bytes(self) -> int:
+        """About what a sample takes in a batch, at most."""
+        if self.sets.cached:  # stored in half of the bytes
+            stored = sum(shard.bytes or 0 for index in self.sets.indexes for shard in index.shards)
+            return math.ceil(2.5 * stored / self.sets.samples)
+        return max(5 * shape.width * shape.height for shape in self.shapes) + ALIGNMENT_BYTES  # picture, ink, ignored
+
+    def _read(self, plan: BatchPlan, source: SampleSource[Decoded], rows: np.ndarray | None = None) -> list[Decoded]:
+        """The samples of a batch, each in its row if it fits; a good one stands in once more for a bad one."""
+        good: list[Decoded] = []
+        for of, number in zip(plan.sets, plan.samples, strict=True):
+            sample = source.read(int(of), int(number), *(() if rows is None else (rows[len(good)],)))
+            good += [] if sample is None else [sample]
         if not good:  # nothing but bad samples: the next one of its bucket that can be used
             good = [self._stand_in(plan, source)]
-        missing = len(read) - len(good)
+        missing = len(plan.samples) - len(good)
         return good + [good[number % len(good)] for number in range(missing)]
 
     def _stand_in(self, plan: BatchPlan, source: SampleSource[Decoded]) -> Decoded:
@@ -250,7 +309,7 @@ class ShardBatches(IterableDataset):
                 sample = source.read(of, number)
                 if sample is not None:
                     return sample
-        raise ShardError("data.shards: not one sample of a batch can be used; all are listed in quarantine.jsonl.")
+        raise ShardError(f"{source.option}: not one sample of a batch can be used; all are listed in quarantine.jsonl.")
 
 
 def first_samples(sets: ShardSets, options: StreamOptions, count: int) -> list[Sample]:
@@ -280,14 +339,20 @@ def stretch_picture(sample: Sample, side: int) -> Sample:
     return replace(sample, picture=np.asarray(picture))
 
 
-def collate(samples: list[Sample]) -> Batch:
-    """A batch of samples of one shape, with their glyph maps."""
+def collate(samples: list[Sample], slot: Slot | None = None, pictures: torch.Tensor | None = None) -> Batch:
+    """A batch of samples of one shape, with their glyph maps, in the memory of a slot (None: its own).
+
+    `pictures` (B H W 3, uint8): where they shall stand, and some may stand already, each in its row.
+    """
+    slot = slot or Slot()
     height, width = samples[0].picture.shape[:2]
-    pictures = _bytes_for_the_trainer(len(samples), height, width, 3)
-    ink = _bytes_for_the_trainer(len(samples), height, width)
+    pictures = slot.empty(len(samples), height, width, 3) if pictures is None else pictures
+    ink = slot.empty(len(samples), height, width).zero_()
+    picture_rows, ink_rows = pictures.numpy(), ink.numpy()
     for row, sample in enumerate(samples):
-        pictures.numpy()[row] = sample.picture
-        draw_ink(ink[row].numpy(), sample.layout)
+        if not np.may_share_memory(picture_rows[row], sample.picture):
+            picture_rows[row] = sample.picture
+        draw_ink(ink_rows[row], sample.layout)
     return Batch(
         keys=tuple(sample.key for sample in samples),
         captions=tuple(sample.caption for sample in samples),
@@ -296,13 +361,5 @@ def collate(samples: list[Sample]) -> Batch:
         # In memory B H W 3, as they were decoded: nothing is copied, and convolutions like it.
         picture_bytes=pictures.permute(0, 3, 1, 2),
         ink_bytes=ink[:, None],
-        ignored=ignored_regions([sample.layout for sample in samples], width, height),
+        ignored=ignored_regions([sample.layout for sample in samples], width, height, slot),
     )
-
-
-def _bytes_for_the_trainer(*shape: int) -> torch.Tensor:
-    """Memory for a batch (uint8, zeros): a worker's is shared with the trainer, and not copied on its way there."""
-    if get_worker_info() is None:
-        return torch.zeros(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own default_collate does
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)

@@ -38,6 +38,7 @@ COLUMNS = {"on the left": 0.0, "": 0.5, "on the right": 1.0}
 GROUNDS = {"sign": "plain", "card": "frame", "poster": "gradient", "wall": "speckle"}
 MARGIN = 0.04
 RENDERER_VERSION = 3  # rises whenever the same options draw other samples: shards of an older one are made anew
+MOST_LETTERS, MOST_PIXELS = 64, 8192
 LETTERS = string.ascii_uppercase
 
 
@@ -69,17 +70,44 @@ class SyntheticOptions:
     place_named_share: float = 0.7
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_letters <= self.max_letters:
+        if not 1 <= self.min_letters <= self.max_letters <= MOST_LETTERS:
             raise UserError(
                 f"data.synthetic: min_letters ({self.min_letters}) must be at least 1 and at most max_letters"
-                f" ({self.max_letters})."
+                f" ({self.max_letters}), and that at most {MOST_LETTERS}, as many as a line has room for."
             )
-        if self.size_pixels < 16 or self.count < 1:
-            raise UserError("data.synthetic: size_pixels must be at least 16 and count at least 1.")
+        if not 16 <= self.size_pixels <= MOST_PIXELS or self.count < 1 or self.seed < 0:
+            raise UserError(
+                f"data.synthetic: size_pixels must be from 16 to {MOST_PIXELS}, count at least 1, seed not negative."
+            )
+        if not 0 < self.max_letter_width <= 1 or not 0 <= self.size_jitter < 1 or not 0 <= self.place_jitter <= 1:
+            raise UserError(
+                "data.synthetic: max_letter_width must be above 0 and at most 1, size_jitter at least 0 and under 1,"
+                " and place_jitter from 0 to 1."
+            )
+        if not 0.1 <= self.min_letter_aspect <= self.max_letter_aspect <= 10:
+            raise UserError(
+                f"data.synthetic: min_letter_aspect ({self.min_letter_aspect}) must be at least 0.1 and at most"
+                f" max_letter_aspect ({self.max_letter_aspect}), and that at most 10."
+            )
+        shares = ("random_string_share", "digit_share", "ground_share", "colour_named_share", "place_named_share")
+        for name in shares:
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"data.synthetic.{name} must be a share, 0 to 1, not {getattr(self, name)}.")
+        if self.random_string_share < 1 and not known_words(self.min_letters, self.max_letters):
+            raise UserError(
+                f"data.synthetic: no training word has {self.min_letters} to {self.max_letters} letters; widen"
+                " min_letters and max_letters, or set random_string_share to 1."
+            )
         if len(self.line_shares) != 3 or abs(sum(self.line_shares) - 1) > 1e-6 or min(self.line_shares) < 0:
             raise UserError(
                 f"data.synthetic.line_shares must be three shares that add up to 1, not {self.line_shares}."
             )
+
+
+@cache
+def known_words(min_letters: int, max_letters: int) -> tuple[str, ...]:
+    """The training words of these lengths."""
+    return tuple(word for word in training_words() if min_letters <= len(word) <= max_letters)
 
 
 def relative_luminance(colour: tuple[int, int, int]) -> float:
@@ -182,7 +210,7 @@ def render_sign(options: SyntheticOptions, index: int, words: tuple[str, ...] | 
     rng = np.random.default_rng((options.seed, index))
     if words is None:
         line_count = 1 + int(rng.choice(3, p=options.line_shares))
-        known = tuple(w for w in training_words() if options.min_letters <= len(w) <= options.max_letters)
+        known = known_words(options.min_letters, options.max_letters)
         strings = [_choose_string(rng, options, known) for _ in range(line_count)]
     else:
         strings = [words[index % len(words)]]

@@ -40,7 +40,9 @@ from vlad.data.decoding import (
     picture_size,
 )
 from vlad.data.parallel import available_cores, map_in_order
-from vlad.data.storage import FetchOptions, ShardCache, StorageError
+from vlad.data.shard_cache import ShardCache
+from vlad.data.shards import NOT_A_MANIFEST, manifest_entries
+from vlad.data.storage import FetchOptions, StorageError
 from vlad.data.tars import SampleMembers, TarTable, read_sample, scan_tar
 from vlad.errors import UserError
 from vlad.layout.fonts import missing_glyphs
@@ -70,6 +72,7 @@ KINDS = {
 OUTSIDE_TOLERANCE = 1e-3  # of the picture: what rounding does
 LEAST_AREA = 1e-6
 MAX_POLYGON_POINTS = 200  # the test for crossings is quadratic
+MOST_PIXELS = 16384  # of a side of a training picture
 CHUNK_SAMPLES = 64
 FETCHED_AHEAD = 4  # shards on their way while others are looked at
 LENGTH_EDGES = (1, 2, 3, 5, 9, 17, 33, 65)
@@ -93,8 +96,10 @@ class ValidationOptions:
     pictures_a_kind: int = 6
 
     def __post_init__(self) -> None:
-        if self.max_aspect < 1 or self.bucket_step_pixels < 1:
-            raise UserError("--max-aspect and --bucket-step must be at least 1.")
+        if not 1 <= self.max_aspect <= 16:
+            raise UserError(f"--max-aspect must be from 1 to 16, not {self.max_aspect}.")
+        if not all(1 <= pixels <= MOST_PIXELS for pixels in (self.bucket_step_pixels, *self.resolutions)):
+            raise UserError(f"--resolutions and --bucket-step must be from 1 to {MOST_PIXELS} pixels.")
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:
@@ -175,13 +180,14 @@ def list_set(pattern: str, cache: FetchOptions | None = None) -> ShardSet:
             continue
         manifests += 1
         try:
-            entries = _read_manifest(manifest, directory, cache)
+            said = manifest_entries(storage.read_bytes(manifest, cache), directory)
         except StorageError as error:
             findings.append(Finding("manifest", storage.shown(manifest), None, str(error)))
             continue
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except NOT_A_MANIFEST as error:
             findings.append(Finding("manifest", storage.shown(manifest), None, f"it is no shard manifest: {error!r}"))
             continue
+        entries = {path: ListedShard(**vars(entry)) for path, entry in said.items()}
         listed |= entries
         if not pattern.endswith(".tar") and not any(character in pattern for character in "*?[{"):
             findings += [
@@ -202,22 +208,6 @@ def _is_there(manifest: str, cache: FetchOptions | None) -> bool:
         return storage.exists(manifest, cache)
     except StorageError:  # stores refuse to say of what is not there; were they down, the shards would tell
         return False
-
-
-def _read_manifest(manifest: str, directory: str, cache: FetchOptions | None) -> dict[str, ListedShard]:
-    record = json.loads(storage.read_bytes(manifest, cache))
-    entries = {}
-    for entry in record["shards"]:
-        path = storage.join(directory, str(entry["name"]))
-        statistics = entry.get("statistics")
-        entries[path] = ListedShard(
-            path,
-            int(entry["samples"]),
-            int(entry["bytes"]),
-            None if entry.get("sha256") is None else str(entry["sha256"]),
-            statistics if isinstance(statistics, dict) else None,
-        )
-    return entries
 
 
 # One sample

@@ -157,13 +157,17 @@ def publish_shard(
     _publish(temporary, target, name)
 
 
-def read_sizes(text: str, shard_bytes: int | None) -> np.ndarray | None:
-    """The picture sizes (N 2: width, height) of the file beside a shard of that length; None where it is another's."""
+def read_sizes(text: str, shard_bytes: int | None, samples: int) -> np.ndarray | None:
+    """The picture sizes (N 2: width, height) of the file beside a shard of that length and so many samples.
+
+    None where it is another's.
+    """
     try:
         record = json.loads(text)
         if record["bytes"] != shard_bytes:
             return None
-        return np.array(record["sizes"], dtype=np.int32).reshape(-1, 2)
+        sizes = np.array(record["sizes"], dtype=np.int32)
+        return sizes if sizes.shape == (samples, 2) and sizes.min() > 0 else None
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None  # it only saves time: the shard itself says the same
 

@@ -8,6 +8,7 @@ Optional: `language`, `font`, `colour`, `valid`, `confidence`.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -92,7 +93,7 @@ def _polygon_from_json(entry: dict[str, Any], number: int) -> Polygon:
         raise ValueError(f'line {number} has neither "polygon" nor "box"') from None
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"line {number}: a polygon is a list of [x, y], a box is [left, top, right, bottom]") from None
-    if len(polygon) < 4 or not all(math.isfinite(value) for point in polygon for value in point):
+    if len(polygon) < 4 or not all(map(math.isfinite, itertools.chain(*polygon))):
         raise ValueError(f"line {number}: a polygon has at least four finite points")
     return polygon
 

@@ -76,7 +76,7 @@ def _character_extent(character: str) -> tuple[float, float] | None:
     return (-top / 384, -bottom / 384) if bottom > top else None
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=4096)  # at most some 30 kB each
 def _cell_mask(character: str, name: str, size_pixels: int, top_em: float, bottom_em: float) -> np.ndarray:
     """One character in its cell (uint8), squeezed where it is wider than the cell or hangs out below it."""
     width = round(CELL_WIDTH_EM * size_pixels)
@@ -97,12 +97,16 @@ def _cell_mask(character: str, name: str, size_pixels: int, top_em: float, botto
     return np.asarray(canvas)
 
 
-@lru_cache(maxsize=4096)
-def line_mask(text: str, name: str = CANONICAL_FONT, size_pixels: int = FONT_SIZES_PIXELS[0]) -> Image.Image:
-    """A line of text as white ink on black (mode L): one cell a character, cropped to the ink's height."""
+def line_pixels(text: str, name: str = CANONICAL_FONT, size_pixels: int = FONT_SIZES_PIXELS[0]) -> np.ndarray:
+    """A line of text as white ink on black (h w, uint8): one cell a character, cropped to the ink's height."""
     top, bottom = ink_extent(text)
-    cells = [_cell_mask(character, name, size_pixels, top, bottom) for character in text]
-    return Image.fromarray(np.concatenate(cells, axis=1))
+    return np.concatenate([_cell_mask(character, name, size_pixels, top, bottom) for character in text], axis=1)
+
+
+@lru_cache(maxsize=256)
+def line_mask(text: str, name: str = CANONICAL_FONT, size_pixels: int = FONT_SIZES_PIXELS[0]) -> Image.Image:
+    """`line_pixels` as a picture (mode L)."""
+    return Image.fromarray(line_pixels(text, name, size_pixels))
 
 
 @lru_cache(maxsize=65536)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vlad.layout.fonts import CANONICAL_FONT, font_size_for, line_mask, missing_glyphs
+from vlad.layout.fonts import CANONICAL_FONT, font_size_for, line_mask, line_pixels, missing_glyphs
 from vlad.layout.polygons import perspective_coefficients, polygon_area, quad_of
 from vlad.records import Layout, Polygon, TextLine
 
@@ -67,15 +67,21 @@ def _upright_ink(text: str, font: str, box: Box, window: tuple[int, int, int, in
     x0, y0, x1, y1 = window
     # Small letters are averaged by area from a larger mask; large ones have pixels enough as they are.
     small = oversampling > 2
-    mask = line_mask(text, font, font_size_for((bottom - top) * (oversampling if small else 1)))
-    across, down = mask.width / (right - left), mask.height / (bottom - top)  # pixels of the mask a pixel here
+    size_pixels = font_size_for((bottom - top) * (oversampling if small else 1))
+    if small:
+        mask = line_mask(text, font, size_pixels)
+        mask_width, mask_height = mask.size
+    else:
+        pixels = line_pixels(text, font, size_pixels)
+        mask_height, mask_width = pixels.shape
+    across, down = mask_width / (right - left), mask_height / (bottom - top)  # pixels of the mask a pixel here
     # Where the window stands in the mask.
     start_x, start_y, end_x, end_y = (x0 - left) * across, (y0 - top) * down, (x1 - left) * across, (y1 - top) * down
     if not small:
         # Pixel centres: half a pixel here is half of `across` there.
         to_mask = np.array([[across, 0, start_x + across / 2 - 0.5], [0, down, start_y + down / 2 - 0.5]])
         method = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        return cv2.warpAffine(np.asarray(mask), to_mask, (x1 - x0, y1 - y0), flags=method)
+        return cv2.warpAffine(pixels, to_mask, (x1 - x0, y1 - y0), flags=method)
     # What the window covers around the mask is empty.
     before = math.ceil(max(0, -start_x)), math.ceil(max(0, -start_y))
     after = math.ceil(max(0, end_x - mask.width)), math.ceil(max(0, end_y - mask.height))

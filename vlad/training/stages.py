@@ -30,6 +30,7 @@ from vlad.text.composition import TextSide
 from vlad.training.optim import OptimOptions, build_optimizer, learning_rate_factor
 from vlad.training.text_losses import read_prompts, text_losses, weighted_sum
 
+MOST_VARIANTS = 64  # of a caption
 TRAINED = "trained.safetensors"  # what a finished stage has trained, in its own folder
 
 
@@ -70,11 +71,14 @@ class LossOptions:
         noises = (self.layout_noise, self.latent_noise)
         if min(self.diffusion_weight, self.align_weight, self.contrast_weight, *extras, *noises) < 0:
             raise UserError("losses: weights and noise strengths must not be negative.")
-        if min(self.hard_negatives, self.rewordings) < 0:
-            raise UserError("losses: hard_negatives and rewordings must not be negative.")
         if self.matching_weight and not self.align_weight:
             raise UserError(
                 "losses.matching_weight: its negatives are those that L_align finds alike; set align_weight, too."
+            )
+        if not (0 <= self.hard_negatives <= MOST_VARIANTS and 0 <= self.rewordings <= MOST_VARIANTS):
+            raise UserError(
+                f"losses: hard_negatives and rewordings must be from 0 to {MOST_VARIANTS}: each is one more pass of the"
+                " text side over the batch."
             )
         if self.alignment == "one-directional" and (self.hard_negatives or self.rewordings):
             raise UserError(

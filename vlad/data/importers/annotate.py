@@ -18,7 +18,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from vlad.data.decoding import MAX_PICTURE_PIXELS, PICTURE_FORMATS, encode_sample
+from vlad.data.decoding import (
+    MAX_PICTURE_PIXELS,
+    PICTURE_FORMATS,
+    BadSample,
+    encode_sample,
+    refuse_too_much_text,
+)
 from vlad.data.importers.captions import compose_caption, strings_to_quote, with_quotations
 from vlad.data.importers.records import Entry, Place, Skipped, Source, SourceLine, Unusable
 from vlad.data.writing import Statistics, statistics_of
@@ -104,8 +110,11 @@ def annotate(
         entry = source.read(place)
         loaded = load_picture(entry.picture, options.max_side_pixels)
         lines = _lines_of(entry, loaded, read_text)
+        refuse_too_much_text(entry.caption or "", Layout(lines))
     except Unusable as error:
         return Skipped(place.name, str(error))
+    except BadSample as error:
+        return Skipped(place.name, f"it has too much text: {error}")
     strings = strings_to_quote(lines, options.max_strings)
     caption = entry.caption
     if caption is None and not captioned:

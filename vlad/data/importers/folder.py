@@ -69,17 +69,29 @@ class FolderSource:
 def walk(folder: Path) -> Iterator[Path]:
     """The files under a folder, without hidden ones, in the order of their paths; a folder's metadata comes first.
 
-    One folder is listed at a time, so that millions of files need little memory.
+    One folder is listed at a time, so that millions of files need little memory. Raises UserError for a folder that
+    cannot be read.
     """
-    with os.scandir(folder) as found:
-        visible = [(entry.name + "/" * entry.is_dir(), entry.name) for entry in found if entry.name[0] != "."]
-    for _, name in sorted(visible, key=lambda pair: (pair[0] != METADATA, pair[0])):
-        path = folder / name
-        if path.is_dir():
-            if not path.is_symlink():  # it may lead back up
-                yield from walk(path)
-        else:
-            yield path
+    try:
+        with os.scandir(folder) as found:
+            visible = [(entry.name + "/" * _is_folder(entry), entry) for entry in found if entry.name[0] != "."]
+    except OSError as error:
+        raise UserError(
+            f"The folder {folder} cannot be read ({error.strerror}); give yourself permission to read it, or move it"
+            " away."
+        ) from error
+    for name, entry in sorted(visible, key=lambda pair: (pair[0] != METADATA, pair[0])):
+        if not name.endswith("/"):
+            yield folder / name
+        elif not entry.is_symlink():  # it may lead back up
+            yield from walk(folder / entry.name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to where we may not look
+        return False
 
 
 def written_caption(path: Path) -> str | None:

@@ -16,6 +16,7 @@ from vlad.data.importers.mario import INDEX_LINE, MarioSource, looks_like_mario
 from vlad.data.importers.mmocr import MMOCRSource, WildReceiptSource
 from vlad.data.importers.records import Source
 from vlad.data.importers.tars import TarSource
+from vlad.data.storage import is_url, shown
 from vlad.errors import UserError, did_you_mean
 
 FORMATS = {
@@ -40,6 +41,13 @@ def open_source(
     `caption_field` names the field or column of the caption (None: the format's own).
     Raises UserError where there is no source, it is empty, or its format is not known.
     """
+    if not path.strip():
+        raise UserError("SOURCE is empty; name a folder or a file that holds pictures.")
+    if is_url(path):
+        raise UserError(
+            f"SOURCE {shown(path)}: sources are read from this machine's disks; fetch it first, or mount it. Shards of"
+            " ours need no making: train on their URL."
+        )
     if format is not None and format not in FORMATS:
         raise UserError(f"There is no format {format!r}.{did_you_mean(format, FORMATS)} Known: {', '.join(FORMATS)}.")
     if pictures is not None and not pictures.is_dir():
@@ -89,6 +97,8 @@ def detect_format(path: Path) -> str:
         raise _nothing_there(path)
     if path.is_dir():
         return _folder_format(path)
+    if not path.is_file():  # reading a pipe might wait for ever
+        raise UserError(f"{path} is neither a file nor a folder; name one that holds pictures.")
     try:
         with path.open("rb") as stream:
             beginning = stream.read(PEEK_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
