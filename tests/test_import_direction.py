@@ -29,7 +29,7 @@ LEVELS = {
     "config": 7,
     "building": 8,
     "caching": 9,
-    "watching": 9,
+    "monitors": 9,
     "launch": 10,
     "sampling": 11,
 }

@@ -66,7 +66,7 @@ from vlad.training.stages import (
     Stage,
     set_modes,
 )
-from vlad.watching import grid_drawer, retrieval_measure
+from vlad.monitors import grid_drawer, retrieval_measure
 
 FIT_PICTURES = 3000  # the projection of a PatchAutoencoder is fitted to this many pictures
 
