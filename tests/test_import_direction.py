@@ -29,6 +29,7 @@ LEVELS = {
     "config": 7,
     "building": 8,
     "caching": 9,
+    "resuming": 9,
     "launch": 10,
     "sampling": 11,
 }

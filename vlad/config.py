@@ -126,7 +126,13 @@ class TrainerOptions:
     channels_last: bool = True
     attention: Literal["auto", "xformers", "sdpa"] = "auto"
     checkpoint_every_steps: int = 250
+    # The newest so many are kept, and for good those of every so many steps (0: none).
     keep_checkpoints: int = 2
+    keep_every_steps: int = 0
+    # Checkpoints are written in a thread while training goes on; False: training waits for the disk.
+    background_saving: bool = True
+    # When one cannot be written: stop (after a last try), or warn and go on.
+    on_save_failure: Literal["stop", "go_on"] = "stop"
     sample_every_steps: int = 500
     log_every_steps: int = 10
 
@@ -136,6 +142,11 @@ class TrainerOptions:
         if min(self.nodes, self.checkpoint_every_steps, self.keep_checkpoints, self.log_every_steps) < 1:
             raise UserError(
                 "trainer: nodes, checkpoint_every_steps, keep_checkpoints and log_every_steps must be at least 1."
+            )
+        if self.keep_every_steps % self.checkpoint_every_steps or self.keep_every_steps < 0:
+            raise UserError(
+                f"trainer.keep_every_steps must be a multiple of checkpoint_every_steps ({self.checkpoint_every_steps}),"
+                f" or 0 for none, not {self.keep_every_steps}."
             )
 
 
@@ -148,6 +159,9 @@ class Config:
     seed: int = 0
     # A run or pipeline to fine-tune; its models take the place of those described here. None: start from nothing.
     base: str | None = None
+    # auto: go on with what the run directory holds; none: refuse one that holds a run; else a checkpoint of another run
+    # to begin from.
+    resume: str = "auto"
     data: DataOptions = field(default_factory=DataOptions)
     lvlm: LVLMOptions = field(default_factory=LVLMOptions)
     composition: CompositionOptions = field(default_factory=CompositionOptions)

@@ -50,6 +50,19 @@ def writable_directory(path: Path | str, purpose: str, needed_bytes: int = 0) ->
     return path
 
 
+# A forked loader's worker outlives a killed trainer by some seconds, and must not hold its directory for so long.
+_LOCKS: set[int] = set()
+
+
+def _let_go_of_locks() -> None:
+    for descriptor in _LOCKS:
+        os.close(descriptor)
+    _LOCKS.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_of_locks)
+
+
 @contextlib.contextmanager
 def claimed(directory: Path, what: str) -> Iterator[None]:
     """Holds a directory for this process. Raises UserError when another one works there.
@@ -57,6 +70,7 @@ def claimed(directory: Path, what: str) -> Iterator[None]:
     The lock ends with the process, however that ends.
     """
     descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    _LOCKS.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,6 +80,7 @@ def claimed(directory: Path, what: str) -> Iterator[None]:
             ) from None
         yield
     finally:
+        _LOCKS.discard(descriptor)
         os.close(descriptor)
 
 

@@ -34,20 +34,22 @@ from safetensors.torch import load_file, save_file
 from vlad import distributed
 from vlad.building import ALIGNMENT, build_pipeline, new_parts, parts_of_base
 from vlad.caching import cached_sets, check_cache
-from vlad.config import Config, load_config, save_config
+from vlad.config import Config, save_config
 from vlad.data.stream import ShardSets, collate, first_samples, open_sets
 from vlad.diffusion.attention import set_attention
 from vlad.diffusion.autoencoder import PatchAutoencoder
 from vlad.diffusion.noise import build_scheduler
 from vlad.errors import UserError, claimed, writable_directory
 from vlad.evaluation.report import GridRow, draw_layout, picture_of_map, sample_grid
+from vlad.resuming import check_run_directory, config_record, finished_stage, starting_checkpoint
 from vlad.text.lora import merged, save_adapter
 from vlad.text.prompt import parse_prompt
 from vlad.training.callbacks import Progress, SampleGrid, SeedEachBatch, StopOnSignal, write_metrics
-from vlad.training.checkpoint import Checkpoints, newest_checkpoint
+from vlad.training.checkpoint import prune_checkpoints, remove_partial
 from vlad.training.datamodule import ShardDataModule
 from vlad.training.ema import ExponentialAverage
 from vlad.training.optim import OptimOptions
+from vlad.training.saving import Checkpoints, CheckpointWriter
 from vlad.training.stages import TRAINED, AutoencoderStage, LayoutStage, Parts, RefineStage, Stage, set_modes
 
 GRID_SAMPLES = 8
@@ -69,7 +71,7 @@ def run(config: Config) -> RunResult:
     check_cache(config, sets)
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator: there is no GPU that torch can use here; set it to auto or cpu.")
-    _compare_with_stored(config)
+    check_run_directory(config)
     directory = writable_directory(config.directory, "the run", needed_bytes=200_000_000)
     # The other ranks of a launch work on the same run.
     with claimed(directory, "a run") if distributed.is_main_process() else contextlib.nullcontext():
@@ -96,10 +98,10 @@ def _run(config: Config, sets: ShardSets, directory: Path) -> RunResult:
     if distributed.is_main_process():
         print(f"{config.name}: {sets.samples} samples in {sets.shards} shards; {line}", file=sys.stderr)
 
-    for number, stage in enumerate(stages, start=1):
-        label = f"[{number}/{len(stages)} {stage}]"
-        if not _train_stage(config, parts, sets, stage, label):
-            return RunResult(directory, finished=False)
+    with StopOnSignal() as stop:
+        for stage in stages:
+            if not _train_stage(config, parts, sets, stage, stages, stop):
+                return RunResult(directory, finished=False)
     if distributed.is_main_process():
         _publish_run(config, parts)
     return RunResult(directory, finished=True)
@@ -115,44 +117,12 @@ def is_finished(config: Config) -> bool:
 
     Raises UserError when it holds a run of another config.
     """
-    _compare_with_stored(config)
+    check_run_directory(config)
     result = "adapter" if makes_adapter(config) else "pipeline/model_index.json"
     return (config.directory / "refine" / "metrics.json").is_file() and (config.directory / result).exists()
 
 
-# --- the run directory -----------------------------------------------------------------------------------------
-
-
-def _compare_with_stored(config: Config) -> None:
-    """Raises UserError when the run directory holds a run of another config."""
-    stored = config.directory / "config.yaml"
-    if not stored.is_file():
-        return
-    before, now = _shaping(load_config(stored)), _shaping(config)
-    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if differing:
-        key = differing[0]
-        raise UserError(
-            f"{config.directory} holds a run of another config: {key} was {before.get(key)!r} and is now"
-            f" {now.get(key)!r}; give this run another name (name=...), or remove the directory."
-        )
-
-
-def _shaping(config: Config) -> dict[str, object]:
-    """The options that shape the result, by dotted name; where and how often a run saves may change."""
-    flat: dict[str, object] = {}
-
-    def visit(prefix: str, value: object) -> None:
-        if hasattr(value, "__dataclass_fields__"):
-            for name in value.__dataclass_fields__:
-                visit(f"{prefix}.{name}" if prefix else name, getattr(value, name))
-        else:
-            flat[prefix] = value
-
-    visit("", config)
-    shaping = ("trainer.precision", "trainer.devices", "trainer.nodes")
-    free = ("runs", "name", "trainer.", "sample.", "data.shards", "data.workers", "data.verify", "data.fetch.")
-    return {key: value for key, value in flat.items() if key in shaping or not key.startswith(free)}
+# --- one stage -----------------------------------------------------------------------------------------------
 
 
 def _stage_names(config: Config, parts: Parts) -> list[str]:
@@ -163,18 +133,22 @@ def _stage_names(config: Config, parts: Parts) -> list[str]:
     return names
 
 
-# --- one stage -----------------------------------------------------------------------------------------------
-
-
-def _train_stage(config: Config, parts: Parts, sets: ShardSets, name: str, label: str) -> bool:
+def _train_stage(
+    config: Config, parts: Parts, sets: ShardSets, name: str, order: list[str], stop: StopOnSignal
+) -> bool:
     """Trains a stage to its end, or until a signal; returns whether it is done."""
+    label = f"[{order.index(name) + 1}/{len(order)} {name}]"
     directory = config.directory / name
     checkpoints = directory / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     optim: OptimOptions = getattr(config.train, name)
     stage = _build_stage(config, parts, name, sets)
-    if (directory / "metrics.json").is_file():
-        _load_stage(stage, directory)
+    finished = finished_stage(config, name, order)
+    if finished is not None:
+        _load_stage(stage, finished)
+        if finished != directory and distributed.is_main_process():
+            _publish_stage(stage, directory)
+            shutil.copyfile(finished / "metrics.json", directory / "metrics.json")
         return True
     data = ShardDataModule(
         sets if config.data.cache is None else cached_sets(config, parts, sets),
@@ -182,25 +156,25 @@ def _train_stage(config: Config, parts: Parts, sets: ShardSets, name: str, label
         optim.steps * optim.accumulate_batches,
         config.directory / "quarantine.jsonl",
     )
-    newest, broken = newest_checkpoint(checkpoints)
     if distributed.is_main_process():
-        for path in broken:
-            print(f"{label} {path} does not read back whole and is left out", file=sys.stderr)
-        if newest is not None:
-            print(f"{label} goes on from {newest}", file=sys.stderr)
+        remove_partial(checkpoints)
+    newest = starting_checkpoint(config, name, label, distributed.is_main_process())
 
     average = ExponentialAverage(optim.ema_decay)
     processes = max(1, _devices(config)) * config.trainer.nodes
     images_per_step = config.data.batch_size * optim.accumulate_batches * processes
     progress = Progress(label, images_per_step, optim.steps)
-    stop = StopOnSignal()
     seeds = SeedEachBatch(config.seed, name)
     callbacks: list[L.Callback] = [seeds, stop, average, progress]
     if name != "autoencoder":
         draw = _grid_drawer(config, parts, sets, name)
         samples = config.directory / "samples" / name
         callbacks.append(SampleGrid(samples, config.trainer.sample_every_steps, average, draw))
-    callbacks.append(Checkpoints(checkpoints, config.trainer.checkpoint_every_steps, config.trainer.keep_checkpoints))
+    options = config.trainer
+    writer = CheckpointWriter(options.keep_checkpoints, options.keep_every_steps, options.background_saving)
+    record = config_record(config, name)
+    saving = Checkpoints(checkpoints, writer, options.checkpoint_every_steps, options.on_save_failure, stop, record)
+    callbacks.append(saving)
     trainer = L.Trainer(
         accelerator=config.trainer.accelerator,
         devices=_devices(config) or "auto",
@@ -211,6 +185,7 @@ def _train_stage(config: Config, parts: Parts, sets: ShardSets, name: str, label
         accumulate_grad_batches=optim.accumulate_batches,
         gradient_clip_val=optim.clip_grad_norm,
         callbacks=callbacks,
+        plugins=[writer],
         logger=[
             # A start's own folder: the logger would delete the curves of the start before.
             CSVLogger(directory, name="logs", version=_log_version(newest), flush_logs_every_n_steps=50),
@@ -225,13 +200,17 @@ def _train_stage(config: Config, parts: Parts, sets: ShardSets, name: str, label
     set_modes(stage)
     trainer.fit(stage, datamodule=data, ckpt_path=newest, weights_only=True)
     if stop.stopped and trainer.global_step < optim.steps:
+        if (error := saving.error()) is not None:
+            raise error
         return False
     average.copy_to(stage)
     stage.eval()
     if trainer.is_global_zero:
         _publish_stage(stage, directory)
         write_metrics(directory / "metrics.json", progress.summary(trainer))
-        shutil.rmtree(checkpoints)
+        prune_checkpoints(checkpoints, 0, options.keep_every_steps)
+        if not any(checkpoints.iterdir()):
+            checkpoints.rmdir()
     trainer.strategy.barrier()
     return True
 

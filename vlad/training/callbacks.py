@@ -80,32 +80,50 @@ class SeedEachBatch(L.Callback):
 
 
 class StopOnSignal(L.Callback):
-    """Ctrl-C and SIGTERM end the stage after the step at hand, on all ranks; the checkpoint callback then saves."""
+    """Ctrl-C, SIGTERM and SIGUSR1 end the stage after the step at hand, on all ranks; the run then saves and ends.
+
+    One for a whole run. Inside `with`, a scheduler's signals (SIGTERM, SIGUSR1) are held until the first step is done;
+    Ctrl-C ends a run that has not begun to train at once.
+    """
 
     def __init__(self) -> None:
         self.stopped = False
         self.previous: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def __enter__(self) -> StopOnSignal:
+        self._listen(signal.SIGTERM, signal.SIGUSR1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        self.previous = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # Lightning has put its own handlers in place by now: they requeue SLURM jobs and send to other ranks from
+        # inside a signal handler. It restores what it found when the stage ends.
+        self._listen(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if signal.SIGINT in self.previous:
+            signal.signal(signal.SIGINT, self.previous.pop(signal.SIGINT))
+
+    def _listen(self, *numbers: int) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
+        for number in numbers:
+            handler = signal.signal(number, self._stop)
+            self.previous.setdefault(number, handler)
 
-        def stop(number: int, _: Any) -> None:
-            self.stopped = True
-            # A second Ctrl-C is not to be swallowed.
+    def _stop(self, number: int, _: Any) -> None:
+        self.stopped = True
+        if number == signal.SIGINT:  # a second Ctrl-C is not to be swallowed
             signal.signal(number, self.previous[number])
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.signal(number, stop)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         # One rank's signal stops all of them after the same step: a rank that went on alone would wait for ever.
         self.stopped = trainer.strategy.reduce_boolean_decision(self.stopped, all=False)
         trainer.should_stop = trainer.should_stop or self.stopped
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
 
 
 class SampleGrid(L.Callback):
