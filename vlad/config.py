@@ -133,6 +133,10 @@ class TrainerOptions:
     background_saving: bool = True
     # When one cannot be written: stop (after a last try), or warn and go on.
     on_save_failure: Literal["stop", "go_on"] = "stop"
+    # When a loss or gradient is not finite: stop, or leave the step out.
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    # Several processes give up on one that does not answer for so long.
+    timeout_minutes: float = 10.0
     sample_every_steps: int = 500
     log_every_steps: int = 10
 
@@ -145,9 +149,11 @@ class TrainerOptions:
             )
         if self.keep_every_steps % self.checkpoint_every_steps or self.keep_every_steps < 0:
             raise UserError(
-                f"trainer.keep_every_steps must be a multiple of checkpoint_every_steps ({self.checkpoint_every_steps}),"
-                f" or 0 for none, not {self.keep_every_steps}."
+                "trainer.keep_every_steps must be a multiple of checkpoint_every_steps"
+                f" ({self.checkpoint_every_steps}), or 0 for none, not {self.keep_every_steps}."
             )
+        if self.timeout_minutes <= 0:
+            raise UserError(f"trainer.timeout_minutes must be positive, not {self.timeout_minutes:g}.")
 
 
 @dataclass(frozen=True)
@@ -218,7 +224,9 @@ def _numbers(value: Any, *path: str) -> Iterator[tuple[str, float]]:
 
 def save_config(config: Config, path: Path) -> None:
     """Writes the resolved config as YAML; `load_config` gives it back."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))), encoding="utf-8")
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))), encoding="utf-8")
+    temporary.replace(path)
 
 
 def _read_override(override: str) -> DictConfig:

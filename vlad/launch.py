@@ -22,11 +22,13 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -48,7 +50,9 @@ from vlad.training.callbacks import Progress, SampleGrid, SeedEachBatch, StopOnS
 from vlad.training.checkpoint import prune_checkpoints, remove_partial
 from vlad.training.datamodule import ShardDataModule
 from vlad.training.ema import ExponentialAverage
+from vlad.training.gradients import GradientGuard
 from vlad.training.optim import OptimOptions
+from vlad.training.ranks import RankWatch
 from vlad.training.saving import Checkpoints, CheckpointWriter
 from vlad.training.stages import TRAINED, AutoencoderStage, LayoutStage, Parts, RefineStage, Stage, set_modes
 
@@ -165,7 +169,8 @@ def _train_stage(
     images_per_step = config.data.batch_size * optim.accumulate_batches * processes
     progress = Progress(label, images_per_step, optim.steps)
     seeds = SeedEachBatch(config.seed, name)
-    callbacks: list[L.Callback] = [seeds, stop, average, progress]
+    guard = GradientGuard(directory / "nonfinite", optim.clip_grad_norm, config.trainer.on_nonfinite)
+    callbacks: list[L.Callback] = [seeds, stop, guard, average, progress]
     if name != "autoencoder":
         draw = _grid_drawer(config, parts, sets, name)
         samples = config.directory / "samples" / name
@@ -174,16 +179,15 @@ def _train_stage(
     writer = CheckpointWriter(options.keep_checkpoints, options.keep_every_steps, options.background_saving)
     record = config_record(config, name)
     saving = Checkpoints(checkpoints, writer, options.checkpoint_every_steps, options.on_save_failure, stop, record)
-    callbacks.append(saving)
+    callbacks += [saving, RankWatch(config.directory, writer.wait)]
     trainer = L.Trainer(
         accelerator=config.trainer.accelerator,
         devices=_devices(config) or "auto",
         num_nodes=config.trainer.nodes,
-        strategy="ddp" if _devices(config) > 1 or config.trainer.nodes > 1 else "auto",
+        strategy=_strategy(config),
         precision=optim.precision or config.trainer.precision,
         max_steps=optim.steps,
         accumulate_grad_batches=optim.accumulate_batches,
-        gradient_clip_val=optim.clip_grad_norm,
         callbacks=callbacks,
         plugins=[writer],
         logger=[
@@ -207,7 +211,7 @@ def _train_stage(
     stage.eval()
     if trainer.is_global_zero:
         _publish_stage(stage, directory)
-        write_metrics(directory / "metrics.json", progress.summary(trainer))
+        write_metrics(directory / "metrics.json", {**progress.summary(trainer), "skipped_steps": guard.skipped})
         prune_checkpoints(checkpoints, 0, options.keep_every_steps)
         if not any(checkpoints.iterdir()):
             checkpoints.rmdir()
@@ -262,6 +266,13 @@ def _devices(config: Config) -> int:
     return torch.cuda.device_count() if config.trainer.accelerator != "cpu" else 1
 
 
+def _strategy(config: Config) -> Strategy | str:
+    """DDP where several processes train, which gives up on a rank that does not answer."""
+    if _devices(config) == 1 and config.trainer.nodes == 1:
+        return "auto"
+    return DDPStrategy(timeout=timedelta(minutes=config.trainer.timeout_minutes))
+
+
 def _publish_stage(stage: Stage, directory: Path) -> None:
     """Saves what the stage has trained; the autoencoder's also what was fitted."""
     state = stage.state_dict()
@@ -305,11 +316,13 @@ def _publish_run(config: Config, parts: Parts) -> None:
         pipeline.register_modules(lvlm=merged(pipeline.lvlm))
         pipeline.save_pretrained(folder)  # model_index.json comes last: its presence says the run is finished
         return
-    folder = config.directory / "adapter"
+    folder = config.directory / "adapter.partial"
+    shutil.rmtree(folder, ignore_errors=True)
     save_adapter(parts.text_side.lvlm.model, folder / "lvlm")
     save_adapter(parts.refine_unet, folder / "refine_unet")
     if parts.layout_unet is not None:
         save_adapter(parts.layout_unet, folder / "layout_unet")
+    folder.rename(config.directory / "adapter")  # its presence says the run is finished
 
 
 def _grid_drawer(config: Config, parts: Parts, sets: ShardSets, name: str) -> Callable[[Path], None]:

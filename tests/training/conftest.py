@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from trainer_process import CONFIG
+from trainer_process import CONFIG, Orders, finish, start
 
 from vlad.data.synthetic import SyntheticOptions, render_sign
 from vlad.data.writing import write_manifest, write_shards
@@ -19,3 +19,12 @@ def signs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_manifest(folder / "shards", entries, {})
     (folder / "config.yaml").write_text(CONFIG.format(folder=folder), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def straight(signs: Path) -> Path:
+    """The run directory of that config, trained straight through; SIGNS/straight.0 records its batches."""
+    orders = Orders(record=signs / "straight.jsonl")
+    processes = start(signs / "config.yaml", signs / "straight-words", ["name=straight", "trainer.devices=1"], orders)
+    assert finish(processes) == [0], (signs / "straight-words.0").read_text()
+    return signs / "runs" / "straight"

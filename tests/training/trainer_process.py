@@ -1,7 +1,7 @@
 """A trainer in processes of its own, to be recorded, stopped and killed.
 
-They are forked from a server that has imported everything once: a start takes a part of a second. Ranks find each other as
-under torchrun.
+They are forked from a server that has imported everything once: a start takes a part of a second. Ranks find each other
+as under torchrun.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ sample: {{steps: 2, batch_size: 2}}
 class Orders:
     """What happens to a trainer on purpose."""
 
-    # Stops, as a signal would, after this step of a stage.
+    # Stops, as a signal would, at this batch of a stage; in the midst of a step, the step is ended before.
     stop_at: dict[str, int] = field(default_factory=dict)
     # Gets one line a batch: stage, number, keys, loss.
     record: Path | None = None
     # Sends itself SIGKILL at the n-th call (from 1) of a function that saving goes through: "fsync", "replace".
     kill_at: tuple[str, int] | None = None
-    # Sends a signal to the process with this number after a step: (stage, step, signal).
-    send: tuple[str, int, int] | None = None
+    # A signal that a rank sends itself after a step: (stage, step, rank, signal).
+    send: tuple[str, int, int, int] | None = None
     # The loss of this batch of this rank and stage is not a number: (stage, batch number, rank).
     nan_at: tuple[str, int, int] | None = None
 
@@ -97,9 +97,9 @@ def _follow(orders: Orders) -> None:
             path = orders.record.with_suffix(f".{trainer.global_rank}")
             with path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
-        if orders.send is not None and (stage, trainer.global_step) == orders.send[:2]:
-            os.kill(os.getpid(), orders.send[2])
-        self.stopped = self.stopped or trainer.global_step == orders.stop_at.get(stage)
+        if orders.send is not None and (stage, trainer.global_step, trainer.global_rank) == orders.send[:3]:
+            os.kill(os.getpid(), orders.send[3])
+        self.stopped = self.stopped or trainer.fit_loop.epoch_loop.total_batch_idx == orders.stop_at.get(stage)
         original(self, trainer, module, outputs, batch, number)
 
     StopOnSignal.on_train_batch_end = after_batch  # type: ignore[method-assign]

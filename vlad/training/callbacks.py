@@ -25,6 +25,7 @@ class Progress(L.Callback):
         self.label, self.images_per_step, self.steps = label, images_per_step, steps
         self.bar: tqdm[Any] | None = None
         self.smoothed: dict[str, float] = {}
+        self.started, self.first_step = time.monotonic(), 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -62,6 +63,14 @@ class Progress(L.Callback):
             "seconds": time.monotonic() - self.started,
         }
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"smoothed": self.smoothed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # A run that was killed after its last step, before it could say how that went, says it when it is resumed.
+        self.smoothed = state_dict["smoothed"]
+        self.first_step = self.steps
+
 
 class SeedEachBatch(L.Callback):
     """Noise, timesteps and droppings as a function of (seed, stage, batch, rank) alone.
@@ -77,6 +86,11 @@ class SeedEachBatch(L.Callback):
         # The loop's own count of batches goes on over a resume.
         number = trainer.fit_loop.epoch_loop.total_batch_idx
         torch.manual_seed(derived_seed(self.seed, self.stage, number, trainer.global_rank))
+
+
+def step_is_whole(trainer: L.Trainer) -> bool:
+    """Whether the batch at hand was the last of its optimiser step: gradients in between are in no checkpoint."""
+    return (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 class StopOnSignal(L.Callback):
@@ -99,7 +113,7 @@ class StopOnSignal(L.Callback):
             signal.signal(number, handler)
         self.previous = {}
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Lightning has put its own handlers in place by now: they requeue SLURM jobs and send to other ranks from
         # inside a signal handler. It restores what it found when the stage ends.
         self._listen(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -123,7 +137,7 @@ class StopOnSignal(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         # One rank's signal stops all of them after the same step: a rank that went on alone would wait for ever.
         self.stopped = trainer.strategy.reduce_boolean_decision(self.stopped, all=False)
-        trainer.should_stop = trainer.should_stop or self.stopped
+        trainer.should_stop = trainer.should_stop or (self.stopped and step_is_whole(trainer))
 
 
 class SampleGrid(L.Callback):

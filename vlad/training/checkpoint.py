@@ -1,7 +1,7 @@
 """Checkpoint files: how one is written, proven, named, found again and pruned.
 
-A name of `step-*.ckpt` is given by rename to a file that is whole on the disk and has been read back: it is the mark that
-the file is complete. Killed at any instant, a run leaves the earlier ones, and at worst a `.partial` beside them.
+A name of `step-*.ckpt` is given by rename to a file that is whole on the disk and has been read back: it is the mark
+that the file is complete. Killed at any instant, a run leaves the earlier ones, and at worst a `.partial` beside them.
 """
 
 from __future__ import annotations

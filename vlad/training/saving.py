@@ -19,7 +19,7 @@ from lightning.fabric.plugins import CheckpointIO
 from tqdm import tqdm
 
 from vlad.errors import UserError
-from vlad.training.callbacks import StopOnSignal
+from vlad.training.callbacks import StopOnSignal, step_is_whole
 from vlad.training.checkpoint import (
     checkpoint_path,
     copied_to_cpu,
@@ -108,7 +108,9 @@ class Checkpoints(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         self._notice_failure()
         step = trainer.global_step
-        if step != self.saved_step and (step % self.every_steps == 0 or trainer.should_stop):
+        if not step_is_whole(trainer) or step == self.saved_step:
+            return
+        if step % self.every_steps == 0 or trainer.should_stop:
             self.saved_step = step
             trainer.save_checkpoint(checkpoint_path(self.directory, step))  # every rank takes part; rank zero writes
 
