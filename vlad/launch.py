@@ -164,7 +164,14 @@ def _train_stage(
         remove_partial(checkpoints)
     newest = starting_checkpoint(config, name, label, distributed.is_main_process())
 
-    average = ExponentialAverage(optim.ema_decay)
+    average = ExponentialAverage(
+        optim.ema_decay,
+        optim.ema_half_lives,
+        optim.ema_power_widths,
+        optim.ema_snapshot_every_steps,
+        directory,
+        optim.ema_on_cpu,
+    )
     processes = max(1, _devices(config)) * config.trainer.nodes
     images_per_step = config.data.batch_size * optim.accumulate_batches * processes
     progress = Progress(label, images_per_step, optim.steps)
@@ -211,6 +218,7 @@ def _train_stage(
     stage.eval()
     if trainer.is_global_zero:
         _publish_stage(stage, directory)
+        average.publish(directory)
         write_metrics(directory / "metrics.json", {**progress.summary(trainer), "skipped_steps": guard.skipped})
         prune_checkpoints(checkpoints, 0, options.keep_every_steps)
         if not any(checkpoints.iterdir()):

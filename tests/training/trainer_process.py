@@ -34,7 +34,9 @@ losses: {{text_dropout: 0.5, layout_dropout: 0.5}}
 train:
   autoencoder: {{steps: 4, warmup_steps: 1, ema_decay: 0.9}}
   layout: {{steps: 4, warmup_steps: 2, accumulate_batches: 2, ema_decay: 0.9}}
-  refine: {{steps: 4, warmup_steps: 1, accumulate_batches: 2, ema_decay: 0.9}}
+  refine:
+    {{steps: 4, warmup_steps: 1, accumulate_batches: 2, ema_decay: 0.9, ema_half_lives: [2], ema_power_widths: [0.1],
+    ema_snapshot_every_steps: 2, ema_on_cpu: true}}
 trainer:
   checkpoint_every_steps: 2
   keep_every_steps: 4
