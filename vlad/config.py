@@ -139,6 +139,8 @@ class TrainerOptions:
     timeout_minutes: float = 10.0
     sample_every_steps: int = 500
     log_every_steps: int = 10
+    # Weights & Biases (extra wandb) beside TensorBoard and CSV; offline keeps it on the disk, for `wandb sync`.
+    wandb: Literal["off", "offline", "online"] = "off"
 
     def __post_init__(self) -> None:
         if self.devices != "auto" and not (self.devices.isdigit() and int(self.devices) > 0):

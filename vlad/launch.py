@@ -9,6 +9,7 @@ runs/NAME/
   samples/STAGE/         sample grids during training
   pipeline/              all parts in diffusers' format
   adapter/               LoRA runs: peft adapters instead of a pipeline
+  report.html            the run on one page; starts.jsonl: what it was started with
   quarantine.jsonl       samples that could not be used
   .lock                  held by the process that trains here
 """
@@ -22,13 +23,10 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, Strategy
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -43,17 +41,17 @@ from vlad.diffusion.autoencoder import PatchAutoencoder
 from vlad.diffusion.noise import build_scheduler
 from vlad.errors import UserError, claimed, writable_directory
 from vlad.evaluation.report import GridRow, draw_layout, picture_of_map, sample_grid
-from vlad.resuming import check_run_directory, config_record, finished_stage, starting_checkpoint
+from vlad.evaluation.run_page import record_start, write_run_page
+from vlad.resuming import check_run_directory, finished_stage, starting_checkpoint
+from vlad.stage_trainer import build_trainer
 from vlad.text.lora import merged, save_adapter
 from vlad.text.prompt import parse_prompt
-from vlad.training.callbacks import Progress, SampleGrid, SeedEachBatch, StopOnSignal, write_metrics
+from vlad.training.callbacks import StopOnSignal, write_metrics
 from vlad.training.checkpoint import prune_checkpoints, remove_partial
 from vlad.training.datamodule import ShardDataModule
-from vlad.training.ema import ExponentialAverage
-from vlad.training.gradients import GradientGuard
+from vlad.training.environment import describe_start
+from vlad.training.loggers import check_wandb
 from vlad.training.optim import OptimOptions
-from vlad.training.ranks import RankWatch
-from vlad.training.saving import Checkpoints, CheckpointWriter
 from vlad.training.stages import TRAINED, AutoencoderStage, LayoutStage, Parts, RefineStage, Stage, set_modes
 
 GRID_SAMPLES = 8
@@ -76,6 +74,7 @@ def run(config: Config) -> RunResult:
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator: there is no GPU that torch can use here; set it to auto or cpu.")
     check_run_directory(config)
+    check_wandb(config.trainer.wandb)
     directory = writable_directory(config.directory, "the run", needed_bytes=200_000_000)
     # The other ranks of a launch work on the same run.
     with claimed(directory, "a run") if distributed.is_main_process() else contextlib.nullcontext():
@@ -101,6 +100,7 @@ def _run(config: Config, sets: ShardSets, directory: Path) -> RunResult:
     line = set_attention(unets, config.trainer.attention, device)
     if distributed.is_main_process():
         print(f"{config.name}: {sets.samples} samples in {sets.shards} shards; {line}", file=sys.stderr)
+        record_start(directory, {**describe_start(), "attention": line.removeprefix("attention: ")})
 
     with StopOnSignal() as stop:
         for stage in stages:
@@ -108,6 +108,7 @@ def _run(config: Config, sets: ShardSets, directory: Path) -> RunResult:
                 return RunResult(directory, finished=False)
     if distributed.is_main_process():
         _publish_run(config, parts)
+        write_run_page(directory)
     return RunResult(directory, finished=True)
 
 
@@ -164,71 +165,26 @@ def _train_stage(
         remove_partial(checkpoints)
     newest = starting_checkpoint(config, name, label, distributed.is_main_process())
 
-    average = ExponentialAverage(
-        optim.ema_decay,
-        optim.ema_half_lives,
-        optim.ema_power_widths,
-        optim.ema_snapshot_every_steps,
-        directory,
-        optim.ema_on_cpu,
-    )
-    processes = max(1, _devices(config)) * config.trainer.nodes
-    images_per_step = config.data.batch_size * optim.accumulate_batches * processes
-    progress = Progress(label, images_per_step, optim.steps)
-    seeds = SeedEachBatch(config.seed, name)
-    guard = GradientGuard(directory / "nonfinite", optim.clip_grad_norm, config.trainer.on_nonfinite)
-    callbacks: list[L.Callback] = [seeds, stop, guard, average, progress]
-    if name != "autoencoder":
-        draw = _grid_drawer(config, parts, sets, name)
-        samples = config.directory / "samples" / name
-        callbacks.append(SampleGrid(samples, config.trainer.sample_every_steps, average, draw))
-    options = config.trainer
-    writer = CheckpointWriter(options.keep_checkpoints, options.keep_every_steps, options.background_saving)
-    record = config_record(config, name)
-    saving = Checkpoints(checkpoints, writer, options.checkpoint_every_steps, options.on_save_failure, stop, record)
-    callbacks += [saving, RankWatch(config.directory, writer.wait)]
-    trainer = L.Trainer(
-        accelerator=config.trainer.accelerator,
-        devices=_devices(config) or "auto",
-        num_nodes=config.trainer.nodes,
-        strategy=_strategy(config),
-        precision=optim.precision or config.trainer.precision,
-        max_steps=optim.steps,
-        accumulate_grad_batches=optim.accumulate_batches,
-        callbacks=callbacks,
-        plugins=[writer],
-        logger=[
-            # A start's own folder: the logger would delete the curves of the start before.
-            CSVLogger(directory, name="logs", version=_log_version(newest), flush_logs_every_n_steps=50),
-            TensorBoardLogger(directory, name="logs", version=""),
-        ],
-        log_every_n_steps=config.trainer.log_every_steps,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    draw = None if name == "autoencoder" else _grid_drawer(config, parts, sets, name)
+    built = build_trainer(config, name, label, stop, draw, newest)
+    trainer = built.trainer
     set_modes(stage)
     trainer.fit(stage, datamodule=data, ckpt_path=newest, weights_only=True)
     if stop.stopped and trainer.global_step < optim.steps:
-        if (error := saving.error()) is not None:
+        if (error := built.saving.error()) is not None:
             raise error
         return False
-    average.copy_to(stage)
+    built.average.copy_to(stage)
     stage.eval()
     if trainer.is_global_zero:
         _publish_stage(stage, directory)
-        average.publish(directory)
-        write_metrics(directory / "metrics.json", {**progress.summary(trainer), "skipped_steps": guard.skipped})
-        prune_checkpoints(checkpoints, 0, options.keep_every_steps)
+        built.average.publish(directory)
+        write_metrics(directory / "metrics.json", built.metrics())
+        prune_checkpoints(checkpoints, 0, config.trainer.keep_every_steps)
         if not any(checkpoints.iterdir()):
             checkpoints.rmdir()
     trainer.strategy.barrier()
     return True
-
-
-def _log_version(checkpoint: Path | None) -> str:
-    return f"from-{checkpoint.stem}" if checkpoint is not None else "from-step-00000000"
 
 
 def _build_stage(config: Config, parts: Parts, name: str, sets: ShardSets) -> Stage:
@@ -265,20 +221,6 @@ def _set_text_trainable(parts: Parts, config: Config) -> None:
     for name, parameter in lvlm.named_parameters():
         wanted = "lora_" in name if config.lvlm.trained == "lora" else config.lvlm.trained == "full"
         parameter.requires_grad_(wanted and name in read and not name.startswith("vision."))
-
-
-def _devices(config: Config) -> int:
-    """Processes on this machine; 0 means "whatever GPUs there are"."""
-    if config.trainer.devices != "auto":
-        return int(config.trainer.devices)
-    return torch.cuda.device_count() if config.trainer.accelerator != "cpu" else 1
-
-
-def _strategy(config: Config) -> Strategy | str:
-    """DDP where several processes train, which gives up on a rank that does not answer."""
-    if _devices(config) == 1 and config.trainer.nodes == 1:
-        return "auto"
-    return DDPStrategy(timeout=timedelta(minutes=config.trainer.timeout_minutes))
 
 
 def _publish_stage(stage: Stage, directory: Path) -> None:

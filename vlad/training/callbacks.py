@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from vlad.distributed import derived_seed
 from vlad.training.ema import ExponentialAverage
+from vlad.training.watching import total_wait
 
 
 class Progress(L.Callback):
-    """One line a stage: which of how many, steps, losses, images a second, time left."""
+    """One line a stage: which of how many, steps, losses, images a second, the share of waiting for data, time left."""
 
     def __init__(self, label: str, images_per_step: int, steps: int) -> None:
         self.label, self.images_per_step, self.steps = label, images_per_step, steps
@@ -41,7 +42,11 @@ class Progress(L.Callback):
             if isinstance(value, float):
                 self.smoothed[name] = 0.98 * self.smoothed.get(name, value) + 0.02 * value
         self.bar.set_postfix(
-            {**{name: f"{value:.4g}" for name, value in self.smoothed.items()}, "img/s": f"{self.rate(trainer):.0f}"},
+            {
+                **{name: f"{value:.4g}" for name, value in self.smoothed.items()},
+                "img/s": f"{self.rate(trainer):.0f}",
+                "data": f"{self.data_wait(trainer):.0%}",
+            },
             refresh=False,
         )
         self.bar.update(trainer.global_step - self.bar.n)
@@ -55,11 +60,16 @@ class Progress(L.Callback):
         elapsed = max(1e-9, time.monotonic() - self.started)
         return (trainer.global_step - self.first_step) * self.images_per_step / elapsed
 
+    def data_wait(self, trainer: L.Trainer) -> float:
+        """The share of the time since then that this rank has waited for its loader."""
+        return total_wait(trainer) / max(1e-9, time.monotonic() - self.started)
+
     def summary(self, trainer: L.Trainer) -> dict[str, float]:
         """Smoothed losses, images a second and seconds, for the run's metrics file."""
         return {
             **self.smoothed,
             "images_per_second": self.rate(trainer),
+            "data_wait": self.data_wait(trainer),
             "seconds": time.monotonic() - self.started,
         }
 
@@ -161,6 +171,29 @@ class SampleGrid(L.Callback):
             self.draw(self.directory / f"step-{step:08d}.png")
         for module, mode in modes.items():
             module.training = mode
+
+
+class RefreshReport(L.Callback):
+    """Has the run's page drawn anew at every sample grid and at the end of the stage; `write` is given by the run."""
+
+    def __init__(self, every_steps: int, write: Callable[[], object]) -> None:
+        self.every_steps, self.write = every_steps, write
+        self.written_step = 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if self.every_steps and step % self.every_steps == 0 and step != self.written_step:
+            self._refresh(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._refresh(trainer)
+
+    def _refresh(self, trainer: L.Trainer) -> None:
+        self.written_step = trainer.global_step
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.save()  # the page reads the CSV file
+            self.write()
 
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:

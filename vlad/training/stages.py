@@ -27,6 +27,7 @@ from vlad.records import Batch, Conditioning
 from vlad.text.composition import TextSide
 from vlad.text.prompt import parse_prompt
 from vlad.training.optim import OptimOptions, build_optimizer, learning_rate_factor
+from vlad.training.watching import NoiseLevels
 
 TRAINED = "trained.safetensors"  # what a finished stage has trained, in its own folder
 
@@ -158,13 +159,17 @@ class LayoutStage(_Stage):
         self.autoencoder, self.text_side, self.alignment = parts.autoencoder, parts.text_side, parts.alignment
         self.unet = parts.layout_unet
         self.scheduler, self.noise, self.losses = scheduler, noise, losses
+        self.noise_levels = NoiseLevels(noise.train_timesteps)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         z = _glyph_latents(self.autoencoder, batch)  # B C h w
         t = _read_prompts(self.text_side, batch)
         alignment = _alignment_loss(self.text_side, self.alignment, t, batch, self.losses)
         t = t.dropped(_kept(len(z), self.losses.text_dropout, self.device))
-        diffusion, _, _ = denoising_loss(self.unet, self.scheduler, self.noise, z, t, pixel_weights=batch.pixel_weights)
+        diffusion, rows, timesteps = denoising_loss(
+            self.unet, self.scheduler, self.noise, z, t, pixel_weights=batch.pixel_weights
+        )
+        self.noise_levels.add(rows, timesteps)
         # Eq. 8: L = L_align + lambda L_diff
         loss = self.losses.align_weight * alignment + self.losses.diffusion_weight * diffusion
         self.log_losses(loss=loss, align=alignment, diffusion=diffusion)
@@ -187,6 +192,7 @@ class RefineStage(_Stage):
         self.autoencoder, self.text_side, self.alignment = parts.autoencoder, parts.text_side, parts.alignment
         self.unet = parts.refine_unet
         self.scheduler, self.noise, self.losses = scheduler, noise, losses
+        self.noise_levels = NoiseLevels(noise.train_timesteps)
         self.with_layout = with_layout
         self.trains_text = any(parameter.requires_grad for parameter in self.text_side.parameters())
 
@@ -200,9 +206,10 @@ class RefineStage(_Stage):
             else torch.zeros((), device=self.device)
         )
         t = t.dropped(_kept(len(x_0), self.losses.text_dropout, self.device))
-        diffusion, _, _ = denoising_loss(
+        diffusion, rows, timesteps = denoising_loss(
             self.unet, self.scheduler, self.noise, x_0, t, self._layout(batch), batch.pixel_weights
         )
+        self.noise_levels.add(rows, timesteps)
         # Eq. 8: L = L_align + lambda L_diff
         loss = self.losses.align_weight * alignment + self.losses.diffusion_weight * diffusion
         self.log_losses(loss=loss, align=alignment, diffusion=diffusion)
