@@ -1,19 +1,23 @@
 # make demo    the whole method on the embedded default: signs, training, samples, scores
 # make test    style, types and tests: what CI runs
-# Both set up .venv first; with another interpreter: make test PYTHON=python3.12
+# make test-long   the tests that take many minutes: a trainer killed thirty times
+# All set up .venv first; with another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format clean .venv
+.PHONY: demo test test-long lint format clean .venv
 
 demo: $(INSTALLED)
 	$(BIN)/python tools/demo.py
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-long: $(INSTALLED)
+	$(BIN)/python -m pytest -m long
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -30,12 +30,14 @@ LEVELS = {
     "building": 8,
     "caching": 9,
     "monitors": 9,
-    "launch": 10,
-    "sampling": 11,
+    "resuming": 9,
+    "stage_trainer": 10,
+    "launch": 11,
+    "sampling": 12,
 }
 # Where a library may be imported: files, or folders that end in a slash.
 LIBRARIES = {
-    "lightning": ("training/", "launch.py"),
+    "lightning": ("training/", "stage_trainer.py", "launch.py"),
     "pytorch_lightning": (),
     "transformers": ("text/lvlm.py", "text/captioner.py"),
     "tokenizers": ("text/lvlm.py",),

@@ -122,9 +122,21 @@ class TrainerOptions:
     channels_last: bool = True
     attention: Literal["auto", "xformers", "sdpa"] = "auto"
     checkpoint_every_steps: int = 250
+    # The newest so many are kept, and for good those of every so many steps (0: none).
     keep_checkpoints: int = 2
+    keep_every_steps: int = 0
+    # Checkpoints are written in a thread while training goes on; False: training waits for the disk.
+    background_saving: bool = True
+    # When one cannot be written: stop (after a last try), or warn and go on.
+    on_save_failure: Literal["stop", "go_on"] = "stop"
+    # When a loss or gradient is not finite: stop, or leave the step out.
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    # Several processes give up on one that does not answer for so long.
+    timeout_minutes: float = 10.0
     sample_every_steps: int = 500
     log_every_steps: int = 10
+    # Weights & Biases (extra wandb) beside TensorBoard and CSV; offline keeps it on the disk, for `wandb sync`.
+    wandb: Literal["off", "offline", "online"] = "off"
 
     def __post_init__(self) -> None:
         count = int(self.devices) if re.fullmatch("[0-9]{1,9}", self.devices) else 0
@@ -137,6 +149,13 @@ class TrainerOptions:
             raise UserError(
                 "trainer: nodes, checkpoint_every_steps, keep_checkpoints and log_every_steps must be at least 1."
             )
+        if self.keep_every_steps % self.checkpoint_every_steps or self.keep_every_steps < 0:
+            raise UserError(
+                "trainer.keep_every_steps must be a multiple of checkpoint_every_steps"
+                f" ({self.checkpoint_every_steps}), or 0 for none, not {self.keep_every_steps}."
+            )
+        if self.timeout_minutes <= 0:
+            raise UserError(f"trainer.timeout_minutes must be positive, not {self.timeout_minutes:g}.")
 
 
 @dataclass(frozen=True)
@@ -152,6 +171,9 @@ class Config:
     text_base: str | None = None
     # A stage of L_align alone before the others ("first"), or nothing but it ("only").
     align_stage: Literal["none", "first", "only"] = "none"
+    # auto: go on with what the run directory holds; none: refuse one that holds a run; else a checkpoint of another run
+    # to begin from.
+    resume: str = "auto"
     data: DataOptions = field(default_factory=DataOptions)
     lvlm: LVLMOptions = field(default_factory=LVLMOptions)
     composition: CompositionOptions = field(default_factory=CompositionOptions)
@@ -219,7 +241,9 @@ def _numbers(value: Any, *path: str) -> Iterator[tuple[str, float]]:
 
 def save_config(config: Config, path: Path) -> None:
     """Writes the resolved config as YAML; `load_config` gives it back."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))), encoding="utf-8")
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))), encoding="utf-8")
+    temporary.replace(path)
 
 
 def _read_override(override: str) -> DictConfig:

@@ -50,6 +50,19 @@ def writable_directory(path: Path | str, purpose: str, needed_bytes: int = 0) ->
     return path
 
 
+# A forked loader's worker outlives a killed trainer by some seconds, and must not hold its directory for so long.
+_LOCKS: set[int] = set()
+
+
+def _let_go_of_locks() -> None:
+    for descriptor in _LOCKS:
+        os.close(descriptor)
+    _LOCKS.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_of_locks)
+
+
 @contextlib.contextmanager
 def claimed(directory: Path, what: str) -> Iterator[None]:
     """Holds a directory for this process. Raises UserError when another one works there.
@@ -58,6 +71,7 @@ def claimed(directory: Path, what: str) -> Iterator[None]:
     """
     path = directory / ".lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    _LOCKS.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -73,6 +87,7 @@ def claimed(directory: Path, what: str) -> Iterator[None]:
         finally:
             path.unlink(missing_ok=True)
     finally:
+        _LOCKS.discard(descriptor)
         os.close(descriptor)
 
 

@@ -10,6 +10,7 @@ runs/NAME/
   pipeline/              all parts in diffusers' format
   adapter/               peft adapters: the result of a LoRA run on a base, beside the result of others
   text/                  runs of L_align alone: LVLM, CCM and alignment heads, for text_base
+  report.html            the run on one page; starts.jsonl: what it was started with
   quarantine.jsonl       samples that could not be used
   .lock                  held by the process that trains here
 """
@@ -26,7 +27,6 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -42,20 +42,24 @@ from vlad.building import (
     reads_pictures,
 )
 from vlad.caching import cached_sets, check_cache
-from vlad.config import Config, load_config, save_config
+from vlad.config import Config, save_config
 from vlad.data.stream import ShardSets, collate, first_samples, open_sets
 from vlad.diffusion.attention import set_attention
 from vlad.diffusion.autoencoder import PatchAutoencoder
 from vlad.diffusion.noise import build_scheduler
 from vlad.errors import UserError, claimed, writable_directory
+from vlad.evaluation.run_page import record_start, write_run_page
+from vlad.monitors import grid_drawer, retrieval_measure
+from vlad.resuming import check_run_directory, finished_stage, starting_checkpoint
+from vlad.stage_trainer import build_trainer, stage_precision
 from vlad.text.lora import has_adapter, merged, save_adapter
-from vlad.training.callbacks import Measured, Progress, SampleGrid, SeedEachBatch, StopOnSignal, write_metrics
-from vlad.training.checkpoint import Checkpoints, newest_checkpoint
+from vlad.training.callbacks import StopOnSignal, write_metrics
+from vlad.training.checkpoint import prune_checkpoints, remove_partial
 from vlad.training.datamodule import ShardDataModule
-from vlad.training.ema import ExponentialAverage
+from vlad.training.environment import describe_start
+from vlad.training.loggers import check_wandb
 from vlad.training.optim import OptimOptions
 from vlad.training.phases import TextPhases
-from vlad.training.precision import Precision, native_precision
 from vlad.training.stages import (
     TRAINED,
     AlignStage,
@@ -66,7 +70,6 @@ from vlad.training.stages import (
     Stage,
     set_modes,
 )
-from vlad.monitors import grid_drawer, retrieval_measure
 
 FIT_PICTURES = 3000  # the projection of a PatchAutoencoder is fitted to this many pictures
 
@@ -87,7 +90,8 @@ def run(config: Config) -> RunResult:
     check_text_side(config)
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator: there is no GPU that torch can use here; set it to auto or cpu.")
-    _compare_with_stored(config)
+    check_run_directory(config)
+    check_wandb(config.trainer.wandb)
     directory = writable_directory(config.directory, "the run", needed_bytes=200_000_000)
     # The other ranks of a launch work on the same run.
     with claimed(directory, "a run") if distributed.is_main_process() else contextlib.nullcontext():
@@ -110,16 +114,18 @@ def _run(config: Config, sets: ShardSets, directory: Path) -> RunResult:
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     line = set_attention(unets, config.trainer.attention, device)
     for stage in stages:
-        _precision(config, stage)
+        stage_precision(config, stage)  # before any is trained
     if distributed.is_main_process():
         print(f"{config.name}: {sets.samples} samples in {sets.shards} shards; {line}", file=sys.stderr)
+        record_start(directory, {**describe_start(), "attention": line.removeprefix("attention: ")})
 
-    for number, stage in enumerate(stages, start=1):
-        label = f"[{number}/{len(stages)} {stage}]"
-        if not _train_stage(config, parts, sets, stage, label):
-            return RunResult(directory, finished=False)
+    with StopOnSignal() as stop:
+        for stage in stages:
+            if not _train_stage(config, parts, sets, stage, stages, stop):
+                return RunResult(directory, finished=False)
     if distributed.is_main_process():
         _publish_run(config, parts)
+        write_run_page(directory)
     return RunResult(directory, finished=True)
 
 
@@ -128,7 +134,7 @@ def is_finished(config: Config) -> bool:
 
     Raises UserError when it holds a run of another config.
     """
-    _compare_with_stored(config)
+    check_run_directory(config)
     if config.align_stage == "only":
         return (config.directory / TEXT / ALIGNMENT).is_file()
     result = "adapter" if config.makes_adapter else "pipeline/model_index.json"
@@ -143,39 +149,7 @@ def next_command(config: Config) -> str:
     return f"python sample.py {source} --prompt '...'"
 
 
-# --- the run directory -----------------------------------------------------------------------------------------
-
-
-def _compare_with_stored(config: Config) -> None:
-    """Raises UserError when the run directory holds a run of another config."""
-    stored = config.directory / "config.yaml"
-    if not stored.is_file():
-        return
-    before, now = _shaping(load_config(stored)), _shaping(config)
-    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if differing:
-        key = differing[0]
-        raise UserError(
-            f"{config.directory} holds a run of another config: {key} was {before.get(key)!r} and is now"
-            f" {now.get(key)!r}; give this run another name (name=...), or remove the directory."
-        )
-
-
-def _shaping(config: Config) -> dict[str, object]:
-    """The options that shape the result, by dotted name; where and how often a run saves may change."""
-    flat: dict[str, object] = {}
-
-    def visit(prefix: str, value: object) -> None:
-        if hasattr(value, "__dataclass_fields__"):
-            for name in value.__dataclass_fields__:
-                visit(f"{prefix}.{name}" if prefix else name, getattr(value, name))
-        else:
-            flat[prefix] = value
-
-    visit("", config)
-    shaping = ("trainer.precision", "trainer.devices", "trainer.nodes")
-    free = ("runs", "name", "trainer.", "sample.", "data.shards", "data.workers", "data.verify", "data.fetch.")
-    return {key: value for key, value in flat.items() if key in shaping or not key.startswith(free)}
+# --- one stage -----------------------------------------------------------------------------------------------
 
 
 def _stage_names(config: Config, parts: Parts) -> list[str]:
@@ -203,18 +177,22 @@ def _text_steps_before(config: Config, parts: Parts, name: str) -> int:
     return sum(getattr(config.train, other).steps for other in before)
 
 
-# --- one stage -----------------------------------------------------------------------------------------------
-
-
-def _train_stage(config: Config, parts: Parts, sets: ShardSets, name: str, label: str) -> bool:
+def _train_stage(
+    config: Config, parts: Parts, sets: ShardSets, name: str, order: list[str], stop: StopOnSignal
+) -> bool:
     """Trains a stage to its end, or until a signal; returns whether it is done."""
+    label = f"[{order.index(name) + 1}/{len(order)} {name}]"
     directory = config.directory / name
     checkpoints = directory / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     optim: OptimOptions = getattr(config.train, name)
     stage, phases = _build_stage(config, parts, name, sets, label)
-    if (directory / "metrics.json").is_file():
-        _load_stage(stage, directory)
+    finished = finished_stage(config, name, order)
+    if finished is not None:
+        _load_stage(stage, finished)
+        if finished != directory and distributed.is_main_process():
+            _publish_stage(stage, directory)
+            shutil.copyfile(finished / "metrics.json", directory / "metrics.json")
         return True
     data = ShardDataModule(
         sets if config.data.cache is None else cached_sets(config, parts, sets),
@@ -222,78 +200,34 @@ def _train_stage(config: Config, parts: Parts, sets: ShardSets, name: str, label
         optim.steps * optim.accumulate_batches,
         config.directory / "quarantine.jsonl",
     )
-    newest, broken = newest_checkpoint(checkpoints)
-    precision, note = _precision(config, name)
     if distributed.is_main_process():
-        if note is not None:
-            print(f"{label} {note}", file=sys.stderr)
-        for path in broken:
-            print(f"{label} {path} does not read back whole and is left out", file=sys.stderr)
-        if newest is not None:
-            print(f"{label} goes on from {newest}", file=sys.stderr)
+        remove_partial(checkpoints)
+    newest = starting_checkpoint(config, name, label, distributed.is_main_process())
 
-    average = ExponentialAverage(optim.ema_decay)
-    processes = max(1, _devices(config)) * config.trainer.nodes
-    images_per_step = config.data.batch_size * optim.accumulate_batches * processes
-    progress = Progress(label, images_per_step, optim.steps)
-    stop = StopOnSignal()
-    seeds = SeedEachBatch(config.seed, name)
-    callbacks: list[L.Callback] = [seeds, stop, average, progress]
-    samples = config.directory / "samples" / name
-    if name in ("layout", "refine"):
-        draw = grid_drawer(config, parts, sets, name)
-        callbacks.append(SampleGrid(samples, config.trainer.sample_every_steps, average, draw))
-    if phases is not None:
-        callbacks.append(phases)
+    draw = grid_drawer(config, parts, sets, name) if name in ("layout", "refine") else None
     measure = None if phases is None else retrieval_measure(config, parts)
-    if measure is not None:
-        callbacks.append(Measured(samples / "shared-space", config.trainer.sample_every_steps, average, measure))
-    callbacks.append(Checkpoints(checkpoints, config.trainer.checkpoint_every_steps, config.trainer.keep_checkpoints))
-    trainer = L.Trainer(
-        accelerator=config.trainer.accelerator,
-        devices=_devices(config) or "auto",
-        num_nodes=config.trainer.nodes,
-        strategy=_strategy(config, name),
-        precision=precision,
-        max_steps=optim.steps,
-        accumulate_grad_batches=optim.accumulate_batches,
-        gradient_clip_val=optim.clip_grad_norm,
-        callbacks=callbacks,
-        logger=[
-            # A start's own folder: the logger would delete the curves of the start before.
-            CSVLogger(directory, name="logs", version=_log_version(newest), flush_logs_every_n_steps=50),
-            TensorBoardLogger(directory, name="logs", version=""),
-        ],
-        log_every_n_steps=config.trainer.log_every_steps,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    built = build_trainer(config, name, label, stop, draw, measure, phases, newest)
+    trainer = built.trainer
     set_modes(stage)
     trainer.fit(stage, datamodule=data, ckpt_path=newest, weights_only=True)
     if stop.stopped and trainer.global_step < optim.steps:
+        if (error := built.saving.error()) is not None:
+            raise error
         return False
-    average.copy_to(stage)
+    built.average.copy_to(stage)
     stage.eval()
     if trainer.is_global_zero:
         _publish_stage(stage, directory)
-        measured = {} if measure is None else measure(samples / "shared-space" / "final.png")
-        write_metrics(directory / "metrics.json", {**progress.summary(trainer), **measured})
-        shutil.rmtree(checkpoints)
+        built.average.publish(directory)
+        measured = (
+            {} if measure is None else measure(config.directory / "samples" / name / "shared-space" / "final.png")
+        )
+        write_metrics(directory / "metrics.json", {**built.metrics(), **measured})
+        prune_checkpoints(checkpoints, 0, config.trainer.keep_every_steps)
+        if not any(checkpoints.iterdir()):
+            checkpoints.rmdir()
     trainer.strategy.barrier()
     return True
-
-
-def _precision(config: Config, name: str) -> tuple[Precision, str | None]:
-    """A stage's precision here, with a note where another was asked for. Raises UserError for an impossible one."""
-    optim: OptimOptions = getattr(config.train, name)
-    on_gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
-    return native_precision(optim.precision or config.trainer.precision, on_gpu)
-
-
-def _log_version(checkpoint: Path | None) -> str:
-    return f"from-{checkpoint.stem}" if checkpoint is not None else "from-step-00000000"
 
 
 def _build_stage(
@@ -332,22 +266,6 @@ def _build_stage(
     return stage, phases
 
 
-def _strategy(config: Config, name: str) -> str:
-    """Lightning's name of the way in which processes share a stage."""
-    if _devices(config) <= 1 and config.trainer.nodes <= 1:
-        return "auto"
-    # L_align reads the pooled vector alone, and a phase freezes what another one trains.
-    unused = name == "align" or len(config.text_training.phases) > 1
-    return "ddp_find_unused_parameters_true" if unused else "ddp"
-
-
-def _devices(config: Config) -> int:
-    """Processes on this machine; 0 means "whatever GPUs there are"."""
-    if config.trainer.devices != "auto":
-        return int(config.trainer.devices)
-    return torch.cuda.device_count() if config.trainer.accelerator != "cpu" else 1
-
-
 def _publish_stage(stage: Stage, directory: Path) -> None:
     """Saves what the stage has trained; the autoencoder's also what was fitted."""
     state = stage.state_dict()
@@ -383,24 +301,34 @@ def _load_stage(stage: Stage, directory: Path) -> None:
 
 def _publish_run(config: Config, parts: Parts) -> None:
     """The result of a run: a pipeline in diffusers' format (adapters merged), adapters in peft's, or a text side."""
-    text_side = parts.text_side
-    if config.text_training.components("lora"):
-        for part, module in (("lvlm", text_side.lvlm.model), ("composition", text_side.composition)):
-            if has_adapter(module):
-                save_adapter(module, config.directory / "adapter" / part)
+    _publish_adapters(config, parts)
     if config.align_stage == "only":
         publish_text_side(parts, config.directory / TEXT)
-    elif config.makes_adapter:
-        for part, unet in (("layout_unet", parts.layout_unet), ("refine_unet", parts.refine_unet)):
-            if unet is not None:
-                save_adapter(unet, config.directory / "adapter" / part)
-    else:
+    elif not config.makes_adapter:
         folder = config.directory / "pipeline"
         folder.mkdir(parents=True, exist_ok=True)
         save_file(parts.alignment.state_dict(), folder / ALIGNMENT)
         pipeline = build_pipeline(config, parts)
         pipeline.register_modules(lvlm=merged(pipeline.lvlm), composition=merged(pipeline.composition))
         pipeline.save_pretrained(folder)  # model_index.json comes last: its presence says the run is finished
+
+
+def _publish_adapters(config: Config, parts: Parts) -> None:
+    """Writes every part's adapters, those that have some; their folder appears when all are proven."""
+    modules = {
+        "lvlm": parts.text_side.lvlm.model,
+        "composition": parts.text_side.composition,
+        "layout_unet": parts.layout_unet,
+        "refine_unet": parts.refine_unet,
+    }
+    folder = config.directory / "adapter.partial"
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, module in modules.items():
+        if has_adapter(module):
+            save_adapter(module, folder / name)
+    if folder.is_dir():
+        shutil.rmtree(config.directory / "adapter", ignore_errors=True)
+        folder.rename(config.directory / "adapter")  # its presence says that an adapter run is finished
 
 
 def _quieten() -> None:

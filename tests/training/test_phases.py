@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file
 
-from vlad import launch
 from vlad.config import Config, load_config
 from vlad.data.synthetic import SyntheticOptions, render_sign
 from vlad.data.writing import write_manifest, write_shards
 from vlad.errors import UserError
 from vlad.launch import is_finished, run
 from vlad.sampling import load_pipeline
+from vlad.stage_trainer import _strategy
 from vlad.text.components import component_of
 from vlad.training.phases import TextPhases
 
@@ -196,8 +197,9 @@ def test_what_cannot_be_is_said_before_anything_is_trained(world: Path, override
 
 
 def test_two_processes_share_phases_and_the_alignment_stage(world: Path) -> None:
-    config = phased(world, "x")
-    assert launch._strategy(config, "align") == "auto"
+    assert _strategy(phased(world, "x"), "align") == "auto"
     two = load(world, "trainer.devices=2", "lora=null")
-    assert launch._strategy(two, "layout") == "ddp"
-    assert launch._strategy(two, "align") == "ddp_find_unused_parameters_true"
+    for stage, unused in (("layout", False), ("align", True)):
+        strategy = _strategy(two, stage)
+        assert isinstance(strategy, DDPStrategy)
+        assert strategy._ddp_kwargs["find_unused_parameters"] is unused

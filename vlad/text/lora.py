@@ -230,7 +230,7 @@ def _listed(names: Iterable[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def has_adapter(module: nn.Module) -> TypeGuard[PeftModel]:
+def has_adapter(module: nn.Module | None) -> TypeGuard[PeftModel]:
     """Whether the module carries adapters."""
     return isinstance(module, PeftModel)
 

@@ -18,15 +18,17 @@ from tqdm import tqdm
 
 from vlad.distributed import derived_seed
 from vlad.training.ema import ExponentialAverage
+from vlad.training.watching import total_wait
 
 
 class Progress(L.Callback):
-    """One line a stage: which of how many, steps, losses, images a second, time left."""
+    """One line a stage: which of how many, steps, losses, images a second, the share of waiting for data, time left."""
 
     def __init__(self, label: str, images_per_step: int, steps: int) -> None:
         self.label, self.images_per_step, self.steps = label, images_per_step, steps
         self.bar: tqdm[Any] | None = None
         self.smoothed: dict[str, float] = {}
+        self.started, self.first_step = time.monotonic(), 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -42,7 +44,11 @@ class Progress(L.Callback):
             if isinstance(value, float):
                 self.smoothed[name] = 0.98 * self.smoothed.get(name, value) + 0.02 * value
         self.bar.set_postfix(
-            {**{name: f"{value:.4g}" for name, value in self.smoothed.items()}, "img/s": f"{self.rate(trainer):.0f}"},
+            {
+                **{name: f"{value:.4g}" for name, value in self.smoothed.items()},
+                "img/s": f"{self.rate(trainer):.0f}",
+                "data": f"{self.data_wait(trainer):.0%}",
+            },
             refresh=False,
         )
         self.bar.update(trainer.global_step - self.bar.n)
@@ -56,13 +62,26 @@ class Progress(L.Callback):
         elapsed = max(1e-9, time.monotonic() - self.started)
         return (trainer.global_step - self.first_step) * self.images_per_step / elapsed
 
+    def data_wait(self, trainer: L.Trainer) -> float:
+        """The share of the time since then that this rank has waited for its loader."""
+        return total_wait(trainer) / max(1e-9, time.monotonic() - self.started)
+
     def summary(self, trainer: L.Trainer) -> dict[str, float]:
         """Smoothed losses, images a second and seconds, for the run's metrics file."""
         return {
             **self.smoothed,
             "images_per_second": self.rate(trainer),
+            "data_wait": self.data_wait(trainer),
             "seconds": time.monotonic() - self.started,
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"smoothed": self.smoothed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # A run that was killed after its last step, before it could say how that went, says it when it is resumed.
+        self.smoothed = state_dict["smoothed"]
+        self.first_step = self.steps
 
 
 class SeedEachBatch(L.Callback):
@@ -81,33 +100,56 @@ class SeedEachBatch(L.Callback):
         torch.manual_seed(derived_seed(self.seed, self.stage, number, trainer.global_rank))
 
 
+def step_is_whole(trainer: L.Trainer) -> bool:
+    """Whether the batch at hand was the last of its optimiser step: gradients in between are in no checkpoint."""
+    return (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
 class StopOnSignal(L.Callback):
-    """Ctrl-C and SIGTERM end the stage after the step at hand, on all ranks; the checkpoint callback then saves."""
+    """Ctrl-C, SIGTERM and SIGUSR1 end the stage after the step at hand, on all ranks; the run then saves and ends.
+
+    One for a whole run. Inside `with`, a scheduler's signals (SIGTERM, SIGUSR1) are held until the first step is done;
+    Ctrl-C ends a run that has not begun to train at once.
+    """
 
     def __init__(self) -> None:
         self.stopped = False
         self.previous: dict[int, Any] = {}
 
+    def __enter__(self) -> StopOnSignal:
+        self._listen(signal.SIGTERM, signal.SIGUSR1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        self.previous = {}
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Lightning has put its own handlers in place by now: they requeue SLURM jobs and send to other ranks from
+        # inside a signal handler. It restores what it found when the stage ends.
+        self._listen(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if signal.SIGINT in self.previous:
+            signal.signal(signal.SIGINT, self.previous.pop(signal.SIGINT))
+
+    def _listen(self, *numbers: int) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
+        for number in numbers:
+            handler = signal.signal(number, self._stop)
+            self.previous.setdefault(number, handler)
 
-        def stop(number: int, _: Any) -> None:
-            self.stopped = True
-            # A second Ctrl-C is not to be swallowed.
+    def _stop(self, number: int, _: Any) -> None:
+        self.stopped = True
+        if number == signal.SIGINT:  # a second Ctrl-C is not to be swallowed
             signal.signal(number, self.previous[number])
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.signal(number, stop)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         # One rank's signal stops all of them after the same step: a rank that went on alone would wait for ever.
         self.stopped = trainer.strategy.reduce_boolean_decision(self.stopped, all=False)
-        trainer.should_stop = trainer.should_stop or self.stopped
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+        trainer.should_stop = trainer.should_stop or (self.stopped and step_is_whole(trainer))
 
 
 class Measured(L.Callback):
@@ -168,6 +210,29 @@ class SampleGrid(L.Callback):
         self.drawn_step = step
         with evaluated(pl_module), self.average.swapped_in(pl_module):
             self.draw(self.directory / f"step-{step:08d}.png")
+
+
+class RefreshReport(L.Callback):
+    """Has the run's page drawn anew at every sample grid and at the end of the stage; `write` is given by the run."""
+
+    def __init__(self, every_steps: int, write: Callable[[], object]) -> None:
+        self.every_steps, self.write = every_steps, write
+        self.written_step = 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if self.every_steps and step % self.every_steps == 0 and step != self.written_step:
+            self._refresh(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._refresh(trainer)
+
+    def _refresh(self, trainer: L.Trainer) -> None:
+        self.written_step = trainer.global_step
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.save()  # the page reads the CSV file
+            self.write()
 
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:

@@ -1,20 +1,30 @@
-"""Checkpoints: written under a temporary name, read back, published by rename, then pruned."""
+"""Checkpoint files: how one is written, proven, named, found again and pruned.
+
+A name of `step-*.ckpt` is given by rename to a file that is whole on the disk and has been read back: it is the mark
+that the file is complete. Killed at any instant, a run leaves the earlier ones, and at worst a `.partial` beside them.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
+import shutil
 import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
+from torch import Tensor
 
 from vlad.errors import UserError
 
-_NAME = re.compile(r"step-(\d{8})\.ckpt")
+PARTIAL = ".partial"
+_NAME = re.compile(r"step-(\d{8,})\.ckpt")
+# What a file takes beyond its tensors: names, the zip's directory, padding.
+_OVERHEAD_BYTES = 1_000_000
 
 
 def checkpoint_path(directory: Path, step: int) -> Path:
@@ -22,87 +32,140 @@ def checkpoint_path(directory: Path, step: int) -> Path:
     return directory / f"step-{step:08d}.ckpt"
 
 
+def step_of(path: Path) -> int:
+    """The optimiser step that a checkpoint's name tells."""
+    found = _NAME.fullmatch(path.name)
+    assert found is not None
+    return int(found.group(1))
+
+
 def list_checkpoints(directory: Path) -> list[Path]:
     """The published checkpoints of a stage, oldest first."""
-    return sorted(path for path in directory.glob("*.ckpt") if _NAME.fullmatch(path.name))
+    return sorted((path for path in directory.glob("*.ckpt") if _NAME.fullmatch(path.name)), key=step_of)
 
 
-def newest_checkpoint(directory: Path) -> tuple[Path | None, list[Path]]:
+@dataclass(frozen=True)
+class LeftOut:
+    """A checkpoint that cannot be used, and why not."""
+
+    path: Path
+    reason: str
+
+
+def newest_checkpoint(directory: Path) -> tuple[Path | None, list[LeftOut]]:
     """The newest checkpoint that reads back whole, and the newer ones that do not."""
-    broken = []
+    left_out = []
     for path in reversed(list_checkpoints(directory)):
         try:
             read_checkpoint(path)
-        except UserError:
-            broken.append(path)
+        except UserError as error:
+            left_out.append(LeftOut(path, str(error.__cause__ or error)))
             continue
-        return path, broken
-    return None, broken
+        return path, left_out
+    return None, left_out
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint; tensors and plain values only, so that reading it runs no code.
+    """The content of a checkpoint, its tensors mapped from the file; reading it runs no code.
 
-    Raises UserError when the file is damaged or holds anything else.
+    Every byte is compared with the checksums that were written with it. Raises UserError, with the reason as its cause,
+    when the file is damaged or holds anything but tensors and plain values.
     """
     try:
         with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums that it has written
             damaged = archive.testzip()
         if damaged is not None:
-            raise UserError(f"The checkpoint {path} is damaged ({damaged}); remove it.")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except Exception as error:  # torch names no common class for what a damaged file raises
-        raise UserError(f"The checkpoint {path} cannot be read ({type(error).__name__}); remove it.") from error
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise UserError(f"{path} is not a checkpoint of a stage; remove it.")
+            raise ValueError(f"the checksum of {damaged} is wrong")
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not isinstance(content, dict) or "state_dict" not in content:
+            raise ValueError("it is not a checkpoint of a stage")
+    except Exception as error:  # torch and zipfile name no common class for what a damaged file raises
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        raise UserError(f"The checkpoint {path} cannot be read ({reason}); remove it.") from error
     return content
 
 
-class Checkpoints(L.Callback):
-    """Saves every `every_steps` optimiser steps and at the end or interruption of the stage; keeps the newest."""
+def write_checkpoint(content: dict[str, Any], path: Path) -> None:
+    """Writes under a temporary name, flushes to the disk, reads back, and only then gives the file its name.
 
-    def __init__(self, directory: Path, every_steps: int, keep: int) -> None:
-        self.directory, self.every_steps, self.keep = directory, every_steps, keep
-        self.saved_step = -1
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        step = trainer.global_step
-        if step != self.saved_step and (step % self.every_steps == 0 or trainer.should_stop):
-            self._save(trainer, step)
-
-    def _save(self, trainer: L.Trainer, step: int) -> None:
-        path = checkpoint_path(self.directory, step)
-        temporary = path.with_suffix(".ckpt.partial")
-        try:
-            trainer.save_checkpoint(temporary)  # every rank takes part; rank zero writes
-            if trainer.is_global_zero:
-                with temporary.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
-            if _is_full(error):
-                raise self._full_disk(step) from error
-            raise
-        if trainer.is_global_zero:
-            read_checkpoint(temporary)
-            temporary.replace(path)
-            for old in list_checkpoints(self.directory)[: -self.keep]:
-                old.unlink()
-        trainer.strategy.barrier()
-        self.saved_step = step
-
-    def _full_disk(self, step: int) -> UserError:
-        kept = list_checkpoints(self.directory)
-        goes_on = f"it goes on from {kept[-1].name}" if kept else "the stage begins again"
-        return UserError(
-            f"The disk of {self.directory} is full: step {step} could not be saved. Make room and run the same command"
-            f" again: {goes_on}."
-        )
+    Raises OSError (ENOSPC) where the disk has no room, before a byte is written if that can be told, and whatever else
+    the disk says; the temporary file is removed then.
+    """
+    temporary = path.with_name(path.name + PARTIAL)
+    try:
+        _refuse_without_room(content, path.parent)
+        with temporary.open("wb") as stream:
+            torch.save(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+            # Read back from the disk, not from memory, as far as the system lets go of what it has just written.
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        read_checkpoint(temporary)
+        temporary.replace(path)
+        _flush_directory(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
-def _is_full(error: BaseException | None) -> bool:
+def _refuse_without_room(content: dict[str, Any], directory: Path) -> None:
+    needed = tensor_bytes(content) + _OVERHEAD_BYTES
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        message = f"{free / 1e6:.0f} MB are free and the checkpoint takes {needed / 1e6:.0f}"
+        raise OSError(errno.ENOSPC, message)
+
+
+def _flush_directory(directory: Path) -> None:
+    """A rename is on the disk only when its directory is."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def prune_checkpoints(directory: Path, keep_last: int, keep_every_steps: int) -> None:
+    """Removes all but the `keep_last` newest and those of every `keep_every_steps` steps (0: none of these)."""
+    for path in list_checkpoints(directory)[: -keep_last or None]:
+        if not keep_every_steps or step_of(path) % keep_every_steps:
+            path.unlink()
+
+
+def remove_partial(directory: Path) -> None:
+    """Removes what a killed run was writing. Only for the process that holds the run directory."""
+    for path in directory.glob(f"*{PARTIAL}"):
+        path.unlink()
+
+
+def copied_to_cpu(content: Any) -> Any:
+    """The same nested dicts and lists with every tensor copied to memory of its own."""
+    if isinstance(content, Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, dict):
+        return {name: copied_to_cpu(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(copied_to_cpu(value) for value in content)
+    return content
+
+
+def tensor_bytes(content: Any) -> int:
+    """What the tensors of nested dicts and lists take."""
+    return sum(tensor.nbytes for tensor in _tensors(content))
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, dict):
+        for value in content.values():
+            yield from _tensors(value)
+    elif isinstance(content, list | tuple):
+        for value in content:
+            yield from _tensors(value)
+
+
+def is_full_disk(error: BaseException | None) -> bool:
     """Whether the disk is what stopped a write; torch's own writer says it in words, or passes the cause on."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,25 @@ from vlad.records import Batch
 def _leave_signals_to_the_trainer(worker: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach every process of a group; the trainer ends its step, saves, and then ends
     its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+class TimedLoader(DataLoader[Batch]):
+    """A loader that adds up how long it was waited for."""
+
+    waited_seconds = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        iterator = super().__iter__()
+        while True:
+            started = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self.waited_seconds += time.perf_counter() - started
+            yield batch
 
 
 class ShardDataModule(L.LightningDataModule):
@@ -30,6 +49,12 @@ class ShardDataModule(L.LightningDataModule):
         super().__init__()
         self.sets, self.options, self.batches, self.quarantine = sets, options, batches, quarantine
         self.first_batch = 0
+        self.loader: TimedLoader | None = None
+
+    @property
+    def waited_seconds(self) -> float:
+        """How long the trainer has waited for batches so far."""
+        return 0.0 if self.loader is None else self.loader.waited_seconds
 
     def state_dict(self) -> dict[str, Any]:
         assert self.trainer is not None
@@ -59,7 +84,7 @@ class ShardDataModule(L.LightningDataModule):
         dataset = ShardBatches(
             self.sets, self.options, self.batches - self.first_batch, self.first_batch, self.quarantine
         )
-        return DataLoader(
+        self.loader = TimedLoader(
             dataset,
             batch_size=None,
             num_workers=self.options.workers,
@@ -67,6 +92,7 @@ class ShardDataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_leave_signals_to_the_trainer,
         )
+        return self.loader
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vlad.errors import UserError
+from vlad.training.posthoc import MAX_WIDTH
 from vlad.training.precision import Precision
 
 
@@ -28,8 +29,15 @@ class OptimOptions:
     clip_grad_norm: float = 1.0
     accumulate_batches: int = 1
     ema_decay: float = 0.99
-    # Autocast of this stage; None: trainer.precision. On a CPU bf16 pays for wide
-    # layers only, and where the CPU lacks it float32 takes its place.
+    # Further averages beside it: by half-life in steps; and power-function ones by width (a share of the training),
+    # with snapshots from which an average of any width can be had afterwards.
+    ema_half_lives: tuple[float, ...] = ()
+    ema_power_widths: tuple[float, ...] = ()
+    ema_snapshot_every_steps: int = 0
+    # Averages in main memory: for models that leave no room for them beside themselves.
+    ema_on_cpu: bool = False
+    # Autocast of this stage; None: trainer.precision. On a CPU bf16 pays for wide layers only, and where the CPU lacks
+    # it float32 takes its place.
     precision: Precision | None = None
 
     def __post_init__(self) -> None:
@@ -42,6 +50,12 @@ class OptimOptions:
             )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"train: ema_decay must be at least 0 and less than 1, not {self.ema_decay}.")
+        if not all(steps > 0 for steps in self.ema_half_lives):
+            raise UserError("train: ema_half_lives are numbers of steps, above 0.")
+        if not all(0.001 <= width <= MAX_WIDTH for width in self.ema_power_widths):
+            raise UserError(f"train: ema_power_widths are shares of the training, from 0.001 to {MAX_WIDTH}.")
+        if self.ema_snapshot_every_steps < 0 or bool(self.ema_snapshot_every_steps) != bool(self.ema_power_widths):
+            raise UserError("train: ema_power_widths and ema_snapshot_every_steps go together; set both or neither.")
 
 
 def build_optimizer(

@@ -29,6 +29,7 @@ from vlad.records import Batch
 from vlad.text.composition import TextSide
 from vlad.training.optim import OptimOptions, build_optimizer, learning_rate_factor
 from vlad.training.text_losses import read_prompts, text_losses, weighted_sum
+from vlad.training.watching import NoiseLevels
 
 MOST_VARIANTS = 64  # of a caption
 TRAINED = "trained.safetensors"  # what a finished stage has trained, in its own folder
@@ -208,13 +209,17 @@ class LayoutStage(_Stage):
         self.autoencoder, self.text_side, self.alignment = parts.autoencoder, parts.text_side, parts.alignment
         self.unet = parts.layout_unet
         self.scheduler, self.noise, self.losses = scheduler, noise, losses
+        self.noise_levels = NoiseLevels(noise.train_timesteps)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         z = _glyph_latents(self.autoencoder, batch)  # B C h w
         read = read_prompts(self.text_side, batch)
         terms = text_losses(self.text_side, self.alignment, read, batch, self.losses)
         t = read.t.dropped(_kept(len(z), self.losses.text_dropout, self.device))
-        diffusion, _, _ = denoising_loss(self.unet, self.scheduler, self.noise, z, t, pixel_weights=batch.pixel_weights)
+        diffusion, rows, timesteps = denoising_loss(
+            self.unet, self.scheduler, self.noise, z, t, pixel_weights=batch.pixel_weights
+        )
+        self.noise_levels.add(rows, timesteps)
         # Eq. 8: L = L_align + lambda L_diff
         loss = weighted_sum(terms, self.losses, self.device) + self.losses.diffusion_weight * diffusion
         self.log_losses(loss=loss, **terms, diffusion=diffusion)
@@ -239,6 +244,7 @@ class RefineStage(_Stage):
         self.autoencoder, self.text_side, self.alignment = parts.autoencoder, parts.text_side, parts.alignment
         self.unet = parts.refine_unet
         self.scheduler, self.noise, self.losses = scheduler, noise, losses
+        self.noise_levels = NoiseLevels(noise.train_timesteps)
         self.with_layout = with_layout
         self.trains_text = any(parameter.requires_grad for parameter in self.text_side.parameters())  # in some phase
 
@@ -248,9 +254,10 @@ class RefineStage(_Stage):
             read = read_prompts(self.text_side, batch)
         terms = text_losses(self.text_side, self.alignment, read, batch, self.losses) if self.trains_text else {}
         t = read.t.dropped(_kept(len(x_0), self.losses.text_dropout, self.device))
-        diffusion, _, _ = denoising_loss(
+        diffusion, rows, timesteps = denoising_loss(
             self.unet, self.scheduler, self.noise, x_0, t, self._layout(batch), batch.pixel_weights
         )
+        self.noise_levels.add(rows, timesteps)
         # Eq. 8: L = L_align + lambda L_diff
         loss = weighted_sum(terms, self.losses, self.device) + self.losses.diffusion_weight * diffusion
         self.log_losses(loss=loss, **terms, diffusion=diffusion)

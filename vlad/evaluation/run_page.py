@@ -1,0 +1,166 @@
+"""runs/NAME/report.html: one self-contained page that shows a run as it stands.
+
+Read from what the run has written: the CSV files of every start of every stage, the sample grids, config.yaml and
+starts.jsonl. So it can be drawn again at any time, also of a run that has been moved.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+PAGE = "report.html"
+STARTS = "starts.jsonl"
+STAGES = ("autoencoder", "layout", "refine")
+HIDDEN = ("epoch", "step")
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222 }
+h2 { margin-top: 2em; border-bottom: 1px solid #ccc } figure { display: inline-block; margin: 0 1em 1em 0 }
+img { max-width: 100%; image-rendering: auto } .pair { display: flex; gap: 1em; align-items: flex-start }
+.pair figure { flex: 1; margin: 0 } figcaption { color: #666 } table { border-collapse: collapse }
+td, th { text-align: left; padding: .15em 1em .15em 0; vertical-align: top }
+pre { background: #f6f6f6; padding: 1em; overflow-x: auto }
+"""
+
+Curve = list[tuple[int, float]]
+
+
+def write_run_page(directory: Path) -> Path:
+    """Writes the page of a run directory, whole or not at all."""
+    path = directory / PAGE
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(_page(directory), encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def read_curves(stage: Path) -> dict[str, Curve]:
+    """The logged figures of a stage over all its starts, by name, in the order of steps.
+
+    A step that two starts have logged, before and after a resume, counts once, with the later start's value.
+    """
+    found: dict[str, dict[int, float]] = defaultdict(dict)
+    # from-step-00000250: the later a start began, the later its word.
+    for path in sorted((stage / "logs").glob("from-*/metrics.csv")):
+        with path.open(newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                for name, text in row.items():
+                    if name not in HIDDEN and text:
+                        found[name][int(row["step"])] = float(text)
+    return {name: sorted(values.items()) for name, values in found.items()}
+
+
+def _page(directory: Path) -> str:
+    starts = _starts(directory)
+    parts = [f"<h1>{html.escape(directory.name)}</h1>", _last_start(starts)]
+    for stage in STAGES:
+        curves = read_curves(directory / stage)
+        if curves:
+            parts.append(f"<h2>{stage}</h2>{_state(directory / stage, curves)}{_plots(curves)}")
+            parts.append(_grids(directory / "samples" / stage))
+    config = directory / "config.yaml"
+    if config.is_file():
+        parts.append(f"<h2>Config</h2><pre>{html.escape(config.read_text(encoding='utf-8'))}</pre>")
+    if len(starts) > 1:
+        lines = [f"{start.get('time', '')}  {start.get('command', '')}" for start in starts]
+        parts.append(f"<h2>All starts</h2><pre>{html.escape(chr(10).join(lines))}</pre>")
+    title = f"<title>{html.escape(directory.name)}</title>"
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8">{title}<style>{_STYLE}</style>{"".join(parts)}</html>\n'
+    )
+
+
+def _starts(directory: Path) -> list[dict[str, Any]]:
+    path = directory / STARTS
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _last_start(starts: Sequence[Mapping[str, Any]]) -> str:
+    return _table(starts[-1]) if starts else ""
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    cells = [f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>" for name, value in rows.items()]
+    return f"<table>{''.join(cells)}</table>"
+
+
+def _state(stage: Path, curves: Mapping[str, Curve]) -> str:
+    """How far the stage is, and its last figures."""
+    metrics = stage / "metrics.json"
+    last = max(curve[-1][0] for curve in curves.values())
+    if not metrics.is_file():
+        return f"<p>under way, step {last + 1}</p>"
+    figures = json.loads(metrics.read_text(encoding="utf-8"))
+    told = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    return f"<p>done: {html.escape(told)}</p>"
+
+
+def _plots(curves: Mapping[str, Curve]) -> str:
+    noise = {name: curve for name, curve in curves.items() if name.startswith("noise_")}
+    plots = [_plot(name, {name: curve}) for name, curve in sorted(curves.items()) if name not in noise]
+    if noise:
+        plots.append(_plot("loss by noise level, 0 hardly any to 9 nearly all", noise))
+    return "".join(f'<figure><img alt="" src="data:image/svg+xml;base64,{_encoded(plot)}"></figure>' for plot in plots)
+
+
+def _plot(title: str, curves: Mapping[str, Curve]) -> bytes:
+    """One or more curves as SVG; many points thin behind their running mean."""
+    figure = Figure(figsize=(3.6, 2.3), layout="constrained")
+    axes = figure.add_subplot()
+    several = len(curves) > 1
+    for number, (name, curve) in enumerate(sorted(curves.items())):
+        steps = [step for step, _ in curve]
+        values = [value for _, value in curve]
+        colour = f"C{number}"
+        smooth = running_mean(values, max(1, len(values) // 40))
+        if not several and len(values) > 40:
+            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.6)
+        axes.plot(steps, smooth, color=colour, linewidth=1.2, label=name.removeprefix("noise_"))
+    if several:
+        axes.legend(fontsize=5, ncols=5, frameon=False)
+    positive = [value for curve in curves.values() for _, value in curve if value > 0 and math.isfinite(value)]
+    if len(positive) == sum(map(len, curves.values())) and max(positive) > 30 * min(positive):
+        axes.set_yscale("log")
+    axes.set_title(title, fontsize=8)
+    axes.tick_params(labelsize=6)
+    axes.grid(alpha=0.3)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    return stream.getvalue()
+
+
+def running_mean(values: Sequence[float], width: int) -> list[float]:
+    """The mean of each value with up to `width` - 1 before it."""
+    return [sum(values[max(0, i + 1 - width) : i + 1]) / min(i + 1, width) for i in range(len(values))]
+
+
+def _grids(folder: Path) -> str:
+    """The first sample grid beside the newest."""
+    grids = sorted(folder.glob("step-*.png"))
+    shown = [grids[0], grids[-1]] if len(grids) > 1 else grids
+    figures = [
+        f'<figure><img alt="" src="data:image/png;base64,{_encoded(path.read_bytes())}">'
+        f"<figcaption>{path.stem}</figcaption></figure>"
+        for path in shown
+    ]
+    return f'<div class="pair">{"".join(figures)}</div>' if figures else ""
+
+
+def _encoded(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def record_start(directory: Path, facts: Mapping[str, Any]) -> None:
+    """Adds a line to starts.jsonl."""
+    with (directory / STARTS).open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(facts, ensure_ascii=False) + "\n")

@@ -1,0 +1,140 @@
+"""The trainer of one stage: Lightning's, with the callbacks that this run's options ask for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+from vlad.config import Config
+from vlad.distributed import is_main_process
+from vlad.evaluation.run_page import write_run_page
+from vlad.resuming import config_record
+from vlad.training.callbacks import Measured, Progress, RefreshReport, SampleGrid, SeedEachBatch, StopOnSignal
+from vlad.training.ema import ExponentialAverage
+from vlad.training.gradients import GradientGuard
+from vlad.training.loggers import build_loggers
+from vlad.training.optim import OptimOptions
+from vlad.training.phases import TextPhases
+from vlad.training.precision import Precision, native_precision
+from vlad.training.ranks import RankWatch
+from vlad.training.saving import Checkpoints, CheckpointWriter
+from vlad.training.watching import Watch
+
+
+@dataclass(frozen=True)
+class StageTrainer:
+    """Lightning's trainer, and those of its callbacks that the run asks afterwards."""
+
+    trainer: L.Trainer
+    average: ExponentialAverage
+    guard: GradientGuard
+    progress: Progress
+    saving: Checkpoints
+
+    def metrics(self) -> dict[str, float]:
+        """The last figures of the stage: smoothed losses, rate, seconds, steps that were left out."""
+        return {**self.progress.summary(self.trainer), "skipped_steps": self.guard.skipped}
+
+
+def build_trainer(
+    config: Config,
+    name: str,
+    label: str,
+    stop: StopOnSignal,
+    draw: Callable[[Path], None] | None,
+    measure: Callable[[Path], dict[str, float]] | None,
+    phases: TextPhases | None,
+    begins_at: Path | None,
+) -> StageTrainer:
+    """The trainer of the stage `name`.
+
+    `draw` makes its sample grids, `measure` its figures on held-out samples, `phases` say what it trains of the text
+    side; `begins_at` is the checkpoint it starts from.
+    """
+    options, directory = config.trainer, config.directory / name
+    optim: OptimOptions = getattr(config.train, name)
+    average = ExponentialAverage(
+        optim.ema_decay,
+        optim.ema_half_lives,
+        optim.ema_power_widths,
+        optim.ema_snapshot_every_steps,
+        directory,
+        optim.ema_on_cpu,
+    )
+    precision, note = stage_precision(config, name)
+    if note is not None and is_main_process():
+        print(f"{label} {note}", file=sys.stderr)
+    processes = max(1, devices(config)) * options.nodes
+    images_per_step = config.data.batch_size * optim.accumulate_batches * processes
+    progress = Progress(label, images_per_step, optim.steps)
+    guard = GradientGuard(directory / "nonfinite", optim.clip_grad_norm, options.on_nonfinite)
+    writer = CheckpointWriter(options.keep_checkpoints, options.keep_every_steps, options.background_saving)
+    saving = Checkpoints(
+        directory / "checkpoints",
+        writer,
+        options.checkpoint_every_steps,
+        options.on_save_failure,
+        stop,
+        config_record(config, name),
+    )
+    callbacks: list[L.Callback] = [SeedEachBatch(config.seed, name), stop, guard, average, progress]
+    samples = config.directory / "samples" / name
+    if draw is not None:
+        callbacks.append(SampleGrid(samples, options.sample_every_steps, average, draw))
+    if phases is not None:
+        callbacks.append(phases)
+    if measure is not None:
+        callbacks.append(Measured(samples / "shared-space", options.sample_every_steps, average, measure))
+    callbacks.append(Watch(options.log_every_steps, images_per_step))
+    callbacks.append(RefreshReport(options.sample_every_steps, lambda: write_run_page(config.directory)))
+    callbacks += [saving, RankWatch(config.directory, writer.wait)]
+    start = f"from-{begins_at.stem}" if begins_at is not None else "from-step-00000000"
+    trainer = L.Trainer(
+        accelerator=options.accelerator,
+        devices=devices(config) or "auto",
+        num_nodes=options.nodes,
+        strategy=_strategy(config, name),
+        precision=precision,
+        max_steps=optim.steps,
+        accumulate_grad_batches=optim.accumulate_batches,
+        callbacks=callbacks,
+        plugins=[writer],
+        logger=build_loggers(directory, config.name, start, options.wandb),
+        log_every_n_steps=options.log_every_steps,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    return StageTrainer(trainer, average, guard, progress, saving)
+
+
+def devices(config: Config) -> int:
+    """Processes on this machine; 0 means "whatever GPUs there are"."""
+    if config.trainer.devices != "auto":
+        return int(config.trainer.devices)
+    return torch.cuda.device_count() if config.trainer.accelerator != "cpu" else 1
+
+
+def stage_precision(config: Config, name: str) -> tuple[Precision, str | None]:
+    """A stage's precision here, with a note where another was asked for. Raises UserError for an impossible one."""
+    optim: OptimOptions = getattr(config.train, name)
+    on_gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
+    return native_precision(optim.precision or config.trainer.precision, on_gpu)
+
+
+def _strategy(config: Config, name: str) -> Strategy | str:
+    """DDP where several processes train, which gives up on a rank that does not answer."""
+    if devices(config) <= 1 and config.trainer.nodes == 1:
+        return "auto"
+    # L_align reads the pooled vector alone, and a phase freezes what another one trains.
+    unused = name == "align" or len(config.text_training.phases) > 1
+    timeout = timedelta(minutes=config.trainer.timeout_minutes)
+    return DDPStrategy(timeout=timeout, find_unused_parameters=unused)

@@ -1,0 +1,48 @@
+"""Where the figures of a stage go: CSV always, TensorBoard, and Weights & Biases where it is asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Literal
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from vlad.errors import UserError
+
+WandbMode = Literal["off", "offline", "online"]
+
+
+def check_wandb(mode: WandbMode) -> None:
+    """Raises UserError where Weights & Biases cannot do what it is asked to, before anything is trained."""
+    if mode == "off":
+        return
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError("trainer.wandb: wandb is not installed; pip install 'vlad[wandb]', or set it to off.")
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    if mode == "online" and "WANDB_API_KEY" not in os.environ and not netrc.is_file():
+        raise UserError(
+            "trainer.wandb: online needs an account; run `wandb login`, or set it to offline (`wandb sync` sends the"
+            " run later)."
+        )
+
+
+def build_loggers(directory: Path, run: str, start: str, wandb: WandbMode) -> list[Logger]:
+    """The loggers of a stage (`directory`) of a run; `start` names the folder of this start's CSV file.
+
+    Each start has a folder of its own: the CSV logger would delete the curves of the start before.
+    """
+    loggers: list[Logger] = [
+        CSVLogger(directory, name="logs", version=start, flush_logs_every_n_steps=50),
+        TensorBoardLogger(directory, name="logs", version=""),
+    ]
+    if wandb != "off":
+        name = f"{run}-{directory.name}"
+        # The same id at every start: the curves go on. Nothing is asked of a network in the offline mode.
+        folder = directory / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        loggers.append(
+            WandbLogger(project="vlad", name=name, id=name, save_dir=folder, offline=wandb == "offline", resume="allow")
+        )
+    return loggers
