@@ -286,8 +286,8 @@ def test_sample_writes_pictures_layouts_and_a_grid(world: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     pictures = sorted((tmp_path / "out").glob("*.png"))
     assert [path.name for path in pictures] == [
-        "0000-a-blue-sign-that-says-house-at-the-top.png",
-        "0001-a-red-sign-that-says-bus.png",
+        "0000-a-blue-sign-that-says-house-at-the-top-s0.png",
+        "0001-a-red-sign-that-says-bus-s0.png",
     ]
     assert np.asarray(Image.open(pictures[0])).shape == (32, 32, 3)
     layout = json.loads((tmp_path / "out" / "layouts" / f"{pictures[1].stem}.json").read_text(encoding="utf-8"))
@@ -329,6 +329,8 @@ def test_two_processes_train_together(world: Path) -> None:
         (["sample.py", "{run}", "--prompt", 'a sign that says "看"'], "看"),
         (["sample.py", "{run}", "--prompt", "x", "--layout", "none.json"], "none.json"),
         (["sample.py", "{run}", "--prompt", "x", "--out", "/proc/none"], "/proc/none"),
+        (["sample.py", "--prompt", "x"], "sample.py RUN"),
+        (["sample.py", "{run}", "--prompt", "x", "--solver", "flow-euler"], "does not fit"),
         (["sample.py", "{run}", "--prompt", "x", "--adapter", "nowhere"], "nowhere"),
         (["tools/evaluate.py", "nowhere"], "nowhere"),
     ],

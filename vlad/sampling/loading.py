@@ -1,0 +1,89 @@
+"""A run's pipeline ready to draw: device, precision, adapters, offload; and the fingerprint of what it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlad.building import pipeline_folder
+from vlad.errors import UserError, did_you_mean
+from vlad.pipeline import VLADPipeline
+from vlad.text.lora import load_adapter
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ADAPTED = ("lvlm", "layout_unet", "refine_unet")
+MODULES = ("lvlm", "composition", "autoencoder", "layout_unet", "refine_unet")
+HUB = "hf://"
+MARKS_PER_TENSOR = 1024
+
+
+def load_pipeline(
+    run: Path | str, adapters: Path | str | Sequence[str] | None = None, dtype: str = "float32", offload: bool = False
+) -> VLADPipeline:
+    """The pipeline of a finished run, on the GPU where there is one, with adapters merged in if given.
+
+    `run` may be a pipeline folder, or `hf://OWNER/NAME` on the hub. `offload` holds on the GPU only the model that
+    works at the time. Raises UserError when there is no pipeline, or an adapter does not fit it.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"There is no dtype {dtype!r}.{did_you_mean(dtype, DTYPES)} Known: {', '.join(DTYPES)}.")
+    has_gpu = torch.cuda.is_available()
+    if offload and not has_gpu:
+        raise UserError("--offload moves models between a GPU and memory, and torch finds no GPU here; leave it out.")
+    pipeline = VLADPipeline.from_pretrained(_source(run), torch_dtype=DTYPES[dtype])
+    listed = [str(adapters)] if isinstance(adapters, Path | str) else list(adapters or [])
+    for adapter in listed:
+        _merge_adapter(pipeline, Path(adapter))
+    for name in MODULES:
+        part = getattr(pipeline, name)
+        if part is not None:
+            part.eval()
+    pipeline.set_progress_bar_config(disable=True)
+    if offload:
+        pipeline.enable_model_cpu_offload()
+        return pipeline
+    return pipeline.to("cuda" if has_gpu else "cpu")
+
+
+def _source(run: Path | str) -> str | Path:
+    """What diffusers loads from: a folder here, or an id on the hub."""
+    return str(run).removeprefix(HUB) if str(run).startswith(HUB) else pipeline_folder(Path(run))
+
+
+def _merge_adapter(pipeline: VLADPipeline, adapter: Path) -> None:
+    folder = adapter / "adapter" if (adapter / "adapter").is_dir() else adapter
+    if not (folder / "refine_unet").is_dir():
+        raise UserError(f"There is no adapter in {adapter}; give the directory of a finished LoRA run.")
+    for part in ADAPTED:
+        if (folder / part).is_dir():
+            pipeline.register_modules(**{part: load_adapter(getattr(pipeline, part), folder / part)})
+
+
+def model_fingerprint(pipeline: VLADPipeline) -> str:
+    """16 hexadecimal digits of the weights and of what the pipeline's config says of them.
+
+    Of every tensor the name, the shape, the type and up to 1024 values spread over it: training moves nearly all
+    values, and a large model is read in seconds. Defaults that a recipe holds itself (steps, scales) do not count.
+    """
+    digest = hashlib.sha256()
+    kept = ("with_layout", "pooling", "states", "template", "max_tokens", "process")
+    digest.update(json.dumps({name: pipeline.config[name] for name in kept}, sort_keys=True).encode())
+    for name in MODULES:
+        module = getattr(pipeline, name)
+        if module is not None:
+            _add_module(digest, name, module)
+    return digest.hexdigest()[:16]
+
+
+def _add_module(digest: Any, name: str, module: nn.Module) -> None:
+    for key, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}.{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        values = tensor.detach().flatten()
+        step = max(1, values.numel() // MARKS_PER_TENSOR)
+        digest.update(values[::step].cpu().contiguous().view(torch.uint8).numpy().tobytes())
