@@ -48,7 +48,7 @@ def load_pipeline(
     if offload:
         pipeline.enable_model_cpu_offload()
         return pipeline
-    return pipeline.to("cuda" if has_gpu else "cpu")
+    return pipeline.to("cuda") if has_gpu else pipeline
 
 
 def _source(run: Path | str) -> str | Path:
