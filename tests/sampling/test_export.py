@@ -55,7 +55,7 @@ def test_an_export_holds_variants_a_card_and_examples(pipeline_folder: Path, tmp
     (tmp_path / "mine" / "letter.txt").write_text("dear", encoding="utf-8")
     with pytest.raises(UserError, match="no pipeline; name an empty"):
         export_run(run, tmp_path / "mine")
-    with pytest.raises(UserError, match="Did you mean 'bf16'"):
+    with pytest.raises(UserError, match="Did you mean 'fp16'"):
         export_run(run, out, ["bp16"])
 
 
