@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     add = where.add_argument
     add("--layout", metavar="FILE", help="a layout.json, or planner lines of TextDiffuser-2 (.txt)")
     add("--line", action="append", metavar="TEXT@L,T,R,B", help="a line in a box (or polygon); several times")
+    add("--template", metavar="PICTURE", help="the text of a picture, read by the OCR engine, stays where it is")
     add("--layout-only", action="store_true", help="stage one alone: layouts to edit, no pictures")
     add("--no-refit", action="store_true", help="hand the raw glyph map to stage two, as in the paper")
     add("--keep-raw", action="store_true", help="refit only the glyph maps that the OCR engine reads otherwise")

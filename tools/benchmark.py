@@ -1,4 +1,4 @@
-"""Measures parts of the program on this machine: python tools/benchmark.py render|data|text [--count N]"""
+"""Measures parts of the program on this machine: python tools/benchmark.py render|data|text|refit [--count N]"""
 
 from __future__ import annotations
 
@@ -244,6 +244,24 @@ def measure_text(mode: str, count: int, lvlm_path: str | None, batch_size: int =
     )
 
 
+def refit(count: int) -> None:
+    """Lines that refit finds in generated multi-line layouts, drawn and disturbed as a sampler does it."""
+    from vlad.evaluation.refit_score import DISTURBANCES, KINDS, score_refit
+
+    each = -(-count // len(KINDS))
+    print(f"{each * len(KINDS)} layouts of 2 to 4 lines a disturbance, maps of 128 x 128: found, matched, mean IoU")
+    for disturbance in DISTURBANCES:
+        print(disturbance)
+        scores = [score_refit(each, (kind,), disturbance) for kind in KINDS]
+        for kind, score in zip(KINDS, scores, strict=True):
+            print(f"  {kind:26}{score.found:8.1%}{score.matched:8.1%}{score.iou:7.3f}")
+        lines = sum(score.lines for score in scores)
+        found, matched, iou = (
+            sum(getattr(score, name) * score.lines for score in scores) / lines for name in ("found", "matched", "iou")
+        )
+        print(f"  {'all':26}{found:8.1%}{matched:8.1%}{iou:7.3f}")
+
+
 def report(what: str, count: int, work: Callable[[], object]) -> None:
     """Runs the work once and prints its rate."""
     print(f"{what:24} {rate(count, work):8.0f} samples/s")
@@ -251,18 +269,18 @@ def report(what: str, count: int, work: Callable[[], object]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures parts of the program; compare figures of one run only.")
-    parser.add_argument("part", choices=("render", "data", "text"))
-    parser.add_argument("--count", type=int, help="samples or prompts; 4000, for text 320")
+    parser.add_argument("part", choices=("render", "data", "text", "refit"))
+    parser.add_argument("--count", type=int, help="samples, prompts or layouts; 4000, text 320, refit 500")
     parser.add_argument("--lvlm", help="text: a folder or hub id; without it a Qwen2.5-VL of 6 layers of 512")
     arguments = parser.parse_args()
-    default = 320 if arguments.part == "text" else 4000
+    default = {"text": 320, "refit": 500}.get(arguments.part, 4000)
     count = default if arguments.count is None else arguments.count
     if count < 100:
         raise UserError("--count must be at least 100.")
     if arguments.part == "text":
         text(count, arguments.lvlm)
     else:
-        {"render": render, "data": data}[arguments.part](count)
+        {"render": render, "data": data, "refit": refit}[arguments.part](count)
 
 
 if __name__ == "__main__":

@@ -188,6 +188,45 @@ def test_sizes_are_told_with_the_nearest_that_fits(pipeline_folder: Path, tmp_pa
     assert parse_size("96") == (96, 96)
 
 
+def test_the_text_of_a_template_stays_where_it_is(pipeline_folder: Path, tmp_path: Path) -> None:
+    from vlad.evaluation.report import picture_of_map
+    from vlad.layout.glyphmap import draw_glyph_map
+    from vlad.layout.polygons import box_iou, box_polygon
+    from vlad.records import Layout, TextLine
+
+    line = TextLine("HOUSE", box_polygon(0.2, 0.6, 0.8, 0.75))
+    picture_of_map(1 - draw_glyph_map(Layout((line,)), 256, 256)).save(tmp_path / "template.png")
+    assert (
+        call(pipeline_folder, "--prompt", BLUE, "--template", tmp_path / "template.png", "--out", tmp_path / "out") == 0
+    )
+    (found,) = read_recipe(tmp_path / "out" / f"{BLUE_NAME}-s0.png").layout.lines
+    assert found.text == "HOUSE"
+    assert box_iou(found.polygon, line.polygon) > 0.6
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "empty.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + os.urandom(50))
+    for name, said in (("empty.png", "no text"), ("broken.png", "no picture that"), ("none.png", "no picture")):
+        with pytest.raises(UserError, match=said):
+            call(pipeline_folder, "--prompt", BLUE, "--template", tmp_path / name, "--out", tmp_path / "out")
+    with pytest.raises(UserError, match="--line and --template all say"):
+        call(pipeline_folder, "--prompt", BLUE, "--line", "A@0,0,1,1", "--template", "x", "--out", tmp_path / "out")
+
+
+def test_a_raw_map_that_reads_as_wanted_is_kept(
+    pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = (pipeline_folder, "--prompt", BLUE)
+    monkeypatch.setattr("vlad.sampling.command._ocr_reader", lambda: lambda glyph_map: ["House"])
+    assert call(*asked, "--keep-raw", "--out", tmp_path / "kept") == 0
+    assert call(*asked, "--no-refit", "--out", tmp_path / "raw") == 0
+    assert call(*asked, "--out", tmp_path / "refitted") == 0
+    kept, raw, refitted = (pixels(tmp_path / way / f"{BLUE_NAME}-s0.png") for way in ("kept", "raw", "refitted"))
+    assert kept == raw
+    assert kept != refitted
+    # A recipe that kept a raw map says so, and is not taken for one that did not.
+    with pytest.raises(UserError, match="another keep_raw"):
+        call(*asked, "--out", tmp_path / "kept")
+
+
 def test_a_damaged_or_foreign_picture_is_no_recipe(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "foreign.png")
     (tmp_path / "broken.png").write_bytes(os.urandom(100))

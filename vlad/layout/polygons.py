@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from vlad.records import Polygon
@@ -32,6 +33,25 @@ def box_iou(a: Polygon, b: Polygon) -> float:
     height = max(0.0, min(bottom_a, bottom_b) - max(top_a, top_b))
     union = (right_a - left_a) * (bottom_a - top_a) + (right_b - left_b) * (bottom_b - top_b) - width * height
     return width * height / union if union > 0 else 0.0
+
+
+IOU_GRID = 512  # cells a side that `polygon_iou` counts in
+
+
+def polygon_iou(a: Polygon, b: Polygon) -> float:
+    """Intersection over union of two polygons of any shape, counted on a grid over both (to about a hundredth)."""
+    points = np.array([*a, *b])
+    lower, extent = points.min(axis=0), float(np.ptp(points, axis=0).max())
+    if extent <= 0:
+        return 0.0
+    masks = []
+    for polygon in (a, b):
+        mask = np.zeros((IOU_GRID, IOU_GRID), dtype=np.uint8)
+        cells = (np.array(polygon) - lower) / extent * (IOU_GRID - 1)
+        cv2.fillPoly(mask, [np.rint(cells).astype(np.int32)], 1)
+        masks.append(mask.astype(bool))
+    union = np.logical_or(*masks).sum()
+    return float(np.logical_and(*masks).sum() / union) if union else 0.0
 
 
 def quad_of(polygon: Polygon) -> Polygon:

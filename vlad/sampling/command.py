@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
-from vlad.errors import UserError
+from vlad.errors import UserError, existing_file
 from vlad.layout.files import check_layout, read_layout
 from vlad.layout.sources import layout_of_lines, read_planner
 from vlad.pipeline import DrawSettings, Reader, VLADPipeline, nearest_side
@@ -20,6 +22,8 @@ from vlad.sampling.loading import load_pipeline, model_fingerprint
 from vlad.sampling.recipes import Recipe, read_recipe
 from vlad.sampling.requests import Refusal, Request, parse_seeds, read_requests
 from vlad.text.prompt import parse_prompt
+
+MOST_PICTURE_PIXELS = 64_000_000  # of a template: 8000 x 8000
 
 
 def sample(arguments: argparse.Namespace) -> int:
@@ -85,8 +89,11 @@ def _requests(arguments: argparse.Namespace, repeated: Recipe | None) -> list[Re
 
 def _layout(arguments: argparse.Namespace, repeated: Recipe | None) -> Layout | None:
     """The layout for every prompt: a file's, lines of the command line, or the repeated picture's if that was given."""
-    if arguments.layout and arguments.line:
-        raise UserError("--layout and --line both say where the words go; give one of the two.")
+    given = [f"--{name}" for name in ("layout", "line", "template") if getattr(arguments, name)]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} all say where the words go; give one of them.")
+    if arguments.template:
+        return template_layout(arguments.template)
     if arguments.layout:
         is_planner = Path(arguments.layout).suffix == ".txt"
         return read_planner(arguments.layout) if is_planner else read_layout(arguments.layout)
@@ -201,10 +208,38 @@ def _ocr_reader() -> Reader:
     return read
 
 
+def template_layout(path: str) -> Layout:
+    """The text that the OCR engine reads in a picture, where it stands. Raises UserError for no picture, or no text."""
+    from vlad.evaluation.ocr import build_engine
+    from vlad.layout.reading import reading_order
+
+    picture = read_picture(path)
+    lines = reading_order(build_engine("rapidocr").read(np.asarray(picture)))
+    if not lines:
+        raise UserError(f"rapidocr finds no text in {path}; give a picture with legible text, or a --layout.")
+    inside = [tuple((min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0)) for x, y in line.polygon) for line in lines]
+    layout = Layout(tuple(replace(line, polygon=polygon) for line, polygon in zip(lines, inside, strict=True)))
+    check_layout(layout, path)
+    return layout
+
+
+def read_picture(path: str) -> Image.Image:
+    """A picture of a user's, as RGB. Raises UserError for what is none, and for one that is too large to hold."""
+    file = existing_file(path, "picture", "give a PNG, JPEG or WebP")
+    try:
+        with Image.open(file) as picture:
+            if picture.width * picture.height > MOST_PICTURE_PIXELS:
+                raise UserError(
+                    f"{path} has {picture.width} x {picture.height} pixels; more than {MOST_PICTURE_PIXELS:,} are not"
+                    " read: make it smaller."
+                )
+            return picture.convert("RGB")
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError) as error:
+        raise UserError(f"{path} is no picture that can be read; give a PNG, JPEG or WebP.") from error
+
+
 def _compare(before: Path, now: Path) -> None:
     """Says whether a repeated picture is the one it repeats."""
-    from PIL import Image
-
     with Image.open(before) as first, Image.open(now) as second:
         same = np.array_equal(np.asarray(first.convert("RGB")), np.asarray(second.convert("RGB")))
     print(f"{now} {'equals' if same else 'differs from'} {before}{', pixel for pixel' if same else ''}.")
