@@ -8,3 +8,6 @@ from hypothesis import settings
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("explore", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+# No fonts but those that come along, whatever the machine has. To test with Noto's: VLAD_FONTS=/usr/share/fonts pytest
+os.environ.setdefault("VLAD_FONTS", "")

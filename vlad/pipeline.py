@@ -26,7 +26,7 @@ from vlad.diffusion.autoencoder import decode, encode, spatial_factor
 from vlad.diffusion.noise import NoiseOptions, process_of
 from vlad.diffusion.samplers import OnStep, build_solver, check_scheduler, guided, sample_latents
 from vlad.errors import UserError
-from vlad.layout.fonts import missing_glyphs
+from vlad.layout.fonts import missing_glyphs, no_font_reason
 from vlad.layout.glyphmap import draw_glyph_map
 from vlad.layout.refit import refit_layout
 from vlad.records import Conditioning, Layout, Prompt
@@ -194,8 +194,8 @@ class VLADPipeline(DiffusionPipeline):
                     f'The string "{text}" has {len(text)} characters; this model draws at most'
                     f" {limits.max_characters} on a line. Shorten it, or split it into several quoted strings."
                 )
-            if missing := missing_glyphs(text):
-                raise UserError(f'The fonts here have no {" ".join(missing)} of the string "{text}"; replace it.')
+            if missing_glyphs(text):
+                raise UserError(f'The string "{text}" cannot be drawn: {no_font_reason(text)}.')
         return parsed
 
     @property

@@ -43,7 +43,7 @@ def test_an_export_holds_variants_a_card_and_examples(pipeline_folder: Path, tmp
     plain = VLADPipeline.from_pretrained(out)
     assert plain(PROMPT, 3).images[0].tobytes() == load_pipeline(run)(PROMPT, 3).images[0].tobytes()
     for variant, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
-        half = VLADPipeline.from_pretrained(out, variant=variant, torch_dtype=dtype)
+        half = VLADPipeline.from_pretrained(out, variant=variant, dtype=dtype)
         for part in ("lvlm", "composition", "refine_unet"):
             assert getattr(half, part).dtype == dtype
         UNet2DConditionModel.from_pretrained(out, subfolder="refine_unet", variant=variant)

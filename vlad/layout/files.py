@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlad.errors import UserError, did_you_mean, existing_file
+from vlad.layout.fonts import font_path
 from vlad.layout.polygons import box_polygon, polygon_area
 from vlad.records import Layout, Polygon, TextLine
 
@@ -126,6 +127,8 @@ def check_layout(layout: Layout, where: str) -> None:
     for number, line in enumerate(layout.lines, start=1):
         if not line.text.strip():
             raise UserError(f"{where}: line {number} has no text; give it some, or remove the line.")
+        if line.font is not None:
+            font_path(line.font)
         if polygon_area(line.polygon) <= 1e-6:
             raise UserError(f"{where}: line {number} ({line.text!r}) covers no area; move its corners apart.")
         if not all(-1e-3 <= value <= 1 + 1e-3 for point in line.polygon for value in point):

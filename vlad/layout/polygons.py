@@ -66,6 +66,47 @@ def quad_of(polygon: Polygon) -> Polygon:
     return quad if _is_convex(quad) else box_polygon(*bounding_box(quad))
 
 
+STRIPS_A_PIECE = 4
+
+
+def curved_strips(polygon: Polygon) -> list[tuple[float, float, Polygon]] | None:
+    """A curved line as strips: where each starts and ends along the line (0..1), and its convex quad.
+
+    The polygon has six points or more, as many on the upper edge (forward) as on the lower one (backward). Each pair of
+    neighbours is cut in strips between smooth edges (Catmull-Rom). None for every other polygon, and where a strip is
+    not convex: edges that cross or turn back.
+    """
+    half, odd = divmod(len(polygon), 2)
+    if half < 3 or odd:
+        return None
+    upper, lower = np.array(polygon[:half]), np.array(polygon[half:])[::-1]
+    upper, lower = _smooth(upper), _smooth(lower)
+    lengths = np.linalg.norm(np.diff((upper + lower) / 2, axis=0), axis=1)
+    if not (lengths > 0).all():
+        return None
+    places = np.concatenate([[0.0], np.cumsum(lengths)]) / lengths.sum()
+    strips = []
+    for i in range(len(lengths)):
+        corners = (upper[i], upper[i + 1], lower[i + 1], lower[i])
+        quad = tuple((float(x), float(y)) for x, y in corners)
+        if not _is_convex(quad):
+            return None
+        strips.append((float(places[i]), float(places[i + 1]), quad))
+    return strips
+
+
+def _smooth(points: np.ndarray) -> np.ndarray:
+    """Points (N 2) with STRIPS_A_PIECE - 1 more between each two, on a Catmull-Rom spline."""
+    padded = np.concatenate([[2 * points[0] - points[1]], points, [2 * points[-1] - points[-2]]])
+    t = (np.arange(STRIPS_A_PIECE) / STRIPS_A_PIECE)[:, None]
+    pieces = []
+    for p0, p1, p2, p3 in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
+        pieces.append(
+            0.5 * (2 * p1 + (p2 - p0) * t + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t**2 + (3 * p1 - p0 - 3 * p2 + p3) * t**3)
+        )
+    return np.concatenate([*pieces, points[-1:]])
+
+
 def _is_convex(quad: Polygon) -> bool:
     """Whether the quad turns the same way at all four corners, by more than rounding."""
     points = np.array(quad)

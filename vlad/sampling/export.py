@@ -133,7 +133,7 @@ def _card(
 
 
 def _use(variants: Sequence[str]) -> str:
-    chosen = f', variant="{variants[0]}", torch_dtype=torch.{VARIANTS[variants[0]]}' if variants else ""
+    chosen = f', variant="{variants[0]}", dtype=torch.{VARIANTS[variants[0]]}' if variants else ""
     lines = [
         "```python",
         *(["import torch"] if variants else []),

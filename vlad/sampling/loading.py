@@ -36,7 +36,7 @@ def load_pipeline(
     has_gpu = torch.cuda.is_available()
     if offload and not has_gpu:
         raise UserError("--offload moves models between a GPU and memory, and torch finds no GPU here; leave it out.")
-    pipeline = VLADPipeline.from_pretrained(_source(run), torch_dtype=DTYPES[dtype])
+    pipeline = VLADPipeline.from_pretrained(_source(run), dtype=DTYPES[dtype])
     listed = [str(adapters)] if isinstance(adapters, Path | str) else list(adapters or [])
     for adapter in listed:
         _merge_adapter(pipeline, Path(adapter))
