@@ -330,17 +330,23 @@ class VLADPipeline(DiffusionPipeline):
             check_scheduler(getattr(self, f"{stage}_scheduler"), NoiseOptions(**process), stage)
 
     @torch.no_grad()
-    def plan(self, prompts: Sequence[Prompt], seeds: Sequence[int], settings: DrawSettings | None = None) -> list[Plan]:
-        """Stage one alone: the glyph map and the layout read off it, for each prompt."""
+    def plan(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        settings: DrawSettings | None = None,
+        layouts: Sequence[Layout | None] | None = None,
+    ) -> list[Plan]:
+        """Stage one alone: the layout that is given, or the glyph map and the layout read off it, for each prompt."""
         settings = settings or self.settings()
+        given = list(layouts) if layouts is not None else [None] * len(prompts)
         noise = self._noise_of(seeds, None, settings)
         plans = []
         for chunk, count in _full_batches(len(prompts), settings.batch_size):
             part = [prompts[i] for i in chunk]
             conditioning = self._read_prompts(part, settings.negative_prompt)
-            plans += self._plan_batch(part, conditioning, [noise[i] for i in chunk], [None] * len(part), settings)[
-                :count
-            ]
+            own = [given[i] for i in chunk]
+            plans += self._plan_batch(part, conditioning, [noise[i] for i in chunk], own, settings)[:count]
         self.maybe_free_model_hooks()
         return plans
 

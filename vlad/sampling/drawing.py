@@ -133,7 +133,8 @@ def _draw_chunk(drawer: Drawer, jobs: list[Job], out: Path, index: _Index, layou
     pipeline, settings = drawer.pipeline, drawer.settings
     prompts, seeds, given = [job.prompt for job in jobs], [job.seed for job in jobs], [job.layout for job in jobs]
     if layout_only:
-        plans = pipeline.plan([pipeline.check_prompt(prompt) for prompt in prompts], seeds, settings)
+        parsed = [pipeline.check_prompt(prompt) for prompt in prompts]
+        plans = pipeline.plan(parsed, seeds, settings, given)
         for job, plan in zip(jobs, plans, strict=True):
             _write_layout_files(job.name, plan.layout, plan.glyph_map, None, settings, out)
         return

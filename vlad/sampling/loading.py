@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vlad.building import pipeline_folder
 from vlad.errors import UserError, did_you_mean
 from vlad.pipeline import VLADPipeline
-from vlad.text.lora import load_adapter
+from vlad.text.lora import merge_adapters, restore_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ADAPTED = ("lvlm", "layout_unet", "refine_unet")
 MODULES = ("lvlm", "composition", "autoencoder", "layout_unet", "refine_unet")
 HUB = "hf://"
 MARKS_PER_TENSOR = 1024
+_UNADAPTED = "_unadapted_weights"  # where a pipeline keeps what its adapters have changed
 
 
 def load_pipeline(
@@ -28,8 +30,8 @@ def load_pipeline(
 ) -> VLADPipeline:
     """The pipeline of a finished run, on the GPU where there is one, with adapters merged in if given.
 
-    `run` may be a pipeline folder, or `hf://OWNER/NAME` on the hub. `offload` holds on the GPU only the model that
-    works at the time. Raises UserError when there is no pipeline, or an adapter does not fit it.
+    `run` may be a pipeline folder, or `hf://OWNER/NAME` on the hub. An adapter is `DIR` or
+    `DIR=WEIGHT`. `offload` holds on the GPU only the model that works at the time. Raises UserError when there is no pipeline, or an adapter does not fit it.
     """
     if dtype not in DTYPES:
         raise UserError(f"There is no dtype {dtype!r}.{did_you_mean(dtype, DTYPES)} Known: {', '.join(DTYPES)}.")
@@ -38,8 +40,7 @@ def load_pipeline(
         raise UserError("--offload moves models between a GPU and memory, and torch finds no GPU here; leave it out.")
     pipeline = VLADPipeline.from_pretrained(_source(run), dtype=DTYPES[dtype])
     listed = [str(adapters)] if isinstance(adapters, Path | str) else list(adapters or [])
-    for adapter in listed:
-        _merge_adapter(pipeline, Path(adapter))
+    set_adapters(pipeline, listed)
     for name in MODULES:
         part = getattr(pipeline, name)
         if part is not None:
@@ -56,13 +57,49 @@ def _source(run: Path | str) -> str | Path:
     return str(run).removeprefix(HUB) if str(run).startswith(HUB) else pipeline_folder(Path(run))
 
 
-def _merge_adapter(pipeline: VLADPipeline, adapter: Path) -> None:
-    folder = adapter / "adapter" if (adapter / "adapter").is_dir() else adapter
+def set_adapters(pipeline: VLADPipeline, adapters: Sequence[str]) -> None:
+    """Merges adapters, `DIR` or `DIR=WEIGHT` each, in place of those that are merged now; none unloads all.
+
+    Raises UserError for a folder without an adapter, and for one of another base; nothing is merged then.
+    """
+    chosen = [_adapter_of(said) for said in adapters]
+    for part, weights in getattr(pipeline, _UNADAPTED, {}).items():
+        restore_weights(getattr(pipeline, part), weights)
+    unadapted: dict[str, dict[str, Tensor]] = {}
+    try:
+        for part in ADAPTED:
+            own = [(folder / part, weight) for folder, weight in chosen if (folder / part).is_dir()]
+            if own and getattr(pipeline, part) is None:
+                raise UserError(f"The adapter in {own[0][0].parent} is for a {part}, and this pipeline has none.")
+            if own:
+                unadapted[part] = merge_adapters(getattr(pipeline, part), own)
+    except UserError:
+        for part, weights in unadapted.items():
+            restore_weights(getattr(pipeline, part), weights)
+        unadapted = {}
+        raise
+    finally:
+        setattr(pipeline, _UNADAPTED, unadapted)
+
+
+def _adapter_of(said: str) -> tuple[Path, float]:
+    """The adapter's folder and its weight."""
+    name, equals, number = said.rpartition("=")
+    weight = 1.0
+    if equals:
+        try:
+            weight = float(number)
+        except ValueError:
+            name = said
+    else:
+        name = said
+    if not math.isfinite(weight):
+        raise UserError(f"--adapter {said}: the weight must be a finite number, not {number}.")
+    path = Path(name)
+    folder = path / "adapter" if (path / "adapter").is_dir() else path
     if not (folder / "refine_unet").is_dir():
-        raise UserError(f"There is no adapter in {adapter}; give the directory of a finished LoRA run.")
-    for part in ADAPTED:
-        if (folder / part).is_dir():
-            pipeline.register_modules(**{part: load_adapter(getattr(pipeline, part), folder / part)})
+        raise UserError(f"There is no adapter in {path}; give the directory of a finished LoRA run.")
+    return folder, weight
 
 
 def model_fingerprint(pipeline: VLADPipeline) -> str:
