@@ -39,8 +39,10 @@ SPECK_SHARE = 0.2
 UNEVEN_ROWS = 1.8
 # How far from its even place, in row pitches, a cut between touching rows is looked for.
 CUT_REACH = 0.12
-# How much more like the map another way of reading must be than upright rows.
-LEAST_GAIN = 0.04
+# How like the map another way of reading must be, and how much more so than upright rows. Maps that no way reads well,
+# those of a young layout UNet, stay under the first.
+LEAST_LIKENESS = 0.42
+LEAST_GAIN = 0.08
 # How much more like the map another order of the strings must be than the reading order, a line.
 LEAST_ORDER_GAIN = 0.2
 # A line's ink may seem to leave the picture by this share of it: a pixel's corner, the slack of a turned map.
@@ -65,7 +67,7 @@ def refit_layout(glyph_map: np.ndarray, strings: Sequence[str]) -> Layout:
     best = _layout(glyph_map, strings, rows)
     if not (glyph_map > INK_THRESHOLD).any():
         return best
-    most = likeness(best, glyph_map) + LEAST_GAIN
+    most = max(LEAST_LIKENESS, likeness(best, glyph_map) + LEAST_GAIN)
     for quads in _other_ways(glyph_map, len(strings)):
         layout = _layout(glyph_map, strings, quads)
         found = likeness(layout, glyph_map)

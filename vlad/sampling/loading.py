@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vlad.building import pipeline_folder
 from vlad.errors import UserError, did_you_mean
 from vlad.pipeline import VLADPipeline
+from vlad.sampling.running import pipeline_of_running
 from vlad.text.lora import merge_adapters, restore_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,17 +29,18 @@ _UNADAPTED = "_unadapted_weights"  # where a pipeline keeps what its adapters ha
 def load_pipeline(
     run: Path | str, adapters: Path | str | Sequence[str] | None = None, dtype: str = "float32", offload: bool = False
 ) -> VLADPipeline:
-    """The pipeline of a finished run, on the GPU where there is one, with adapters merged in if given.
+    """The pipeline of a run, on the GPU where there is one, with adapters merged in if given.
 
-    `run` may be a pipeline folder, or `hf://OWNER/NAME` on the hub. An adapter is `DIR` or
-    `DIR=WEIGHT`. `offload` holds on the GPU only the model that works at the time. Raises UserError when there is no pipeline, or an adapter does not fit it.
+    A run that is still training gives its newest valid checkpoint. `run` may be a pipeline folder, or `hf://OWNER/NAME`
+    on the hub. An adapter is `DIR` or `DIR=WEIGHT`. `offload` holds on the GPU only the model that works at the time.
+    Raises UserError when there is no pipeline, or an adapter does not fit it.
     """
     if dtype not in DTYPES:
         raise UserError(f"There is no dtype {dtype!r}.{did_you_mean(dtype, DTYPES)} Known: {', '.join(DTYPES)}.")
     has_gpu = torch.cuda.is_available()
     if offload and not has_gpu:
         raise UserError("--offload moves models between a GPU and memory, and torch finds no GPU here; leave it out.")
-    pipeline = VLADPipeline.from_pretrained(_source(run), dtype=DTYPES[dtype])
+    pipeline = _pipeline_of(run, DTYPES[dtype])
     listed = [str(adapters)] if isinstance(adapters, Path | str) else list(adapters or [])
     set_adapters(pipeline, listed)
     for name in MODULES:
@@ -52,9 +54,21 @@ def load_pipeline(
     return pipeline.to("cuda") if has_gpu else pipeline
 
 
-def _source(run: Path | str) -> str | Path:
-    """What diffusers loads from: a folder here, or an id on the hub."""
-    return str(run).removeprefix(HUB) if str(run).startswith(HUB) else pipeline_folder(Path(run))
+def _pipeline_of(run: Path | str, dtype: torch.dtype) -> VLADPipeline:
+    """From the hub, a folder, a finished run, or one that is still training."""
+    if str(run).startswith(HUB):
+        name = str(run).removeprefix(HUB)
+        try:
+            return VLADPipeline.from_pretrained(name, dtype=dtype)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"There is no pipeline {name} in reach on the hub; check the name and the network."
+            ) from error
+    path = Path(run)
+    has_pipeline = any((folder / "model_index.json").is_file() for folder in (path, path / "pipeline"))
+    if not has_pipeline and (path / "config.yaml").is_file():
+        return pipeline_of_running(path).to(dtype)
+    return VLADPipeline.from_pretrained(pipeline_folder(path), dtype=dtype)
 
 
 def set_adapters(pipeline: VLADPipeline, adapters: Sequence[str]) -> None:
