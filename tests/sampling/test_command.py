@@ -174,6 +174,32 @@ def test_the_same_seed_gives_the_same_picture_whatever_the_batch_size(
         assert difference.max() <= (0 if batch_size == 2 else 1)
 
 
+def test_when_memory_is_out_what_is_drawn_is_kept(
+    pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from vlad.pipeline import VLADPipeline
+
+    draw, calls = VLADPipeline.__call__, []
+
+    def draw_once(self: VLADPipeline, *arguments: object, **options: object) -> object:
+        calls.append(arguments)
+        if len(calls) > 1:
+            raise torch.OutOfMemoryError("no room")
+        return draw(self, *arguments, **options)  # type: ignore[arg-type]
+
+    asked = (pipeline_folder, "--prompt", BLUE, "--seed", "0-3", "--out", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(VLADPipeline, "__call__", draw_once)
+        with pytest.raises(UserError, match=r"out with 2 pictures at once; 2 are drawn and kept.*--batch-size 1"):
+            call(*asked)
+    assert pictures(tmp_path) == [f"{BLUE_NAME}-s{seed}.png" for seed in (0, 1)]
+    assert len((tmp_path / "index.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    assert call(*asked) == 0
+    assert len(pictures(tmp_path)) == 4
+
+
 def test_sizes_are_told_with_the_nearest_that_fits(pipeline_folder: Path, tmp_path: Path) -> None:
     asked = (pipeline_folder, "--prompt", BLUE, "--out", tmp_path)
     with pytest.raises(UserError, match=r"multiples of 16.*the nearest is 48 x 32"):

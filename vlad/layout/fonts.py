@@ -127,8 +127,8 @@ def missing_glyphs(text: str, name: str | None = None) -> str:
     a font for the text.
     """
     names = [name] if name is not None else [font for font in _fonts_of(script_of(text)) if has_font(font)]
-    lacks = ["".join(dict.fromkeys(c for c in text if not has_glyph(c, font))) for font in names]
-    return min(lacks, key=len, default="".join(dict.fromkeys(text.replace(" ", ""))))
+    lacks = ["".join(dict.fromkeys(c for c in text if not has_glyph(c, font))) for font in names or [CANONICAL_FONT]]
+    return min(lacks, key=len)
 
 
 def no_font_reason(text: str) -> str:
