@@ -3,55 +3,60 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from vlad.errors import UserError, run_command_line
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Draws a picture for each prompt, with the layout in between.")
-    parser.add_argument("run", help="a run directory or a pipeline folder")
-    parser.add_argument("--prompt", action="append", default=[], help="what to draw; may be given several times")
-    parser.add_argument("--prompts", metavar="FILE", help="a text file with a prompt on each line")
-    parser.add_argument("--layout", metavar="FILE", help="a layout.json of yours in place of the predicted one")
-    parser.add_argument("--out", default="samples", metavar="DIR", help="where the pictures go (default: samples)")
-    parser.add_argument("--seed", type=int, default=0, help="the same for every prompt (default: 0)")
-    parser.add_argument("--adapter", metavar="DIR", help="a LoRA run, or its adapter folder")
-    parser.add_argument("--steps", type=int, help="solver steps of each stage")
-    parser.add_argument("--text-scale", type=float, help="guidance by the prompt")
-    parser.add_argument("--layout-scale", type=float, help="guidance by the layout")
-    parser.add_argument("--no-refit", action="store_true", help="hand the raw glyph map to stage two, as in the paper")
-    arguments = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description="Draws pictures of prompts, with the layout in between.")
+    result.add_argument("run", nargs="?", help="a run directory, a pipeline folder, or hf://OWNER/NAME on the hub")
+    asked = result.add_argument_group("what to draw")
+    add = asked.add_argument
+    add("--prompt", action="append", default=[], help="may be given several times")
+    add("--prompts", action="append", default=[], metavar="FILE", help="text or JSONL; - reads standard input")
+    add("--seed", "--seeds", metavar="SEEDS", help="7, 0-9 or 1,5,8-10: a picture each of every prompt (default: 0)")
+    add("--from", dest="repeat", metavar="PICTURE", help="repeat a picture; other options change its recipe")
+    add("--size", metavar="WxH", help="pixels (default: the model's own size)")
+    add("--aspect", metavar="W:H", help="in place of --size: about as many pixels as the model's own size")
+    add("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
 
+    where = result.add_argument_group("where the words go")
+    add = where.add_argument
+    add("--layout", metavar="FILE", help="a layout.json, or planner lines of TextDiffuser-2 (.txt)")
+    add("--line", action="append", metavar="TEXT@L,T,R,B", help="a line in a box (or polygon); several times")
+    add("--template", metavar="PICTURE", help="the text of a picture, read by the OCR engine, stays where it is")
+    add("--layout-only", action="store_true", help="stage one alone: layouts to edit, no pictures")
+    add("--no-refit", action="store_true", help="hand the raw glyph map to stage two, as in the paper")
+    add("--keep-raw", action="store_true", help="refit only the glyph maps that the OCR engine reads otherwise")
+
+    how = result.add_argument_group("how to draw it")
+    add = how.add_argument
+    add("--steps", type=int, help="solver steps of each stage")
+    add("--solver", help="ddim, dpm++, unipc, euler, flow-euler (default: the model's own)")
+    add("--text-scale", type=float, help="guidance by the prompt, stage two")
+    add("--layout-scale", type=float, help="guidance by the layout, stage two")
+    add("--planning-scale", type=float, help="guidance by the prompt, stage one")
+    add("--guidance-rescale", type=float, metavar="PHI", help="0 to 1: keeps large scales from glaring (default: 0)")
+    add("--adapter", action="append", metavar="DIR[=WEIGHT]", help="a LoRA run or its adapter folder; several add up")
+    add("--batch-size", type=int, help="pictures at once (default: the model's own)")
+    add("--dtype", help="float32 (default), bfloat16 or float16")
+    add("--offload", action="store_true", help="keep on the GPU only the model that works")
+
+    files = result.add_argument_group("what is written")
+    add = files.add_argument
+    add("--out", default="samples", metavar="DIR", help="where the pictures go (default: samples)")
+    add("--overwrite", action="store_true", help="draw pictures that are there already again")
+    return result
+
+
+def main() -> int:
+    arguments = parser().parse_args()
     if arguments.steps is not None and arguments.steps < 1:
         raise UserError("--steps must be at least 1.")
-    if not 0 <= arguments.seed < 2**62:
-        raise UserError("--seed must be between 0 and 2**62.")
     # Late, so that --help and a mistyped option answer at once.
-    from vlad.layout.files import read_layout
-    from vlad.sampling import load_pipeline, read_prompts, sample_to_directory
-    from vlad.text.prompt import parse_prompt
+    from vlad.sampling.command import sample
 
-    prompts = [*arguments.prompt, *(read_prompts(arguments.prompts) if arguments.prompts else [])]
-    if not prompts:
-        raise UserError("There is nothing to draw; give --prompt 'a blue sign that says \"HOUSE\"' or --prompts FILE.")
-    for prompt in prompts:
-        parse_prompt(prompt)
-    layout = read_layout(arguments.layout) if arguments.layout else None
-    pipeline = load_pipeline(arguments.run, arguments.adapter)
-    out = Path(arguments.out)
-    sample_to_directory(
-        pipeline,
-        prompts,
-        [arguments.seed] * len(prompts),
-        out,
-        layout,
-        arguments.steps,
-        arguments.text_scale,
-        arguments.layout_scale,
-        False if arguments.no_refit else None,
-    )
-    print(f"{len(prompts)} pictures in {out}, layouts in {out / 'layouts'}, all on one page: {out / 'grids/grid.png'}")
+    return sample(arguments)
 
 
 if __name__ == "__main__":

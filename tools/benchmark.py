@@ -1,4 +1,4 @@
-"""Measures parts of the program on this machine: python tools/benchmark.py render|data|text [--count N]"""
+"""Measures parts of the program on this machine: python tools/benchmark.py render|data|text|refit|sample [--count N]"""
 
 from __future__ import annotations
 
@@ -254,6 +254,138 @@ def measure_text(mode: str, count: int, lvlm_path: str | None, batch_size: int =
     )
 
 
+def refit(count: int) -> None:
+    """Lines that refit finds in generated multi-line layouts, drawn and disturbed as a sampler does it."""
+    from vlad.evaluation.refit_score import DISTURBANCES, KINDS, score_refit
+
+    each = -(-count // len(KINDS))
+    print(f"{each * len(KINDS)} layouts of 2 to 4 lines a disturbance, maps of 128 x 128: found, matched, mean IoU")
+    for disturbance in DISTURBANCES:
+        print(disturbance)
+        scores = [score_refit(each, (kind,), disturbance) for kind in KINDS]
+        for kind, score in zip(KINDS, scores, strict=True):
+            print(f"  {kind:26}{score.found:8.1%}{score.matched:8.1%}{score.iou:7.3f}")
+        lines = sum(score.lines for score in scores)
+        found, matched, iou = (
+            sum(getattr(score, name) * score.lines for score in scores) / lines for name in ("found", "matched", "iou")
+        )
+        print(f"  {'all':26}{found:8.1%}{matched:8.1%}{iou:7.3f}")
+
+
+@dataclass(frozen=True)
+class SampleFigures:
+    """Seconds a picture of each part of the way, medians of the rounds; peak memory of the process or GPU in bytes."""
+
+    seconds: dict[str, float]
+    peak: int
+
+
+SAMPLE_PROMPT = 'a blue sign that says "HOUSE" in white letters at the top'
+SAMPLE_ROUNDS = 5
+
+
+def sample(run: str | None, steps: int, batch: int) -> None:
+    """Seconds a picture by stage, and diffusers' StableDiffusionPipeline with a UNet of the same size beside them."""
+    figures = measure_sample(run, steps, batch)
+    print(f"{batch} pictures at once, {steps} steps a stage, guidance with two evaluations a step, float32")
+    for part, seconds in figures.seconds.items():
+        print(f"  {part:58}{1000 * seconds:9.2f} ms a picture")
+    ours, theirs = (figures.seconds[part] for part in ("stage two without its decoder", STABLE_DIFFUSION))
+    print(f"  stage two takes {ours / theirs:.3f} of it; at the peak {figures.peak / 1e6:.0f} MB were held")
+
+
+STABLE_DIFFUSION = "diffusers' StableDiffusionPipeline without its decoder"
+
+
+def measure_sample(run: str | None, steps: int, batch: int, rounds: int = SAMPLE_ROUNDS) -> SampleFigures:
+    """Measures a run's pipeline, or one of the embedded default's sizes with random weights, in alternating rounds."""
+    import statistics
+    import warnings
+
+    warnings.filterwarnings("ignore", module=r"(transformers|diffusers).*")
+    import torch
+
+    from vlad.building import build_pipeline, new_parts
+    from vlad.config import load_config
+    from vlad.layout.polygons import box_polygon
+    from vlad.records import Layout, TextLine
+    from vlad.sampling import load_pipeline
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if run is not None:
+        pipeline = load_pipeline(run)
+    else:
+        config = load_config(Path(__file__).parents[1] / "configs" / "tiny.yaml")
+        pipeline = build_pipeline(config, new_parts(config))
+        for part in pipeline.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.eval()
+        pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    prompts, seeds = [SAMPLE_PROMPT] * batch, list(range(batch))
+    parsed = [pipeline.check_prompt(prompt) for prompt in prompts]
+    settings = pipeline.settings(steps=steps, batch_size=batch, text_scale=2.0, layout_scale=2.0)
+    tokens = pipeline._read_prompts(parsed[:1], "").wanted.tokens.expand(batch, -1, -1)
+    layouts = [Layout((TextLine("HOUSE", box_polygon(0.1, 0.1, 0.9, 0.3)),))] * batch
+    beside = stable_diffusion(pipeline.refine_unet, tokens, seeds, steps)
+
+    def stage_two(output_type: str) -> None:
+        pipeline(prompts, seeds, layouts, steps, 2.0, 2.0, batch_size=batch, output_type=output_type)
+
+    parts: dict[str, Callable[[], object]] = {
+        "reading the prompts": lambda: pipeline._read_prompts(parsed, ""),
+        "stage two without its decoder": lambda: stage_two("latent"),
+        STABLE_DIFFUSION: beside,
+        "stage two": lambda: stage_two("pil"),
+    }
+    if pipeline.layout_unet is not None:
+        parts["stage one, with its decoder and refit"] = lambda: pipeline.plan(parsed, seeds, settings)
+    measured: dict[str, list[float]] = {part: [] for part in parts}
+    for number in range(rounds + 1):
+        for part, work in parts.items():
+            started = time.perf_counter()
+            with torch.no_grad():
+                work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if number:  # the first round warms up
+                measured[part].append((time.perf_counter() - started) / batch)
+    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else process
+    return SampleFigures({part: statistics.median(values) for part, values in measured.items()}, peak)
+
+
+def stable_diffusion(unet: Any, tokens: Any, seeds: list[int], steps: int) -> Callable[[], object]:
+    """Diffusers' own pipeline at work on tokens (B K D), with a new UNet of the same blocks and width.
+
+    What is concatenated to x_t, and the pooled conditioning, are ours alone.
+    """
+    import torch
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    options = {**unet.config, "in_channels": unet.config.out_channels, "class_embed_type": None}
+    options["projection_class_embeddings_input_dim"] = None
+    plain = UNet2DConditionModel.from_config(options).eval().to(unet.device)
+    solver = DDIMScheduler(steps_offset=1, clip_sample=False)
+    pipeline = StableDiffusionPipeline(None, None, None, plain, solver, None, None, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    side = unet.config.sample_size * pipeline.vae_scale_factor
+
+    def work() -> object:
+        return pipeline(
+            prompt_embeds=tokens,
+            negative_prompt_embeds=torch.zeros_like(tokens),
+            height=side,
+            width=side,
+            num_inference_steps=steps,
+            guidance_scale=2.0,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="latent",
+        )
+
+    return work
+
+
 def report(what: str, count: int, work: Callable[[], object]) -> None:
     """Runs the work once and prints its rate."""
     print(f"{what:24} {rate(count, work):8.0f} samples/s")
@@ -261,18 +393,28 @@ def report(what: str, count: int, work: Callable[[], object]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures parts of the program; compare figures of one run only.")
-    parser.add_argument("part", choices=("render", "data", "text"))
-    parser.add_argument("--count", type=int, help="samples or prompts; 4000, for text 320")
+    parser.add_argument("part", choices=("render", "data", "text", "refit", "sample"))
+    parser.add_argument("--count", type=int, help="samples, prompts or layouts: 4000; text 320, refit 500")
     parser.add_argument("--lvlm", help="text: a folder or hub id; without it a Qwen2.5-VL of 6 layers of 512")
+    parser.add_argument(
+        "--run", help="sample: a run or pipeline; without it random weights of configs/tiny.yaml's sizes"
+    )
+    parser.add_argument("--steps", type=int, default=10, help="sample: solver steps of each stage (default: 10)")
+    parser.add_argument("--batch-size", type=int, default=16, help="sample: pictures at once (default: 16)")
     arguments = parser.parse_args()
-    default = 320 if arguments.part == "text" else 4000
+    if arguments.part == "sample":
+        if min(arguments.steps, arguments.batch_size) < 1:
+            raise UserError("--steps and --batch-size must be at least 1.")
+        sample(arguments.run, arguments.steps, arguments.batch_size)
+        return
+    default = {"text": 320, "refit": 500}.get(arguments.part, 4000)
     count = default if arguments.count is None else arguments.count
     if count < 100:
         raise UserError("--count must be at least 100.")
     if arguments.part == "text":
         text(count, arguments.lvlm)
     else:
-        {"render": render, "data": data}[arguments.part](count)
+        {"render": render, "data": data, "refit": refit}[arguments.part](count)
 
 
 if __name__ == "__main__":

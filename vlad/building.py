@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from vlad.config import Config
 from vlad.diffusion.autoencoder import build_autoencoder, spatial_factor
-from vlad.diffusion.noise import build_scheduler, options_of
+from vlad.diffusion.noise import build_scheduler
 from vlad.diffusion.unets import build_unet
 from vlad.errors import UserError
 from vlad.losses.alignment import AlignmentHeads, AttentionPool
@@ -219,11 +219,12 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
             parts.layout_unet = add_adapter(parts.layout_unet, lora, lora.unet_targets, base_id)
         parts.refine_unet = add_adapter(parts.refine_unet, lora, lora.unet_targets, base_id)
     _adapt_text_side(text_side, config, base_id)
-    layout, refine = config.layout, replace(config.refine, noise=options_of(base.refine_scheduler, config.refine.noise))
+    process = base.config.process  # the noise that was trained with, whatever solver the base samples with
+    layout, refine = config.layout, replace(config.refine, noise=replace(config.refine.noise, **process["refine"]))
     if not base.uses_layout:
         layout = replace(layout, kind="none")
     else:
-        layout = replace(layout, kind="latents", noise=options_of(base.layout_scheduler, layout.noise))
+        layout = replace(layout, kind="latents", noise=replace(layout.noise, **process["layout"]))
     sample = SampleOptions(**{field.name: base.config[field.name] for field in fields(SampleOptions)})
     return parts, replace(config, layout=layout, refine=refine, sample=sample)
 

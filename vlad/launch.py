@@ -109,7 +109,7 @@ def _run(config: Config, sets: ShardSets, directory: Path) -> RunResult:
     # Only now: a call that could not work must not claim the directory for its config.
     if distributed.is_main_process() and not (directory / "config.yaml").is_file():
         save_config(described, directory / "config.yaml")
-    stages = _stage_names(config, parts)
+    stages = stage_names(config, parts)
     unets = [unet for unet in (parts.layout_unet, parts.refine_unet) if unet is not None]
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     line = set_attention(unets, config.trainer.attention, device)
@@ -152,7 +152,7 @@ def next_command(config: Config) -> str:
 # --- one stage -----------------------------------------------------------------------------------------------
 
 
-def _stage_names(config: Config, parts: Parts) -> list[str]:
+def stage_names(config: Config, parts: Parts) -> list[str]:
     """The stages of this run in order."""
     if config.align_stage == "only":
         return ["align"]
@@ -172,7 +172,7 @@ def _trains_text(config: Config, parts: Parts, name: str) -> bool:
 
 def _text_steps_before(config: Config, parts: Parts, name: str) -> int:
     """For how many steps the stages before this one train the text side."""
-    names = _stage_names(config, parts)
+    names = stage_names(config, parts)
     before = [other for other in names[: names.index(name)] if _trains_text(config, parts, other)]
     return sum(getattr(config.train, other).steps for other in before)
 

@@ -9,8 +9,9 @@ Letters: B pictures, C latent channels, h w cells.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,9 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlad.diffusion.autoencoder import decode, encode, spatial_factor
-from vlad.diffusion.samplers import guided, sample_latents
+from vlad.diffusion.noise import NoiseOptions, process_of
+from vlad.diffusion.samplers import OnStep, build_solver, check_scheduler, guided, sample_latents
 from vlad.errors import UserError
-from vlad.layout.fonts import missing_glyphs
+from vlad.layout.fonts import missing_glyphs, no_font_reason
 from vlad.layout.glyphmap import draw_glyph_map
 from vlad.layout.refit import refit_layout
 from vlad.records import Conditioning, Layout, Prompt
@@ -33,6 +35,12 @@ from vlad.text.lvlm import LVLMEncoder, LVLMOptions
 from vlad.text.prompt import parse_prompt
 
 TOKEN_ROUNDING = 32  # conditioning tokens are filled up to a multiple of this
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+MOST_PIXELS = 4096  # of a side
+# What callback_on_step_end gets and gives back (diffusers' contract).
+StepCallback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
+# Reads a glyph map (H W, 0..1) as strings.
+Reader = Callable[[np.ndarray], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -54,11 +62,32 @@ class SampleOptions:
             raise UserError("sample: steps and batch_size must be at least 1.")
 
 
+@dataclass(frozen=True)
+class DrawSettings:
+    """Everything but prompt, seed and layout that a picture depends on: what a recipe has to keep."""
+
+    steps: int
+    text_scale: float
+    layout_scale: float
+    planning_scale: float
+    refit: bool
+    width: int
+    height: int
+    # Rows that run through the networks at once, filled up where there are fewer: kernels round by shape.
+    batch_size: int
+    # phi of `diffusion.samplers.guided`, both stages.
+    guidance_rescale: float = 0.0
+    negative_prompt: str = ""
+
+
 @dataclass
 class VLADPipelineOutput(BaseOutput):
-    """Pictures with the layouts between the stages and, where stage one ran, its raw glyph maps (H W, 0..1)."""
+    """Pictures with the layouts between the stages and, where stage one ran, its raw glyph maps (H W, 0..1).
 
-    images: list[Image.Image]
+    `images` are Pillow pictures, or as `output_type` says: np B H W 3 and pt B 3 H W in 0..1, latent B C h w.
+    """
+
+    images: Any
     layouts: list[Layout]
     glyph_maps: list[np.ndarray | None]
 
@@ -92,8 +121,13 @@ class VLADPipeline(DiffusionPipeline):
         planning_scale: float = 1.0,
         refit: bool = True,
         batch_size: int = 16,
+        process: dict[str, dict[str, Any]] | None = None,
     ) -> None:
+        """`process`: the noise that each stage was trained with; None reads it off the schedulers."""
         super().__init__()
+        if process is None:
+            schedulers = {"layout": layout_scheduler, "refine": refine_scheduler}
+            process = {stage: process_of(scheduler) for stage, scheduler in schedulers.items() if scheduler is not None}
         self.register_modules(
             lvlm=lvlm,
             tokenizer=tokenizer,
@@ -118,6 +152,7 @@ class VLADPipeline(DiffusionPipeline):
             planning_scale=planning_scale,
             refit=refit,
             batch_size=batch_size,
+            process=process,
         )
 
     @property
@@ -159,9 +194,56 @@ class VLADPipeline(DiffusionPipeline):
                     f'The string "{text}" has {len(text)} characters; this model draws at most'
                     f" {limits.max_characters} on a line. Shorten it, or split it into several quoted strings."
                 )
-            if missing := missing_glyphs(text):
-                raise UserError(f'The fonts here have no {" ".join(missing)} of the string "{text}"; replace it.')
+            if missing_glyphs(text):
+                raise UserError(f'The string "{text}" cannot be drawn: {no_font_reason(text)}.')
         return parsed
+
+    @property
+    def size_unit(self) -> int:
+        """Both sides of a picture are multiples of this: pixels a latent cell, halved on each level of the UNet."""
+        levels = len(self.refine_unet.config.block_out_channels)
+        return spatial_factor(self.autoencoder) * 2 ** (levels - 1)
+
+    def settings(self, **given: Any) -> DrawSettings:
+        """The pipeline's own settings with what is given (None: nothing) in their place.
+
+        Raises UserError for what cannot be drawn: steps, scales, and sizes with the nearest that can.
+        """
+        config = self.config
+        defaults = DrawSettings(
+            config.steps,
+            config.text_scale,
+            config.layout_scale,
+            config.planning_scale,
+            config.refit,
+            config.picture_pixels,
+            config.picture_pixels,
+            config.batch_size,
+        )
+        result = replace(defaults, **{name: value for name, value in given.items() if value is not None})
+        most = self.refine_scheduler.config.num_train_timesteps
+        if not 1 <= result.steps <= most:
+            raise UserError(f"{result.steps} steps cannot be taken: this model was trained for 1 to {most}.")
+        for name in ("text_scale", "layout_scale", "planning_scale", "guidance_rescale"):
+            if not math.isfinite(getattr(result, name)):
+                raise UserError(f"{name} must be a finite number, not {getattr(result, name)}.")
+        if not 0 <= result.guidance_rescale <= 1:
+            raise UserError(f"guidance_rescale must be from 0 to 1, not {result.guidance_rescale}.")
+        if result.batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, not {result.batch_size}.")
+        wrong = [side for side in (result.width, result.height) if side % self.size_unit or not 0 < side <= MOST_PIXELS]
+        if wrong:
+            width, height = (nearest_side(side, self.size_unit) for side in (result.width, result.height))
+            raise UserError(
+                f"This model cannot draw {result.width} x {result.height} pixels: both sides must be multiples of"
+                f" {self.size_unit}, {MOST_PIXELS} at most; the nearest is {width} x {height}."
+            )
+        return result
+
+    def use_solver(self, name: str) -> None:
+        """Samples both stages with another of `diffusion.samplers.SOLVERS`. Raises UserError for one that cannot."""
+        for stage, process in self.config.process.items():
+            self.register_modules(**{f"{stage}_scheduler": build_solver(name, NoiseOptions(**process))})
 
     @torch.no_grad()
     def __call__(
@@ -173,149 +255,314 @@ class VLADPipeline(DiffusionPipeline):
         text_scale: float | None = None,
         layout_scale: float | None = None,
         refit: bool | None = None,
-        on_step: Callable[[], None] | None = None,
+        *,
+        planning_scale: float | None = None,
+        guidance_rescale: float | None = None,
+        negative_prompt: str | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        batch_size: int | None = None,
+        num_inference_steps: int | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        reader: Reader | None = None,
     ) -> VLADPipelineOutput:
-        """One picture a prompt.
+        """`num_images_per_prompt` pictures a prompt, those of one prompt together.
 
-        `seeds`: one for all prompts or one each; a picture depends on its prompt, seed and layout, not on what
-        else is drawn. A layout that is given takes the place of stage one. `on_step` is called after every step
-        of a batch of pictures. Raises UserError for a prompt or layout that this model cannot draw.
+        `seeds`: one for all prompts or one each; picture k of a prompt has its seed + k. A picture depends on its
+        prompt, its seed, its layout and the settings, not on what else is drawn. `generator` (one, or one a picture)
+        takes the place of the seeds; one for several pictures makes them depend on each other. A layout that is given
+        takes the place of stage one. `width` and `height` in pixels; `num_inference_steps` is diffusers' name of
+        `steps`. With a `reader`, a raw glyph map in which it reads the prompt's strings is kept as it is; only the
+        others are refitted. `callback_on_step_end(pipeline, step, timestep, {"latents": x_t})` runs after each step,
+        those of stage one first; what it returns as "latents" goes on. Raises UserError for a prompt, layout, size
+        or scheduler that this model cannot draw.
         """
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         given = list(layouts) if layouts is not None else [None] * len(texts)
         seed_list = [seeds] * len(texts) if isinstance(seeds, int) else list(seeds)
         assert len(texts) == len(given) == len(seed_list)
-        prompts = [self.check_prompt(text, layout) for text, layout in zip(texts, given, strict=True)]
-        config = self.config
-        settings = _Settings(
-            steps or config.steps,
-            config.text_scale if text_scale is None else text_scale,
-            config.layout_scale if layout_scale is None else layout_scale,
-            config.refit if refit is None else refit,
-            on_step or _no_report,
+        settings = self.settings(
+            steps=steps if num_inference_steps is None else num_inference_steps,
+            text_scale=text_scale,
+            layout_scale=layout_scale,
+            planning_scale=planning_scale,
+            refit=refit,
+            width=width,
+            height=height,
+            batch_size=batch_size,
+            guidance_rescale=guidance_rescale,
+            negative_prompt=negative_prompt,
         )
-        most = self.refine_scheduler.config.num_train_timesteps
-        if not 1 <= settings.steps <= most:
-            raise UserError(f"{settings.steps} steps cannot be taken: this model was trained for 1 to {most}.")
+        self._check_call(num_images_per_prompt, output_type, callback_on_step_end_tensor_inputs)
+        each = range(num_images_per_prompt)
+        parsed = [self.check_prompt(text, layout) for text, layout in zip(texts, given, strict=True)]
+        prompts, plans = [one for one in parsed for _ in each], [layout for layout in given for _ in each]
+        noise = self._noise_of([seed + k for seed in seed_list for k in each], generator, settings)
         output = VLADPipelineOutput(images=[], layouts=[], glyph_maps=[])
-        for chunk, count in _full_batches(len(texts), config.batch_size):
-            part_prompts, part_seeds = [prompts[i] for i in chunk], [seed_list[i] for i in chunk]
-            plans = self._plan_batch(part_prompts, part_seeds, [given[i] for i in chunk], settings)
-            pictures = self._refine_batch(part_prompts, part_seeds, plans, settings)
-            output.images.extend(pictures[:count])
-            output.layouts.extend(plan.layout for plan in plans[:count])
-            output.glyph_maps.extend(plan.glyph_map for plan in plans[:count])
+        batches = list(_full_batches(len(prompts), settings.batch_size))
+        pictures = []
+        two_stages = self.uses_layout and any(layout is None for layout in given)
+        with self.progress_bar(total=len(batches) * settings.steps * (1 + two_stages)) as bar:
+            on_step = self._on_step(bar, callback_on_step_end)
+            for chunk, count in batches:
+                conditioning = self._read_prompts([prompts[i] for i in chunk], settings.negative_prompt)
+                rows = [prompts[i] for i in chunk], conditioning, [noise[i] for i in chunk]
+                planned = self._plan_batch(*rows, [plans[i] for i in chunk], settings, on_step, reader)
+                pictures.append(self._refine_batch(*rows[1:], planned, settings, on_step, output_type)[:count])
+                output.layouts.extend(plan.layout for plan in planned[:count])
+                output.glyph_maps.extend(plan.glyph_map for plan in planned[:count])
+        self.maybe_free_model_hooks()
+        output.images = _as_output(torch.cat(pictures), output_type)
         return output
 
+    def _check_call(self, count: int, output_type: str, tensors: Sequence[str]) -> None:
+        if count < 1:
+            raise UserError(f"num_images_per_prompt must be at least 1, not {count}.")
+        if output_type not in OUTPUT_TYPES:
+            raise UserError(f"There is no output_type {output_type!r}; known: {', '.join(OUTPUT_TYPES)}.")
+        if set(tensors) - {"latents"}:
+            raise UserError(f"callback_on_step_end_tensor_inputs: {list(tensors)} holds more than 'latents'.")
+        for stage, process in self.config.process.items():
+            check_scheduler(getattr(self, f"{stage}_scheduler"), NoiseOptions(**process), stage)
+
     @torch.no_grad()
-    def plan(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Plan]:
-        """Stage one alone: the glyph map and the layout read off it, for each prompt."""
+    def plan(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        settings: DrawSettings | None = None,
+        layouts: Sequence[Layout | None] | None = None,
+    ) -> list[Plan]:
+        """Stage one alone: the layout that is given, or the glyph map and the layout read off it, for each prompt."""
+        settings = settings or self.settings()
+        given = list(layouts) if layouts is not None else [None] * len(prompts)
+        noise = self._noise_of(seeds, None, settings)
         plans = []
-        for chunk, count in _full_batches(len(prompts), self.config.batch_size):
+        for chunk, count in _full_batches(len(prompts), settings.batch_size):
             part = [prompts[i] for i in chunk]
-            plans += self._plan_batch(part, [seeds[i] for i in chunk], [None] * len(part), self._defaults())[:count]
+            conditioning = self._read_prompts(part, settings.negative_prompt)
+            own = [given[i] for i in chunk]
+            plans += self._plan_batch(part, conditioning, [noise[i] for i in chunk], own, settings)[:count]
+        self.maybe_free_model_hooks()
         return plans
 
     @torch.no_grad()
     def refine(self, prompts: Sequence[Prompt], seeds: Sequence[int], layouts: Sequence[Layout]) -> list[Image.Image]:
         """Stage two alone: pictures of prompts and layouts."""
-        pictures = []
-        for chunk, count in _full_batches(len(prompts), self.config.batch_size):
+        settings = self.settings()
+        noise = self._noise_of(seeds, None, settings)
+        pictures: list[Image.Image] = []
+        for chunk, count in _full_batches(len(prompts), settings.batch_size):
+            conditioning = self._read_prompts([prompts[i] for i in chunk], "")
             plans = [Plan(layouts[i], None, None) for i in chunk]
-            part = [prompts[i] for i in chunk]
-            pictures += self._refine_batch(part, [seeds[i] for i in chunk], plans, self._defaults())[:count]
+            drawn = self._refine_batch(conditioning, [noise[i] for i in chunk], plans, settings)
+            pictures += _as_output(drawn[:count], "pil")
+        self.maybe_free_model_hooks()
         return pictures
 
-    def _defaults(self) -> _Settings:
-        config = self.config
-        return _Settings(config.steps, config.text_scale, config.layout_scale, config.refit, _no_report)
+    def _on_step(self, bar: Any, callback: StepCallback | None) -> OnStep:
+        """What runs after every step: the progress bar, and the caller's own."""
+
+        def on_step(number: int, timestep: Tensor, x_t: Tensor) -> Tensor:
+            bar.update()
+            if callback is None:
+                return x_t
+            return (callback(self, number, timestep, {"latents": x_t}) or {}).get("latents", x_t)
+
+        return on_step
 
     def _plan_batch(
-        self, prompts: list[Prompt], seeds: list[int], given: list[Layout | None], settings: _Settings
+        self,
+        prompts: list[Prompt],
+        conditioning: Guidance,
+        noise: list[Noise],
+        given: list[Layout | None],
+        settings: DrawSettings,
+        on_step: OnStep | None = None,
+        reader: Reader | None = None,
     ) -> list[Plan]:
         """A plan for each prompt: what was given, or what stage one draws."""
         if not self.uses_layout or all(layout is not None for layout in given):
             return [Plan(layout or Layout(()), None, None) for layout in given]
         if self.layout_unet is None:
             raise UserError("This pipeline has no layout UNet; give a layout with every prompt.")
+        _onload(self.layout_unet)
+        scales = settings.planning_scale, 1.0, settings.guidance_rescale
         z = sample_latents(
-            guided(self.layout_unet, self._read_prompts(prompts), None, self.config.planning_scale, 1.0),
+            guided(self.layout_unet, conditioning.wanted, None, *scales, conditioning.negative),
             self.layout_scheduler,
-            self._noise(seeds, 0),
+            torch.stack([row.layout for row in noise]).to(self._execution_device),
             settings.steps,
-            lambda _: settings.on_step(),
+            on_step,
         )  # B C h w
-        maps = ((decode(self.autoencoder, z).mean(dim=1) + 1) / 2).cpu().numpy()  # B H W
+        maps = ((self._decode(z).mean(dim=1) + 1) / 2).cpu().numpy()  # B H W
         plans = []
         for prompt, layout, glyph_map, latents in zip(prompts, given, maps, z, strict=True):
             if layout is not None:
                 plans.append(Plan(layout, None, None))
-            else:
-                plans.append(Plan(refit_layout(glyph_map, prompt.strings), glyph_map, latents))
+                continue
+            keep = not settings.refit or (reader is not None and _agrees(reader(glyph_map), prompt.strings))
+            plans.append(Plan(refit_layout(glyph_map, prompt.strings), glyph_map, latents, keep))
         return plans
 
     def _refine_batch(
-        self, prompts: list[Prompt], seeds: list[int], plans: list[Plan], settings: _Settings
-    ) -> list[Image.Image]:
-        """Stage two: pictures of the plans."""
-        z = self._layout_latents(plans, settings.refit) if self.uses_layout else None  # B C h w
+        self,
+        conditioning: Guidance,
+        noise: list[Noise],
+        plans: list[Plan],
+        settings: DrawSettings,
+        on_step: OnStep | None = None,
+        output_type: str = "pil",
+    ) -> Tensor:
+        """Stage two: pixels (B 3 H W, 0..1) of the plans, or with output_type latent x_0 (B C h w)."""
+        z = self._layout_latents(plans, settings) if self.uses_layout else None  # B C h w
+        _onload(self.refine_unet)
+        scales = settings.text_scale, settings.layout_scale, settings.guidance_rescale
         x_0 = sample_latents(
-            guided(self.refine_unet, self._read_prompts(prompts), z, settings.text_scale, settings.layout_scale),
+            guided(self.refine_unet, conditioning.wanted, z, *scales, conditioning.negative),
             self.refine_scheduler,
-            self._noise(seeds, 1),
+            torch.stack([row.refine for row in noise]).to(self._execution_device),
             settings.steps,
-            lambda _: settings.on_step(),
+            on_step,
         )  # B C h w
-        pictures = ((decode(self.autoencoder, x_0) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        return [Image.fromarray(picture) for picture in pictures]
+        return x_0.cpu() if output_type == "latent" else ((self._decode(x_0) + 1) / 2).cpu()
 
-    def _layout_latents(self, plans: list[Plan], refit: bool) -> Tensor:
-        """z of each plan: of its layout drawn again, or without refit the raw latents of stage one."""
-        pixels = self.config.picture_pixels
-        maps = np.stack([draw_glyph_map(plan.layout, pixels, pixels) for plan in plans])  # B H W
-        canvas = torch.from_numpy(maps).to(self.device)[:, None].expand(-1, 3, -1, -1) * 2 - 1
-        z = encode(self.autoencoder, canvas)
-        if refit:
-            return z
-        return torch.stack([row if plan.z is None else plan.z for row, plan in zip(z, plans, strict=True)])
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Pixels B 3 H W in [-1, 1], in the precision of the latents."""
+        _onload(self.autoencoder)
+        return decode(self.autoencoder, latents.to(self.autoencoder.dtype)).to(latents.dtype)
 
-    def _read_prompts(self, prompts: list[Prompt]) -> Conditioning:
-        """t of every prompt, each read on its own and filled up to one width: it cannot depend on its neighbours."""
+    def _layout_latents(self, plans: list[Plan], settings: DrawSettings) -> Tensor:
+        """z of each plan: of its layout drawn again, or the raw latents of stage one where those are kept."""
+        maps = np.stack([draw_glyph_map(plan.layout, settings.width, settings.height) for plan in plans])  # B H W
+        canvas = torch.from_numpy(maps).to(self._execution_device)[:, None].expand(-1, 3, -1, -1) * 2 - 1
+        _onload(self.autoencoder)
+        z = encode(self.autoencoder, canvas.to(self.autoencoder.dtype)).float()
+        return torch.stack(
+            [plan.z if plan.keep_raw and plan.z is not None else row for row, plan in zip(z, plans, strict=True)]
+        )
+
+    def _read_prompts(self, prompts: list[Prompt], negative: str) -> Guidance:
+        """t of every prompt, each read on its own and filled up to one width: it cannot depend on its neighbours.
+
+        A prompt that stands there several times is read once.
+        """
         text_side = self.text_side
-        parts = [text_side([prompt]) for prompt in prompts]
+        different = list({prompt.text: prompt for prompt in prompts}.values())
+        if negative:
+            different.append(parse_prompt(negative, strict=False))
+        _onload(self.lvlm)
+        states = [text_side.lvlm([prompt]) for prompt in different]
+        _onload(self.composition)
+        dtype = self.composition.dtype
+        parts = [
+            self.composition(state.to(dtype=dtype), [prompt]) for state, prompt in zip(states, different, strict=True)
+        ]
         width = -(-max(part.tokens.shape[1] for part in parts) // TOKEN_ROUNDING) * TOKEN_ROUNDING
-        tokens = [F.pad(part.tokens, (0, 0, 0, width - part.tokens.shape[1])) for part in parts]
-        masks = [F.pad(part.mask, (0, width - part.mask.shape[1])) for part in parts]
-        return Conditioning(torch.cat(tokens), torch.cat(masks), torch.cat([part.pooled for part in parts]))
+        parts = [_filled_up(part, width) for part in parts]
+        against = parts.pop() if negative else None
+        places = {prompt.text: number for number, prompt in enumerate(different)}
+        wanted = [parts[places[prompt.text]] for prompt in prompts]
+        return Guidance(_stacked(wanted), None if against is None else _stacked([against] * len(prompts)))
 
-    def _noise(self, seeds: list[int], stage: int) -> Tensor:
-        """Noise of one stage, B C h w, a picture's own generator each; drawn on the CPU, so that devices agree."""
-        cells = self.config.picture_pixels // spatial_factor(self.autoencoder)
-        shape = (self.refine_unet.config.out_channels, cells, cells)
-        rows = [torch.randn(shape, generator=torch.Generator().manual_seed(2 * seed + stage)) for seed in seeds]
-        return torch.stack(rows).to(self.device)
+    def _noise_of(
+        self,
+        seeds: Sequence[int],
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        settings: DrawSettings,
+    ) -> list[Noise]:
+        """Noise of both stages for each picture, C h w; drawn on the CPU, so that devices agree."""
+        factor = spatial_factor(self.autoencoder)
+        shape = (self.refine_unet.config.out_channels, settings.height // factor, settings.width // factor)
+        if generator is None:
+            generators = [[torch.Generator().manual_seed(2 * seed + stage) for stage in (0, 1)] for seed in seeds]
+        else:
+            one_each = [generator] * len(seeds) if isinstance(generator, torch.Generator) else list(generator)
+            if len(one_each) != len(seeds):
+                raise UserError(
+                    f"There are {len(one_each)} generators for {len(seeds)} pictures; give one each, or one."
+                )
+            generators = [[own, own] for own in one_each]
+        return [
+            Noise(*(torch.randn(shape, generator=own, device=own.device).cpu() for own in pair)) for pair in generators
+        ]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What stands between the stages: the layout; with stage one its raw glyph map (H W, 0..1) and latents (C h w)."""
+    """What stands between the stages: the layout; with stage one its raw glyph map (H W, 0..1) and latents (C h w).
+
+    `keep_raw`: stage two takes the raw latents rather than the layout drawn again.
+    """
 
     layout: Layout
     glyph_map: np.ndarray | None
     z: Tensor | None
+    keep_raw: bool = False
 
 
 @dataclass(frozen=True)
-class _Settings:
-    steps: int
-    text_scale: float
-    layout_scale: float
-    refit: bool
-    on_step: Callable[[], None]
+class Noise:
+    """What one picture starts from in either stage, C h w each."""
+
+    layout: Tensor
+    refine: Tensor
 
 
-def _no_report() -> None:
-    pass
+@dataclass(frozen=True)
+class Guidance:
+    """What guidance steers between: t of the prompts, and of the negative one (None: of no prompt)."""
+
+    wanted: Conditioning
+    negative: Conditioning | None
+
+
+def nearest_side(pixels: float, unit: int) -> int:
+    """The multiple of `unit` that is nearest to a side, within what can be drawn."""
+    return min(max(1, math.floor(pixels / unit + 0.5)), MOST_PIXELS // unit) * unit
+
+
+def _agrees(read: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether a reading holds exactly the wanted strings, case, spaces and order aside."""
+
+    def said(strings: Sequence[str]) -> list[str]:
+        return sorted("".join(text.split()).casefold() for text in strings)
+
+    return said(read) == said(wanted) or said(["".join(read)]) == said(["".join(wanted)])
+
+
+def _onload(module: nn.Module) -> None:
+    """With model offload: moves a module to its device now. Its hook waits for `forward`, which not all calls are."""
+    hook = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(module)
+
+
+def _filled_up(part: Conditioning, width: int) -> Conditioning:
+    missing = width - part.tokens.shape[1]
+    return Conditioning(F.pad(part.tokens, (0, 0, 0, missing)), F.pad(part.mask, (0, missing)), part.pooled)
+
+
+def _stacked(parts: Sequence[Conditioning]) -> Conditioning:
+    return Conditioning(
+        torch.cat([part.tokens for part in parts]),
+        torch.cat([part.mask for part in parts]),
+        torch.cat([part.pooled for part in parts]),
+    )
+
+
+def _as_output(pictures: Tensor, output_type: str) -> Any:
+    """Pixels (B 3 H W, 0..1) or latents as the caller wants them."""
+    if output_type in ("pt", "latent"):
+        return pictures
+    rows = pictures.permute(0, 2, 3, 1)
+    if output_type == "np":
+        return rows.numpy()
+    return [Image.fromarray(picture) for picture in (rows * 255).round().byte().numpy()]
 
 
 def _full_batches(count: int, size: int) -> Iterator[tuple[list[int], int]]:

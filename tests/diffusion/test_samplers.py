@@ -8,8 +8,9 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from vlad.diffusion.noise import NoiseOptions, Scheduler, build_scheduler
-from vlad.diffusion.samplers import Predict, guided, sample_latents
+from vlad.diffusion.samplers import SOLVERS, Predict, build_solver, check_scheduler, guided, sample_latents
 from vlad.diffusion.unets import UNetOptions, build_unet, denoise
+from vlad.errors import UserError
 from vlad.records import Conditioning
 
 WIDTH, CELLS, CHANNELS = 16, 4, 4
@@ -124,13 +125,87 @@ def test_a_perfect_prediction_lands_on_x_0(kind: str, zero_terminal_snr: bool, s
     noise = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(6))
     seen: list[int] = []
 
-    result = sample_latents(perfect(scheduler, kind, x_0), scheduler, noise, steps, seen.append)
+    def on_step(number: int, timestep: Tensor, x_t: Tensor) -> Tensor:
+        seen.append(number)
+        return x_t
+
+    result = sample_latents(perfect(scheduler, kind, x_0), scheduler, noise, steps, on_step)
 
     # epsilon's first step divides by sqrt(alpha_bar_T), about 1/20000: float32 keeps three digits of it. And the
     # library's DDIM steps by 1000 // steps: where that has a remainder, the noise of timestep 0 (0.6 %) stays in.
     exact = kind == "flow" or (kind != "epsilon" and 1000 % steps == 0)
     torch.testing.assert_close(result, x_0, atol=1e-4 if exact else 0.02, rtol=0)
     assert seen == list(range(steps))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample", "flow"])
+def test_every_solver_that_fits_lands_on_x_0_and_the_others_are_refused(name: str, kind: str) -> None:
+    process = NoiseOptions(prediction=kind)
+    if name in (("ddim", "euler") if kind == "flow" else ("flow-euler",)):
+        with pytest.raises(UserError, match=f"solver {name} does not fit.*predict {kind}"):
+            build_solver(name, process)
+        return
+    scheduler = build_solver(name, process)
+    check_scheduler(scheduler, process, "refine")
+    x_0 = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(5)) / 2
+    noise = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(6))
+
+    def predict(x_t: Tensor, timestep: Tensor) -> Tensor:
+        if kind == "sample":
+            return x_0
+        if kind == "flow":
+            return (x_t - x_0) / (timestep / 1000)
+        # Solvers of continuous time ask between two training steps: alpha_bar is interpolated there.
+        bars = torch.cat([scheduler.alphas_cumprod, scheduler.alphas_cumprod[-1:]])
+        low, share = int(timestep), float(timestep) - int(timestep)
+        kept = (bars[low].log() * (1 - share) + bars[low + 1].log() * share).exp()
+        epsilon = (x_t - kept.sqrt() * x_0) / (1 - kept).sqrt()
+        return epsilon if kind == "epsilon" else kept.sqrt() * epsilon - (1 - kept).sqrt() * x_0
+
+    result = sample_latents(predict, scheduler, noise, 20)
+
+    torch.testing.assert_close(result, x_0, atol=0.05, rtol=0)
+
+
+def test_a_scheduler_of_other_noise_is_refused() -> None:
+    process = NoiseOptions(prediction="v_prediction")
+    for other, said in (
+        (NoiseOptions(prediction="epsilon"), "prediction is 'epsilon'"),
+        (NoiseOptions(prediction="v_prediction", beta_schedule="linear"), "beta_schedule is 'linear'"),
+        (NoiseOptions(prediction="v_prediction", train_timesteps=500), "train_timesteps is 500"),
+        (NoiseOptions(prediction="v_prediction", zero_terminal_snr=True), "zero_terminal_snr is True"),
+    ):
+        with pytest.raises(UserError, match=f"refine scheduler EulerDiscreteScheduler does not fit: its {said}"):
+            check_scheduler(build_solver("euler", other), process, "refine")
+    with pytest.raises(UserError, match="prediction is 'flow'"):
+        check_scheduler(build_solver("flow-euler", NoiseOptions(prediction="flow")), process, "refine")
+    with pytest.raises(UserError, match="Did you mean 'euler'"):
+        build_solver("eular", process)
+
+
+@torch.no_grad()
+def test_a_negative_prompt_takes_the_place_of_no_prompt() -> None:
+    unet, t = build(with_z=True), condition()
+    negative = Conditioning(torch.ones(2, 3, WIDTH), torch.ones(2, 3, dtype=torch.bool), torch.ones(2, WIDTH))
+    steps = TIMESTEP.expand(2)
+    e_n0 = denoise(unet, X_T, steps, negative, torch.zeros_like(Z))
+    e_nz = denoise(unet, X_T, steps, negative, Z)
+    e_tz = denoise(unet, X_T, steps, t, Z)
+    result = guided(unet, t, Z, 4.0, 2.0, negative=negative)(X_T, TIMESTEP)
+    torch.testing.assert_close(result, e_n0 + 2 * (e_nz - e_n0) + 4 * (e_tz - e_nz), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_rescaled_guidance_has_the_deviation_of_the_conditional_prediction() -> None:
+    unet, t = build(with_z=True), condition()
+    wanted = denoise(unet, X_T, TIMESTEP.expand(2), t, Z).std(dim=(1, 2, 3))
+    plain = guided(unet, t, Z, 6.0, 3.0)(X_T, TIMESTEP)
+    whole = guided(unet, t, Z, 6.0, 3.0, rescale=1.0)(X_T, TIMESTEP)
+    half = guided(unet, t, Z, 6.0, 3.0, rescale=0.5)(X_T, TIMESTEP)
+    assert (plain.std(dim=(1, 2, 3)) - wanted).abs().min() > 1e-3
+    torch.testing.assert_close(whole.std(dim=(1, 2, 3)), wanted)
+    torch.testing.assert_close(half, (plain + whole) / 2)
 
 
 def test_sampling_is_deterministic_and_depends_on_the_noise() -> None:

@@ -5,17 +5,125 @@ import pytest
 
 from vlad.errors import UserError
 from vlad.layout.fonts import (
+    CANONICAL_FONT,
     CELL_WIDTH_EM,
     FONT_FILES,
     FONT_SIZES_PIXELS,
+    _found_fonts,
+    font_for,
     font_path,
     font_size_for,
+    has_font,
     has_glyph,
     ink_extent,
     line_mask,
     missing_glyphs,
+    no_font_reason,
     side_bearings,
 )
+from vlad.layout.scripts import SIMPLE, script_of
+
+
+@pytest.fixture
+def only_fonts_that_come_along(monkeypatch):
+    """As on a machine without Noto's fonts, whatever this one has."""
+    monkeypatch.setattr("vlad.layout.fonts._found_fonts", dict)
+    for cached in (font_for, line_mask):
+        cached.cache_clear()
+    yield
+    for cached in (font_for, line_mask):
+        cached.cache_clear()
+
+
+def columns(mask):
+    """Ink of each column, 0..1."""
+    return np.asarray(mask).mean(axis=0) / 255
+
+
+def test_scripts_are_told_by_their_letters():
+    for text, script in (
+        ("HOUSE 12!", SIMPLE),
+        ("ΑΘΗΝΑ", SIMPLE),
+        ("ПЕКАРНЯ", SIMPLE),
+        ("SALE مرحبا", "Arabic"),
+        ("שלום", "Hebrew"),
+        ("नमस्ते", "Devanagari"),
+        ("สวัสดี", "Thai"),
+        ("欢迎", "Han"),
+        ("東京へようこそ", "Kana"),
+        ("환영", "Hangul"),
+        ("！", "Han"),
+        ("", SIMPLE),
+    ):
+        assert script_of(text) == script
+
+
+def test_arabic_letters_join_and_run_from_the_right(only_fonts_that_come_along):
+    assert font_for("سلام") == "sans-bold"
+    assert missing_glyphs("سلام") == ""
+    # Joined: seen, lam, alef are one piece of ink; with a joiner that forbids it they are three.
+    assert (columns(line_mask("سلا")) > 0).all()
+    assert not (columns(line_mask("س\u200cل\u200cا")) > 0).all()
+    # Alef, a stroke as high as the line, is written last and stands on the left.
+    mask = np.asarray(line_mask("بببا")) > 127
+    heights = mask.sum(axis=0)
+    assert heights[: mask.shape[1] // 6].max() > 0.7 * mask.shape[0]
+    assert heights[mask.shape[1] // 2 :].max() < 0.7 * mask.shape[0]
+
+
+def test_hebrew_runs_from_the_right(only_fonts_that_come_along):
+    first, both = line_mask("ש"), line_mask("שו")
+    end = np.asarray(both)[:, -first.width :]
+    assert first.width < both.width
+    assert np.abs(end.astype(int) - np.asarray(first.resize(end.shape[::-1]))).mean() < 30
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("नमस्ते", "noto-devanagari"), ("สวัสดี", "noto-thai"), ("欢迎", "noto-cjk"), ("환영", "noto-cjk")]
+)
+def test_a_missing_font_is_named_with_its_package(only_fonts_that_come_along, text, name):
+    assert missing_glyphs(text)
+    assert "Noto's (Debian: fonts-noto-c" in no_font_reason(text)
+    with pytest.raises(UserError, match="VLAD_FONTS"):
+        font_path(name)
+
+
+def test_a_character_that_no_font_can_have_beside_the_others_is_named(only_fonts_that_come_along):
+    assert no_font_reason("A\U00012000") == "no font here has \U00012000 beside the rest of it; replace it"
+
+
+def test_fonts_are_looked_for_where_vlad_fonts_says(tmp_path, monkeypatch):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "NotoSansThai-Bold.ttf").write_bytes(font_path("sans").read_bytes())
+    monkeypatch.setenv("VLAD_FONTS", str(tmp_path))
+    _found_fonts.cache_clear()
+    try:
+        assert has_font("noto-thai")
+        assert not has_font("noto-cjk")
+    finally:
+        monkeypatch.undo()
+        _found_fonts.cache_clear()
+
+
+@pytest.mark.skipif(not has_font("noto-cjk"), reason="Noto Sans CJK is not installed")
+def test_east_asian_lines_run_down_when_asked():
+    across, down = line_mask("欢迎光临"), line_mask("欢迎光临", vertical=True)
+    assert across.width > 3 * across.height
+    assert down.height > 3 * down.width
+
+
+@pytest.mark.skipif(not has_font("noto-devanagari"), reason="Noto Sans Devanagari is not installed")
+def test_devanagari_marks_join_their_letters():
+    # The vowel sign of ki is typed after its letter and drawn before it.
+    assert line_mask("कि").width > line_mask("क").width
+    # A conjunct is narrower than its letters side by side.
+    assert line_mask("स्त").width < line_mask("स").width + line_mask("त").width
+
+
+def test_without_libraqm_a_script_that_needs_it_is_refused(only_fonts_that_come_along, monkeypatch):
+    monkeypatch.setattr("vlad.layout.fonts.features.check", lambda name: False)
+    with pytest.raises(UserError, match="Arabic and has to be shaped, and this Pillow has no libraqm"):
+        line_mask("مرحبا")
 
 
 @pytest.mark.parametrize("name", FONT_FILES)
@@ -29,8 +137,9 @@ def test_an_unknown_font_is_named_with_a_suggestion():
         font_path("serif-bald")
 
 
-def test_missing_glyphs_come_once_each_in_order():
-    assert missing_glyphs("A中B国中 C") == "中国"
+def test_missing_glyphs_come_once_each_in_order(only_fonts_that_come_along):
+    assert missing_glyphs("A中B国中 C", CANONICAL_FONT) == "中国"
+    assert missing_glyphs("中") == "中"
     assert has_glyph(" ")
     assert not has_glyph("\x07")
 

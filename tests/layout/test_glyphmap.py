@@ -1,5 +1,6 @@
 """Glyph maps: strokes inside their polygons, and what cannot be drawn is masked."""
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -117,3 +118,38 @@ def test_no_polygon_and_no_text_stops_the_drawing(points, text):
     assert glyph_map.min() >= 0
     assert glyph_map.max() <= 1
     assert ignore_mask(layout, 48, 32).shape == (32, 48)
+
+
+def arc(start: float, end: float, inner: float, outer: float, points: int = 5) -> tuple[tuple[float, float], ...]:
+    """A line bent around (0.5, 0.9): angles in degrees from the right, radii of its lower and upper edge."""
+    angles = np.radians(np.linspace(start, end, points))
+    upper = [(0.5 + outer * np.cos(a), 0.9 - outer * np.sin(a)) for a in angles]
+    lower = [(0.5 + inner * np.cos(a), 0.9 - inner * np.sin(a)) for a in angles[::-1]]
+    return tuple((float(x), float(y)) for x, y in (*upper, *lower))
+
+
+def test_a_polygon_of_more_points_bends_its_line():
+    polygon = arc(150, 30, 0.5, 0.7)
+    glyph_map = draw_glyph_map(layout_of("HHHHHHHH", polygon), 256, 256)
+    ys, xs = np.nonzero(glyph_map > 0.5)
+    radius = np.hypot(xs / 256 - 0.5, ys / 256 - 0.9)
+    # All ink lies on the ring, and fills it from edge to edge.
+    assert 0.48 < radius.min() < 0.52
+    assert 0.68 < radius.max() < 0.72
+    angle = np.degrees(np.arctan2(0.9 - ys / 256, xs / 256 - 0.5))
+    assert angle.min() < 36
+    assert angle.max() > 144
+
+
+def test_a_bent_line_has_no_seams():
+    # The horizontal strokes of E join no letters, but no strip may cut one: as many pieces as letters.
+    bent = (draw_glyph_map(layout_of("IHH", arc(125, 55, 0.45, 0.7, 9)), 256, 256) > 0.5).astype(np.uint8)
+    pieces, _, statistics, _ = cv2.connectedComponentsWithStats(bent)
+    assert pieces - 1 == 3
+    assert statistics[1:, cv2.CC_STAT_AREA].min() > 100
+
+
+def test_straight_polygons_of_more_points_draw_like_quads():
+    box = ((0.1, 0.4), (0.5, 0.4), (0.9, 0.4), (0.9, 0.6), (0.5, 0.6), (0.1, 0.6))
+    bent, straight = draw_glyph_map(layout_of("HOUSE", box), 256, 256), draw_glyph_map(layout_of("HOUSE"), 256, 256)
+    assert np.abs(bent - straight).mean() < 0.02

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vlad.data.synthetic import SyntheticOptions, render_sign
+from vlad.evaluation.refit_score import KINDS, generated_layout, score_refit
+from vlad.layout.files import read_layout, write_layout
 from vlad.layout.glyphmap import draw_glyph_map
-from vlad.layout.polygons import bounding_box, box_iou, box_polygon
+from vlad.layout.polygons import bounding_box, box_iou, box_polygon, polygon_iou
 from vlad.layout.refit import refit_layout
 from vlad.records import Layout, TextLine
 
@@ -37,6 +40,80 @@ def test_rows_that_touch_are_cut_into_even_ones(count: int) -> None:
     found = refit_layout(np.maximum(glyph_map, np.roll(glyph_map, 1, axis=0)), strings)
     for line, true in zip(found.lines, lines, strict=True):
         assert box_iou(line.polygon, true.polygon) > 0.75
+
+
+def tilted(text: str, centre: tuple[float, float], width: float, height: float, degrees: float) -> TextLine:
+    angle = np.radians(degrees)
+    along, down = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
+    corners = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
+    points = [np.array(centre) + x * width / 2 * along + y * height / 2 * down for x, y in corners]
+    return TextLine(text, tuple((float(x), float(y)) for x, y in points))
+
+
+@pytest.mark.parametrize("degrees", [-30, -12, 8, 25, 40])
+def test_a_tilted_line_keeps_its_angle(degrees: float) -> None:
+    line = tilted("HOUSE", (0.5, 0.5), 0.6, 0.16, degrees)
+    found = refit_layout(draw_glyph_map(Layout((line,)), 128, 128), ["HOUSE"]).lines[0]
+    assert polygon_iou(found.polygon, line.polygon) > 0.8
+
+
+def test_lines_of_different_angles_are_told_apart() -> None:
+    lines = (
+        tilted("SALE", (0.3, 0.2), 0.35, 0.11, -15),
+        tilted("TODAY", (0.6, 0.45), 0.45, 0.12, 20),
+        tilted("ONLY", (0.4, 0.8), 0.4, 0.12, 0),
+    )
+    found = refit_layout(draw_glyph_map(Layout(lines), 128, 128), [line.text for line in lines])
+    assert all(polygon_iou(a.polygon, b.polygon) > 0.75 for a, b in zip(found.lines, lines, strict=True))
+
+
+def test_lines_beside_each_other_are_two() -> None:
+    lines = (
+        TextLine("SALE", box_polygon(0.05, 0.3, 0.42, 0.45)),
+        TextLine("TODAY", box_polygon(0.55, 0.3, 0.97, 0.45)),
+        TextLine("ONLY", box_polygon(0.2, 0.6, 0.6, 0.75)),
+    )
+    found = refit_layout(draw_glyph_map(Layout(lines), 128, 128), ["SALE", "TODAY", "ONLY"])
+    assert all(polygon_iou(a.polygon, b.polygon) > 0.85 for a, b in zip(found.lines, lines, strict=True))
+
+
+def test_strings_go_where_the_map_spells_them() -> None:
+    lines = (
+        TextLine("LATER", box_polygon(0.1, 0.6, 0.8, 0.8)),
+        TextLine("SOONER", box_polygon(0.1, 0.2, 0.8, 0.4)),
+    )
+    found = refit_layout(draw_glyph_map(Layout(lines), 64, 64), ["LATER", "SOONER"])
+    assert all(polygon_iou(a.polygon, b.polygon) > 0.8 for a, b in zip(found.lines, lines, strict=True))
+
+
+def test_more_regions_than_strings_are_joined_and_fewer_get_room() -> None:
+    lines = (
+        TextLine("ONE", box_polygon(0.1, 0.1, 0.5, 0.25)),
+        TextLine("TWO", box_polygon(0.1, 0.3, 0.5, 0.45)),
+        TextLine("THREE", box_polygon(0.1, 0.75, 0.7, 0.9)),
+    )
+    glyph_map = draw_glyph_map(Layout(lines), 64, 64)
+    upper, lower = refit_layout(glyph_map, ["HOUSE", "THREE"]).lines
+    assert polygon_iou(upper.polygon, box_polygon(0.1, 0.1, 0.5, 0.45)) > 0.7
+    assert polygon_iou(lower.polygon, lines[2].polygon) > 0.8
+    assert [line.text for line in refit_layout(glyph_map, list("ABCDE")).lines] == list("ABCDE")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layout_survives_file_glyph_map_and_refit(kind: str, tmp_path: Path) -> None:
+    score = score_refit(4, (kind,))
+    assert score.matched == 1
+    assert score.iou > 0.8
+    layout = generated_layout(0, kind)
+    write_layout(layout, tmp_path / "layout.json")
+    stored = read_layout(tmp_path / "layout.json")
+    assert [line.text for line in stored.lines] == [line.text for line in layout.lines]
+    assert all(polygon_iou(a.polygon, b.polygon) > 0.99 for a, b in zip(stored.lines, layout.lines, strict=True))
+
+
+@pytest.mark.parametrize("disturbance", ["blurred and noisy", "wrong letters", "specks"])
+def test_disturbed_maps_still_give_their_lines(disturbance: str) -> None:
+    assert score_refit(12, disturbance=disturbance).found > 0.85
 
 
 def test_specks_make_no_line_and_no_string_no_layout() -> None:

@@ -33,3 +33,17 @@ def test_adapters_take_at_most_a_tenth_of_the_memory_of_full_training(
     assert 0 < lora.training <= full.training / 10
     assert (frozen.trained_parameters, frozen.training) == (0, 0)
     assert frozen.weights == full.weights == text * 4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_part_of_sampling_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    benchmark = importlib.import_module("benchmark")
+    figures = benchmark.measure_sample(None, steps=1, batch=1, rounds=1)
+    assert all(seconds > 0 for seconds in figures.seconds.values())
+    assert figures.seconds["stage two"] > 0
+    assert figures.peak > 0
+    monkeypatch.setattr(benchmark, "measure_sample", lambda *_: figures)
+    benchmark.sample(None, 1, 1)
+    said = capsys.readouterr().out
+    assert all(part in said for part in figures.seconds)

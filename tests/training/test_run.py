@@ -116,6 +116,20 @@ def stop_at(config: Config, stage: str, step: int, monkeypatch: pytest.MonkeyPat
     assert not is_finished(config)
 
 
+@pytest.mark.parametrize(("stage", "step"), [("layout", 5), ("refine", 2)])
+def test_a_run_under_way_can_be_looked_at(world: Path, stage: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(load_config(world / "base.yaml"), name=f"stopped-{stage}")
+    stop_at(config, stage, step, monkeypatch)
+    if stage == "layout":
+        with pytest.raises(UserError, match="its stage refine has saved nothing yet"):
+            load_pipeline(config.directory)
+        return
+    pipeline = load_pipeline(config.directory)
+    assert pipeline(PROMPT).images[0].size == (32, 32)
+    published = load_file(config.directory / "layout" / "trained.safetensors")
+    assert torch.equal(pipeline.layout_unet.conv_in.weight, published["unet.conv_in.weight"])
+
+
 def test_a_damaged_newest_checkpoint_is_left_out(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataclasses.replace(load_config(world / "base.yaml"), name="damaged")
     stop_at(config, "layout", 5, monkeypatch)
@@ -284,8 +298,8 @@ def test_sample_writes_pictures_layouts_and_a_grid(world: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     pictures = sorted((tmp_path / "out").glob("*.png"))
     assert [path.name for path in pictures] == [
-        "0000-a-blue-sign-that-says-house-at-the-top.png",
-        "0001-a-red-sign-that-says-bus.png",
+        "0000-a-blue-sign-that-says-house-at-the-top-s0.png",
+        "0001-a-red-sign-that-says-bus-s0.png",
     ]
     assert np.asarray(Image.open(pictures[0])).shape == (32, 32, 3)
     layout = json.loads((tmp_path / "out" / "layouts" / f"{pictures[1].stem}.json").read_text(encoding="utf-8"))
@@ -327,6 +341,8 @@ def test_two_processes_train_together(world: Path) -> None:
         (["sample.py", "{run}", "--prompt", 'a sign that says "看"'], "看"),
         (["sample.py", "{run}", "--prompt", "x", "--layout", "none.json"], "none.json"),
         (["sample.py", "{run}", "--prompt", "x", "--out", "/proc/none"], "/proc/none"),
+        (["sample.py", "--prompt", "x"], "sample.py RUN"),
+        (["sample.py", "{run}", "--prompt", "x", "--solver", "flow-euler"], "does not fit"),
         (["sample.py", "{run}", "--prompt", "x", "--adapter", "nowhere"], "nowhere"),
         (["tools/evaluate.py", "nowhere"], "nowhere"),
     ],

@@ -84,7 +84,9 @@ def _draw_label(
     height = LABEL_PIXELS + 4
     # The number alone, where the text would cover other lines or has characters that the font lacks.
     labels = (
-        [f"{number} {text.strip()}"[:40]] if text.strip() and text.isprintable() and not missing_glyphs(text) else []
+        [f"{number} {text.strip()}"[:40]]
+        if text.strip() and text.isprintable() and not missing_glyphs(text, "sans")
+        else []
     )
     best: tuple[float, str, Box] | None = None
     for label in (*labels, str(number)):

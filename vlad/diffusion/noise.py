@@ -8,7 +8,7 @@ The paper predicts epsilon; x_0 ("sample"), v and the flow's velocity are option
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
@@ -60,18 +60,17 @@ def build_scheduler(options: NoiseOptions) -> Scheduler:
     )
 
 
-def options_of(scheduler: Scheduler, training: NoiseOptions) -> NoiseOptions:
-    """The process of a stored scheduler, with what only training needs to know from `training`."""
+def process_of(scheduler: Scheduler) -> dict[str, str | int | bool]:
+    """The noise that a scheduler of `build_scheduler` stands for, as the fields of NoiseOptions that say so."""
     stored = scheduler.config
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        return replace(training, prediction="flow", train_timesteps=stored.num_train_timesteps)
-    return replace(
-        training,
-        prediction=stored.prediction_type,
-        beta_schedule=stored.beta_schedule,
-        train_timesteps=stored.num_train_timesteps,
-        zero_terminal_snr=stored.rescale_betas_zero_snr,
-    )
+        return {"prediction": "flow", "train_timesteps": stored.num_train_timesteps}
+    return {
+        "prediction": stored.prediction_type,
+        "beta_schedule": stored.beta_schedule,
+        "train_timesteps": stored.num_train_timesteps,
+        "zero_terminal_snr": stored.rescale_betas_zero_snr,
+    }
 
 
 def draw_timesteps(options: NoiseOptions, batch: int, device: torch.device) -> Tensor:

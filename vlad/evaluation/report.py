@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from vlad.layout.fonts import load_font
 from vlad.layout.glyphmap import draw_glyph_map
@@ -31,9 +31,9 @@ def picture_of_map(glyph_map: np.ndarray) -> Image.Image:
     return Image.fromarray((np.clip(glyph_map, 0, 1) * 255).astype(np.uint8)).convert("RGB")
 
 
-def draw_layout(layout: Layout, pixels: int) -> Image.Image:
-    """The layout alone: its glyph map with every line's polygon."""
-    return overlay(picture_of_map(draw_glyph_map(layout, pixels, pixels)), layout)
+def draw_layout(layout: Layout, width: int, height: int | None = None) -> Image.Image:
+    """The layout alone: its glyph map (square without a height) with every line's polygon."""
+    return overlay(picture_of_map(draw_glyph_map(layout, width, height or width)), layout)
 
 
 def overlay(picture: Image.Image, layout: Layout) -> Image.Image:
@@ -65,7 +65,8 @@ def sample_grid(rows: Sequence[GridRow], heads: Sequence[str], cell_pixels: int 
         left = (number % columns) * block_width + gap
         top = head_height + (number // columns) * (cell_pixels + text_height + gap)
         for place, picture in enumerate(row.pictures):
-            enlarged = picture.resize((cell_pixels, cell_pixels), Image.Resampling.NEAREST)
+            method = Image.Resampling.NEAREST if max(picture.size) <= cell_pixels else Image.Resampling.LANCZOS
+            enlarged = ImageOps.contain(picture, (cell_pixels, cell_pixels), method)
             grid.paste(enlarged, (left + place * (cell_pixels + gap), top))
         width_characters = max(16, (per_row * (cell_pixels + gap)) // 7)
         caption = "\n".join(textwrap.wrap(row.caption, width_characters)[:2])

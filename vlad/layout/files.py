@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from vlad.errors import UserError, did_you_mean, existing_file
+from vlad.layout.fonts import font_path
 from vlad.layout.polygons import box_polygon, polygon_area
 from vlad.records import Layout, Polygon, TextLine
 
 LINE_FIELDS = ("text", "polygon", "box", "language", "font", "colour", "valid", "confidence")
 
 
-def line_to_json(line: TextLine) -> dict[str, Any]:
-    """The line as plain JSON values; fields that say nothing are left out."""
+def line_to_json(line: TextLine, exact: bool = False) -> dict[str, Any]:
+    """The line as plain JSON values; fields that say nothing are left out. Coordinates are rounded unless `exact`."""
     entry: dict[str, Any] = {
         "text": line.text,
-        "polygon": [[round(x, 5), round(y, 5)] for x, y in line.polygon],
+        "polygon": [[x, y] if exact else [round(x, 5), round(y, 5)] for x, y in line.polygon],
     }
     for name in ("language", "font", "colour", "confidence"):
         if getattr(line, name) is not None:
@@ -35,9 +36,9 @@ def line_to_json(line: TextLine) -> dict[str, Any]:
     return entry
 
 
-def layout_to_json(layout: Layout) -> dict[str, Any]:
-    """The layout as plain JSON values."""
-    return {"lines": [line_to_json(line) for line in layout.lines]}
+def layout_to_json(layout: Layout, exact: bool = False) -> dict[str, Any]:
+    """The layout as plain JSON values. Coordinates are rounded unless `exact`."""
+    return {"lines": [line_to_json(line, exact) for line in layout.lines]}
 
 
 def layout_from_json(record: Any) -> Layout:
@@ -113,19 +114,29 @@ def read_layout(path: Path | str) -> Layout:
         raise UserError(f"{path} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a layout: {str(error)[:300]}.") from error
+    check_layout(layout, str(path))
+    return layout
+
+
+def check_layout(layout: Layout, where: str) -> None:
+    """Raises UserError for a layout that holds no text, or a line without text, without area or outside the picture.
+
+    `where` names it in the message: its file, or the option that gave it.
+    """
     if not any(line.text.strip() for line in layout.lines):
-        raise UserError(f'{path} holds no text; give at least one line its "text".')
+        raise UserError(f'{where} holds no text; give at least one line its "text".')
     for number, line in enumerate(layout.lines, start=1):
         if not line.text.strip():
-            raise UserError(f"{path}: line {number} has no text; give it some, or remove the line.")
+            raise UserError(f"{where}: line {number} has no text; give it some, or remove the line.")
+        if line.font is not None:
+            font_path(line.font)
         if polygon_area(line.polygon) <= 1e-6:
-            raise UserError(f"{path}: line {number} ({line.text!r}) covers no area; move its corners apart.")
+            raise UserError(f"{where}: line {number} ({line.text!r}) covers no area; move its corners apart.")
         if not all(-1e-3 <= value <= 1 + 1e-3 for point in line.polygon for value in point):
             raise UserError(
-                f"{path}: line {number} ({line.text!r}) stands outside the picture; its coordinates are shares of"
+                f"{where}: line {number} ({line.text!r}) stands outside the picture; its coordinates are shares of"
                 " the picture's width and height, 0 to 1."
             )
-    return layout
 
 
 def write_layout(layout: Layout, path: Path | str) -> None:

@@ -1,21 +1,27 @@
-"""Fonts: which file draws a character, and the mask of a line of text set at constant pitch.
+"""Fonts: which file draws a character, and the mask of a line of text.
 
-Every letter stands in the middle of a cell of its own, all cells of a line equally wide, in the glyph map and
-in the pictures of `data/synthetic.py` alike: a letter's cell is then the same in both, which is what the
+Every letter of a simple script stands in the middle of a cell of its own, all cells of a line equally wide, in the
+glyph map and in the pictures of `data/synthetic.py` alike: a letter's cell is then the same in both, which is what the
 refine UNet learns from fastest. The cell and the vertical extent come from the canonical font, whatever
-font draws the letter.
+font draws the letter. Lines of other scripts (`scripts.py`) are shaped as a whole, by libraqm inside Pillow, in the
+first of their fonts that has every glyph.
+
+The DejaVu fonts come with a dependency. Those of other scripts are Google's Noto (SIL Open Font License) and are looked
+for in the folders of VLAD_FONTS (separated like PATH), or else where systems keep their fonts.
 """
 
 from __future__ import annotations
 
+import os
 from functools import cache, lru_cache
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
 
 from vlad.errors import UserError, did_you_mean
+from vlad.layout.scripts import CJK, SIMPLE, script_of
 
 # The DejaVu family (Bitstream Vera licence, free to embed) comes inside matplotlib.
 FONT_FILES = {
@@ -27,21 +33,80 @@ FONT_FILES = {
     "mono-bold": "DejaVuSansMono-Bold.ttf",
 }
 CANONICAL_FONT = "mono-bold"
+JOINERS = "\u200c\u200d"  # they shape their neighbours and have no glyph of their own
 CELL_WIDTH_EM = 0.602  # the advance of DejaVu Sans Mono
 FONT_SIZES_PIXELS = (48, 64, 96, 128, 192, 256, 384)
 
 
-def font_path(name: str) -> Path:
-    """The file of a font. Raises UserError for a name we don't have."""
-    if name not in FONT_FILES:
-        raise UserError(f"There is no font {name!r};{did_you_mean(name, FONT_FILES)} known: {', '.join(FONT_FILES)}.")
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / FONT_FILES[name]
+# Fonts that nobody has to have: name, file. Their order is the order in which they are tried.
+OPTIONAL_FONT_FILES = {
+    "noto-arabic": "NotoSansArabic-Bold.ttf",
+    "noto-hebrew": "NotoSansHebrew-Bold.ttf",
+    "noto-devanagari": "NotoSansDevanagari-Bold.ttf",
+    "noto-thai": "NotoSansThai-Bold.ttf",
+    "noto-cjk": "NotoSansCJK-Bold.ttc",
+    "noto": "NotoSans-Bold.ttf",
+}
+SCRIPT_FONTS = {
+    "Arabic": ("noto-arabic", "sans-bold", "sans"),
+    "Hebrew": ("noto-hebrew", "sans-bold", "sans"),
+    "Devanagari": ("noto-devanagari",),
+    "Thai": ("noto-thai",),
+    **dict.fromkeys(CJK, ("noto-cjk",)),
+    SIMPLE: ("mono-bold", "sans-bold", "sans", "noto", "noto-cjk"),
+}
+# Faces of the CJK collection: glyphs of one character differ between the languages.
+_CJK_FACES = {"Kana": 0, "Hangul": 1, "Han": 2}
+SYSTEM_FOLDERS = (
+    "/usr/share/fonts",
+    "/usr/local/share/fonts",
+    "~/.local/share/fonts",
+    "~/.fonts",
+    "/Library/Fonts",
+    "~/Library/Fonts",
+)
+# Debian's packages; elsewhere they are called alike.
+PACKAGES = dict.fromkeys(CJK, "fonts-noto-cjk")
 
 
 @cache
-def load_font(name: str, size_pixels: int) -> ImageFont.FreeTypeFont:
-    """The font at a size (pixels an em)."""
-    return ImageFont.truetype(str(font_path(name)), size_pixels)
+def _found_fonts() -> dict[str, Path]:
+    """Where the optional fonts lie that are here, by the files' names."""
+    given = os.environ.get("VLAD_FONTS")
+    folders = SYSTEM_FOLDERS if given is None else [part for part in given.split(os.pathsep) if part]
+    wanted = set(OPTIONAL_FONT_FILES.values())
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for root, _, names in os.walk(Path(folder).expanduser()):
+            for name in wanted.intersection(names):
+                found.setdefault(name, Path(root) / name)
+    return found
+
+
+def has_font(name: str) -> bool:
+    """Whether the font of a name is here."""
+    return name in FONT_FILES or OPTIONAL_FONT_FILES.get(name) in _found_fonts()
+
+
+def font_path(name: str) -> Path:
+    """The file of a font. Raises UserError for a name we don't have, or an optional font that is not here."""
+    known = [*FONT_FILES, *OPTIONAL_FONT_FILES]
+    if name not in known:
+        raise UserError(f"There is no font {name!r};{did_you_mean(name, known)} known: {', '.join(known)}.")
+    if name in FONT_FILES:
+        return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / FONT_FILES[name]
+    if not has_font(name):
+        raise UserError(
+            f"The font {name!r} ({OPTIONAL_FONT_FILES[name]}) is not installed; install Noto's fonts (Debian:"
+            " fonts-noto-core, fonts-noto-cjk), or name their folder in VLAD_FONTS."
+        )
+    return _found_fonts()[OPTIONAL_FONT_FILES[name]]
+
+
+@cache
+def load_font(name: str, size_pixels: int, face: int = 0) -> ImageFont.FreeTypeFont:
+    """The font at a size (pixels an em); `face` is the number inside a collection."""
+    return ImageFont.truetype(str(font_path(name)), size_pixels, index=face)
 
 
 @lru_cache(maxsize=65536)
@@ -50,12 +115,55 @@ def has_glyph(character: str, name: str = CANONICAL_FONT) -> bool:
     if character.isspace():
         return True
     font = load_font(name, 48)
+    if character in JOINERS:
+        return True
     return character.isprintable() and bytes(font.getmask(character)) != bytes(font.getmask("\U0010ffff"))
 
 
-def missing_glyphs(text: str, name: str = CANONICAL_FONT) -> str:
-    """The characters of `text` that the font cannot draw, each once, in order."""
-    return "".join(dict.fromkeys(character for character in text if not has_glyph(character, name)))
+def missing_glyphs(text: str, name: str | None = None) -> str:
+    """The characters of `text` that the font cannot draw, each once, in order.
+
+    Without a name: those of the font that lacks the fewest of all that its script may be drawn in; empty when there is
+    a font for the text.
+    """
+    names = [name] if name is not None else [font for font in _fonts_of(script_of(text)) if has_font(font)]
+    lacks = ["".join(dict.fromkeys(c for c in text if not has_glyph(c, font))) for font in names or [CANONICAL_FONT]]
+    return min(lacks, key=len)
+
+
+def no_font_reason(text: str) -> str:
+    """Why `missing_glyphs(text)` is not empty, as the rest of a sentence with its remedy."""
+    script = script_of(text)
+    missing = " ".join(missing_glyphs(text))
+    if script == SIMPLE or any(has_font(font) for font in SCRIPT_FONTS.get(script, ()) if font.startswith("noto-")):
+        return f"no font here has {missing} beside the rest of it; replace it"
+    package = PACKAGES.get(script, "fonts-noto-core")
+    return (
+        f"no font here has {missing} ({script}); install Noto's (Debian: {package}), name their folder in VLAD_FONTS,"
+        " or replace it"
+    )
+
+
+def _fonts_of(script: str) -> tuple[str, ...]:
+    return SCRIPT_FONTS.get(script, (*SCRIPT_FONTS[SIMPLE][1:],))
+
+
+@lru_cache(maxsize=65536)
+def font_for(text: str, name: str = CANONICAL_FONT) -> str:
+    """The font that draws the line: `name` if it has every glyph and knows the script, else the first that does.
+
+    Where none does, the one that lacks the fewest glyphs.
+    """
+    script = script_of(text)
+    names = [font for font in _fonts_of(script) if has_font(font)]
+    if script == SIMPLE:
+        names.insert(0, name)
+    return min(names, key=lambda font: len(missing_glyphs(text, font)), default=name)
+
+
+def is_shaped(text: str) -> bool:
+    """Whether the line is set as a whole rather than a cell a character."""
+    return script_of(text) != SIMPLE or bool(missing_glyphs(text, CANONICAL_FONT))
 
 
 def ink_extent(text: str) -> tuple[float, float]:
@@ -97,16 +205,46 @@ def _cell_mask(character: str, name: str, size_pixels: int, top_em: float, botto
     return np.asarray(canvas)
 
 
-def line_pixels(text: str, name: str = CANONICAL_FONT, size_pixels: int = FONT_SIZES_PIXELS[0]) -> np.ndarray:
-    """A line of text as white ink on black (h w, uint8): one cell a character, cropped to the ink's height."""
+def line_pixels(
+    text: str, name: str = CANONICAL_FONT, size_pixels: int = FONT_SIZES_PIXELS[0], vertical: bool = False
+) -> np.ndarray:
+    """A line of text as white ink on black (h w, uint8), cropped to the ink's height.
+
+    One cell a character, or shaped as a whole and cropped to the ink's width too. `vertical`: from the top down, as
+    East Asian lines may run. Raises UserError where shaping needs libraqm and Pillow has none.
+    """
+    if is_shaped(text):
+        return np.asarray(_shaped_mask(text, font_for(text, name), size_pixels, vertical))
+    font = name if not missing_glyphs(text, name) else CANONICAL_FONT
     top, bottom = ink_extent(text)
-    return np.concatenate([_cell_mask(character, name, size_pixels, top, bottom) for character in text], axis=1)
+    return np.concatenate([_cell_mask(character, font, size_pixels, top, bottom) for character in text], axis=1)
 
 
 @lru_cache(maxsize=256)
-def line_mask(text: str, name: str = CANONICAL_FONT, size_pixels: int = FONT_SIZES_PIXELS[0]) -> Image.Image:
+def line_mask(
+    text: str, name: str = CANONICAL_FONT, size_pixels: int = FONT_SIZES_PIXELS[0], vertical: bool = False
+) -> Image.Image:
     """`line_pixels` as a picture (mode L)."""
-    return Image.fromarray(line_pixels(text, name, size_pixels))
+    return Image.fromarray(line_pixels(text, name, size_pixels, vertical))
+
+
+def _shaped_mask(text: str, name: str, size_pixels: int, vertical: bool) -> Image.Image:
+    script = script_of(text)
+    if not features.check("raqm") and (vertical or script not in (SIMPLE, *CJK)):
+        raise UserError(
+            f"{text!r} is {script} and has to be shaped, and this Pillow has no libraqm; install Pillow's own wheel"
+            " (pip install --force-reinstall pillow), or libraqm where it was built."
+        )
+    font = load_font(name, size_pixels, _CJK_FACES.get(script, 0) if name == "noto-cjk" else 0)
+    # raqm finds out by itself which way the letters run; only down the page has to be said.
+    direction, anchor = ("ttb", "lt") if vertical else (None, "ls")
+    left, top, right, bottom = font.getbbox(text, direction=direction, anchor=anchor)
+    margin = size_pixels // 4
+    width, height = int(right - left) + 2 * margin, int(bottom - top) + 2 * margin
+    canvas = Image.new("L", (max(1, width), max(1, height)))
+    place = margin - left, margin - top
+    ImageDraw.Draw(canvas).text(place, text, fill=255, font=font, direction=direction, anchor=anchor)
+    return canvas.crop(canvas.getbbox() or (0, 0, 1, 1))
 
 
 @lru_cache(maxsize=65536)

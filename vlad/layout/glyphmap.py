@@ -1,4 +1,5 @@
-"""Glyph maps: a layout drawn as white strokes on black, one canonical font, each line fitted into its polygon."""
+"""Glyph maps: a layout drawn as white strokes on black, one canonical font a script, each line fitted
+into its polygon; one of more than four points bends it."""
 
 from __future__ import annotations
 
@@ -9,8 +10,11 @@ import numpy as np
 from PIL import Image
 
 from vlad.layout.fonts import CANONICAL_FONT, font_size_for, line_mask, line_pixels, missing_glyphs
-from vlad.layout.polygons import perspective_coefficients, polygon_area, quad_of
+from vlad.layout.polygons import curved_strips, perspective_coefficients, polygon_area, quad_of
+from vlad.layout.scripts import CJK, script_of
 from vlad.records import Layout, Polygon, TextLine
+
+VERTICAL_ASPECT = 1.5
 
 
 def _oversampling(width: int, height: int) -> int:
@@ -23,6 +27,10 @@ def draw_line(coverage: np.ndarray, text: str, polygon: Polygon, font: str = CAN
     if not text.strip():
         return
     height, width = coverage.shape
+    strips = curved_strips(polygon)
+    if strips is not None:
+        _draw_curved(coverage, text, strips, font)
+        return
     box = _upright_box(polygon, width, height)
     if box is not None:
         left, top, right, bottom = box
@@ -47,7 +55,44 @@ def draw_line(coverage: np.ndarray, text: str, polygon: Polygon, font: str = CAN
     np.maximum(window, ink, out=window)
 
 
+def _draw_curved(coverage: np.ndarray, text: str, strips: list[tuple[float, float, Polygon]], font: str) -> None:
+    """A line along a curve: each strip of its polygon shows its stretch of the line, in perspective."""
+    height, width = coverage.shape
+    quads = [np.array(quad) * (width, height) for _, _, quad in strips]
+    line_height = float(np.mean([np.linalg.norm(quad[3] - quad[0]) for quad in quads]))
+    if line_height < 1e-2:
+        return
+    oversampling = _oversampling(width, height)
+    mask = line_mask(text, font, font_size_for(line_height * oversampling))
+    for (start, end, _), quad in zip(strips, quads, strict=True):
+        lower = (np.floor(quad.min(axis=0)) - 1).clip(0, (width, height)).astype(int)
+        upper = (np.ceil(quad.max(axis=0)) + 1).clip(0, (width, height)).astype(int)
+        if (upper <= lower).any():
+            continue
+        corners = (quad - lower) * oversampling
+        size = int((upper - lower)[0]) * oversampling, int((upper - lower)[1]) * oversampling
+        # The quad shows the stretch from start to end. What the plane shows beyond is cut off, but for a pixel of the
+        # neighbours' stretches: so there is no seam between two strips.
+        a, b, c, d, e, f, g, h = perspective_coefficients(
+            tuple((float(x), float(y)) for x, y in corners), (end - start) * mask.width, mask.height
+        )
+        shift = start * mask.width  # u + shift = ((a + shift g) x + ...) / (g x + h y + 1)
+        moved = (a + shift * g, b + shift * h, c + shift, d, e, f, g, h)
+        ink = np.asarray(mask.transform(size, Image.Transform.PERSPECTIVE, moved, Image.Resampling.BILINEAR))
+        stencil = np.zeros(ink.shape, dtype=np.uint8)
+        cv2.fillConvexPoly(stencil, np.rint(corners).astype(np.int32), 1)
+        stencil = cv2.dilate(stencil, np.ones((2 * oversampling + 1, 2 * oversampling + 1), np.uint8))
+        enlarged = Image.fromarray(ink * stencil)
+        window = coverage[lower[1] : upper[1], lower[0] : upper[0]]
+        np.maximum(window, np.asarray(enlarged.reduce(oversampling)), out=window)
+
+
 Box = tuple[float, float, float, float]
+
+
+def _is_vertical(text: str, width: float, height: float) -> bool:
+    """Whether a line runs from the top down: several East Asian characters in a box clearly taller than wide."""
+    return script_of(text) in CJK and len(text) > 1 and height > VERTICAL_ASPECT * width
 
 
 def _upright_box(polygon: Polygon, width: int, height: int) -> Box | None:
@@ -67,12 +112,14 @@ def _upright_ink(text: str, font: str, box: Box, window: tuple[int, int, int, in
     x0, y0, x1, y1 = window
     # Small letters are averaged by area from a larger mask; large ones have pixels enough as they are.
     small = oversampling > 2
-    size_pixels = font_size_for((bottom - top) * (oversampling if small else 1))
+    vertical = _is_vertical(text, right - left, bottom - top)
+    line_height = right - left if vertical else bottom - top
+    size_pixels = font_size_for(line_height * (oversampling if small else 1))
     if small:
-        mask = line_mask(text, font, size_pixels)
+        mask = line_mask(text, font, size_pixels, vertical)
         mask_width, mask_height = mask.size
     else:
-        pixels = line_pixels(text, font, size_pixels)
+        pixels = line_pixels(text, font, size_pixels, vertical)
         mask_height, mask_width = pixels.shape
     across, down = mask_width / (right - left), mask_height / (bottom - top)  # pixels of the mask a pixel here
     # Where the window stands in the mask.
@@ -101,8 +148,10 @@ def _tilted_ink(
     text: str, font: str, quad: np.ndarray, lower: np.ndarray, upper: np.ndarray, oversampling: int
 ) -> np.ndarray:
     """The same for any quad: the mask in perspective, drawn larger and averaged down."""
-    line_height = float(np.linalg.norm(quad[3] - quad[0]) + np.linalg.norm(quad[2] - quad[1])) / 2
-    mask = line_mask(text, font, font_size_for(line_height * oversampling))
+    down = float(np.linalg.norm(quad[3] - quad[0]) + np.linalg.norm(quad[2] - quad[1])) / 2
+    along = float(np.linalg.norm(quad[1] - quad[0]) + np.linalg.norm(quad[2] - quad[3])) / 2
+    vertical = _is_vertical(text, along, down)
+    mask = line_mask(text, font, font_size_for((along if vertical else down) * oversampling), vertical)
     corners = tuple((float(x), float(y)) for x, y in (quad - lower) * oversampling)
     coefficients = perspective_coefficients(corners, mask.width, mask.height)
     width, height = (int(extent) for extent in (upper - lower) * oversampling)

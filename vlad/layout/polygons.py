@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from vlad.records import Polygon
@@ -34,6 +35,25 @@ def box_iou(a: Polygon, b: Polygon) -> float:
     return width * height / union if union > 0 else 0.0
 
 
+IOU_GRID = 512  # cells a side that `polygon_iou` counts in
+
+
+def polygon_iou(a: Polygon, b: Polygon) -> float:
+    """Intersection over union of two polygons of any shape, counted on a grid over both (to about a hundredth)."""
+    points = np.array([*a, *b])
+    lower, extent = points.min(axis=0), float(np.ptp(points, axis=0).max())
+    if extent <= 0:
+        return 0.0
+    masks = []
+    for polygon in (a, b):
+        mask = np.zeros((IOU_GRID, IOU_GRID), dtype=np.uint8)
+        cells = (np.array(polygon) - lower) / extent * (IOU_GRID - 1)
+        cv2.fillPoly(mask, [np.rint(cells).astype(np.int32)], 1)
+        masks.append(mask.astype(bool))
+    union = np.logical_or(*masks).sum()
+    return float(np.logical_and(*masks).sum() / union) if union else 0.0
+
+
 def quad_of(polygon: Polygon) -> Polygon:
     """Four corners of a convex quad, clockwise from the top left of the text: the polygon itself if it is one.
 
@@ -44,6 +64,47 @@ def quad_of(polygon: Polygon) -> Polygon:
     half = len(polygon) // 2
     quad = polygon if len(polygon) == 4 else (polygon[0], polygon[half - 1], polygon[half], polygon[-1])
     return quad if _is_convex(quad) else box_polygon(*bounding_box(quad))
+
+
+STRIPS_A_PIECE = 4
+
+
+def curved_strips(polygon: Polygon) -> list[tuple[float, float, Polygon]] | None:
+    """A curved line as strips: where each starts and ends along the line (0..1), and its convex quad.
+
+    The polygon has six points or more, as many on the upper edge (forward) as on the lower one (backward). Each pair of
+    neighbours is cut in strips between smooth edges (Catmull-Rom). None for every other polygon, and where a strip is
+    not convex: edges that cross or turn back.
+    """
+    half, odd = divmod(len(polygon), 2)
+    if half < 3 or odd:
+        return None
+    upper, lower = np.array(polygon[:half]), np.array(polygon[half:])[::-1]
+    upper, lower = _smooth(upper), _smooth(lower)
+    lengths = np.linalg.norm(np.diff((upper + lower) / 2, axis=0), axis=1)
+    if not (lengths > 0).all():
+        return None
+    places = np.concatenate([[0.0], np.cumsum(lengths)]) / lengths.sum()
+    strips = []
+    for i in range(len(lengths)):
+        corners = (upper[i], upper[i + 1], lower[i + 1], lower[i])
+        quad = tuple((float(x), float(y)) for x, y in corners)
+        if not _is_convex(quad):
+            return None
+        strips.append((float(places[i]), float(places[i + 1]), quad))
+    return strips
+
+
+def _smooth(points: np.ndarray) -> np.ndarray:
+    """Points (N 2) with STRIPS_A_PIECE - 1 more between each two, on a Catmull-Rom spline."""
+    padded = np.concatenate([[2 * points[0] - points[1]], points, [2 * points[-1] - points[-2]]])
+    t = (np.arange(STRIPS_A_PIECE) / STRIPS_A_PIECE)[:, None]
+    pieces = []
+    for p0, p1, p2, p3 in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
+        pieces.append(
+            0.5 * (2 * p1 + (p2 - p0) * t + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t**2 + (3 * p1 - p0 - 3 * p2 + p3) * t**3)
+        )
+    return np.concatenate([*pieces, points[-1:]])
 
 
 def _is_convex(quad: Polygon) -> bool:

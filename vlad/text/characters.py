@@ -63,7 +63,8 @@ class SpellingEncoder(nn.Module):
         byte_ids, place, string = table[..., :UTF8_BYTES].long(), table[..., -3].long(), table[..., -2].long()
         angles = table[..., -1:].float() * self.frequencies  # B S F
         waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
-        tokens = self.bytes(byte_ids).sum(dim=2) + self.places(place) + self.strings(string) + self.fourier(waves)
+        tokens = self.bytes(byte_ids).sum(dim=2) + self.places(place) + self.strings(string)
+        tokens = tokens + self.fourier(waves.to(tokens.dtype))
         return tokens, mask.to(device)
 
     def _rows(self, strings: Sequence[str]) -> list[tuple[float, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from vlad.errors import UserError
 
@@ -158,6 +158,46 @@ def load_adapter(module: nn.Module, directory: Path) -> nn.Module:
     return attach_adapter(module, directory).merge_and_unload()
 
 
+@torch.no_grad()
+def merge_adapters(module: nn.Module, adapters: Sequence[tuple[Path, float]]) -> dict[str, Tensor]:
+    """Merges adapters into the module's weights, W + sum_k w_k (W_k - W) with W_k the weights that adapter k makes.
+
+    Every adapter is compared with the base as it was before any was merged. Returns the weights as they were, for
+    `restore_weights`. Raises UserError as `load_adapter` does; the module is then as it was.
+    """
+    before: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
+    try:
+        for directory, weight in adapters:
+            model = attach_adapter(module, directory)
+            touched = [f"{name}.weight" for name, _ in _adapted_layers(model)]
+            own = {
+                name.replace(".base_layer.", "."): value for name, value in model.get_base_model().named_parameters()
+            }
+            before |= {name: own[name].detach().clone() for name in touched if name not in before}
+            model.merge_and_unload()
+            weights = dict(module.named_parameters())
+            for name in touched:
+                # One adapter at its full weight is taken as it is: the difference would round.
+                whole = len(adapters) == 1 and weight == 1
+                change = weight * (weights[name] - before[name]) if not whole else weights[name].detach().clone()
+                sums[name] = sums[name] + change if name in sums else (change if whole else before[name] + change)
+            restore_weights(module, before)
+    except UserError:
+        restore_weights(module, before)
+        raise
+    restore_weights(module, sums)
+    return before
+
+
+@torch.no_grad()
+def restore_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Puts weights (by the parameters' names) into the module."""
+    parameters = dict(module.named_parameters())
+    for name, value in weights.items():
+        parameters[name].copy_(value)
+
+
 def attach_adapter(module: nn.Module, directory: Path) -> PeftModel:
     """The module with the adapter of `directory` beside its weights: `merge_adapter()` and `unmerge_adapter()` move
     it in and out. Raises UserError as `load_adapter` does."""
@@ -176,12 +216,17 @@ def attach_adapter(module: nn.Module, directory: Path) -> PeftModel:
     # peft only warns of what is missing, and leaves out what it does not know.
     wanted = {name for name in model.state_dict() if _of_adapter(name)}
     if differing := sorted(stored ^ wanted):
+        model.unload()  # peft has put its layers into the module itself
         sides = [f"{name} ({'not in the adapter' if name in wanted else 'not in this model'})" for name in differing]
         raise UserError(
             f"The adapter in {directory} does not fit this model: {len(differing)} tensors differ:"
             f" {_listed(sides)}; {remedy}."
         )
-    _compare_base(model, directory, remedy)
+    try:
+        _compare_base(model, directory, remedy)
+    except UserError:
+        model.unload()
+        raise
     return model
 
 

@@ -1,0 +1,265 @@
+"""From requests to files: pictures, layouts, contact sheets and an index in one directory.
+
+OUT/0000-a-blue-sign-that-says-house-s7.png        number of the prompt, its words, the seed; its recipe inside
+OUT/layouts/0000-....json, 0000-....png            the layout between the stages: to edit, and to look at
+OUT/layouts/0000-...-plan.png                      what stage one drew, before refit
+OUT/grids/grid.png, grid-2.png ...                 prompts, layouts and pictures side by side, 32 a sheet
+OUT/index.jsonl                                    a line a picture: its files and its recipe
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from vlad.errors import UserError, writable_directory
+from vlad.evaluation.report import GridRow, draw_layout, overlay, picture_of_map, sample_grid
+from vlad.layout.files import layout_from_json, write_layout
+from vlad.pipeline import DrawSettings, Reader, VLADPipeline
+from vlad.records import Layout
+from vlad.sampling.recipes import Recipe, read_recipe, recipe_to_json, save_picture
+from vlad.sampling.requests import Refusal, Request
+from vlad.text.prompt import nested_marks
+
+SHEET_PICTURES = 32
+OVERLAY_PIXELS = 256  # smaller pictures are enlarged under their polygons
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to draw."""
+
+    name: str
+    prompt: str
+    seed: int
+    layout: Layout | None
+
+
+@dataclass(frozen=True)
+class DrawnSet:
+    """What a call has made: the names of its pictures, and how many of them were there before."""
+
+    names: tuple[str, ...]
+    skipped: int
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """A pipeline with all that the pictures of one call share."""
+
+    pipeline: VLADPipeline
+    settings: DrawSettings
+    # What every recipe of the call holds besides prompt, seed, layout and settings.
+    origin: dict[str, Any]
+    # Reads raw glyph maps, to keep those that are right; None: all are refitted.
+    reader: Reader | None = None
+
+    def recipe(self, job: Job, layout: Layout) -> Recipe:
+        given = job.layout is not None
+        return Recipe(
+            job.prompt, job.seed, layout, given, self.settings, keep_raw=self.reader is not None, **self.origin
+        )
+
+
+def jobs_of(
+    requests: Sequence[Request | Refusal], seeds: Sequence[int], layout: Layout | None, pipeline: VLADPipeline
+) -> tuple[list[Job], list[Refusal]]:
+    """A job for every seed of every prompt, and the requests that cannot be drawn, each with the reason.
+
+    Names number the requests, refused ones too: a line that is mended later gets the place it would have had.
+    """
+    jobs, refused = [], []
+    for number, request in enumerate(requests):
+        if isinstance(request, Refusal):
+            refused.append(request)
+            continue
+        wanted = request.layout or layout
+        try:
+            prompt = pipeline.check_prompt(request.prompt, wanted)
+        except UserError as error:
+            refused.append(Refusal(request.place, str(error)))
+            continue
+        for quote in nested_marks(prompt):
+            print(f"The quotation marks inside {quote.text!r} are spelled like its letters.", file=sys.stderr)
+        jobs += [
+            Job(f"{number:04d}-{_slug(request.prompt)}-s{seed}", request.prompt, seed, wanted)
+            for seed in request.seeds or seeds
+        ]
+    return jobs, refused
+
+
+def draw_to_directory(
+    drawer: Drawer, jobs: Sequence[Job], out: Path, overwrite: bool = False, layout_only: bool = False
+) -> DrawnSet:
+    """Draws the jobs that are not there yet and writes what the module's head shows; with `layout_only` no pictures.
+
+    Raises UserError for a directory that cannot be written, a picture of another recipe under a name (unless
+    `overwrite`), and when memory is out; what was drawn by then is kept.
+    """
+    pixels = drawer.settings.width * drawer.settings.height
+    for folder in (out, out / "layouts", out / "grids"):
+        writable_directory(folder, "pictures", needed_bytes=len(jobs) * pixels * 4)
+    left = [job for job in jobs if overwrite or not _is_there(drawer, job, out, layout_only)]
+    names = [job.name for job in jobs]
+    index = _Index(out / "index.jsonl")
+    size = drawer.settings.batch_size
+    try:
+        with tqdm(total=len(jobs), initial=len(jobs) - len(left), desc="sampling", unit="picture") as bar:
+            for start in range(0, len(left), size):
+                chunk = left[start : start + size]
+                try:
+                    _draw_chunk(drawer, chunk, out, index, layout_only)
+                except torch.OutOfMemoryError as error:
+                    raise UserError(_out_of_memory(size, index.added)) from error
+                bar.update(len(chunk))
+    finally:
+        index.close(names)
+    _write_sheets(out, jobs, layout_only)
+    return DrawnSet(tuple(names), len(jobs) - len(left))
+
+
+def _draw_chunk(drawer: Drawer, jobs: list[Job], out: Path, index: _Index, layout_only: bool) -> None:
+    pipeline, settings = drawer.pipeline, drawer.settings
+    prompts, seeds, given = [job.prompt for job in jobs], [job.seed for job in jobs], [job.layout for job in jobs]
+    if layout_only:
+        parsed = [pipeline.check_prompt(prompt) for prompt in prompts]
+        plans = pipeline.plan(parsed, seeds, settings, given)
+        for job, plan in zip(jobs, plans, strict=True):
+            _write_layout_files(job.name, plan.layout, plan.glyph_map, None, settings, out)
+        return
+    drawn = pipeline(prompts, seeds, given, reader=drawer.reader, **dataclasses.asdict(settings))
+    for number, job in enumerate(jobs):
+        layout, picture = drawn.layouts[number], drawn.images[number]
+        _write_layout_files(job.name, layout, drawn.glyph_maps[number], picture, settings, out)
+        recipe = drawer.recipe(job, layout)
+        # Last: where the picture is, all of it is.
+        save_picture(picture, recipe, out / f"{job.name}.png")
+        index.add({"picture": f"{job.name}.png", "layout_file": f"layouts/{job.name}.json", **recipe_to_json(recipe)})
+
+
+def _write_layout_files(
+    name: str,
+    layout: Layout,
+    glyph_map: np.ndarray | None,
+    picture: Image.Image | None,
+    settings: DrawSettings,
+    out: Path,
+) -> None:
+    write_layout(layout, out / "layouts" / f"{name}.json")
+    if glyph_map is not None:
+        picture_of_map(glyph_map).save(out / "layouts" / f"{name}-plan.png")
+    enlarge = max(1, round(OVERLAY_PIXELS / max(settings.width, settings.height)))
+    size = settings.width * enlarge, settings.height * enlarge
+    shown = draw_layout(layout, *size) if picture is None else overlay(picture.resize(size), layout)
+    shown.save(out / "layouts" / f"{name}.png")
+
+
+def _is_there(drawer: Drawer, job: Job, out: Path, layout_only: bool) -> bool:
+    """Whether the job was drawn before. Raises UserError when its name belongs to another picture."""
+    if layout_only:
+        return (out / "layouts" / f"{job.name}.json").is_file()  # somebody may have edited it
+    path = out / f"{job.name}.png"
+    if not path.is_file():
+        return False
+    before = read_recipe(path).asks_for()
+    now = drawer.recipe(job, job.layout or Layout(())).asks_for()
+    differing = _differing(before, now)
+    if differing:
+        raise UserError(
+            f"{path} was drawn from another recipe ({', '.join(differing)}); add --overwrite to replace it, or name"
+            " another directory with --out."
+        )
+    return True
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What two recipes differ in, with both values of the settings."""
+    settings = before.get("settings", {}), now.get("settings", {})
+    found = [
+        f"{name} was {settings[0].get(name)} and is now {value}"
+        for name, value in settings[1].items()
+        if settings[0].get(name) != value
+    ]
+    names = sorted((before.keys() | now.keys()) - {"settings"})
+    return found + [f"another {name}" for name in names if before.get(name) != now.get(name)]
+
+
+def _out_of_memory(size: int, kept: int) -> str:
+    smaller = f"--batch-size {size // 2}" if size > 1 else "a smaller --size"
+    return (
+        f"The GPU's memory is out with {size} pictures at once; {kept} are drawn and kept. Give {smaller}, or"
+        " --offload, and --overwrite or another --out: the pictures depend on the batch size in their last bit."
+    )
+
+
+class _Index:
+    """index.jsonl: lines are added as pictures are drawn; at the end each picture has one, in order."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.added = path, 0
+        self._stream = path.open("a", encoding="utf-8")
+
+    def add(self, entry: dict[str, Any]) -> None:
+        self._stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self._stream.flush()
+        self.added += 1
+
+    def close(self, names: Sequence[str]) -> None:
+        """Leaves the newest line of every picture that is there, and of this call's pictures those that miss one."""
+        self._stream.close()
+        entries: dict[str, str] = {}
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                picture = json.loads(line)["picture"]
+            except (ValueError, KeyError, TypeError):  # cut short by a kill
+                continue
+            if (self.path.parent / picture).is_file():
+                entries[picture] = line
+        for name in names:
+            path = self.path.parent / f"{name}.png"
+            if path.name not in entries and path.is_file():
+                entry = {"picture": path.name, "layout_file": f"layouts/{name}.json"}
+                entries[path.name] = json.dumps({**entry, **recipe_to_json(read_recipe(path))}, ensure_ascii=False)
+        temporary = self.path.with_suffix(".partial")
+        temporary.write_text("".join(f"{entries[name]}\n" for name in sorted(entries)), encoding="utf-8")
+        temporary.replace(self.path)
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
+
+
+def _write_sheets(out: Path, jobs: Sequence[Job], layout_only: bool) -> None:
+    """Contact sheets of the call's pictures, from their files."""
+    for page, start in enumerate(range(0, len(jobs), SHEET_PICTURES), start=1):
+        rows = [_row(out, job, layout_only) for job in jobs[start : start + SHEET_PICTURES]]
+        heads = ("raw plan", "layout") if layout_only else ("raw plan", "layout", "picture")
+        sheet = sample_grid(rows, heads, cell_pixels=128)
+        sheet.save(out / "grids" / (f"grid-{page}.png" if page > 1 else "grid.png"))
+
+
+def _row(out: Path, job: Job, layout_only: bool) -> GridRow:
+    folder = out / "layouts"
+    plan_file = folder / f"{job.name}-plan.png"
+    shown = None if layout_only else _opened(out / f"{job.name}.png")
+    width, height = (shown or _opened(folder / f"{job.name}.png")).size
+    layout = draw_layout(layout_from_json(json.loads((folder / f"{job.name}.json").read_text("utf-8"))), width, height)
+    plan = _opened(plan_file) if plan_file.is_file() else layout
+    pictures: Iterable[Image.Image] = (plan, layout) if shown is None else (plan, layout, shown)
+    return GridRow(f"{job.prompt} ({job.seed})", tuple(pictures))
+
+
+def _opened(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")

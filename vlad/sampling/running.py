@@ -1,0 +1,70 @@
+"""The pipeline of a run that is still training: finished stages as published, the last one from its checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vlad.building import build_pipeline, new_parts, parts_of_base
+from vlad.config import load_config
+from vlad.errors import UserError
+from vlad.launch import stage_names
+from vlad.pipeline import VLADPipeline
+from vlad.training.checkpoint import newest_checkpoint, read_checkpoint
+from vlad.training.ema import MAIN
+from vlad.training.stages import TRAINED, Parts
+
+
+def pipeline_of_running(run: Path) -> VLADPipeline:
+    """The pipeline as the run's newest valid checkpoint makes it, with the averaged weights; says which that is.
+
+    Raises UserError where the refine stage has no checkpoint yet, and for a LoRA run, which makes an adapter.
+    """
+    config = load_config(run / "config.yaml")
+    if config.lora is not None and config.base is not None:
+        raise UserError(f"{run} trains an adapter and is not finished; draw with its base, {config.base}, until it is.")
+    if config.align_stage == "only":
+        raise UserError(f"{run} trains a text side and draws nothing; name it as text_base of a run that does.")
+    torch.manual_seed(config.seed)  # what nothing trains is as the run has it
+    if config.base is not None:
+        parts, config = parts_of_base(config)
+    else:
+        parts = new_parts(config)
+    for name in stage_names(config, parts):
+        _load_stage(parts, run / name, name, run)
+    return build_pipeline(config, parts)
+
+
+def _load_stage(parts: Parts, directory: Path, name: str, run: Path) -> None:
+    """Puts what a stage has trained so far into the parts."""
+    if (directory / TRAINED).is_file():
+        weights = load_file(directory / TRAINED)
+    else:
+        newest, _ = newest_checkpoint(directory / "checkpoints")
+        if newest is None:
+            raise UserError(
+                f"The run {run} is not finished: its stage {name} has saved nothing yet; wait, or train on."
+            )
+        print(f"{run} is still training; drawing with {newest}", file=sys.stderr)
+        content = read_checkpoint(newest)
+        weights = {**content["state_dict"], **content["callbacks"]["ExponentialAverage"]["averages"][MAIN]}
+    unet = parts.layout_unet if name == "layout" else parts.refine_unet
+    modules: dict[str, nn.Module | None] = {
+        "autoencoder": parts.autoencoder,
+        "text_side": parts.text_side,
+        "unet": unet,
+    }
+    for prefix, module in modules.items():
+        own: dict[str, Tensor] = {
+            key.removeprefix(f"{prefix}."): value for key, value in weights.items() if key.startswith(f"{prefix}.")
+        }
+        if own and module is not None:
+            unknown = module.load_state_dict(own, strict=False).unexpected_keys
+            if unknown:
+                raise UserError(
+                    f"{directory} holds weights of another config ({unknown[0]}); train the run on, or anew."
+                )
