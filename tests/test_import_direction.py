@@ -45,6 +45,7 @@ LIBRARIES = {
     "s3fs": (),
     "omegaconf": ("config.py",),
     "diffusers": ("diffusion/", "losses/", "training/stages.py", "pipeline.py", "text/composition.py"),
+    "rapidfuzz": ("evaluation/",),
     "rapidocr": ("evaluation/ocr.py",),
     "datasets": ("data/importers/huggingface.py",),
     "ray": ("data/importers/on_ray.py",),
