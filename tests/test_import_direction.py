@@ -31,6 +31,7 @@ LEVELS = {
     "caching": 9,
     "launch": 10,
     "sampling": 11,
+    "artists": 12,
 }
 # Where a library may be imported: files, or folders that end in a slash.
 LIBRARIES = {
