@@ -178,7 +178,9 @@ def print_evaluation(found: Evaluation, out: Path) -> None:
     for what, names in (("missing", found.missing), ("unreadable", found.unreadable)):
         if names:
             more = f", and {len(names) - 5} more" if len(names) > 5 else ""
-            print(f"PARTIAL, {len(names)} of {found.pictures} pictures {what}: {'; '.join(names[:5])}{more}")
+            print(
+                f"PARTIAL, {len(names)} of {found.pictures} pictures {what}: {'; '.join(name[:160] for name in names[:5])}{more}"
+            )
     print(f"Report, metrics.json, per_image.parquet: {out}")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlad.evaluation.breakdown import Breakdown, case_of, draw_breakdown, height_share, strings_read
+from vlad.evaluation.breakdown import Breakdown, case_of, draw_breakdown, height_share, strings_read, wilson_interval
 from vlad.evaluation.protocols.terms import Reading
 from vlad.layout.polygons import box_polygon
 from vlad.records import TextLine
@@ -56,6 +56,15 @@ def test_heights_are_shares_of_the_picture_s_height_also_of_tilted_text():
     # Turned by 45 degrees in a picture twice as wide as high: sides of (0.05 * 2, 0.1) of its height.
     tilted = ((0.2, 0.2), (0.4, 0.6), (0.35, 0.7), (0.15, 0.3))
     assert height_share(tilted, aspect=2) == pytest.approx(0.02**0.5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 12, 57, 1000])
+def test_an_interval_holds_its_share_also_at_both_ends(count):
+    for right in {0, 1, count // 2, count}:
+        low, high = wilson_interval(right, count)
+        assert 0 <= low <= right / count <= high <= 1
+    # The textbook formula for 1 in 12, worked out on paper.
+    assert wilson_interval(1, 12) == pytest.approx((0.0149, 0.3539), abs=2e-4)
 
 
 def test_counts_by_bin(tmp_path: Path):

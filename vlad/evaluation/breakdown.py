@@ -175,7 +175,7 @@ def draw_breakdown(breakdown: Breakdown, path: Path) -> None:
         rows = breakdown.rows(dimension)
         places = range(len(rows))
         shares = [tally.read / tally.strings for _, tally in rows]
-        spans = [_wilson(tally.read, tally.strings) for _, tally in rows]
+        spans = [wilson_interval(tally.read, tally.strings) for _, tally in rows]
         below = [share - low for share, (low, _) in zip(shares, spans, strict=True)]
         above = [high - share for share, (_, high) in zip(shares, spans, strict=True)]
         axis.bar(places, shares, color="#4363d8", width=0.7, label="read")
@@ -194,9 +194,11 @@ def draw_breakdown(breakdown: Breakdown, path: Path) -> None:
     plt.close(figure)
 
 
-def _wilson(right: int, count: int) -> tuple[float, float]:
+def wilson_interval(right: int, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share (1927): inside 0..1 also for few strings."""
     z = 1.959964
     centre = (right + z * z / 2) / (count + z * z)
     half = z / (count + z * z) * (right * (count - right) / count + z * z / 4) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At 0 and at all of them one end is the share itself, whatever the rounding says.
+    low, high = centre - half, centre + half
+    return (0.0 if right == 0 else low), (1.0 if right == count else high)

@@ -59,5 +59,5 @@ MARIO = Protocol(
     native_engine="MaskTextSpotter v3",
     score=score,
     combine=combine,
-    quirks="apostrophes cut the truth; {ab, c} equals {a, bc}; F of the mean P and R",
+    quirks="only straight single marks quote; apostrophes cut the truth; {ab, c} equals {a, bc}; F of the mean P and R",
 )
