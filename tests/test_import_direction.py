@@ -37,7 +37,7 @@ LEVELS = {
 LIBRARIES = {
     "lightning": ("training/", "launch.py"),
     "pytorch_lightning": (),
-    "transformers": ("text/lvlm.py", "text/captioner.py"),
+    "transformers": ("text/lvlm.py", "text/captioner.py", "text/picture_encoders.py"),
     "tokenizers": ("text/lvlm.py",),
     "peft": ("text/lora.py",),
     "webdataset": ("data/shards.py", "data/writing.py"),
@@ -46,6 +46,8 @@ LIBRARIES = {
     "s3fs": (),
     "omegaconf": ("config.py",),
     "diffusers": ("diffusion/", "losses/", "training/stages.py", "pipeline.py", "text/composition.py"),
+    "torchmetrics": ("evaluation/fidelity.py",),
+    "pyarrow": ("evaluation/evaluator.py", "data/importers/"),
     "rapidfuzz": ("evaluation/",),
     "rapidocr": ("evaluation/ocr.py",),
     "datasets": ("data/importers/huggingface.py",),

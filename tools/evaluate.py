@@ -94,6 +94,11 @@ def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Eva
         total, pictures, made = pictures_of(target, prompts, use_layouts, out, arguments)
         with tqdm(total=total, desc="scoring", unit="picture") as bar:
             found = evaluate(pictures, protocols, options, out, left_out, lambda done: bar.update(done - bar.n))
+        from vlad.evaluation.fidelity import score_fidelity
+
+        names = [protocol.name for protocol in protocols]
+        found.fidelity, absent = score_fidelity(found.scored, names, arguments.weights, arguments.vision_encoder)
+        found.left_out |= absent
         about = {"target": str(target), "prompt_files": [str(path) for path in arguments.prompts], **made}
         write_json(out / "metrics.json", metrics_json(found, about))
         title = f"{target.name} on {', '.join(path.name for path in arguments.prompts)}"
@@ -152,12 +157,11 @@ def rests_on(found: Evaluation, about: dict[str, Any]) -> list[tuple[str, str]]:
     made = about["made"]
     settings = made if isinstance(made, str) else ", ".join(f"{name} {value}" for name, value in made.items())
     sizes = ", ".join(sorted(f"{width} x {height}" for width, height in found.sizes)) or "none"
-    scored = found.pictures - len(found.missing) - len(found.unreadable)
     natives = "; ".join(f"{protocol.title}: {protocol.native_engine}" for protocol in found.protocols)
     return [
         ("target", about["target"]),
         ("prompts", f"{found.prompts} of {', '.join(about['prompt_files'])}"),
-        ("pictures", f"{scored} scored of {found.pictures}, {sizes} pixels"),
+        ("pictures", f"{len(found.scored)} scored of {found.pictures}, {sizes} pixels"),
         ("OCR engine", f"{found.engine}, pictures enlarged {found.enlarge} (bicubic)"),
         ("the authors' engines", f"{natives}; figures read with another engine are not comparable with theirs"),
         ("drawn", settings),
@@ -171,16 +175,15 @@ def print_evaluation(found: Evaluation, out: Path) -> None:
     from vlad.evaluation.evaluation_report import text_table
 
     print(text_table(found))
-    scored = found.pictures - len(found.missing) - len(found.unreadable)
-    print(f"{scored} pictures of {found.prompts} prompts, {found.engine}, enlarged {found.enlarge}; intervals of 95 %")
+    print(f"{len(found.scored)} pictures of {found.prompts} prompts; in brackets, intervals of 95 %")
+    print(f"Read by {found.engine}, enlarged {found.enlarge}")
     for why in found.left_out.values():
         print(f"Left out: {why}")
     for what, names in (("missing", found.missing), ("unreadable", found.unreadable)):
         if names:
             more = f", and {len(names) - 5} more" if len(names) > 5 else ""
-            print(
-                f"PARTIAL, {len(names)} of {found.pictures} pictures {what}: {'; '.join(name[:160] for name in names[:5])}{more}"
-            )
+            named = "; ".join(name[:160] for name in names[:5])
+            print(f"PARTIAL, {len(names)} of {found.pictures} pictures {what}: {named}{more}")
     print(f"Report, metrics.json, per_image.parquet: {out}")
 
 
@@ -203,6 +206,8 @@ def main() -> int:
     parser.add_argument("--layout-scale", type=float, help="guidance by the layout")
     parser.add_argument("--no-refit", action="store_true", help="hand the raw glyph map to stage two")
     parser.add_argument("--use-layouts", action="store_true", help="draw text where the prompt file's polygons are")
+    parser.add_argument("--weights", type=Path, default=Path("weights"), help="where Inception and CLIP are looked for")
+    parser.add_argument("--vision-encoder", type=Path, action="append", default=[], metavar="DIR", help="for distances")
     parser.add_argument("--pixels", type=int, help="side of the pictures of a pipeline that is not ours")
     parser.add_argument("--batch-size", type=int, help="pictures at once of a pipeline that is not ours (default: 4)")
     parser.add_argument("--count", type=int, default=200, help="without --prompts: how many words (default: 200)")

@@ -45,6 +45,11 @@ def text_table(found: Evaluation) -> str:
             figures = [found.values[protocol.name][mode].get(metric) for mode in MODES]
             shown = "".join(f"{figure_text(*figure) if figure else '-':>28}" for figure in figures)
             lines.append(f"{protocol.name:14}{metric:20}{shown}")
+    for score in found.fidelity:
+        figure = f"{score.value:.4f}"
+        if score.low is not None and score.high is not None:
+            figure = figure_text(score.value, score.low, score.high)
+        lines.append(f"{score.name:34}{figure:>28}  {score.protocol}")
     return "\n".join(lines)
 
 
@@ -115,6 +120,13 @@ def _table(found: Evaluation) -> Iterator[str]:
                     yield f'<td class="n">{value:.4f}</td><td class="quiet">{low:.4f} to {high:.4f}</td>'
             yield "</tr>"
     yield "</table>"
+    if found.fidelity:
+        yield "<h2>Fidelity</h2><table>"
+    for score in found.fidelity:
+        interval = "" if score.low is None else f"{score.low:.4f} to {score.high:.4f}"
+        yield f'<tr><td>{escape(score.name)}</td><td class="n">{score.value:.4f}</td><td class="quiet">{interval}</td>'
+        yield f"<td>{escape(score.protocol)}</td></tr>"
+    yield "</table>" if found.fidelity else ""
 
 
 def _subsets(found: Evaluation) -> Iterator[str]:

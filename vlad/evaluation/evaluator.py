@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from vlad.evaluation.pictures import Picture
 from vlad.evaluation.protocols import PROTOCOLS
 from vlad.evaluation.protocols.terms import MODES, Mode, Protocol, Terms, Wanted, pooled
 from vlad.evaluation.reading_files import PictureFile, PictureReading, ReadOptions, read_files
+from vlad.evaluation.scores import Score
 
 GALLERY = 12  # pictures of each kind
 ROWS_AT_ONCE = 1000  # of the table that are held in memory
@@ -56,6 +57,9 @@ class Evaluation:
     breakdown: Breakdown = field(default_factory=Breakdown)
     galleries: dict[str, list[Shown]] = field(default_factory=dict)
     ranked_by: str = ""
+    # The pictures that were read, in order; and what other measures say of them.
+    scored: list[Picture] = field(default_factory=list)
+    fidelity: list[Score] = field(default_factory=list)
 
     @property
     def is_partial(self) -> bool:
@@ -118,6 +122,7 @@ def evaluate(
             table.add(_row(picture, reading, terms, found.breakdown))
             if reading is not None and reading.fault is None:
                 found.sizes.add((reading.width, reading.height))
+                found.scored.append(picture)
             if on_progress is not None:
                 on_progress(done)
     found.prompts = scores.prompts
@@ -369,7 +374,7 @@ def metrics_json(found: Evaluation, about: dict[str, Any]) -> dict[str, Any]:
         "enlarged": found.enlarge,
         "prompts": found.prompts,
         "pictures": found.pictures,
-        "scored": found.pictures - len(found.missing) - len(found.unreadable),
+        "scored": len(found.scored),
         "sizes": sorted(f"{width} x {height}" for width, height in found.sizes),
         "partial": found.is_partial,
         "missing": found.missing,
@@ -386,6 +391,7 @@ def metrics_json(found: Evaluation, about: dict[str, Any]) -> dict[str, Any]:
             for protocol in found.protocols
         },
         "subsets": found.subsets,
+        "fidelity": [asdict(score) for score in found.fidelity],
         "breakdown": found.breakdown.to_json(),
     }
 
