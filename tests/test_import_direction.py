@@ -32,6 +32,7 @@ LEVELS = {
     "launch": 10,
     "sampling": 11,
     "artists": 12,
+    "ablation": 12,
 }
 # Where a library may be imported: files, or folders that end in a slash.
 LIBRARIES = {

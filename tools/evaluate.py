@@ -28,7 +28,7 @@ def evaluate_run(run: Path, count: int = 200, engine: str = "rapidocr") -> dict[
 
     from vlad.config import load_config
     from vlad.errors import existing_file, writable_directory
-    from vlad.evaluation.held_out import MODES, held_out_signs, score_spelling, spelling_grid
+    from vlad.evaluation.held_out import held_out_signs, modes_of, score_spelling, spelling_grid
     from vlad.evaluation.ocr import build_engine
     from vlad.sampling import load_pipeline
     from vlad.training.callbacks import write_metrics
@@ -50,7 +50,7 @@ def evaluate_run(run: Path, count: int = 200, engine: str = "rapidocr") -> dict[
         "protocol": "picture enlarged 4 times (bicubic), exact match of the whole reading, case and spaces ignored",
         "modes": {},
     }
-    for mode in MODES if pipeline.layout_unet is not None else ("true layout",):
+    for mode in modes_of(pipeline):
         with tqdm(total=count, desc=f"scoring, {mode}", unit="picture") as bar:
 
             def show(done: int, bar: Any = bar) -> None:
@@ -232,10 +232,14 @@ def print_spelling(metrics: dict[str, Any], run: Path) -> None:
     print(f"{metrics['words']} held-out words, {metrics['engine']}, {metrics['protocol']}")
     for mode, score in metrics["modes"].items():
         colours = score["colours"]
+        # Without a layout nobody knows where the letters are, and no colour is measured.
+        seen = "".join(
+            f"  {name} {colours[f'{name}s_right']:6.1%} (off by {colours[f'{name}_distance']:.0f})"
+            for name in ("ground", "ink")
+            if colours[f"{name}s_right"] is not None
+        )
         print(
-            f"{mode:12} words {score['word_accuracy']:6.1%}  letters {score['letter_accuracy']:6.1%}"
-            f"  ground {colours['grounds_right']:6.1%} (off by {colours['ground_distance']:.0f})"
-            f"  ink {colours['inks_right']:6.1%} (off by {colours['ink_distance']:.0f})"
+            f"{mode:12} words {score['word_accuracy']:6.1%}  letters {score['letter_accuracy']:6.1%}{seen}"
             f"  {score['words'] / score['sampling_seconds']:.1f} pictures/s"
         )
         print("             misread:", ", ".join(f"{wanted}>{read or '-'}" for wanted, read in score["misread"][:12]))
