@@ -1,4 +1,4 @@
-"""Trains the method with one part left out at a time, and says what that costs: python tools/ablate.py configs/tiny.yaml
+"""What each part is worth, by training without it: python tools/ablate.py configs/tiny.yaml
 
 Run it again: what is done is not done twice, and what was interrupted goes on.
 """
@@ -68,10 +68,8 @@ def main() -> int:
     captions = [sign.caption for sign in held_out_signs(config.data.synthetic, arguments.count)]
     ablation_grid([(variant, runs[variant.name, 0]) for variant in rows], captions).save(out / "ablation.png")
     print(f"\n{table}\n{arguments.count} held-out words a run, {arguments.seeds} seeds: mean ± standard deviation.")
-    print(
-        "Words and letters: drawn with refit, or by a model that knows no layouts as it draws. FID and CLIPScore are of"
-    )
-    print(f"the paper's own scale, and no figures of ours. Table and pictures: {out}")
+    print("Words and letters: drawn with refit; by a model that knows no layouts, as it draws. The last column is the")
+    print(f"paper's, of other pictures and another engine. Table and pictures: {out}")
     return 0
 
 
