@@ -1,7 +1,8 @@
 """An evaluation from pictures to files: found or drawn, read, scored, told."""
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +154,37 @@ def test_processes_read_what_one_does(folder: Path, tmp_path: Path) -> None:
         return [*found, PictureFile(folder / "none.png", tmp_path / name / "none.json")]
 
     alone = list(read_files(files("one"), ONE))
-    assert list(read_files(iter(files("two")), ReadOptions(workers=2))) == alone
+    several = files("two")
+
+    def drawn() -> Iterator[PictureFile]:
+        """Gives the others only once the first is read: reading does not wait for the last picture."""
+        yield several[0]
+        while not several[0].store.is_file():
+            time.sleep(0.05)
+        yield from several[1:]
+
+    assert list(read_files(drawn(), ReadOptions(workers=2))) == alone
     assert alone[-1].fault and not alone[0].fault
     assert [reading.reading.crops for reading in alone[:2]] == [(SIGNS[n].layout.lines[0].text,) for n in range(2)]
+
+
+def test_few_pictures_are_taken_ahead_of_the_readings(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    taken = 0
+
+    def pictures() -> Iterator[PictureFile]:
+        nonlocal taken
+        for number in range(30):
+            taken += 1
+            yield PictureFile(tmp_path / "a.png", tmp_path / f"{number}.json")
+
+    for workers in (1, 2):
+        taken = 0
+        ahead = [taken - done for done, _ in enumerate(read_files(pictures(), ReadOptions(workers=workers)), start=1)]
+        assert len(ahead) == 30
+        assert max(ahead) <= 4 * workers
+        for path in tmp_path.glob("*.json"):
+            path.unlink()
 
 
 def test_pictures_are_drawn_once_and_go_on_where_they_stopped(tmp_path: Path) -> None:
