@@ -71,6 +71,18 @@ def test_longtext_s_jsonl(tmp_path: Path) -> None:
     assert (wanted.key, wanted.strings, wanted.subset) == ("3", ("One", "Two"), "signboards")
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    record = json.dumps({"data_list": [{"index": 7, "prompt": "A 'Big' sign"}]})
+    for name in ("CVTG", "CVTG-Style"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "2.json").write_text(record, encoding="utf-8")
+    found = read_prompt_files(sorted(tmp_path.glob("*/2.json")))
+    assert [(wanted.key, wanted.subset) for wanted in found] == [
+        ("CVTG-2-7", "CVTG-2"),
+        ("CVTG-Style-2-7", "CVTG-Style-2"),
+    ]
+
+
 def test_several_files_are_subsets(tmp_path: Path) -> None:
     for name in ("DrawBenchText", "TMDBEval500"):
         (tmp_path / f"{name}.txt").write_text("A 'B'\n", encoding="utf-8")

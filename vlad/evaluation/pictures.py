@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -126,13 +127,14 @@ def _by_index(index: Path, prompts: Sequence[Wanted]) -> dict[str, dict[int, Pat
 
 def _by_name(folder: Path, prompts: Sequence[Wanted]) -> dict[str, dict[int, Path]]:
     names = {wanted.key: wanted.key for wanted in prompts}
-    # LAIONEval4000/17_2.jpg is picture 2 of the prompt LAIONEval4000-17.
+    # LAIONEval4000/17_2.jpg is picture 2 of the prompt LAIONEval4000-17, CVTG/2/17.png one of CVTG-2-17.
     inside = {(w.subset, w.key.removeprefix(f"{w.subset}-")): w.key for w in prompts if w.subset}
     numbered = {f"{number:04d}": wanted.key for number, wanted in enumerate(prompts)}
     found: dict[str, dict[int, Path]] = {}
 
     def owner(path: Path, stem: str) -> str | None:
-        folders = path.relative_to(folder).parent.parts
+        parts = path.relative_to(folder).parent.parts
+        folders = (*parts, *(f"{outer}-{inner}" for outer, inner in pairwise(parts)))
         return next((inside[part, stem] for part in folders if (part, stem) in inside), None) or names.get(stem)
 
     for path in sorted(folder.rglob("*")):

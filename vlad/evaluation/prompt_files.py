@@ -44,10 +44,15 @@ def read_prompt_files(paths: Sequence[Path | str]) -> list[Wanted]:
     Raises UserError that names the file and the entry for a layout that we don't know.
     """
     prompts: list[Wanted] = []
-    for path in map(Path, paths):
-        found = _read_file(path)
-        if len(paths) > 1:
-            found = [replace(wanted, key=f"{path.stem}-{wanted.key}", subset=path.stem) for wanted in found]
+    files = list(map(Path, paths))
+    # CVTG-2K has a 2.json in two folders.
+    names = [file.stem for file in files]
+    if len(set(names)) < len(names):
+        names = [f"{file.resolve().parent.name}-{file.stem}" for file in files]
+    for file, name in zip(files, names, strict=True):
+        found = _read_file(file)
+        if len(files) > 1:
+            found = [replace(wanted, key=safe_name(f"{name}-{wanted.key}"), subset=name) for wanted in found]
         prompts += found
     seen: set[str] = set()
     for wanted in prompts:
