@@ -78,6 +78,8 @@ def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Eva
     from vlad.evaluation.prompt_files import read_prompt_files
     from vlad.evaluation.reading_files import ReadOptions
 
+    if not target.is_dir():
+        raise UserError(f"There is nothing at {target}; name a run, a pipeline or a folder of pictures.")
     prompts = read_prompt_files(arguments.prompts)
     if arguments.first is not None:
         prompts = prompts[: arguments.first]
@@ -127,8 +129,6 @@ def pictures_of(
     from vlad.evaluation.pictures import draw_pictures, find_pictures
 
     if not is_pipeline(target):
-        if not target.is_dir():
-            raise UserError(f"There is nothing at {target}; name a run, a pipeline or a folder of pictures.")
         pictures = find_pictures(target, prompts, arguments.images_per_prompt)
         return len(pictures), iter(pictures), {"made": "found in the folder"}
     from vlad.artists import DrawOptions, build_artist

@@ -176,6 +176,7 @@ def test_wrong_calls_are_told(
         evaluate(ours, "--protocol", "mario")
     with pytest.raises(UserError, match="There is nothing at"):
         evaluate(tmp_path / "none", "--prompts", prompts, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="--steps must be at least 1"):
         evaluate(ours, "--prompts", prompts, "--steps", 0)
     with pytest.raises(UserError, match="There is no OCR engine 'rapidorc'"):
