@@ -34,12 +34,14 @@ LEVELS = {
     "stage_trainer": 10,
     "launch": 11,
     "sampling": 12,
+    "artists": 13,
+    "ablation": 13,
 }
 # Where a library may be imported: files, or folders that end in a slash.
 LIBRARIES = {
     "lightning": ("training/", "stage_trainer.py", "launch.py"),
     "pytorch_lightning": (),
-    "transformers": ("text/lvlm.py", "text/captioner.py"),
+    "transformers": ("text/lvlm.py", "text/captioner.py", "text/picture_encoders.py"),
     "tokenizers": ("text/lvlm.py",),
     "peft": ("text/lora.py",),
     "webdataset": ("data/shards.py", "data/writing.py"),
@@ -48,6 +50,9 @@ LIBRARIES = {
     "s3fs": (),
     "omegaconf": ("config.py",),
     "diffusers": ("diffusion/", "losses/", "training/stages.py", "pipeline.py", "text/composition.py"),
+    "torchmetrics": ("evaluation/fidelity.py",),
+    "pyarrow": ("evaluation/evaluator.py", "data/importers/"),
+    "rapidfuzz": ("evaluation/",),
     "rapidocr": ("evaluation/ocr.py",),
     "datasets": ("data/importers/huggingface.py",),
     "ray": ("data/importers/on_ray.py",),

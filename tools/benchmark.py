@@ -1,8 +1,9 @@
-"""Measures parts of the program on this machine: python tools/benchmark.py render|data|text|refit|sample [--count N]"""
+"""Measures parts of the program on this machine: python tools/benchmark.py render|data|text|refit|sample|ocr"""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import resource
 import tempfile
@@ -386,6 +387,52 @@ def stable_diffusion(unet: Any, tokens: Any, seeds: list[int], steps: int) -> Ca
     return work
 
 
+def ocr(count: int, engine: str) -> None:
+    """Pictures of 512 x 512 read a second, by one process and by one a core, and the memory they take.
+
+    The pictures are rendered signs under noise; a process's start is part of its time, as it is in an evaluation.
+    """
+    from vlad.data.parallel import available_cores
+    from vlad.data.synthetic import SyntheticOptions, render_sign
+    from vlad.evaluation.reading_files import ReadOptions
+
+    options = SyntheticOptions(size_pixels=512)
+    cores = available_cores()
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = Path(folder) / "pictures"
+        pictures.mkdir()
+        for index in range(count):
+            save_picture(like_a_photograph(render_sign(options, index), index), pictures / f"{index}.jpg")
+        print(f"{count} pictures of 512 x 512, {engine}, {cores} cores")
+        rates = []
+        for workers in dict.fromkeys((1, cores)):
+            store = Path(folder) / f"readings-{workers}"
+            store.mkdir()
+            read = functools.partial(read_all, pictures, store, ReadOptions(engine, workers=workers))
+            rates.append(rate(count, read))
+            print(f"  processes: {workers}  {rates[-1]:6.1f} pictures/s  {rates[-1] / rates[0]:.2f} of one's rate")
+
+
+def save_picture(sample: Sample, path: Path) -> None:
+    """Writes the sample's picture."""
+    from PIL import Image
+
+    Image.fromarray(sample.picture).save(path, quality=92)
+
+
+def read_all(pictures: Path, store: Path, options: Any) -> None:
+    """Reads the folder's pictures; prints the memory of this process at the first quarter and at the end."""
+    from vlad.evaluation.reading_files import PictureFile, read_files
+
+    paths = sorted(pictures.iterdir())
+    files = (PictureFile(path, store / f"{path.stem}.json") for path in paths)
+    for number, _ in enumerate(read_files(files, options), start=1):
+        if number in (len(paths) // 4, len(paths)):
+            workers = sum(private_megabytes(child.pid or 0) for child in multiprocessing.active_children())
+            used = private_megabytes(multiprocessing.current_process().pid or 0) + workers
+            print(f"    {used:6.0f} MB held by all processes after {number} pictures")
+
+
 def report(what: str, count: int, work: Callable[[], object]) -> None:
     """Runs the work once and prints its rate."""
     print(f"{what:24} {rate(count, work):8.0f} samples/s")
@@ -393,9 +440,10 @@ def report(what: str, count: int, work: Callable[[], object]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures parts of the program; compare figures of one run only.")
-    parser.add_argument("part", choices=("render", "data", "text", "refit", "sample"))
-    parser.add_argument("--count", type=int, help="samples, prompts or layouts: 4000; text 320, refit 500")
+    parser.add_argument("part", choices=("render", "data", "text", "refit", "sample", "ocr"))
+    parser.add_argument("--count", type=int, help="samples, prompts or layouts: 4000; text 320, refit 500, ocr 1000")
     parser.add_argument("--lvlm", help="text: a folder or hub id; without it a Qwen2.5-VL of 6 layers of 512")
+    parser.add_argument("--engine", default="rapidocr", help="ocr: which engine (default: rapidocr)")
     parser.add_argument(
         "--run", help="sample: a run or pipeline; without it random weights of configs/tiny.yaml's sizes"
     )
@@ -407,12 +455,14 @@ def main() -> None:
             raise UserError("--steps and --batch-size must be at least 1.")
         sample(arguments.run, arguments.steps, arguments.batch_size)
         return
-    default = {"text": 320, "refit": 500}.get(arguments.part, 4000)
+    default = {"text": 320, "refit": 500, "ocr": 1000}.get(arguments.part, 4000)
     count = default if arguments.count is None else arguments.count
     if count < 100:
         raise UserError("--count must be at least 100.")
     if arguments.part == "text":
         text(count, arguments.lvlm)
+    elif arguments.part == "ocr":
+        ocr(count, arguments.engine)
     else:
         {"render": render, "data": data, "refit": refit}[arguments.part](count)
 

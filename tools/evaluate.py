@@ -1,14 +1,25 @@
-"""Scores a run on held-out words: python tools/evaluate.py runs/tiny"""
+"""Scores a run on held-out words, or anything that draws on a benchmark's prompts.
+
+python tools/evaluate.py runs/tiny
+python tools/evaluate.py TARGET --protocol mario --prompts MARIOEval/TMDBEval500/TMDBEval500.txt
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlad.errors import UserError, run_command_line
+
+if TYPE_CHECKING:
+    from vlad.evaluation.evaluator import Evaluation
+    from vlad.evaluation.pictures import Picture
+
+PROTOCOL_NAMES = ("mario", "anytext", "cvtg", "longtext", "glyphcontrol", "textatlas", "all")
 
 
 def evaluate_run(run: Path, count: int = 200, engine: str = "rapidocr") -> dict[str, Any]:
@@ -17,7 +28,7 @@ def evaluate_run(run: Path, count: int = 200, engine: str = "rapidocr") -> dict[
 
     from vlad.config import load_config
     from vlad.errors import existing_file, writable_directory
-    from vlad.evaluation.held_out import MODES, held_out_signs, score_spelling, spelling_grid
+    from vlad.evaluation.held_out import held_out_signs, modes_of, score_spelling, spelling_grid
     from vlad.evaluation.ocr import build_engine
     from vlad.sampling import load_pipeline
     from vlad.training.callbacks import write_metrics
@@ -39,7 +50,7 @@ def evaluate_run(run: Path, count: int = 200, engine: str = "rapidocr") -> dict[
         "protocol": "picture enlarged 4 times (bicubic), exact match of the whole reading, case and spaces ignored",
         "modes": {},
     }
-    for mode in MODES if pipeline.layout_unet is not None else ("true layout",):
+    for mode in modes_of(pipeline):
         with tqdm(total=count, desc=f"scoring, {mode}", unit="picture") as bar:
 
             def show(done: int, bar: Any = bar) -> None:
@@ -56,26 +67,183 @@ def evaluate_run(run: Path, count: int = 200, engine: str = "rapidocr") -> dict[
     return metrics
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Reads held-out words in a run's pictures, and its colours.")
-    parser.add_argument("run", type=Path, help="a finished run directory")
-    parser.add_argument("--count", type=int, default=200, help="how many words (default: 200)")
-    parser.add_argument("--engine", default="rapidocr", help="the OCR engine (default: rapidocr)")
+def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Evaluation, Path]:
+    """Scores pictures of a benchmark's prompts, drawn where they are missing; the evaluation and its folder."""
+    from tqdm import tqdm
+
+    from vlad.errors import claimed, writable_directory
+    from vlad.evaluation.evaluation_report import write_report
+    from vlad.evaluation.evaluator import check_table_writer, choose_protocols, evaluate, metrics_json, write_json
+    from vlad.evaluation.ocr import build_engine
+    from vlad.evaluation.prompt_files import read_prompt_files
+    from vlad.evaluation.reading_files import ReadOptions
+
+    if not target.is_dir():
+        raise UserError(f"There is nothing at {target}; name a run, a pipeline or a folder of pictures.")
+    prompts = read_prompt_files(arguments.prompts)
+    if arguments.first is not None:
+        prompts = prompts[: arguments.first]
+    build_engine(arguments.engine)
+    check_table_writer()
+    use_layouts = arguments.use_layouts or (arguments.protocol == "anytext" and is_pipeline(target))
+    # A folder's pictures are taken at their word: whoever made them knew the prompt file.
+    holds = use_layouts or not is_pipeline(target)
+    protocols, left_out = choose_protocols(arguments.protocol, prompts, holds)
+    out = arguments.out or default_out(target, arguments.prompts)
+    writable_directory(out, "the evaluation", needed_bytes=20_000_000)
+    options = ReadOptions(arguments.engine, arguments.enlarge, arguments.workers)
+    with claimed(out, "an evaluation"):
+        total, pictures, made = pictures_of(target, prompts, use_layouts, out, arguments)
+        with tqdm(total=total, desc="scoring", unit="picture") as bar:
+            found = evaluate(pictures, protocols, options, out, left_out, lambda done: bar.update(done - bar.n))
+        from vlad.evaluation.fidelity import score_fidelity
+
+        names = [protocol.name for protocol in protocols]
+        found.fidelity, absent = score_fidelity(found.scored, names, arguments.weights, arguments.vision_encoder)
+        found.left_out |= absent
+        about = {"target": str(target), "prompt_files": [str(path) for path in arguments.prompts], **made}
+        write_json(out / "metrics.json", metrics_json(found, about))
+        title = f"{target.name} on {', '.join(path.name for path in arguments.prompts)}"
+        write_report(out / "report.html", found, title, rests_on(found, about))
+    return found, out
+
+
+def is_pipeline(target: Path) -> bool:
+    """Whether the target draws, rather than being a folder of pictures."""
+    names = ("model_index.json", "pipeline/model_index.json", "config.yaml")
+    return any((target / name).is_file() for name in names)
+
+
+def default_out(target: Path, prompts: list[Path]) -> Path:
+    """Inside a run; beside the working directory's other evaluations for anything else."""
+    name = prompts[0].stem + (f"-and-{len(prompts) - 1}" if len(prompts) > 1 else "")
+    if (target / "config.yaml").is_file():
+        return target / "evaluation" / name
+    return Path("evaluations") / f"{target.resolve().name}-{name}"
+
+
+def pictures_of(
+    target: Path, prompts: list[Any], use_layouts: bool, out: Path, arguments: argparse.Namespace
+) -> tuple[int, Iterator[Picture], dict[str, Any]]:
+    """How many pictures there will be, the pictures, and how they were made."""
+    from vlad.evaluation.pictures import draw_pictures, find_pictures
+
+    if not is_pipeline(target):
+        pictures = find_pictures(target, prompts, arguments.images_per_prompt)
+        return len(pictures), iter(pictures), {"made": "found in the folder"}
+    from vlad.artists import DrawOptions, build_artist
+
+    options = DrawOptions(
+        arguments.steps,
+        arguments.text_scale,
+        arguments.layout_scale,
+        False if arguments.no_refit else None,
+        arguments.pixels,
+        arguments.batch_size,
+    )
+    artist = build_artist(target, options)
+    if use_layouts and not artist.takes_layouts:
+        raise UserError(f"{target} takes no layouts, so its text stands where it likes; leave out --use-layouts.")
+    if use_layouts and not all(wanted.lines for wanted in prompts):
+        raise UserError("--use-layouts draws text where the prompt file says, and the file has no polygons.")
+    count = arguments.images_per_prompt or 1
+    drawn = draw_pictures(artist, prompts, count, arguments.seed, use_layouts, out)
+    made = {"made": {**artist.settings(), "seed": arguments.seed, "layouts": "given" if use_layouts else "its own"}}
+    return len(prompts) * count, drawn, made
+
+
+def rests_on(found: Evaluation, about: dict[str, Any]) -> list[tuple[str, str]]:
+    """The protocol line, as names and values."""
+    made = about["made"]
+    settings = made if isinstance(made, str) else ", ".join(f"{name} {value}" for name, value in made.items())
+    sizes = ", ".join(sorted(f"{width} x {height}" for width, height in found.sizes)) or "none"
+    natives = "; ".join(f"{protocol.title}: {protocol.native_engine}" for protocol in found.protocols)
+    return [
+        ("target", about["target"]),
+        ("prompts", f"{found.prompts} of {', '.join(about['prompt_files'])}"),
+        ("pictures", f"{len(found.scored)} scored of {found.pictures}, {sizes} pixels"),
+        ("OCR engine", f"{found.engine}, pictures enlarged {found.enlarge} (bicubic)"),
+        ("the authors' engines", f"{natives}; figures read with another engine are not comparable with theirs"),
+        ("drawn", settings),
+        ("intervals", "95 %, percentile bootstrap, 2,000 draws of prompts with all their pictures"),
+        ("quirks of strict", "; ".join(f"{protocol.title}: {protocol.quirks}" for protocol in found.protocols)),
+    ]
+
+
+def print_evaluation(found: Evaluation, out: Path) -> None:
+    """The table and where the rest is."""
+    from vlad.evaluation.evaluation_report import text_table
+
+    print(text_table(found))
+    print(f"{len(found.scored)} pictures of {found.prompts} prompts; in brackets, intervals of 95 %")
+    print(f"Read by {found.engine}, enlarged {found.enlarge}")
+    for why in found.left_out.values():
+        print(f"Left out: {why}")
+    for what, names in (("missing", found.missing), ("unreadable", found.unreadable)):
+        if names:
+            more = f", and {len(names) - 5} more" if len(names) > 5 else ""
+            named = "; ".join(name[:160] for name in names[:5])
+            print(f"PARTIAL, {len(names)} of {found.pictures} pictures {what}: {named}{more}")
+    print(f"Report, metrics.json, per_image.parquet: {out}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Scores spelling: a run on 200 held-out words, or with --prompts anything on a benchmark."
+    )
+    parser.add_argument("target", type=Path, help="a run, a pipeline folder, or a folder of pictures")
+    parser.add_argument("--protocol", choices=PROTOCOL_NAMES, help="default with --prompts: all")
+    parser.add_argument("--prompts", type=Path, nargs="+", metavar="FILE", help="in the benchmark's own format")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/evaluation/PROMPTS, or evaluations/...")
+    parser.add_argument("--engine", "--ocr", default="rapidocr", help="rapidocr (default), tesseract or paddleocr")
+    parser.add_argument("--enlarge", type=int, help="times; default: until the shorter side has 256 pixels")
+    parser.add_argument("--workers", type=int, help="processes that read; default: one a core")
+    parser.add_argument("--first", type=int, metavar="N", help="only the first N prompts")
+    parser.add_argument("--images-per-prompt", type=int, help="default: 1; of a folder: those that are there")
+    parser.add_argument("--seed", type=int, default=0, help="of all pictures together (default: 0)")
+    parser.add_argument("--steps", type=int, help="solver steps")
+    parser.add_argument("--text-scale", type=float, help="guidance by the prompt")
+    parser.add_argument("--layout-scale", type=float, help="guidance by the layout")
+    parser.add_argument("--no-refit", action="store_true", help="hand the raw glyph map to stage two")
+    parser.add_argument("--use-layouts", action="store_true", help="draw text where the prompt file's polygons are")
+    parser.add_argument("--weights", type=Path, default=Path("weights"), help="where Inception and CLIP are looked for")
+    parser.add_argument("--vision-encoder", type=Path, action="append", default=[], metavar="DIR", help="for distances")
+    parser.add_argument("--pixels", type=int, help="side of the pictures of a pipeline that is not ours")
+    parser.add_argument("--batch-size", type=int, help="pictures at once of a pipeline that is not ours (default: 4)")
+    parser.add_argument("--count", type=int, default=200, help="without --prompts: how many words (default: 200)")
     arguments = parser.parse_args()
-    if arguments.count < 1:
-        raise UserError("--count must be at least 1.")
-    metrics = evaluate_run(arguments.run, arguments.count, arguments.engine)
+    for name in ("count", "enlarge", "workers", "first", "images_per_prompt", "steps", "pixels", "batch_size"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
+    if arguments.prompts is not None:
+        arguments.protocol = arguments.protocol or "all"
+        found, out = evaluate_benchmark(arguments.target, arguments)
+        print_evaluation(found, out)
+        return 1 if found.is_partial else 0
+    if arguments.protocol is not None:
+        raise UserError(f"--protocol {arguments.protocol} needs the benchmark's prompts: --prompts FILE.")
+    print_spelling(evaluate_run(arguments.target, arguments.count, arguments.engine), arguments.target)
+    return 0
+
+
+def print_spelling(metrics: dict[str, Any], run: Path) -> None:
+    """The scores on held-out words."""
     print(f"{metrics['words']} held-out words, {metrics['engine']}, {metrics['protocol']}")
     for mode, score in metrics["modes"].items():
         colours = score["colours"]
+        # Without a layout nobody knows where the letters are, and no colour is measured.
+        seen = "".join(
+            f"  {name} {colours[f'{name}s_right']:6.1%} (off by {colours[f'{name}_distance']:.0f})"
+            for name in ("ground", "ink")
+            if colours[f"{name}s_right"] is not None
+        )
         print(
-            f"{mode:12} words {score['word_accuracy']:6.1%}  letters {score['letter_accuracy']:6.1%}"
-            f"  ground {colours['grounds_right']:6.1%} (off by {colours['ground_distance']:.0f})"
-            f"  ink {colours['inks_right']:6.1%} (off by {colours['ink_distance']:.0f})"
+            f"{mode:12} words {score['word_accuracy']:6.1%}  letters {score['letter_accuracy']:6.1%}{seen}"
             f"  {score['words'] / score['sampling_seconds']:.1f} pictures/s"
         )
         print("             misread:", ", ".join(f"{wanted}>{read or '-'}" for wanted, read in score["misread"][:12]))
-    print(f"Pictures and grids: {arguments.run / 'evaluation'}")
+    print(f"Pictures and grids: {run / 'evaluation'}")
 
 
 if __name__ == "__main__":

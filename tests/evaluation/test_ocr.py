@@ -4,6 +4,7 @@ import io
 import re
 import shutil
 import sys
+import types
 from importlib import metadata
 
 import numpy as np
@@ -16,7 +17,7 @@ from vlad.data.words import held_out_words
 from vlad.errors import UserError
 from vlad.evaluation.ocr import build_engine, enlarge, read_many
 from vlad.evaluation.spelling import letter_accuracy, reads_exactly
-from vlad.layout.polygons import box_iou, box_polygon
+from vlad.layout.polygons import bounding_box, box_iou, box_polygon
 
 SIGNS = [render_sign(SyntheticOptions(seed=5), index, held_out_words()) for index in range(6)]
 WANTED = [[line.text for line in sign.layout.lines] for sign in SIGNS]
@@ -110,6 +111,68 @@ def test_polygons_are_shares_of_the_picture(engine):
     left, top, right, bottom = sign.layout.lines[0].polygon[0] + sign.layout.lines[0].polygon[2]
     assert line.text == "GARDEN"
     assert box_iou(line.polygon, box_polygon(0.5 + left / 2, top, 0.5 + right / 2, bottom)) > 0.5
+
+
+def test_a_line_is_read_without_looking_for_it(engine):
+    sign = render_sign(SyntheticOptions(size_pixels=256, ground_share=0.0), 3, ("GARDEN",))
+    left, top, right, bottom = (round(256 * v) for v in bounding_box(sign.layout.lines[0].polygon))
+    crop = sign.picture[top:bottom, left:right]
+    assert engine.read_line(crop) == "GARDEN"
+    assert engine.read_line(np.full((20, 60, 3), 128, dtype=np.uint8)) == ""
+    # Whole pictures are still searched.
+    assert [line.text for line in engine.read(sign.picture)] == ["GARDEN"]
+
+
+# PaddleOCR, acted by a module
+
+
+@pytest.fixture
+def paddle(monkeypatch):
+    """A paddleocr of the version given, which reads fixed lines and keeps what it was called with."""
+    calls = []
+
+    class Reader:
+        def __init__(self, **options):
+            calls.append(options)
+
+        def predict(self, picture):
+            calls.append(picture)
+            box = np.array([[20, 10], [120, 10], [120, 30], [20, 30]])
+            return [{"rec_texts": ["Open", "x"], "rec_scores": [0.9, 0.3], "rec_polys": [box, box], "rec_text": "Open"}]
+
+    def install(version="3.2.0"):
+        module = types.ModuleType("paddleocr")
+        module.PaddleOCR = module.TextRecognition = Reader
+        monkeypatch.setitem(sys.modules, "paddleocr", module)
+        known = metadata.version
+        monkeypatch.setattr(metadata, "version", lambda name: version if name == "paddleocr" else known(name))
+        return calls
+
+    return install
+
+
+def test_paddleocr_s_lines(paddle):
+    calls = paddle()
+    engine = build_engine("paddleocr")
+    assert engine.name == "paddleocr 3.2.0 (en, no unwarping)"
+    picture = np.zeros((100, 200, 3), dtype=np.uint8)
+    picture[..., 0] = 7  # red, which PaddleOCR takes last
+    (line,) = engine.read(picture)
+    assert (line.text, line.confidence) == ("Open", 0.9)
+    assert np.allclose(line.polygon, box_polygon(0.1, 0.1, 0.6, 0.3))
+    assert calls[0]["use_doc_unwarping"] is False
+    assert (calls[1] == picture[..., ::-1]).all()
+    assert engine.read_line(picture) == "Open"
+    assert len(build_engine("paddleocr", least_confidence=0.0).read(picture)) == 2
+
+
+def test_paddleocr_that_is_missing_or_old_says_what_to_do(paddle, monkeypatch):
+    paddle("2.10.0")
+    with pytest.raises(UserError, match=r"version 2\.10\.0; run: pip install 'paddleocr>=3'"):
+        build_engine("paddleocr")
+    monkeypatch.setitem(sys.modules, "paddleocr", None)
+    with pytest.raises(UserError, match=r"'paddleocr' is not installed .* pip install 'vlad\[paddle\]'"):
+        build_engine("paddleocr")
 
 
 # tesseract, whose program is acted by a script

@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 
-from vlad.data.words import held_out_words, training_words
+from vlad.data.words import held_out_words, rare_words, training_words
 from vlad.errors import UserError
 from vlad.layout.glyphmap import draw_line
 from vlad.layout.polygons import box_polygon
@@ -136,7 +136,7 @@ def _choose_string(rng: np.random.Generator, options: SyntheticOptions, words: t
         length = int(rng.integers(options.min_letters, options.max_letters + 1))
         alphabet = LETTERS + string.digits if rng.random() < options.digit_share else LETTERS
         text = "".join(alphabet[i] for i in rng.integers(len(alphabet), size=length))
-        if text not in held_out:
+        if text not in held_out and text not in rare_words():
             return text
 
 

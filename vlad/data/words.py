@@ -32,3 +32,10 @@ def training_words(seed: int = SPLIT_SEED) -> tuple[str, ...]:
     """All other words."""
     held_out = set(held_out_words(seed))
     return tuple(word for word in all_words() if word not in held_out)
+
+
+@cache
+def rare_words() -> frozenset[str]:
+    """Rare words of the open benchmark, upper case, none of them in words.txt; no training picture carries them."""
+    text = files("vlad.data").joinpath("rare_words.txt").read_text(encoding="ascii")
+    return frozenset(word.upper() for word in text.split())

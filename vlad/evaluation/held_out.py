@@ -3,6 +3,7 @@
 refit        prompt -> layout UNet -> refit -> refine UNet -> OCR       the product
 true layout  prompt + the true layout -> refine UNet -> OCR             stage two alone
 raw          prompt -> layout UNet -> refine UNet -> OCR                the paper's method, no refit
+no layout    prompt -> refine UNet -> OCR                               all that a model trained without layouts does
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from vlad.evaluation.spelling import letter_accuracy, reads_exactly
 from vlad.pipeline import VLADPipeline
 from vlad.records import Sample
 
-Mode = Literal["refit", "true layout", "raw"]
+Mode = Literal["refit", "true layout", "raw", "no layout"]
 MODES: tuple[Mode, ...] = ("refit", "true layout", "raw")
 SEED = 20_000  # of the evaluation's signs: no training set is drawn with it
 
@@ -41,6 +42,13 @@ class SpellingScore:
     colours: ColourScore
     sampling_seconds: float
     misread: tuple[tuple[str, str], ...]  # wanted, read
+
+
+def modes_of(pipeline: VLADPipeline) -> tuple[Mode, ...]:
+    """The ways in which a pipeline can draw."""
+    if not pipeline.uses_layout:
+        return ("no layout",)
+    return MODES if pipeline.layout_unet is not None else ("true layout",)
 
 
 def held_out_signs(options: SyntheticOptions, count: int) -> list[Sample]:

@@ -24,8 +24,9 @@ from vlad.errors import UserError, did_you_mean
 from vlad.layout.polygons import box_polygon
 from vlad.records import TextLine
 
-ENGINES = ("rapidocr", "tesseract")
+ENGINES = ("rapidocr", "tesseract", "paddleocr")
 ENLARGE_FACTOR = 4  # 64 x 64 pictures are read at 256 x 256
+LEAST_SIDE_PIXELS = 256  # pictures are enlarged until their shorter side has as many
 
 
 class OCREngine(Protocol):
@@ -35,6 +36,9 @@ class OCREngine(Protocol):
 
     def read(self, picture: np.ndarray) -> tuple[TextLine, ...]:
         """The lines of a picture (H W 3, uint8) with polygons in 0..1 and confidences, in the engine's order."""
+
+    def read_line(self, crop: np.ndarray) -> str:
+        """The text of a picture (H W 3, uint8) that holds one line and nothing else, whatever its confidence."""
 
 
 class RapidOCREngine:
@@ -80,13 +84,19 @@ class RapidOCREngine:
             for text, box, score in zip(result.txts, result.boxes, result.scores, strict=True)
         )
 
-    def _reader(self) -> Any:
+    def read_line(self, crop: np.ndarray) -> str:
+        """The text of a picture (H W 3, uint8) that holds one line."""
+        # A reader of its own: rapidocr keeps what a call leaves out for all later calls.
+        found = self._reader("line")(np.ascontiguousarray(crop[..., ::-1]), use_det=False, use_cls=False)
+        return " ".join(getattr(found, "txts", None) or ())
+
+    def _reader(self, kind: str = "picture") -> Any:
         """This thread's own reader: rapidocr's parts keep the picture's size in themselves while they work."""
-        if not hasattr(self._local, "reader"):
+        if not hasattr(self._local, kind):
             from rapidocr import RapidOCR
 
-            self._local.reader = RapidOCR(params=self._parameters)
-        return self._local.reader
+            setattr(self._local, kind, RapidOCR(params=self._parameters))
+        return getattr(self._local, kind)
 
 
 class TesseractEngine:
@@ -114,22 +124,25 @@ class TesseractEngine:
             )
         self.name = f"tesseract {version[1] if len(version) > 1 else '?'} (eng, sparse)"
         self._command = [program, "stdin", "stdout", "-l", "eng", "--psm", "11", "tsv"]
+        self._line_command = [program, "stdin", "stdout", "-l", "eng", "--psm", "7"]
         self._least_confidence = 0.5 if least_confidence is None else least_confidence
 
     def read(self, picture: np.ndarray) -> tuple[TextLine, ...]:
         """The lines of a picture (H W 3, uint8)."""
-        buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
         height, width = picture.shape[:2]
         words: dict[tuple[str, ...], list[dict[str, str]]] = {}
         rows = csv.DictReader(
-            io.StringIO(self._run(self._command, buffer.getvalue())), delimiter="\t", quoting=csv.QUOTE_NONE
+            io.StringIO(self._run(self._command, _png(picture))), delimiter="\t", quoting=csv.QUOTE_NONE
         )
         for row in rows:
             if row["level"] == "5" and (row["text"] or "").strip():
                 words.setdefault((row["block_num"], row["par_num"], row["line_num"]), []).append(row)
         lines = (_tesseract_line(line, width, height) for line in words.values())
         return tuple(line for line in lines if (line.confidence or 0.0) >= self._least_confidence)
+
+    def read_line(self, crop: np.ndarray) -> str:
+        """The text of a picture (H W 3, uint8) that holds one line (tesseract's mode 7)."""
+        return " ".join(self._run(self._line_command, _png(crop)).split())
 
     @staticmethod
     def _run(command: list[str], data: bytes) -> str:
@@ -140,6 +153,12 @@ class TesseractEngine:
             said = result.stderr.decode(errors="replace").strip().splitlines()
             raise RuntimeError(f"tesseract: {said[-1] if said else result.returncode}")
         return result.stdout.decode(errors="replace")
+
+
+def _png(picture: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def _tesseract_line(words: list[dict[str, str]], width: int, height: int) -> TextLine:
@@ -154,13 +173,74 @@ def _tesseract_line(words: list[dict[str, str]], width: int, height: int) -> Tex
     )
 
 
+class PaddleOCREngine:
+    """PaddleOCR 3, English, without its stages for photographed documents, whose unwarping would move the polygons.
+
+    It fetches its models once, unless PaddleOCR finds them on the machine. `least_confidence` is that of a line (None:
+    0.5, as rapidocr's).
+    """
+
+    def __init__(self, least_confidence: float | None = None) -> None:
+        try:
+            version = metadata.version("paddleocr")
+            import paddleocr  # noqa: F401 - slow to import
+        except (ImportError, metadata.PackageNotFoundError) as error:
+            raise UserError(
+                f"The OCR engine 'paddleocr' is not installed ({error}); run: pip install 'vlad[paddle]', or use"
+                " rapidocr, which runs the same family of models."
+            ) from error
+        if int(version.split(".")[0]) < 3:
+            raise UserError(f"The OCR engine 'paddleocr' is version {version}; run: pip install 'paddleocr>=3'.")
+        self.name = f"paddleocr {version} (en, no unwarping)"
+        self._least_confidence = 0.5 if least_confidence is None else least_confidence
+        self._local = threading.local()
+
+    def read(self, picture: np.ndarray) -> tuple[TextLine, ...]:
+        """The lines of a picture (H W 3, uint8)."""
+        import paddleocr
+
+        if not hasattr(self._local, "picture"):
+            self._local.picture = paddleocr.PaddleOCR(
+                lang="en",
+                use_doc_orientation_classify=False,
+                use_doc_unwarping=False,
+                use_textline_orientation=False,
+            )
+        height, width = picture.shape[:2]
+        return tuple(
+            TextLine(
+                text=text,
+                polygon=tuple((float(x) / width, float(y) / height) for x, y in polygon),
+                confidence=float(score),
+            )
+            for page in self._local.picture.predict(np.ascontiguousarray(picture[..., ::-1]))
+            for text, score, polygon in zip(page["rec_texts"], page["rec_scores"], page["rec_polys"], strict=True)
+            if score >= self._least_confidence
+        )
+
+    def read_line(self, crop: np.ndarray) -> str:
+        """The text of a picture (H W 3, uint8) that holds one line."""
+        import paddleocr
+
+        if not hasattr(self._local, "line"):
+            self._local.line = paddleocr.TextRecognition()
+        return " ".join(page["rec_text"] for page in self._local.line.predict(np.ascontiguousarray(crop[..., ::-1])))
+
+
 def build_engine(name: str, least_confidence: float | None = None) -> OCREngine:
     """The engine of a name. Raises UserError for one we don't know or that is not installed."""
     if name == "rapidocr":
         return RapidOCREngine(least_confidence)
     if name == "tesseract":
         return TesseractEngine(least_confidence)
+    if name == "paddleocr":
+        return PaddleOCREngine(least_confidence)
     raise UserError(f"There is no OCR engine {name!r}.{did_you_mean(name, ENGINES)} Known: {', '.join(ENGINES)}.")
+
+
+def enlargement(width: int, height: int) -> int:
+    """How many times a picture is enlarged to be read, unless the user says otherwise."""
+    return -(-LEAST_SIDE_PIXELS // max(1, min(width, height)))
 
 
 def enlarge(picture: np.ndarray, factor: int = ENLARGE_FACTOR) -> np.ndarray:

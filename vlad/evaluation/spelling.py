@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rapidfuzz.distance import Levenshtein
+
 from vlad.layout.reading import reading_order
 from vlad.records import TextLine
 
@@ -47,9 +49,4 @@ def letter_accuracy(readings: Sequence[Sequence[TextLine]], wanted: Sequence[Seq
 
 def levenshtein(a: str, b: str) -> int:
     """The fewest insertions, deletions and replacements of one character that turn `a` into `b`."""
-    row = list(range(len(b) + 1))
-    for i, character in enumerate(a, start=1):
-        diagonal, row[0] = row[0], i
-        for j, other in enumerate(b, start=1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (character != other))
-    return row[-1]
+    return Levenshtein.distance(a, b)

@@ -1,0 +1,109 @@
+"""The open benchmark: the same everywhere, held out from training, and readable."""
+
+import json
+import string
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlad.data import synthetic
+from vlad.data.synthetic import SyntheticOptions
+from vlad.data.words import all_words, held_out_words, rare_words, training_words
+from vlad.errors import UserError
+from vlad.evaluation.open_benchmark import SUBSETS, BenchmarkOptions, draw_scene, make_scene, scenes, write_benchmark
+from vlad.evaluation.prompt_files import quoted, read_prompt_files
+from vlad.layout.fonts import missing_glyphs
+from vlad.layout.polygons import bounding_box
+from vlad.text.prompt import parse_prompt
+
+SMALL = BenchmarkOptions(count=3, size_pixels=64)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_same_options_make_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_benchmark(SMALL, tmp_path / name)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert len(list((tmp_path / "a" / "pictures").glob("*.png"))) == 3 * len(SUBSETS)
+    # Once more where it is: nothing is done, and another benchmark is refused.
+    assert write_benchmark(SMALL, tmp_path / "a") == json.loads(files(tmp_path / "b")["benchmark.json"])
+    with pytest.raises(UserError, match="holds another benchmark"):
+        write_benchmark(BenchmarkOptions(count=4, size_pixels=64), tmp_path / "a")
+
+
+def test_a_larger_benchmark_begins_with_the_smaller_one() -> None:
+    large = {scene.key: scene for scene in scenes(BenchmarkOptions(count=5, size_pixels=512))}
+    assert all(large[scene.key] == scene for scene in scenes(SMALL))
+    assert make_scene(BenchmarkOptions(seed=1), "lines", 0) != large["lines-0000"]
+
+
+def test_the_prompt_file_is_read_back_with_polygons_and_references(tmp_path: Path) -> None:
+    write_benchmark(SMALL, tmp_path)
+    prompts = read_prompt_files([tmp_path / "prompts.jsonl"])
+    for wanted, scene in zip(prompts, scenes(SMALL), strict=True):
+        assert (wanted.key, wanted.subset, wanted.prompt) == (scene.key, scene.subset, scene.prompt)
+        # What the prompt quotes is what the picture shows, in this order.
+        assert wanted.strings == quoted(scene.prompt) == tuple(line.text for line in scene.layout.lines)
+        assert wanted.reference is not None
+        assert (np.asarray(Image.open(wanted.reference)) == draw_scene(scene, 64)).all()
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_every_entry_can_be_drawn_and_stands_inside_its_picture(split: str) -> None:
+    for scene in scenes(BenchmarkOptions(split=split, count=30)):  # type: ignore[arg-type]
+        assert parse_prompt(scene.prompt).strings
+        for line in scene.layout.lines:
+            assert not missing_glyphs(line.text)
+            left, top, right, bottom = bounding_box(line.polygon)
+            assert 0 < left < right < 1 and 0 < top < bottom < 1
+        boxes = [carrier.box for carrier in scene.carriers]
+        assert len(set(boxes)) == len(boxes)
+
+
+def test_small_print_is_small() -> None:
+    heights = []
+    for index in range(30):
+        _, *small = make_scene(BenchmarkOptions(), "small", index).layout.lines
+        heights += [bounding_box(line.polygon)[3] - bounding_box(line.polygon)[1] for line in small]
+    assert 0.018 < min(heights) < 0.03 < max(heights) <= 0.05
+
+
+def can_be_drawn_in_training(text: str) -> bool:
+    """Whether the training pictures' renderer may write this: training words, and runs of capitals and digits."""
+    if text in training_words():
+        return True
+    reserved = text in held_out_words() or text in rare_words()
+    return not reserved and set(text) <= set(string.ascii_uppercase + string.digits)
+
+
+def test_training_never_draws_what_the_test_split_asks_for() -> None:
+    asked = {line.text for scene in scenes(BenchmarkOptions(count=60)) for line in scene.layout.lines}
+    assert len(asked) > 400
+    assert not any(map(can_be_drawn_in_training, asked))
+    # Words that a prompt writes small or joins are held out as well.
+    words = {word.upper() for text in asked for word in text.split() if word.isascii() and word.isalpha()}
+    assert words.isdisjoint(training_words())
+    assert words & rare_words() and words & set(held_out_words())
+
+
+def test_rare_words_are_no_training_words_and_random_strings_are_checked_against_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert rare_words().isdisjoint(all_words())
+    monkeypatch.setattr(synthetic, "LETTERS", "AB")
+    monkeypatch.setattr(synthetic, "rare_words", lambda: frozenset({"AAA", "AAB", "ABA", "ABB", "BBB", "BBA", "BAB"}))
+    options = SyntheticOptions(min_letters=3, max_letters=3, random_string_share=1.0, digit_share=0.0)
+    rng = np.random.default_rng(0)
+    assert {synthetic._choose_string(rng, options, ()) for _ in range(50)} == {"BAA"}
+
+
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"size_pixels": 8}, {"seed": -1}, {"split": "train"}])
+def test_options_that_make_no_benchmark_are_refused(wrong: dict) -> None:
+    with pytest.raises(UserError, match="The benchmark needs"):
+        BenchmarkOptions(**wrong)

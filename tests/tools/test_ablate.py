@@ -1,0 +1,124 @@
+"""The ablation on a world of its own: every variant trained for a few steps, twice called, one table."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vlad.ablation import Scores, ablation_table, main_mode, run_overrides, spread, variants
+from vlad.config import load_config
+from vlad.data.synthetic import SyntheticOptions, render_sign
+from vlad.data.writing import write_manifest, write_shards
+from vlad.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+MINIATURE = """
+name: mini
+runs: {runs}
+data: {{shards: {shards}, picture_pixels: 32, batch_size: 4, workers: 1, shuffle_window: 8}}
+lvlm: {{hidden_size: 32, layers: 1, heads: 2, vision_hidden_size: 32, vision_layers: 1, vision_pixels: 32}}
+composition: {{width: 32, layers: 1, heads: 2, output_width: 32}}
+autoencoder: {{latent_channels: 8, decoder_width: 16, decoder_layers: 1}}
+layout: {{unet: {{block_channels: [32], heads: 2}}, noise: {{prediction: sample}}}}
+refine: {{unet: {{block_channels: [32], heads: 2}}, noise: {{prediction: sample}}}}
+train:
+  autoencoder: {{steps: 2, warmup_steps: 1}}
+  layout: {{steps: 2, warmup_steps: 1}}
+  refine: {{steps: 2, warmup_steps: 1}}
+trainer: {{checkpoint_every_steps: 2, sample_every_steps: 0, accelerator: cpu}}
+sample: {{steps: 1, batch_size: 2}}
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    signs = (render_sign(SyntheticOptions(size_pixels=32), index) for index in range(16))
+    write_manifest(shards, write_shards(signs, shards, 8), {})
+    path = tmp_path / "mini.yaml"
+    path.write_text(MINIATURE.format(runs=tmp_path / "runs", shards=shards), encoding="utf-8")
+    return path
+
+
+def test_every_variant_is_trained_and_scored_once(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    ablate, evaluate = (importlib.import_module(name) for name in ("ablate", "evaluate"))
+    train = importlib.import_module("train")
+    calls: list[tuple[str, ...]] = []
+
+    def call(*command: str) -> None:
+        """The command in this process: five starts of Python take longer than the training."""
+        calls.append(command)
+        monkeypatch.setattr(sys, "argv", list(command))
+        assert {"train.py": train, "tools/evaluate.py": evaluate}[command[0]].main() == 0
+
+    monkeypatch.setattr(ablate, "call", call)
+
+    def run() -> int:
+        arguments = [str(config_file), "train.layout.steps=3", "--seeds", "1", "--count", "2"]
+        monkeypatch.setattr(sys, "argv", ["ablate.py", *arguments])
+        return ablate.main()
+
+    assert run() == 0
+    assert [command[0] for command in calls] == ["train.py", "tools/evaluate.py"] * 5
+    out = tmp_path / "runs" / "mini-ablation"
+    table = (out / "ablation.md").read_text(encoding="utf-8")
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == [
+        "| full",
+        "| without CCM",
+        "| without hierarchical guidance",
+        "| without alignment loss",
+        "| without spelling tokens",
+    ]
+    assert table in capsys.readouterr().out
+    assert Image.open(out / "ablation.png").width > 5 * 170
+    trained = load_config(tmp_path / "runs" / "mini-ablation-no-layout-0" / "config.yaml")
+    assert (trained.layout.kind, trained.train.refine.steps, trained.seed) == ("none", 5, 0)
+    # Again: nothing is trained, and what was scored is taken as it is.
+    calls.clear()
+    assert run() == 0
+    assert [command[0] for command in calls] == ["tools/evaluate.py"] * 5
+    assert (out / "ablation.md").read_text(encoding="utf-8") == table
+
+
+def test_each_variant_differs_from_the_full_method_by_its_part(config_file: Path) -> None:
+    config = load_config(config_file)
+    found = {
+        variant.name: load_config(config_file, run_overrides(config, variant, 1, [])) for variant in variants(config)
+    }
+    full = found["full"]
+    assert full.composition.kind != "none" and full.layout.kind != "none"
+    assert full.losses.align_weight > 0 and full.composition.spelling
+    assert found["no-ccm"].composition.kind == "none"
+    assert found["no-layout"].layout.kind == "none"
+    assert found["no-alignment"].losses.align_weight == 0
+    assert found["no-spelling"].composition.spelling is False
+    # Equal budgets: the steps after the autoencoder's are as many in every variant.
+    steps = {
+        name: c.train.refine.steps + (c.train.layout.steps if c.layout.kind != "none" else 0)
+        for name, c in found.items()
+    }
+    assert set(steps.values()) == {4}
+    assert {c.seed for c in found.values()} == {1}
+    assert len({c.name for c in found.values()}) == 5
+    with pytest.raises(UserError, match="begins with the whole method"):
+        variants(load_config(config_file, ["layout.kind=none"]))
+
+
+def test_the_table_has_means_and_deviations(config_file: Path) -> None:
+    full, without, *_ = variants(load_config(config_file))
+    runs = [
+        {"refit": Scores(words, 0.9), "raw": Scores(0.0, 0.1), "true layout": Scores(0.8, 0.9)} for words in (0.8, 0.9)
+    ]
+    bare = [{"no layout": Scores(words, 0.5)} for words in (0.1, 0.3)]
+    table = ablation_table([(full, runs), (without, bare)]).splitlines()
+    # The deviation of 80 and 90 is 5 * sqrt(2).
+    assert table[2] == "| full | 85.0 ± 7.1 | 90.0 ± 0.0 |  | 0.0 ± 0.0 | 80.0 ± 0.0 | 2 | 35.12, 0.352, 0.879 |"
+    assert table[3] == "| without CCM | 20.0 ± 14.1 | 50.0 ± 0.0 | -65.0 | - | - | 2 | 39.12, 0.342, 0.812 |"
+    assert spread([0.925]) == "92.5"
+    assert [main_mode(runs[0]), main_mode(bare[0])] == ["refit", "no layout"]

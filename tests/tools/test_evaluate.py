@@ -1,0 +1,192 @@
+"""The evaluator's command line, on pipelines of random weights: ours, Stable Diffusion's, and folders."""
+
+import importlib
+import json
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from vlad.building import build_pipeline, new_parts
+from vlad.config import load_config
+from vlad.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = (
+    "data.picture_pixels=32 lvlm.hidden_size=32 lvlm.layers=1 lvlm.heads=2 lvlm.vision_pixels=32 composition.width=32"
+    " composition.layers=1 composition.heads=2 composition.output_width=32 autoencoder.latent_channels=8"
+    " autoencoder.decoder_width=16 layout.unet.block_channels=[32] refine.unet.block_channels=[32] sample.steps=1"
+    " sample.batch_size=2"
+).split()
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def evaluate(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the command line in this process, without what a test need not load; gives the exit code."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    tool: types.ModuleType = importlib.import_module("evaluate")
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments), "--workers", "1"])
+        return tool.main()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ours")
+    torch.manual_seed(0)
+    config = load_config(ROOT / "configs" / "tiny.yaml", TINY)
+    build_pipeline(config, new_parts(config)).save_pretrained(folder / "pipeline")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sd")
+    words = [*"abcdefghijklmnopqrstuvwxyz'\"", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz'\"")]
+    vocabulary = {word: number for number, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    torch.manual_seed(0)
+    text = CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=len(vocabulary) - 2,
+        eos_token_id=len(vocabulary) - 1,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL(block_out_channels=[8], norm_num_groups=2),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77),
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=[8, 8],
+            norm_num_groups=2,
+            layers_per_block=1,
+            cross_attention_dim=16,
+            attention_head_dim=2,
+            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+            up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+        ),
+        scheduler=DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder / "pipeline")
+    return folder / "pipeline"
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a sign that says 'HELLO'\na wall that says 'A B'\n", encoding="utf-8")
+    return path
+
+
+def test_a_pipeline_of_ours_is_drawn_read_and_scored(
+    evaluate: Run, ours: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert evaluate(ours, "--prompts", prompts, "--out", out, "--images-per-prompt", 2) == 0
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["pictures"], metrics["prompts"], metrics["partial"]) == (4, 2, False)
+    assert set(metrics["protocols"]) == {"mario", "cvtg", "longtext", "glyphcontrol", "textatlas"}
+    assert metrics["made"]["steps"] == 1 and metrics["made"]["seed"] == 0
+    assert sorted(path.name for path in (out / "pictures").glob("*.png")) == [
+        "0_0.png",
+        "0_1.png",
+        "1_0.png",
+        "1_1.png",
+    ]
+    assert (out / "report.html").is_file() and (out / "per_image.parquet").is_file()
+    assert "Left out: AnyText benchmark reads each line in its polygon" in capsys.readouterr().out
+    # Drawn alone after the others, a picture is the same.
+    before = (out / "pictures" / "1_0.png").read_bytes()
+    (out / "pictures" / "1_0.png").unlink()
+    assert evaluate(ours, "--prompts", prompts, "--out", out, "--images-per-prompt", 2) == 0
+    assert (out / "pictures" / "1_0.png").read_bytes() == before
+    with pytest.raises(UserError, match="steps 1, now 2"):
+        evaluate(ours, "--prompts", prompts, "--out", out, "--steps", 2)
+
+
+def test_a_prompt_that_the_model_refuses_makes_the_score_partial(
+    evaluate: Run, ours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.txt").write_text(f"a 'B' sign\na sign '{'long ' * 20}'\n", encoding="utf-8")
+    assert evaluate(ours, "--protocol", "mario", "--prompts", tmp_path / "p.txt", "--out", tmp_path / "out") == 1
+    printed = capsys.readouterr().out
+    assert "PARTIAL, 1 of 2 pictures missing: 1_0: The string" in printed
+
+
+def test_layouts_of_the_prompt_file_are_followed(evaluate: Run, ours: Path, tmp_path: Path) -> None:
+    lines = [{"text": "HELLO", "box": [0.1, 0.4, 0.9, 0.6]}]
+    record = {"id": "x", "prompt": 'a sign that says "HELLO"', "lines": lines}
+    (tmp_path / "p.jsonl").write_text(json.dumps(record), encoding="utf-8")
+    assert evaluate(ours, "--protocol", "anytext", "--prompts", tmp_path / "p.jsonl", "--out", tmp_path / "out") == 0
+    layout = json.loads((tmp_path / "out" / "pictures" / "x_0.json").read_text(encoding="utf-8"))
+    assert layout["lines"][0]["polygon"][0] == [0.1, 0.4]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["made"]["layouts"] == "given" and list(metrics["protocols"]) == ["anytext"]
+
+
+def test_a_pipeline_of_others_is_drawn_from_its_folder(
+    evaluate: Run, stable_diffusion: Path, prompts: Path, tmp_path: Path
+) -> None:
+    def draw(out: str, *more: object) -> list[bytes]:
+        size = ("--pixels", 16, "--steps", 2)
+        assert evaluate(stable_diffusion, "--prompts", prompts, "--out", tmp_path / out, *size, *more) == 0
+        return [Image.open(tmp_path / out / "pictures" / f"{n}_0.png").tobytes() for n in range(2)]
+
+    first = draw("a")
+    assert draw("b") == first
+    assert draw("c", "--seed", 1) != first
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["made"]["pipeline"] == "StableDiffusionPipeline"
+    assert metrics["sizes"] == ["16 x 16"]
+    with pytest.raises(UserError, match="--layout-scale and --no-refit are of our own pipelines"):
+        evaluate(stable_diffusion, "--prompts", prompts, "--no-refit", "--out", tmp_path / "e")
+    with pytest.raises(UserError, match="takes no layouts"):
+        evaluate(stable_diffusion, "--prompts", prompts, "--use-layouts", "--out", tmp_path / "d")
+
+
+def test_a_folder_with_a_hole_is_scored_with_exit_code_1(evaluate: Run, prompts: Path, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "made" / "0.png")
+    assert evaluate(tmp_path / "made", "--prompts", prompts, "--out", tmp_path / "out") == 1
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))["missing"] == ["1_0"]
+
+
+def test_wrong_calls_are_told(
+    evaluate: Run, ours: Path, stable_diffusion: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="--protocol mario needs the benchmark's prompts: --prompts FILE"):
+        evaluate(ours, "--protocol", "mario")
+    with pytest.raises(UserError, match="There is nothing at"):
+        evaluate(tmp_path / "none", "--prompts", prompts, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="--steps must be at least 1"):
+        evaluate(ours, "--prompts", prompts, "--steps", 0)
+    with pytest.raises(UserError, match="There is no OCR engine 'rapidorc'"):
+        evaluate(ours, "--prompts", prompts, "--engine", "rapidorc")
+    with pytest.raises(UserError, match="the prompt file has none"):
+        evaluate(ours, "--prompts", prompts, "--protocol", "anytext")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}', encoding="utf-8")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        evaluate(tmp_path / "broken", "--prompts", prompts, "--out", tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(UserError, match=r"pip install 'vlad\[eval\]'"):
+        evaluate(ours, "--prompts", prompts)

@@ -1,0 +1,115 @@
+"""Pretrained encoders that pictures are judged by: CLIP for CLIPScore, any vision encoder for distances.
+
+Only from folders on this machine (as `save_pretrained` or `hf download` leave them): nothing is fetched. Pictures are
+prepared as the folder's preprocessor_config.json says, with Pillow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
+
+from vlad.errors import UserError
+from vlad.text.vision import CLIP_MEAN, CLIP_STD
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A picture on its way to an encoder: its shorter side scaled to `edge`, the middle `side` x `side` cut out,
+    normalised with `mean` and `std` of pixels in [0, 1]."""
+
+    edge: int
+    side: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """Pictures (H W 3, uint8) of any sizes -> B 3 S S, float32."""
+        return torch.stack([self._one(picture) for picture in pictures])
+
+    def _one(self, picture: np.ndarray) -> Tensor:
+        height, width = picture.shape[:2]
+        scale = self.edge / min(height, width)
+        size = max(self.edge, int(width * scale)), max(self.edge, int(height * scale))
+        image = Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)
+        left, top = (size[0] - self.side) // 2, (size[1] - self.side) // 2
+        image = image.crop((left, top, left + self.side, top + self.side))
+        pixels = (np.asarray(image, dtype=np.float32) / 255 - self.mean) / self.std
+        return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)
+
+
+def _load(folder: Path) -> Any:
+    try:
+        model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} holds no model that transformers can load; give a whole folder.") from error
+    model.requires_grad_(False).eval()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _preparation(folder: Path, default_side: int) -> Preparation:
+    path = folder / "preprocessor_config.json"
+    said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def length(value: Any, default: int) -> int:
+        if isinstance(value, dict):
+            value = value.get("shortest_edge", value.get("height"))
+        return int(value) if value else default
+
+    side = length(said.get("crop_size"), default_side)
+    edge = max(side, length(said.get("size"), side))
+    return Preparation(edge, side, tuple(said.get("image_mean") or CLIP_MEAN), tuple(said.get("image_std") or CLIP_STD))
+
+
+class CLIPEncoder:
+    """A CLIP: how alike texts and pictures are. Raises UserError when the folder holds none."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = _load(folder)
+        if self.model.config.model_type != "clip":
+            raise UserError(f"{folder} holds a {self.model.config.model_type} model, and CLIPScore needs a CLIP.")
+        self.name = folder.name
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.prepare = _preparation(folder, self.model.config.vision_config.image_size)
+
+    @torch.no_grad()
+    def similarity(self, texts: Sequence[str], pictures: Sequence[np.ndarray]) -> Tensor:
+        """The cosine of each text and its picture (B); texts beyond the context are cut."""
+        most = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=most, return_tensors="pt")
+        device = self.model.device
+        found = self.model(
+            input_ids=tokens["input_ids"].to(device),
+            attention_mask=tokens["attention_mask"].to(device),
+            pixel_values=self.prepare(pictures).to(device),
+        )
+        return torch.cosine_similarity(found.text_embeds, found.image_embeds, dim=-1).cpu()
+
+
+class VisionEncoder:
+    """Any vision encoder of transformers: DINOv2, ViT, SigLIP, or CLIP's own tower. Its pooled output, or else its
+    first token's, is what pictures are compared by."""
+
+    def __init__(self, folder: Path) -> None:
+        model = _load(folder)
+        self.model = getattr(model, "vision_model", model)
+        config = getattr(model.config, "vision_config", model.config)
+        side = getattr(config, "image_size", 224)
+        self.name = folder.name
+        self.prepare = _preparation(folder, int(side[0] if isinstance(side, list | tuple) else side))
+
+    @torch.no_grad()
+    def features(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """Pictures (H W 3, uint8) -> B D."""
+        found = self.model(pixel_values=self.prepare(pictures).to(next(self.model.parameters()).device))
+        pooled = getattr(found, "pooler_output", None)
+        return (found.last_hidden_state[:, 0] if pooled is None else pooled).flatten(1).cpu()
