@@ -120,7 +120,7 @@ class TrainerOptions:
     nodes: int = 1
     precision: Precision = "32-true"
     channels_last: bool = True
-    attention: Literal["auto", "xformers", "sdpa"] = "auto"
+    attention: Literal["auto", "xformers", "sdpa", "flash"] = "auto"
     checkpoint_every_steps: int = 250
     # The newest so many are kept, and for good those of every so many steps (0: none).
     keep_checkpoints: int = 2

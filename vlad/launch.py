@@ -112,9 +112,9 @@ def _run(config: Config, sets: ShardSets, directory: Path) -> RunResult:
     stages = stage_names(config, parts)
     unets = [unet for unet in (parts.layout_unet, parts.refine_unet) if unet is not None]
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
-    line = set_attention(unets, config.trainer.attention, device)
-    for stage in stages:
-        stage_precision(config, stage)  # before any is trained
+    precisions = [stage_precision(config, stage)[0] for stage in stages]  # refused before any is trained
+    dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(precisions[-1], torch.float32)
+    line = set_attention(unets, config.trainer.attention, device, dtype)
     if distributed.is_main_process():
         print(f"{config.name}: {sets.samples} samples in {sets.shards} shards; {line}", file=sys.stderr)
         record_start(directory, {**describe_start(), "attention": line.removeprefix("attention: ")})

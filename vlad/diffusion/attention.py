@@ -1,47 +1,106 @@
 """Attention backends of the UNets. The only room that imports xformers.
 
-`auto` takes xformers where its kernel really runs on this device, else torch's own (SDPA).
+auto       xformers where its kernel really runs on this device, else torch's own (SDPA), which chooses its kernel
+xformers   memory-efficient attention
+sdpa       torch's scaled_dot_product_attention
+flash      torch's flash kernel for self-attention, and nothing else; cross-attention has a mask, which no flash
+           kernel takes, and stays with SDPA
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Literal
+
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vlad.errors import UserError
 
+Backend = Literal["auto", "xformers", "sdpa", "flash"]
 
-def prove_xformers(device: torch.device) -> str | None:
-    """None when xformers' kernel ran on the device just now, else the reason why it did not, in a few words."""
+
+class FlashAttnProcessor(AttnProcessor2_0):
+    """SDPA that takes the flash kernel, or fails, wherever there is no mask."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        given = (attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        if attention_mask is not None:
+            return super().__call__(*given)
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return super().__call__(*given)
+
+
+def prove_xformers(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> str | None:
+    """None when xformers' kernel ran on the device just now, forward and backward, else the reason in a few words."""
     try:
         from xformers import ops  # an optional extra, and slow to import
     except ImportError:
         return "xformers is not installed (pip install 'vlad[xformers]')"
     if device.type != "cuda":
         return f"xformers has no kernels for {device.type}"
-    q = torch.randn(1, 8, 2, 32, device=device, dtype=torch.bfloat16)
+    # B L heads D
+    return _why_not((1, 8, 2, 32), device, dtype, lambda q: ops.memory_efficient_attention(q, q, q))
+
+
+def prove_flash(device: torch.device, dtype: torch.dtype) -> str | None:
+    """None when torch's flash kernel ran on the device just now, forward and backward, else the reason."""
+
+    def attend(q: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return F.scaled_dot_product_attention(q, q, q)
+
+    # B heads L D
+    return _why_not((1, 2, 8, 32), device, dtype, attend)
+
+
+def _why_not(
+    shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, attend: Callable[[Tensor], Tensor]
+) -> str | None:
+    q = torch.randn(shape, device=device, dtype=dtype, requires_grad=True, generator=torch.Generator(device))
     try:
-        ops.memory_efficient_attention(q, q, q)
-        torch.cuda.synchronize(device)
+        with torch.enable_grad():
+            attend(q).sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
     except (NotImplementedError, RuntimeError) as error:
-        # Not swallowed: `auto` prints the reason beside the backend it falls back to, `xformers` refuses with it.
+        # Not swallowed: `auto` prints the reason beside the backend it falls back to, the others refuse with it.
         reason = str(error).strip() or type(error).__name__
-        return f"its kernel does not run here: {reason.splitlines()[0]}"
+        return f"its kernel does not run here in {str(dtype).removeprefix('torch.')}: {reason.splitlines()[0]}"
     return None
 
 
-def set_attention(unets: list[UNet2DConditionModel], backend: str, device: torch.device) -> str:
-    """Gives the UNets the backend and returns the line that says which runs and why.
+def set_attention(
+    unets: list[UNet2DConditionModel], backend: str, device: torch.device, dtype: torch.dtype = torch.float32
+) -> str:
+    """Gives the UNets the backend and returns the line that says which runs and why; dtype: what they compute in.
 
-    Raises UserError for `xformers` where it cannot run.
+    Raises UserError for `xformers` and `flash` where they cannot run.
     """
-    reason = None if backend == "sdpa" else prove_xformers(device)
-    if backend == "xformers" and reason is not None:
-        raise UserError(f"trainer.attention: xformers was asked for, but {reason}; use auto or sdpa.")
-    use_xformers = backend != "sdpa" and reason is None
+    reason = None
+    if backend in ("auto", "xformers"):
+        reason = prove_xformers(device, dtype)
+    elif backend == "flash":
+        reason = prove_flash(device, dtype)
+    if backend in ("xformers", "flash") and reason is not None:
+        raise UserError(f"trainer.attention: {backend} was asked for, but {reason}; use auto or sdpa.")
+    if backend == "auto":
+        backend = "xformers" if reason is None else "sdpa"
+    processor = {"xformers": XFormersAttnProcessor, "flash": FlashAttnProcessor, "sdpa": AttnProcessor2_0}[backend]
     for unet in unets:
-        unet.set_attn_processor(XFormersAttnProcessor() if use_xformers else AttnProcessor2_0())
-    if use_xformers:
-        return "attention: xformers (its kernel ran on this device)"
-    return "attention: torch SDPA" + (f" ({reason})" if reason else "")
+        unet.set_attn_processor(processor())
+    if backend == "sdpa":
+        return "attention: torch SDPA" + (f" ({reason})" if reason else "")
+    name = {"xformers": "xformers", "flash": "torch's flash kernel where there is no mask"}[backend]
+    return f"attention: {name} (its kernel ran on this device)"

@@ -225,7 +225,8 @@ class RefreshReport(L.Callback):
             self._refresh(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._refresh(trainer)
+        if trainer.global_step != self.written_step:
+            self._refresh(trainer)
 
     def _refresh(self, trainer: L.Trainer) -> None:
         self.written_step = trainer.global_step

@@ -58,10 +58,12 @@ class Watch(L.Callback):
             "data_wait": self._waited(trainer) / seconds,
             "memory_gb": memory_bytes(pl_module.device) / 1e9,
         }
-        found |= learning_rates(trainer.optimizers[0])
+        pl_module.log_dict(found | learning_rates(trainer.optimizers[0]))
         levels = getattr(pl_module, "noise_levels", None)
-        found |= levels.take() if levels is not None else {}
-        pl_module.log_dict(found)
+        if levels is not None and (means := levels.take()):
+            # Past Lightning's store of metrics: it would repeat the last value of a level that has not come up since.
+            for logger in trainer.loggers:
+                logger.log_metrics(means, step=step - 1)
         self._begin(trainer)
 
     def _begin(self, trainer: L.Trainer) -> None:

@@ -1,0 +1,127 @@
+"""What a run shows of itself: figures by noise level, the wait for data, and the page that collects them."""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import IterableDataset
+
+from vlad.errors import UserError
+from vlad.evaluation.run_page import read_curves, record_start, thinned, write_run_page
+from vlad.training.datamodule import TimedLoader
+from vlad.training.environment import describe_start
+from vlad.training.loggers import build_loggers, check_wandb
+from vlad.training.watching import NoiseLevels, learning_rates
+
+
+def test_losses_are_averaged_by_noise_level() -> None:
+    levels = NoiseLevels(1000)
+    levels.add(torch.tensor([1.0, 3.0, 7.0]), torch.tensor([0, 99, 999]))
+    levels.add(torch.tensor([5.0]), torch.tensor([100]))
+    assert levels.take() == pytest.approx({"noise_0": 2.0, "noise_1": 5.0, "noise_9": 7.0})
+    assert levels.take() == {}
+
+
+def test_learning_rates_are_named_where_they_differ() -> None:
+    one, two = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([{"params": [one], "lr": 0.1}, {"params": [two], "lr": 0.1}])
+    assert learning_rates(optimizer) == {"learning_rate": 0.1}
+    optimizer = torch.optim.SGD([{"params": [one], "lr": 0.1, "name": "unet"}, {"params": [two], "lr": 0.2}])
+    assert learning_rates(optimizer) == {"learning_rate_unet": 0.1, "learning_rate_1": 0.2}
+
+
+class Slow(IterableDataset):
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        for number in range(3):
+            time.sleep(0.05)
+            yield number
+
+
+def test_the_loader_adds_up_how_long_it_was_waited_for() -> None:
+    loader = TimedLoader(Slow(), batch_size=None)
+    for number in loader:
+        waited = loader.waited_seconds
+        time.sleep(0.2)  # a step, which is no waiting
+        assert loader.waited_seconds == waited >= 0.05 * (int(number) + 1)
+
+
+class Links(HTMLParser):
+    """What a page would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value or "" for name, value in attrs if name in ("src", "href")]
+        assert tag != "script"
+
+
+def test_the_page_of_a_run_holds_all_it_shows(tmp_path: Path) -> None:
+    run = tmp_path / "signs & <posters>"
+    for start, rows in (("from-step-00000000", "0,2,1\n1,1,1\n2,,9\n"), ("from-step-00000002", "2,0.5,3\n3,nan,4\n")):
+        logs = run / "layout" / "logs" / start
+        logs.mkdir(parents=True)
+        (logs / "metrics.csv").write_text("step,loss,noise_0\n" + rows)
+    (run / "samples" / "layout").mkdir(parents=True)
+    for step, colour in ((10, "red"), (20, "green"), (30, "blue")):
+        Image.new("RGB", (4, 4), colour).save(run / "samples" / "layout" / f"step-{step:08d}.png")
+    (run / "config.yaml").write_text('name: "<b>"\n')
+    for command in ("python train.py a.yaml", 'python train.py a.yaml name="<i>"'):
+        record_start(run, {**describe_start(), "command": command})
+
+    # A step of two starts counts once, with the later one's word.
+    assert read_curves(run / "layout")["noise_0"] == [(0, 1.0), (1, 1.0), (2, 3.0), (3, 4.0)]
+    page = write_run_page(run).read_text(encoding="utf-8")
+
+    links = Links()
+    links.feed(page)
+    kinds = [link.split(";")[0] for link in links.found]
+    assert kinds == ["data:image/svg+xml"] * 2 + ["data:image/png"] * 2
+    first, newest = (base64.b64decode(link.split(",")[1]) for link in links.found[2:])
+    assert first == (run / "samples" / "layout" / "step-00000010.png").read_bytes()
+    assert newest == (run / "samples" / "layout" / "step-00000030.png").read_bytes()
+    svg = base64.b64decode(links.found[0].split(",")[1]).decode()
+    assert "loss" in svg
+    assert "<b>" not in page
+    assert "<i>" not in page
+    assert "signs &amp; &lt;posters&gt;" in page
+    assert "under way, step 4" in page
+    assert re.search(r"<th>revision</th><td>([0-9a-f]{40}|vlad )", page)
+    assert not list(run.rglob("*.partial"))
+
+
+def test_long_curves_are_thinned_to_means() -> None:
+    curve = [(step, float(step % 2)) for step in range(10_000)]
+    short = thinned(curve, 200)
+    assert len(short) == 200
+    assert {value for _, value in short} == {0.5}
+    assert short[-1][0] == 9999
+    assert thinned(curve[:7], 200) == curve[:7]
+
+
+def test_wandb_is_asked_for_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    check_wandb("off")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"wandb is not installed; pip install 'vlad\[wandb\]'"):
+        check_wandb("offline")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    check_wandb("offline")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="online needs an account"):
+        check_wandb("online")
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    check_wandb("online")
+    assert [type(logger).__name__ for logger in build_loggers(tmp_path / "layout", "run", "from-step-0", "off")] == [
+        "CSVLogger",
+        "TensorBoardLogger",
+    ]
