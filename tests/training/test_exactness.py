@@ -80,3 +80,25 @@ def test_stopped_and_resumed_equals_straight_through(
         differing += [name for name in before.keys() - tensors if before[name] != after[name]]
         # The run's name stands in the config. Sums of losses are only shown.
         assert [name for name in differing if name != "/run/config" and "/callbacks/Progress" not in name] == []
+
+
+def test_two_ranks_learn_what_one_process_with_the_whole_batch_learns(
+    signs: Path, straight: Path, tmp_path: Path
+) -> None:
+    curves = []
+    for ranks in (1, 2):
+        orders = Orders(record=tmp_path / f"{ranks}.jsonl", whole_batch=8)
+        overrides = [f"name=of-{ranks}", f"runs={tmp_path / 'runs'}", f"trainer.devices={ranks}", f"base={straight}"]
+        overrides += ["train.layout.steps=20", "train.layout.accumulate_batches=1", "train.refine.steps=1"]
+        overrides += [f"data.batch_size={8 // ranks}", "trainer.checkpoint_every_steps=100"]
+        overrides += ["trainer.keep_every_steps=0", "train.refine.accumulate_batches=1"]
+        processes = start(signs / "config.yaml", tmp_path / f"words-{ranks}", overrides, orders, ranks)
+        assert finish(processes) == [0] * ranks, (tmp_path / f"words-{ranks}.0").read_text()
+        records = [(tmp_path / f"{ranks}.{rank}").read_text().splitlines() for rank in range(ranks)]
+        lines = [[json.loads(line) for line in record][:20] for record in records]
+        curves.append([sum(float.fromhex(line["loss"]) for line in step) / ranks for step in zip(*lines, strict=True)])
+        of_step = [sorted(key for line in step for key in line["keys"]) for step in zip(*lines, strict=True)]
+        assert all(len(set(keys)) == 8 for keys in of_step)
+    # L_align over the pictures of both ranks, L_diff the mean of their means: the same numbers but for rounding.
+    assert curves[1] == pytest.approx(curves[0], rel=2e-4)
+    assert max(curves[0]) > 1.1 * min(curves[0])

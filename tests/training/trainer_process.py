@@ -61,6 +61,8 @@ class Orders:
     send: tuple[str, int, int, int] | None = None
     # The loss of this batch of this rank and stage is not a number: (stage, batch number, rank).
     nan_at: tuple[str, int, int] | None = None
+    # Every step trains on the next so many samples, all ranks together, with draws that do not depend on their number.
+    whole_batch: int | None = None
 
 
 def train(config: Path, overrides: list[str], orders: Orders, environment: dict[str, str], output: Path) -> None:
@@ -111,6 +113,51 @@ def _follow(orders: Orders) -> None:
         setattr(owner, name, _deadly(getattr(owner, name), at))
     if orders.nan_at is not None:
         _spoil(*orders.nan_at)
+    if orders.whole_batch is not None:
+        _share_batches(orders.whole_batch)
+
+
+def _share_batches(size: int) -> None:
+    """Rows r B to (r + 1) B of one batch and of its draws are those of rank r."""
+    import torch
+
+    from vlad import distributed
+    from vlad.data.stream import collate, first_samples
+    from vlad.training import callbacks, stages
+    from vlad.training.datamodule import ShardDataModule
+
+    def mine() -> slice:
+        own = size // distributed.world_size()
+        return slice(own * distributed.rank(), own * (distributed.rank() + 1))
+
+    def loader(self: ShardDataModule) -> Any:
+        samples = first_samples(self.sets, self.options, 10**6)
+        starts = [size * number % (len(samples) - size + 1) for number in range(self.batches)]
+        batches: Any = [collate(samples[start : start + size][mine()]) for start in starts]
+        return torch.utils.data.DataLoader(batches, batch_size=None)
+
+    def whole(draw: Callable[..., Any]) -> Callable[..., Any]:
+        def drawn(*shape: Any, **options: Any) -> Any:
+            rows, *rest = shape[0] if isinstance(shape[0], torch.Size) else shape
+            assert rows == size // distributed.world_size()
+            return draw(size, *rest, **options)[mine()]
+
+        return drawn
+
+    original = stages.LayoutStage.training_step
+
+    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
+        rand, randn = torch.rand, torch.randn
+        torch.rand, torch.randn = whole(rand), whole(randn)  # type: ignore[assignment]
+        try:
+            return original(self, batch, batch_idx)
+        finally:
+            torch.rand, torch.randn = rand, randn
+
+    ShardDataModule.train_dataloader = loader  # type: ignore[assignment, method-assign]
+    stages.LayoutStage.training_step = training_step  # type: ignore[method-assign]
+    seed = callbacks.derived_seed
+    callbacks.derived_seed = lambda *parts: seed(*parts[:-1])  # type: ignore[assignment] # not of the rank
 
 
 def _deadly(function: Callable[..., Any], at: int) -> Callable[..., Any]:
