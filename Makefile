@@ -1,6 +1,6 @@
 # make demo    the whole method on the embedded default: signs, training, samples, scores
 # make test    style, types and tests: what CI runs
-# make test-long   the tests that take many minutes: a trainer killed thirty times
+# make test-long   the tests that take many minutes: 32 kills, 100 steps against 50 and 50, the SLURM script
 # All set up .venv first; with another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3

@@ -24,7 +24,9 @@ def world_size() -> int:
 
 def is_main_process() -> bool:
     """Whether this process speaks and writes for all: rank 0, also before the process group is up."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0 and rank() == 0
+    # torchrun's, Lightning's own, srun's.
+    told = (os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ)
+    return int(next(told, "0")) == 0 and rank() == 0
 
 
 def gather_with_gradient(x: Tensor) -> Tensor:
