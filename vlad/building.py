@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from vlad.config import Config
 from vlad.diffusion.autoencoder import build_autoencoder, spatial_factor
@@ -27,6 +28,16 @@ from vlad.training.stages import Parts
 
 ALIGNMENT = "alignment.safetensors"
 TEXT, LVLM, COMPOSITION = "text", "lvlm", "composition"  # the text side of a run of L_align alone
+
+
+def adaptable(parts: Parts) -> dict[str, nn.Module | None]:
+    """The modules that may carry adapters, by the names of their folders."""
+    return {
+        "lvlm": parts.text_side.lvlm.model,
+        "composition": parts.text_side.composition,
+        "layout_unet": parts.layout_unet,
+        "refine_unet": parts.refine_unet,
+    }
 
 
 def check_text_side(config: Config) -> None:

@@ -34,6 +34,7 @@ from vlad import distributed
 from vlad.building import (
     ALIGNMENT,
     TEXT,
+    adaptable,
     build_pipeline,
     check_text_side,
     new_parts,
@@ -52,7 +53,8 @@ from vlad.evaluation.run_page import record_start, write_run_page
 from vlad.monitors import grid_drawer, retrieval_measure
 from vlad.resuming import check_run_directory, finished_stage, starting_checkpoint
 from vlad.stage_trainer import build_trainer, stage_precision
-from vlad.text.lora import has_adapter, merged, save_adapter
+from vlad.text.lora import merged
+from vlad.training.adapter_saves import write_adapters
 from vlad.training.callbacks import StopOnSignal, write_metrics
 from vlad.training.checkpoint import prune_checkpoints, remove_partial
 from vlad.training.datamodule import ShardDataModule
@@ -206,7 +208,7 @@ def _train_stage(
 
     draw = grid_drawer(config, parts, sets, name) if name in ("layout", "refine") else None
     measure = None if phases is None else retrieval_measure(config, parts)
-    built = build_trainer(config, name, label, stop, draw, measure, phases, newest)
+    built = build_trainer(config, name, label, stop, draw, measure, phases, adaptable(parts), newest)
     trainer = built.trainer
     set_modes(stage)
     trainer.fit(stage, datamodule=data, ckpt_path=newest, weights_only=True)
@@ -301,7 +303,7 @@ def _load_stage(stage: Stage, directory: Path) -> None:
 
 def _publish_run(config: Config, parts: Parts) -> None:
     """The result of a run: a pipeline in diffusers' format (adapters merged), adapters in peft's, or a text side."""
-    _publish_adapters(config, parts)
+    write_adapters(adaptable(parts), config.directory / "adapter")  # its presence says that a LoRA run is finished
     if config.align_stage == "only":
         publish_text_side(parts, config.directory / TEXT)
     elif not config.makes_adapter:
@@ -311,24 +313,6 @@ def _publish_run(config: Config, parts: Parts) -> None:
         pipeline = build_pipeline(config, parts)
         pipeline.register_modules(lvlm=merged(pipeline.lvlm), composition=merged(pipeline.composition))
         pipeline.save_pretrained(folder)  # model_index.json comes last: its presence says the run is finished
-
-
-def _publish_adapters(config: Config, parts: Parts) -> None:
-    """Writes every part's adapters, those that have some; their folder appears when all are proven."""
-    modules = {
-        "lvlm": parts.text_side.lvlm.model,
-        "composition": parts.text_side.composition,
-        "layout_unet": parts.layout_unet,
-        "refine_unet": parts.refine_unet,
-    }
-    folder = config.directory / "adapter.partial"
-    shutil.rmtree(folder, ignore_errors=True)
-    for name, module in modules.items():
-        if has_adapter(module):
-            save_adapter(module, folder / name)
-    if folder.is_dir():
-        shutil.rmtree(config.directory / "adapter", ignore_errors=True)
-        folder.rename(config.directory / "adapter")  # its presence says that an adapter run is finished
 
 
 def _quieten() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -11,11 +11,14 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch import nn
 
 from vlad.config import Config
 from vlad.distributed import is_main_process
 from vlad.evaluation.run_page import write_run_page
 from vlad.resuming import config_record
+from vlad.text.lora import has_adapter
+from vlad.training.adapter_saves import AdapterSaves
 from vlad.training.callbacks import Measured, Progress, RefreshReport, SampleGrid, SeedEachBatch, StopOnSignal
 from vlad.training.ema import ExponentialAverage
 from vlad.training.gradients import GradientGuard
@@ -51,12 +54,13 @@ def build_trainer(
     draw: Callable[[Path], None] | None,
     measure: Callable[[Path], dict[str, float]] | None,
     phases: TextPhases | None,
+    adaptable: Mapping[str, nn.Module | None],
     begins_at: Path | None,
 ) -> StageTrainer:
     """The trainer of the stage `name`.
 
     `draw` makes its sample grids, `measure` its figures on held-out samples, `phases` say what it trains of the text
-    side; `begins_at` is the checkpoint it starts from.
+    side, `adaptable` are the modules whose adapters are saved on the way; `begins_at` is the checkpoint it starts from.
     """
     options, directory = config.trainer, config.directory / name
     optim: OptimOptions = getattr(config.train, name)
@@ -92,6 +96,8 @@ def build_trainer(
         callbacks.append(phases)
     if measure is not None:
         callbacks.append(Measured(samples / "shared-space", options.sample_every_steps, average, measure))
+    if any(has_adapter(module) for module in adaptable.values()):
+        callbacks.append(AdapterSaves(adaptable, directory / "adapter", options.checkpoint_every_steps, average))
     callbacks.append(Watch(options.log_every_steps, images_per_step))
     callbacks.append(RefreshReport(options.sample_every_steps, lambda: write_run_page(config.directory)))
     callbacks += [saving, RankWatch(config.directory, writer.wait)]

@@ -167,9 +167,12 @@ def test_adapters_on_any_component_come_back_proven_and_merged(world: Path) -> N
         "losses.region_weight=0",
         "losses.matching_weight=0",
         "train.layout.learning_rate=1.0e-2",
+        "trainer.checkpoint_every_steps=2",
     )
     assert run(config).finished
     adapter = config.directory / "adapter"
+    on_the_way = config.directory / "layout" / "adapter"  # at a checkpoint of the layout stage
+    assert {path.name for path in on_the_way.iterdir()} == {"lvlm", "composition", "layout_unet"}
     assert {path.name for path in adapter.iterdir()} == {"lvlm", "composition", "layout_unet", "refine_unet"}
     of_lvlm = load_file(adapter / "lvlm" / "adapter_model.safetensors")
     for part in ("visual.merger", "visual.blocks", "language_model"):

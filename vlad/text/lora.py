@@ -103,14 +103,19 @@ def save_adapter(model: PeftModel, directory: Path) -> None:
         differing = [name for name, key in keys.items() if not torch.equal(stored.get_tensor(key), trained[name].cpu())]
     if differing:
         raise RuntimeError(f"{directory} does not hold what was trained: {_listed(differing)} differ")
+    if untrained := _untrained_targets(model):
+        raise RuntimeError(f"nothing was trained: the B matrices of {_listed(untrained)} are all zero")
+    _prove_outputs(model, directory)
+
+
+def _untrained_targets(model: PeftModel) -> list[str]:
+    """The targets, by their last names, whose B matrices are all zero."""
     moved: dict[str, bool] = {}
-    for name, value in trained.items():
+    for name, value in model.state_dict().items():
         if ".lora_B." in name:
             target = name.split(".lora_B.")[0].rpartition(".")[2]
             moved[target] = moved.get(target, False) or bool(value.any())
-    if untrained := [target for target, has_moved in moved.items() if not has_moved]:
-        raise RuntimeError(f"nothing was trained: the B matrices of {_listed(untrained)} are all zero")
-    _prove_outputs(model, directory)
+    return [target for target, has_moved in moved.items() if not has_moved]
 
 
 PROOF = "proof"  # the name of the adapter that is read back beside the trained one, "default"
@@ -278,6 +283,11 @@ def _listed(names: Iterable[str], most: int = 3) -> str:
 def has_adapter(module: nn.Module | None) -> TypeGuard[PeftModel]:
     """Whether the module carries adapters."""
     return isinstance(module, PeftModel)
+
+
+def is_trained(model: PeftModel) -> bool:
+    """Whether some B matrix has left zero in every target: else `save_adapter` takes it for untrained."""
+    return not _untrained_targets(model)
 
 
 def merged(module: nn.Module) -> nn.Module:
