@@ -14,7 +14,7 @@ demo: $(INSTALLED)
 	$(BIN)/python tools/demo.py
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest -m long

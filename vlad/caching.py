@@ -88,3 +88,13 @@ def check_cache(config: Config, sets: ShardSets) -> None:
             "data.cache holds no pictures, and L_align wants them for a vision tower that is trained; set"
             " trainable.lvlm=frozen, losses.align_weight=0, or leave data.cache out."
         )
+    losses = config.losses
+    wants = {
+        "region_weight": losses.region_weight,
+        "matching_weight": losses.matching_weight,
+        "captioning_weight": losses.captioning_weight if caches_text(config) else 0.0,
+        "image_pooling=attention": float(losses.image_pooling == "attention" and losses.align_weight > 0),
+    }
+    for name, wanted in wants.items():
+        if wanted:
+            raise UserError(f"losses.{name}: a cache keeps neither patches nor token ids; leave data.cache out.")

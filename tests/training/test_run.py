@@ -183,6 +183,9 @@ def test_a_run_on_cached_states_learns_the_same(world: Path) -> None:
     wants_pictures = [f"base={world / 'runs' / 'base'}", "lora={rank: 2}", f"data.cache={cache}", "name=aligned"]
     with pytest.raises(UserError, match=r"data.cache holds no pictures"):
         run(load_config(world / "base.yaml", wants_pictures))
+    wants_patches = [*wants_pictures[:1], "trainable.lvlm=frozen", f"data.cache={cache}", "losses.region_weight=1"]
+    with pytest.raises(UserError, match=r"losses.region_weight: a cache keeps neither patches nor token ids"):
+        run(load_config(world / "base.yaml", [*wants_patches, "name=patches"]))
 
 
 def test_a_resume_with_another_number_of_ranks_is_refused(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

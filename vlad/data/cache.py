@@ -160,7 +160,8 @@ def _row(states: CachedStates, row: int) -> CachedStates:
 
     text = states.text
     if text is not None:
-        text = TextStates(*(getattr(text, name)[row : row + 1] for name in TextStates.__dataclass_fields__))
+        tensors = (text.tokens, text.mask, text.global_state, text.local_states, text.local_mask)
+        text = TextStates(*(x[row : row + 1] for x in tensors))  # without the ids: nothing that reads them is cached
     return CachedStates(
         states.picture_mean[row : row + 1],
         of(states.picture_deviation),
