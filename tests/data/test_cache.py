@@ -108,7 +108,7 @@ def test_an_interrupted_cache_goes_on_after_its_last_whole_shard(shards, tmp_pat
     assert open_cache(str(tmp_path / "cache"), fingerprint).samples == len(SIGNS)
 
 
-@pytest.mark.parametrize("name", ["shards", "shapes", "autoencoder"])
+@pytest.mark.parametrize("name", ["shards", "shapes", "fonts", "autoencoder"])
 def test_a_stale_cache_is_refused_and_says_what_differs(shards, tmp_path, name):
     fingerprint = {**data_fingerprint(shards, OPTIONS), "autoencoder": "abc"}
     made(shards, tmp_path / "cache", fingerprint=fingerprint)

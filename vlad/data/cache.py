@@ -23,9 +23,10 @@ from vlad.data.states import encode_cached
 from vlad.data.stream import SampleSource, ShardSets, StreamOptions, collate, fit_sample
 from vlad.data.writing import MANIFEST, publish_shard, shard_entry, write_manifest, write_tar, write_text_file
 from vlad.errors import UserError
+from vlad.layout.fonts import optional_fonts_here
 from vlad.records import Batch, CachedStates, Sample, TextStates
 
-CACHE_VERSION = 1  # rises when the same options would give other states: glyph maps, fitting, what is stored
+CACHE_VERSION = 2  # rises when the same options would give other states: glyph maps, fitting, what is stored
 BEGUN = "begun.json"
 
 Encode = Callable[[Batch], CachedStates]
@@ -33,12 +34,13 @@ Fingerprint = dict[str, Any]
 
 
 def data_fingerprint(sets: ShardSets, options: StreamOptions) -> Fingerprint:
-    """What of the data a cache depends on: the shards, and the shapes that pictures are fitted to."""
+    """What of the data a cache depends on: the shards, the shapes of pictures, the fonts of glyph maps."""
     return {
         "cache_version": CACHE_VERSION,
         "shards": sets.fingerprint,
         "shapes": [[shape.width, shape.height] for shape in options.shapes],
         "fit": "stretch" if options.max_aspect == 1 else "crop",
+        "fonts": optional_fonts_here(),
     }
 
 

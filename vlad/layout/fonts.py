@@ -83,6 +83,11 @@ def _found_fonts() -> dict[str, Path]:
     return found
 
 
+def optional_fonts_here() -> list[str]:
+    """The names of the optional fonts that this machine has: glyph maps of their scripts are drawn only with them."""
+    return [name for name in OPTIONAL_FONT_FILES if has_font(name)]
+
+
 def has_font(name: str) -> bool:
     """Whether the font of a name is here."""
     return name in FONT_FILES or OPTIONAL_FONT_FILES.get(name) in _found_fonts()
