@@ -54,13 +54,18 @@ def print_summary(run: Path, seconds: dict[str, float], samples: Path) -> None:
             f"{name} {metrics[name]:.4g}" for name in ("pixel_error", "align", "diffusion") if metrics.get(name)
         )
         print(f"{stage:14}{metrics['seconds']:9.0f}{metrics['images_per_second']:10.0f}   {losses}")
-    print(f"\n{'drawn by':14}{'words':>9}{'letters':>10}{'ground':>9}{'ink':>9}   ({evaluation['engine']})")
+    columns = ("words", "letters", "ground", "ink", "place")
+    print(f"\n{'drawn by':14}{''.join(f'{name:>9}' for name in columns)}   right ({evaluation['engine']})")
     for mode, score in evaluation["modes"].items():
         colours = score["colours"]
-        print(
-            f"{mode:14}{score['word_accuracy']:9.1%}{score['letter_accuracy']:10.1%}"
-            f"{colours['grounds_right']:9.1%}{colours['inks_right']:9.1%}"
+        shares = (
+            score["word_accuracy"],
+            score["letter_accuracy"],
+            colours["grounds_right"],
+            colours["inks_right"],
+            score["places"]["places_right"],
         )
+        print(f"{mode:14}{''.join(f'{share:9.1%}' if share is not None else '        -' for share in shares)}")
     peak_gigabytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
     times = ", ".join(f"{title} {value:.0f} s" for title, value in seconds.items())
     print(f"\n{evaluation['words']} words that training never draws; {evaluation['protocol']}.")

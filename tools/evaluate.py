@@ -38,7 +38,9 @@ def evaluate_run(run: Path, count: int = 200, engine: str = "rapidocr") -> dict[
     name = build_engine(engine).name
     if metrics_file.is_file():
         stored: dict[str, Any] = json.loads(metrics_file.read_text(encoding="utf-8"))
-        if (stored["words"], stored["engine"]) == (count, name):
+        # An older vlad measured no places.
+        measures_all = all("places" in score for score in stored["modes"].values())
+        if (stored["words"], stored["engine"]) == (count, name) and measures_all:
             return stored
     pipeline = load_pipeline(run)
     config = load_config(existing_file(run / "config.yaml", "config", "name a run directory that train.py made"))
@@ -238,6 +240,8 @@ def print_spelling(metrics: dict[str, Any], run: Path) -> None:
             for name in ("ground", "ink")
             if colours[f"{name}s_right"] is not None
         )
+        if score["places"]["places_right"] is not None:
+            seen += f"  place {score['places']['places_right']:6.1%}"
         print(
             f"{mode:12} words {score['word_accuracy']:6.1%}  letters {score['letter_accuracy']:6.1%}{seen}"
             f"  {score['words'] / score['sampling_seconds']:.1f} pictures/s"

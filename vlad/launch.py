@@ -89,6 +89,8 @@ def run(config: Config) -> RunResult:
     _quieten()
     sets = open_sets(config.data.sets, config.data.fetch)
     check_cache(config, sets)
+    if config.data.held_out is not None:
+        open_sets({config.data.held_out: 1.0}, config.data.fetch)  # measured between stages: too late to be missing
     check_text_side(config)
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator: there is no GPU that torch can use here; set it to auto or cpu.")

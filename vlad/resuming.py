@@ -20,7 +20,8 @@ from vlad.training.checkpoint import newest_checkpoint, read_checkpoint
 from vlad.training.stages import TRAINED
 
 # What neither the weights nor the order of the samples depend on.
-FREE = ("runs", "name", "resume", "trainer.", "sample.", "data.shards", "data.workers", "data.verify", "data.fetch.")
+DATA_FREE = ("data.shards", "data.workers", "data.verify", "data.fetch.", "data.held_out")
+FREE = ("runs", "name", "resume", "trainer.", "sample.", *DATA_FREE)
 SHAPING = ("trainer.precision", "trainer.devices", "trainer.nodes")  # though they begin like a free one
 SHOWN = 8  # differing options that a message names
 

@@ -333,6 +333,7 @@ def test_two_processes_train_together(world: Path) -> None:
     [
         (["train.py", "configs/none.yaml"], "configs/none.yaml"),
         (["train.py", "configs/tiny.yaml", "runs={new}", "data.shards=nowhere"], "nowhere"),
+        (["train.py", "configs/tiny.yaml", "runs={new}", "data.shards={shards}", "data.held_out=gone"], "gone"),
         (["train.py", "configs/tiny.yaml", "train.layout.stepss=3"], "Did you mean 'steps'"),
         (["train.py", "configs/lora.yaml", "runs={new}", "data.shards={shards}"], "base="),
         (["train.py", "configs/lora.yaml", "runs={new}", "base=nowhere", "data.shards={shards}"], "nowhere"),

@@ -21,6 +21,7 @@ from vlad.data.synthetic import SyntheticOptions, render_sign
 from vlad.data.words import held_out_words
 from vlad.evaluation.colours import ColourScore, score_colours
 from vlad.evaluation.ocr import read_many
+from vlad.evaluation.places import PlaceScore, score_places
 from vlad.evaluation.report import GridRow, draw_layout, picture_of_map, sample_grid
 from vlad.evaluation.spelling import letter_accuracy, reads_exactly
 from vlad.pipeline import VLADPipeline
@@ -33,13 +34,14 @@ SEED = 20_000  # of the evaluation's signs: no training set is drawn with it
 
 @dataclass(frozen=True)
 class SpellingScore:
-    """One way of drawing: exact words, letters, colours (of the pictures), time to sample a picture."""
+    """One way of drawing: exact words, letters, colours and places (of the pictures), time to sample them all."""
 
     mode: Mode
     words: int
     word_accuracy: float
     letter_accuracy: float
     colours: ColourScore
+    places: PlaceScore
     sampling_seconds: float
     misread: tuple[tuple[str, str], ...]  # wanted, read
 
@@ -83,7 +85,14 @@ def score_spelling(
         if not ok
     )
     score = SpellingScore(
-        mode, len(signs), float(np.mean(right)), letter_accuracy(readings, wanted), colours, seconds, misread
+        mode=mode,
+        words=len(signs),
+        word_accuracy=float(np.mean(right)),
+        letter_accuracy=letter_accuracy(readings, wanted),
+        colours=colours,
+        places=score_places(readings, prompts),
+        sampling_seconds=seconds,
+        misread=misread,
     )
     rows = [
         GridRow(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vlad.losses.contrastive import AlignmentHead
 from vlad.losses.matching import MatchingHead
 from vlad.losses.regions import RegionHead
+from vlad.text.lvlm import pooled_features
 
 
 def place_codes(side: int, width: int) -> Tensor:
@@ -66,9 +67,7 @@ class AlignmentHeads(nn.Module):
 
     def v(self, features: Tensor) -> Tensor:
         """v, B D, of image features B T D (or B D of a tower that pools by itself)."""
-        if features.ndim == 2:
-            return features
-        return features.mean(dim=1) if self.pool is None else self.pool(features)
+        return pooled_features(features) if self.pool is None or features.ndim == 2 else self.pool(features)
 
     def load_fitting(self, stored: dict[str, Tensor]) -> None:
         """Takes over what fits of another run's heads.
