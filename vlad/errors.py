@@ -103,9 +103,11 @@ def existing_file(path: Path | str, what: str, remedy: str) -> Path:
 
 def run_command_line(main: Callable[[], int | None]) -> None:
     """Runs a command line: a UserError becomes its sentence and exit code 2, Ctrl-C becomes exit code 130."""
-    # Threads that spin while they wait for each other make two programs on one CPU ten times slower (docs/LOG.md).
+    # Threads that spin for long while they wait for each other make two programs on one CPU ten times slower, and
+    # threads that sleep at once make one program a quarter slower (docs/LOG.md): so they spin for some microseconds.
     # Read when torch is loaded, which every command line does later than this.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         sys.exit(main() or 0)
     except UserError as error:

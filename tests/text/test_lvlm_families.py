@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from vlad.text.families import FAMILIES
 from vlad.text.lora import LoraOptions, add_adapter
 from vlad.text.lvlm import LVLMEncoder, LVLMOptions, build_byte_tokenizer, load_lvlm, load_vision
 from vlad.text.prompt import parse_prompt
+from vlad.text.vision import EQUAL_PICTURES
 
 WORDS = 1024
 IMAGE = 3  # the token that stands for a picture
@@ -551,6 +553,25 @@ def test_without_a_processor_s_config_the_family_s_own_normalisation_holds(folde
 
     reading = load(folders("qwen2_vl"), with_vision=True).reading
     assert (list(reading.mean), list(reading.std)) == (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+
+
+@pytest.mark.parametrize("side", [32, 48])  # one window a picture; windows that are shorter at the border
+def test_one_call_of_attention_for_all_pictures_changes_nothing(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, side: int
+) -> None:
+    encoder = load(folders("qwen2_5_vl"), with_vision=True)
+    encoder.options = dataclasses.replace(encoder.options, vision_pixels=side)
+    visual = encoder.model.visual
+    pixels = (torch.rand(3, 3, side, side) * 2 - 1).requires_grad_()
+
+    def measured(attention: str) -> tuple[torch.Tensor, torch.Tensor]:
+        monkeypatch.setattr("vlad.text.vision.EQUAL_PICTURES", attention)
+        visual.config._attn_implementation = attention
+        features = encoder.image_features(pixels)
+        (gradient,) = torch.autograd.grad(features.square().sum(), pixels)
+        return features, gradient
+
+    torch.testing.assert_close(measured(EQUAL_PICTURES), measured("sdpa"))
 
 
 # --- what is saved comes back as it was read -----------------------------------------------------------------------
