@@ -78,12 +78,12 @@ def attend_within_pictures(
     """
     sequences, tokens = len(cu_seq_lens_q) - 1, query.shape[2]
     if sequences * int(max_length_q) == tokens:  # the longest is no longer than the mean
-        rows = [x[0].unflatten(1, (sequences, -1)).transpose(0, 1) for x in (query, key, value)]  # n heads S/n d
-        read = nn.functional.scaled_dot_product_attention(*rows, dropout_p=dropout, scale=scaling)
+        q, k, v = (x[0].unflatten(1, (sequences, -1)).transpose(0, 1) for x in (query, key, value))  # n heads S/n d
+        read = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
         return read.transpose(1, 2).flatten(0, 1)[None], None
     lengths = cu_seq_lens_q.diff().tolist()
     parts = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
-    each = [nn.functional.scaled_dot_product_attention(*part, dropout_p=dropout, scale=scaling) for part in parts]
+    each = [nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling) for q, k, v in parts]
     return torch.cat(each, dim=2).transpose(1, 2), None
 
 
