@@ -22,8 +22,9 @@ from vlad.losses.regions import RegionHead
 from vlad.pipeline import SampleOptions, VLADPipeline
 from vlad.text.components import component_of, linear_modules
 from vlad.text.composition import CompositionModule, TextSide
-from vlad.text.lora import LoraOptions, add_adapter, merged
+from vlad.text.lora import LoraOptions, add_adapter, matching, merged
 from vlad.text.lvlm import LVLMEncoder, load_head, load_lvlm, load_vision
+from vlad.text.quantised import check_quantisation
 from vlad.training.stages import Parts
 
 ALIGNMENT = "alignment.safetensors"
@@ -58,6 +59,12 @@ def check_text_side(config: Config) -> None:
                 f"trainable.{component}: lora adapts what is trained already; name an LVLM with lvlm.path, for the"
                 " rest a base or a text_base, or set it to full."
             )
+    if config.lora is not None and config.lora.base_bits is not None:
+        check_quantisation()
+    if config.makes_adapter and config.lora is not None:
+        nothing = not adapted and not config.lora.layout_unet and not config.lora.refine_unet
+        if nothing:
+            raise UserError("lora: no part carries adapters; set lora.refine_unet=true, or another part's.")
     if config.lora is not None and not adapted and config.base is None:
         raise UserError("lora: adapters need a base; add base=runs/NAME, a finished run, or set trainable.lvlm=lora.")
 
@@ -179,16 +186,20 @@ def _adapt_text_side(text_side: TextSide, config: Config, base_id: str, revision
         ]
         targets = lora.lvlm_targets if "lvlm" in adapted else ()
         if targets or besides:
-            lvlm.model = add_adapter(lvlm.model, lora, targets, base_id, revision, lvlm.text_modules(), besides)
+            options = lora.of_part("lvlm")
+            lvlm.model = add_adapter(lvlm.model, options, targets, base_id, revision, lvlm.text_modules(), besides)
     if of_composition := adapted & {"composition", "spelling"}:
         names = [
             name
             for name in linear_modules(text_side.composition)
             if component_of(f"composition.{name}", text_side) in of_composition
         ]
+        if lora.composition_targets:
+            names = matching(names, lora.composition_targets)
         # torch's fast path reads the weights of a transformer layer itself and would pass its adapters by.
         torch.backends.mha.set_fastpath_enabled(False)
-        text_side.composition = add_adapter(text_side.composition, lora, (), base_id, besides=names)
+        options = lora.of_part("composition")
+        text_side.composition = add_adapter(text_side.composition, options, (), base_id, besides=names)
 
 
 def _modules_read(lvlm: LVLMEncoder, with_pictures: bool) -> set[str]:
@@ -226,9 +237,12 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
             if module is not None:
                 module.requires_grad_(False)
         lora = config.lora
-        if parts.layout_unet is not None:
-            parts.layout_unet = add_adapter(parts.layout_unet, lora, lora.unet_targets, base_id)
-        parts.refine_unet = add_adapter(parts.refine_unet, lora, lora.unet_targets, base_id)
+        if parts.layout_unet is not None and lora.layout_unet:
+            options = lora.of_part("layout_unet")
+            parts.layout_unet = add_adapter(parts.layout_unet, options, lora.unet_targets, base_id)
+        if lora.refine_unet:
+            options = lora.of_part("refine_unet")
+            parts.refine_unet = add_adapter(parts.refine_unet, options, lora.unet_targets, base_id)
     _adapt_text_side(text_side, config, base_id)
     process = base.config.process  # the noise that was trained with, whatever solver the base samples with
     layout, refine = config.layout, replace(config.refine, noise=replace(config.refine.noise, **process["refine"]))

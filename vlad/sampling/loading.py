@@ -7,22 +7,21 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlad.building import pipeline_folder
 from vlad.errors import UserError, did_you_mean
 from vlad.pipeline import VLADPipeline
 from vlad.sampling.running import pipeline_of_running
+from vlad.text.fingerprint import add_module
 from vlad.text.lora import merge_adapters, restore_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ADAPTED = ("lvlm", "composition", "layout_unet", "refine_unet")
 MODULES = ("lvlm", "composition", "autoencoder", "layout_unet", "refine_unet")
 HUB = "hf://"
-MARKS_PER_TENSOR = 1024
 _UNADAPTED = "_unadapted_weights"  # where a pipeline keeps what its adapters have changed
 
 
@@ -119,8 +118,7 @@ def _adapter_of(said: str) -> tuple[Path, float]:
 def model_fingerprint(pipeline: VLADPipeline) -> str:
     """16 hexadecimal digits of the weights and of what the pipeline's config says of them.
 
-    Of every tensor the name, the shape, the type and up to 1024 values spread over it: training moves nearly all
-    values, and a large model is read in seconds. Defaults that a recipe holds itself (steps, scales) do not count.
+    Defaults that a recipe holds itself (steps, scales) do not count.
     """
     digest = hashlib.sha256()
     kept = ("with_layout", "pooling", "states", "template", "max_tokens", "process")
@@ -128,13 +126,5 @@ def model_fingerprint(pipeline: VLADPipeline) -> str:
     for name in MODULES:
         module = getattr(pipeline, name)
         if module is not None:
-            _add_module(digest, name, module)
+            add_module(digest, name, module)
     return digest.hexdigest()[:16]
-
-
-def _add_module(digest: Any, name: str, module: nn.Module) -> None:
-    for key, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}.{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        values = tensor.detach().flatten()
-        step = max(1, values.numel() // MARKS_PER_TENSOR)
-        digest.update(values[::step].cpu().contiguous().view(torch.uint8).numpy().tobytes())
