@@ -34,8 +34,10 @@ class Segmenter(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(latent_channels, WIDTH, 3, padding=1),
+            nn.GroupNorm(8, WIDTH),
             nn.SiLU(),
             nn.Conv2d(WIDTH, WIDTH, 3, padding=1),
+            nn.GroupNorm(8, WIDTH),
             nn.SiLU(),
             nn.Conv2d(WIDTH, WIDTH * FINER**2 // 2, 3, padding=1),
             nn.PixelShuffle(FINER),
