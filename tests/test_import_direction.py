@@ -23,6 +23,7 @@ LEVELS = {
     "data": 2,
     "diffusion": 3,
     "losses": 4,
+    "adapters": 4,
     "pipeline": 5,
     "evaluation": 6,
     "training": 6,
@@ -38,6 +39,7 @@ LEVELS = {
     "sampling": 12,
     "artists": 13,
     "ablation": 13,
+    "comparison": 13,
 }
 # Where a library may be imported: files, or folders that end in a slash.
 LIBRARIES = {

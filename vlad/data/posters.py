@@ -1,6 +1,6 @@
-"""Posters of one template, as a small set of a person's own would be: colours, frame and font that no rendered sign has.
+"""Posters of one template, as a person's own small set may be: colours, frame and font that no rendered sign has.
 
-A teal ground that darkens downwards, a golden double frame, a coral half sun at the foot, cream letters in an italic serif.
+A teal ground that darkens downwards, a golden double frame, a coral half sun at the foot, cream italic letters.
 """
 
 from __future__ import annotations

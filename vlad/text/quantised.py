@@ -6,6 +6,7 @@ when it is moved to the GPU.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -18,13 +19,11 @@ LEAST_VALUES = 4096  # of a matrix: smaller ones would save nothing, and bitsand
 
 def check_quantisation() -> None:
     """Raises UserError where a quantised base cannot run."""
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
+    if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             "lora.base_bits needs bitsandbytes, which is not installed; run: pip install 'vlad[quantised]', or set"
             " lora.base_bits=null."
-        ) from error
+        )
     if not torch.cuda.is_available():
         raise UserError("lora.base_bits needs a GPU, and torch finds none here; set lora.base_bits=null.")
 
