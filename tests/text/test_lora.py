@@ -379,6 +379,16 @@ def test_the_file_says_what_it_was_trained_on(adapter: Path, tmp_path: Path) -> 
     assert module_fingerprint(other) != about["fingerprint"]
 
 
+def test_a_module_besides_those_that_targets_may_match_is_saved_with_its_marks(tmp_path: Path) -> None:
+    model = add_adapter(build(), OPTIONS, ("q_proj",), "runs/base", among={"q_proj"}, besides=["v_proj"])
+    train_b(model)
+    save_adapter(model, tmp_path)
+    other = build()
+    other.v_proj.weight.data += 0.1
+    with pytest.raises(UserError, match="1 layers differ: v_proj"):
+        load_adapter(other, tmp_path)
+
+
 class Wide(nn.Module):
     """Matrices that are large enough to be packed, and a convolution."""
 

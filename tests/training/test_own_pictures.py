@@ -341,6 +341,17 @@ def test_what_cannot_work_is_told_in_one_sentence(world: Path, overrides: list[s
     assert set((world / "runs").iterdir()) - before <= {world / "runs" / "wrong"}
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("bits", [4, 8])
+def test_adapters_train_on_a_quantised_base(world: Path, bits: int) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = load(world, f"name=bits{bits}", f"lora.base_bits={bits}", "trainer.accelerator=gpu", "trainer.devices=1")
+    assert run(config).finished
+    prompt = 'festival, a poster that says "HOUSE"'
+    plain, adapted = load_pipeline(world / "pipeline"), load_pipeline(world / "pipeline", config.directory)
+    assert plain(prompt).images[0].tobytes() != adapted(prompt).images[0].tobytes()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_quantised_base_asks_for_a_gpu(world: Path) -> None:
     with pytest.raises(UserError, match=r"^lora.base_bits needs .*; set lora.base_bits=null.$"):

@@ -105,9 +105,8 @@ def add_adapter(
     ]
     if targets or not besides:
         matching(names, targets)
-    about = BaseAbout(
-        base_id, revision, module_fingerprint(module), {name: _marks(modules[name].weight) for name in names}
-    )
+    marks = {name: _marks(modules[name].weight) for name in (*names, *besides)}
+    about = BaseAbout(base_id, revision, module_fingerprint(module), marks)
     if options.base_bits is not None:
         quantise(module, options.base_bits)
     chosen = [name for name in names if any(_matches(name, target) for target in targets)] + sorted(besides)
