@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from vlad.config import Config
 from vlad.diffusion.autoencoder import build_autoencoder, spatial_factor
 from vlad.diffusion.noise import build_scheduler
 from vlad.diffusion.unets import build_unet
+from vlad.distributed import is_main_process
 from vlad.errors import UserError
 from vlad.losses.alignment import AlignmentHeads, AttentionPool
 from vlad.losses.contrastive import AlignmentHead
@@ -216,6 +218,12 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     assert config.base is not None
     folder = pipeline_folder(Path(config.base))
     base = VLADPipeline.from_pretrained(folder)
+    stored = folder / ALIGNMENT
+    if config.makes_adapter and config.losses.align_weight and not stored.is_file():
+        # Heads that nobody has trained, and that stay as they are, would lead the adapters nowhere.
+        config = replace(config, losses=replace(config.losses, align_weight=0.0))
+        if is_main_process():
+            print(f"{config.base} comes without its alignment heads: trained without L_align", file=sys.stderr)
     if base.config.picture_pixels != config.data.picture_pixels:
         raise UserError(
             f"data.picture_pixels is {config.data.picture_pixels}, but the base {config.base} draws"
@@ -227,7 +235,6 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     text_side.lvlm.vision = load_vision(config.lvlm) if reads_pictures(config) else None
     text_side.lvlm.head = load_head(config.lvlm, text_side.lvlm.model) if config.losses.captioning_weight else None
     alignment = _alignment_heads(config, text_side)
-    stored = folder / ALIGNMENT
     if stored.is_file():
         alignment.load_fitting(load_file(stored))
     parts = Parts(base.autoencoder, text_side, alignment, base.layout_unet, base.refine_unet)
