@@ -271,6 +271,16 @@ def test_a_lower_loss_that_reads_fewer_letters_is_no_better(tmp_path: Path) -> N
     assert (lenient.best_step, float(module.weight)) == (30, 30.0)
 
 
+def test_a_style_that_costs_letters_at_first_is_waited_for(tmp_path: Path) -> None:
+    letters = [0.9, 0.0, 0.0, 0.0, 0.5, 0.86]
+    stopping, trainer, _ = follow(looks_of([1.0, 0.9, 0.8, 0.7, 0.75, 0.76], letters), tmp_path, patience=2)
+    assert (trainer.global_step, stopping.best_step) == (50, 50)
+    stopping, trainer, _ = follow(
+        looks_of([1.0, 0.9, 0.8, 0.8, 0.8, 0.76], [*letters[:4], 0.0, 0.9]), tmp_path, patience=2
+    )
+    assert (trainer.global_step, stopping.best_step) == (40, None)
+
+
 def test_where_no_look_reads_the_last_is_kept_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stopping, _, module = follow(looks_of([1.0, 0.9], letters=[0.9, 0.1]), tmp_path)
     assert (stopping.best_step, float(module.weight)) == (None, 0.0)

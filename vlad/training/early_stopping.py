@@ -36,7 +36,7 @@ class ValidationOptions:
     # At most so many are measured, and of these so many drawn and read (0: none).
     pictures: int = 64
     read_pictures: int = 16
-    # Looks one after the other that bring nothing until the stage ends; 0: it goes on to its last step.
+    # Looks with neither a lower loss nor more letters, one after the other, until the stage ends; 0: never.
     patience: int = 0
     # A look that reads so much less of the letters than the base is no better, whatever its loss.
     lost_letters: float = 0.05
@@ -63,7 +63,8 @@ class EarlyStopping(L.Callback):
     """Every `every_steps` steps and at the last one a look, by rank 0; all ranks stop together.
 
     A look is the best so far when its held-out loss is the lowest and it reads no fewer letters than the base does,
-    less `lost_letters`. The averages of the best go to `directory`/best.safetensors.
+    less `lost_letters`. The averages of the best go to `directory`/best.safetensors. The stage ends after `patience`
+    looks with neither a lower loss nor more letters than all before them.
     """
 
     def __init__(
@@ -105,16 +106,15 @@ class EarlyStopping(L.Callback):
             named = {name: value for name, value in asdict(found).items() if value is not None}
             for logger in trainer.loggers:
                 logger.log_metrics(named, step)
-        self.looks[step] = trainer.strategy.broadcast(found)
-        if step == 0:
-            return
-        if self._is_best(self.looks[step]):
-            self.best_step, self.stale = step, 0
+        found = trainer.strategy.broadcast(found)
+        is_best, brings_something = step > 0 and self._is_best(found), self._brings_something(found)
+        self.looks[step] = found
+        if is_best:
+            self.best_step = step
             if trainer.is_global_zero:
                 save_average({name: value.cpu() for name, value in self.average.average.items()}, self.path)
-        else:
-            self.stale += 1
-            self.has_ended = 0 < self.options.patience <= self.stale
+        self.stale = 0 if brings_something else self.stale + 1
+        self.has_ended = 0 < self.options.patience <= self.stale
         if not self.has_warned and self.overfits():
             self.has_warned = True
             self._say(trainer, self.advice())
@@ -125,6 +125,16 @@ class EarlyStopping(L.Callback):
         if before is not None and now is not None and now < before - self.options.lost_letters:
             return False
         return self.best_step is None or look.held_out_loss < self.looks[self.best_step].held_out_loss
+
+    def _brings_something(self, look: Look) -> bool:
+        """Whether a look has a lower loss, or more letters, than all before it but the base's.
+
+        A new style costs letters at first: they are worth waiting for while they come back.
+        """
+        before = [other for step, other in self.looks.items() if step > 0]
+        letters = [other.held_out_letters for other in before if other.held_out_letters is not None]
+        reads_more = look.held_out_letters is not None and look.held_out_letters > max(letters, default=-1.0)
+        return reads_more or look.held_out_loss < min((other.held_out_loss for other in before), default=torch.inf)
 
     def overfits(self) -> bool:
         """Whether the last looks have a held-out loss above its lowest and a training loss under the one there."""
