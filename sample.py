@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     add("--layout-scale", type=float, help="guidance by the layout, stage two")
     add("--planning-scale", type=float, help="guidance by the prompt, stage one")
     add("--guidance-rescale", type=float, metavar="PHI", help="0 to 1: keeps large scales from glaring (default: 0)")
-    add("--adapter", action="append", metavar="DIR[=WEIGHT]", help="a LoRA run or its adapter folder; several add up")
+    add("--adapter", action="append", metavar="DIR[:WEIGHT]", help="a LoRA run or its adapter folder; several add up")
     add("--batch-size", type=int, help="pictures at once (default: the model's own)")
     add("--dtype", help="float32 (default), bfloat16 or float16")
     add("--offload", action="store_true", help="keep on the GPU only the model that works")

@@ -23,6 +23,7 @@ LEVELS = {
     "data": 2,
     "diffusion": 3,
     "losses": 4,
+    "adapters": 4,
     "pipeline": 5,
     "evaluation": 6,
     "training": 6,
@@ -30,12 +31,15 @@ LEVELS = {
     "building": 8,
     "caching": 9,
     "monitors": 9,
+    "own_pictures": 9,
+    "reading_losses": 9,
     "resuming": 9,
     "stage_trainer": 10,
     "launch": 11,
     "sampling": 12,
     "artists": 13,
     "ablation": 13,
+    "comparison": 13,
 }
 # Where a library may be imported: files, or folders that end in a slash.
 LIBRARIES = {
@@ -44,6 +48,7 @@ LIBRARIES = {
     "transformers": ("text/lvlm.py", "text/captioner.py", "text/picture_encoders.py"),
     "tokenizers": ("text/lvlm.py",),
     "peft": ("text/lora.py",),
+    "bitsandbytes": ("text/quantised.py",),
     "webdataset": ("data/shards.py", "data/writing.py"),
     "xformers": ("diffusion/attention.py",),
     "fsspec": ("data/storage.py",),

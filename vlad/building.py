@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from vlad.config import Config
 from vlad.diffusion.autoencoder import build_autoencoder, spatial_factor
 from vlad.diffusion.noise import build_scheduler
 from vlad.diffusion.unets import build_unet
+from vlad.distributed import is_main_process
 from vlad.errors import UserError
 from vlad.losses.alignment import AlignmentHeads, AttentionPool
 from vlad.losses.contrastive import AlignmentHead
@@ -22,8 +24,9 @@ from vlad.losses.regions import RegionHead
 from vlad.pipeline import SampleOptions, VLADPipeline
 from vlad.text.components import component_of, linear_modules
 from vlad.text.composition import CompositionModule, TextSide
-from vlad.text.lora import LoraOptions, add_adapter, merged
+from vlad.text.lora import LoraOptions, add_adapter, matching, merged
 from vlad.text.lvlm import LVLMEncoder, load_head, load_lvlm, load_vision
+from vlad.text.quantised import check_quantisation
 from vlad.training.stages import Parts
 
 ALIGNMENT = "alignment.safetensors"
@@ -58,6 +61,12 @@ def check_text_side(config: Config) -> None:
                 f"trainable.{component}: lora adapts what is trained already; name an LVLM with lvlm.path, for the"
                 " rest a base or a text_base, or set it to full."
             )
+    if config.lora is not None and config.lora.base_bits is not None:
+        check_quantisation()
+    if config.makes_adapter and config.lora is not None:
+        nothing = not adapted and not config.lora.layout_unet and not config.lora.refine_unet
+        if nothing:
+            raise UserError("lora: no part carries adapters; set lora.refine_unet=true, or another part's.")
     if config.lora is not None and not adapted and config.base is None:
         raise UserError("lora: adapters need a base; add base=runs/NAME, a finished run, or set trainable.lvlm=lora.")
 
@@ -179,16 +188,20 @@ def _adapt_text_side(text_side: TextSide, config: Config, base_id: str, revision
         ]
         targets = lora.lvlm_targets if "lvlm" in adapted else ()
         if targets or besides:
-            lvlm.model = add_adapter(lvlm.model, lora, targets, base_id, revision, lvlm.text_modules(), besides)
+            options = lora.of_part("lvlm")
+            lvlm.model = add_adapter(lvlm.model, options, targets, base_id, revision, lvlm.text_modules(), besides)
     if of_composition := adapted & {"composition", "spelling"}:
         names = [
             name
             for name in linear_modules(text_side.composition)
             if component_of(f"composition.{name}", text_side) in of_composition
         ]
+        if lora.composition_targets:
+            names = matching(names, lora.composition_targets)
         # torch's fast path reads the weights of a transformer layer itself and would pass its adapters by.
         torch.backends.mha.set_fastpath_enabled(False)
-        text_side.composition = add_adapter(text_side.composition, lora, (), base_id, besides=names)
+        options = lora.of_part("composition")
+        text_side.composition = add_adapter(text_side.composition, options, (), base_id, besides=names)
 
 
 def _modules_read(lvlm: LVLMEncoder, with_pictures: bool) -> set[str]:
@@ -205,6 +218,12 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     assert config.base is not None
     folder = pipeline_folder(Path(config.base))
     base = VLADPipeline.from_pretrained(folder)
+    stored = folder / ALIGNMENT
+    if config.makes_adapter and config.losses.align_weight and not stored.is_file():
+        # Heads that nobody has trained, and that stay as they are, would lead the adapters nowhere.
+        config = replace(config, losses=replace(config.losses, align_weight=0.0))
+        if is_main_process():
+            print(f"{config.base} comes without its alignment heads: trained without L_align", file=sys.stderr)
     if base.config.picture_pixels != config.data.picture_pixels:
         raise UserError(
             f"data.picture_pixels is {config.data.picture_pixels}, but the base {config.base} draws"
@@ -216,7 +235,6 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     text_side.lvlm.vision = load_vision(config.lvlm) if reads_pictures(config) else None
     text_side.lvlm.head = load_head(config.lvlm, text_side.lvlm.model) if config.losses.captioning_weight else None
     alignment = _alignment_heads(config, text_side)
-    stored = folder / ALIGNMENT
     if stored.is_file():
         alignment.load_fitting(load_file(stored))
     parts = Parts(base.autoencoder, text_side, alignment, base.layout_unet, base.refine_unet)
@@ -226,9 +244,12 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
             if module is not None:
                 module.requires_grad_(False)
         lora = config.lora
-        if parts.layout_unet is not None:
-            parts.layout_unet = add_adapter(parts.layout_unet, lora, lora.unet_targets, base_id)
-        parts.refine_unet = add_adapter(parts.refine_unet, lora, lora.unet_targets, base_id)
+        if parts.layout_unet is not None and lora.layout_unet:
+            options = lora.of_part("layout_unet")
+            parts.layout_unet = add_adapter(parts.layout_unet, options, lora.unet_targets, base_id)
+        if lora.refine_unet:
+            options = lora.of_part("refine_unet")
+            parts.refine_unet = add_adapter(parts.refine_unet, options, lora.unet_targets, base_id)
     _adapt_text_side(text_side, config, base_id)
     process = base.config.process  # the noise that was trained with, whatever solver the base samples with
     layout, refine = config.layout, replace(config.refine, noise=replace(config.refine.noise, **process["refine"]))

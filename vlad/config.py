@@ -26,11 +26,14 @@ from vlad.text.components import TextTraining, TrainableOptions
 from vlad.text.composition import CompositionOptions
 from vlad.text.lora import LoraOptions
 from vlad.text.lvlm import LVLMOptions
+from vlad.training.early_stopping import ValidationOptions
 from vlad.training.optim import OptimOptions
 from vlad.training.precision import Precision
 from vlad.training.stages import LossOptions
 
 MOST_DEVICES = 256  # more than any machine has GPUs
+MOST_REPEATS = 100_000
+MOST_PRIOR_PICTURES = 100_000
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,19 @@ class DataOptions(BatchOptions):
     held_out: str | None = None
     # Cached states of these shards (tools/cache.py), for the stages whose models are frozen.
     cache: str | None = None
+    # For small sets: each picture so many times an epoch; a word in front of every caption that calls what is learned.
+    repeats: int = 1
+    trigger_word: str | None = None
     # Several sets by weight, in place of `shards`.
     mix: list[MixedSet] = field(default_factory=list)
     synthetic: SyntheticOptions = field(default_factory=SyntheticOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 1 <= self.repeats <= MOST_REPEATS:
+            raise UserError(f"data.repeats must be from 1 to {MOST_REPEATS}, not {self.repeats}.")
+        if self.trigger_word is not None and not self.trigger_word.strip(" ,"):
+            raise UserError("data.trigger_word is empty; name a word that no prompt holds by chance, or leave it out.")
         # OmegaConf checks the elements of a list alone; we hand out nothing that can be changed.
         object.__setattr__(self, "mix", tuple(self.mix))
 
@@ -98,6 +108,29 @@ class RefineOptions:
     noise: NoiseOptions = field(default_factory=NoiseOptions)
     # Stage one has trained the text side; True trains it on.
     train_text: bool = False
+
+
+@dataclass(frozen=True)
+class PriorOptions:
+    """Prior preservation (DreamBooth, arXiv 2208.12242): the base's own pictures beside yours."""
+
+    # How many are drawn; 0: none.
+    pictures: int = 0
+    # lambda: L = L_yours + lambda L_base's, as a share lambda / (1 + lambda) of the samples of a batch.
+    weight: float = 1.0
+    # A file of prompts, one a line; None: your own captions, without the trigger word.
+    prompts: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.pictures <= MOST_PRIOR_PICTURES or not 0 < self.weight <= 100:
+            raise UserError(
+                f"prior: pictures must be from 0 to {MOST_PRIOR_PICTURES}, and weight positive and at most 100."
+            )
+
+    @property
+    def share(self) -> float:
+        """Of the samples of a batch, how many are the base's own."""
+        return self.weight / (1 + self.weight)
 
 
 @dataclass(frozen=True)
@@ -187,6 +220,9 @@ class Config:
     sample: SampleOptions = field(default_factory=SampleOptions)
     # None: everything is trained in full; else adapters only, on `base`.
     lora: LoraOptions | None = None
+    # For small sets: pictures held out, and pictures of the base's own mixed in.
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
+    prior: PriorOptions = field(default_factory=PriorOptions)
 
     @property
     def directory(self) -> Path:

@@ -8,6 +8,7 @@ runs/NAME/
                          what the stage has trained (averaged), and its last losses, images/s, seconds
   samples/STAGE/         sample grids during training
   pipeline/              all parts in diffusers' format
+  prior/                 the base's own pictures, for prior preservation
   adapter/               peft adapters: the result of a LoRA run on a base, beside the result of others
   text/                  runs of L_align alone: LVLM, CCM and alignment heads, for text_base
   report.html            the run on one page; starts.jsonl: what it was started with
@@ -18,12 +19,14 @@ runs/NAME/
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import shutil
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -50,7 +53,9 @@ from vlad.diffusion.autoencoder import PatchAutoencoder
 from vlad.diffusion.noise import build_scheduler
 from vlad.errors import UserError, claimed, writable_directory
 from vlad.evaluation.run_page import record_start, write_run_page
-from vlad.monitors import grid_drawer, retrieval_measure
+from vlad.monitors import grid_drawer, look_taker, retrieval_measure
+from vlad.own_pictures import OwnSets, own_sets, refuse_without_text, with_prior
+from vlad.reading_losses import build_legibility
 from vlad.resuming import check_run_directory, finished_stage, starting_checkpoint
 from vlad.stage_trainer import build_trainer, stage_precision
 from vlad.text.lora import merged
@@ -92,6 +97,7 @@ def run(config: Config) -> RunResult:
     if config.data.held_out is not None:
         open_sets({config.data.held_out: 1.0}, config.data.fetch)  # measured between stages: too late to be missing
     check_text_side(config)
+    own = own_sets(config, sets)
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator: there is no GPU that torch can use here; set it to auto or cpu.")
     check_run_directory(config)
@@ -99,10 +105,10 @@ def run(config: Config) -> RunResult:
     directory = writable_directory(config.directory, "the run", needed_bytes=200_000_000)
     # The other ranks of a launch work on the same run.
     with claimed(directory, "a run") if distributed.is_main_process() else contextlib.nullcontext():
-        return _run(config, sets, directory)
+        return _run(config, own, directory)
 
 
-def _run(config: Config, sets: ShardSets, directory: Path) -> RunResult:
+def _run(config: Config, sets: OwnSets, directory: Path) -> RunResult:
     described = config
     L.seed_everything(config.seed, verbose=False)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -110,9 +116,11 @@ def _run(config: Config, sets: ShardSets, directory: Path) -> RunResult:
         parts, config = parts_of_base(config)
     else:
         parts = new_parts(config)
+    refuse_without_text(config, sets.own)
     # Only now: a call that could not work must not claim the directory for its config.
     if distributed.is_main_process() and not (directory / "config.yaml").is_file():
         save_config(described, directory / "config.yaml")
+    sets = with_prior(config, sets)
     stages = stage_names(config, parts)
     unets = [unet for unet in (parts.layout_unet, parts.refine_unet) if unet is not None]
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
@@ -120,7 +128,7 @@ def _run(config: Config, sets: ShardSets, directory: Path) -> RunResult:
     dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(precisions[-1], torch.float32)
     line = set_attention(unets, config.trainer.attention, device, dtype)
     if distributed.is_main_process():
-        print(f"{config.name}: {sets.samples} samples in {sets.shards} shards; {line}", file=sys.stderr)
+        print(f"{config.name}: {sets.own.samples} samples in {sets.own.shards} shards; {line}", file=sys.stderr)
         record_start(directory, {**describe_start(), "attention": line.removeprefix("attention: ")})
 
     with StopOnSignal() as stop:
@@ -141,8 +149,28 @@ def is_finished(config: Config) -> bool:
     check_run_directory(config)
     if config.align_stage == "only":
         return (config.directory / TEXT / ALIGNMENT).is_file()
-    result = "adapter" if config.makes_adapter else "pipeline/model_index.json"
-    return (config.directory / "refine" / "metrics.json").is_file() and (config.directory / result).exists()
+    if config.makes_adapter:
+        return (config.directory / "adapter").is_dir()
+    done = config.directory / "refine" / "metrics.json", config.directory / "pipeline" / "model_index.json"
+    return all(path.is_file() for path in done)
+
+
+def adapter_recipe(config: Config) -> dict[str, Any]:
+    """What an adapter's files and card say of its training, in plain values."""
+    train = {name: asdict(getattr(config.train, name)) for name in ("layout", "refine")}
+    keys = ("steps", "learning_rate", "warmup_steps", "weight_decay", "ema_decay")
+    recipe = {
+        "seed": config.seed,
+        "shards": list(config.data.sets),
+        "batch_size": config.data.batch_size,
+        "repeats": config.data.repeats,
+        "train": {name: {key: options[key] for key in keys} for name, options in train.items()},
+        "lora": asdict(config.lora) if config.lora is not None else None,
+        "losses": asdict(config.losses),
+        "validation": asdict(config.validation),
+        "prior": asdict(config.prior),
+    }
+    return {"trigger_word": config.data.trigger_word, "recipe": json.loads(json.dumps(recipe))}
 
 
 def next_command(config: Config) -> str:
@@ -161,6 +189,13 @@ def stage_names(config: Config, parts: Parts) -> list[str]:
     if config.align_stage == "only":
         return ["align"]
     names = ["refine"] if parts.layout_unet is None else ["layout", "refine"]
+    if config.makes_adapter and config.lora is not None:
+        adapted = {
+            "layout": config.lora.layout_unet or not config.text_training.is_frozen,
+            "refine": config.lora.refine_unet
+            or (not config.text_training.is_frozen and (config.refine.train_text or parts.layout_unet is None)),
+        }
+        names = [name for name in names if adapted[name]]
     if config.base is None and isinstance(parts.autoencoder, PatchAutoencoder):
         names.insert(0, "autoencoder")
     return ["align", *names] if config.align_stage == "first" else names
@@ -181,16 +216,14 @@ def _text_steps_before(config: Config, parts: Parts, name: str) -> int:
     return sum(getattr(config.train, other).steps for other in before)
 
 
-def _train_stage(
-    config: Config, parts: Parts, sets: ShardSets, name: str, order: list[str], stop: StopOnSignal
-) -> bool:
+def _train_stage(config: Config, parts: Parts, sets: OwnSets, name: str, order: list[str], stop: StopOnSignal) -> bool:
     """Trains a stage to its end, or until a signal; returns whether it is done."""
     label = f"[{order.index(name) + 1}/{len(order)} {name}]"
     directory = config.directory / name
     checkpoints = directory / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     optim: OptimOptions = getattr(config.train, name)
-    stage, phases = _build_stage(config, parts, name, sets, label)
+    stage, phases = _build_stage(config, parts, name, sets.own, label)
     finished = finished_stage(config, name, order)
     if finished is not None:
         _load_stage(stage, finished)
@@ -199,7 +232,7 @@ def _train_stage(
             shutil.copyfile(finished / "metrics.json", directory / "metrics.json")
         return True
     data = ShardDataModule(
-        sets if config.data.cache is None else cached_sets(config, parts, sets),
+        sets.training if config.data.cache is None else cached_sets(config, parts, sets.training),
         config.data.stream(distributed.derived_seed(config.seed, name)),
         optim.steps * optim.accumulate_batches,
         config.directory / "quarantine.jsonl",
@@ -208,9 +241,13 @@ def _train_stage(
         remove_partial(checkpoints)
     newest = starting_checkpoint(config, name, label, distributed.is_main_process())
 
-    draw = grid_drawer(config, parts, sets, name) if name in ("layout", "refine") else None
+    draw = grid_drawer(config, parts, sets.own, name) if name in ("layout", "refine") else None
     measure = None if phases is None else retrieval_measure(config, parts)
-    built = build_trainer(config, name, label, stop, draw, measure, phases, adaptable(parts), newest)
+    look = None
+    if sets.held_out is not None and name in ("layout", "refine"):
+        look = look_taker(config, parts, sets.own, sets.held_out, name)
+    about = adapter_recipe(config)
+    built = build_trainer(config, name, label, stop, draw, measure, phases, adaptable(parts), newest, look, about)
     trainer = built.trainer
     set_modes(stage)
     trainer.fit(stage, datamodule=data, ckpt_path=newest, weights_only=True)
@@ -219,6 +256,8 @@ def _train_stage(
             raise error
         return False
     built.average.copy_to(stage)
+    if built.stopping is not None:
+        built.stopping.restore(stage)
     stage.eval()
     if trainer.is_global_zero:
         _publish_stage(stage, directory)
@@ -264,7 +303,13 @@ def _build_stage(
     else:
         scheduler = build_scheduler(config.refine.noise)
         stage = RefineStage(
-            parts, scheduler, config.refine.noise, config.losses, optim, with_layout=config.layout.kind != "none"
+            parts,
+            scheduler,
+            config.refine.noise,
+            config.losses,
+            optim,
+            with_layout=config.layout.kind != "none",
+            legibility=build_legibility(config, parts, sets),
         )
     stage.settle({} if phases is None else phases.learning_rates("text_side."))
     return stage, phases
@@ -305,7 +350,8 @@ def _load_stage(stage: Stage, directory: Path) -> None:
 
 def _publish_run(config: Config, parts: Parts) -> None:
     """The result of a run: a pipeline in diffusers' format (adapters merged), adapters in peft's, or a text side."""
-    write_adapters(adaptable(parts), config.directory / "adapter")  # its presence says that a LoRA run is finished
+    # Its presence says that a LoRA run is finished.
+    write_adapters(adaptable(parts), config.directory / "adapter", adapter_recipe(config))
     if config.align_stage == "only":
         publish_text_side(parts, config.directory / TEXT)
     elif not config.makes_adapter:

@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
 from vlad.building import build_pipeline
 from vlad.config import Config
 from vlad.data.stream import ShardSets, collate, first_samples, open_sets
+from vlad.distributed import derived_seed
+from vlad.evaluation.ocr import enlargement, read_many
 from vlad.evaluation.report import GridRow, draw_layout, picture_of_map, sample_grid
 from vlad.evaluation.retrieval import draw_shared_space, score_retrieval
+from vlad.evaluation.spelling import letter_accuracy
 from vlad.losses.contrastive import text_ids
+from vlad.records import Batch, Sample
 from vlad.text.prompt import parse_prompt
-from vlad.training.stages import Parts
+from vlad.training.early_stopping import Look
+from vlad.training.stages import LayoutStage, Parts, RefineStage
 from vlad.training.text_losses import read_prompts
 
 GRID_SAMPLES = 8
+LOSS_DRAWS = 4  # of noise and timestep for each picture of a look
 RETRIEVAL_PAIRS = 256
 
 
@@ -84,3 +91,49 @@ def retrieval_measure(config: Config, parts: Parts) -> Callable[[Path], dict[str
         return scores.metrics()
 
     return measure
+
+
+def look_taker(
+    config: Config, parts: Parts, own: ShardSets, held_out: ShardSets, name: str
+) -> Callable[[LayoutStage | RefineStage], Look]:
+    """Measures a stage on held-out pictures and on as many of those that are trained on; always with the same noise.
+
+    The refine stage also draws held-out captions on their true layouts, and the OCR engine reads them.
+    """
+    options, stream = config.validation, config.data.stream(config.seed)
+    held = first_samples(held_out, stream, options.pictures)
+    trained = first_samples(own, stream, len(held))
+    size = config.data.batch_size
+
+    def batches(samples: list[Sample]) -> list[Batch]:
+        return [collate(samples[start : start + size]) for start in range(0, len(samples), size)]
+
+    sets = {"held out": batches(held), "trained": batches(trained)}
+    readable = [sample for sample in held if any(line.valid for line in sample.layout.lines)][: options.read_pictures]
+
+    def loss(stage: LayoutStage | RefineStage, which: str) -> float:
+        total = count = 0.0
+        devices = [stage.device] if stage.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            for draw in range(LOSS_DRAWS):
+                for number, batch in enumerate(sets[which]):
+                    torch.manual_seed(derived_seed(config.seed, "look", draw, number))
+                    total += float(stage.held_out_loss(batch.to(stage.device))) * len(batch.keys)
+                    count += len(batch.keys)
+        return total / count
+
+    def take(stage: LayoutStage | RefineStage) -> Look:
+        letters = _letters_read(config, parts, readable) if name == "refine" and readable else None
+        return Look(loss(stage, "held out"), loss(stage, "trained"), letters)
+
+    return take
+
+
+def _letters_read(config: Config, parts: Parts, samples: list[Sample]) -> float:
+    """The share (0..1) of letters that the OCR engine reads in pictures drawn on the samples' captions and layouts."""
+    pipeline = build_pipeline(config, parts)
+    prompts = [parse_prompt(sample.caption, strict=False) for sample in samples]
+    pictures = pipeline.refine(prompts, list(range(len(samples))), [sample.layout for sample in samples])
+    factor = enlargement(config.data.picture_pixels, config.data.picture_pixels)
+    readings = list(read_many("rapidocr", [np.asarray(picture) for picture in pictures], factor))
+    return letter_accuracy(readings, [[line.text for line in sample.layout.lines if line.valid] for sample in samples])

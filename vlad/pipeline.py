@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vlad.adapters import set_adapters
 from vlad.diffusion.autoencoder import decode, encode, spatial_factor
 from vlad.diffusion.noise import NoiseOptions, process_of
 from vlad.diffusion.samplers import OnStep, build_solver, check_scheduler, guided, sample_latents
@@ -197,6 +198,17 @@ class VLADPipeline(DiffusionPipeline):
             if missing_glyphs(text):
                 raise UserError(f'The string "{text}" cannot be drawn: {no_font_reason(text)}.')
         return parsed
+
+    def load_adapters(self, adapters: Sequence[str]) -> None:
+        """Merges LoRA folders, `DIR` or `DIR:WEIGHT` each, in place of those that are merged now.
+
+        Raises UserError for a folder without an adapter, and for one of another base; nothing is merged then.
+        """
+        set_adapters(self, adapters)
+
+    def unload_adapters(self) -> None:
+        """Takes out what `load_adapters` has merged: the base's own weights, bit for bit."""
+        set_adapters(self, [])
 
     @property
     def size_unit(self) -> int:

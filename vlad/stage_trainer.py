@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -20,6 +21,7 @@ from vlad.resuming import config_record
 from vlad.text.lora import has_adapter
 from vlad.training.adapter_saves import AdapterSaves
 from vlad.training.callbacks import Measured, Progress, RefreshReport, SampleGrid, SeedEachBatch, StopOnSignal
+from vlad.training.early_stopping import EarlyStopping, Look
 from vlad.training.ema import ExponentialAverage
 from vlad.training.gradients import GradientGuard
 from vlad.training.loggers import build_loggers
@@ -40,10 +42,13 @@ class StageTrainer:
     guard: GradientGuard
     progress: Progress
     saving: Checkpoints
+    # Where pictures are held out.
+    stopping: EarlyStopping | None = None
 
     def metrics(self) -> dict[str, float]:
         """The last figures of the stage: smoothed losses, rate, seconds, steps that were left out."""
-        return {**self.progress.summary(self.trainer), "skipped_steps": self.guard.skipped}
+        looks = {} if self.stopping is None else self.stopping.metrics()
+        return {**self.progress.summary(self.trainer), "skipped_steps": self.guard.skipped, **looks}
 
 
 def build_trainer(
@@ -56,11 +61,14 @@ def build_trainer(
     phases: TextPhases | None,
     adaptable: Mapping[str, nn.Module | None],
     begins_at: Path | None,
+    look: Callable[[Any], Look] | None = None,
+    adapter_about: Mapping[str, Any] | None = None,
 ) -> StageTrainer:
     """The trainer of the stage `name`.
 
     `draw` makes its sample grids, `measure` its figures on held-out samples, `phases` say what it trains of the text
-    side, `adaptable` are the modules whose adapters are saved on the way; `begins_at` is the checkpoint it starts from.
+    side, `adaptable` are the modules whose adapters are saved on the way; `begins_at` is the checkpoint it starts from;
+    `look` measures held-out pictures, `adapter_about` goes into the adapters' files.
     """
     options, directory = config.trainer, config.directory / name
     optim: OptimOptions = getattr(config.train, name)
@@ -96,8 +104,15 @@ def build_trainer(
         callbacks.append(phases)
     if measure is not None:
         callbacks.append(Measured(samples / "shared-space", options.sample_every_steps, average, measure))
+    stopping = None
+    if look is not None:
+        stopping = EarlyStopping(directory, config.validation, average, look, label)
+        callbacks.append(stopping)
     if any(has_adapter(module) for module in adaptable.values()):
-        callbacks.append(AdapterSaves(adaptable, directory / "adapter", options.checkpoint_every_steps, average))
+        saves = AdapterSaves(
+            adaptable, directory / "adapter", options.checkpoint_every_steps, average, adapter_about or {}
+        )
+        callbacks.append(saves)
     callbacks.append(Watch(options.log_every_steps, images_per_step))
     callbacks.append(RefreshReport(options.sample_every_steps, lambda: write_run_page(config.directory)))
     callbacks += [saving, RankWatch(config.directory, writer.wait)]
@@ -119,7 +134,7 @@ def build_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    return StageTrainer(trainer, average, guard, progress, saving)
+    return StageTrainer(trainer, average, guard, progress, saving, stopping)
 
 
 def devices(config: Config) -> int:

@@ -10,6 +10,7 @@ from vlad.diffusion.noise import (
     NoiseOptions,
     add_noise,
     build_scheduler,
+    draw_noise,
     draw_timesteps,
     loss_weights,
     predicted_x_0,
@@ -158,3 +159,15 @@ def test_timesteps_fill_their_range_with_the_bias_asked_for(bias: str, mean: flo
 def test_combinations_that_mean_nothing_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(UserError, match="noise: "):
         NoiseOptions(**options)
+
+
+def test_an_offset_moves_whole_channels() -> None:
+    x_0 = torch.zeros(400, 4, 8, 8)
+    torch.manual_seed(0)
+    means = draw_noise(x_0, 0.5).mean(dim=(2, 3))
+    # The mean of 64 normal numbers has a variance of 1/64; the offset adds its square.
+    assert means.var().item() == pytest.approx(1 / 64 + 0.25, rel=0.1)
+    torch.manual_seed(0)
+    plain = draw_noise(x_0)
+    torch.manual_seed(0)
+    assert torch.equal(plain, torch.randn(x_0.shape))

@@ -17,6 +17,7 @@ from vlad.evaluation.fidelity import (
     INCEPTION,
     ClipProtocol,
     Inception,
+    PixelFeatures,
     clip_scores,
     find_encoders,
     score_distances,
@@ -206,3 +207,18 @@ def test_the_protocols_of_clip_score_are_those_of_the_benchmarks() -> None:
         "anytext": ("patch32", "", 2.5),
         "cvtg": ("patch14", "A photo depicts ", 2.5),
     }
+
+
+def test_pixel_features_know_colours_places_and_contrast() -> None:
+    flat = np.full((32, 32, 3), (255, 0, 51), np.uint8)
+    right = flat.copy()
+    right[:, 16:] = (0, 255, 0)
+    striped = flat.copy()
+    striped[::2] = 0
+    features = PixelFeatures().features([flat, right, striped])
+    assert features.shape == (3, 256)
+    colours, contrast = features[:, :192].reshape(3, 3, 8, 8), features[:, 192:].reshape(3, 8, 8)
+    torch.testing.assert_close(colours[0, :, 0, 0], torch.tensor([1.0, 0.0, 0.2]))
+    assert (colours[1, :, :, :4] == colours[0, :, :, :4]).all() and (colours[1, 1, :, 4:] == 1).all()
+    assert contrast[:2].abs().max() < 1e-3
+    torch.testing.assert_close(contrast[2], torch.full((8, 8), 0.2))

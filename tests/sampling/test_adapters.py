@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from vlad.adapters import set_adapters
 from vlad.errors import UserError
 from vlad.pipeline import VLADPipeline
 from vlad.sampling import load_pipeline
-from vlad.sampling.loading import set_adapters
 from vlad.text.lora import LoraOptions, add_adapter, save_adapter
 
 PROMPT = 'a blue sign that says "HOUSE"'
@@ -47,9 +47,9 @@ def test_weights_add_up_and_come_out_again(pipeline_folder: Path, adapters: list
         changes.append(weights(pipeline) - plain)
         assert pipeline(PROMPT).images[0].tobytes() != picture
     assert (changes[0] - changes[1]).abs().max() > 1e-2
-    set_adapters(pipeline, [f"{adapters[0]}=0.5", f"{adapters[1]}=-2"])
+    pipeline.load_adapters([f"{adapters[0]}:0.5", f"{adapters[1]}=-2"])
     torch.testing.assert_close(weights(pipeline) - plain, 0.5 * changes[0] - 2 * changes[1], atol=1e-5, rtol=1e-4)
-    set_adapters(pipeline, [])
+    pipeline.unload_adapters()
     assert torch.equal(weights(pipeline), plain)
     assert pipeline(PROMPT).images[0].tobytes() == picture
     # The keys of a plain module: nothing of the adapters is left.
@@ -83,7 +83,9 @@ def test_an_adapter_of_another_base_is_refused_and_nothing_is_merged(
     )
 
 
-@pytest.mark.parametrize(("said", "told"), [("nowhere", "no adapter in nowhere"), ("{0}=nan", "finite number")])
+@pytest.mark.parametrize(
+    ("said", "told"), [("nowhere", "no adapter in nowhere"), ("{0}=nan", "finite number"), ("{0}:nan", "finite number")]
+)
 def test_what_is_no_adapter_is_told(pipeline_folder: Path, adapters: list[Path], said: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
         load_pipeline(pipeline_folder, [said.format(adapters[0])])

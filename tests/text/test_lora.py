@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 from vlad.diffusion.unets import UNetOptions, build_unet
 from vlad.errors import UserError
+from vlad.text.fingerprint import module_fingerprint
 from vlad.text.lora import (
     LVLM_TARGETS,
     UNET_TARGETS,
     LoraOptions,
+    PartRanks,
+    adapter_about,
     adapter_base,
     add_adapter,
     attach_adapter,
@@ -352,3 +355,73 @@ def test_damaged_files_are_refused(adapter: Path) -> None:
 def test_impossible_options_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(UserError, match="lora: rank must be at least 1"):
         LoraOptions(**options)
+
+
+def test_a_part_has_a_rank_of_its_own_and_the_same_scale() -> None:
+    options = LoraOptions(rank=8, alpha=16.0, ranks=PartRanks(refine_unet=2))
+    assert (options.of_part("refine_unet").rank, options.of_part("refine_unet").alpha) == (2, 4.0)
+    assert (options.of_part("lvlm").rank, options.of_part("lvlm").alpha) == (8, 16.0)
+    with pytest.raises(UserError, match=r"lora\.ranks\.lvlm must be at least 1"):
+        PartRanks(lvlm=0)
+
+
+def test_the_file_says_what_it_was_trained_on(adapter: Path, tmp_path: Path) -> None:
+    model = add_adapter(build(), OPTIONS, ("q_proj",), "runs/base", revision="abc")
+    train_b(model)
+    save_adapter(model, tmp_path / "new", {"trigger_word": "neon", "recipe": {"steps": 3}})
+    about = adapter_about(tmp_path / "new")
+    assert about == {
+        **{"base": "runs/base", "revision": "abc", "fingerprint": module_fingerprint(build())},
+        **{"trigger_word": "neon", "recipe": {"steps": 3}},
+    }
+    other = build()
+    other.norm.weight.data += 1  # not adapted, and yet another model
+    assert module_fingerprint(other) != about["fingerprint"]
+
+
+def test_a_module_besides_those_that_targets_may_match_is_saved_with_its_marks(tmp_path: Path) -> None:
+    model = add_adapter(build(), OPTIONS, ("q_proj",), "runs/base", among={"q_proj"}, besides=["v_proj"])
+    train_b(model)
+    save_adapter(model, tmp_path)
+    other = build()
+    other.v_proj.weight.data += 0.1
+    with pytest.raises(UserError, match="1 layers differ: v_proj"):
+        load_adapter(other, tmp_path)
+
+
+class Wide(nn.Module):
+    """Matrices that are large enough to be packed, and a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.v_proj = nn.Linear(128, 128), nn.Linear(128, 64)
+        self.small = nn.Linear(64, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.small(self.v_proj(self.q_proj(x)))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("bits", "dtype", "apart"), [(4, torch.uint8, 0.2), (8, torch.int8, 0.02)])
+def test_an_adapter_on_packed_matrices_fits_the_base_as_it_is(
+    bits: int, dtype: torch.dtype, apart: float, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    base = Wide()
+    plain = copy.deepcopy(base)
+    model = add_adapter(base, LoraOptions(rank=2, base_bits=bits), ("q_proj", "v_proj"), "runs/base")
+    model.to("cpu")  # packs
+    assert base.q_proj.get_base_layer().weight.dtype == dtype
+    assert base.small.weight.dtype == torch.float32
+    x = torch.randn(4, 128, requires_grad=True)
+    assert (model(x) - plain(x)).abs().mean() < apart * plain(x).abs().mean()
+    model(x).square().mean().backward()
+    with_gradient = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    assert with_gradient
+    assert all(".lora_" in name for name in with_gradient)
+    train_b(model)
+    save_adapter(model, tmp_path)
+    loaded = load_adapter(plain, tmp_path)  # marks and fingerprint are of the base before it was packed
+    with torch.no_grad():
+        assert (loaded(x) - Wide()(x)).abs().max() > 0.1

@@ -25,6 +25,7 @@ from vlad.layout.polygons import box_polygon
 from vlad.pipeline import VLADPipeline
 from vlad.records import Layout, TextLine
 from vlad.sampling import load_pipeline
+from vlad.text.lora import adapter_about
 from vlad.training.stages import contrast
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -284,8 +285,14 @@ def test_a_lora_run_makes_an_adapter_that_changes_the_pictures(world: Path) -> N
         ],
     )
     assert run(config).finished
+    adapter = config.directory / "adapter"
     for part in ("lvlm", "layout_unet", "refine_unet"):
-        assert (config.directory / "adapter" / part / "adapter_model.safetensors").is_file()
+        assert (adapter / part / "adapter_model.safetensors").is_file()
+        about = adapter_about(adapter / part)
+        assert (about["base"], len(about["fingerprint"])) == (str(base), 16)
+        assert about["recipe"]["train"]["refine"]["steps"] == 3
+    card = (adapter / "README.md").read_text(encoding="utf-8")
+    assert f'base_model: "{base}"' in card and "refine_unet" in card
     plain, adapted = load_pipeline(base), load_pipeline(base, config.directory)
     assert plain(PROMPT, 3).images[0].tobytes() != adapted(PROMPT, 3).images[0].tobytes()
 

@@ -8,13 +8,14 @@ goes on with batch k decodes nothing of what comes before.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -102,11 +103,33 @@ class ShardSets:
     weights: tuple[float, ...] = (1.0,)
     # Cached states (`states`) in place of pictures.
     cached: bool = False
+    # Which samples of each set are read (`choosing`), and what stands before its captions; empty: all, and nothing.
+    choices: tuple[np.ndarray | None, ...] = field(default=(), compare=False)
+    prefixes: tuple[str, ...] = ()
 
     @property
     def samples(self) -> int:
-        """The number of samples of all sets."""
-        return sum(index.samples for index in self.indexes)
+        """The number of samples that are read of all sets."""
+        return sum(sum(self.counts(number)) for number in range(len(self.indexes)))
+
+    def chosen(self, number: int) -> np.ndarray:
+        """The samples that are read of a set, by their numbers in it, in rising order (int64)."""
+        choice = self.choices[number] if self.choices else None
+        return np.arange(self.indexes[number].samples) if choice is None else choice
+
+    def counts(self, number: int) -> tuple[int, ...]:
+        """How many samples are read of each shard of a set."""
+        if not self.choices or self.choices[number] is None:
+            return self.indexes[number].counts
+        ends = np.searchsorted(self.chosen(number), self.indexes[number].starts)
+        return tuple(np.diff(ends).tolist())
+
+    def with_caption(self, number: int, sample: Sample) -> Sample:
+        """A sample of a set with the caption that it is trained with."""
+        prefix = self.prefixes[number] if self.prefixes else ""
+        if not prefix or prefix in sample.caption:
+            return sample
+        return replace(sample, caption=f"{prefix}, {sample.caption}")
 
     @property
     def shards(self) -> int:
@@ -116,9 +139,15 @@ class ShardSets:
     @property
     def fingerprint(self) -> str:
         """Changes when what is read, or how it is mixed, changes."""
-        return "/".join(
+        whole = "/".join(
             f"{index.fingerprint}*{weight:g}" for index, weight in zip(self.indexes, self.weights, strict=True)
         )
+        if not self.choices and not self.prefixes:
+            return whole
+        digest = hashlib.sha256(repr(self.prefixes).encode())
+        for number in range(len(self.indexes)):
+            digest.update(self.chosen(number).tobytes())
+        return f"{whole}#{digest.hexdigest()[:16]}"
 
 
 def open_sets(patterns: dict[str, float], fetch: FetchOptions | None = None) -> ShardSets:
@@ -139,7 +168,8 @@ Decoded = TypeVar("Decoded")
 class SampleSource(Generic[Decoded]):
     """Decoded samples of all sets by their numbers. Bad ones are counted and put into quarantine.
 
-    `decode` is given a sample's members by kind, its key, and what `read` is given besides.
+    `decode` is given a sample's members by kind, its key, and what `read` is given besides. Numbers are those of the
+    samples that the sets choose; without a choice, the sample's own.
     """
 
     def __init__(
@@ -153,17 +183,22 @@ class SampleSource(Generic[Decoded]):
         kinds = CACHED_KINDS if sets.cached else MEMBER_KINDS
         self.readers = [ShardReader(index, options.verify, kinds, options.fetch) for index in sets.indexes]
         self.decode = decode
-        self.options, self.quarantine = options, quarantine
+        self.sets, self.options, self.quarantine = sets, options, quarantine
         self.seen = self.bad = 0
 
     def read(self, set_number: int, sample: int, *room: np.ndarray) -> Decoded | None:
         """The sample, or None for a bad one. Raises ShardError when too many have been bad."""
         self.seen += 1
+        choice = self.sets.choices[set_number] if self.sets.choices else None
+        sample = sample if choice is None else int(choice[sample])
         key, shard = f"sample {sample}", ""
         try:
             raw = self.readers[set_number].read(sample)
             key, shard = raw.key, raw.shard
-            return self.decode(raw.members, raw.key, *room)
+            decoded = self.decode(raw.members, raw.key, *room)
+            if isinstance(decoded, Sample):
+                return cast(Decoded, self.sets.with_caption(set_number, decoded))
+            return decoded
         except UnreadableSample as error:
             self._record_bad(error.key, error.shard, str(error))
         except BadSample as error:
@@ -192,17 +227,30 @@ def _append_once(path: Path, record: dict[str, str]) -> None:
         stream.write(line)
 
 
+def refuse_too_few(sets: ShardSets, batch_size: int, world_size: int) -> None:
+    """Raises UserError where some set holds fewer samples than a batch of every rank."""
+    wanted = batch_size * world_size
+    for number in range(len(sets.indexes)):
+        count = sum(sets.counts(number))
+        if count < wanted:
+            raise UserError(
+                f"data.shards: {count} samples are too few for {world_size} ranks x batches of {batch_size}: at least"
+                f" {wanted}; add samples, lower data.batch_size, or read each several times an epoch:"
+                f" data.repeats={-(-wanted // max(1, count))}."
+            )
+
+
 def rank_order(sets: ShardSets, options: StreamOptions, rank: int, world_size: int) -> MixedOrder:
     """The order in which a rank reads the sets."""
     orders = tuple(
         SetOrder(
-            index.counts,
+            sets.counts(number),
             options.shuffle_window,
             distributed.derived_seed(options.seed, "set", number),
             rank,
             world_size,
         )
-        for number, index in enumerate(sets.indexes)
+        for number in range(len(sets.indexes))
     )
     return MixedOrder(orders, sets.weights, distributed.derived_seed(options.seed, "mixture", rank))
 
@@ -221,13 +269,7 @@ class ShardBatches(IterableDataset):
         self.sets, self.options = sets, options
         self.batches, self.first_batch, self.quarantine = batches, first_batch, quarantine
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
-        for index in sets.indexes:
-            if index.samples < self.world_size * options.batch_size:
-                raise UserError(
-                    f"data.shards: {index.samples} samples are too few for {self.world_size} ranks x batches of"
-                    f" {options.batch_size}: at least {self.world_size * options.batch_size}; add samples, or lower"
-                    " data.batch_size."
-                )
+        refuse_too_few(sets, options.batch_size, self.world_size)
         self.shapes = options.shapes
         # Made here, before the workers are forked: all see the same pages.
         self.memory = BatchMemory(
@@ -235,7 +277,10 @@ class ShardBatches(IterableDataset):
         )
         # Read here, once, before the workers are forked.
         self.buckets = (
-            tuple(nearest_buckets(self.shapes, picture_sizes(index, options.fetch)) for index in sets.indexes)
+            tuple(
+                nearest_buckets(self.shapes, picture_sizes(index, options.fetch))[sets.chosen(number)]
+                for number, index in enumerate(sets.indexes)
+            )
             if len(self.shapes) > 1
             else None
         )
@@ -302,7 +347,7 @@ class ShardBatches(IterableDataset):
 
     def _stand_in(self, plan: BatchPlan, source: SampleSource[Decoded]) -> Decoded:
         of, last = int(plan.sets[-1]), int(plan.samples[-1])
-        count = self.sets.indexes[of].samples
+        count = sum(self.sets.counts(of))
         for step in range(1, count):
             number = (last + step) % count
             if self.buckets is None or self.buckets[of][number] == plan.bucket:

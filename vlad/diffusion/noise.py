@@ -32,6 +32,9 @@ class NoiseOptions:
     timestep_bias: Literal["uniform", "high"] = "uniform"
     # Hang et al. 2023: weights min(SNR, gamma) of the x_0 error. None: the plain squared error.
     min_snr_gamma: float | None = None
+    # Noise of this strength that is the same over a whole channel of a picture: it then learns to be darker or lighter
+    # all over, which zero-mean noise hides (Guttenberg 2023; 0.05 to 0.1 is usual).
+    offset: float = 0.0
 
     def __post_init__(self) -> None:
         if self.train_timesteps < 2:
@@ -40,6 +43,8 @@ class NoiseOptions:
             raise UserError(
                 f"noise: min_snr_gamma must be positive, or null to leave it out, not {self.min_snr_gamma}."
             )
+        if not 0 <= self.offset <= 1:
+            raise UserError(f"noise: offset must be from 0 to 1, not {self.offset}.")
         if self.prediction == "flow" and (self.zero_terminal_snr or self.min_snr_gamma is not None):
             raise UserError("noise: prediction: flow takes neither zero_terminal_snr nor min_snr_gamma; remove them.")
         if self.prediction == "epsilon" and self.zero_terminal_snr:
@@ -80,6 +85,15 @@ def draw_timesteps(options: NoiseOptions, batch: int, device: torch.device) -> T
     return (share * options.train_timesteps).long().clamp(0, options.train_timesteps - 1)
 
 
+def draw_noise(x_0: Tensor, offset: float = 0.0) -> Tensor:
+    """epsilon B C h w: normal, and with an offset o each channel of each picture moved by o times a normal number."""
+    # The same numbers whatever the memory format.
+    noise = torch.randn(x_0.shape, device=x_0.device, dtype=x_0.dtype)
+    if not offset:
+        return noise
+    return noise + offset * torch.randn((*x_0.shape[:2], 1, 1), device=x_0.device, dtype=x_0.dtype)
+
+
 def add_noise(scheduler: Scheduler, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """x_t of Eq. 4, or of the flow."""
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
@@ -113,6 +127,13 @@ def predicted_x_0(scheduler: Scheduler, prediction: Tensor, x_t: Tensor, timeste
             return alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * prediction
         case _:
             return prediction
+
+
+def signal_shares(scheduler: Scheduler, timesteps: Tensor) -> Tensor:
+    """The share of the picture in the variance of x_t, B: alpha_bar_t, or (1 - s)^2 of a flow."""
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return (1 - timesteps / scheduler.config.num_train_timesteps).square()
+    return scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
 
 
 def loss_weights(scheduler: Scheduler, timesteps: Tensor, min_snr_gamma: float | None) -> Tensor:

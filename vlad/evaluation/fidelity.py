@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vlad.errors import UserError
 from vlad.evaluation.bootstrap import bootstrap_intervals
@@ -85,6 +86,24 @@ class Inception:
             for picture in pictures
         ]
         return torch.cat(rows).cpu()
+
+
+class PixelFeatures:
+    """What colours stand where, with no network: the mean of each cell of an 8 x 8 grid (192 numbers, 0..1), and how
+    much its brightness varies (64)."""
+
+    name = "pixels, 8 x 8 cells"
+
+    def features(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """Pictures (H W 3, uint8) of any sizes from 8 x 8 on -> B 256."""
+        rows = []
+        for picture in pictures:
+            pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255  # 3 H W
+            grey = pixels.mean(dim=0, keepdim=True)
+            means, squares = (F.adaptive_avg_pool2d(x, 8) for x in (grey, grey.square()))
+            deviation = (squares - means.square()).clamp_min(0).sqrt()
+            rows.append(torch.cat([F.adaptive_avg_pool2d(pixels, 8), deviation]).flatten())
+        return torch.stack(rows)
 
 
 def find_encoders(weights: Path, folders: Sequence[Path]) -> tuple[list[FeatureEncoder], dict[str, str]]:

@@ -29,6 +29,7 @@ FONT_FILES = {
     "sans-bold": "DejaVuSans-Bold.ttf",
     "serif": "DejaVuSerif.ttf",
     "serif-bold": "DejaVuSerif-Bold.ttf",
+    "serif-bold-italic": "DejaVuSerif-BoldItalic.ttf",
     "mono": "DejaVuSansMono.ttf",
     "mono-bold": "DejaVuSansMono-Bold.ttf",
 }

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlad.diffusion.noise import NoiseOptions, Scheduler, add_noise, draw_timesteps, loss_weights, training_target
+from vlad.diffusion.noise import (
+    NoiseOptions,
+    Scheduler,
+    add_noise,
+    draw_noise,
+    draw_timesteps,
+    loss_weights,
+    predicted_x_0,
+    training_target,
+)
 from vlad.diffusion.unets import denoise
 from vlad.records import Conditioning
 
@@ -20,13 +30,15 @@ def denoising_loss(
     conditioning: Conditioning,
     z: Tensor | None = None,
     pixel_weights: Tensor | None = None,
+    further: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """L_diff = E || target - prediction(x_t, t | t, z) ||^2 (Eq. 9) for scaled latents x_0 (B C h w).
 
-    `pixel_weights` (B 1 H W) are averaged over each cell: 0 leaves a region out. Returns the mean loss, and for
-    the logs the loss of each row (B, no gradient) with its timestep (B).
+    `pixel_weights` (B 1 H W) are averaged over each cell: 0 leaves a region out. `further` is given the x_0 that the
+    prediction stands for (B C h w, with its gradient) and the timesteps, and what it returns is added. Returns the mean
+    loss, and for the logs the loss of each row (B, no gradient) with its timestep (B).
     """
-    noise = torch.randn(x_0.shape, device=x_0.device, dtype=x_0.dtype)  # the same whatever the memory format
+    noise = draw_noise(x_0, options.offset)
     timesteps = draw_timesteps(options, len(x_0), x_0.device)
     x_t = add_noise(scheduler, x_0, noise, timesteps)
     prediction = denoise(unet, x_t, timesteps, conditioning, z).float()
@@ -35,4 +47,7 @@ def denoising_loss(
         height, width = x_0.shape[-2:]
         errors = errors * F.adaptive_avg_pool2d(pixel_weights, (height, width))
     rows = errors.mean(dim=(1, 2, 3)) * loss_weights(scheduler, timesteps, options.min_snr_gamma)
-    return rows.mean(), rows.detach(), timesteps
+    loss = rows.mean()
+    if further is not None:
+        loss = loss + further(predicted_x_0(scheduler, prediction, x_t, timesteps), timesteps)
+    return loss, rows.detach(), timesteps

@@ -8,10 +8,12 @@ OUT/README.md, OUT/examples/*.png            the model card
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vlad.building import ALIGNMENT
 from vlad.config import Config, load_config
 from vlad.errors import UserError, did_you_mean, writable_directory
 from vlad.pipeline import VLADPipeline
@@ -53,6 +55,9 @@ def export_run(
         load_pipeline(run, dtype=VARIANTS[variant]).save_pretrained(out, variant=variant)
     # Last: the LVLM's config.json says in which precision it is loaded when nobody asks for another.
     pipeline.save_pretrained(out)
+    heads = next((folder / ALIGNMENT for folder in (run / "pipeline", run) if (folder / ALIGNMENT).is_file()), None)
+    if heads is not None:  # fine-tuning goes on with them
+        shutil.copyfile(heads, out / ALIGNMENT)
     config = load_config(run / "config.yaml") if (run / "config.yaml").is_file() else None
     card = out / "README.md"
     card.write_text(_card(pipeline, config, run, pictures, variants, licence), encoding="utf-8")

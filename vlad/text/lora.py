@@ -5,24 +5,48 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlad.errors import UserError
+from vlad.text.fingerprint import module_fingerprint
+from vlad.text.quantised import quantise
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # the names that peft gives them
 MARKS = "base_marks.json"  # ours: peft records the base's name, but a folder of that name can hold other weights
 MARKS_PER_LAYER = 16
+ABOUT = "vlad"  # our entry in the head of a safetensors file
+DIFFUSERS_WEIGHTS, DIFFUSERS_OPTIONS = "pytorch_lora_weights.safetensors", "lora_adapter_metadata"
 # The matrices that are adapted where the options name none: attention, in the LVLM's and in diffusers' spelling.
 LVLM_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2")
+
+
+Part = Literal["lvlm", "composition", "layout_unet", "refine_unet"]  # what can carry adapters
+
+
+@dataclass(frozen=True)
+class PartRanks:
+    """A rank for each part; None: that of all."""
+
+    lvlm: int | None = None
+    composition: int | None = None
+    layout_unet: int | None = None
+    refine_unet: int | None = None
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            rank = getattr(self, entry.name)
+            if rank is not None and rank < 1:
+                raise UserError(f"lora.ranks.{entry.name} must be at least 1, not {rank}.")
 
 
 @dataclass(frozen=True)
@@ -35,12 +59,28 @@ class LoraOptions:
     # Scale by alpha / sqrt(rank) (rsLoRA); learn each row's length apart from its direction (DoRA).
     rslora: bool = False
     dora: bool = False
+    # What carries adapters: the UNets as said here, the LVLM and the CCM as `trainable` says (lora or frozen).
+    layout_unet: bool = True
+    refine_unet: bool = True
     lvlm_targets: tuple[str, ...] = LVLM_TARGETS
     unet_targets: tuple[str, ...] = UNET_TARGETS
+    # Of the CCM and the spelling encoder; empty: every linear layer.
+    composition_targets: tuple[str, ...] = ()
+    # Ranks of single parts; None: `rank`. alpha / rank stays what it is.
+    ranks: PartRanks = field(default_factory=PartRanks)
+    # The frozen base's matrices in 4 (NF4) or 8 bits (QLoRA, arXiv 2305.14314), on a GPU; None: as they are.
+    base_bits: int | None = None
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
             raise UserError("lora: rank must be at least 1, alpha positive and dropout in [0, 1).")
+        if self.base_bits not in (None, 4, 8):
+            raise UserError(f"lora.base_bits must be 4, 8 or null for a base as it is, not {self.base_bits}.")
+
+    def of_part(self, part: Part) -> LoraOptions:
+        """The same with the rank of one part, and the alpha that leaves alpha / rank as it is."""
+        rank = getattr(self.ranks, part) or self.rank
+        return replace(self, rank=rank, alpha=self.alpha * rank / self.rank)
 
 
 def add_adapter(
@@ -57,17 +97,18 @@ def add_adapter(
     `among`: the names of the modules that may be adapted (what nobody reads cannot be trained); None for all.
     `besides`: names of further modules to adapt. Raises UserError when a target matches no module.
     """
+    modules = dict(module.named_modules())
     names = [
         name
-        for name, child in module.named_modules()
+        for name, child in modules.items()
         if isinstance(child, nn.Linear | nn.Conv2d) and (among is None or name in among)
     ]
-    wrong = [target for target in targets if not any(_matches(name, target) for name in names)]
-    if wrong or not (targets or besides):
-        candidates = sorted({name.rsplit(".", 1)[-1] for name in names})
-        raise UserError(
-            f"lora: no module matches {', '.join(wrong) or 'an empty list'}; this model has {', '.join(candidates)}."
-        )
+    if targets or not besides:
+        matching(names, targets)
+    marks = {name: _marks(modules[name].weight) for name in (*names, *besides)}
+    about = BaseAbout(base_id, revision, module_fingerprint(module), marks)
+    if options.base_bits is not None:
+        quantise(module, options.base_bits)
     chosen = [name for name in names if any(_matches(name, target) for target in targets)] + sorted(besides)
     config = LoraConfig(
         r=options.rank,
@@ -80,20 +121,44 @@ def add_adapter(
     )
     model = get_peft_model(module, config)
     config.base_model_name_or_path = base_id  # only now: peft has just put the module's own name there
+    model.base_about = about
     return model
 
 
-def save_adapter(model: PeftModel, directory: Path) -> None:
+@dataclass(frozen=True)
+class BaseAbout:
+    """What an adapter knows of the module that it is put on, as that was before it was quantised."""
+
+    id: str
+    revision: str | None
+    fingerprint: str
+    # A few weights of every layer that could be adapted, by its name.
+    marks: dict[str, list[float]]
+
+
+def base_of(model: PeftModel) -> BaseAbout:
+    """What is known of the base of a model that `add_adapter` made."""
+    about: BaseAbout = model.base_about
+    return about
+
+
+def save_adapter(model: PeftModel, directory: Path, about: dict[str, Any] | None = None) -> None:
     """Writes the adapter in peft's format, with marks of its base, and proves that it comes back.
 
-    `adapter_config.json` (base model and revision inside), `adapter_model.safetensors`, and `base_marks.json`, a few
-    weights of every adapted layer. The files are read into fresh layers beside the trained ones: every key is there,
+    `adapter_config.json` (base model and revision inside), `adapter_model.safetensors` with the base's fingerprint and
+    `about` (plain values) as JSON in its metadata under "vlad", and `base_marks.json`, a few weights of every adapted
+    layer. The files are read into fresh layers beside the trained ones: every key is there,
     every tensor equal, and so is what each layer makes of random input. Raises RuntimeError otherwise, and when the
     adapters of a target are all zero: nothing has trained them.
     """
     # peft would ask the hub whether the base's vocabulary has grown; embeddings are never adapted here.
     model.save_pretrained(str(directory), save_embedding_layers=False)
-    marks = {name: _marks(layer) for name, layer in _adapted_layers(model)}
+    base = base_of(model)
+    marks = {name: base.marks[name] for name, _ in _adapted_layers(model)}
+    _add_metadata(
+        directory / WEIGHTS,
+        {"base": base.id, "revision": base.revision, "fingerprint": base.fingerprint, **(about or {})},
+    )
     (directory / MARKS).write_text(json.dumps(marks, indent=1), encoding="utf-8")
     trained = {name: value for name, value in model.state_dict().items() if _of_adapter(name)}
     keys = _stored_names(directory)
@@ -106,6 +171,35 @@ def save_adapter(model: PeftModel, directory: Path) -> None:
     if untrained := _untrained_targets(model):
         raise RuntimeError(f"nothing was trained: the B matrices of {_listed(untrained)} are all zero")
     _prove_outputs(model, directory)
+
+
+def _add_metadata(path: Path, about: dict[str, Any]) -> None:
+    """Puts plain values as JSON into the head of a safetensors file."""
+    with safe_open(str(path), framework="pt") as stored:
+        head = stored.metadata() or {}
+    save_file(load_file(path), path, {**head, ABOUT: json.dumps(about)})
+
+
+def adapter_about(directory: Path) -> dict[str, Any]:
+    """What `save_adapter` has written into the head of an adapter's file; empty for one that peft alone has written."""
+    with safe_open(str(directory / WEIGHTS), framework="pt") as stored:
+        found = json.loads((stored.metadata() or {}).get(ABOUT, "{}"))
+    return found if isinstance(found, dict) else {}
+
+
+def write_for_diffusers(model: PeftModel, directory: Path) -> None:
+    """A UNet's adapter once more, as `load_lora_weights` and `load_lora_adapter` of diffusers read it: keys that begin
+    with "unet." in one file, with the adapter's options in its head."""
+    config = {
+        name: sorted(value) if isinstance(value, set) else value
+        for name, value in model.peft_config["default"].to_dict().items()
+    }
+    tensors = {
+        f"unet.{name.removeprefix('base_model.model.')}": value
+        for name, value in load_file(directory / WEIGHTS).items()
+    }
+    options = json.dumps({f"unet.{name}": value for name, value in config.items()}, default=str)
+    save_file(tensors, directory / DIFFUSERS_WEIGHTS, {"format": "pt", DIFFUSERS_OPTIONS: options})
 
 
 def _untrained_targets(model: PeftModel) -> list[str]:
@@ -134,9 +228,11 @@ def _prove_outputs(model: PeftModel, directory: Path) -> None:
         model.eval()
         differing = []
         for name, layer in _adapted_layers(model):
-            weight = layer.get_base_layer().weight
-            shape = (2, weight.shape[1]) if weight.ndim == 2 else (1, weight.shape[1], 8, 8)
-            x = torch.randn(shape, device=weight.device, dtype=weight.dtype)
+            base = layer.get_base_layer()
+            shape = (2, base.in_features) if isinstance(base, nn.Linear) else (1, base.in_channels, 8, 8)
+            # Quantised weights are no numbers to compute with.
+            dtype = base.weight.dtype if base.weight.is_floating_point() else torch.float32
+            x = torch.randn(shape, device=base.weight.device, dtype=dtype)
             outputs = []
             for adapter in ("default", PROOF):
                 layer.set_adapter(adapter)
@@ -247,7 +343,7 @@ def _compare_base(model: PeftModel, directory: Path, remedy: str) -> None:
         raise UserError(f"{path} is damaged; copy the adapter's folder again.") from error
     differing = []
     for name, layer in _adapted_layers(model):
-        now, before = torch.tensor(_marks(layer)), torch.tensor(marks.get(name, []))
+        now, before = torch.tensor(_marks(layer.get_base_layer().weight)), torch.tensor(marks.get(name, []))
         if now.shape != before.shape or (now - before).abs().max() > before.abs().max() / 64:
             differing.append(name)
     if differing:
@@ -264,9 +360,9 @@ def _adapted_layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
             yield name, layer
 
 
-def _marks(layer: LoraLayer) -> list[float]:
+def _marks(weight: Tensor) -> list[float]:
     """A few of the base's weights, spread over the matrix."""
-    weight = layer.get_base_layer().weight.detach().flatten()
+    weight = weight.detach().flatten()
     places = torch.linspace(0, weight.numel() - 1, MARKS_PER_LAYER, dtype=torch.float64).long()
     return weight[places.to(weight.device)].float().tolist()
 
@@ -302,6 +398,17 @@ def adapter_base(directory: Path) -> str:
         return str(config["base_model_name_or_path"])
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{directory / CONFIG} is not an adapter's config; give the folder of a LoRA run.") from error
+
+
+def matching(names: Sequence[str], targets: Sequence[str]) -> list[str]:
+    """The names that some target matches. Raises UserError, with what there is, for a target that matches none."""
+    wrong = [target for target in targets if not any(_matches(name, target) for name in names)]
+    if wrong or not targets:
+        candidates = sorted({name.rsplit(".", 1)[-1] for name in names})
+        raise UserError(
+            f"lora: no module matches {', '.join(wrong) or 'an empty list'}; this model has {', '.join(candidates)}."
+        )
+    return [name for name in names if any(_matches(name, target) for target in targets)]
 
 
 def _matches(name: str, target: str) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import lightning as L
@@ -20,11 +21,13 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from vlad.diffusion.autoencoder import PatchAutoencoder, draw_latents, encode
-from vlad.diffusion.noise import NoiseOptions, Scheduler
+from vlad.diffusion.noise import NoiseOptions, Scheduler, signal_shares
 from vlad.errors import UserError
 from vlad.losses.alignment import AlignmentHeads
 from vlad.losses.contrastive import AlignmentKind
 from vlad.losses.denoising import denoising_loss
+from vlad.losses.legibility import Legibility
+from vlad.losses.line_weights import line_weights
 from vlad.records import Batch
 from vlad.text.composition import TextSide
 from vlad.training.optim import OptimOptions, build_optimizer, learning_rate_factor
@@ -64,11 +67,18 @@ class LossOptions:
     # Its errors count more where a pixel stands out from its picture: strokes are few, and would come out blended with
     # the ground (docs/LOG.md).
     contrast_weight: float = 0.0
+    # lambda of `line_weights`: every line of text adds so much of its own mean error, however small it is.
+    line_weight: float = 0.0
+    # Of the refine stage, on the picture that its prediction stands for: what an OCR model sees in the lines (AnyText),
+    # and which letter stands where (TextDiffuser). Either is off at 0; docs/finetune.md has what they brought.
+    ocr_weight: float = 0.0
+    segmentation_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not (0 <= self.text_dropout <= 1 and 0 <= self.layout_dropout <= 1):
             raise UserError("losses: text_dropout and layout_dropout are shares, 0 to 1.")
-        extras = (self.region_weight, self.matching_weight, self.captioning_weight)
+        extras = [self.region_weight, self.matching_weight, self.captioning_weight]
+        extras += [self.line_weight, self.ocr_weight, self.segmentation_weight]
         noises = (self.layout_noise, self.latent_noise)
         if min(self.diffusion_weight, self.align_weight, self.contrast_weight, *extras, *noises) < 0:
             raise UserError("losses: weights and noise strengths must not be negative.")
@@ -217,7 +227,7 @@ class LayoutStage(_Stage):
         terms = text_losses(self.text_side, self.alignment, read, batch, self.losses)
         t = read.t.dropped(_kept(len(z), self.losses.text_dropout, self.device))
         diffusion, rows, timesteps = denoising_loss(
-            self.unet, self.scheduler, self.noise, z, t, pixel_weights=batch.pixel_weights
+            self.unet, self.scheduler, self.noise, z, t, pixel_weights=_pixel_weights(batch, self.losses)
         )
         self.noise_levels.add(rows, timesteps)
         # Eq. 8: L = L_align + lambda L_diff
@@ -226,6 +236,11 @@ class LayoutStage(_Stage):
         if terms:
             self.log_temperature(self.alignment)
         return loss
+
+    def held_out_loss(self, batch: Batch) -> Tensor:
+        """L_diff of a batch with nothing dropped; the mean over its rows."""
+        z, t = _glyph_latents(self.autoencoder, batch), read_prompts(self.text_side, batch).t
+        return denoising_loss(self.unet, self.scheduler, self.noise, z, t, pixel_weights=batch.pixel_weights)[0]
 
 
 class RefineStage(_Stage):
@@ -239,6 +254,7 @@ class RefineStage(_Stage):
         losses: LossOptions,
         optim: OptimOptions,
         with_layout: bool,
+        legibility: Legibility | None = None,
     ) -> None:
         super().__init__(optim)
         self.autoencoder, self.text_side, self.alignment = parts.autoencoder, parts.text_side, parts.alignment
@@ -247,6 +263,7 @@ class RefineStage(_Stage):
         self.noise_levels = NoiseLevels(noise.train_timesteps)
         self.with_layout = with_layout
         self.trains_text = any(parameter.requires_grad for parameter in self.text_side.parameters())  # in some phase
+        self.legibility = legibility
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x_0 = _picture_latents(self.autoencoder, batch)  # B C h w
@@ -255,7 +272,14 @@ class RefineStage(_Stage):
         terms = text_losses(self.text_side, self.alignment, read, batch, self.losses) if self.trains_text else {}
         t = read.t.dropped(_kept(len(x_0), self.losses.text_dropout, self.device))
         diffusion, rows, timesteps = denoising_loss(
-            self.unet, self.scheduler, self.noise, x_0, t, self._layout(batch), batch.pixel_weights
+            self.unet,
+            self.scheduler,
+            self.noise,
+            x_0,
+            t,
+            self._layout(batch),
+            _pixel_weights(batch, self.losses),
+            None if self.legibility is None else partial(self._legibility, batch, x_0),
         )
         self.noise_levels.add(rows, timesteps)
         # Eq. 8: L = L_align + lambda L_diff
@@ -264,6 +288,23 @@ class RefineStage(_Stage):
         if terms:
             self.log_temperature(self.alignment)
         return loss
+
+    def held_out_loss(self, batch: Batch) -> Tensor:
+        """L_diff (Eq. 9) of a batch with t and the true z, nothing dropped or disturbed; the mean over its rows."""
+        z = _glyph_latents(self.autoencoder, batch) if self.with_layout else None
+        t = read_prompts(self.text_side, batch).t
+        return denoising_loss(
+            self.unet, self.scheduler, self.noise, _picture_latents(self.autoencoder, batch), t, z, batch.pixel_weights
+        )[0]
+
+    def _legibility(self, batch: Batch, x_0: Tensor, predicted: Tensor, timesteps: Tensor) -> Tensor:
+        """The weighted losses on how well the predicted x_0 reads, over lambda, which multiplies L_diff later."""
+        assert self.legibility is not None
+        terms = self.legibility(batch, x_0, predicted, signal_shares(self.scheduler, timesteps))
+        self.log_losses(**terms)
+        weights = {"ocr": self.losses.ocr_weight, "segmentation": self.losses.segmentation_weight}
+        total = sum((weights[name] * term for name, term in terms.items()), start=torch.zeros((), device=self.device))
+        return total / self.losses.diffusion_weight
 
     def _layout(self, batch: Batch) -> Tensor | None:
         """z with noise of up to sigma (Eq. 6), zero where dropped."""
@@ -296,6 +337,17 @@ def _glyph_latents(autoencoder: PatchAutoencoder | AutoencoderKL, batch: Batch) 
     if batch.cached is not None:
         return draw_latents(batch.cached.glyph_mean, batch.cached.glyph_deviation)
     return _encode_frozen(autoencoder, batch.glyph_maps)
+
+
+def _pixel_weights(batch: Batch, losses: LossOptions) -> Tensor | None:
+    """How much each pixel counts, B 1 H W (cells with cached states); None where all count alike."""
+    kept = batch.pixel_weights
+    if not losses.line_weight:
+        return kept
+    height, width = (batch.cached.picture_mean if batch.cached is not None else batch.pictures).shape[-2:]
+    device = batch.cached.picture_mean.device if batch.cached is not None else batch.pictures.device
+    weights = line_weights(batch.layouts, losses.line_weight, height, width).to(device)
+    return weights if kept is None else kept * weights
 
 
 def _kept(batch: int, dropout: float, device: torch.device) -> Tensor:
