@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlad.diffusion.attention import attend_beside
-from vlad.diffusion.autoencoder import decode, encode, spatial_factor
+from vlad.diffusion.autoencoder import decode, latent_moments, spatial_factor
 from vlad.diffusion.noise import NoiseOptions, process_of
 from vlad.diffusion.samplers import OnStep, build_solver, check_scheduler, guided, joined, sample_latents
 from vlad.errors import UserError
@@ -472,7 +472,8 @@ class VLADPipeline(DiffusionPipeline):
         maps = np.stack([draw_glyph_map(plan.layout, settings.width, settings.height) for plan in plans])  # B H W
         canvas = torch.from_numpy(maps).to(self._execution_device)[:, None].expand(-1, 3, -1, -1) * 2 - 1
         _onload(self.autoencoder)
-        z = encode(self.autoencoder, canvas.to(self.autoencoder.dtype)).float()
+        # The mean, not a draw: the same layout gives the same picture.
+        z = latent_moments(self.autoencoder, canvas.to(self.autoencoder.dtype))[0].float()
         return torch.stack(
             [plan.z if plan.keep_raw and plan.z is not None else row for row, plan in zip(z, plans, strict=True)]
         )
