@@ -18,6 +18,7 @@ from typing import Any, get_args, get_type_hints
 
 import diffusers
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 
 from vlad.diffusion.growing import check_text_inputs
@@ -30,6 +31,14 @@ NEEDED = ("unet", "vae", "scheduler")
 XL = "StableDiffusionXL"  # how the names of its pipelines begin
 SHOWN = 4  # differing tensors that a message names
 OPTION = "stable_diffusion.path"
+_RAISED = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+)  # by the libraries, for what they read
 
 
 @dataclass(frozen=True)
@@ -160,18 +169,31 @@ def _from_single_file(path: Path, options: StableDiffusionOptions) -> StableDiff
         if isinstance(value, list) and name.split("_")[0] not in ("unet", "vae", "scheduler", "text", "tokenizer")
     }
     assert pipeline_class is not None
-    with _told(str(path), "file"):
-        pipeline = pipeline_class.from_single_file(
-            str(path), config=options.config, local_files_only=Path(options.config).is_dir(), **left_out
-        )
     names = _text_encoders(index) if options.own_text else []
+    with _told(str(path), "file"):
+        try:
+            pipeline = pipeline_class.from_single_file(
+                str(path), config=options.config, local_files_only=Path(options.config).is_dir(), **left_out
+            )
+            parts = {name: getattr(pipeline, name) for name in ("unet", "vae", *names)}
+        except NotImplementedError as error:  # what a part finds no weights for stays without memory
+            raise _another_kind(path, options.config) from error
+        if any(parameter.is_meta for part in parts.values() for parameter in part.parameters()):
+            raise _another_kind(path, options.config)
     return StableDiffusion(
-        pipeline.unet.float(),
-        pipeline.vae.float(),
+        parts["unet"].float(),
+        parts["vae"].float(),
         pipeline.scheduler.config,
-        tuple(getattr(pipeline, name).float() for name in names),
+        tuple(parts[name].float() for name in names),
         tuple(getattr(pipeline, name.replace("text_encoder", "tokenizer")) for name in names),
         _own_options(index) if names else None,
+    )
+
+
+def _another_kind(path: Path, config: str) -> UserError:
+    return UserError(
+        f"{OPTION}: {path} holds another kind of model than stable_diffusion.config ({config}) describes, weights are"
+        " missing; name the options of the model that it was made from."
     )
 
 
@@ -305,7 +327,7 @@ def _told(path: str, part: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (*_RAISED, SafetensorError, SingleFileComponentError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"{OPTION}: the {part} of {path} cannot be read ({reason}); give a folder with safetensors in diffusers'"
