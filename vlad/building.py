@@ -27,7 +27,7 @@ from vlad.pipeline import SampleOptions, VLADPipeline
 from vlad.text.components import component_of, linear_modules
 from vlad.text.composition import CompositionModule, TextSide
 from vlad.text.lora import LoraOptions, add_adapter, merged
-from vlad.text.lvlm import LVLMEncoder, load_head, load_lvlm, load_vision
+from vlad.text.lvlm import LVLMEncoder, check_same_lvlm, load_head, load_lvlm, load_vision
 from vlad.text.own import OwnText
 from vlad.training.stages import Parts
 
@@ -282,6 +282,7 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     levels = len(base.refine_unet.config.block_out_channels)
     _check_shapes(config, spatial_factor(base.autoencoder), levels)
     text_side = base.text_side
+    check_same_lvlm(config.lvlm, text_side.lvlm.model)
     text_side.lvlm.vision = load_vision(config.lvlm) if reads_pictures(config) else None
     text_side.lvlm.head = load_head(config.lvlm, text_side.lvlm.model) if config.losses.captioning_weight else None
     alignment = _alignment_heads(config, text_side)

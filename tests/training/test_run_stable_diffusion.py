@@ -18,6 +18,7 @@ from vlad.diffusion.stand_in import save_stand_in
 from vlad.errors import UserError
 from vlad.launch import is_finished, run
 from vlad.sampling import load_pipeline
+from vlad.text.lvlm import LVLMOptions, build_tiny_qwen
 
 PROMPT = 'a blue sign that says "HOUSE" at the top'
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -33,6 +34,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_manifest(folder / "shards", entries, {})
     for kind in ("sd15", "sdxl"):
         save_stand_in(kind, folder / kind)  # type: ignore[arg-type]
+    return folder
+
+
+def tiny_lvlm(folder: Path) -> Path:
+    """A tiny LVLM on disk, of another width than the runs'."""
+    build_tiny_qwen(LVLMOptions(hidden_size=24, layers=1, heads=1)).save_pretrained(folder)
     return folder
 
 
@@ -116,5 +123,10 @@ def test_a_finished_run_is_a_base_like_any_other(world: Path) -> None:
     small = [entry for entry in overrides(world, "sd15") if not entry.startswith(own)]
     lora = load_config(CONFIGS / "lora.yaml", [*small, f"base={base}", "name=on-it"])
     assert run(lora).finished
+    with pytest.raises(
+        UserError, match=r"another LVLM than the one that the base was trained with .hidden_size 24, not"
+    ):
+        other = tiny_lvlm(world / "other")
+        run(load_config(CONFIGS / "lora.yaml", [*small, f"base={base}", "name=of-another", f"lvlm.path={other}"]))
     plain, adapted = load_pipeline(base), load_pipeline(base, lora.directory)
     assert not np.array_equal(plain(PROMPT, 1).images[0], adapted(PROMPT, 1).images[0])
