@@ -45,8 +45,8 @@ LEVELS = {
 LIBRARIES = {
     "lightning": ("training/", "stage_trainer.py", "launch.py"),
     "pytorch_lightning": (),
-    "transformers": ("text/lvlm.py", "text/captioner.py", "text/picture_encoders.py"),
-    "tokenizers": ("text/lvlm.py",),
+    "transformers": ("text/lvlm.py", "text/captioner.py", "text/picture_encoders.py", "text/own.py"),
+    "tokenizers": ("text/lvlm.py", "text/own.py"),
     "peft": ("text/lora.py",),
     "bitsandbytes": ("text/quantised.py",),
     "webdataset": ("data/shards.py", "data/writing.py"),

@@ -326,7 +326,7 @@ def measure_sample(run: str | None, steps: int, batch: int, rounds: int = SAMPLE
     prompts, seeds = [SAMPLE_PROMPT] * batch, list(range(batch))
     parsed = [pipeline.check_prompt(prompt) for prompt in prompts]
     settings = pipeline.settings(steps=steps, batch_size=batch, text_scale=2.0, layout_scale=2.0)
-    tokens = pipeline._read_prompts(parsed[:1], "").wanted.tokens.expand(batch, -1, -1)
+    tokens = pipeline._read_prompts(parsed[:1], settings).wanted.tokens.expand(batch, -1, -1)
     layouts = [Layout((TextLine("HOUSE", box_polygon(0.1, 0.1, 0.9, 0.3)),))] * batch
     beside = stable_diffusion(pipeline.refine_unet, tokens, seeds, steps)
 
@@ -334,7 +334,7 @@ def measure_sample(run: str | None, steps: int, batch: int, rounds: int = SAMPLE
         pipeline(prompts, seeds, layouts, steps, 2.0, 2.0, batch_size=batch, output_type=output_type)
 
     parts: dict[str, Callable[[], object]] = {
-        "reading the prompts": lambda: pipeline._read_prompts(parsed, ""),
+        "reading the prompts": lambda: pipeline._read_prompts(parsed, settings),
         "stage two without its decoder": lambda: stage_two("latent"),
         STABLE_DIFFUSION: beside,
         "stage two": lambda: stage_two("pil"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import sys
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vlad.config import Config
+from vlad.diffusion.attention import attend_beside
 from vlad.diffusion.autoencoder import build_autoencoder, spatial_factor
+from vlad.diffusion.growing import grow_conv_in, grow_text_inputs, new_parameters
 from vlad.diffusion.noise import build_scheduler
+from vlad.diffusion.stable_diffusion import StableDiffusionOptions, load_stable_diffusion, noise_of
 from vlad.diffusion.unets import build_unet
 from vlad.distributed import is_main_process
 from vlad.errors import UserError
@@ -25,7 +29,8 @@ from vlad.pipeline import SampleOptions, VLADPipeline
 from vlad.text.components import component_of, linear_modules
 from vlad.text.composition import CompositionModule, TextSide
 from vlad.text.lora import LoraOptions, add_adapter, matching, merged
-from vlad.text.lvlm import LVLMEncoder, load_head, load_lvlm, load_vision
+from vlad.text.lvlm import LVLMEncoder, check_same_lvlm, load_head, load_lvlm, load_vision
+from vlad.text.own import OwnText
 from vlad.text.quantised import check_quantisation
 from vlad.training.stages import Parts
 
@@ -43,6 +48,13 @@ def adaptable(parts: Parts) -> dict[str, nn.Module | None]:
     }
 
 
+def kept_adapters(config: Config, parts: Parts) -> dict[str, nn.Module | None]:
+    """The modules whose adapters a run writes: those on a Stable Diffusion's UNets say nothing without the layers that
+    were grown beside them, and become part of the pipeline alone."""
+    leaves_out = config.stable_diffusion is not None
+    return {name: m for name, m in adaptable(parts).items() if not (leaves_out and name.endswith("_unet"))}
+
+
 def check_text_side(config: Config) -> None:
     """Raises UserError for options of the text side that contradict each other."""
     training = config.text_training  # refuses what an adapter run cannot train
@@ -52,6 +64,8 @@ def check_text_side(config: Config) -> None:
         raise UserError(f"align_stage: {config.align_stage} has nothing to train: trainable freezes every component.")
     if config.align_stage == "only" and config.base is not None:
         raise UserError("align_stage: only makes a text side, and a base brings one; name it as text_base instead.")
+    if config.base is not None and config.stable_diffusion is not None:
+        raise UserError("stable_diffusion: the base brings UNets of its own; leave one of the two out.")
     if config.base is not None and config.text_base is not None:
         raise UserError("text_base: the base brings its own text side; leave one of the two out.")
     adapted = training.components("lora")
@@ -67,12 +81,21 @@ def check_text_side(config: Config) -> None:
         nothing = not adapted and not config.lora.layout_unet and not config.lora.refine_unet
         if nothing:
             raise UserError("lora: no part carries adapters; set lora.refine_unet=true, or another part's.")
-    if config.lora is not None and not adapted and config.base is None:
+    if config.lora is not None and not adapted and config.base is None and config.stable_diffusion is None:
         raise UserError("lora: adapters need a base; add base=runs/NAME, a finished run, or set trainable.lvlm=lora.")
 
 
-def new_parts(config: Config) -> Parts:
-    """The parts that the config describes, untrained but for what it names a path of."""
+def build_parts(config: Config) -> tuple[Parts, Config]:
+    """The parts that a run begins with, and the config with what a base brings along."""
+    if config.base is not None:
+        return parts_of_base(config)
+    if config.stable_diffusion is not None:
+        return _parts_of_stable_diffusion(config, config.stable_diffusion)
+    return new_parts(config), config
+
+
+def _new_text_side(config: Config) -> tuple[TextSide, AlignmentHeads]:
+    """The text side that the config describes, untrained but for what it names a path of."""
     training = config.text_training
     if config.text_base is not None:
         text_folder = text_folder_of(Path(config.text_base))
@@ -93,6 +116,15 @@ def new_parts(config: Config) -> Parts:
     base_id = config.text_base or config.lvlm.path
     if base_id is not None:
         _adapt_text_side(text_side, config, base_id, config.lvlm.revision)
+    alignment = _alignment_heads(config, text_side)
+    if config.text_base is not None:
+        alignment.load_fitting(load_file(text_folder / ALIGNMENT))
+    return text_side, alignment
+
+
+def new_parts(config: Config) -> Parts:
+    """The parts that the config describes, untrained but for what it names a path of."""
+    text_side, alignment = _new_text_side(config)
     autoencoder = build_autoencoder(config.autoencoder)
     channels = autoencoder.config.latent_channels
     levels = max(len(config.layout.unet.block_channels), len(config.refine.unet.block_channels))
@@ -100,18 +132,55 @@ def new_parts(config: Config) -> Parts:
     _check_shapes(config, factor, levels)
     side = config.data.picture_pixels
     with_layout = config.layout.kind != "none"
-    width, cells = composition.config.output_width, side // factor
+    width, cells = text_side.composition.config.output_width, side // factor
     layout_unet = build_unet(config.layout.unet, channels, 0, width, cells) if with_layout else None
     refine_unet = build_unet(config.refine.unet, channels, channels if with_layout else 0, width, cells)
-    alignment = _alignment_heads(config, text_side)
-    if config.text_base is not None:
-        alignment.load_fitting(load_file(text_folder / ALIGNMENT))
-    parts = Parts(autoencoder, text_side, alignment, layout_unet, refine_unet)
+    return _in_memory_format(Parts(autoencoder, text_side, alignment, layout_unet, refine_unet), config)
+
+
+def _in_memory_format(parts: Parts, config: Config) -> Parts:
     if config.trainer.channels_last:
         for module in (parts.autoencoder, parts.layout_unet, parts.refine_unet):
             if module is not None:
                 module.to(memory_format=torch.channels_last)
     return parts
+
+
+def _parts_of_stable_diffusion(config: Config, options: StableDiffusionOptions) -> tuple[Parts, Config]:
+    """Both UNets from one Stable Diffusion, grown so that nothing changes yet; its autoencoder, its text, its noise.
+
+    With `lora`: adapters on the UNets; what was grown is trained in full, as nothing was learned there before.
+    """
+    found = load_stable_diffusion(options)
+    autoencoder = found.autoencoder if config.autoencoder.path is None else build_autoencoder(config.autoencoder)
+    channels = autoencoder.config.latent_channels
+    if channels != found.autoencoder.config.latent_channels:
+        raise UserError(
+            f"autoencoder.path: {config.autoencoder.path} makes {channels} channels and the UNet of {options.path}"
+            f" takes {found.autoencoder.config.latent_channels}; leave it out to take the model's own."
+        )
+    _check_shapes(config, spatial_factor(autoencoder), len(found.unet.config.block_out_channels))
+    text_side, alignment = _new_text_side(config)
+    if found.own_text is not None:
+        text_side.own = OwnText(found.encoders, found.tokenizers, found.own_text)
+    with_layout = config.layout.kind != "none"
+    grow_text_inputs(found.unet, text_side.composition.config.output_width, text_side.own is not None)
+    layout_unet = copy.deepcopy(found.unet) if with_layout else None
+    if with_layout:
+        grow_conv_in(found.unet, 2 * channels)  # z beside x_t
+    parts = Parts(autoencoder, text_side, alignment, layout_unet, found.unet)
+    if (lora := config.lora) is not None:
+        found.unet.requires_grad_(False)
+        if layout_unet is not None:
+            layout_unet.requires_grad_(False)
+        _adapt_unets(parts, lora, options.path, options.revision)
+        for unet in (parts.layout_unet, parts.refine_unet):
+            for parameter in () if unet is None else new_parameters(unet):
+                parameter.requires_grad_(True)
+    attend_beside([parts.layout_unet, parts.refine_unet])
+    layout = replace(config.layout, noise=noise_of(found.scheduler, config.layout.noise))
+    refine = replace(config.refine, noise=noise_of(found.scheduler, config.refine.noise))
+    return _in_memory_format(parts, config), replace(config, layout=layout, refine=refine)
 
 
 def reads_pictures(config: Config) -> bool:
@@ -232,6 +301,7 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     levels = len(base.refine_unet.config.block_out_channels)
     _check_shapes(config, spatial_factor(base.autoencoder), levels)
     text_side = base.text_side
+    check_same_lvlm(config.lvlm, text_side.lvlm.model)
     text_side.lvlm.vision = load_vision(config.lvlm) if reads_pictures(config) else None
     text_side.lvlm.head = load_head(config.lvlm, text_side.lvlm.model) if config.losses.captioning_weight else None
     alignment = _alignment_heads(config, text_side)
@@ -243,13 +313,7 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
         for module in (parts.autoencoder, text_side, alignment, parts.layout_unet, parts.refine_unet):
             if module is not None:
                 module.requires_grad_(False)
-        lora = config.lora
-        if parts.layout_unet is not None and lora.layout_unet:
-            options = lora.of_part("layout_unet")
-            parts.layout_unet = add_adapter(parts.layout_unet, options, lora.unet_targets, base_id)
-        if lora.refine_unet:
-            options = lora.of_part("refine_unet")
-            parts.refine_unet = add_adapter(parts.refine_unet, options, lora.unet_targets, base_id)
+        _adapt_unets(parts, config.lora, base_id)
     _adapt_text_side(text_side, config, base_id)
     process = base.config.process  # the noise that was trained with, whatever solver the base samples with
     layout, refine = config.layout, replace(config.refine, noise=replace(config.refine.noise, **process["refine"]))
@@ -259,6 +323,13 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
         layout = replace(layout, kind="latents", noise=replace(layout.noise, **process["layout"]))
     sample = SampleOptions(**{field.name: base.config[field.name] for field in fields(SampleOptions)})
     return parts, replace(config, layout=layout, refine=refine, sample=sample)
+
+
+def _adapt_unets(parts: Parts, lora: LoraOptions, base_id: str, revision: str | None = None) -> None:
+    for name, asked in (("layout_unet", lora.layout_unet), ("refine_unet", lora.refine_unet)):
+        unet = getattr(parts, name)
+        if asked and unet is not None:
+            setattr(parts, name, add_adapter(unet, lora.of_part(name), lora.unet_targets, base_id, revision))
 
 
 def text_folder_of(path: Path) -> Path:
@@ -296,7 +367,12 @@ def pipeline_folder(path: Path) -> Path:
 
 
 def build_pipeline(config: Config, parts: Parts) -> VLADPipeline:
-    options = config.sample
+    options, own = config.sample, parts.text_side.own
+    kept: dict[str, Any] = {}
+    if own is not None:
+        for suffix, encoder, tokenizer in zip(("", "_2"), own.encoders, own.tokenizers, strict=False):
+            kept |= {f"own_text_encoder{suffix}": encoder, f"own_tokenizer{suffix}": tokenizer}
+        kept["own_text"] = asdict(own.options)
     return VLADPipeline(
         lvlm=parts.text_side.lvlm.model,
         tokenizer=parts.text_side.lvlm.tokenizer,
@@ -319,4 +395,5 @@ def build_pipeline(config: Config, parts: Parts) -> VLADPipeline:
         planning_scale=options.planning_scale,
         refit=options.refit,
         batch_size=options.batch_size,
+        **kept,
     )

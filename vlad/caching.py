@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import torch
 
-from vlad.building import new_parts, parts_of_base
+from vlad.building import build_parts
 from vlad.config import Config
 from vlad.data.cache import Fingerprint, data_fingerprint, open_cache, weights_digest
 from vlad.data.stream import ShardSets
@@ -60,11 +60,11 @@ def cache_encoder(config: Config, parts: Parts, device: torch.device) -> Callabl
 def cacheable_parts(config: Config) -> Parts:
     """The parts that a config's cache is made with. Raises UserError where the run trains its own autoencoder."""
     _refuse_own_autoencoder(config)
-    return parts_of_base(config)[0] if config.base is not None else new_parts(config)
+    return build_parts(config)[0]
 
 
 def _refuse_own_autoencoder(config: Config) -> None:
-    if config.base is None and config.autoencoder.path is None:
+    if config.base is None and config.autoencoder.path is None and config.stable_diffusion is None:
         raise UserError(
             "data.cache: this run trains its own autoencoder, so there are no latents to cache; name a finished run as"
             " base, or an autoencoder.path."

@@ -19,6 +19,7 @@ from vlad.data.stream import BatchOptions, StreamOptions
 from vlad.data.synthetic import SyntheticOptions
 from vlad.diffusion.autoencoder import AutoencoderOptions
 from vlad.diffusion.noise import NoiseOptions
+from vlad.diffusion.stable_diffusion import StableDiffusionOptions
 from vlad.diffusion.unets import UNetOptions
 from vlad.errors import UserError, did_you_mean, existing_file
 from vlad.pipeline import SampleOptions
@@ -34,6 +35,8 @@ from vlad.training.stages import LossOptions
 MOST_DEVICES = 256  # more than any machine has GPUs
 MOST_REPEATS = 100_000
 MOST_PRIOR_PICTURES = 100_000
+# Sections that a config may leave out: what their options are, for messages.
+OPTIONAL = {"lora": LoraOptions(), "stable_diffusion": StableDiffusionOptions("-")}
 
 
 @dataclass(frozen=True)
@@ -200,6 +203,8 @@ class Config:
     seed: int = 0
     # A run or pipeline to fine-tune; its models take the place of those described here. None: start from nothing.
     base: str | None = None
+    # A Stable Diffusion that both UNets, the autoencoder and the noise come from. None: they are built from nothing.
+    stable_diffusion: StableDiffusionOptions | None = None
     # A run whose LVLM, CCM and alignment heads this one starts from; of a base they come with it.
     text_base: str | None = None
     # A stage of L_align alone before the others ("first"), or nothing but it ("only").
@@ -350,6 +355,6 @@ def _options_class(dotted: str) -> Any:
     value: Any = Config()
     for name in filter(None, dotted.split(".")):
         value = getattr(value, name, None)
-        if value is None and name == "lora":
-            value = LoraOptions()
+        if value is None and name in OPTIONAL:
+            value = OPTIONAL[name]
     return type(value) if is_dataclass(value) else Config

@@ -38,10 +38,10 @@ from vlad.building import (
     ALIGNMENT,
     TEXT,
     adaptable,
+    build_parts,
     build_pipeline,
     check_text_side,
-    new_parts,
-    parts_of_base,
+    kept_adapters,
     publish_text_side,
     reads_pictures,
 )
@@ -112,10 +112,7 @@ def _run(config: Config, sets: OwnSets, directory: Path) -> RunResult:
     described = config
     L.seed_everything(config.seed, verbose=False)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    if config.base is not None:
-        parts, config = parts_of_base(config)
-    else:
-        parts = new_parts(config)
+    parts, config = build_parts(config)
     refuse_without_text(config, sets.own)
     # Only now: a call that could not work must not claim the directory for its config.
     if distributed.is_main_process() and not (directory / "config.yaml").is_file():
@@ -246,8 +243,8 @@ def _train_stage(config: Config, parts: Parts, sets: OwnSets, name: str, order: 
     look = None
     if sets.held_out is not None and name in ("layout", "refine"):
         look = look_taker(config, parts, sets.own, sets.held_out, name)
-    about = adapter_recipe(config)
-    built = build_trainer(config, name, label, stop, draw, measure, phases, adaptable(parts), newest, look, about)
+    adapters, about = kept_adapters(config, parts), adapter_recipe(config)
+    built = build_trainer(config, name, label, stop, draw, measure, phases, adapters, newest, look, about)
     trainer = built.trainer
     set_modes(stage)
     trainer.fit(stage, datamodule=data, ckpt_path=newest, weights_only=True)
@@ -351,7 +348,7 @@ def _load_stage(stage: Stage, directory: Path) -> None:
 def _publish_run(config: Config, parts: Parts) -> None:
     """The result of a run: a pipeline in diffusers' format (adapters merged), adapters in peft's, or a text side."""
     # Its presence says that a LoRA run is finished.
-    write_adapters(adaptable(parts), config.directory / "adapter", adapter_recipe(config))
+    write_adapters(kept_adapters(config, parts), config.directory / "adapter", adapter_recipe(config))
     if config.align_stage == "only":
         publish_text_side(parts, config.directory / TEXT)
     elif not config.makes_adapter:
@@ -359,7 +356,7 @@ def _publish_run(config: Config, parts: Parts) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(parts.alignment.state_dict(), folder / ALIGNMENT)
         pipeline = build_pipeline(config, parts)
-        pipeline.register_modules(lvlm=merged(pipeline.lvlm), composition=merged(pipeline.composition))
+        pipeline.register_modules(**{name: merged(module) for name, module in adaptable(parts).items() if module})
         pipeline.save_pretrained(folder)  # model_index.json comes last: its presence says the run is finished
 
 

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlad.adapters import set_adapters
-from vlad.diffusion.autoencoder import decode, encode, spatial_factor
+from vlad.diffusion.attention import attend_beside
+from vlad.diffusion.autoencoder import decode, latent_moments, spatial_factor
 from vlad.diffusion.noise import NoiseOptions, process_of
-from vlad.diffusion.samplers import OnStep, build_solver, check_scheduler, guided, sample_latents
+from vlad.diffusion.samplers import OnStep, build_solver, check_scheduler, guided, joined, sample_latents
 from vlad.errors import UserError
 from vlad.layout.fonts import missing_glyphs, no_font_reason
 from vlad.layout.glyphmap import draw_glyph_map
@@ -33,6 +34,7 @@ from vlad.layout.refit import refit_layout
 from vlad.records import Conditioning, Layout, Prompt
 from vlad.text.composition import CompositionModule, TextSide
 from vlad.text.lvlm import LVLMEncoder, LVLMOptions
+from vlad.text.own import OwnText, OwnTextOptions
 from vlad.text.prompt import parse_prompt
 
 TOKEN_ROUNDING = 32  # conditioning tokens are filled up to a multiple of this
@@ -96,8 +98,17 @@ class VLADPipelineOutput(BaseOutput):
 class VLADPipeline(DiffusionPipeline):
     """Prompts with quoted strings -> pictures that spell them."""
 
-    model_cpu_offload_seq = "lvlm->composition->layout_unet->refine_unet->autoencoder"
-    _optional_components: ClassVar[list[str]] = ["layout_unet", "layout_scheduler"]
+    model_cpu_offload_seq = (
+        "lvlm->own_text_encoder->own_text_encoder_2->composition->layout_unet->refine_unet->autoencoder"
+    )
+    _optional_components: ClassVar[list[str]] = [
+        "layout_unet",
+        "layout_scheduler",
+        "own_text_encoder",
+        "own_tokenizer",
+        "own_text_encoder_2",
+        "own_tokenizer_2",
+    ]
 
     def __init__(
         self,
@@ -123,8 +134,14 @@ class VLADPipeline(DiffusionPipeline):
         refit: bool = True,
         batch_size: int = 16,
         process: dict[str, dict[str, Any]] | None = None,
+        own_text_encoder: nn.Module | None = None,
+        own_tokenizer: Any = None,
+        own_text_encoder_2: nn.Module | None = None,
+        own_tokenizer_2: Any = None,
+        own_text: dict[str, Any] | None = None,
     ) -> None:
-        """`process`: the noise that each stage was trained with; None reads it off the schedulers."""
+        """`process`: the noise that each stage was trained with; None reads it off the schedulers. `own_...`: the text
+        encoders of the model that it started from, read beside the LVLM as `own_text` says (`OwnTextOptions`)."""
         super().__init__()
         if process is None:
             schedulers = {"layout": layout_scheduler, "refine": refine_scheduler}
@@ -138,7 +155,12 @@ class VLADPipeline(DiffusionPipeline):
             layout_scheduler=layout_scheduler,
             refine_unet=refine_unet,
             refine_scheduler=refine_scheduler,
+            own_text_encoder=own_text_encoder,
+            own_tokenizer=own_tokenizer,
+            own_text_encoder_2=own_text_encoder_2,
+            own_tokenizer_2=own_tokenizer_2,
         )
+        attend_beside([layout_unet, refine_unet])
         self.register_to_config(
             picture_pixels=picture_pixels,
             with_layout=with_layout,
@@ -154,6 +176,7 @@ class VLADPipeline(DiffusionPipeline):
             refit=refit,
             batch_size=batch_size,
             process=process,
+            own_text=own_text,
         )
 
     @property
@@ -172,7 +195,15 @@ class VLADPipeline(DiffusionPipeline):
             max_tokens=config.max_tokens,
             vision_pixels=config.vision_pixels,
         )
-        return TextSide(LVLMEncoder(self.lvlm, self.tokenizer, options), self.composition)
+        return TextSide(LVLMEncoder(self.lvlm, self.tokenizer, options), self.composition, self._own_text())
+
+    def _own_text(self) -> OwnText | None:
+        """The text encoders of the model that this one started from; None where they were not kept."""
+        pairs = ((self.own_text_encoder, self.own_tokenizer), (self.own_text_encoder_2, self.own_tokenizer_2))
+        kept = [pair for pair in pairs if pair[0] is not None]
+        if not kept:
+            return None
+        return OwnText([pair[0] for pair in kept], [pair[1] for pair in kept], OwnTextOptions(**self.config.own_text))
 
     def check_prompt(self, prompt: str, layout: Layout | None = None) -> Prompt:
         """The prompt taken apart. Raises UserError for what this model cannot draw."""
@@ -321,7 +352,7 @@ class VLADPipeline(DiffusionPipeline):
         with self.progress_bar(total=len(batches) * settings.steps * (1 + two_stages)) as bar:
             on_step = self._on_step(bar, callback_on_step_end)
             for chunk, count in batches:
-                conditioning = self._read_prompts([prompts[i] for i in chunk], settings.negative_prompt)
+                conditioning = self._read_prompts([prompts[i] for i in chunk], settings)
                 rows = [prompts[i] for i in chunk], conditioning, [noise[i] for i in chunk]
                 planned = self._plan_batch(*rows, [plans[i] for i in chunk], settings, on_step, reader)
                 pictures.append(self._refine_batch(*rows[1:], planned, settings, on_step, output_type)[:count])
@@ -356,7 +387,7 @@ class VLADPipeline(DiffusionPipeline):
         plans = []
         for chunk, count in _full_batches(len(prompts), settings.batch_size):
             part = [prompts[i] for i in chunk]
-            conditioning = self._read_prompts(part, settings.negative_prompt)
+            conditioning = self._read_prompts(part, settings)
             own = [given[i] for i in chunk]
             plans += self._plan_batch(part, conditioning, [noise[i] for i in chunk], own, settings)[:count]
         self.maybe_free_model_hooks()
@@ -369,7 +400,7 @@ class VLADPipeline(DiffusionPipeline):
         noise = self._noise_of(seeds, None, settings)
         pictures: list[Image.Image] = []
         for chunk, count in _full_batches(len(prompts), settings.batch_size):
-            conditioning = self._read_prompts([prompts[i] for i in chunk], "")
+            conditioning = self._read_prompts([prompts[i] for i in chunk], settings)
             plans = [Plan(layouts[i], None, None) for i in chunk]
             drawn = self._refine_batch(conditioning, [noise[i] for i in chunk], plans, settings)
             pictures += _as_output(drawn[:count], "pil")
@@ -453,33 +484,35 @@ class VLADPipeline(DiffusionPipeline):
         maps = np.stack([draw_glyph_map(plan.layout, settings.width, settings.height) for plan in plans])  # B H W
         canvas = torch.from_numpy(maps).to(self._execution_device)[:, None].expand(-1, 3, -1, -1) * 2 - 1
         _onload(self.autoencoder)
-        z = encode(self.autoencoder, canvas.to(self.autoencoder.dtype)).float()
+        # The mean, not a draw: the same layout gives the same picture.
+        z = latent_moments(self.autoencoder, canvas.to(self.autoencoder.dtype))[0].float()
         return torch.stack(
             [plan.z if plan.keep_raw and plan.z is not None else row for row, plan in zip(z, plans, strict=True)]
         )
 
-    def _read_prompts(self, prompts: list[Prompt], negative: str) -> Guidance:
+    def _read_prompts(self, prompts: list[Prompt], settings: DrawSettings) -> Guidance:
         """t of every prompt, each read on its own and filled up to one width: it cannot depend on its neighbours.
 
         A prompt that stands there several times is read once.
         """
-        text_side = self.text_side
+        text_side, negative = self.text_side, settings.negative_prompt
         different = list({prompt.text: prompt for prompt in prompts}.values())
         if negative:
             different.append(parse_prompt(negative, strict=False))
         _onload(self.lvlm)
         states = [text_side.lvlm([prompt]) for prompt in different]
         _onload(self.composition)
-        dtype = self.composition.dtype
+        size = settings.height, settings.width
         parts = [
-            self.composition(state.to(dtype=dtype), [prompt]) for state, prompt in zip(states, different, strict=True)
+            replace(text_side.compose(state, [prompt]), size=size)
+            for state, prompt in zip(states, different, strict=True)
         ]
         width = -(-max(part.tokens.shape[1] for part in parts) // TOKEN_ROUNDING) * TOKEN_ROUNDING
         parts = [_filled_up(part, width) for part in parts]
         against = parts.pop() if negative else None
         places = {prompt.text: number for number, prompt in enumerate(different)}
         wanted = [parts[places[prompt.text]] for prompt in prompts]
-        return Guidance(_stacked(wanted), None if against is None else _stacked([against] * len(prompts)))
+        return Guidance(joined(wanted), None if against is None else joined([against] * len(prompts)))
 
     def _noise_of(
         self,
@@ -556,15 +589,7 @@ def _onload(module: nn.Module) -> None:
 
 def _filled_up(part: Conditioning, width: int) -> Conditioning:
     missing = width - part.tokens.shape[1]
-    return Conditioning(F.pad(part.tokens, (0, 0, 0, missing)), F.pad(part.mask, (0, missing)), part.pooled)
-
-
-def _stacked(parts: Sequence[Conditioning]) -> Conditioning:
-    return Conditioning(
-        torch.cat([part.tokens for part in parts]),
-        torch.cat([part.mask for part in parts]),
-        torch.cat([part.pooled for part in parts]),
-    )
+    return replace(part, tokens=F.pad(part.tokens, (0, 0, 0, missing)), mask=F.pad(part.mask, (0, missing)))
 
 
 def _as_output(pictures: Tensor, output_type: str) -> Any:

@@ -5,6 +5,7 @@ Shapes use the letters: B batch, L tokens of the LVLM, N local phrases, K tokens
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -194,23 +195,65 @@ class TextStates:
 
 
 @dataclass(frozen=True)
+class OwnStates:
+    """What a base model's own text encoders say of prompts: tokens B M W and, where it has them, pooled B P.
+
+    `empty_tokens` (B M W) and `empty_pooled` (B P) stand for no prompt, as the base was trained to see it.
+    """
+
+    tokens: Tensor
+    pooled: Tensor | None
+    empty_tokens: Tensor
+    empty_pooled: Tensor | None
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> OwnStates:
+        """The same with every tensor changed."""
+        return OwnStates(
+            change(self.tokens),
+            None if self.pooled is None else change(self.pooled),
+            change(self.empty_tokens),
+            None if self.empty_pooled is None else change(self.empty_pooled),
+        )
+
+    def dropped(self, keep: Tensor) -> OwnStates:
+        """The rows where `keep` (B, bool) is False replaced by those of no prompt."""
+        pooled = self.pooled
+        if pooled is not None:
+            assert self.empty_pooled is not None
+            pooled = pooled.where(keep[:, None], self.empty_pooled)
+        return replace(self, tokens=self.tokens.where(keep[:, None, None], self.empty_tokens), pooled=pooled)
+
+
+@dataclass(frozen=True)
 class Conditioning:
-    """t of Eq. 2 as the UNets take it: tokens B K D with mask B K (True = attend) and pooled B D."""
+    """t of Eq. 2 as the UNets take it: tokens B K D with mask B K (True = attend) and pooled B D.
+
+    `own`: what the base's own text encoders say beside it; None where there are none. `size`: height and width of the
+    pictures in pixels, for UNets that are told (SDXL); None where nobody has asked for one.
+    """
 
     tokens: Tensor
     mask: Tensor
     pooled: Tensor
+    own: OwnStates | None = None
+    size: tuple[int, int] | None = None
 
     def select(self, index: Tensor) -> Conditioning:
         """The rows of `index` (B', integer or boolean)."""
-        return Conditioning(self.tokens[index], self.mask[index], self.pooled[index])
+        own = None if self.own is None else self.own.mapped(lambda x: x[index])
+        return Conditioning(self.tokens[index], self.mask[index], self.pooled[index], own, self.size)
 
     def dropped(self, keep: Tensor) -> Conditioning:
         """The rows where `keep` (B, bool) is False replaced by the unconditional one.
 
         That is all zeros, attended to everywhere; no prompt gives it, as every prompt's tokens leave a layer norm.
+        The base's own text encoders say there what they say of no prompt.
         """
         weights = keep.to(self.tokens.dtype)
         return Conditioning(
-            self.tokens * weights[:, None, None], self.mask | ~keep[:, None], self.pooled * weights[:, None]
+            self.tokens * weights[:, None, None],
+            self.mask | ~keep[:, None],
+            self.pooled * weights[:, None],
+            None if self.own is None else self.own.dropped(keep),
+            self.size,
         )

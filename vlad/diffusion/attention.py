@@ -5,11 +5,13 @@ xformers   memory-efficient attention
 sdpa       torch's scaled_dot_product_attention
 flash      torch's flash kernel for self-attention, and nothing else; cross-attention has a mask, which no flash
            kernel takes, and stays with SDPA
+
+A UNet that keeps its base's own text attends to those tokens and to t's apart, and adds up what both say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vlad.diffusion.unets import is_grown
 from vlad.errors import UserError
 
 Backend = Literal["auto", "xformers", "sdpa", "flash"]
@@ -40,6 +43,48 @@ class FlashAttnProcessor(AttnProcessor2_0):
             return super().__call__(*given)
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             return super().__call__(*given)
+
+
+class BesideAttnProcessor:
+    """Self-attention as `inner` does it; cross-attention to the base's own tokens and to t's apart, added up:
+
+        A(q, K_own, V_own) + A(q, K_t, V_t)
+
+    So t takes nothing from the softmax of the base's tokens, and tokens of zero add zero (V has no bias): the UNet
+    says what it said before t came. IP-Adapter (arXiv 2308.06721, Eq. 5) adds pictures in this way; here both share
+    W_k and W_v.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        own_tokens: int = 0,
+    ) -> Tensor:
+        """`own_tokens`: how many of the encoder's B K W are the base's own; they come first, and nothing masks them."""
+        if encoder_hidden_states is None or not own_tokens:
+            return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        q, k, v = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+        q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (q, k, v))  # B heads L W/heads
+        bias = None if attention_mask is None else attention_mask[:, None, :, own_tokens:]  # B 1 1 K
+        own = F.scaled_dot_product_attention(q, k[:, :, :own_tokens], v[:, :, :own_tokens])
+        of_t = F.scaled_dot_product_attention(q, k[:, :, own_tokens:], v[:, :, own_tokens:], attn_mask=bias)
+        return attn.to_out[1](attn.to_out[0]((own + of_t).transpose(1, 2).flatten(2)))
+
+
+def attend_beside(unets: Sequence[UNet2DConditionModel | None]) -> None:
+    """Lets grown UNets attend to their base's own text beside t. They come from disk without this."""
+    for unet in unets:
+        if unet is not None and is_grown(unet):
+            processors = unet.attn_processors.values()
+            if not all(isinstance(processor, BesideAttnProcessor) for processor in processors):
+                unet.set_attn_processor(BesideAttnProcessor(next(iter(processors))))
 
 
 def prove_xformers(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> str | None:
@@ -100,6 +145,7 @@ def set_attention(
     processor = {"xformers": XFormersAttnProcessor, "flash": FlashAttnProcessor, "sdpa": AttnProcessor2_0}[backend]
     for unet in unets:
         unet.set_attn_processor(processor())
+    attend_beside(unets)
     if backend == "sdpa":
         return "attention: torch SDPA" + (f" ({reason})" if reason else "")
     name = {"xformers": "xformers", "flash": "torch's flash kernel where there is no mask"}[backend]

@@ -8,7 +8,7 @@ fitted in a minute on two cores. Letters: B batch, C latent channels, H W pixels
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlad.errors import UserError
+from vlad.records import Conditioning
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,12 @@ def spatial_factor(autoencoder: PatchAutoencoder | AutoencoderKL) -> int:
     return 2 ** (len(autoencoder.config.block_out_channels) - 1)
 
 
+def sized(t: Conditioning, autoencoder: PatchAutoencoder | AutoencoderKL, latents: Tensor) -> Conditioning:
+    """t that says how large the pictures of these latents (B C h w) are."""
+    factor, (height, width) = spatial_factor(autoencoder), latents.shape[-2:]
+    return replace(t, size=(height * factor, width * factor))
+
+
 def latent_moments(autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
     """Pixels B 3 H W in [-1, 1] -> mean and standard deviation of the scaled latents, B C h w each.
 
@@ -139,7 +146,7 @@ def latent_moments(autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor
     if not isinstance(autoencoder, AutoencoderKL):
         return autoencoder.encode(pixels), None
     posterior = autoencoder.encode(pixels).latent_dist
-    scale, shift = autoencoder.config.scaling_factor, autoencoder.config.shift_factor or 0.0
+    scale, shift = _scale_and_shift(autoencoder, posterior.mean)
     return (posterior.mean - shift) * scale, posterior.std * scale
 
 
@@ -162,5 +169,17 @@ def decode(autoencoder: PatchAutoencoder | AutoencoderKL, scaled_latents: Tensor
     """Scaled latents B C h w -> pixels B 3 H W, clipped to [-1, 1]."""
     if not isinstance(autoencoder, AutoencoderKL):
         return autoencoder.decode(scaled_latents).clamp(-1, 1)
-    shift = autoencoder.config.shift_factor or 0.0
-    return autoencoder.decode(scaled_latents / autoencoder.config.scaling_factor + shift).sample.clamp(-1, 1)
+    scale, shift = _scale_and_shift(autoencoder, scaled_latents)
+    return autoencoder.decode(scaled_latents / scale + shift).sample.clamp(-1, 1)
+
+
+def _scale_and_shift(autoencoder: AutoencoderKL, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
+    """scaled latents = (latents - shift) * scale, as the autoencoder's config says: one pair for all, or a channel's
+    mean and deviation."""
+    stored = autoencoder.config
+    if stored.latents_mean is None or stored.latents_std is None:
+        return stored.scaling_factor, stored.shift_factor or 0.0
+    mean, deviation = (
+        like.new_tensor(values).view(1, -1, 1, 1) for values in (stored.latents_mean, stored.latents_std)
+    )
+    return stored.scaling_factor / deviation, mean

@@ -27,6 +27,9 @@ class NoiseOptions:
     prediction: Literal["epsilon", "v_prediction", "sample", "flow"] = "epsilon"
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
     train_timesteps: int = 1000
+    # Ends of the schedule, which squaredcos_cap_v2 does without. Stable Diffusion's are 0.00085 and 0.012.
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
     zero_terminal_snr: bool = False
     # `high`: t = 1 - u^2 with u uniform, more of the noisy steps where the composition is decided.
     timestep_bias: Literal["uniform", "high"] = "uniform"
@@ -39,6 +42,11 @@ class NoiseOptions:
     def __post_init__(self) -> None:
         if self.train_timesteps < 2:
             raise UserError(f"noise: train_timesteps must be at least 2, not {self.train_timesteps}.")
+        if not 0 < self.beta_start < self.beta_end < 1:
+            raise UserError(
+                f"noise: beta_start ({self.beta_start}) must be above 0 and below beta_end ({self.beta_end}), and that"
+                " below 1."
+            )
         if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
             raise UserError(
                 f"noise: min_snr_gamma must be positive, or null to leave it out, not {self.min_snr_gamma}."
@@ -58,6 +66,8 @@ def build_scheduler(options: NoiseOptions) -> Scheduler:
     return DDIMScheduler(
         num_train_timesteps=options.train_timesteps,
         beta_schedule=options.beta_schedule,
+        beta_start=options.beta_start,
+        beta_end=options.beta_end,
         prediction_type=options.prediction,
         rescale_betas_zero_snr=options.zero_terminal_snr,
         timestep_spacing="trailing",
@@ -65,7 +75,7 @@ def build_scheduler(options: NoiseOptions) -> Scheduler:
     )
 
 
-def process_of(scheduler: Scheduler) -> dict[str, str | int | bool]:
+def process_of(scheduler: Scheduler) -> dict[str, str | int | float | bool]:
     """The noise that a scheduler of `build_scheduler` stands for, as the fields of NoiseOptions that say so."""
     stored = scheduler.config
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
@@ -74,6 +84,8 @@ def process_of(scheduler: Scheduler) -> dict[str, str | int | bool]:
         "prediction": stored.prediction_type,
         "beta_schedule": stored.beta_schedule,
         "train_timesteps": stored.num_train_timesteps,
+        "beta_start": stored.beta_start,
+        "beta_end": stored.beta_end,
         "zero_terminal_snr": stored.rescale_betas_zero_snr,
     }
 

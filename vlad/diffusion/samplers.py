@@ -5,7 +5,7 @@ Letters: B batch, C latent channels, h w cells.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from vlad.diffusion.noise import NoiseOptions
 from vlad.diffusion.unets import denoise
 from vlad.errors import UserError, did_you_mean
-from vlad.records import Conditioning
+from vlad.records import Conditioning, OwnStates
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 # Called after step number n at timestep t with x_t; what it returns takes x_t's place.
@@ -60,6 +60,8 @@ def build_solver(name: str, process: NoiseOptions) -> SchedulerMixin:
     options: dict[str, Any] = {
         "num_train_timesteps": process.train_timesteps,
         "beta_schedule": process.beta_schedule,
+        "beta_start": process.beta_start,
+        "beta_end": process.beta_end,
         "prediction_type": process.prediction,
         "rescale_betas_zero_snr": process.zero_terminal_snr,
         "timestep_spacing": "trailing",
@@ -81,6 +83,8 @@ def check_scheduler(scheduler: SchedulerMixin, process: NoiseOptions, stage: str
     if process.prediction != "flow":
         found["beta_schedule"] = stored.get("beta_schedule")
         found["zero_terminal_snr"] = bool(stored.get("rescale_betas_zero_snr", False))
+        if process.beta_schedule != "squaredcos_cap_v2":
+            found |= {"beta_start": stored.get("beta_start"), "beta_end": stored.get("beta_end")}
     for name, value in found.items():
         trained = getattr(process, name)
         if value != trained:
@@ -119,7 +123,7 @@ def guided(
     batch, device = len(conditioning.tokens), conditioning.tokens.device
     without = conditioning.dropped(torch.zeros(batch, dtype=torch.bool, device=device))
     without = without if negative is None else negative
-    all_conditioning = _joined([conditioning if with_text else without for _, with_text, _ in branches], unet.dtype)
+    all_conditioning = joined([conditioning if with_text else without for _, with_text, _ in branches], unet.dtype)
     all_z = None
     if z is not None:
         all_z = torch.cat([z if with_z else torch.zeros_like(z) for _, _, with_z in branches]).to(unet.dtype)
@@ -137,12 +141,28 @@ def guided(
     return predict
 
 
-def _joined(parts: list[Conditioning], dtype: torch.dtype) -> Conditioning:
-    """The rows of all parts, which have one width K, one after the other."""
+def joined(parts: Sequence[Conditioning], dtype: torch.dtype | None = None) -> Conditioning:
+    """The rows of all parts, which have one width K, one after the other; dtype None: as they are."""
+
+    def cat(tensors: Iterable[Tensor]) -> Tensor:
+        return torch.cat(list(tensors)).to(dtype=dtype)
+
+    own = None
+    if all(part.own is not None for part in parts):
+        states = [part.own for part in parts if part.own is not None]
+        pooled = [(state.pooled, state.empty_pooled) for state in states]
+        own = OwnStates(
+            cat(state.tokens for state in states),
+            cat(x for x, _ in pooled if x is not None) if pooled[0][0] is not None else None,
+            cat(state.empty_tokens for state in states),
+            cat(x for _, x in pooled if x is not None) if pooled[0][1] is not None else None,
+        )
     return Conditioning(
-        torch.cat([part.tokens for part in parts]).to(dtype),
+        cat(part.tokens for part in parts),
         torch.cat([part.mask for part in parts]),
-        torch.cat([part.pooled for part in parts]).to(dtype),
+        cat(part.pooled for part in parts),
+        own,
+        parts[0].size,
     )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
+from torch.nn import functional as F
 
 from vlad.errors import UserError
 from vlad.records import Conditioning
@@ -70,15 +71,58 @@ def denoise(
     position_channels = unet.config.in_channels - sum(part.shape[1] for part in inputs)
     if position_channels:
         inputs.append(position_features(position_channels, x_t))
-    pooled = conditioning.pooled if unet.config.class_embed_type == "projection" else None
+    pooled = None
+    if unet.config.class_embed_type == "projection":
+        missing = unet.config.projection_class_embeddings_input_dim - conditioning.pooled.shape[-1]
+        pooled = F.pad(conditioning.pooled, (0, missing))
+    tokens, mask, own_tokens = _all_tokens(conditioning)  # B M+K W+D or B K D
     return unet(
         torch.cat(inputs, dim=1),
         timesteps,
-        encoder_hidden_states=conditioning.tokens,
-        encoder_attention_mask=conditioning.mask,
+        encoder_hidden_states=tokens,
+        encoder_attention_mask=mask,
         class_labels=pooled,
+        added_cond_kwargs=_added_conditioning(unet, conditioning),
+        cross_attention_kwargs={"own_tokens": own_tokens} if own_tokens else None,
         return_dict=False,
     )[0]
+
+
+def is_grown(unet: UNet2DConditionModel) -> bool:
+    """Whether the UNet is a pretrained one that was grown to take t (growing.py)."""
+    return unet.config.encoder_hid_dim_type == "text_proj"
+
+
+def _all_tokens(conditioning: Conditioning) -> tuple[Tensor, Tensor, int]:
+    """Tokens and mask for the UNet, and how many of the tokens are its base's own: those first, then t's.
+
+    Each kind has columns of its own, the other's are zero: one matrix, `encoder_hid_proj`, holds a projection of each.
+    """
+    own = conditioning.own
+    if own is None:
+        return conditioning.tokens, conditioning.mask, 0
+    theirs = F.pad(own.tokens, (0, conditioning.tokens.shape[-1]))  # B M W+D
+    ours = F.pad(conditioning.tokens, (own.tokens.shape[-1], 0))  # B K W+D
+    mask = F.pad(conditioning.mask, (own.tokens.shape[1], 0), value=True)
+    return torch.cat([theirs, ours.to(theirs.dtype)], dim=1), mask, own.tokens.shape[1]
+
+
+def _added_conditioning(unet: UNet2DConditionModel, conditioning: Conditioning) -> dict[str, Tensor] | None:
+    """SDXL's (arXiv 2307.01952, section 2.2): the pooled text of its own encoder, and six numbers of sizes.
+
+    Those are the original height and width, the crop's top and left, and the height and width that are drawn: pictures
+    are whole and as large as they are drawn. Without its own text: the zeros that SDXL knows as no prompt.
+    """
+    if unet.config.addition_embed_type != "text_time":
+        return None
+    assert conditioning.size is not None, "this UNet is told the size of the picture"
+    batch, own = len(conditioning.tokens), conditioning.own
+    sizes = torch.tensor([*conditioning.size, 0.0, 0.0, *conditioning.size], device=conditioning.tokens.device)
+    text = None if own is None else own.pooled
+    if text is None:
+        width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+        text = conditioning.tokens.new_zeros(batch, width)
+    return {"text_embeds": text, "time_ids": sizes.expand(batch, -1)}
 
 
 def position_features(channels: int, like: Tensor) -> Tensor:

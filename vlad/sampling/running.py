@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vlad.building import build_pipeline, new_parts, parts_of_base
+from vlad.building import build_parts, build_pipeline
 from vlad.config import load_config
 from vlad.errors import UserError
 from vlad.launch import stage_names
@@ -30,10 +30,7 @@ def pipeline_of_running(run: Path) -> VLADPipeline:
     if config.align_stage == "only":
         raise UserError(f"{run} trains a text side and draws nothing; name it as text_base of a run that does.")
     torch.manual_seed(config.seed)  # what nothing trains is as the run has it
-    if config.base is not None:
-        parts, config = parts_of_base(config)
-    else:
-        parts = new_parts(config)
+    parts, config = build_parts(config)
     for name in stage_names(config, parts):
         _load_stage(parts, run / name, name, run)
     return build_pipeline(config, parts)

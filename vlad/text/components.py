@@ -127,11 +127,14 @@ def is_adapter(name: str) -> bool:
 
 
 def component_of(name: str, text_side: TextSide) -> Component | None:
-    """The component of a parameter of the text side, by its name there; None for a vision encoder of its own."""
+    """The component of a parameter of the text side, by its name there; None for what is always frozen.
+
+    That is a vision encoder of its own, and a base's own text encoders.
+    """
     name = name.replace("base_model.model.", "")  # peft's wrapper
     if name.startswith("composition."):
         return "spelling" if name.startswith("composition.spelling_encoder.") else "composition"
-    if name.startswith("lvlm.vision."):
+    if name.startswith(("lvlm.vision.", "own.")):
         return None
     inner = name.removeprefix("lvlm.model.")
     family = text_side.lvlm.family

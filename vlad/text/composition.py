@@ -14,7 +14,7 @@ Letters: B batch, L LVLM tokens, N phrases or slots, S characters, Q queries, K 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -26,6 +26,7 @@ from vlad.errors import UserError
 from vlad.records import Conditioning, Prompt, TextStates
 from vlad.text.characters import SpellingEncoder
 from vlad.text.lvlm import LVLMEncoder
+from vlad.text.own import OwnText
 
 # The pooled vector is what t_g became and, past the transformer, the {t_i} themselves, enlarged. A new CCM mixes
 # everything into everything; the one phrase that says where the text stands drowns in the letters, and a UNet that
@@ -186,16 +187,18 @@ def _masked_sum(x: Tensor, mask: Tensor) -> Tensor:
 
 
 class TextSide(nn.Module):
-    """Prompts -> Conditioning: the LVLM and the CCM as one differentiable step."""
+    """Prompts -> Conditioning: the LVLM and the CCM as one differentiable step; `own`: a base's own encoders."""
 
-    def __init__(self, lvlm: LVLMEncoder, composition: CompositionModule) -> None:
+    def __init__(self, lvlm: LVLMEncoder, composition: CompositionModule, own: OwnText | None = None) -> None:
         super().__init__()
         self.lvlm = lvlm
         self.composition = composition
+        self.own = own
 
     def forward(self, prompts: Sequence[Prompt]) -> Conditioning:
         return self.compose(self.lvlm(prompts), prompts)
 
     def compose(self, states: TextStates, prompts: Sequence[Prompt]) -> Conditioning:
         """t of the LVLM's states of the prompts, which may be in half of the CCM's precision."""
-        return self.composition(states.to(dtype=self.composition.dtype), prompts)
+        t = self.composition(states.to(dtype=self.composition.dtype), prompts)
+        return t if self.own is None else replace(t, own=self.own(prompts))

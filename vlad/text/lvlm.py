@@ -252,6 +252,25 @@ def load_lvlm(
     return model, tokenizer
 
 
+def check_same_lvlm(options: LVLMOptions, model: Any) -> None:
+    """Raises UserError where `path` names another LVLM than the one that a base has, by the shapes of their text."""
+    if options.path is None:
+        return
+    with _told_as("lvlm.path", options.path):
+        named = AutoConfig.from_pretrained(options.path, **_source(options)).get_text_config()
+    had = model.config.get_text_config()
+    differing = [
+        f"{name} {getattr(named, name, None)}, not {getattr(had, name, None)}"
+        for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+        if getattr(named, name, None) != getattr(had, name, None)
+    ]
+    if differing:
+        raise UserError(
+            f"lvlm.path: {options.path} is another LVLM than the one that the base was trained with"
+            f" ({'; '.join(differing)}); leave it out, the base brings its own."
+        )
+
+
 def load_vision(options: LVLMOptions) -> nn.Module | None:
     """The separate vision encoder of `vision_path`, frozen; None without one. Raises UserError as `load_lvlm` does."""
     path = options.vision_path

@@ -20,7 +20,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from vlad.diffusion.autoencoder import PatchAutoencoder, draw_latents, encode
+from vlad.diffusion.autoencoder import PatchAutoencoder, draw_latents, encode, sized
 from vlad.diffusion.noise import NoiseOptions, Scheduler, signal_shares
 from vlad.errors import UserError
 from vlad.losses.alignment import AlignmentHeads
@@ -225,7 +225,7 @@ class LayoutStage(_Stage):
         z = _glyph_latents(self.autoencoder, batch)  # B C h w
         read = read_prompts(self.text_side, batch)
         terms = text_losses(self.text_side, self.alignment, read, batch, self.losses)
-        t = read.t.dropped(_kept(len(z), self.losses.text_dropout, self.device))
+        t = sized(read.t, self.autoencoder, z).dropped(_kept(len(z), self.losses.text_dropout, self.device))
         diffusion, rows, timesteps = denoising_loss(
             self.unet, self.scheduler, self.noise, z, t, pixel_weights=_pixel_weights(batch, self.losses)
         )
@@ -270,7 +270,7 @@ class RefineStage(_Stage):
         with torch.set_grad_enabled(self.trains_text):
             read = read_prompts(self.text_side, batch)
         terms = text_losses(self.text_side, self.alignment, read, batch, self.losses) if self.trains_text else {}
-        t = read.t.dropped(_kept(len(x_0), self.losses.text_dropout, self.device))
+        t = sized(read.t, self.autoencoder, x_0).dropped(_kept(len(x_0), self.losses.text_dropout, self.device))
         diffusion, rows, timesteps = denoising_loss(
             self.unet,
             self.scheduler,

@@ -1,0 +1,132 @@
+"""A run from Stable Diffusion, end to end: both stages, its checkpoints, its pipeline, adapters on it; wrong inputs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vlad.config import load_config
+from vlad.data.synthetic import SyntheticOptions, render_sign
+from vlad.data.writing import write_manifest, write_shards
+from vlad.diffusion.stand_in import save_stand_in
+from vlad.errors import UserError
+from vlad.launch import is_finished, run
+from vlad.sampling import load_pipeline
+from vlad.text.lvlm import LVLMOptions, build_tiny_qwen
+
+PROMPT = 'a blue sign that says "HOUSE" at the top'
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shards of 8 signs and a stand-in of each kind."""
+    folder = tmp_path_factory.mktemp("world")
+    options = SyntheticOptions(size_pixels=64, count=8)
+    (folder / "shards").mkdir()
+    entries = write_shards((render_sign(options, i) for i in range(options.count)), folder / "shards", 8)
+    write_manifest(folder / "shards", entries, {})
+    for kind in ("sd15", "sdxl"):
+        save_stand_in(kind, folder / kind)  # type: ignore[arg-type]
+    return folder
+
+
+def tiny_lvlm(folder: Path) -> Path:
+    """A tiny LVLM on disk, of another width than the runs'."""
+    build_tiny_qwen(LVLMOptions(hidden_size=24, layers=1, heads=1)).save_pretrained(folder)
+    return folder
+
+
+def overrides(world: Path, kind: str, *more: str) -> list[str]:
+    """What makes a config for GPUs small enough for here."""
+    return [
+        f"stable_diffusion.path={world / kind}",
+        *("stable_diffusion.variant=null", "lora=null"),
+        f"runs={world / 'runs'}",
+        f"name={kind}",
+        f"data.shards={world / 'shards'}",
+        *("data.picture_pixels=64", "data.batch_size=2", "data.workers=0", "data.shuffle_window=8"),
+        *("lvlm.path=null", "lvlm.hidden_size=32", "lvlm.layers=1", "lvlm.heads=2", "lvlm.vision_hidden_size=32"),
+        *("composition.width=32", "composition.layers=1", "composition.heads=2", "composition.output_width=32"),
+        *("train.layout.steps=2", "train.refine.steps=2", "trainer.accelerator=cpu", "trainer.precision=32-true"),
+        *("train.layout.accumulate_batches=1", "train.refine.accumulate_batches=1"),
+        *("trainer.sample_every_steps=2", "trainer.checkpoint_every_steps=1", "sample.steps=2", "sample.batch_size=1"),
+        *more,
+    ]
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_a_run_from_stable_diffusion_trains_both_stages_and_comes_back(world: Path, kind: str) -> None:
+    config = load_config(CONFIGS / f"{kind}.yaml", overrides(world, kind))
+    assert run(config).finished and is_finished(config)
+
+    directory = world / "runs" / kind
+    for stage, channels in (("layout", 4), ("refine", 8)):
+        assert json.loads((directory / stage / "metrics.json").read_text(encoding="utf-8"))["diffusion"] > 0
+        trained = load_file(directory / stage / "trained.safetensors")
+        assert not [name for name in trained if ".own." in name or name.startswith("autoencoder.")]
+        assert trained["unet.conv_in.weight"].shape[1] == channels
+        assert trained["unet.class_embedding.linear_2.weight"].abs().max() > 0
+    assert (directory / "samples" / "refine").is_dir()
+    pipeline = load_pipeline(directory)
+    first = pipeline(PROMPT, 1)
+    shutil.move(directory, world / f"{kind}-moved")  # everything is in the run
+    again = load_pipeline(world / f"{kind}-moved")(PROMPT, 1)
+    assert np.array_equal(first.images[0], again.images[0])
+    assert first.layouts[0].lines[0].text == "HOUSE"
+
+
+def test_a_stopped_run_goes_on_and_can_be_drawn_from(world: Path) -> None:
+    more = ("name=straight", "train.refine.steps=3")
+    assert run(load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", *more))).finished
+    directory, stopped = world / "runs" / "straight", world / "runs" / "stopped"
+    shutil.copytree(directory, stopped)
+    shutil.rmtree(stopped / "refine")
+    shutil.rmtree(stopped / "pipeline")
+    config = load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", "name=stopped", "train.refine.steps=3"))
+    with pytest.raises(UserError, match="has saved nothing yet"):
+        load_pipeline(stopped)
+
+    assert run(config).finished
+    once, again = (load_file(path / "refine" / "trained.safetensors") for path in (directory, stopped))
+    assert once.keys() == again.keys() and all(torch.equal(once[name], again[name]) for name in once)
+
+
+@pytest.mark.parametrize("own_text", ["true", "false"])
+def test_adapters_on_stable_diffusion_train_what_was_grown_in_full(world: Path, own_text: str) -> None:
+    more = ["lora.rank=2", f"stable_diffusion.own_text={own_text}"]
+    config = load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", *more, f"name=adapted-{own_text}"))
+    assert run(config).finished
+
+    directory = config.directory
+    trained = load_file(directory / "refine" / "trained.safetensors")
+    grown = {name for name in trained if ".lora_" not in name}
+    assert {name.split(".")[3] for name in grown} == {"conv_in", "class_embedding", "encoder_hid_proj"}
+    assert len(trained) > len(grown)
+    assert not (directory / "adapter").exists()  # the pipeline holds it all
+    pipeline = load_pipeline(directory)
+    assert not [name for name, _ in pipeline.refine_unet.named_parameters() if "lora" in name]
+    assert (pipeline.own_text_encoder is not None) == (own_text == "true")
+    assert pipeline(PROMPT, 1).images[0].size == (64, 64)
+
+
+def test_a_finished_run_is_a_base_like_any_other(world: Path) -> None:
+    base = world / "runs" / "finished"
+    assert run(load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", "name=finished"))).finished
+    own = ("stable_diffusion", "lvlm", "composition", "lora")  # what the base brings
+    small = [entry for entry in overrides(world, "sd15") if not entry.startswith(own)]
+    lora = load_config(CONFIGS / "lora.yaml", [*small, f"base={base}", "name=on-it"])
+    assert run(lora).finished
+    with pytest.raises(
+        UserError, match=r"another LVLM than the one that the base was trained with .hidden_size 24, not"
+    ):
+        other = tiny_lvlm(world / "other")
+        run(load_config(CONFIGS / "lora.yaml", [*small, f"base={base}", "name=of-another", f"lvlm.path={other}"]))
+    plain, adapted = load_pipeline(base), load_pipeline(base, lora.directory)
+    assert not np.array_equal(plain(PROMPT, 1).images[0], adapted(PROMPT, 1).images[0])
