@@ -48,6 +48,7 @@ LIBRARIES = {
     "xformers": ("diffusion/attention.py",),
     "fsspec": ("data/storage.py",),
     "s3fs": (),
+    "bitsandbytes": ("training/optim.py",),
     "omegaconf": ("config.py",),
     "diffusers": ("diffusion/", "losses/", "training/stages.py", "pipeline.py", "text/composition.py"),
     "torchmetrics": ("evaluation/fidelity.py",),

@@ -24,6 +24,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -52,7 +53,7 @@ from vlad.errors import UserError, claimed, writable_directory
 from vlad.evaluation.run_page import record_start, write_run_page
 from vlad.monitors import grid_drawer, retrieval_measure
 from vlad.resuming import check_run_directory, finished_stage, starting_checkpoint
-from vlad.stage_trainer import build_trainer, stage_precision
+from vlad.stage_trainer import build_trainer, devices, is_sharded_run, stage_precision
 from vlad.text.lora import merged
 from vlad.training.adapter_saves import write_adapters
 from vlad.training.callbacks import StopOnSignal, write_metrics
@@ -60,8 +61,10 @@ from vlad.training.checkpoint import prune_checkpoints, remove_partial
 from vlad.training.datamodule import ShardDataModule
 from vlad.training.environment import describe_start
 from vlad.training.loggers import check_wandb
-from vlad.training.optim import OptimOptions
+from vlad.training.optim import OptimOptions, check_optimizer
 from vlad.training.phases import TextPhases
+from vlad.training.precision import Precision, computed_in
+from vlad.training.ranks import check_launch
 from vlad.training.stages import (
     TRAINED,
     AlignStage,
@@ -71,6 +74,12 @@ from vlad.training.stages import (
     RefineStage,
     Stage,
     set_modes,
+)
+from vlad.training.switches import (
+    checkpoint_activations,
+    compile_as_written,
+    compile_unets,
+    frozen_in_bf16,
 )
 
 FIT_PICTURES = 3000  # the projection of a PatchAutoencoder is fitted to this many pictures
@@ -92,6 +101,8 @@ def run(config: Config) -> RunResult:
     if config.data.held_out is not None:
         open_sets({config.data.held_out: 1.0}, config.data.fetch)  # measured between stages: too late to be missing
     check_text_side(config)
+    check_launch(config.trainer.nodes, max(1, devices(config)))
+    _check_sharding(config)
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator: there is no GPU that torch can use here; set it to auto or cpu.")
     check_run_directory(config)
@@ -104,33 +115,77 @@ def run(config: Config) -> RunResult:
 
 def _run(config: Config, sets: ShardSets, directory: Path) -> RunResult:
     described = config
-    L.seed_everything(config.seed, verbose=False)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    if config.base is not None:
-        parts, config = parts_of_base(config)
-    else:
-        parts = new_parts(config)
+    parts, config = _initial_parts(config)
     # Only now: a call that could not work must not claim the directory for its config.
     if distributed.is_main_process() and not (directory / "config.yaml").is_file():
         save_config(described, directory / "config.yaml")
     stages = stage_names(config, parts)
-    unets = [unet for unet in (parts.layout_unet, parts.refine_unet) if unet is not None]
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     precisions = [stage_precision(config, stage)[0] for stage in stages]  # refused before any is trained
-    dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(precisions[-1], torch.float32)
-    line = set_attention(unets, config.trainer.attention, device, dtype)
+    for stage in stages:
+        check_optimizer(getattr(config.train, stage), device)
+    line = _set_switches(config, parts, device, computed_in(precisions[-1]))
     if distributed.is_main_process():
         print(f"{config.name}: {sets.samples} samples in {sets.shards} shards; {line}", file=sys.stderr)
         record_start(directory, {**describe_start(), "attention": line.removeprefix("attention: ")})
 
     with StopOnSignal() as stop:
-        for stage in stages:
+        for number, stage in enumerate(stages):
             if not _train_stage(config, parts, sets, stage, stages, stop):
                 return RunResult(directory, finished=False)
+            if is_sharded_run(config):
+                # The modules are in parts on all ranks now: from the files, as a run does that goes on.
+                parts, _ = _initial_parts(described)
+                for done in stages[: number + 1]:
+                    _train_stage(config, parts, sets, done, stages, stop)
+                _set_switches(config, parts, device, computed_in(precisions[-1]))
+    compile_as_written(_unets(parts))
     if distributed.is_main_process():
         _publish_run(config, parts)
         write_run_page(directory)
     return RunResult(directory, finished=True)
+
+
+def _check_sharding(config: Config) -> None:
+    """Raises UserError for what does not go together with sharded weights."""
+    if not is_sharded_run(config):
+        return
+    what = None
+    if config.lora is not None or config.text_training.components("lora"):
+        what = "adapters are small enough for every rank: train them with trainer.strategy=ddp"
+    elif len(config.text_training.phases) > 1:
+        what = "what is trained cannot change on the way: leave out trainable's phases, or use trainer.strategy=ddp"
+    elif config.trainer.compile != "none":
+        what = "compiled and sharded blocks are not tried together yet: set trainer.compile=none"
+    elif any(getattr(config.train, stage).optimizer == "adamw-8bit" for stage in ("align", "layout", "refine")):
+        what = "8-bit moments do not know shards: set the stages' optimizer to adamw"
+    elif "16-mixed" in {config.trainer.precision, config.train.layout.precision, config.train.refine.precision}:
+        what = "there is no loss scaler for shards: use bf16-mixed or 32-true"
+    if what is not None:
+        raise UserError(f"trainer.strategy: fsdp: {what}.")
+
+
+def _initial_parts(config: Config) -> tuple[Parts, Config]:
+    """The parts before any stage, and the config with what a base brings along."""
+    L.seed_everything(config.seed, verbose=False)
+    return parts_of_base(config) if config.base is not None else (new_parts(config), config)
+
+
+def _unets(parts: Parts) -> list[Any]:
+    return [unet for unet in (parts.layout_unet, parts.refine_unet) if unet is not None]
+
+
+def _set_switches(config: Config, parts: Parts, device: torch.device, dtype: torch.dtype) -> str:
+    """What the options say of attention, recomputation and compilation; the line that says which attention runs.
+
+    Raises UserError for what cannot run here.
+    """
+    unets = _unets(parts)
+    line = set_attention(unets, config.trainer.attention, device, dtype)
+    checkpoint_activations(config.trainer.activation_checkpointing, unets, parts.text_side.lvlm.model)
+    compile_unets(config.trainer.compile, unets, device)
+    return line
 
 
 def is_finished(config: Config) -> bool:
@@ -213,16 +268,17 @@ def _train_stage(
     built = build_trainer(config, name, label, stop, draw, measure, phases, adaptable(parts), newest)
     trainer = built.trainer
     set_modes(stage)
-    trainer.fit(stage, datamodule=data, ckpt_path=newest, weights_only=True)
+    with _stored(stage, stage_precision(config, name)[0]):
+        trainer.fit(stage, datamodule=data, ckpt_path=newest, weights_only=True)
     if stop.stopped and trainer.global_step < optim.steps:
         if (error := built.saving.error()) is not None:
             raise error
         return False
     built.average.copy_to(stage)
     stage.eval()
+    _publish_stage(stage, directory)
+    built.average.publish(stage, directory)
     if trainer.is_global_zero:
-        _publish_stage(stage, directory)
-        built.average.publish(directory)
         measured = (
             {} if measure is None else measure(config.directory / "samples" / name / "shared-space" / "final.png")
         )
@@ -271,12 +327,26 @@ def _build_stage(
 
 
 def _publish_stage(stage: Stage, directory: Path) -> None:
-    """Saves what the stage has trained; the autoencoder's also what was fitted."""
+    """Rank 0 saves what the stage has trained; the autoencoder's also what was fitted.
+
+    Where it is sharded all ranks come here: each tensor is gathered, one after the other.
+    """
     state = stage.state_dict()
     names = list(state) if isinstance(stage, AutoencoderStage) else stage.trained_names()
-    temporary = directory / f"{TRAINED}.partial"
-    save_file({name: state[name].contiguous() for name in names}, temporary)
-    temporary.replace(directory / TRAINED)
+    gathered = {}
+    for name in names:
+        tensor = distributed.whole(state[name])
+        if distributed.is_main_process():
+            gathered[name] = tensor.cpu().contiguous()
+    if distributed.is_main_process():
+        temporary = directory / f"{TRAINED}.partial"
+        save_file(gathered, temporary)
+        temporary.replace(directory / TRAINED)
+
+
+def _stored(stage: Stage, precision: Precision) -> contextlib.AbstractContextManager[None]:
+    """What a stage holds in which precision while it trains."""
+    return frozen_in_bf16(stage, stage.trained_names()) if precision == "bf16-true" else contextlib.nullcontext()
 
 
 def _load_stage(stage: Stage, directory: Path) -> None:

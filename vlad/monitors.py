@@ -11,6 +11,7 @@ from PIL import Image
 from vlad.building import build_pipeline
 from vlad.config import Config
 from vlad.data.stream import ShardSets, collate, first_samples, open_sets
+from vlad.distributed import is_main_process
 from vlad.evaluation.report import GridRow, draw_layout, picture_of_map, sample_grid
 from vlad.evaluation.retrieval import draw_shared_space, score_retrieval
 from vlad.losses.contrastive import text_ids
@@ -48,6 +49,8 @@ def grid_drawer(config: Config, parts: Parts, sets: ShardSets, name: str) -> Cal
                 for picture, sample in zip(pictures, samples, strict=True)
             ]
         rows = [GridRow(caption, pictures) for caption, pictures in zip(captions, columns, strict=True)]
+        if not is_main_process():
+            return  # it was only needed for its part of the weights
         path.parent.mkdir(parents=True, exist_ok=True)
         sample_grid(rows, heads, cell_pixels=max(128, pixels)).save(path)
 
@@ -78,6 +81,8 @@ def retrieval_measure(config: Config, parts: Parts) -> Callable[[Path], dict[str
             images.append(parts.alignment.contrast.embed_images(v))
             ids.append(text_ids(read.prompts)[:, 0])
         scores = score_retrieval(torch.cat(texts), torch.cat(images), torch.cat(ids))
+        if not is_main_process():
+            return {}
         path.parent.mkdir(parents=True, exist_ok=True)
         title = f"{scores.pairs} held-out pairs, recall@1 {scores.text_to_image[1]:.1%} / {scores.image_to_text[1]:.1%}"
         draw_shared_space(torch.cat(texts), torch.cat(images), path, title)

@@ -25,9 +25,10 @@ from vlad.training.gradients import GradientGuard
 from vlad.training.loggers import build_loggers
 from vlad.training.optim import OptimOptions
 from vlad.training.phases import TextPhases
-from vlad.training.precision import Precision, native_precision
+from vlad.training.precision import Precision, autocast_of, native_precision
 from vlad.training.ranks import RankWatch
 from vlad.training.saving import Checkpoints, CheckpointWriter
+from vlad.training.sharding import ShardedStrategy
 from vlad.training.watching import Watch
 
 
@@ -79,7 +80,13 @@ def build_trainer(
     images_per_step = config.data.batch_size * optim.accumulate_batches * processes
     progress = Progress(label, images_per_step, optim.steps)
     guard = GradientGuard(directory / "nonfinite", optim.clip_grad_norm, options.on_nonfinite)
-    writer = CheckpointWriter(options.keep_checkpoints, options.keep_every_steps, options.background_saving)
+    writer = CheckpointWriter(
+        options.keep_checkpoints,
+        options.keep_every_steps,
+        options.background_saving,
+        sharded=is_sharded_run(config),
+        patience_seconds=60 * options.timeout_minutes,
+    )
     saving = Checkpoints(
         directory / "checkpoints",
         writer,
@@ -107,7 +114,7 @@ def build_trainer(
         devices=devices(config) or "auto",
         num_nodes=options.nodes,
         strategy=_strategy(config, name),
-        precision=precision,
+        precision=autocast_of(precision),
         max_steps=optim.steps,
         accumulate_grad_batches=optim.accumulate_batches,
         callbacks=callbacks,
@@ -129,6 +136,11 @@ def devices(config: Config) -> int:
     return torch.cuda.device_count() if config.trainer.accelerator != "cpu" else 1
 
 
+def is_sharded_run(config: Config) -> bool:
+    """Whether several processes share the weights; of one process `fsdp` asks for nothing."""
+    return config.trainer.strategy == "fsdp" and max(1, devices(config)) * config.trainer.nodes > 1
+
+
 def stage_precision(config: Config, name: str) -> tuple[Precision, str | None]:
     """A stage's precision here, with a note where another was asked for. Raises UserError for an impossible one."""
     optim: OptimOptions = getattr(config.train, name)
@@ -137,10 +149,12 @@ def stage_precision(config: Config, name: str) -> tuple[Precision, str | None]:
 
 
 def _strategy(config: Config, name: str) -> Strategy | str:
-    """DDP where several processes train, which gives up on a rank that does not answer."""
+    """DDP or FSDP where several processes train, which gives up on a rank that does not answer."""
     if devices(config) <= 1 and config.trainer.nodes == 1:
         return "auto"
+    timeout = timedelta(minutes=config.trainer.timeout_minutes)
+    if is_sharded_run(config):
+        return ShardedStrategy(timeout=timeout)
     # L_align reads the pooled vector alone, and a phase freezes what another one trains.
     unused = name == "align" or len(config.text_training.phases) > 1
-    timeout = timedelta(minutes=config.trainer.timeout_minutes)
     return DDPStrategy(timeout=timeout, find_unused_parameters=unused)
