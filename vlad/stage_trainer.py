@@ -52,7 +52,7 @@ def build_trainer(
     name: str,
     label: str,
     stop: StopOnSignal,
-    draw: Callable[[Path], None] | None,
+    draw: Callable[[Path], dict[str, float]] | None,
     measure: Callable[[Path], dict[str, float]] | None,
     phases: TextPhases | None,
     adaptable: Mapping[str, nn.Module | None],

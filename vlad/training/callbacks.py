@@ -215,10 +215,13 @@ def looked_at(trainer: L.Trainer, module: nn.Module, average: ExponentialAverage
 class SampleGrid(L.Callback):
     """Every `every_steps` steps: pictures from the averaged weights, on the same prompts and seeds.
 
-    `draw(path)` is given by the run; it samples with whatever the parts hold and writes one picture.
+    `draw(path)` is given by the run; it samples with whatever the parts hold, writes one picture, and returns figures
+    of it for the logs.
     """
 
-    def __init__(self, directory: Path, every_steps: int, average: ExponentialAverage, draw: Callable[[Path], None]):
+    def __init__(
+        self, directory: Path, every_steps: int, average: ExponentialAverage, draw: Callable[[Path], dict[str, float]]
+    ) -> None:
         self.directory, self.every_steps, self.average, self.draw = directory, every_steps, average, draw
         self.drawn_step = 0
 
@@ -230,7 +233,9 @@ class SampleGrid(L.Callback):
         if not takes_part(trainer, pl_module):
             return
         with looked_at(trainer, pl_module, self.average):
-            self.draw(self.directory / f"step-{step:08d}.png")
+            found = self.draw(self.directory / f"step-{step:08d}.png")
+        for logger in trainer.loggers:
+            logger.log_metrics(found, step)
 
 
 class RefreshReport(L.Callback):
