@@ -34,6 +34,8 @@ LEVELS = {
     "stage_trainer": 10,
     "launch": 11,
     "sampling": 12,
+    "performance": 12,
+    "doctor": 13,
     "artists": 13,
     "ablation": 13,
 }

@@ -127,7 +127,7 @@ class TrainerOptions:
     activation_checkpointing: Checkpointing = "none"
     # What torch compiles of the UNets: the block that they repeat, or all.
     compile: Compilation = "none"
-    attention: Literal["auto", "xformers", "sdpa", "flash"] = "auto"
+    attention: Literal["auto", "xformers", "sdpa", "flash", "plain"] = "auto"
     checkpoint_every_steps: int = 250
     # The newest so many are kept, and for good those of every so many steps (0: none).
     keep_checkpoints: int = 2

@@ -53,7 +53,7 @@ from vlad.errors import UserError, claimed, writable_directory
 from vlad.evaluation.run_page import record_start, write_run_page
 from vlad.monitors import grid_drawer, retrieval_measure
 from vlad.resuming import check_run_directory, finished_stage, starting_checkpoint
-from vlad.stage_trainer import build_trainer, devices, is_sharded_run, stage_precision
+from vlad.stage_trainer import build_trainer, check_sharding, devices, is_sharded_run, stage_precision
 from vlad.text.lora import merged
 from vlad.training.adapter_saves import write_adapters
 from vlad.training.callbacks import StopOnSignal, write_metrics
@@ -95,14 +95,14 @@ class RunResult:
 
 def run(config: Config) -> RunResult:
     """Trains every stage that is not done yet. Raises UserError before any long work for what cannot work."""
-    _quieten()
+    quieten()
     sets = open_sets(config.data.sets, config.data.fetch)
     check_cache(config, sets)
     if config.data.held_out is not None:
         open_sets({config.data.held_out: 1.0}, config.data.fetch)  # measured between stages: too late to be missing
     check_text_side(config)
     check_launch(config.trainer.nodes, max(1, devices(config)))
-    _check_sharding(config)
+    check_sharding(config)
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator: there is no GPU that torch can use here; set it to auto or cpu.")
     check_run_directory(config)
@@ -116,16 +116,17 @@ def run(config: Config) -> RunResult:
 def _run(config: Config, sets: ShardSets, directory: Path) -> RunResult:
     described = config
     torch.use_deterministic_algorithms(True, warn_only=True)
-    parts, config = _initial_parts(config)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # for finding bugs; costs a write of every new tensor
+    parts, config = training_parts(config)
     # Only now: a call that could not work must not claim the directory for its config.
     if distributed.is_main_process() and not (directory / "config.yaml").is_file():
         save_config(described, directory / "config.yaml")
     stages = stage_names(config, parts)
-    device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
+    device = run_device(config)
     precisions = [stage_precision(config, stage)[0] for stage in stages]  # refused before any is trained
     for stage in stages:
         check_optimizer(getattr(config.train, stage), device)
-    line = _set_switches(config, parts, device, computed_in(precisions[-1]))
+    line = set_switches(config, parts, device, computed_in(precisions[-1]))
     if distributed.is_main_process():
         print(f"{config.name}: {sets.samples} samples in {sets.shards} shards; {line}", file=sys.stderr)
         record_start(directory, {**describe_start(), "attention": line.removeprefix("attention: ")})
@@ -136,10 +137,10 @@ def _run(config: Config, sets: ShardSets, directory: Path) -> RunResult:
                 return RunResult(directory, finished=False)
             if is_sharded_run(config):
                 # The modules are in parts on all ranks now: from the files, as a run does that goes on.
-                parts, _ = _initial_parts(described)
+                parts, _ = training_parts(described)
                 for done in stages[: number + 1]:
                     _train_stage(config, parts, sets, done, stages, stop)
-                _set_switches(config, parts, device, computed_in(precisions[-1]))
+                set_switches(config, parts, device, computed_in(precisions[-1]))
     compile_as_written(_unets(parts))
     if distributed.is_main_process():
         _publish_run(config, parts)
@@ -147,26 +148,7 @@ def _run(config: Config, sets: ShardSets, directory: Path) -> RunResult:
     return RunResult(directory, finished=True)
 
 
-def _check_sharding(config: Config) -> None:
-    """Raises UserError for what does not go together with sharded weights."""
-    if not is_sharded_run(config):
-        return
-    what = None
-    if config.lora is not None or config.text_training.components("lora"):
-        what = "adapters are small enough for every rank: train them with trainer.strategy=ddp"
-    elif len(config.text_training.phases) > 1:
-        what = "what is trained cannot change on the way: leave out trainable's phases, or use trainer.strategy=ddp"
-    elif config.trainer.compile != "none":
-        what = "compiled and sharded blocks are not tried together yet: set trainer.compile=none"
-    elif any(getattr(config.train, stage).optimizer == "adamw-8bit" for stage in ("align", "layout", "refine")):
-        what = "8-bit moments do not know shards: set the stages' optimizer to adamw"
-    elif "16-mixed" in {config.trainer.precision, config.train.layout.precision, config.train.refine.precision}:
-        what = "there is no loss scaler for shards: use bf16-mixed or 32-true"
-    if what is not None:
-        raise UserError(f"trainer.strategy: fsdp: {what}.")
-
-
-def _initial_parts(config: Config) -> tuple[Parts, Config]:
+def training_parts(config: Config) -> tuple[Parts, Config]:
     """The parts before any stage, and the config with what a base brings along."""
     L.seed_everything(config.seed, verbose=False)
     return parts_of_base(config) if config.base is not None else (new_parts(config), config)
@@ -176,7 +158,7 @@ def _unets(parts: Parts) -> list[Any]:
     return [unet for unet in (parts.layout_unet, parts.refine_unet) if unet is not None]
 
 
-def _set_switches(config: Config, parts: Parts, device: torch.device, dtype: torch.dtype) -> str:
+def set_switches(config: Config, parts: Parts, device: torch.device, dtype: torch.dtype) -> str:
     """What the options say of attention, recomputation and compilation; the line that says which attention runs.
 
     Raises UserError for what cannot run here.
@@ -186,6 +168,11 @@ def _set_switches(config: Config, parts: Parts, device: torch.device, dtype: tor
     checkpoint_activations(config.trainer.activation_checkpointing, unets, parts.text_side.lvlm.model)
     compile_unets(config.trainer.compile, unets, device)
     return line
+
+
+def run_device(config: Config) -> torch.device:
+    """What a run's processes compute on."""
+    return torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
 
 
 def is_finished(config: Config) -> bool:
@@ -245,7 +232,7 @@ def _train_stage(
     checkpoints = directory / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     optim: OptimOptions = getattr(config.train, name)
-    stage, phases = _build_stage(config, parts, name, sets, label)
+    stage, phases = build_stage(config, parts, name, sets, label)
     finished = finished_stage(config, name, order)
     if finished is not None:
         _load_stage(stage, finished)
@@ -268,7 +255,7 @@ def _train_stage(
     built = build_trainer(config, name, label, stop, draw, measure, phases, adaptable(parts), newest)
     trainer = built.trainer
     set_modes(stage)
-    with _stored(stage, stage_precision(config, name)[0]):
+    with stored(stage, stage_precision(config, name)[0]):
         trainer.fit(stage, datamodule=data, ckpt_path=newest, weights_only=True)
     if stop.stopped and trainer.global_step < optim.steps:
         if (error := built.saving.error()) is not None:
@@ -290,7 +277,7 @@ def _train_stage(
     return True
 
 
-def _build_stage(
+def build_stage(
     config: Config, parts: Parts, name: str, sets: ShardSets, label: str
 ) -> tuple[Stage, TextPhases | None]:
     """The stage's module, with exactly what it trains wanting gradients, and the phases of its text side."""
@@ -344,7 +331,7 @@ def _publish_stage(stage: Stage, directory: Path) -> None:
         temporary.replace(directory / TRAINED)
 
 
-def _stored(stage: Stage, precision: Precision) -> contextlib.AbstractContextManager[None]:
+def stored(stage: Stage, precision: Precision) -> contextlib.AbstractContextManager[None]:
     """What a stage holds in which precision while it trains."""
     return frozen_in_bf16(stage, stage.trained_names()) if precision == "bf16-true" else contextlib.nullcontext()
 
@@ -387,7 +374,7 @@ def _publish_run(config: Config, parts: Parts) -> None:
         pipeline.save_pretrained(folder)  # model_index.json comes last: its presence says the run is finished
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Silences what libraries say at start that nobody can act on; our own line says what matters."""
     warnings.filterwarnings("ignore", module=r"(lightning|torch|diffusers|transformers|peft).*")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):

@@ -15,6 +15,7 @@ from torch import nn
 
 from vlad.config import Config
 from vlad.distributed import is_main_process
+from vlad.errors import UserError
 from vlad.evaluation.run_page import write_run_page
 from vlad.resuming import config_record
 from vlad.text.lora import has_adapter
@@ -42,9 +43,15 @@ class StageTrainer:
     progress: Progress
     saving: Checkpoints
 
+    def add(self, callback: L.Callback) -> None:
+        """One callback more, after all others."""
+        self.trainer.callbacks.append(callback)  # type: ignore[attr-defined]
+
     def metrics(self) -> dict[str, float]:
         """The last figures of the stage: smoothed losses, rate, seconds, steps that were left out."""
-        return {**self.progress.summary(self.trainer), "skipped_steps": self.guard.skipped}
+        found = self.progress.summary(self.trainer)
+        waited = self.saving.waited_seconds / max(1e-9, found["seconds"])
+        return {**found, "saving_wait": waited, "skipped_steps": self.guard.skipped}
 
 
 def build_trainer(
@@ -139,6 +146,25 @@ def devices(config: Config) -> int:
 def is_sharded_run(config: Config) -> bool:
     """Whether several processes share the weights; of one process `fsdp` asks for nothing."""
     return config.trainer.strategy == "fsdp" and max(1, devices(config)) * config.trainer.nodes > 1
+
+
+def check_sharding(config: Config) -> None:
+    """Raises UserError for what does not go together with sharded weights."""
+    if not is_sharded_run(config):
+        return
+    what = None
+    if config.lora is not None or config.text_training.components("lora"):
+        what = "adapters are small enough for every rank: train them with trainer.strategy=ddp"
+    elif len(config.text_training.phases) > 1:
+        what = "what is trained cannot change on the way: leave out trainable's phases, or use trainer.strategy=ddp"
+    elif config.trainer.compile != "none":
+        what = "compiled and sharded blocks are not tried together yet: set trainer.compile=none"
+    elif any(getattr(config.train, stage).optimizer == "adamw-8bit" for stage in ("align", "layout", "refine")):
+        what = "8-bit moments do not know shards: set the stages' optimizer to adamw"
+    elif "16-mixed" in {config.trainer.precision, config.train.layout.precision, config.train.refine.precision}:
+        what = "there is no loss scaler for shards: use bf16-mixed or 32-true"
+    if what is not None:
+        raise UserError(f"trainer.strategy: fsdp: {what}.")
 
 
 def stage_precision(config: Config, name: str) -> tuple[Precision, str | None]:

@@ -75,6 +75,7 @@ def test_a_run_leaves_what_its_docs_say(world: Path) -> None:
     for stage in ("autoencoder", "layout", "refine"):
         metrics = json.loads((directory / stage / "metrics.json").read_text(encoding="utf-8"))
         assert metrics["images_per_second"] > 0
+        assert 0 < metrics["saving_wait"] < 1
         assert list((directory / stage / "logs").glob("*/metrics.csv"))
         assert not (directory / stage / "checkpoints").exists()
     assert (directory / "samples" / "layout" / "step-00000008.png").is_file()

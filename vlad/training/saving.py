@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,6 +117,8 @@ class Checkpoints(L.Callback):
         self.on_failure, self.stop, self.record = on_failure, stop, record
         self.saved_step = -1
         self.failures = 0
+        # How long training has waited for its checkpoints.
+        self.waited_seconds = 0.0
         # The newest checkpoint that could not be written, with the reason.
         self.failed: tuple[Path, Exception] | None = None
 
@@ -129,7 +132,9 @@ class Checkpoints(L.Callback):
             return
         if step % self.every_steps == 0 or trainer.should_stop:
             self.saved_step = step
+            started = time.monotonic()
             trainer.save_checkpoint(checkpoint_path(self.directory, step))  # every rank takes part; rank zero writes
+            self.waited_seconds += time.monotonic() - started
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.writer.wait()
