@@ -12,7 +12,9 @@ from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from vlad import distributed
+from vlad.errors import UserError
 from vlad.losses.contrastive import AlignmentHead
+from vlad.training.ranks import check_launch
 
 WORLD = 2
 ROWS = 6  # of both ranks
@@ -114,3 +116,34 @@ def test_a_derived_seed_is_the_same_everywhere_and_depends_on_every_part() -> No
     others = [(1, "layout"), (0, "refine"), (0,), ("0", "layout"), (0, "layout", 0), ("layout", 0)]
     assert len({distributed.derived_seed(*parts) for parts in [(0, "layout"), *others]}) == len(others) + 1
     assert all(0 <= distributed.derived_seed(number) < 2**63 for number in range(100))
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
+SLURM = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_NNODES": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "nodes", "devices", "said"),
+    [
+        ({}, 1, 8, None),
+        ({}, 100_000, 1, "nothing has started processes on other machines"),
+        (TORCHRUN, 2, 2, None),
+        (TORCHRUN, 2, 4, "torchrun has started 4 processes, 2 on this machine"),
+        (TORCHRUN, 1, 1, "torchrun has started 4 processes"),
+        (SLURM, 2, 2, None),
+        (SLURM, 100_000, 2, "srun has started 4 processes, 2 on this machine"),
+        (SLURM, 1, 1, None),  # a single process inside of an allocation
+    ],
+)
+def test_a_launch_whose_processes_do_not_agree_is_refused(
+    environment: dict[str, str], nodes: int, devices: int, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in {*TORCHRUN, *SLURM}:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if said is None:
+        check_launch(nodes, devices)
+        return
+    with pytest.raises(UserError, match=said):
+        check_launch(nodes, devices)

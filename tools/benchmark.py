@@ -1,4 +1,4 @@
-"""Measures parts of the program on this machine: python tools/benchmark.py render|data|text|refit|sample|ocr"""
+"""Measures parts of the program on this machine: python tools/benchmark.py render|data|text|refit|sample|ocr|train"""
 
 from __future__ import annotations
 
@@ -433,6 +433,23 @@ def read_all(pictures: Path, store: Path, options: Any) -> None:
             print(f"    {used:6.0f} MB held by all processes after {number} pictures")
 
 
+def train(call: list[str], stage: str, switches: list[str], steps: int, warmup: int, cache: str | None) -> None:
+    """What each switch brings to the steps of a stage, one after the other."""
+    from vlad.performance.comparison import HEAD, Call, Row, compare, text_row
+
+    if not call or "=" in call[0]:
+        raise UserError("train wants a config: python tools/benchmark.py train configs/tiny.yaml [key=value ...].")
+    shown: list[Row] = []
+
+    def show(row: Row) -> None:
+        shown.append(row)
+        first = next((other for other in shown if other.figures is not None), None)
+        print(text_row(row, first), flush=True)
+
+    print(f"{call[0]}, stage {stage}, {steps} steps after {warmup}; each row keeps the switches above it\n{HEAD}")
+    compare(Call(call[0], tuple(call[1:]), stage), switches, steps, warmup, cache, show)
+
+
 def report(what: str, count: int, work: Callable[[], object]) -> None:
     """Runs the work once and prints its rate."""
     print(f"{what:24} {rate(count, work):8.0f} samples/s")
@@ -440,17 +457,36 @@ def report(what: str, count: int, work: Callable[[], object]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures parts of the program; compare figures of one run only.")
-    parser.add_argument("part", choices=("render", "data", "text", "refit", "sample", "ocr"))
+    parser.add_argument("part", choices=("render", "data", "text", "refit", "sample", "ocr", "train"))
+    parser.add_argument("config", nargs="*", metavar="CONFIG key=value ...", help="train: what train.py would be given")
     parser.add_argument("--count", type=int, help="samples, prompts or layouts: 4000; text 320, refit 500, ocr 1000")
     parser.add_argument("--lvlm", help="text: a folder or hub id; without it a Qwen2.5-VL of 6 layers of 512")
     parser.add_argument("--engine", default="rapidocr", help="ocr: which engine (default: rapidocr)")
     parser.add_argument(
         "--run", help="sample: a run or pipeline; without it random weights of configs/tiny.yaml's sizes"
     )
-    parser.add_argument("--steps", type=int, default=10, help="sample: solver steps of each stage (default: 10)")
+    parser.add_argument("--steps", type=int, help="sample: solver steps of each stage (10); train: steps a row (20)")
+    parser.add_argument("--warmup", type=int, default=5, help="train: steps before them that do not count (default: 5)")
+    parser.add_argument("--stage", default="refine", help="train: align, autoencoder, layout or refine (default)")
+    parser.add_argument(
+        "--switches",
+        nargs="+",
+        default=["plain", "attention", "channels_last", "compile", "cache", "batch"],
+        help="train: rows of the table (default: plain attention channels_last compile cache batch)",
+    )
+    parser.add_argument("--cache", help="train: a cache of this config (tools/cache.py)")
     parser.add_argument("--batch-size", type=int, default=16, help="sample: pictures at once (default: 16)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
+    if arguments.part == "train":
+        steps = 20 if arguments.steps is None else arguments.steps
+        if min(steps, arguments.warmup) < 1:
+            raise UserError("--steps and --warmup must be at least 1.")
+        train(arguments.config, arguments.stage, arguments.switches, steps, arguments.warmup, arguments.cache)
+        return
+    if arguments.config:
+        raise UserError(f"{arguments.part} takes no config, and {arguments.config[0]} was given; leave it out.")
     if arguments.part == "sample":
+        arguments.steps = 10 if arguments.steps is None else arguments.steps
         if min(arguments.steps, arguments.batch_size) < 1:
             raise UserError("--steps and --batch-size must be at least 1.")
         sample(arguments.run, arguments.steps, arguments.batch_size)

@@ -31,6 +31,7 @@ from vlad.training.early_stopping import ValidationOptions
 from vlad.training.optim import OptimOptions
 from vlad.training.precision import Precision
 from vlad.training.stages import LossOptions
+from vlad.training.switches import Checkpointing, Compilation
 
 MOST_DEVICES = 256  # more than any machine has GPUs
 MOST_REPEATS = 100_000
@@ -154,9 +155,15 @@ class TrainerOptions:
     # Processes a machine; "auto" is all GPUs, or one process on a CPU.
     devices: str = "auto"
     nodes: int = 1
+    # Several processes each hold everything (ddp), or a share of the UNets and of the LVLM's layers (fsdp).
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     precision: Precision = "32-true"
     channels_last: bool = True
-    attention: Literal["auto", "xformers", "sdpa", "flash"] = "auto"
+    # Whose activations the backward pass computes again: less memory, about a third more time.
+    activation_checkpointing: Checkpointing = "none"
+    # What torch compiles of the UNets: the block that they repeat, or all.
+    compile: Compilation = "none"
+    attention: Literal["auto", "xformers", "sdpa", "flash", "plain"] = "auto"
     checkpoint_every_steps: int = 250
     # The newest so many are kept, and for good those of every so many steps (0: none).
     keep_checkpoints: int = 2

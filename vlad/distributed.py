@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.nn.functional import all_gather
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 
@@ -24,9 +25,16 @@ def world_size() -> int:
 
 def is_main_process() -> bool:
     """Whether this process speaks and writes for all: rank 0, also before the process group is up."""
+    return own_rank() == 0
+
+
+def own_rank() -> int:
+    """This process's number among all of the launch, also before the process group is up."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank()
     # torchrun's, Lightning's own, srun's.
     told = (os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ)
-    return int(next(told, "0")) == 0 and rank() == 0
+    return int(next(told, "0"))
 
 
 def gather_with_gradient(x: Tensor) -> Tensor:
@@ -60,6 +68,30 @@ def mean_over_ranks(total: Tensor, count: Tensor) -> Tensor:
     of_all = count.detach().clone()
     dist.all_reduce(of_all)
     return total * world_size() / of_all.clamp_min(1)
+
+
+def is_sharded(x: Tensor) -> bool:
+    """Whether each rank holds a part of this tensor only."""
+    return isinstance(x, DTensor)
+
+
+def local(x: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, sharing its memory; any other tensor as it is."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def as_part(values: Tensor, like: Tensor) -> Tensor:
+    """This rank's values as its part of a tensor that is sharded as `like` is; as they are where that is not."""
+    if not isinstance(like, DTensor):
+        return values
+    return DTensor.from_local(
+        values, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+def whole(x: Tensor) -> Tensor:
+    """All of a sharded tensor, gathered from the ranks (all must call); any other tensor as it is."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def derived_seed(*parts: int | str) -> int:

@@ -57,7 +57,7 @@ from vlad.monitors import grid_drawer, look_taker, retrieval_measure
 from vlad.own_pictures import OwnSets, own_sets, refuse_without_text, with_prior
 from vlad.reading_losses import build_legibility
 from vlad.resuming import check_run_directory, finished_stage, starting_checkpoint
-from vlad.stage_trainer import build_trainer, stage_precision
+from vlad.stage_trainer import build_trainer, check_sharding, devices, is_sharded_run, stage_precision
 from vlad.text.lora import merged
 from vlad.training.adapter_saves import write_adapters
 from vlad.training.callbacks import StopOnSignal, write_metrics
@@ -65,8 +65,10 @@ from vlad.training.checkpoint import prune_checkpoints, remove_partial
 from vlad.training.datamodule import ShardDataModule
 from vlad.training.environment import describe_start
 from vlad.training.loggers import check_wandb
-from vlad.training.optim import OptimOptions
+from vlad.training.optim import OptimOptions, check_optimizer
 from vlad.training.phases import TextPhases
+from vlad.training.precision import Precision, computed_in
+from vlad.training.ranks import check_launch
 from vlad.training.stages import (
     TRAINED,
     AlignStage,
@@ -76,6 +78,12 @@ from vlad.training.stages import (
     RefineStage,
     Stage,
     set_modes,
+)
+from vlad.training.switches import (
+    checkpoint_activations,
+    compile_as_written,
+    compile_unets,
+    frozen_in_bf16,
 )
 
 FIT_PICTURES = 3000  # the projection of a PatchAutoencoder is fitted to this many pictures
@@ -91,13 +99,15 @@ class RunResult:
 
 def run(config: Config) -> RunResult:
     """Trains every stage that is not done yet. Raises UserError before any long work for what cannot work."""
-    _quieten()
+    quieten()
     sets = open_sets(config.data.sets, config.data.fetch)
     check_cache(config, sets)
     if config.data.held_out is not None:
         open_sets({config.data.held_out: 1.0}, config.data.fetch)  # measured between stages: too late to be missing
     check_text_side(config)
     own = own_sets(config, sets)
+    check_launch(config.trainer.nodes, max(1, devices(config)))
+    check_sharding(config)
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator: there is no GPU that torch can use here; set it to auto or cpu.")
     check_run_directory(config)
@@ -110,32 +120,66 @@ def run(config: Config) -> RunResult:
 
 def _run(config: Config, sets: OwnSets, directory: Path) -> RunResult:
     described = config
-    L.seed_everything(config.seed, verbose=False)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    parts, config = build_parts(config)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # for finding bugs; costs a write of every new tensor
+    parts, config = training_parts(config)
     refuse_without_text(config, sets.own)
     # Only now: a call that could not work must not claim the directory for its config.
     if distributed.is_main_process() and not (directory / "config.yaml").is_file():
         save_config(described, directory / "config.yaml")
     sets = with_prior(config, sets)
     stages = stage_names(config, parts)
-    unets = [unet for unet in (parts.layout_unet, parts.refine_unet) if unet is not None]
-    device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
+    device = run_device(config)
     precisions = [stage_precision(config, stage)[0] for stage in stages]  # refused before any is trained
-    dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(precisions[-1], torch.float32)
-    line = set_attention(unets, config.trainer.attention, device, dtype)
+    for stage in stages:
+        check_optimizer(getattr(config.train, stage), device)
+    line = set_switches(config, parts, device, computed_in(precisions[-1]))
     if distributed.is_main_process():
         print(f"{config.name}: {sets.own.samples} samples in {sets.own.shards} shards; {line}", file=sys.stderr)
         record_start(directory, {**describe_start(), "attention": line.removeprefix("attention: ")})
 
     with StopOnSignal() as stop:
-        for stage in stages:
+        for number, stage in enumerate(stages):
             if not _train_stage(config, parts, sets, stage, stages, stop):
                 return RunResult(directory, finished=False)
+            if is_sharded_run(config):
+                # The modules are in parts on all ranks now: from the files, as a run does that goes on.
+                parts, _ = training_parts(described)
+                for done in stages[: number + 1]:
+                    _train_stage(config, parts, sets, done, stages, stop)
+                set_switches(config, parts, device, computed_in(precisions[-1]))
+    compile_as_written(_unets(parts))
     if distributed.is_main_process():
         _publish_run(config, parts)
         write_run_page(directory)
     return RunResult(directory, finished=True)
+
+
+def training_parts(config: Config) -> tuple[Parts, Config]:
+    """The parts before any stage, and the config with what a base brings along."""
+    L.seed_everything(config.seed, verbose=False)
+    return build_parts(config)
+
+
+def _unets(parts: Parts) -> list[Any]:
+    return [unet for unet in (parts.layout_unet, parts.refine_unet) if unet is not None]
+
+
+def set_switches(config: Config, parts: Parts, device: torch.device, dtype: torch.dtype) -> str:
+    """What the options say of attention, recomputation and compilation; the line that says which attention runs.
+
+    Raises UserError for what cannot run here.
+    """
+    unets = _unets(parts)
+    line = set_attention(unets, config.trainer.attention, device, dtype)
+    checkpoint_activations(config.trainer.activation_checkpointing, unets, parts.text_side.lvlm.model)
+    compile_unets(config.trainer.compile, unets, device)
+    return line
+
+
+def run_device(config: Config) -> torch.device:
+    """What a run's processes compute on."""
+    return torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
 
 
 def is_finished(config: Config) -> bool:
@@ -220,7 +264,7 @@ def _train_stage(config: Config, parts: Parts, sets: OwnSets, name: str, order: 
     checkpoints = directory / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     optim: OptimOptions = getattr(config.train, name)
-    stage, phases = _build_stage(config, parts, name, sets.own, label)
+    stage, phases = build_stage(config, parts, name, sets.own, label)
     finished = finished_stage(config, name, order)
     if finished is not None:
         _load_stage(stage, finished)
@@ -247,7 +291,8 @@ def _train_stage(config: Config, parts: Parts, sets: OwnSets, name: str, order: 
     built = build_trainer(config, name, label, stop, draw, measure, phases, adapters, newest, look, about)
     trainer = built.trainer
     set_modes(stage)
-    trainer.fit(stage, datamodule=data, ckpt_path=newest, weights_only=True)
+    with stored(stage, stage_precision(config, name)[0]):
+        trainer.fit(stage, datamodule=data, ckpt_path=newest, weights_only=True)
     if stop.stopped and trainer.global_step < optim.steps:
         if (error := built.saving.error()) is not None:
             raise error
@@ -256,9 +301,9 @@ def _train_stage(config: Config, parts: Parts, sets: OwnSets, name: str, order: 
     if built.stopping is not None:
         built.stopping.restore(stage)
     stage.eval()
+    _publish_stage(stage, directory)
+    built.average.publish(stage, directory)
     if trainer.is_global_zero:
-        _publish_stage(stage, directory)
-        built.average.publish(directory)
         measured = (
             {} if measure is None else measure(config.directory / "samples" / name / "shared-space" / "final.png")
         )
@@ -270,7 +315,7 @@ def _train_stage(config: Config, parts: Parts, sets: OwnSets, name: str, order: 
     return True
 
 
-def _build_stage(
+def build_stage(
     config: Config, parts: Parts, name: str, sets: ShardSets, label: str
 ) -> tuple[Stage, TextPhases | None]:
     """The stage's module, with exactly what it trains wanting gradients, and the phases of its text side."""
@@ -313,12 +358,26 @@ def _build_stage(
 
 
 def _publish_stage(stage: Stage, directory: Path) -> None:
-    """Saves what the stage has trained; the autoencoder's also what was fitted."""
+    """Rank 0 saves what the stage has trained; the autoencoder's also what was fitted.
+
+    Where it is sharded all ranks come here: each tensor is gathered, one after the other.
+    """
     state = stage.state_dict()
     names = list(state) if isinstance(stage, AutoencoderStage) else stage.trained_names()
-    temporary = directory / f"{TRAINED}.partial"
-    save_file({name: state[name].contiguous() for name in names}, temporary)
-    temporary.replace(directory / TRAINED)
+    gathered = {}
+    for name in names:
+        tensor = distributed.whole(state[name])
+        if distributed.is_main_process():
+            gathered[name] = tensor.cpu().contiguous()
+    if distributed.is_main_process():
+        temporary = directory / f"{TRAINED}.partial"
+        save_file(gathered, temporary)
+        temporary.replace(directory / TRAINED)
+
+
+def stored(stage: Stage, precision: Precision) -> contextlib.AbstractContextManager[None]:
+    """What a stage holds in which precision while it trains."""
+    return frozen_in_bf16(stage, stage.trained_names()) if precision == "bf16-true" else contextlib.nullcontext()
 
 
 def _load_stage(stage: Stage, directory: Path) -> None:
@@ -360,7 +419,7 @@ def _publish_run(config: Config, parts: Parts) -> None:
         pipeline.save_pretrained(folder)  # model_index.json comes last: its presence says the run is finished
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Silences what libraries say at start that nobody can act on; our own line says what matters."""
     warnings.filterwarnings("ignore", module=r"(lightning|torch|diffusers|transformers|peft).*")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):

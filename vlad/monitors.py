@@ -12,11 +12,11 @@ from PIL import Image
 from vlad.building import build_pipeline
 from vlad.config import Config
 from vlad.data.stream import ShardSets, collate, first_samples, open_sets
-from vlad.distributed import derived_seed
+from vlad.distributed import derived_seed, is_main_process
 from vlad.evaluation.ocr import enlargement, read_many
 from vlad.evaluation.report import GridRow, draw_layout, picture_of_map, sample_grid
 from vlad.evaluation.retrieval import draw_shared_space, score_retrieval
-from vlad.evaluation.spelling import letter_accuracy
+from vlad.evaluation.spelling import letter_accuracy, word_accuracy
 from vlad.losses.contrastive import text_ids
 from vlad.records import Batch, Sample
 from vlad.text.prompt import parse_prompt
@@ -29,13 +29,19 @@ LOSS_DRAWS = 4  # of noise and timestep for each picture of a look
 RETRIEVAL_PAIRS = 256
 
 
-def grid_drawer(config: Config, parts: Parts, sets: ShardSets, name: str) -> Callable[[Path], None]:
-    """Draws the first samples of the shards as the stage sees them now: prompt, plan, refit and picture."""
+def grid_drawer(config: Config, parts: Parts, sets: ShardSets, name: str) -> Callable[[Path], dict[str, float]]:
+    """Draws the first samples of the shards as the stage sees them now: prompt, plan, refit and picture.
+
+    Returns what an OCR engine reads in them, as evaluations score it: in the layout stage in the raw glyph maps, in the
+    refine stage in the pictures of the true layouts.
+    """
     samples = first_samples(sets, config.data.stream(config.seed), GRID_SAMPLES)
     captions = [sample.caption for sample in samples]
     prompts = [parse_prompt(caption, strict=False) for caption in captions]
 
-    def draw(path: Path) -> None:
+    wanted = [[line.text for line in sample.layout.lines if line.valid] for sample in samples]
+
+    def draw(path: Path) -> dict[str, float]:
         pipeline = build_pipeline(config, parts)
         seeds = list(range(len(prompts)))
         pixels = config.data.picture_pixels
@@ -55,10 +61,30 @@ def grid_drawer(config: Config, parts: Parts, sets: ShardSets, name: str) -> Cal
                 for picture, sample in zip(pictures, samples, strict=True)
             ]
         rows = [GridRow(caption, pictures) for caption, pictures in zip(captions, columns, strict=True)]
+        if not is_main_process():
+            return {}  # it was only needed for its part of the weights
         path.parent.mkdir(parents=True, exist_ok=True)
         sample_grid(rows, heads, cell_pixels=max(128, pixels)).save(path)
+        # The glyph map comes first, the picture second.
+        drawn = [np.asarray(pictures[name == "refine"]) for pictures in columns]
+        return _spelled(drawn, wanted)
 
     return draw
+
+
+def _spelled(pictures: list[np.ndarray], wanted: list[list[str]]) -> dict[str, float]:
+    """The shares of pictures and of letters that read as wanted, of those that are to hold text."""
+    chosen = [number for number, strings in enumerate(wanted) if strings]
+    if not chosen:
+        return {}
+    height, width = pictures[0].shape[:2]
+    shown = [pictures[number] for number in chosen]
+    readings = list(read_many("rapidocr", shown, enlargement(width, height)))
+    strings = [wanted[number] for number in chosen]
+    return {
+        "grid_word_accuracy": word_accuracy(readings, strings),
+        "grid_letter_accuracy": letter_accuracy(readings, strings),
+    }
 
 
 def retrieval_measure(config: Config, parts: Parts) -> Callable[[Path], dict[str, float]] | None:
@@ -85,6 +111,8 @@ def retrieval_measure(config: Config, parts: Parts) -> Callable[[Path], dict[str
             images.append(parts.alignment.contrast.embed_images(v))
             ids.append(text_ids(read.prompts)[:, 0])
         scores = score_retrieval(torch.cat(texts), torch.cat(images), torch.cat(ids))
+        if not is_main_process():
+            return {}
         path.parent.mkdir(parents=True, exist_ok=True)
         title = f"{scores.pairs} held-out pairs, recall@1 {scores.text_to_image[1]:.1%} / {scores.image_to_text[1]:.1%}"
         draw_shared_space(torch.cat(texts), torch.cat(images), path, title)

@@ -16,13 +16,14 @@ from typing import Any
 
 from vlad.config import Config, load_config
 from vlad.errors import UserError
-from vlad.training.checkpoint import newest_checkpoint, read_checkpoint
+from vlad.training.checkpoint import is_checkpoint, newest_checkpoint, read_checkpoint
 from vlad.training.stages import TRAINED
 
 # What neither the weights nor the order of the samples depend on.
 DATA_FREE = ("data.shards", "data.workers", "data.verify", "data.fetch.", "data.held_out")
 FREE = ("runs", "name", "resume", "trainer.", "sample.", *DATA_FREE)
-SHAPING = ("trainer.precision", "trainer.devices", "trainer.nodes")  # though they begin like a free one
+# Though they begin like a free one.
+SHAPING = ("trainer.precision", "trainer.devices", "trainer.nodes", "trainer.strategy")
 SHOWN = 8  # differing options that a message names
 
 
@@ -89,7 +90,7 @@ def checkpoint_of_another_run(config: Config) -> tuple[Path, str] | None:
     if config.resume in ("auto", "none"):
         return None
     path = Path(config.resume)
-    if not path.is_file():
+    if not (path.is_file() or is_checkpoint(path)):
         known = sorted(path.rglob("step-*.ckpt")) if path.is_dir() else []
         hint = f"such as {known[-1]}" if known else "auto or none"
         raise UserError(f"resume: there is no checkpoint at {path}; name a file, {hint}.")

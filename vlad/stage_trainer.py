@@ -16,6 +16,7 @@ from torch import nn
 
 from vlad.config import Config
 from vlad.distributed import is_main_process
+from vlad.errors import UserError
 from vlad.evaluation.run_page import write_run_page
 from vlad.resuming import config_record
 from vlad.text.lora import has_adapter
@@ -27,9 +28,10 @@ from vlad.training.gradients import GradientGuard
 from vlad.training.loggers import build_loggers
 from vlad.training.optim import OptimOptions
 from vlad.training.phases import TextPhases
-from vlad.training.precision import Precision, native_precision
+from vlad.training.precision import Precision, autocast_of, native_precision
 from vlad.training.ranks import RankWatch
 from vlad.training.saving import Checkpoints, CheckpointWriter
+from vlad.training.sharding import ShardedStrategy
 from vlad.training.watching import Watch
 
 
@@ -45,10 +47,16 @@ class StageTrainer:
     # Where pictures are held out.
     stopping: EarlyStopping | None = None
 
+    def add(self, callback: L.Callback) -> None:
+        """One callback more, after all others."""
+        self.trainer.callbacks.append(callback)  # type: ignore[attr-defined]
+
     def metrics(self) -> dict[str, float]:
         """The last figures of the stage: smoothed losses, rate, seconds, steps that were left out."""
         looks = {} if self.stopping is None else self.stopping.metrics()
-        return {**self.progress.summary(self.trainer), "skipped_steps": self.guard.skipped, **looks}
+        found = self.progress.summary(self.trainer)
+        waited = self.saving.waited_seconds / max(1e-9, found["seconds"])
+        return {**found, "saving_wait": waited, "skipped_steps": self.guard.skipped, **looks}
 
 
 def build_trainer(
@@ -56,7 +64,7 @@ def build_trainer(
     name: str,
     label: str,
     stop: StopOnSignal,
-    draw: Callable[[Path], None] | None,
+    draw: Callable[[Path], dict[str, float]] | None,
     measure: Callable[[Path], dict[str, float]] | None,
     phases: TextPhases | None,
     adaptable: Mapping[str, nn.Module | None],
@@ -87,7 +95,13 @@ def build_trainer(
     images_per_step = config.data.batch_size * optim.accumulate_batches * processes
     progress = Progress(label, images_per_step, optim.steps)
     guard = GradientGuard(directory / "nonfinite", optim.clip_grad_norm, options.on_nonfinite)
-    writer = CheckpointWriter(options.keep_checkpoints, options.keep_every_steps, options.background_saving)
+    writer = CheckpointWriter(
+        options.keep_checkpoints,
+        options.keep_every_steps,
+        options.background_saving,
+        sharded=is_sharded_run(config),
+        patience_seconds=60 * options.timeout_minutes,
+    )
     saving = Checkpoints(
         directory / "checkpoints",
         writer,
@@ -122,7 +136,7 @@ def build_trainer(
         devices=devices(config) or "auto",
         num_nodes=options.nodes,
         strategy=_strategy(config, name),
-        precision=precision,
+        precision=autocast_of(precision),
         max_steps=optim.steps,
         accumulate_grad_batches=optim.accumulate_batches,
         callbacks=callbacks,
@@ -144,6 +158,30 @@ def devices(config: Config) -> int:
     return torch.cuda.device_count() if config.trainer.accelerator != "cpu" else 1
 
 
+def is_sharded_run(config: Config) -> bool:
+    """Whether several processes share the weights; of one process `fsdp` asks for nothing."""
+    return config.trainer.strategy == "fsdp" and max(1, devices(config)) * config.trainer.nodes > 1
+
+
+def check_sharding(config: Config) -> None:
+    """Raises UserError for what does not go together with sharded weights."""
+    if not is_sharded_run(config):
+        return
+    what = None
+    if config.lora is not None or config.text_training.components("lora"):
+        what = "adapters are small enough for every rank: train them with trainer.strategy=ddp"
+    elif len(config.text_training.phases) > 1:
+        what = "what is trained cannot change on the way: leave out trainable's phases, or use trainer.strategy=ddp"
+    elif config.trainer.compile != "none":
+        what = "compiled and sharded blocks are not tried together yet: set trainer.compile=none"
+    elif any(getattr(config.train, stage).optimizer == "adamw-8bit" for stage in ("align", "layout", "refine")):
+        what = "8-bit moments do not know shards: set the stages' optimizer to adamw"
+    elif "16-mixed" in {config.trainer.precision, config.train.layout.precision, config.train.refine.precision}:
+        what = "there is no loss scaler for shards: use bf16-mixed or 32-true"
+    if what is not None:
+        raise UserError(f"trainer.strategy: fsdp: {what}.")
+
+
 def stage_precision(config: Config, name: str) -> tuple[Precision, str | None]:
     """A stage's precision here, with a note where another was asked for. Raises UserError for an impossible one."""
     optim: OptimOptions = getattr(config.train, name)
@@ -152,10 +190,12 @@ def stage_precision(config: Config, name: str) -> tuple[Precision, str | None]:
 
 
 def _strategy(config: Config, name: str) -> Strategy | str:
-    """DDP where several processes train, which gives up on a rank that does not answer."""
+    """DDP or FSDP where several processes train, which gives up on a rank that does not answer."""
     if devices(config) <= 1 and config.trainer.nodes == 1:
         return "auto"
+    timeout = timedelta(minutes=config.trainer.timeout_minutes)
+    if is_sharded_run(config):
+        return ShardedStrategy(timeout=timeout)
     # L_align reads the pooled vector alone, and a phase freezes what another one trains.
     unused = name == "align" or len(config.text_training.phases) > 1
-    timeout = timedelta(minutes=config.trainer.timeout_minutes)
     return DDPStrategy(timeout=timeout, find_unused_parameters=unused)

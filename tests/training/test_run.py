@@ -20,6 +20,7 @@ from vlad.config import Config, load_config
 from vlad.data.synthetic import SyntheticOptions, render_sign
 from vlad.data.writing import write_manifest, write_shards
 from vlad.errors import UserError
+from vlad.evaluation.run_page import read_curves
 from vlad.launch import is_finished, run
 from vlad.layout.polygons import box_polygon
 from vlad.pipeline import VLADPipeline
@@ -75,9 +76,15 @@ def test_a_run_leaves_what_its_docs_say(world: Path) -> None:
     for stage in ("autoencoder", "layout", "refine"):
         metrics = json.loads((directory / stage / "metrics.json").read_text(encoding="utf-8"))
         assert metrics["images_per_second"] > 0
+        assert 0 < metrics["saving_wait"] < 1
         assert list((directory / stage / "logs").glob("*/metrics.csv"))
         assert not (directory / stage / "checkpoints").exists()
     assert (directory / "samples" / "layout" / "step-00000008.png").is_file()
+    for stage, steps in (("layout", [4, 8]), ("refine", [4])):
+        for figure in ("grid_word_accuracy", "grid_letter_accuracy"):
+            curve = read_curves(directory / stage)[figure]
+            assert [step for step, _ in curve] == steps
+            assert all(0 <= share <= 1 for _, share in curve)
     assert (directory / "pipeline" / "model_index.json").is_file()
     assert is_finished(load_config(directory / "config.yaml"))
     assert not list(directory.rglob("*.partial"))

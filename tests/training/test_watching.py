@@ -125,3 +125,19 @@ def test_wandb_is_asked_for_before_anything_is_trained(monkeypatch: pytest.Monke
         "CSVLogger",
         "TensorBoardLogger",
     ]
+
+
+def test_wandb_offline_keeps_its_curves_on_the_disk_and_asks_no_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # whoever asks is refused
+    for start in ("from-step-00000000", "from-step-00000002"):
+        logger = build_loggers(tmp_path / "layout", "signs", start, "offline")[-1]
+        logger.log_metrics({"loss": 1.0}, step=1)
+        logger.finalize("success")
+        wandb.finish()
+    kept = list((tmp_path / "layout" / "logs" / "wandb").glob("offline-run-*/*.wandb"))
+    assert {path.name for path in kept} == {"run-signs-layout.wandb"}  # one run over both starts
+    assert all(path.stat().st_size > 0 for path in kept)

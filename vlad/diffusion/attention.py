@@ -3,6 +3,7 @@
 auto       xformers where its kernel really runs on this device, else torch's own (SDPA), which chooses its kernel
 xformers   memory-efficient attention
 sdpa       torch's scaled_dot_product_attention
+plain      matrix products and a softmax, one by one: what the others are compared with
 flash      torch's flash kernel for self-attention, and nothing else; cross-attention has a mask, which no flash
            kernel takes, and stays with SDPA
 
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, XFormersAttnProcessor
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -24,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vlad.diffusion.unets import is_grown
 from vlad.errors import UserError
 
-Backend = Literal["auto", "xformers", "sdpa", "flash"]
+Backend = Literal["auto", "xformers", "sdpa", "flash", "plain"]
 
 
 class FlashAttnProcessor(AttnProcessor2_0):
@@ -142,10 +143,14 @@ def set_attention(
         raise UserError(f"trainer.attention: {backend} was asked for, but {reason}; use auto or sdpa.")
     if backend == "auto":
         backend = "xformers" if reason is None else "sdpa"
-    processor = {"xformers": XFormersAttnProcessor, "flash": FlashAttnProcessor, "sdpa": AttnProcessor2_0}[backend]
+    processor = {"xformers": XFormersAttnProcessor, "flash": FlashAttnProcessor, "sdpa": AttnProcessor2_0}.get(
+        backend, AttnProcessor
+    )
     for unet in unets:
         unet.set_attn_processor(processor())
     attend_beside(unets)
+    if backend == "plain":
+        return "attention: plain matrix products"
     if backend == "sdpa":
         return "attention: torch SDPA" + (f" ({reason})" if reason else "")
     name = {"xformers": "xformers", "flash": "torch's flash kernel where there is no mask"}[backend]

@@ -1,4 +1,4 @@
-"""A frozen base in 4 or 8 bits, for adapters on top (QLoRA, arXiv 2305.14314). Only this room imports bitsandbytes.
+"""A frozen base in 4 or 8 bits, for adapters on top (QLoRA, arXiv 2305.14314).
 
 The matrices of linear layers alone: convolutions, norms and embeddings stay as they are. bitsandbytes packs a matrix
 when it is moved to the GPU.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import threading
@@ -16,8 +17,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from vlad.distributed import derived_seed
+from vlad.distributed import derived_seed, is_sharded
 from vlad.training.ema import ExponentialAverage
+from vlad.training.switches import uncompiled
 from vlad.training.watching import total_wait
 
 
@@ -173,9 +175,9 @@ class Measured(L.Callback):
         if not self.every_steps or step % self.every_steps or step == self.measured_step:
             return
         self.measured_step = step
-        if not trainer.is_global_zero:
+        if not takes_part(trainer, pl_module):
             return
-        with evaluated(pl_module), self.average.swapped_in(pl_module):
+        with looked_at(trainer, pl_module, self.average):
             found = self.measure(self.directory / f"step-{step:08d}.png")
         for logger in trainer.loggers:
             logger.log_metrics(found, step)
@@ -193,23 +195,47 @@ def evaluated(module: nn.Module) -> Iterator[None]:
             child.training = mode
 
 
+def takes_part(trainer: L.Trainer, module: nn.Module) -> bool:
+    """Whether this rank has to run what rank 0 looks at: every rank does where each holds a part of the weights."""
+    return trainer.is_global_zero or any(is_sharded(parameter) for parameter in module.parameters())
+
+
+@contextmanager
+def looked_at(trainer: L.Trainer, module: nn.Module, average: ExponentialAverage) -> Iterator[None]:
+    """The module as it would be published now: averaged, in eval mode, run as it is written."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluated(module))
+        stack.enter_context(average.swapped_in(module))
+        stack.enter_context(uncompiled())
+        if any(parameter.dtype == torch.bfloat16 for parameter in module.parameters()):  # bf16-true
+            stack.enter_context(trainer.precision_plugin.forward_context())
+        yield
+
+
 class SampleGrid(L.Callback):
     """Every `every_steps` steps: pictures from the averaged weights, on the same prompts and seeds.
 
-    `draw(path)` is given by the run; it samples with whatever the parts hold and writes one picture.
+    `draw(path)` is given by the run; it samples with whatever the parts hold, writes one picture, and returns figures
+    of it for the logs.
     """
 
-    def __init__(self, directory: Path, every_steps: int, average: ExponentialAverage, draw: Callable[[Path], None]):
+    def __init__(
+        self, directory: Path, every_steps: int, average: ExponentialAverage, draw: Callable[[Path], dict[str, float]]
+    ) -> None:
         self.directory, self.every_steps, self.average, self.draw = directory, every_steps, average, draw
         self.drawn_step = 0
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         step = trainer.global_step
-        if not self.every_steps or step % self.every_steps or step == self.drawn_step or not trainer.is_global_zero:
+        if not self.every_steps or step % self.every_steps or step == self.drawn_step:
             return
         self.drawn_step = step
-        with evaluated(pl_module), self.average.swapped_in(pl_module):
-            self.draw(self.directory / f"step-{step:08d}.png")
+        if not takes_part(trainer, pl_module):
+            return
+        with looked_at(trainer, pl_module, self.average):
+            found = self.draw(self.directory / f"step-{step:08d}.png")
+        for logger in trainer.loggers:
+            logger.log_metrics(found, step)
 
 
 class RefreshReport(L.Callback):

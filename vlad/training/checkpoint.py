@@ -2,14 +2,17 @@
 
 A name of `step-*.ckpt` is given by rename to a file that is whole on the disk and has been read back: it is the mark
 that the file is complete. Killed at any instant, a run leaves the earlier ones, and at worst a `.partial` beside them.
+A sharded run's checkpoint is a folder of that name with a file a rank (`rank-00000-of-00002`), under the same rules.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import shutil
+import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,10 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlad import distributed
 from vlad.errors import UserError
 
 PARTIAL = ".partial"
 _NAME = re.compile(r"step-(\d{8,})\.ckpt")
+_RANK = re.compile(r"rank-(\d+)-of-(\d+)")
+POLL_SECONDS = 0.05
 # What a file takes beyond its tensors: names, the zip's directory, padding.
 _OVERHEAD_BYTES = 1_000_000
 
@@ -30,6 +36,11 @@ _OVERHEAD_BYTES = 1_000_000
 def checkpoint_path(directory: Path, step: int) -> Path:
     """Where the checkpoint of an optimiser step stands."""
     return directory / f"step-{step:08d}.ckpt"
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a checkpoint of that name has been published."""
+    return _NAME.fullmatch(path.name) is not None and path.exists()
 
 
 def step_of(path: Path) -> int:
@@ -68,9 +79,12 @@ def newest_checkpoint(directory: Path) -> tuple[Path | None, list[LeftOut]]:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, its tensors mapped from the file; reading it runs no code.
 
-    Every byte is compared with the checksums that were written with it. Raises UserError, with the reason as its cause,
-    when the file is damaged or holds anything but tensors and plain values.
+    Every byte is compared with the checksums that were written with it. Of a folder all files are proven, so that all
+    ranks come to one opinion, and this rank's is returned. Raises UserError, with the reason as its cause, when a file
+    is damaged, missing, or holds anything but tensors and plain values.
     """
+    if path.is_dir():
+        return _read_parts(path)
     try:
         with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums that it has written
             damaged = archive.testzip()
@@ -83,6 +97,57 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise UserError(f"The checkpoint {path} cannot be read ({reason}); remove it.") from error
     return content
+
+
+def own_part(path: Path) -> Path:
+    """The file that this rank reads of a checkpoint."""
+    return next(path.glob(f"rank-{distributed.own_rank():05d}-of-*"), path) if path.is_dir() else path
+
+
+def _read_parts(folder: Path) -> dict[str, Any]:
+    found = {name: part for part in folder.iterdir() if (name := _RANK.fullmatch(part.name))}
+    ranks = {int(name.group(2)) for name in found}
+    if len(ranks) != 1 or {int(name.group(1)) for name in found} != set(range(*ranks)):
+        error = ValueError("the files of some ranks are missing")
+        raise UserError(f"The checkpoint {folder} cannot be read ({error}); remove it.") from error
+    contents = {int(name.group(1)): read_checkpoint(part) for name, part in found.items()}
+    rank = distributed.own_rank()
+    if rank not in contents:
+        raise UserError(
+            f"The checkpoint {folder} is of {len(contents)} processes, and this is another number; start the run with"
+            f" {len(contents)} again."
+        )
+    return contents[rank]
+
+
+def write_part(content: dict[str, Any], path: Path, rank: int, ranks: int, patience_seconds: float) -> None:
+    """This rank's file of a sharded checkpoint; rank 0 publishes the folder once all ranks' files are proven in it.
+
+    Raises what `write_checkpoint` does, and on rank 0 OSError where another rank could not write.
+    """
+    folder = path.with_name(path.name + PARTIAL)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"rank-{number:05d}-of-{ranks:05d}" for number in range(ranks)]
+    failed = folder / "failed"
+    try:
+        write_checkpoint(content, folder / names[rank])
+        if rank:
+            return
+        until = time.monotonic() + patience_seconds
+        while not all((folder / name).is_file() for name in names):
+            if failed.exists() or time.monotonic() > until:
+                raise OSError(errno.EIO, "another rank could not write its part")
+            time.sleep(POLL_SECONDS)
+        _flush_directory(folder)
+        folder.replace(path)
+        _flush_directory(path.parent)
+    except BaseException:
+        if rank:
+            with contextlib.suppress(OSError):
+                failed.mkdir(parents=True, exist_ok=True)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
@@ -129,13 +194,24 @@ def prune_checkpoints(directory: Path, keep_last: int, keep_every_steps: int) ->
     """Removes all but the `keep_last` newest and those of every `keep_every_steps` steps (0: none of these)."""
     for path in list_checkpoints(directory)[: -keep_last or None]:
         if not keep_every_steps or step_of(path) % keep_every_steps:
-            path.unlink()
+            remove_checkpoint(path)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Removes a checkpoint, if it is there; a folder loses its name first, so that no part of one is taken for it."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    doomed = path.with_name(path.name + PARTIAL)
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def remove_partial(directory: Path) -> None:
     """Removes what a killed run was writing. Only for the process that holds the run directory."""
     for path in directory.glob(f"*{PARTIAL}"):
-        path.unlink()
+        remove_checkpoint(path)
 
 
 def copied_to_cpu(content: Any) -> Any:

@@ -2,7 +2,7 @@
 
 One exponential average is what sampling, evaluation and the published weights use. Beside it may run others of other
 half-lives, and power-function averages (Karras et al. 2024, arXiv 2312.02696), whose snapshots give an average of any
-width afterwards (posthoc.py).
+width afterwards (posthoc.py). All are float32; of a sharded parameter each rank averages its part.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vlad.distributed import as_part, is_main_process, is_sharded, local, whole
 from vlad.training.posthoc import exponent_of_width, snapshot_path
 
 MAIN = "main"
@@ -79,7 +80,7 @@ class ExponentialAverage(L.Callback):
         device = torch.device("cpu") if self.on_cpu else pl_module.device
         current = _trainable(pl_module)
         for profile in self.profiles:
-            kept = self.averages.get(profile) or {name: p.detach().clone() for name, p in current.items()}
+            kept = self.averages.get(profile) or {name: _values(p).clone() for name, p in current.items()}
             self.averages[profile] = {name: value.to(device) for name, value in kept.items()}
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -87,48 +88,51 @@ class ExponentialAverage(L.Callback):
             return  # an accumulated micro-batch: the parameters have not moved
         self.steps = trainer.global_step
         current = dict(pl_module.named_parameters())  # a phase may have frozen some of them
-        values = [current[name].detach() for name in self.average]
+        values = [_values(current[name]) for name in self.average]
         if self.on_cpu:
             values = [value.cpu() for value in values]  # once for all averages
         with torch.no_grad():
             for name, profile in self.profiles.items():
                 torch._foreach_lerp_(list(self.averages[name].values()), values, 1 - profile.decay_at(self.steps))
-        if self.snapshot_every_steps and self.steps % self.snapshot_every_steps == 0 and trainer.is_global_zero:
-            self._snapshot()
+        if self.snapshot_every_steps and self.steps % self.snapshot_every_steps == 0:
+            assert self.directory is not None
+            for name, profile in self.profiles.items():
+                if isinstance(profile, Power):
+                    self._save(name, pl_module, snapshot_path(self.directory, self.steps, profile.width))
 
-    def _snapshot(self) -> None:
-        assert self.directory is not None
-        for name, profile in self.profiles.items():
-            if isinstance(profile, Power):
-                save_average(self.averages[name], snapshot_path(self.directory, self.steps, profile.width))
+    def _save(self, profile: str, module: nn.Module, path: Path) -> None:
+        """Rank 0 writes an average; where it is sharded all ranks come here."""
+        average = gathered(self.averages[profile], module)
+        if is_main_process():
+            save_average(average, path)
 
     @contextmanager
     def swapped_in(self, module: nn.Module) -> Iterator[None]:
         """Inside the block the module's trainable parameters are the averages."""
         current = dict(module.named_parameters())
-        kept = {name: current[name].detach().clone() for name in self.average}
+        kept = {name: local(current[name]).detach().clone() for name in self.average}
         with torch.no_grad():
             for name, value in self.average.items():
-                current[name].copy_(value)
+                local(current[name]).copy_(value)
         try:
             yield
         finally:
             with torch.no_grad():
                 for name, value in kept.items():
-                    current[name].copy_(value)
+                    local(current[name]).copy_(value)
 
     def copy_to(self, module: nn.Module) -> None:
         """Makes the averages the module's parameters, for good."""
         current = dict(module.named_parameters())
         with torch.no_grad():
             for name, value in self.average.items():
-                current[name].copy_(value)
+                local(current[name]).copy_(value)
 
-    def publish(self, directory: Path) -> None:
-        """Writes the averages beside the used one to `directory`/averages/NAME.safetensors."""
-        for name, average in self.averages.items():
+    def publish(self, module: nn.Module, directory: Path) -> None:
+        """Writes the averages beside the used one to `directory`/averages/NAME.safetensors. All ranks come here."""
+        for name in self.averages:
             if name != MAIN:
-                save_average(average, directory / AVERAGES / f"{name}.safetensors")
+                self._save(name, module, directory / AVERAGES / f"{name}.safetensors")
 
     def state_dict(self) -> dict[str, Any]:
         return {"averages": self.averages, "steps": self.steps}
@@ -137,12 +141,29 @@ class ExponentialAverage(L.Callback):
         self.averages, self.steps = state_dict["averages"], state_dict["steps"]
 
 
+def gathered(average: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """An average of a module's parameters, whole and in main memory on rank 0; where it is sharded all ranks call."""
+    current = dict(module.named_parameters())
+    found = {}
+    for name, value in average.items():
+        parameter = current[name]
+        tensor = whole(as_part(value.to(parameter.device), parameter)) if is_sharded(parameter) else value
+        if is_main_process():
+            found[name] = tensor.cpu()
+    return found
+
+
 def save_average(average: dict[str, Tensor], path: Path) -> None:
     """Writes tensors as safetensors, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
     save_file({name: value.contiguous() for name, value in average.items()}, temporary)
     temporary.replace(path)
+
+
+def _values(parameter: nn.Parameter) -> Tensor:
+    """What this rank holds of a parameter, in float32: a small step would be lost in the average of a bf16 one."""
+    return local(parameter).detach().float()
 
 
 def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -20,9 +20,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch import distributed as dist
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from vlad.distributed import is_sharded, whole
 from vlad.errors import UserError
 from vlad.records import Batch
 
@@ -65,7 +67,7 @@ class GradientGuard(L.Callback):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         # Eq. of no paper: g <- g min(1, c / |g|), c = clip_norm; infinity only measures.
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm or math.inf)
+        norm = clip_gradients(parameters, self.clip_norm or math.inf)
         # Under 16-mixed an overflow is the scaler's daily work: it skips the step and lowers its scale.
         scaled = trainer.precision == "16-mixed"
         finite = not self.suspects and (scaled or math.isfinite(float(norm)))
@@ -120,6 +122,16 @@ class GradientGuard(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped = state_dict["skipped"]
+
+
+def clip_gradients(parameters: list[torch.nn.Parameter], most: float) -> Tensor:
+    """Scales the gradients so that the norm of all of them, over all ranks, is at most `most`; returns that norm."""
+    kinds = [[p for p in parameters if is_sharded(p) == sharded] for sharded in (False, True)]
+    norms = [whole(get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds if kind]
+    norm = norms[0] if len(norms) == 1 else torch.stack(norms).square().sum().sqrt()
+    for kind in kinds:
+        clip_grads_with_norm_(kind, most, norm)
+    return norm
 
 
 def _sentence(suspect: Suspect) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from vlad.distributed import is_sharded
 from vlad.errors import UserError
 from vlad.training.posthoc import MAX_WIDTH
 from vlad.training.precision import Precision
@@ -20,6 +22,10 @@ class OptimOptions:
 
     steps: int = 1000
     learning_rate: float = 1e-3
+    # adamw-8bit keeps the moments of large matrices in 8 bits (extra 8bit): 2 bytes a parameter in place of 8.
+    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    # One kernel for the whole step; 16-mixed goes without, as its loss scaler must see the gradients before.
+    fused: bool = True
     weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.99
@@ -64,28 +70,56 @@ def build_optimizer(
     trained: Collection[str] | None = None,
     learning_rates: Mapping[str, float] | None = None,
     fused: bool = False,
-) -> torch.optim.AdamW:
+) -> torch.optim.Optimizer:
     """AdamW over the `trained` parameters, or those that want gradients; matrices decay, vectors (biases, norms,
     temperature) and tables do not. `learning_rates`: those of parameters that have another than the options'."""
     tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     names = {name for name, p in module.named_parameters() if p.requires_grad} if trained is None else set(trained)
     rates = learning_rates or {}
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if name in names:
             decays = parameter.ndim >= 2 and id(parameter) not in tables
-            groups.setdefault((rates.get(name, options.learning_rate), decays), []).append(parameter)
+            # One kernel takes a whole group, and no kernel takes sharded and whole parameters together.
+            kind = (rates.get(name, options.learning_rate), decays, is_sharded(parameter))
+            groups.setdefault(kind, []).append(parameter)
     # The stage's own rate first, and in it what decays: an order that does not hang on the names.
-    order = sorted(groups, key=lambda kind: (kind[0] != options.learning_rate, kind[0], not kind[1]))
-    return torch.optim.AdamW(
-        [
-            {"params": groups[rate, decays], "lr": rate, "weight_decay": options.weight_decay if decays else 0.0}
-            for rate, decays in order
-        ],
-        lr=options.learning_rate,
-        betas=(options.beta1, options.beta2),
-        fused=fused,
-    )
+    order = sorted(groups, key=lambda kind: (kind[0] != options.learning_rate, kind[0], not kind[1], kind[2]))
+    listed: list[dict[str, Any]] = [
+        {"params": groups[kind], "lr": kind[0], "weight_decay": options.weight_decay if kind[1] else 0.0}
+        for kind in order
+    ]
+    betas = (options.beta1, options.beta2)
+    if options.optimizer == "adamw-8bit":
+        return _adamw_8bit()(listed, lr=options.learning_rate, betas=betas)
+    return torch.optim.AdamW(listed, lr=options.learning_rate, betas=betas, fused=fused and options.fused)
+
+
+def _adamw_8bit() -> Any:
+    """bitsandbytes' AdamW; moments of matrices below 4096 values stay in float32."""
+    try:
+        import bitsandbytes  # an optional extra, and slow to import
+    except ImportError as error:
+        raise UserError(
+            "train: optimizer: adamw-8bit needs bitsandbytes; pip install 'vlad[quantised]', or set it to adamw."
+        ) from error
+    return bitsandbytes.optim.AdamW8bit
+
+
+def check_optimizer(options: OptimOptions, device: torch.device) -> None:
+    """Raises UserError where 8-bit AdamW is asked for and its kernel does not run on the device."""
+    if options.optimizer == "adamw":
+        return
+    parameter = nn.Parameter(torch.zeros(64, 64, device=device))  # no smaller one is kept in 8 bits
+    parameter.grad = torch.ones_like(parameter)
+    optimizer = _adamw_8bit()([parameter], lr=1.0)
+    try:
+        optimizer.step()
+    except Exception as error:  # whatever the library's backends raise where they lack the kernel
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"train: optimizer: adamw-8bit does not run on this {device.type} ({reason}); set it to adamw."
+        ) from error
 
 
 def learning_rate_factor(step: int, options: OptimOptions) -> float:

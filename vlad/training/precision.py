@@ -1,4 +1,14 @@
-"""Which precision a stage really runs in: what the config asks for, as far as the device computes in it natively."""
+"""Which precision a stage really runs in: what the config asks for, as far as the device computes in it natively.
+
+              frozen weights                          trained weights, gradients, moments, averages   computed in
+32-true       float32                                 float32                                         float32
+bf16-mixed    float32                                 float32                                         bf16 (autocast)
+bf16-true     matrices in bf16, the autoencoder,      float32: steps of a thousandth of a weight are  bf16 (autocast)
+              norms and biases in float32             lost in bf16
+16-mixed      float32                                 float32, with a loss scaler                     float16 (autocast)
+
+The latents that the autoencoder makes are targets: always float32.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +19,7 @@ import torch
 
 from vlad.errors import UserError
 
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
 
 
 def cpu_has_bf16() -> bool:
@@ -27,7 +37,7 @@ def native_precision(wanted: Precision, on_gpu: bool) -> tuple[Precision, str | 
     """
     if wanted == "16-mixed" and not on_gpu:
         raise UserError("trainer.precision: 16-mixed needs a GPU; on a CPU use bf16-mixed or 32-true.")
-    if wanted != "bf16-mixed":
+    if not wanted.startswith("bf16"):
         return wanted, None
     if on_gpu:
         if not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -37,5 +47,15 @@ def native_precision(wanted: Precision, on_gpu: bool) -> tuple[Precision, str | 
             )
         return wanted, None
     if not cpu_has_bf16():
-        return "32-true", "this CPU has no bf16 instructions: trained in float32 in place of bf16-mixed"
+        return "32-true", f"this CPU has no bf16 instructions: trained in float32 in place of {wanted}"
     return wanted, None
+
+
+def computed_in(precision: Precision) -> torch.dtype:
+    """What the UNets compute in."""
+    return {"16-mixed": torch.float16, "32-true": torch.float32}.get(precision, torch.bfloat16)
+
+
+def autocast_of(precision: Precision) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
+    """The name of Lightning's plugin that computes so: its own bf16-true would store what is trained in bf16 too."""
+    return "bf16-mixed" if precision == "bf16-true" else precision

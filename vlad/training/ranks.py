@@ -1,4 +1,4 @@
-"""When one rank of a run is lost, all end at once, with one message.
+"""The ranks of a run: that a launcher has started as many as are asked for; and when one is lost, all end at once.
 
 Left alone, the others would wait in a collective until its time-out, and each die with a traceback of its own.
 """
@@ -18,10 +18,41 @@ from typing import Any
 import lightning as L
 from torch import distributed as dist
 
+from vlad.errors import UserError
+
 POLL_SECONDS = 0.25
 # How gloo, NCCL and the store say that somebody no longer answers; torch has a class of its own for some of them only.
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed? ?out|broken pipe|socket", re.IGNORECASE)
 GRACE_SECONDS = 2.0
+
+
+def check_launch(nodes: int, devices: int) -> None:
+    """Raises UserError where a launcher's variables do not agree with `nodes` machines of `devices` processes.
+
+    Without a launcher several nodes would wait for each other for ever.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        launcher, told = "torchrun", (_told("WORLD_SIZE"), _told("LOCAL_WORLD_SIZE"))
+    elif nodes == 1:
+        return
+    elif "SLURM_PROCID" in os.environ and "SLURM_NTASKS" in os.environ:
+        machines = _told("SLURM_NNODES") or nodes
+        launcher, told = "srun", (_told("SLURM_NTASKS"), (_told("SLURM_NTASKS") or 0) // machines)
+    else:
+        raise UserError(
+            f"trainer.nodes is {nodes}, but nothing has started processes on other machines; start the same command on"
+            " every node with torchrun or srun (docs/training.md), or set trainer.nodes=1."
+        )
+    if told != (nodes * devices, devices):
+        raise UserError(
+            f"trainer.nodes x trainer.devices is {nodes} x {devices}, but {launcher} has started {told[0]} processes,"
+            f" {told[1]} on this machine; make the two agree."
+        )
+
+
+def _told(name: str) -> int | None:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else None
 
 
 class RankWatch(L.Callback):

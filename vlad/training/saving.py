@@ -1,7 +1,7 @@
 """When a run saves, and the thread that writes while it trains on.
 
-    trainer.save_checkpoint -> all ranks gather the state -> rank 0 copies it to the CPU -> a thread writes, proves,
-    publishes and prunes
+    trainer.save_checkpoint -> rank 0 (of a sharded run every rank) copies its state to the CPU -> a thread writes,
+    proves, publishes and prunes
 
 At most one checkpoint is on its way to the disk: the next waits for it, and so does the end of the stage.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from tqdm import tqdm
 
+from vlad import distributed
 from vlad.errors import UserError
 from vlad.training.callbacks import StopOnSignal, step_is_whole
 from vlad.training.checkpoint import (
@@ -25,17 +27,29 @@ from vlad.training.checkpoint import (
     copied_to_cpu,
     is_full_disk,
     list_checkpoints,
+    own_part,
     prune_checkpoints,
+    remove_checkpoint,
     step_of,
     write_checkpoint,
+    write_part,
 )
 
 
 class CheckpointWriter(CheckpointIO):
     """Writes checkpoints for Lightning, in a thread or at once, and keeps what the options say."""
 
-    def __init__(self, keep_last: int, keep_every_steps: int, background: bool) -> None:
+    def __init__(
+        self,
+        keep_last: int,
+        keep_every_steps: int,
+        background: bool,
+        sharded: bool = False,
+        patience_seconds: float = 600.0,
+    ) -> None:
         self.keep_last, self.keep_every_steps, self.background = keep_last, keep_every_steps, background
+        # Every rank writes a part of its own; rank 0 waits so long for the others'.
+        self.sharded, self.patience_seconds = sharded, patience_seconds
         self.thread: threading.Thread | None = None
         self.failed: tuple[Path, Exception] | None = None
 
@@ -52,8 +66,12 @@ class CheckpointWriter(CheckpointIO):
     def _write(self, content: dict[str, Any], path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_checkpoint(content, path)
-            prune_checkpoints(path.parent, self.keep_last, self.keep_every_steps)
+            if self.sharded:
+                write_part(content, path, distributed.rank(), distributed.world_size(), self.patience_seconds)
+            else:
+                write_checkpoint(content, path)
+            if distributed.rank() == 0:
+                prune_checkpoints(path.parent, self.keep_last, self.keep_every_steps)
         except Exception as error:
             self.failed = (path, error)  # told by the trainer's own thread
 
@@ -71,10 +89,10 @@ class CheckpointWriter(CheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(own_part(Path(path)), map_location="cpu", weights_only=True)
 
     def remove_checkpoint(self, path: Any) -> None:
-        Path(path).unlink(missing_ok=True)
+        remove_checkpoint(Path(path))
 
     def teardown(self) -> None:
         self.wait()
@@ -99,6 +117,8 @@ class Checkpoints(L.Callback):
         self.on_failure, self.stop, self.record = on_failure, stop, record
         self.saved_step = -1
         self.failures = 0
+        # How long training has waited for its checkpoints.
+        self.waited_seconds = 0.0
         # The newest checkpoint that could not be written, with the reason.
         self.failed: tuple[Path, Exception] | None = None
 
@@ -112,7 +132,9 @@ class Checkpoints(L.Callback):
             return
         if step % self.every_steps == 0 or trainer.should_stop:
             self.saved_step = step
+            started = time.monotonic()
             trainer.save_checkpoint(checkpoint_path(self.directory, step))  # every rank takes part; rank zero writes
+            self.waited_seconds += time.monotonic() - started
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.writer.wait()

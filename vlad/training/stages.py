@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vlad.diffusion.autoencoder import PatchAutoencoder, draw_latents, encode, sized
 from vlad.diffusion.noise import NoiseOptions, Scheduler, signal_shares
+from vlad.distributed import local
 from vlad.errors import UserError
 from vlad.losses.alignment import AlignmentHeads
 from vlad.losses.contrastive import AlignmentKind
@@ -31,6 +32,7 @@ from vlad.losses.line_weights import line_weights
 from vlad.records import Batch
 from vlad.text.composition import TextSide
 from vlad.training.optim import OptimOptions, build_optimizer, learning_rate_factor
+from vlad.training.sharding import shard
 from vlad.training.text_losses import read_prompts, text_losses, weighted_sum
 from vlad.training.watching import NoiseLevels
 
@@ -120,11 +122,14 @@ class _Stage(L.LightningModule):
         self.strict_loading = False  # frozen parts are not in the file; `on_load_checkpoint` compares the rest
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        # Lightning clips no gradients of a fused optimiser under autocast.
-        fused = self.trainer.precision == "32-true"
+        fused = self.trainer.precision != "16-mixed"  # a fused step would undo the loss's scale after clipping
         optimizer = build_optimizer(self, self.optim, self.trained_names(), self.learning_rates, fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, self.optim))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:  # trainer.strategy: fsdp
+            shard(self, self.device_mesh["data_parallel"])
 
     def settle(self, learning_rates: Mapping[str, float] | None = None) -> None:
         """What wants gradients now is what this stage trains, whatever a phase freezes for a while.
@@ -148,7 +153,7 @@ class _Stage(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         trained = set(self.trained_names())
-        wanted = {name: tuple(p.shape) for name, p in self.named_parameters() if name in trained}
+        wanted = {name: tuple(local(p).shape) for name, p in self.named_parameters() if name in trained}
         if stored != wanted:
             differing = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
             name = differing[0]

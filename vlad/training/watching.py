@@ -74,6 +74,32 @@ class Watch(L.Callback):
         return total_wait(trainer) - self.waited_before
 
 
+class StepClock(L.Callback):
+    """How long the steps after the first `warmup` took, the device's own work included."""
+
+    def __init__(self, warmup: int) -> None:
+        self.warmup = warmup
+        self.seconds = self.waited = 0.0
+        self.peak_bytes = 0
+        self.attention = ""
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step == self.warmup:
+            _finish(pl_module.device)
+            self.since, self.waited_before = time.perf_counter(), total_wait(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        _finish(pl_module.device)
+        self.seconds = time.perf_counter() - self.since
+        self.waited = total_wait(trainer) - self.waited_before
+        self.peak_bytes = memory_bytes(pl_module.device)
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def total_wait(trainer: L.Trainer) -> float:
     """Seconds that the trainer has waited for its loader so far."""
     data = getattr(trainer, "datamodule", None)

@@ -1,0 +1,32 @@
+"""Looks over machine, config and data before a long run: python tools/doctor.py configs/tiny.yaml [key=value ...]"""
+
+from __future__ import annotations
+
+import argparse
+
+from vlad.errors import run_command_line
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Looks over machine, config and data before a long run. Exit code 1 where something fails.",
+        epilog="example: python tools/doctor.py configs/tiny.yaml trainer.devices=2",
+    )
+    parser.add_argument("config", help="a file of configs/, or a run's own config.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as train.py takes them")
+    arguments = parser.parse_args()
+    from vlad.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    from vlad.distributed import is_main_process
+    from vlad.doctor.checks import examine
+    from vlad.doctor.findings import exit_code, table
+
+    findings = list(examine(config))
+    if is_main_process():
+        print(table(findings))
+    return exit_code(findings)
+
+
+if __name__ == "__main__":
+    run_command_line(main)
