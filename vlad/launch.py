@@ -36,6 +36,7 @@ from vlad.building import (
     TEXT,
     adaptable,
     build_pipeline,
+    check_stages,
     check_text_side,
     new_parts,
     parts_of_base,
@@ -92,6 +93,7 @@ def run(config: Config) -> RunResult:
     if config.data.held_out is not None:
         open_sets({config.data.held_out: 1.0}, config.data.fetch)  # measured between stages: too late to be missing
     check_text_side(config)
+    check_stages(config)
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator: there is no GPU that torch can use here; set it to auto or cpu.")
     check_run_directory(config)
@@ -160,7 +162,7 @@ def stage_names(config: Config, parts: Parts) -> list[str]:
     """The stages of this run in order."""
     if config.align_stage == "only":
         return ["align"]
-    names = ["refine"] if parts.layout_unet is None else ["layout", "refine"]
+    names = ["refine"] if parts.layout_unet is None or config.train.layout.steps == 0 else ["layout", "refine"]
     if config.base is None and isinstance(parts.autoencoder, PatchAutoencoder):
         names.insert(0, "autoencoder")
     return ["align", *names] if config.align_stage == "first" else names
@@ -263,9 +265,8 @@ def _build_stage(
         stage = LayoutStage(parts, scheduler, config.layout.noise, config.losses, optim)
     else:
         scheduler = build_scheduler(config.refine.noise)
-        stage = RefineStage(
-            parts, scheduler, config.refine.noise, config.losses, optim, with_layout=config.layout.kind != "none"
-        )
+        with_layout, share = config.layout.kind != "none", config.refine.editing_share
+        stage = RefineStage(parts, scheduler, config.refine.noise, config.losses, optim, with_layout, share)
     stage.settle({} if phases is None else phases.learning_rates("text_side."))
     return stage, phases
 

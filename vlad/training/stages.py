@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from vlad.diffusion.autoencoder import PatchAutoencoder, draw_latents, encode
+from vlad.diffusion.inpainting import edit_channels, edit_inputs
 from vlad.diffusion.noise import NoiseOptions, Scheduler
 from vlad.errors import UserError
 from vlad.losses.alignment import AlignmentHeads
@@ -27,6 +28,7 @@ from vlad.losses.contrastive import AlignmentKind
 from vlad.losses.denoising import denoising_loss
 from vlad.records import Batch
 from vlad.text.composition import TextSide
+from vlad.training.editing import make_edits
 from vlad.training.optim import OptimOptions, build_optimizer, learning_rate_factor
 from vlad.training.text_losses import read_prompts, text_losses, weighted_sum
 from vlad.training.watching import NoiseLevels
@@ -97,6 +99,8 @@ class Parts:
     alignment: AlignmentHeads
     layout_unet: UNet2DConditionModel | None
     refine_unet: UNet2DConditionModel
+    # Whether the refine UNet takes a mask and the masked picture (`diffusion.inpainting`).
+    edits: bool = False
 
 
 class _Stage(L.LightningModule):
@@ -239,6 +243,7 @@ class RefineStage(_Stage):
         losses: LossOptions,
         optim: OptimOptions,
         with_layout: bool,
+        editing_share: float = 0.0,
     ) -> None:
         super().__init__(optim)
         self.autoencoder, self.text_side, self.alignment = parts.autoencoder, parts.text_side, parts.alignment
@@ -246,16 +251,18 @@ class RefineStage(_Stage):
         self.scheduler, self.noise, self.losses = scheduler, noise, losses
         self.noise_levels = NoiseLevels(noise.train_timesteps)
         self.with_layout = with_layout
+        self.edits, self.editing_share = parts.edits, editing_share
         self.trains_text = any(parameter.requires_grad for parameter in self.text_side.parameters())  # in some phase
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x_0 = _picture_latents(self.autoencoder, batch)  # B C h w
+        batch, edit = self._edited(batch, x_0)
         with torch.set_grad_enabled(self.trains_text):
             read = read_prompts(self.text_side, batch)
         terms = text_losses(self.text_side, self.alignment, read, batch, self.losses) if self.trains_text else {}
         t = read.t.dropped(_kept(len(x_0), self.losses.text_dropout, self.device))
         diffusion, rows, timesteps = denoising_loss(
-            self.unet, self.scheduler, self.noise, x_0, t, self._layout(batch), batch.pixel_weights
+            self.unet, self.scheduler, self.noise, x_0, t, self._layout(batch), batch.pixel_weights, edit
         )
         self.noise_levels.add(rows, timesteps)
         # Eq. 8: L = L_align + lambda L_diff
@@ -264,6 +271,18 @@ class RefineStage(_Stage):
         if terms:
             self.log_temperature(self.alignment)
         return loss
+
+    def _edited(self, batch: Batch, x_0: Tensor) -> tuple[Batch, Tensor | None]:
+        """The batch with a share of it made edits, and the UNet's inputs for them: B 1+C h w, zero for the others."""
+        if not self.edits:
+            return batch, None
+        if not self.editing_share:
+            batch_size, channels, height, width = x_0.shape
+            return batch, x_0.new_zeros(batch_size, edit_channels(channels), height, width)
+        made = make_edits(batch, self.editing_share)
+        with torch.autocast(x_0.device.type, enabled=False):
+            edit = edit_inputs(self.autoencoder, batch.pictures, made.masks)
+        return made.batch, edit * made.chosen[:, None, None, None]
 
     def _layout(self, batch: Batch) -> Tensor | None:
         """z with noise of up to sigma (Eq. 6), zero where dropped."""
