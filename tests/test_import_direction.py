@@ -34,6 +34,7 @@ LEVELS = {
     "stage_trainer": 10,
     "launch": 11,
     "sampling": 12,
+    "app": 13,
     "artists": 13,
     "ablation": 13,
 }
@@ -56,6 +57,7 @@ LIBRARIES = {
     "rapidocr": ("evaluation/ocr.py",),
     "datasets": ("data/importers/huggingface.py",),
     "ray": ("data/importers/on_ray.py",),
+    "gradio": ("app/page.py",),
     "torchvision": (),
 }
 OUTSIDE = ("tools", "train", "sample", "tests")

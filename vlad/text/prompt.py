@@ -186,10 +186,10 @@ def plain_prompt(strings: Sequence[str]) -> str:
     """A prompt that says nothing but the words: a picture that says "A" and "B". Of an edit that nobody described."""
     if not any(text.strip() for text in strings):
         return "a picture without text"
-    return f"a picture that says {' and '.join(_quoted(text) for text in strings if text.strip())}"
+    return f"a picture that says {' and '.join(quoted(text) for text in strings if text.strip())}"
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """The text between marks that it does not hold itself; straight ones give way to others inside it."""
     for opening in ('"', "“", "«", "「"):
         if opening not in text and not set(CLOSING_MARKS[opening]) & set(text):
