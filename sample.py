@@ -29,6 +29,13 @@ def parser() -> argparse.ArgumentParser:
     add("--no-refit", action="store_true", help="hand the raw glyph map to stage two, as in the paper")
     add("--keep-raw", action="store_true", help="refit only the glyph maps that the OCR engine reads otherwise")
 
+    part = result.add_argument_group("a part of a picture drawn anew, the rest kept")
+    add = part.add_argument
+    add(
+        "--edit", metavar="PICTURE", help="what is written there: --line, or the prompt's strings; nothing removes text"
+    )
+    add("--mask", action="append", default=[], metavar="MASK", help="a picture (white: anew) or L,T,R,B; several times")
+
     how = result.add_argument_group("how to draw it")
     add = how.add_argument
     add("--steps", type=int, help="solver steps of each stage")

@@ -39,6 +39,7 @@ LEVELS = {
     "sampling": 12,
     "performance": 12,
     "doctor": 13,
+    "app": 13,
     "artists": 13,
     "ablation": 13,
     "comparison": 13,
@@ -63,6 +64,7 @@ LIBRARIES = {
     "rapidocr": ("evaluation/ocr.py",),
     "datasets": ("data/importers/huggingface.py",),
     "ray": ("data/importers/on_ray.py",),
+    "gradio": ("app/page.py",),
     "torchvision": (),
 }
 OUTSIDE = ("tools", "train", "sample", "tests")

@@ -1,6 +1,7 @@
 """Scores a run on held-out words, or anything that draws on a benchmark's prompts.
 
 python tools/evaluate.py runs/tiny
+python tools/evaluate.py runs/tiny_edit --editing --count 100
 python tools/evaluate.py TARGET --protocol mario --prompts MARIOEval/TMDBEval500/TMDBEval500.txt
 """
 
@@ -67,6 +68,50 @@ def evaluate_run(run: Path, count: int = 200, engine: str = "rapidocr") -> dict[
         spelling_grid(rows[:32]).save(out / f"{folder.name}.png")
     write_metrics(metrics_file, metrics)
     return metrics
+
+
+def evaluate_editing(run: Path, count: int, engine: str) -> dict[str, Any]:
+    """Replaces the words of held-out signs: writes RUN/evaluation/editing* and returns the metrics."""
+    from tqdm import tqdm
+
+    from vlad.config import load_config
+    from vlad.errors import existing_file, writable_directory
+    from vlad.evaluation.editing import score_editing
+    from vlad.evaluation.held_out import held_out_signs
+    from vlad.evaluation.ocr import build_engine
+    from vlad.evaluation.report import sample_grid
+    from vlad.sampling import load_pipeline
+    from vlad.training.callbacks import write_metrics
+
+    name = build_engine(engine).name
+    pipeline = load_pipeline(run)
+    config = load_config(existing_file(run / "config.yaml", "config", "name a run directory that train.py made"))
+    out = run / "evaluation"
+    writable_directory(out / "editing", "the evaluation", needed_bytes=20_000_000)
+    with tqdm(total=count, desc="scoring, editing", unit="picture") as bar:
+        signs = held_out_signs(config.data.synthetic, count)
+        score, images, rows = score_editing(pipeline, signs, engine, lambda done: bar.update(done - bar.n))
+    for number, image in enumerate(images):
+        image.save(out / "editing" / f"{number:04d}.png")
+    sample_grid(rows[:32], ("picture", "mask, line", "edited"), cell_pixels=128, columns=4).save(out / "editing.png")
+    metrics = {"engine": name, **dataclasses.asdict(score)}
+    write_metrics(out / "editing.json", metrics)
+    return metrics
+
+
+def print_editing(metrics: dict[str, Any], run: Path) -> None:
+    """The scores of edits."""
+    print(
+        f"{metrics['words']} words of held-out signs replaced by others, read by {metrics['engine']}; masks cover"
+        f" {metrics['mean_mask_share']:.1%} of a picture"
+    )
+    print(
+        f"editing      words {metrics['word_accuracy']:6.1%}  letters {metrics['letter_accuracy']:6.1%}"
+        f"  {metrics['pixels_changed_outside']} pixels changed outside the masks"
+        f"  {metrics['words'] / metrics['sampling_seconds']:.1f} pictures/s"
+    )
+    print("             misread:", ", ".join(f"{wanted}>{read or '-'}" for wanted, read in metrics["misread"][:12]))
+    print(f"Pictures and grid: {run / 'evaluation'}")
 
 
 def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Evaluation, Path]:
@@ -213,6 +258,7 @@ def main() -> int:
     parser.add_argument("--pixels", type=int, help="side of the pictures of a pipeline that is not ours")
     parser.add_argument("--batch-size", type=int, help="pictures at once of a pipeline that is not ours (default: 4)")
     parser.add_argument("--count", type=int, default=200, help="without --prompts: how many words (default: 200)")
+    parser.add_argument("--editing", action="store_true", help="replace the words of held-out signs, and read them")
     arguments = parser.parse_args()
     for name in ("count", "enlarge", "workers", "first", "images_per_prompt", "steps", "pixels", "batch_size"):
         value = getattr(arguments, name)
@@ -225,6 +271,9 @@ def main() -> int:
         return 1 if found.is_partial else 0
     if arguments.protocol is not None:
         raise UserError(f"--protocol {arguments.protocol} needs the benchmark's prompts: --prompts FILE.")
+    if arguments.editing:
+        print_editing(evaluate_editing(arguments.target, arguments.count, arguments.engine), arguments.target)
+        return 0
     print_spelling(evaluate_run(arguments.target, arguments.count, arguments.engine), arguments.target)
     return 0
 

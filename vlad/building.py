@@ -16,6 +16,7 @@ from vlad.config import Config
 from vlad.diffusion.attention import attend_beside
 from vlad.diffusion.autoencoder import build_autoencoder, spatial_factor
 from vlad.diffusion.growing import grow_conv_in, grow_text_inputs, new_parameters
+from vlad.diffusion.inpainting import edit_channels
 from vlad.diffusion.noise import build_scheduler
 from vlad.diffusion.stable_diffusion import StableDiffusionOptions, load_stable_diffusion, noise_of
 from vlad.diffusion.unets import build_unet
@@ -85,6 +86,20 @@ def check_text_side(config: Config) -> None:
         raise UserError("lora: adapters need a base; add base=runs/NAME, a finished run, or set trainable.lvlm=lora.")
 
 
+def check_stages(config: Config) -> None:
+    """Raises UserError for a stage without steps that has to be trained, and where edits cannot be."""
+    for name in ("align", "autoencoder", "layout", "refine"):
+        if getattr(config.train, name).steps == 0 and (name != "layout" or config.base is None or config.lora):
+            raise UserError(
+                f"train.{name}.steps must be at least 1; 0 is for the layout stage alone, of a run with a base and"
+                " without lora."
+            )
+    if config.refine.editing_share and config.data.cache is not None:
+        raise UserError(
+            "refine.editing_share: a cache holds no pictures to hide a part of; leave data.cache out, or set it to 0."
+        )
+
+
 def build_parts(config: Config) -> tuple[Parts, Config]:
     """The parts that a run begins with, and the config with what a base brings along."""
     if config.base is not None:
@@ -134,8 +149,10 @@ def new_parts(config: Config) -> Parts:
     with_layout = config.layout.kind != "none"
     width, cells = text_side.composition.config.output_width, side // factor
     layout_unet = build_unet(config.layout.unet, channels, 0, width, cells) if with_layout else None
-    refine_unet = build_unet(config.refine.unet, channels, channels if with_layout else 0, width, cells)
-    return _in_memory_format(Parts(autoencoder, text_side, alignment, layout_unet, refine_unet), config)
+    edits = config.refine.editing_share > 0
+    extra = (channels if with_layout else 0) + (edit_channels(channels) if edits else 0)
+    refine_unet = build_unet(config.refine.unet, channels, extra, width, cells)
+    return _in_memory_format(Parts(autoencoder, text_side, alignment, layout_unet, refine_unet, edits), config)
 
 
 def _in_memory_format(parts: Parts, config: Config) -> Parts:
@@ -166,9 +183,10 @@ def _parts_of_stable_diffusion(config: Config, options: StableDiffusionOptions) 
     with_layout = config.layout.kind != "none"
     grow_text_inputs(found.unet, text_side.composition.config.output_width, text_side.own is not None)
     layout_unet = copy.deepcopy(found.unet) if with_layout else None
-    if with_layout:
-        grow_conv_in(found.unet, 2 * channels)  # z beside x_t
-    parts = Parts(autoencoder, text_side, alignment, layout_unet, found.unet)
+    edits = config.refine.editing_share > 0
+    # z beside x_t, and what editing takes
+    grow_conv_in(found.unet, channels * (1 + with_layout) + (edit_channels(channels) if edits else 0))
+    parts = Parts(autoencoder, text_side, alignment, layout_unet, found.unet, edits)
     if (lora := config.lora) is not None:
         found.unet.requires_grad_(False)
         if layout_unet is not None:
@@ -307,7 +325,16 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     alignment = _alignment_heads(config, text_side)
     if stored.is_file():
         alignment.load_fitting(load_file(stored))
-    parts = Parts(base.autoencoder, text_side, alignment, base.layout_unet, base.refine_unet)
+    parts = Parts(base.autoencoder, text_side, alignment, base.layout_unet, base.refine_unet, base.config.edits)
+    if config.refine.editing_share and not parts.edits:
+        if config.lora is not None:
+            raise UserError(
+                f"refine.editing_share: an adapter has no input channels to learn, and the base {config.base} has none"
+                " for editing; leave lora out, or take a base that edits."
+            )
+        unet = parts.refine_unet
+        grow_conv_in(unet, unet.config.in_channels + edit_channels(unet.config.out_channels))
+        parts.edits = True
     base_id = str(config.base)
     if config.lora is not None:
         for module in (parts.autoencoder, text_side, alignment, parts.layout_unet, parts.refine_unet):
@@ -384,6 +411,7 @@ def build_pipeline(config: Config, parts: Parts) -> VLADPipeline:
         refine_scheduler=build_scheduler(config.refine.noise),
         picture_pixels=config.data.picture_pixels,
         with_layout=config.layout.kind != "none",
+        edits=parts.edits,
         pooling=parts.text_side.lvlm.options.pooling,
         states=parts.text_side.lvlm.options.states,
         template=parts.text_side.lvlm.options.template,

@@ -112,6 +112,13 @@ class RefineOptions:
     noise: NoiseOptions = field(default_factory=NoiseOptions)
     # Stage one has trained the text side; True trains it on.
     train_text: bool = False
+    # The share of samples trained as edits: a part of the picture is given, the rest is drawn (docs/sampling.md). Above
+    # 0 the UNet has input channels for it from the start; those of a base that has none are added and weigh nothing.
+    editing_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.editing_share <= 1:
+            raise UserError(f"refine.editing_share must be a share, 0 to 1, not {self.editing_share}.")
 
 
 @dataclass(frozen=True)

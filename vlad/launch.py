@@ -40,6 +40,7 @@ from vlad.building import (
     adaptable,
     build_parts,
     build_pipeline,
+    check_stages,
     check_text_side,
     kept_adapters,
     publish_text_side,
@@ -105,6 +106,7 @@ def run(config: Config) -> RunResult:
     if config.data.held_out is not None:
         open_sets({config.data.held_out: 1.0}, config.data.fetch)  # measured between stages: too late to be missing
     check_text_side(config)
+    check_stages(config)
     own = own_sets(config, sets)
     check_launch(config.trainer.nodes, max(1, devices(config)))
     check_sharding(config)
@@ -229,7 +231,7 @@ def stage_names(config: Config, parts: Parts) -> list[str]:
     """The stages of this run in order."""
     if config.align_stage == "only":
         return ["align"]
-    names = ["refine"] if parts.layout_unet is None else ["layout", "refine"]
+    names = ["refine"] if parts.layout_unet is None or config.train.layout.steps == 0 else ["layout", "refine"]
     if config.makes_adapter and config.lora is not None:
         adapted = {
             "layout": config.lora.layout_unet or not config.text_training.is_frozen,
@@ -351,6 +353,7 @@ def build_stage(
             config.losses,
             optim,
             with_layout=config.layout.kind != "none",
+            editing_share=config.refine.editing_share,
             legibility=build_legibility(config, parts, sets),
         )
     stage.settle({} if phases is None else phases.learning_rates("text_side."))

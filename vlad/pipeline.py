@@ -25,11 +25,13 @@ from torch.nn import functional as F
 from vlad.adapters import set_adapters
 from vlad.diffusion.attention import attend_beside
 from vlad.diffusion.autoencoder import decode, latent_moments, spatial_factor
+from vlad.diffusion.inpainting import inputs_of_edits, pasted
 from vlad.diffusion.noise import NoiseOptions, process_of
 from vlad.diffusion.samplers import OnStep, build_solver, check_scheduler, guided, joined, sample_latents
 from vlad.errors import UserError
 from vlad.layout.fonts import missing_glyphs, no_font_reason
 from vlad.layout.glyphmap import draw_glyph_map
+from vlad.layout.masks import Edit, Picture, common_size, edits_of, layout_of_edit
 from vlad.layout.refit import refit_layout
 from vlad.records import Conditioning, Layout, Prompt
 from vlad.text.composition import CompositionModule, TextSide
@@ -122,6 +124,7 @@ class VLADPipeline(DiffusionPipeline):
         refine_scheduler: SchedulerMixin,
         picture_pixels: int = 64,
         with_layout: bool = True,
+        edits: bool = False,
         pooling: str = "mean",  # diffusers warns of a Literal
         states: str = "last",
         template: str = "plain",
@@ -164,6 +167,7 @@ class VLADPipeline(DiffusionPipeline):
         self.register_to_config(
             picture_pixels=picture_pixels,
             with_layout=with_layout,
+            edits=edits,
             pooling=pooling,
             states=states,
             template=template,
@@ -312,6 +316,8 @@ class VLADPipeline(DiffusionPipeline):
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         reader: Reader | None = None,
+        image: Picture | Sequence[Picture] | None = None,
+        mask_image: Picture | Sequence[Picture] | None = None,
     ) -> VLADPipelineOutput:
         """`num_images_per_prompt` pictures a prompt, those of one prompt together.
 
@@ -321,13 +327,19 @@ class VLADPipeline(DiffusionPipeline):
         takes the place of stage one. `width` and `height` in pixels; `num_inference_steps` is diffusers' name of
         `steps`. With a `reader`, a raw glyph map in which it reads the prompt's strings is kept as it is; only the
         others are refitted. `callback_on_step_end(pipeline, step, timestep, {"latents": x_t})` runs after each step,
-        those of stage one first; what it returns as "latents" goes on. Raises UserError for a prompt, layout, size
-        or scheduler that this model cannot draw.
+        those of stage one first; what it returns as "latents" goes on. With an `image` and a `mask_image` (one for
+        all prompts or one each, as `layout.masks.edits_of` takes them) only what is white in the mask is drawn, and the
+        rest of the picture is returned as it was; a layout then holds the lines in the mask, and without one the
+        prompt's strings fill it. Raises UserError for a prompt, layout, size, scheduler or edit that this model cannot
+        draw.
         """
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         given = list(layouts) if layouts is not None else [None] * len(texts)
         seed_list = [seeds] * len(texts) if isinstance(seeds, int) else list(seeds)
         assert len(texts) == len(given) == len(seed_list)
+        edits = edits_of(image, mask_image, len(texts))
+        if edits and edits[0] is not None:
+            height, width = self._check_edits(edits, width, height)
         settings = self.settings(
             steps=steps if num_inference_steps is None else num_inference_steps,
             text_scale=text_scale,
@@ -343,6 +355,11 @@ class VLADPipeline(DiffusionPipeline):
         self._check_call(num_images_per_prompt, output_type, callback_on_step_end_tensor_inputs)
         each = range(num_images_per_prompt)
         parsed = [self.check_prompt(text, layout) for text, layout in zip(texts, given, strict=True)]
+        given = [
+            layout_of_edit(edit, layout, prompt.strings) if edit is not None and self.uses_layout else layout
+            for edit, layout, prompt in zip(edits, given, parsed, strict=True)
+        ]
+        every_edit = [edit for edit in edits for _ in each]
         prompts, plans = [one for one in parsed for _ in each], [layout for layout in given for _ in each]
         noise = self._noise_of([seed + k for seed in seed_list for k in each], generator, settings)
         output = VLADPipelineOutput(images=[], layouts=[], glyph_maps=[])
@@ -355,7 +372,9 @@ class VLADPipeline(DiffusionPipeline):
                 conditioning = self._read_prompts([prompts[i] for i in chunk], settings)
                 rows = [prompts[i] for i in chunk], conditioning, [noise[i] for i in chunk]
                 planned = self._plan_batch(*rows, [plans[i] for i in chunk], settings, on_step, reader)
-                pictures.append(self._refine_batch(*rows[1:], planned, settings, on_step, output_type)[:count])
+                own = [every_edit[i] for i in chunk]
+                drawn = self._refine_batch(*rows[1:], planned, settings, on_step, output_type, own)
+                pictures.append(drawn[:count])
                 output.layouts.extend(plan.layout for plan in planned[:count])
                 output.glyph_maps.extend(plan.glyph_map for plan in planned[:count])
         self.maybe_free_model_hooks()
@@ -460,19 +479,49 @@ class VLADPipeline(DiffusionPipeline):
         settings: DrawSettings,
         on_step: OnStep | None = None,
         output_type: str = "pil",
+        edits: Sequence[Edit | None] | None = None,
     ) -> Tensor:
-        """Stage two: pixels (B 3 H W, 0..1) of the plans, or with output_type latent x_0 (B C h w)."""
+        """Stage two: pixels (B 3 H W, 0..1) of the plans, or with output_type latent x_0 (B C h w).
+
+        What an edit keeps is its picture's.
+        """
+        edits = [None] * len(plans) if edits is None else edits
         z = self._layout_latents(plans, settings) if self.uses_layout else None  # B C h w
+        edit = self._edit_inputs(edits, settings)
         _onload(self.refine_unet)
         scales = settings.text_scale, settings.layout_scale, settings.guidance_rescale
         x_0 = sample_latents(
-            guided(self.refine_unet, conditioning.wanted, z, *scales, conditioning.negative),
+            guided(self.refine_unet, conditioning.wanted, z, *scales, conditioning.negative, edit),
             self.refine_scheduler,
             torch.stack([row.refine for row in noise]).to(self._execution_device),
             settings.steps,
             on_step,
         )  # B C h w
-        return x_0.cpu() if output_type == "latent" else ((self._decode(x_0) + 1) / 2).cpu()
+        if output_type == "latent":
+            return x_0.cpu()
+        return pasted(((self._decode(x_0) + 1) / 2).cpu(), edits)
+
+    def _edit_inputs(self, edits: Sequence[Edit | None], settings: DrawSettings) -> Tensor | None:
+        """What the refine UNet is told of the pictures that are edited: B 1+C h w, zero for the others."""
+        if not self.config.edits:
+            return None
+        _onload(self.autoencoder)
+        cells = self.refine_unet.config.out_channels, *self._cells(settings)
+        return inputs_of_edits(self.autoencoder, edits, cells, self._execution_device)
+
+    def _check_edits(self, edits: Sequence[Edit | None], width: int | None, height: int | None) -> tuple[int, int]:
+        """The height and width of the pictures that are edited. Raises UserError for a model that does not edit."""
+        if not self.config.edits:
+            raise UserError(
+                "This model was not trained to edit pictures; train one with refine.editing_share, such as"
+                " configs/tiny_edit.yaml."
+            )
+        found = common_size(edits)
+        if (height or found[0], width or found[1]) != found:
+            raise UserError(
+                f"The picture to edit has {found[1]} x {found[0]} pixels and keeps them; leave width and height out."
+            )
+        return found
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Pixels B 3 H W in [-1, 1], in the precision of the latents."""
@@ -514,6 +563,11 @@ class VLADPipeline(DiffusionPipeline):
         wanted = [parts[places[prompt.text]] for prompt in prompts]
         return Guidance(joined(wanted), None if against is None else joined([against] * len(prompts)))
 
+    def _cells(self, settings: DrawSettings) -> tuple[int, int]:
+        """Rows and columns of the latents."""
+        factor = spatial_factor(self.autoencoder)
+        return settings.height // factor, settings.width // factor
+
     def _noise_of(
         self,
         seeds: Sequence[int],
@@ -521,8 +575,7 @@ class VLADPipeline(DiffusionPipeline):
         settings: DrawSettings,
     ) -> list[Noise]:
         """Noise of both stages for each picture, C h w; drawn on the CPU, so that devices agree."""
-        factor = spatial_factor(self.autoencoder)
-        shape = (self.refine_unet.config.out_channels, settings.height // factor, settings.width // factor)
+        shape = (self.refine_unet.config.out_channels, *self._cells(settings))
         if generator is None:
             generators = [[torch.Generator().manual_seed(2 * seed + stage) for stage in (0, 1)] for seed in seeds]
         else:

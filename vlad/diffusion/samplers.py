@@ -103,6 +103,7 @@ def guided(
     layout_scale: float,
     rescale: float = 0.0,
     negative: Conditioning | None = None,
+    edit: Tensor | None = None,
 ) -> Predict:
     """The guided prediction as a function of x_t and t, in the precision of x_t whatever the UNet's.
 
@@ -111,7 +112,8 @@ def guided(
     s_t = text_scale, s_z = layout_scale; without z the terms in s_z vanish. n is the negative prompt's conditioning,
     or that of no prompt. A branch whose coefficient is zero is not computed, and the others run as one batch: scales
     of 1 cost one evaluation a step, equal scales two. `rescale` is phi of Lin et al. 2023 (arXiv 2305.08891, Eq. 15,
-    16): how far e is brought back to the standard deviation of e(t, z), which large scales enlarge.
+    16): how far e is brought back to the standard deviation of e(t, z), which large scales enlarge. `edit` (B 1+C h w,
+    `inpainting.edit_inputs`) is given to every branch.
     """
     branches: list[tuple[float, bool, bool]] = [(text_scale, True, True)]  # coefficient, with t, with z
     if z is None:
@@ -127,10 +129,11 @@ def guided(
     all_z = None
     if z is not None:
         all_z = torch.cat([z if with_z else torch.zeros_like(z) for _, _, with_z in branches]).to(unet.dtype)
+    all_edit = None if edit is None else edit.repeat(len(branches), 1, 1, 1).to(unet.dtype)
 
     def predict(x_t: Tensor, timestep: Tensor) -> Tensor:
         inputs = x_t.repeat(len(branches), 1, 1, 1).to(unet.dtype)
-        outputs = denoise(unet, inputs, timestep.expand(len(inputs)), all_conditioning, all_z).to(x_t.dtype)
+        outputs = denoise(unet, inputs, timestep.expand(len(inputs)), all_conditioning, all_z, all_edit).to(x_t.dtype)
         parts = outputs.chunk(len(branches))
         result = torch.stack([scale * part for (scale, _, _), part in zip(branches, parts, strict=True)]).sum(dim=0)
         if rescale and branches[0][1]:

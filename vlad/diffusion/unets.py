@@ -4,7 +4,8 @@
     refine UNet (VFE, Eq. 5, 7) x_t (+) z, concatenated   cross-attention to t  ->  prediction for x_0
 
 (+) is concatenation of channels. Position channels may follow: at 8 x 8 cells a small UNet needs to be told
-where it is. Letters: B batch, C latent channels, P position channels, h w cells, K conditioning tokens.
+where it is. A UNet that edits has the channels of `inpainting` last. Letters: B batch, C latent channels,
+P position channels, h w cells, K conditioning tokens.
 """
 
 from __future__ import annotations
@@ -64,13 +65,23 @@ def build_unet(
 
 
 def denoise(
-    unet: UNet2DConditionModel, x_t: Tensor, timesteps: Tensor, conditioning: Conditioning, z: Tensor | None = None
+    unet: UNet2DConditionModel,
+    x_t: Tensor,
+    timesteps: Tensor,
+    conditioning: Conditioning,
+    z: Tensor | None = None,
+    edit: Tensor | None = None,
 ) -> Tensor:
-    """One call of a UNet: its prediction (B C h w) at x_t (B C h w), timesteps (B), given t and z (B C h w or None)."""
+    """One call of a UNet: its prediction (B C h w) at x_t (B C h w), timesteps (B), given t and z (B C h w or None).
+
+    `edit` is what `inpainting.edit_inputs` makes (B 1+C h w), for a UNet that edits and no other.
+    """
     inputs = [x_t] if z is None else [x_t, z]  # Eq. 7: x_t (+) z
-    position_channels = unet.config.in_channels - sum(part.shape[1] for part in inputs)
+    last = [] if edit is None else [edit]
+    position_channels = unet.config.in_channels - sum(part.shape[1] for part in (*inputs, *last))
     if position_channels:
         inputs.append(position_features(position_channels, x_t))
+    inputs += last
     pooled = None
     if unet.config.class_embed_type == "projection":
         missing = unet.config.projection_class_embeddings_input_dim - conditioning.pooled.shape[-1]

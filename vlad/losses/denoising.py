@@ -30,18 +30,20 @@ def denoising_loss(
     conditioning: Conditioning,
     z: Tensor | None = None,
     pixel_weights: Tensor | None = None,
+    edit: Tensor | None = None,
     further: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """L_diff = E || target - prediction(x_t, t | t, z) ||^2 (Eq. 9) for scaled latents x_0 (B C h w).
 
-    `pixel_weights` (B 1 H W) are averaged over each cell: 0 leaves a region out. `further` is given the x_0 that the
-    prediction stands for (B C h w, with its gradient) and the timesteps, and what it returns is added. Returns the mean
-    loss, and for the logs the loss of each row (B, no gradient) with its timestep (B).
+    `pixel_weights` (B 1 H W) are averaged over each cell: 0 leaves a region out. `edit` (B 1+C h w) is for a UNet that
+    edits (`diffusion.inpainting`). `further` is given the x_0 that the prediction stands for (B C h w, with its
+    gradient) and the timesteps, and what it returns is added. Returns the mean loss, and for the logs the loss of each
+    row (B, no gradient) with its timestep (B).
     """
     noise = draw_noise(x_0, options.offset)
     timesteps = draw_timesteps(options, len(x_0), x_0.device)
     x_t = add_noise(scheduler, x_0, noise, timesteps)
-    prediction = denoise(unet, x_t, timesteps, conditioning, z).float()
+    prediction = denoise(unet, x_t, timesteps, conditioning, z, edit).float()
     errors = (prediction - training_target(scheduler, x_0, noise, timesteps)).square()  # B C h w
     if pixel_weights is not None:
         height, width = x_0.shape[-2:]

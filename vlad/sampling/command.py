@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from vlad.errors import UserError, existing_file
+from vlad.errors import UserError
 from vlad.layout.files import check_layout, read_layout
+from vlad.layout.masks import Edit
 from vlad.layout.sources import layout_of_lines, read_planner
 from vlad.pipeline import DrawSettings, Reader, VLADPipeline, nearest_side
 from vlad.records import Layout
 from vlad.sampling.drawing import Drawer, draw_to_directory, jobs_of
+from vlad.sampling.edits import EditRequest, read_edit, repeated_edit
 from vlad.sampling.loading import load_pipeline, model_fingerprint
+from vlad.sampling.pictures import read_picture
 from vlad.sampling.recipes import Recipe, read_recipe
 from vlad.sampling.requests import Refusal, Request, parse_seeds, read_requests
 from vlad.text.prompt import parse_prompt
-
-MOST_PICTURE_PIXELS = 64_000_000  # of a template: 8000 x 8000
 
 
 def sample(arguments: argparse.Namespace) -> int:
@@ -32,8 +33,9 @@ def sample(arguments: argparse.Namespace) -> int:
     Raises UserError, before a model is loaded where that can be seen, when nothing can be drawn.
     """
     repeated = read_recipe(arguments.repeat) if arguments.repeat else None
-    requests = _requests(arguments, repeated)
-    layout = _layout(arguments, repeated)
+    asked = _edit(arguments, repeated)
+    requests = _requests(arguments, repeated, asked)
+    layout = _layout(arguments, repeated) if asked is None else asked.layout
     seeds = parse_seeds(arguments.seed) if arguments.seed else (repeated.seed if repeated else 0,)
     run = arguments.run or (repeated.run if repeated else None)
     if run is None:
@@ -45,7 +47,7 @@ def sample(arguments: argparse.Namespace) -> int:
         pipeline.use_solver(arguments.solver)
     elif repeated is not None:
         _use_solvers(pipeline, repeated)
-    drawer = _drawer(pipeline, arguments, run, adapters, dtype, repeated)
+    drawer = _drawer(pipeline, arguments, run, adapters, dtype, repeated, asked)
     jobs, refused = jobs_of(requests, seeds, layout, pipeline)
     if not jobs:
         raise UserError(_told(refused[0]))
@@ -69,10 +71,38 @@ def _told(refusal: Refusal) -> str:
     return refusal.reason if refusal.place == "--prompt" else f"{refusal.place}: {refusal.reason}"
 
 
-def _requests(arguments: argparse.Namespace, repeated: Recipe | None) -> list[Request | Refusal]:
+def _edit(arguments: argparse.Namespace, repeated: Recipe | None) -> EditRequest | None:
+    """The picture to edit, of this call or of the repeated picture's."""
+    source = None if repeated is None else repeated.edit
+    if not arguments.edit and source is None:
+        if arguments.mask:
+            raise UserError("--mask says which part of a picture is drawn anew; name the picture with --edit.")
+        return None
+    for name in ("template", "size", "aspect", "layout_only", "keep_raw", "no_refit"):
+        if getattr(arguments, name):
+            raise UserError(f"--{name.replace('_', '-')} says nothing of a picture that is edited; leave it out.")
+    if arguments.edit:
+        lines, file = arguments.line or [], arguments.layout
+        if lines and file:
+            raise UserError("--layout and --line all say where the words go; give one of them.")
+        placed = _layout(arguments, None) if file else None
+        has_prompt = bool(arguments.prompts) or any(parse_prompt(prompt).strings for prompt in arguments.prompt)
+        return read_edit(arguments.edit, arguments.mask, lines, placed, has_prompt)
+    assert repeated is not None and source is not None
+    layout = _layout(arguments, repeated) or repeated.layout
+    edit = repeated_edit(source, repeated.layout, arguments.mask)
+    return EditRequest(edit, layout, repeated.prompt, replace(source, masks=tuple(arguments.mask) or source.masks))
+
+
+def _requests(
+    arguments: argparse.Namespace, repeated: Recipe | None, asked: EditRequest | None
+) -> list[Request | Refusal]:
     """What is asked for. Raises UserError when none of it is a prompt: nothing needs to be loaded then."""
-    if repeated is not None and not (arguments.prompt or arguments.prompts):
-        return [Request(repeated.prompt, "--from")]
+    if not (arguments.prompt or arguments.prompts):
+        if repeated is not None:
+            return [Request(repeated.prompt, "--from")]
+        if asked is not None:
+            return [Request(asked.prompt, "--edit")]
     requests = read_requests(arguments.prompt, arguments.prompts)
     checked: list[Request | Refusal] = []
     for request in requests:
@@ -111,6 +141,7 @@ def _drawer(
     adapters: list[str],
     dtype: str,
     repeated: Recipe | None,
+    asked: EditRequest | None,
 ) -> Drawer:
     model = model_fingerprint(pipeline)
     if repeated is not None and repeated.model != model:
@@ -126,12 +157,16 @@ def _drawer(
         "solvers": tuple(type(scheduler).__name__ for scheduler in _schedulers(pipeline).values()),
         "dtype": dtype,
         "device": str(pipeline._execution_device),
+        "edit": None if asked is None else asked.source,
     }
-    settings = _settings(pipeline, arguments, repeated.settings if repeated else None)
-    return Drawer(pipeline, settings, origin, _ocr_reader() if keep_raw else None)
+    edit = None if asked is None else asked.edit
+    settings = _settings(pipeline, arguments, repeated.settings if repeated else None, edit)
+    return Drawer(pipeline, settings, origin, _ocr_reader() if keep_raw else None, edit)
 
 
-def _settings(pipeline: VLADPipeline, arguments: argparse.Namespace, before: DrawSettings | None) -> DrawSettings:
+def _settings(
+    pipeline: VLADPipeline, arguments: argparse.Namespace, before: DrawSettings | None, edit: Edit | None
+) -> DrawSettings:
     """The settings of the call: its options, else those of the repeated picture, else the pipeline's own."""
     given: dict[str, Any] = {} if before is None else dict(vars(before))
     names = (
@@ -152,6 +187,8 @@ def _settings(pipeline: VLADPipeline, arguments: argparse.Namespace, before: Dra
         given["width"], given["height"] = parse_size(arguments.size)
     elif arguments.aspect:
         given["width"], given["height"] = parse_aspect(arguments.aspect, pipeline)
+    if edit is not None:
+        given["height"], given["width"] = edit.mask.shape
     return pipeline.settings(**given)
 
 
@@ -221,21 +258,6 @@ def template_layout(path: str) -> Layout:
     layout = Layout(tuple(replace(line, polygon=polygon) for line, polygon in zip(lines, inside, strict=True)))
     check_layout(layout, path)
     return layout
-
-
-def read_picture(path: str) -> Image.Image:
-    """A picture of a user's, as RGB. Raises UserError for what is none, and for one that is too large to hold."""
-    file = existing_file(path, "picture", "give a PNG, JPEG or WebP")
-    try:
-        with Image.open(file) as picture:
-            if picture.width * picture.height > MOST_PICTURE_PIXELS:
-                raise UserError(
-                    f"{path} has {picture.width} x {picture.height} pixels; more than {MOST_PICTURE_PIXELS:,} are not"
-                    " read: make it smaller."
-                )
-            return picture.convert("RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError) as error:
-        raise UserError(f"{path} is no picture that can be read; give a PNG, JPEG or WebP.") from error
 
 
 def _compare(before: Path, now: Path) -> None:

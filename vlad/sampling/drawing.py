@@ -26,6 +26,7 @@ from tqdm import tqdm
 from vlad.errors import UserError, writable_directory
 from vlad.evaluation.report import GridRow, draw_layout, overlay, picture_of_map, sample_grid
 from vlad.layout.files import layout_from_json, write_layout
+from vlad.layout.masks import Edit
 from vlad.pipeline import DrawSettings, Reader, VLADPipeline
 from vlad.records import Layout
 from vlad.sampling.recipes import Recipe, read_recipe, recipe_to_json, save_picture
@@ -64,6 +65,8 @@ class Drawer:
     origin: dict[str, Any]
     # Reads raw glyph maps, to keep those that are right; None: all are refitted.
     reader: Reader | None = None
+    # A picture of which every job draws a part anew.
+    edit: Edit | None = None
 
     def recipe(self, job: Job, layout: Layout) -> Recipe:
         given = job.layout is not None
@@ -138,7 +141,10 @@ def _draw_chunk(drawer: Drawer, jobs: list[Job], out: Path, index: _Index, layou
         for job, plan in zip(jobs, plans, strict=True):
             _write_layout_files(job.name, plan.layout, plan.glyph_map, None, settings, out)
         return
-    drawn = pipeline(prompts, seeds, given, reader=drawer.reader, **dataclasses.asdict(settings))
+    edited: dict[str, Any] = (
+        {} if drawer.edit is None else {"image": drawer.edit.picture, "mask_image": drawer.edit.mask}
+    )
+    drawn = pipeline(prompts, seeds, given, reader=drawer.reader, **edited, **dataclasses.asdict(settings))
     for number, job in enumerate(jobs):
         layout, picture = drawn.layouts[number], drawn.images[number]
         _write_layout_files(job.name, layout, drawn.glyph_maps[number], picture, settings, out)

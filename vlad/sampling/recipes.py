@@ -18,6 +18,7 @@ from vlad.errors import UserError, existing_file
 from vlad.layout.files import layout_from_json, layout_to_json
 from vlad.pipeline import DrawSettings
 from vlad.records import Layout
+from vlad.sampling.edits import EditSource
 
 FIELD = "vlad"
 
@@ -42,6 +43,8 @@ class Recipe:
     device: str = "cpu"
     # Whether raw glyph maps that read as wanted were kept.
     keep_raw: bool = False
+    # Of an edited picture: the one it was made from.
+    edit: EditSource | None = None
 
     def asks_for(self) -> dict[str, Any]:
         """What the picture was asked to be: two recipes that agree in this are of the same picture.
@@ -53,6 +56,8 @@ class Recipe:
             asked.pop(name)
         if not self.layout_given:
             asked.pop("layout")
+        if self.edit is not None:  # what was edited counts, not where it lay
+            asked["edit"] = {"picture_pixels": self.edit.picture_pixels, "mask_pixels": self.edit.mask_pixels}
         return asked
 
 
@@ -62,13 +67,16 @@ def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
     record["layout"] = layout_to_json(recipe.layout, exact=True)
     record["settings"] = dataclasses.asdict(recipe.settings)
     record["adapters"], record["solvers"] = list(recipe.adapters), list(recipe.solvers)
+    record["edit"] = None if recipe.edit is None else dataclasses.asdict(recipe.edit)
     record["software"] = _software()
     return record
 
 
 def recipe_from_json(record: Any) -> Recipe:
     """A recipe from plain JSON values. Raises ValueError, KeyError or TypeError for what is none."""
-    values = {field.name: record[field.name] for field in dataclasses.fields(Recipe)}
+    edit = record.get("edit")  # older recipes know of none
+    values = {field.name: record[field.name] for field in dataclasses.fields(Recipe) if field.name != "edit"}
+    values["edit"] = None if edit is None else EditSource(**{**edit, "masks": tuple(edit["masks"])})
     values["layout"] = layout_from_json(record["layout"])
     values["settings"] = DrawSettings(**record["settings"])
     values["adapters"], values["solvers"] = tuple(record["adapters"]), tuple(record["solvers"])

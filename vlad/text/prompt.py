@@ -180,3 +180,18 @@ def parse_prompt(text: str, strict: bool = True, objects: Sequence[str] = ()) ->
         if all(phrase.end <= span.start or phrase.start >= span.end for span in named)
     ]
     return Prompt(text, tuple(sorted([*named, *others], key=lambda span: span.start)), quotes)
+
+
+def plain_prompt(strings: Sequence[str]) -> str:
+    """A prompt that says nothing but the words: a picture that says "A" and "B". Of an edit that nobody described."""
+    if not any(text.strip() for text in strings):
+        return "a picture without text"
+    return f"a picture that says {' and '.join(quoted(text) for text in strings if text.strip())}"
+
+
+def quoted(text: str) -> str:
+    """The text between marks that it does not hold itself; straight ones give way to others inside it."""
+    for opening in ('"', "“", "«", "「"):
+        if opening not in text and not set(CLOSING_MARKS[opening]) & set(text):
+            return f"{opening}{text}{CLOSING_MARKS[opening][0]}"
+    return f'"{text.replace(chr(34), chr(39))}"'

@@ -20,6 +20,7 @@ from vlad.training.precision import Precision
 class OptimOptions:
     """How one stage is trained. Shares are of the stage's steps."""
 
+    # 0 leaves the layout stage of a run with a base as the base has it.
     steps: int = 1000
     learning_rate: float = 1e-3
     # adamw-8bit keeps the moments of large matrices in 8 bits (extra 8bit): 2 bytes a parameter in place of 8.
@@ -47,8 +48,8 @@ class OptimOptions:
     precision: Precision | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.learning_rate <= 0 or self.accumulate_batches < 1:
-            raise UserError("train: steps, learning_rate and accumulate_batches must be positive.")
+        if self.steps < 0 or self.learning_rate <= 0 or self.accumulate_batches < 1:
+            raise UserError("train: steps must not be negative, learning_rate and accumulate_batches be positive.")
         if min(self.weight_decay, self.warmup_steps, self.clip_grad_norm) < 0 or not 0 <= self.constant_share <= 1:
             raise UserError(
                 "train: weight_decay, warmup_steps and clip_grad_norm must not be negative, and constant_share is a"

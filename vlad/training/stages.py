@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from vlad.diffusion.autoencoder import PatchAutoencoder, draw_latents, encode, sized
+from vlad.diffusion.inpainting import edit_channels, edit_inputs
 from vlad.diffusion.noise import NoiseOptions, Scheduler, signal_shares
 from vlad.distributed import local
 from vlad.errors import UserError
@@ -31,6 +32,7 @@ from vlad.losses.legibility import Legibility
 from vlad.losses.line_weights import line_weights
 from vlad.records import Batch
 from vlad.text.composition import TextSide
+from vlad.training.editing import make_edits
 from vlad.training.optim import OptimOptions, build_optimizer, learning_rate_factor
 from vlad.training.sharding import shard
 from vlad.training.text_losses import read_prompts, text_losses, weighted_sum
@@ -109,6 +111,8 @@ class Parts:
     alignment: AlignmentHeads
     layout_unet: UNet2DConditionModel | None
     refine_unet: UNet2DConditionModel
+    # Whether the refine UNet takes a mask and the masked picture (`diffusion.inpainting`).
+    edits: bool = False
 
 
 class _Stage(L.LightningModule):
@@ -244,7 +248,8 @@ class LayoutStage(_Stage):
 
     def held_out_loss(self, batch: Batch) -> Tensor:
         """L_diff of a batch with nothing dropped; the mean over its rows."""
-        z, t = _glyph_latents(self.autoencoder, batch), read_prompts(self.text_side, batch).t
+        z = _glyph_latents(self.autoencoder, batch)
+        t = sized(read_prompts(self.text_side, batch).t, self.autoencoder, z)
         return denoising_loss(self.unet, self.scheduler, self.noise, z, t, pixel_weights=batch.pixel_weights)[0]
 
 
@@ -259,6 +264,7 @@ class RefineStage(_Stage):
         losses: LossOptions,
         optim: OptimOptions,
         with_layout: bool,
+        editing_share: float = 0.0,
         legibility: Legibility | None = None,
     ) -> None:
         super().__init__(optim)
@@ -267,11 +273,13 @@ class RefineStage(_Stage):
         self.scheduler, self.noise, self.losses = scheduler, noise, losses
         self.noise_levels = NoiseLevels(noise.train_timesteps)
         self.with_layout = with_layout
+        self.edits, self.editing_share = parts.edits, editing_share
         self.trains_text = any(parameter.requires_grad for parameter in self.text_side.parameters())  # in some phase
         self.legibility = legibility
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x_0 = _picture_latents(self.autoencoder, batch)  # B C h w
+        batch, edit = self._edited(batch, x_0)
         with torch.set_grad_enabled(self.trains_text):
             read = read_prompts(self.text_side, batch)
         terms = text_losses(self.text_side, self.alignment, read, batch, self.losses) if self.trains_text else {}
@@ -284,6 +292,7 @@ class RefineStage(_Stage):
             t,
             self._layout(batch),
             _pixel_weights(batch, self.losses),
+            edit,
             None if self.legibility is None else partial(self._legibility, batch, x_0),
         )
         self.noise_levels.add(rows, timesteps)
@@ -295,12 +304,12 @@ class RefineStage(_Stage):
         return loss
 
     def held_out_loss(self, batch: Batch) -> Tensor:
-        """L_diff (Eq. 9) of a batch with t and the true z, nothing dropped or disturbed; the mean over its rows."""
+        """L_diff (Eq. 9) of a batch with t and the true z, nothing dropped, disturbed or edited; its rows' mean."""
+        x_0 = _picture_latents(self.autoencoder, batch)
         z = _glyph_latents(self.autoencoder, batch) if self.with_layout else None
-        t = read_prompts(self.text_side, batch).t
-        return denoising_loss(
-            self.unet, self.scheduler, self.noise, _picture_latents(self.autoencoder, batch), t, z, batch.pixel_weights
-        )[0]
+        t = sized(read_prompts(self.text_side, batch).t, self.autoencoder, x_0)
+        edit = self._no_edits(x_0) if self.edits else None
+        return denoising_loss(self.unet, self.scheduler, self.noise, x_0, t, z, batch.pixel_weights, edit)[0]
 
     def _legibility(self, batch: Batch, x_0: Tensor, predicted: Tensor, timesteps: Tensor) -> Tensor:
         """The weighted losses on how well the predicted x_0 reads, over lambda, which multiplies L_diff later."""
@@ -310,6 +319,21 @@ class RefineStage(_Stage):
         weights = {"ocr": self.losses.ocr_weight, "segmentation": self.losses.segmentation_weight}
         total = sum((weights[name] * term for name, term in terms.items()), start=torch.zeros((), device=self.device))
         return total / self.losses.diffusion_weight
+
+    def _no_edits(self, x_0: Tensor) -> Tensor:
+        batch_size, channels, height, width = x_0.shape
+        return x_0.new_zeros(batch_size, edit_channels(channels), height, width)
+
+    def _edited(self, batch: Batch, x_0: Tensor) -> tuple[Batch, Tensor | None]:
+        """The batch with a share of it made edits, and the UNet's inputs for them: B 1+C h w, zero for the others."""
+        if not self.edits:
+            return batch, None
+        if not self.editing_share:
+            return batch, self._no_edits(x_0)
+        made = make_edits(batch, self.editing_share)
+        with torch.autocast(x_0.device.type, enabled=False):
+            edit = edit_inputs(self.autoencoder, batch.pictures, made.masks)
+        return made.batch, edit * made.chosen[:, None, None, None]
 
     def _layout(self, batch: Batch) -> Tensor | None:
         """z with noise of up to sigma (Eq. 6), zero where dropped."""
