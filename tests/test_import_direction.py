@@ -48,7 +48,7 @@ LEVELS = {
 LIBRARIES = {
     "lightning": ("training/", "stage_trainer.py", "launch.py"),
     "pytorch_lightning": (),
-    "transformers": ("text/lvlm.py", "text/captioner.py", "text/picture_encoders.py", "text/own.py"),
+    "transformers": ("text/lvlm.py", "text/vision.py", "text/captioner.py", "text/picture_encoders.py", "text/own.py"),
     "tokenizers": ("text/lvlm.py", "text/own.py"),
     "peft": ("text/lora.py",),
     "bitsandbytes": ("text/quantised.py", "training/optim.py"),

@@ -353,10 +353,12 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
 
 
 def _adapt_unets(parts: Parts, lora: LoraOptions, base_id: str, revision: str | None = None) -> None:
-    for name, asked in (("layout_unet", lora.layout_unet), ("refine_unet", lora.refine_unet)):
-        unet = getattr(parts, name)
-        if asked and unet is not None:
-            setattr(parts, name, add_adapter(unet, lora.of_part(name), lora.unet_targets, base_id, revision))
+    if parts.layout_unet is not None and lora.layout_unet:
+        options = lora.of_part("layout_unet")
+        parts.layout_unet = add_adapter(parts.layout_unet, options, lora.unet_targets, base_id, revision)
+    if lora.refine_unet:
+        options = lora.of_part("refine_unet")
+        parts.refine_unet = add_adapter(parts.refine_unet, options, lora.unet_targets, base_id, revision)
 
 
 def text_folder_of(path: Path) -> Path:

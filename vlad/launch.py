@@ -123,7 +123,6 @@ def run(config: Config) -> RunResult:
 def _run(config: Config, sets: OwnSets, directory: Path) -> RunResult:
     described = config
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # for finding bugs; costs a write of every new tensor
     parts, config = training_parts(config)
     refuse_without_text(config, sets.own)
     # Only now: a call that could not work must not claim the directory for its config.
