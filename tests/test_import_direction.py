@@ -29,6 +29,7 @@ LEVELS = {
     "config": 7,
     "building": 8,
     "caching": 9,
+    "memory_plan": 9,
     "monitors": 9,
     "resuming": 9,
     "stage_trainer": 10,

@@ -50,6 +50,7 @@ from vlad.diffusion.autoencoder import PatchAutoencoder
 from vlad.diffusion.noise import build_scheduler
 from vlad.errors import UserError, claimed, writable_directory
 from vlad.evaluation.run_page import record_start, write_run_page
+from vlad.memory_plan import start_line
 from vlad.monitors import grid_drawer, retrieval_measure
 from vlad.resuming import check_run_directory, finished_stage, starting_checkpoint
 from vlad.stage_trainer import build_trainer, stage_precision
@@ -118,6 +119,8 @@ def _run(config: Config, sets: ShardSets, directory: Path) -> RunResult:
     line = set_attention(unets, config.trainer.attention, device, dtype)
     if distributed.is_main_process():
         print(f"{config.name}: {sets.samples} samples in {sets.shards} shards; {line}", file=sys.stderr)
+        if (memory := start_line(config, parts, stages)) is not None:
+            print(memory, file=sys.stderr)
         record_start(directory, {**describe_start(), "attention": line.removeprefix("attention: ")})
 
     with StopOnSignal() as stop:

@@ -20,7 +20,15 @@ from vlad.text.lora import merge_adapters, restore_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ADAPTED = ("lvlm", "composition", "layout_unet", "refine_unet")
-MODULES = ("lvlm", "composition", "autoencoder", "layout_unet", "refine_unet")
+MODULES = (
+    "lvlm",
+    "composition",
+    "autoencoder",
+    "layout_unet",
+    "refine_unet",
+    "own_text_encoder",
+    "own_text_encoder_2",
+)
 HUB = "hf://"
 MARKS_PER_TENSOR = 1024
 _UNADAPTED = "_unadapted_weights"  # where a pipeline keeps what its adapters have changed
