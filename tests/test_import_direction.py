@@ -30,6 +30,7 @@ LEVELS = {
     "config": 7,
     "building": 8,
     "caching": 9,
+    "memory_plan": 9,
     "monitors": 9,
     "own_pictures": 9,
     "reading_losses": 9,

@@ -1,4 +1,4 @@
-"""Measures parts of the program on this machine: python tools/benchmark.py render|data|text|refit|sample|ocr|train"""
+"""Measures parts of the program on this machine: tools/benchmark.py render|data|text|refit|sample|ocr|train|plan"""
 
 from __future__ import annotations
 
@@ -450,6 +450,123 @@ def train(call: list[str], stage: str, switches: list[str], steps: int, warmup: 
     compare(Call(call[0], tuple(call[1:]), stage), switches, steps, warmup, cache, show)
 
 
+PLANNED = {
+    # What a plan is held against: a stand-in of 41 M parameters at 256 pixels, whose peak is far above what a
+    # process takes for itself.
+    "full, batch 1": ["data.batch_size=1", "lora=null"],
+    "full, batch 4": ["data.batch_size=4", "lora=null"],
+    "adapters, batch 4": ["data.batch_size=4"],
+}
+SD15 = Path(__file__).parents[1] / "configs" / "sd15.yaml"
+PLANNED_CHANNELS = (128, 256, 384)
+
+
+def plan() -> None:
+    """The planned and the measured peak of both stages, on the CPU, each measured in a process of its own."""
+    from vlad.diffusion.stand_in import StandInOptions, save_stand_in
+
+    options = StandInOptions(PLANNED_CHANNELS, layers_per_block=2)
+    with tempfile.TemporaryDirectory() as folder:
+        save_stand_in("sd15", Path(folder) / "sd15", options)
+        print(f"{'':32} planned GB  measured GB  planned / measured")
+        for what, overrides in PLANNED.items():
+            for stage in ("layout", "refine"):
+                planned, measured = planned_and_measured(Path(folder) / "sd15", stage, 256, overrides)
+                print(
+                    f"{f'{stage}, {what}':32} {planned / 1e9:10.2f}  {measured / 1e9:11.2f}  {planned / measured:18.2f}"
+                )
+
+
+def planned_and_measured(model: Path, stage: str, pixels: int, overrides: list[str]) -> tuple[int, int]:
+    """Bytes: what the plan says of a stage from a stand-in, and what its steps take at most."""
+    overrides = [
+        *(
+            f"stable_diffusion.path={model}",
+            f"data.picture_pixels={pixels}",
+            "lvlm.path=null",
+            "trainer.accelerator=cpu",
+        ),
+        *(
+            "trainer.precision=32-true",
+            f"train.{stage}.accumulate_batches=1",
+            "data.shuffle_window=8",
+            "data.workers=0",
+        ),
+        *overrides,
+    ]
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # each in a process of its own
+        planned, measured = (pool.apply(work, (stage, pixels, overrides)) for work in (_plan_stage, _measure_stage))
+    return planned, measured
+
+
+def _plan_stage(name: str, pixels: int, overrides: list[str]) -> int:
+    from vlad.building import build_parts
+    from vlad.config import load_config
+    from vlad.memory_plan import plan_stage
+
+    parts, config = build_parts(load_config(SD15, overrides))
+    return plan_stage(config, parts, name).total
+
+
+def _measure_stage(name: str, pixels: int, overrides: list[str]) -> int:
+    """The peak of a stage's models and three of its steps, above what the process held before."""
+    import gc
+
+    import torch
+
+    from vlad.building import build_parts, reads_pictures
+    from vlad.config import load_config
+    from vlad.data.stream import collate
+    from vlad.data.synthetic import SyntheticOptions, render_sign
+    from vlad.diffusion.noise import build_scheduler
+    from vlad.training.optim import build_optimizer
+    from vlad.training.phases import TextPhases
+    from vlad.training.stages import LayoutStage, RefineStage, set_modes
+
+    torch.manual_seed(0)
+    config = load_config(SD15, overrides)
+    import vlad.diffusion.stable_diffusion  # noqa: F401  # what a library takes for itself is no model's
+
+    gc.collect()
+    before = status_bytes("VmRSS")
+    parts, config = build_parts(config)
+    if name == "refine":  # as on a GPU, where the other stage's UNet waits in main memory
+        parts.layout_unet = None
+    for module in (parts.autoencoder, parts.text_side, parts.alignment):
+        module.requires_grad_(False)
+    optim = getattr(config.train, name)
+    if name == "layout":
+        TextPhases(parts.text_side, config.text_training, reads_pictures(config), "").prepare()
+        noise = config.layout.noise
+        stage: Any = LayoutStage(parts, build_scheduler(noise), noise, config.losses, optim)
+        parts.refine_unet = None  # type: ignore[assignment]
+    else:
+        noise = config.refine.noise
+        stage = RefineStage(parts, build_scheduler(noise), noise, config.losses, optim, with_layout=True)
+    stage.log_losses = stage.log_temperature = lambda *_, **__: None  # there is no trainer to log to
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak so far is forgotten
+    stage.settle()
+    set_modes(stage)
+    optimizer = build_optimizer(stage, optim, stage.trained_names(), fused=True)
+    named = dict(stage.named_parameters())
+    average = {key: named[key].detach().clone() for key in stage.trained_names()}
+    signs = [render_sign(SyntheticOptions(size_pixels=pixels), number) for number in range(config.data.batch_size)]
+    batch = collate(signs)
+    for step in range(3):
+        stage.training_step(batch, step).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        torch._foreach_lerp_(list(average.values()), [named[key].detach() for key in average], 0.1)
+    return status_bytes("VmHWM") - before
+
+
+def status_bytes(field: str) -> int:
+    """A figure of this process's memory, as the kernel counts it."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
 def report(what: str, count: int, work: Callable[[], object]) -> None:
     """Runs the work once and prints its rate."""
     print(f"{what:24} {rate(count, work):8.0f} samples/s")
@@ -457,7 +574,7 @@ def report(what: str, count: int, work: Callable[[], object]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures parts of the program; compare figures of one run only.")
-    parser.add_argument("part", choices=("render", "data", "text", "refit", "sample", "ocr", "train"))
+    parser.add_argument("part", choices=("render", "data", "text", "refit", "sample", "ocr", "train", "plan"))
     parser.add_argument("config", nargs="*", metavar="CONFIG key=value ...", help="train: what train.py would be given")
     parser.add_argument("--count", type=int, help="samples, prompts or layouts: 4000; text 320, refit 500, ocr 1000")
     parser.add_argument("--lvlm", help="text: a folder or hub id; without it a Qwen2.5-VL of 6 layers of 512")
@@ -490,6 +607,9 @@ def main() -> None:
         if min(arguments.steps, arguments.batch_size) < 1:
             raise UserError("--steps and --batch-size must be at least 1.")
         sample(arguments.run, arguments.steps, arguments.batch_size)
+        return
+    if arguments.part == "plan":
+        plan()
         return
     default = {"text": 320, "refit": 500, "ocr": 1000}.get(arguments.part, 4000)
     count = default if arguments.count is None else arguments.count

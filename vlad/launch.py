@@ -54,6 +54,7 @@ from vlad.diffusion.autoencoder import PatchAutoencoder
 from vlad.diffusion.noise import build_scheduler
 from vlad.errors import UserError, claimed, writable_directory
 from vlad.evaluation.run_page import record_start, write_run_page
+from vlad.memory_plan import start_line
 from vlad.monitors import grid_drawer, look_taker, retrieval_measure
 from vlad.own_pictures import OwnSets, own_sets, refuse_without_text, with_prior
 from vlad.reading_losses import build_legibility
@@ -137,6 +138,8 @@ def _run(config: Config, sets: OwnSets, directory: Path) -> RunResult:
     line = set_switches(config, parts, device, computed_in(precisions[-1]))
     if distributed.is_main_process():
         print(f"{config.name}: {sets.own.samples} samples in {sets.own.shards} shards; {line}", file=sys.stderr)
+        if (memory := start_line(config, parts, stages)) is not None:
+            print(memory, file=sys.stderr)
         record_start(directory, {**describe_start(), "attention": line.removeprefix("attention: ")})
 
     with StopOnSignal() as stop:

@@ -161,6 +161,8 @@ def _bases(config: Config | None) -> list[tuple[str, str, str | None]]:
         ("autoencoder", config.autoencoder.path, config.autoencoder.revision),
         ("all parts", config.base, None),
     ]
+    if config.stable_diffusion is not None:
+        named.append(("UNets, autoencoder", config.stable_diffusion.path, config.stable_diffusion.revision))
     return [(part, path, revision) for part, path, revision in named if path is not None]
 
 

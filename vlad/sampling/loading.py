@@ -17,7 +17,15 @@ from vlad.sampling.running import pipeline_of_running
 from vlad.text.fingerprint import add_module
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MODULES = ("lvlm", "composition", "autoencoder", "layout_unet", "refine_unet")
+MODULES = (
+    "lvlm",
+    "composition",
+    "autoencoder",
+    "layout_unet",
+    "refine_unet",
+    "own_text_encoder",
+    "own_text_encoder_2",
+)
 HUB = "hf://"
 
 

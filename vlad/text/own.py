@@ -57,9 +57,9 @@ def tiny_text_encoder(width: int, layers: int, projection: int | None) -> tuple[
     config = transformers.CLIPTextConfig(
         vocab_size=len(vocabulary),
         hidden_size=width,
-        intermediate_size=2 * width,
+        intermediate_size=4 * width,
         num_hidden_layers=layers,
-        num_attention_heads=4,
+        num_attention_heads=max(4, width // 64),
         projection_dim=projection or width,
         bos_token_id=vocabulary["<|startoftext|>"],
         eos_token_id=vocabulary["<|endoftext|>"],
