@@ -118,7 +118,8 @@ def draw_to_directory(
     index = _Index(out / "index.jsonl")
     size = drawer.settings.batch_size
     try:
-        with tqdm(total=len(jobs), initial=len(jobs) - len(left), desc="sampling", unit="picture") as bar:
+        bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), desc="sampling", unit="picture")
+        with bar, drawer.pipeline.reading_once():
             for start in range(0, len(left), size):
                 chunk = left[start : start + size]
                 try:
