@@ -47,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
     add("--adapter", action="append", metavar="DIR[:WEIGHT]", help="a LoRA run or its adapter folder; several add up")
     add("--batch-size", type=int, help="pictures at once (default: the model's own)")
     add("--dtype", help="float32 (default), bfloat16 or float16")
+    add("--compile", action="store_true", help="torch.compile: slow to start, for many pictures of one size")
+    add("--channels-last", action="store_true", help="the memory format that convolutions may be faster in")
     add("--offload", action="store_true", help="keep on the GPU only the model that works")
 
     files = result.add_argument_group("what is written")

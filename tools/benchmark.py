@@ -1,4 +1,4 @@
-"""Measures parts of the program on this machine: tools/benchmark.py render|data|text|refit|sample|ocr|train|plan"""
+"""Measures parts of the program: tools/benchmark.py render|data|text|refit|sample|solvers|ocr|train|plan"""
 
 from __future__ import annotations
 
@@ -387,6 +387,40 @@ def stable_diffusion(unet: Any, tokens: Any, seeds: list[int], steps: int) -> Ca
     return work
 
 
+SOLVER_STEPS = (2, 4, 6, 10)
+FEW_STEP_SOLVERS = ("ddim", "dpm++", "unipc", "euler")
+
+
+def solvers(run: str, count: int, engine: str) -> None:
+    """Held-out words read in pictures of few steps, by solver: both stages take as many steps; and their seconds."""
+    import numpy as np
+
+    from vlad.config import load_config
+    from vlad.errors import existing_file
+    from vlad.evaluation.held_out import held_out_signs
+    from vlad.evaluation.ocr import build_engine, read_many
+    from vlad.evaluation.spelling import word_accuracy
+    from vlad.sampling import load_pipeline
+
+    name = build_engine(engine).name
+    pipeline = load_pipeline(run)
+    config = load_config(existing_file(Path(run) / "config.yaml", "config", "name a run directory that train.py made"))
+    signs = held_out_signs(config.data.synthetic, count)
+    prompts, wanted = [sign.caption for sign in signs], [[line.text for line in sign.layout.lines] for sign in signs]
+    print(f"{count} held-out words, {name}; share read exactly, and ms a picture")
+    print(f"{'':8}" + "".join(f"{steps:>9} steps" for steps in SOLVER_STEPS))
+    for solver in FEW_STEP_SOLVERS:
+        pipeline.use_solver(solver)
+        cells = []
+        for steps in SOLVER_STEPS:
+            started = time.perf_counter()
+            pictures = [np.asarray(image) for image in pipeline(prompts, list(range(count)), steps=steps).images]
+            seconds = time.perf_counter() - started
+            right = word_accuracy(list(read_many(engine, pictures)), wanted)
+            cells.append(f"{right:7.1%} {1000 * seconds / count:4.0f}ms")
+        print(f"{solver:8}" + " ".join(f"{cell:>14}" for cell in cells), flush=True)
+
+
 def ocr(count: int, engine: str) -> None:
     """Pictures of 512 x 512 read a second, by one process and by one a core, and the memory they take.
 
@@ -574,11 +608,15 @@ def report(what: str, count: int, work: Callable[[], object]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures parts of the program; compare figures of one run only.")
-    parser.add_argument("part", choices=("render", "data", "text", "refit", "sample", "ocr", "train", "plan"))
+    parser.add_argument(
+        "part", choices=("render", "data", "text", "refit", "sample", "solvers", "ocr", "train", "plan")
+    )
     parser.add_argument("config", nargs="*", metavar="CONFIG key=value ...", help="train: what train.py would be given")
-    parser.add_argument("--count", type=int, help="samples, prompts or layouts: 4000; text 320, refit 500, ocr 1000")
+    parser.add_argument(
+        "--count", type=int, help="samples, prompts or layouts: 4000; text 320, refit 500, ocr 1000, solvers 200"
+    )
     parser.add_argument("--lvlm", help="text: a folder or hub id; without it a Qwen2.5-VL of 6 layers of 512")
-    parser.add_argument("--engine", default="rapidocr", help="ocr: which engine (default: rapidocr)")
+    parser.add_argument("--engine", default="rapidocr", help="ocr, solvers: which engine (default: rapidocr)")
     parser.add_argument(
         "--run", help="sample: a run or pipeline; without it random weights of configs/tiny.yaml's sizes"
     )
@@ -611,12 +649,16 @@ def main() -> None:
     if arguments.part == "plan":
         plan()
         return
-    default = {"text": 320, "refit": 500, "ocr": 1000}.get(arguments.part, 4000)
+    default = {"text": 320, "refit": 500, "ocr": 1000, "solvers": 200}.get(arguments.part, 4000)
     count = default if arguments.count is None else arguments.count
     if count < 100:
         raise UserError("--count must be at least 100.")
     if arguments.part == "text":
         text(count, arguments.lvlm)
+    elif arguments.part == "solvers":
+        if arguments.run is None:
+            raise UserError("solvers needs a trained run: --run runs/tiny.")
+        solvers(arguments.run, count, arguments.engine)
     elif arguments.part == "ocr":
         ocr(count, arguments.engine)
     else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -42,6 +43,7 @@ from vlad.text.prompt import parse_prompt
 TOKEN_ROUNDING = 32  # conditioning tokens are filled up to a multiple of this
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 MOST_PIXELS = 4096  # of a side
+KEPT_READINGS = 64  # prompts whose t is kept where they are read once
 # What callback_on_step_end gets and gives back (diffusers' contract).
 StepCallback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 # Reads a glyph map (H W, 0..1) as strings.
@@ -182,6 +184,7 @@ class VLADPipeline(DiffusionPipeline):
             process=process,
             own_text=own_text,
         )
+        self._readings: dict[str, Conditioning] | None = None
 
     @property
     def uses_layout(self) -> bool:
@@ -292,6 +295,18 @@ class VLADPipeline(DiffusionPipeline):
         for stage, process in self.config.process.items():
             self.register_modules(**{f"{stage}_scheduler": build_solver(name, NoiseOptions(**process))})
 
+    @contextmanager
+    def reading_once(self) -> Iterator[None]:
+        """Within it a prompt is read once, whatever calls it stands in. The text side must stay as it is meanwhile."""
+        if self._readings is not None:
+            yield
+            return
+        self._readings = {}
+        try:
+            yield
+        finally:
+            self._readings = None
+
     @torch.no_grad()
     def __call__(
         self,
@@ -366,7 +381,7 @@ class VLADPipeline(DiffusionPipeline):
         batches = list(_full_batches(len(prompts), settings.batch_size))
         pictures = []
         two_stages = self.uses_layout and any(layout is None for layout in given)
-        with self.progress_bar(total=len(batches) * settings.steps * (1 + two_stages)) as bar:
+        with self.reading_once(), self.progress_bar(total=len(batches) * settings.steps * (1 + two_stages)) as bar:
             on_step = self._on_step(bar, callback_on_step_end)
             for chunk, count in batches:
                 conditioning = self._read_prompts([prompts[i] for i in chunk], settings)
@@ -404,11 +419,12 @@ class VLADPipeline(DiffusionPipeline):
         given = list(layouts) if layouts is not None else [None] * len(prompts)
         noise = self._noise_of(seeds, None, settings)
         plans = []
-        for chunk, count in _full_batches(len(prompts), settings.batch_size):
-            part = [prompts[i] for i in chunk]
-            conditioning = self._read_prompts(part, settings)
-            own = [given[i] for i in chunk]
-            plans += self._plan_batch(part, conditioning, [noise[i] for i in chunk], own, settings)[:count]
+        with self.reading_once():
+            for chunk, count in _full_batches(len(prompts), settings.batch_size):
+                part = [prompts[i] for i in chunk]
+                conditioning = self._read_prompts(part, settings)
+                own = [given[i] for i in chunk]
+                plans += self._plan_batch(part, conditioning, [noise[i] for i in chunk], own, settings)[:count]
         self.maybe_free_model_hooks()
         return plans
 
@@ -530,7 +546,9 @@ class VLADPipeline(DiffusionPipeline):
 
     def _layout_latents(self, plans: list[Plan], settings: DrawSettings) -> Tensor:
         """z of each plan: of its layout drawn again, or the raw latents of stage one where those are kept."""
-        maps = np.stack([draw_glyph_map(plan.layout, settings.width, settings.height) for plan in plans])  # B H W
+        different = {id(plan.layout): plan.layout for plan in plans}  # all seeds of a prompt may share one
+        drawn = {key: draw_glyph_map(layout, settings.width, settings.height) for key, layout in different.items()}
+        maps = np.stack([drawn[id(plan.layout)] for plan in plans])  # B H W
         canvas = torch.from_numpy(maps).to(self._execution_device)[:, None].expand(-1, 3, -1, -1) * 2 - 1
         _onload(self.autoencoder)
         # The mean, not a draw: the same layout gives the same picture.
@@ -542,26 +560,30 @@ class VLADPipeline(DiffusionPipeline):
     def _read_prompts(self, prompts: list[Prompt], settings: DrawSettings) -> Guidance:
         """t of every prompt, each read on its own and filled up to one width: it cannot depend on its neighbours.
 
-        A prompt that stands there several times is read once.
+        A prompt that stands there several times is read once, and under `reading_once` once for all calls.
         """
-        text_side, negative = self.text_side, settings.negative_prompt
-        different = list({prompt.text: prompt for prompt in prompts}.values())
-        if negative:
-            different.append(parse_prompt(negative, strict=False))
-        _onload(self.lvlm)
-        states = [text_side.lvlm([prompt]) for prompt in different]
-        _onload(self.composition)
+        against = parse_prompt(settings.negative_prompt, strict=False) if settings.negative_prompt else None
+        different = {prompt.text: prompt for prompt in (*prompts, *filter(None, [against]))}
+        known = {} if self._readings is None else self._readings
+        known.update(self._read([prompt for text, prompt in different.items() if text not in known]))
+        width = max(known[text].tokens.shape[1] for text in different)
+        width = -(-width // TOKEN_ROUNDING) * TOKEN_ROUNDING
         size = settings.height, settings.width
-        parts = [
-            replace(text_side.compose(state, [prompt]), size=size)
-            for state, prompt in zip(states, different, strict=True)
-        ]
-        width = -(-max(part.tokens.shape[1] for part in parts) // TOKEN_ROUNDING) * TOKEN_ROUNDING
-        parts = [_filled_up(part, width) for part in parts]
-        against = parts.pop() if negative else None
-        places = {prompt.text: number for number, prompt in enumerate(different)}
-        wanted = [parts[places[prompt.text]] for prompt in prompts]
-        return Guidance(joined(wanted), None if against is None else joined([against] * len(prompts)))
+        filled = {text: replace(_filled_up(known[text], width), size=size) for text in different}
+        for text in list(known)[:-KEPT_READINGS]:  # the oldest
+            del known[text]
+        wanted = joined([filled[prompt.text] for prompt in prompts])
+        return Guidance(wanted, None if against is None else joined([filled[against.text]] * len(prompts)))
+
+    def _read(self, prompts: list[Prompt]) -> dict[str, Conditioning]:
+        """t of each prompt (tokens 1 K D), by its text."""
+        if not prompts:
+            return {}
+        text_side = self.text_side
+        _onload(self.lvlm)
+        states = [text_side.lvlm([prompt]) for prompt in prompts]
+        _onload(self.composition)
+        return {prompt.text: text_side.compose(state, [prompt]) for state, prompt in zip(states, prompts, strict=True)}
 
     def _cells(self, settings: DrawSettings) -> tuple[int, int]:
         """Rows and columns of the latents."""

@@ -135,7 +135,7 @@ def test_too_large_an_upload_is_refused(address: str, studio: Studio) -> None:
 
 
 def test_a_person_types_plans_moves_and_draws(address: str, browser: Any, tmp_path: Path) -> None:
-    page = browser.new_page(viewport={"width": 1200, "height": 1000})
+    page = browser.new_page(viewport={"width": 1200, "height": 1600})
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     page.goto(address)

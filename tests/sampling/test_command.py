@@ -158,6 +158,29 @@ def test_a_picture_of_nothing_but_a_prompt_has_an_empty_layout(pipeline_folder: 
     assert read_recipe(tmp_path / "0000-a-wall-s0.png").layout.lines == ()
 
 
+def test_a_memory_format_and_a_compiler_are_for_speed_alone(
+    pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    compiled: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compiled.append(type(module).__name__))
+    asked = (pipeline_folder, "--prompt", BLUE)
+    assert call(*asked, "--out", tmp_path / "plain") == 0
+    assert compiled == []
+    assert call(*asked, "--channels-last", "--compile", "--out", tmp_path / "fast") == 0
+    assert compiled == ["UNet2DConditionModel"] * 2
+    both = []
+    for way in ("plain", "fast"):
+        with Image.open(tmp_path / way / f"{BLUE_NAME}-s0.png") as picture:
+            both.append(np.asarray(picture, dtype=int))
+    assert np.abs(both[0] - both[1]).max() <= 1
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"--compile needs a C\+\+ compiler"):
+        call(*asked, "--compile", "--out", tmp_path / "none")
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_the_same_seed_gives_the_same_picture_whatever_the_batch_size(
     pipeline_folder: Path, tmp_path: Path, batch_size: int
@@ -174,8 +197,12 @@ def test_the_same_seed_gives_the_same_picture_whatever_the_batch_size(
         assert difference.max() <= (0 if batch_size == 2 else 1)
 
 
+CPU_IS_FULL = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+
+
+@pytest.mark.parametrize("of_gpu", [True, False])
 def test_when_memory_is_out_what_is_drawn_is_kept(
-    pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_gpu: bool
 ) -> None:
     import torch
 
@@ -186,7 +213,7 @@ def test_when_memory_is_out_what_is_drawn_is_kept(
     def draw_once(self: VLADPipeline, *arguments: object, **options: object) -> object:
         calls.append(arguments)
         if len(calls) > 1:
-            raise torch.OutOfMemoryError("no room")
+            raise torch.OutOfMemoryError("no room") if of_gpu else RuntimeError(CPU_IS_FULL)
         return draw(self, *arguments, **options)  # type: ignore[arg-type]
 
     asked = (pipeline_folder, "--prompt", BLUE, "--seed", "0-3", "--out", tmp_path)

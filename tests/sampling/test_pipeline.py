@@ -5,13 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DConditionModel,
+)
 
 from vlad.errors import UserError
 from vlad.layout.polygons import box_polygon
 from vlad.pipeline import VLADPipeline
-from vlad.records import Layout, TextLine
+from vlad.records import Layout, Prompt, TextLine
 from vlad.sampling import load_pipeline
+from vlad.text.lvlm import LVLMEncoder
 
 PROMPT = 'a blue sign that says "HOUSE"'
 
@@ -83,6 +90,45 @@ def test_a_negative_prompt_and_the_rescale_change_the_picture(pipeline: VLADPipe
         pipeline(PROMPT, **free, negative_prompt="a dog").images[0].tobytes()
         == pipeline(PROMPT, **free).images[0].tobytes()
     )
+
+
+def test_a_prompt_is_read_once_for_both_stages_and_all_its_seeds(
+    pipeline: VLADPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = pipeline([PROMPT, "a wall"], [3, 4], negative_prompt="a dog").images
+    read, forward = [], LVLMEncoder.forward
+
+    def counted(self: LVLMEncoder, prompts: list[Prompt], *others: object) -> object:
+        read.extend(prompt.text for prompt in prompts)
+        return forward(self, prompts, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LVLMEncoder, "forward", counted)
+    seeds = {"num_images_per_prompt": 5, "negative_prompt": "a dog"}  # in three batches, the middle one of both prompts
+    drawn = pipeline([PROMPT, "a wall"], [3, 4], **seeds).images
+    assert sorted(read) == sorted([PROMPT, "a wall", "a dog"])
+    assert [drawn[0].tobytes(), drawn[5].tobytes()] == [picture.tobytes() for picture in plain]
+    # From call to call only where somebody says that the text side stays as it is.
+    pipeline(PROMPT)
+    assert len(read) == 4
+    monkeypatch.setattr("vlad.pipeline.KEPT_READINGS", 2)
+    with pipeline.reading_once():
+        for prompt, count in ((PROMPT, 5), (PROMPT, 5), ("a wall", 6), ("a dog", 7), ("a wall", 7), (PROMPT, 8)):
+            assert pipeline(prompt, 3).images[0].size == (32, 32)
+            assert len(read) == count, prompt
+
+
+def test_the_latents_of_a_layout_are_the_same_in_every_call(pipeline_folder: Path) -> None:
+    pipeline = load_pipeline(pipeline_folder)
+    layout = Layout((TextLine("HI", box_polygon(0.1, 0.1, 0.6, 0.4)),))
+    torch.manual_seed(0)
+    pipeline.autoencoder = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32,) * 4,
+        latent_channels=8,
+    ).eval()
+    first, second = (pipeline(PROMPT, 0, [layout], output_type="latent").images for _ in range(2))
+    assert torch.equal(first, second)
 
 
 def test_other_shapes_keep_the_layout_in_place(pipeline: VLADPipeline) -> None:

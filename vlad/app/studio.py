@@ -20,6 +20,7 @@ from vlad.errors import UserError, writable_directory
 from vlad.layout.masks import Edit, lines_inside, mask_of_polygons
 from vlad.pipeline import DrawSettings, VLADPipeline
 from vlad.records import Layout
+from vlad.sampling.drawing import is_out_of_memory
 from vlad.sampling.edits import EditSource
 from vlad.sampling.loading import model_fingerprint
 from vlad.sampling.pictures import open_picture, pixels_fingerprint
@@ -177,8 +178,11 @@ class Studio:
     def _guarded(self, work: Any) -> Any:
         try:
             return work()
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             raise UserError("The memory is out; ask for fewer seeds at once.") from error
 
     def _prune(self) -> None:

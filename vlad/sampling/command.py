@@ -42,7 +42,7 @@ def sample(arguments: argparse.Namespace) -> int:
         raise UserError("Name the run or pipeline that draws: sample.py RUN --prompt ...")
     adapters = arguments.adapter or (list(repeated.adapters) if repeated else [])
     dtype = arguments.dtype or (repeated.dtype if repeated else "float32")
-    pipeline = load_pipeline(run, adapters, dtype, arguments.offload)
+    pipeline = load_pipeline(run, adapters, dtype, arguments.offload, arguments.channels_last, arguments.compile)
     if arguments.solver:
         pipeline.use_solver(arguments.solver)
     elif repeated is not None:

@@ -118,12 +118,15 @@ def draw_to_directory(
     index = _Index(out / "index.jsonl")
     size = drawer.settings.batch_size
     try:
-        with tqdm(total=len(jobs), initial=len(jobs) - len(left), desc="sampling", unit="picture") as bar:
+        bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), desc="sampling", unit="picture")
+        with bar, drawer.pipeline.reading_once():
             for start in range(0, len(left), size):
                 chunk = left[start : start + size]
                 try:
                     _draw_chunk(drawer, chunk, out, index, layout_only)
-                except torch.OutOfMemoryError as error:
+                except (MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
+                        raise
                     raise UserError(_out_of_memory(size, index.added)) from error
                 bar.update(len(chunk))
     finally:
@@ -201,11 +204,17 @@ def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found + [f"another {name}" for name in names if before.get(name) != now.get(name)]
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was out: a GPU's, or the machine's, of which torch has no error of its own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def _out_of_memory(size: int, kept: int) -> str:
     smaller = f"--batch-size {size // 2}" if size > 1 else "a smaller --size"
+    offload = ", or --offload," if torch.cuda.is_available() else ""
     return (
-        f"The GPU's memory is out with {size} pictures at once; {kept} are drawn and kept. Give {smaller}, or"
-        " --offload, and --overwrite or another --out: the pictures depend on the batch size in their last bit."
+        f"The memory is out with {size} pictures at once; {kept} are drawn and kept. Give {smaller}{offload} and"
+        " --overwrite or another --out: the pictures depend on the batch size in their last bit."
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,12 +32,18 @@ HUB = "hf://"
 
 
 def load_pipeline(
-    run: Path | str, adapters: Path | str | Sequence[str] | None = None, dtype: str = "float32", offload: bool = False
+    run: Path | str,
+    adapters: Path | str | Sequence[str] | None = None,
+    dtype: str = "float32",
+    offload: bool = False,
+    channels_last: bool = False,
+    compiled: bool = False,
 ) -> VLADPipeline:
     """The pipeline of a run, on the GPU where there is one, with adapters merged in if given.
 
     A run that is still training gives its newest valid checkpoint. `run` may be a pipeline folder, or `hf://OWNER/NAME`
-    on the hub. An adapter is `DIR` or `DIR:WEIGHT`. `offload` holds on the GPU only the model that works at the time.
+    on the hub. An adapter is `DIR` or `DIR:WEIGHT`. `offload` holds on the GPU only the model that works at the time;
+    `channels_last` and `compiled` (torch.compile, at the first picture) are for speed alone.
     Raises UserError when there is no pipeline, or an adapter does not fit it.
     """
     if dtype not in DTYPES:
@@ -43,6 +51,8 @@ def load_pipeline(
     has_gpu = torch.cuda.is_available()
     if offload and not has_gpu:
         raise UserError("--offload moves models between a GPU and memory, and torch finds no GPU here; leave it out.")
+    if compiled:
+        _check_compiler(has_gpu)
     pipeline = _pipeline_of(run, DTYPES[dtype])
     listed = [str(adapters)] if isinstance(adapters, Path | str) else list(adapters or [])
     set_adapters(pipeline, listed)
@@ -51,10 +61,25 @@ def load_pipeline(
         if part is not None:
             part.eval()
     pipeline.set_progress_bar_config(disable=True)
+    for name in ("layout_unet", "refine_unet", "autoencoder"):
+        part = getattr(pipeline, name)
+        if part is not None and channels_last:
+            part.to(memory_format=torch.channels_last)
+        if part is not None and compiled and name != "autoencoder":  # whose ways in are not `forward`
+            part.compile()
     if offload:
         pipeline.enable_model_cpu_offload()
         return pipeline
     return pipeline.to("cuda") if has_gpu else pipeline
+
+
+def _check_compiler(has_gpu: bool) -> None:
+    """Raises UserError where torch.compile has nothing to compile with; for a GPU Triton comes with torch."""
+    wanted = os.environ.get("CXX", "g++")
+    if not has_gpu and shutil.which(wanted) is None and shutil.which("clang++") is None:
+        raise UserError(
+            f"--compile needs a C++ compiler on a CPU, and there is no {wanted} here; install g++, or leave it out."
+        )
 
 
 def _pipeline_of(run: Path | str, dtype: torch.dtype) -> VLADPipeline:
