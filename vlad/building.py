@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vlad.config import Config
 from vlad.diffusion.attention import attend_beside
-from vlad.diffusion.autoencoder import build_autoencoder, spatial_factor
+from vlad.diffusion.autoencoder import build_autoencoder, differing_latents, spatial_factor
 from vlad.diffusion.growing import grow_conv_in, grow_text_inputs, new_parameters
 from vlad.diffusion.noise import build_scheduler
 from vlad.diffusion.stable_diffusion import StableDiffusionOptions, load_stable_diffusion, noise_of
+from vlad.diffusion.stored import refuse_misfits
+from vlad.diffusion.text_to_image import pipeline_class
 from vlad.diffusion.unets import build_unet
 from vlad.errors import UserError
 from vlad.losses.alignment import AlignmentHeads, AttentionPool
@@ -145,10 +148,10 @@ def _parts_of_stable_diffusion(config: Config, options: StableDiffusionOptions) 
     found = load_stable_diffusion(options)
     autoencoder = found.autoencoder if config.autoencoder.path is None else build_autoencoder(config.autoencoder)
     channels = autoencoder.config.latent_channels
-    if channels != found.autoencoder.config.latent_channels:
+    if differing := differing_latents(autoencoder, found.autoencoder):
         raise UserError(
-            f"autoencoder.path: {config.autoencoder.path} makes {channels} channels and the UNet of {options.path}"
-            f" takes {found.autoencoder.config.latent_channels}; leave it out to take the model's own."
+            f"autoencoder.path: the latents of {config.autoencoder.path} are not those that the UNet of {options.path}"
+            f" was trained on ({differing}); leave it out to take the model's own."
         )
     _check_shapes(config, spatial_factor(autoencoder), len(found.unet.config.block_out_channels))
     text_side, alignment = _new_text_side(config)
@@ -272,8 +275,18 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     With `lora`: adapters on the LVLM and the UNets, all else frozen.
     """
     assert config.base is not None
-    folder = pipeline_folder(Path(config.base))
-    base = VLADPipeline.from_pretrained(folder)
+    folder = own_pipeline_folder(Path(config.base))
+    refuse_misfits(folder, "base")
+    try:
+        base = VLADPipeline.from_pretrained(folder)
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise UserError(
+            f"base: the pipeline in {folder} cannot be read ({reason}); copy it again from where it was made, or train"
+            " it anew."
+        ) from error
     if base.config.picture_pixels != config.data.picture_pixels:
         raise UserError(
             f"data.picture_pixels is {config.data.picture_pixels}, but the base {config.base} draws"
@@ -330,6 +343,17 @@ def publish_text_side(parts: Parts, folder: Path) -> None:
     composition: Any = merged(text_side.composition)
     composition.save_pretrained(folder / COMPOSITION)
     save_file(parts.alignment.state_dict(), folder / ALIGNMENT)
+
+
+def own_pipeline_folder(path: Path) -> Path:
+    """`pipeline_folder`, of a pipeline that a run of ours has made. Raises UserError for another one."""
+    folder = pipeline_folder(path)
+    if (kind := pipeline_class(folder)) != VLADPipeline.__name__:
+        raise UserError(
+            f"{folder} is a {kind}, and no run of ours has made it; to start from a Stable Diffusion, give it as"
+            " stable_diffusion.path to a config such as configs/sd15.yaml."
+        )
+    return folder
 
 
 def pipeline_folder(path: Path) -> Path:

@@ -112,6 +112,7 @@ def _run(config: Config, sets: ShardSets, directory: Path) -> RunResult:
     if distributed.is_main_process() and not (directory / "config.yaml").is_file():
         save_config(described, directory / "config.yaml")
     stages = stage_names(config, parts)
+    memory = start_line(config, parts, stages) if distributed.is_main_process() else None
     unets = [unet for unet in (parts.layout_unet, parts.refine_unet) if unet is not None]
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     precisions = [stage_precision(config, stage)[0] for stage in stages]  # refused before any is trained
@@ -119,7 +120,7 @@ def _run(config: Config, sets: ShardSets, directory: Path) -> RunResult:
     line = set_attention(unets, config.trainer.attention, device, dtype)
     if distributed.is_main_process():
         print(f"{config.name}: {sets.samples} samples in {sets.shards} shards; {line}", file=sys.stderr)
-        if (memory := start_line(config, parts, stages)) is not None:
+        if memory is not None:
             print(memory, file=sys.stderr)
         record_start(directory, {**describe_start(), "attention": line.removeprefix("attention: ")})
 
