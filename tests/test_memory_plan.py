@@ -89,6 +89,9 @@ def test_a_run_that_is_small_has_nothing_to_plan(model: Path, monkeypatch: pytes
     monkeypatch.setattr("vlad.memory_plan.device_bytes", lambda: 10**6)
     assert "tools/plan.py says what would make it fit" in str(start_line(config, parts, ["refine"]))
     assert start_line(config, parts, ["align"]) is None
+    packed = torch.nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
+    parts.refine_unet.conv_in.weight = packed
+    assert start_line(config, parts, ["refine"]) is None
 
 
 def test_the_command_prints_a_table_a_stage_and_refuses_nonsense(model: Path) -> None:

@@ -26,12 +26,14 @@ def main() -> int:
 
     config = load_config(arguments.config, arguments.overrides)
     from vlad.building import build_parts, check_text_side
-    from vlad.memory_plan import CONTEXT_BYTES, GB, device_bytes, plan_table, ways_to_fit
+    from vlad.memory_plan import CONTEXT_BYTES, GB, device_bytes, is_packed, plan_table, ways_to_fit
 
     check_text_side(config)
     if config.align_stage == "only":
         raise UserError("align_stage: only trains no UNet; a plan is of the stages layout and refine.")
     parts, config = build_parts(config)
+    if is_packed(parts):
+        raise UserError("lora.base_bits: leave it out here; the plan says what packing the base would bring.")
     room = device_bytes() if arguments.gpu_gb is None else int(arguments.gpu_gb * GB)
     for name in ["refine"] if parts.layout_unet is None else ["layout", "refine"]:
         print(plan_table(ways_to_fit(config, parts, name, room), room) + "\n")

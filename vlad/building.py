@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vlad.config import Config
 from vlad.diffusion.attention import attend_beside
-from vlad.diffusion.autoencoder import build_autoencoder, spatial_factor
+from vlad.diffusion.autoencoder import build_autoencoder, differing_latents, spatial_factor
 from vlad.diffusion.growing import grow_conv_in, grow_text_inputs, new_parameters
 from vlad.diffusion.inpainting import edit_channels
 from vlad.diffusion.noise import build_scheduler
 from vlad.diffusion.stable_diffusion import StableDiffusionOptions, load_stable_diffusion, noise_of
+from vlad.diffusion.stored import refuse_misfits
+from vlad.diffusion.text_to_image import pipeline_class
 from vlad.diffusion.unets import build_unet
 from vlad.distributed import is_main_process
 from vlad.errors import UserError
@@ -171,10 +174,10 @@ def _parts_of_stable_diffusion(config: Config, options: StableDiffusionOptions) 
     found = load_stable_diffusion(options)
     autoencoder = found.autoencoder if config.autoencoder.path is None else build_autoencoder(config.autoencoder)
     channels = autoencoder.config.latent_channels
-    if channels != found.autoencoder.config.latent_channels:
+    if differing := differing_latents(autoencoder, found.autoencoder):
         raise UserError(
-            f"autoencoder.path: {config.autoencoder.path} makes {channels} channels and the UNet of {options.path}"
-            f" takes {found.autoencoder.config.latent_channels}; leave it out to take the model's own."
+            f"autoencoder.path: the latents of {config.autoencoder.path} are not those that the UNet of {options.path}"
+            f" was trained on ({differing}); leave it out to take the model's own."
         )
     _check_shapes(config, spatial_factor(autoencoder), len(found.unet.config.block_out_channels))
     text_side, alignment = _new_text_side(config)
@@ -303,8 +306,18 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     With `lora`: adapters on the LVLM and the UNets, all else frozen.
     """
     assert config.base is not None
-    folder = pipeline_folder(Path(config.base))
-    base = VLADPipeline.from_pretrained(folder)
+    folder = own_pipeline_folder(Path(config.base))
+    refuse_misfits(folder, "base")
+    try:
+        base = VLADPipeline.from_pretrained(folder)
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise UserError(
+            f"base: the pipeline in {folder} cannot be read ({reason}); copy it again from where it was made, or train"
+            " it anew."
+        ) from error
     stored = folder / ALIGNMENT
     if config.makes_adapter and config.losses.align_weight and not stored.is_file():
         # Heads that nobody has trained, and that stay as they are, would lead the adapters nowhere.
@@ -381,6 +394,17 @@ def publish_text_side(parts: Parts, folder: Path) -> None:
     composition: Any = merged(text_side.composition)
     composition.save_pretrained(folder / COMPOSITION)
     save_file(parts.alignment.state_dict(), folder / ALIGNMENT)
+
+
+def own_pipeline_folder(path: Path) -> Path:
+    """`pipeline_folder`, of a pipeline that a run of ours has made. Raises UserError for another one."""
+    folder = pipeline_folder(path)
+    if (kind := pipeline_class(folder)) != VLADPipeline.__name__:
+        raise UserError(
+            f"{folder} is a {kind}, and no run of ours has made it; to start from a Stable Diffusion, give it as"
+            " stable_diffusion.path to a config such as configs/sd15.yaml."
+        )
+    return folder
 
 
 def pipeline_folder(path: Path) -> Path:

@@ -131,6 +131,7 @@ def _run(config: Config, sets: OwnSets, directory: Path) -> RunResult:
         save_config(described, directory / "config.yaml")
     sets = with_prior(config, sets)
     stages = stage_names(config, parts)
+    memory = start_line(config, parts, stages) if distributed.is_main_process() else None
     device = run_device(config)
     precisions = [stage_precision(config, stage)[0] for stage in stages]  # refused before any is trained
     for stage in stages:
@@ -138,7 +139,7 @@ def _run(config: Config, sets: OwnSets, directory: Path) -> RunResult:
     line = set_switches(config, parts, device, computed_in(precisions[-1]))
     if distributed.is_main_process():
         print(f"{config.name}: {sets.own.samples} samples in {sets.own.shards} shards; {line}", file=sys.stderr)
-        if (memory := start_line(config, parts, stages)) is not None:
+        if memory is not None:
             print(memory, file=sys.stderr)
         record_start(directory, {**describe_start(), "attention": line.removeprefix("attention: ")})
 

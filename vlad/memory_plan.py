@@ -23,6 +23,7 @@ from vlad.building import reads_pictures
 from vlad.config import Config
 from vlad.diffusion.autoencoder import spatial_factor
 from vlad.text.components import parameters_read, trained_names
+from vlad.text.own import context_tokens
 from vlad.text.prompt import parse_prompt
 from vlad.training.optim import OptimOptions
 from vlad.training.stages import Parts
@@ -32,7 +33,7 @@ GB = 1e9
 CONTEXT_BYTES = 600_000_000  # CUDA's context and its libraries' workspaces: assumed
 TOKENS = 96  # of t, the CCM's and the letters': what a prompt with a few strings has
 PROMPT = 'a hand-painted shop sign that says "FRESH BREAD" in white letters above a door, and "OPEN" below it'
-NOTHING_TO_PLAN = 100_000_000  # trained parameters: smaller models fit anywhere, and a plan would cost them seconds
+NOTHING_TO_PLAN = 100_000_000  # parameters of a UNet: smaller models fit anywhere, and a plan would cost them seconds
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,12 @@ class Step:
 
     options: str
     plan: StagePlan
+
+
+def is_packed(parts: Parts) -> bool:
+    """Whether a UNet's matrices are packed in few bits: their operations run on a GPU alone and cannot be traced."""
+    unets = [unet for unet in (parts.layout_unet, parts.refine_unet) if unet is not None]
+    return any(not parameter.is_floating_point() for unet in unets for parameter in unet.parameters())
 
 
 def plan_stage(config: Config, parts: Parts, name: str, switches: Switches | None = None) -> StagePlan:
@@ -167,10 +174,10 @@ def device_bytes() -> int | None:
 
 
 def start_line(config: Config, parts: Parts, stages: Sequence[str]) -> str | None:
-    """One line on the fullest stage; None for models so small that nothing is to be planned."""
+    """One line on the fullest stage; None for models so small that nothing is to be planned, and for packed ones."""
     planned = [name for name in stages if name in ("layout", "refine")]
     size = sum(p.numel() for p in parts.refine_unet.parameters())
-    if not planned or size < NOTHING_TO_PLAN:
+    if not planned or size < NOTHING_TO_PLAN or is_packed(parts):
         return None
     plan = max((plan_stage(config, parts, name) for name in planned), key=lambda plan: plan.total)
     room = device_bytes()
@@ -201,7 +208,7 @@ def _unet_step(config: Config, parts: Parts, unet: Any, switches: Switches) -> i
         width // factor,
         TOKENS,
         parts.text_side.composition.config.output_width,
-        0 if own is None else own.tokenizers[0].model_max_length,
+        0 if own is None else context_tokens(own.encoders[0]),
         switches.autocast,
         switches.frozen,
         switches.recompute,

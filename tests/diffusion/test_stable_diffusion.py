@@ -16,6 +16,8 @@ from vlad.diffusion.noise import NoiseOptions, build_scheduler
 from vlad.diffusion.stable_diffusion import StableDiffusionOptions, load_stable_diffusion, noise_of
 from vlad.diffusion.stand_in import StandInOptions, save_stand_in
 from vlad.errors import UserError
+from vlad.text.own import OwnText
+from vlad.text.prompt import parse_prompt
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -142,6 +144,35 @@ def test_parts_that_do_not_fit_each_other_are_told_with_their_numbers(folder: Pa
     save_stand_in("sdxl", tmp_path / "xl", StandInOptions(latent_channels=6))
     shutil.copytree(tmp_path / "xl" / "unet", folder / "unet")
     assert "unet cross_attention_dim is 64, the text encoders give 32" in refusal(folder)
+
+
+def test_a_tokenizer_of_another_text_encoder_is_told(folder: Path) -> None:
+    encoder = load_file(folder / "text_encoder" / "model.safetensors")
+    name = next(name for name in encoder if name.endswith("token_embedding.weight"))
+    tokens = encoder[name].shape[0]
+    encoder[name] = encoder[name][:-10].contiguous()
+    save_file(encoder, folder / "text_encoder" / "model.safetensors", {"format": "pt"})
+    edit_json(folder / "text_encoder" / "config.json", vocab_size=tokens - 10)
+    assert f"the tokenizer knows {tokens} tokens, its text encoder {tokens - 10}" in refusal(folder)
+
+
+def test_the_encoder_says_how_many_tokens_it_reads(folder: Path) -> None:
+    # A tokenizer whose folder leaves its length out says 10^30.
+    told = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    told.pop("model_max_length")
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(told), encoding="utf-8")
+    found = load_stable_diffusion(StableDiffusionOptions(str(folder)))
+    assert found.own_text is not None and found.tokenizers[0].model_max_length > 10**6
+    own = OwnText(found.encoders, found.tokenizers, found.own_text)
+    assert own([parse_prompt("a sign")]).tokens.shape == (1, 77, 32)
+
+
+def test_what_a_run_has_made_is_a_base(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: mine", encoding="utf-8")
+    assert "is a run of ours; train on it with configs/lora.yaml base=" in refusal(tmp_path)
+    index = {"_class_name": "VLADPipeline", "refine_unet": ["diffusers", "UNet2DConditionModel"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    assert "is a pipeline of ours; train on it" in refusal(tmp_path)
 
 
 def test_a_name_that_is_nowhere_is_told(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vlad.config import load_config
 from vlad.data.synthetic import SyntheticOptions, render_sign
 from vlad.data.writing import write_manifest, write_shards
-from vlad.diffusion.stand_in import save_stand_in
+from vlad.diffusion.stand_in import StandInOptions, save_stand_in
 from vlad.errors import UserError
 from vlad.launch import is_finished, run
 from vlad.sampling import load_pipeline
@@ -128,5 +128,55 @@ def test_a_finished_run_is_a_base_like_any_other(world: Path) -> None:
     ):
         other = tiny_lvlm(world / "other")
         run(load_config(CONFIGS / "lora.yaml", [*small, f"base={base}", "name=of-another", f"lvlm.path={other}"]))
+    spoilt = Path(shutil.copytree(base, world / "spoilt"))
+    weights = spoilt / "pipeline" / "refine_unet" / "diffusion_pytorch_model.safetensors"
+    cut = {name: value for name, value in load_file(weights).items() if name != "conv_out.bias"}
+    save_file({**cut, "conv_in.weight": cut["conv_in.weight"][:, :4].contiguous()}, weights)
+    with pytest.raises(UserError, match=r"2 tensors differ: conv_in.weight .*conv_out.bias missing"):
+        run(load_config(CONFIGS / "lora.yaml", [*small, f"base={spoilt}", "name=of-spoilt"]))
     plain, adapted = load_pipeline(base), load_pipeline(base, lora.directory)
     assert not np.array_equal(plain(PROMPT, 1).images[0], adapted(PROMPT, 1).images[0])
+
+
+def test_models_in_the_wrong_place_are_told_their_own(world: Path, tmp_path: Path) -> None:
+    own = ("stable_diffusion", "lvlm", "composition", "lora")
+    small = [entry for entry in overrides(world, "sd15") if not entry.startswith(own)]
+    with pytest.raises(UserError, match=r"is a StableDiffusionPipeline, .* as stable_diffusion\.path"):
+        run(load_config(CONFIGS / "lora.yaml", [*small, f"base={world / 'sd15'}", "name=no-base"]))
+    with pytest.raises(UserError, match="is a StableDiffusionPipeline, and no run of ours"):
+        load_pipeline(world / "sd15")
+    with pytest.raises(UserError, match="the base brings UNets of its own"):
+        run(load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", f"base={world}", "name=two")))
+    assert not (world / "runs" / "no-base" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (StandInOptions(autoencoder={"scaling_factor": 0.5}), "scaling_factor 0.5, not 0.18215"),
+        (StandInOptions(latent_channels=6), "channels 6, not 4"),
+        (StandInOptions(levels=3), "pixels a cell 4, not 8"),
+        (StandInOptions(autoencoder={"shift_factor": 0.1}), "shift_factor 0.1, not 0.0"),
+    ],
+)
+def test_an_autoencoder_of_other_latents_is_refused(
+    world: Path, tmp_path: Path, options: StandInOptions, told: str
+) -> None:
+    save_stand_in("sd15", tmp_path / "other", options)
+    more = ("name=other-vae", f"autoencoder.path={tmp_path / 'other' / 'vae'}")
+    with pytest.raises(UserError, match=f"autoencoder.path: .*{told}"):
+        run(load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", *more)))
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["lora.rank=2", "lora.unet_targets=[to_q,of_another]"], "no module matches of_another; this model has"),
+        (["lora.rank=2", "lora.unet_targets=[]"], "no module matches an empty list"),
+        (["data.picture_pixels=72"], "pictures of 72 pixels cannot be trained on"),
+        (["data.batch_size=9"], "8 samples are too few"),
+    ],
+)
+def test_options_that_no_model_can_follow_are_told(world: Path, more: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        run(load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", "name=refused", *more)))

@@ -9,6 +9,7 @@ fitted in a minute on two cores. Letters: B batch, C latent channels, H W pixels
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
@@ -130,6 +131,25 @@ def spatial_factor(autoencoder: PatchAutoencoder | AutoencoderKL) -> int:
     if isinstance(autoencoder, PatchAutoencoder):
         return autoencoder.config.patch_pixels
     return 2 ** (len(autoencoder.config.block_out_channels) - 1)
+
+
+def differing_latents(one: PatchAutoencoder | AutoencoderKL, other: AutoencoderKL) -> str:
+    """What of their latents' form and scale differs, with both values; empty where a UNet takes either's alike."""
+
+    def form(autoencoder: AutoencoderKL) -> dict[str, Any]:
+        stored = autoencoder.config
+        return {
+            "channels": stored.latent_channels,
+            "pixels a cell": spatial_factor(autoencoder),
+            "scaling_factor": stored.scaling_factor,
+            "shift_factor": stored.shift_factor or 0.0,
+            "latents_mean": stored.latents_mean,
+            "latents_std": stored.latents_std,
+        }
+
+    assert isinstance(one, AutoencoderKL)
+    ours, theirs = form(one), form(other)
+    return ", ".join(f"{name} {ours[name]}, not {theirs[name]}" for name in ours if ours[name] != theirs[name])
 
 
 def sized(t: Conditioning, autoencoder: PatchAutoencoder | AutoencoderKL, latents: Tensor) -> Conditioning:

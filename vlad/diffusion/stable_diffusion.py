@@ -23,13 +23,13 @@ from safetensors import SafetensorError
 
 from vlad.diffusion.growing import check_text_inputs
 from vlad.diffusion.noise import NoiseOptions
+from vlad.diffusion.stored import listed_misfits
 from vlad.errors import UserError
-from vlad.text.own import ENCODERS, OwnTextOptions, load_own_text
+from vlad.text.own import ENCODERS, OwnTextOptions, context_tokens, load_own_text
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 NEEDED = ("unet", "vae", "scheduler")
 XL = "StableDiffusionXL"  # how the names of its pipelines begin
-SHOWN = 4  # differing tensors that a message names
 OPTION = "stable_diffusion.path"
 _RAISED = (
     OSError,
@@ -203,6 +203,8 @@ def _model_index(path: str, revision: str | None) -> dict[str, Any]:
         raise UserError(f"{OPTION}: {path} is neither a folder in diffusers' format nor a .safetensors file.")
     if folder.is_dir():
         index = folder / "model_index.json"
+        if (folder / "config.yaml").is_file() and not index.is_file():
+            raise UserError(f"{OPTION}: {path} is a run of ours; train on it with configs/lora.yaml base={path}.")
         missing = [
             name for name in ("model_index.json", *(f"{part}/" for part in NEEDED)) if not (folder / name).exists()
         ]
@@ -224,6 +226,8 @@ def _check_index(index: Mapping[str, Any], path: str) -> None:
     """Raises UserError for a pipeline whose denoiser is no UNet, or that lacks a part."""
     parts = {name: value for name, value in index.items() if isinstance(value, list) and value[:1] not in ([], [None])}
     kind = index.get("_class_name")
+    if "refine_unet" in parts:
+        raise UserError(f"{OPTION}: {path} is a pipeline of ours; train on it with configs/lora.yaml base={path}.")
     if "transformer" in parts and "unet" not in parts:
         raise UserError(
             f"{OPTION}: {path} is a {kind}, whose denoiser is a transformer ({parts['transformer'][-1]}), no UNet; name"
@@ -274,22 +278,14 @@ def _load(model_class: Any, path: str, part: str, source: Mapping[str, Any]) -> 
 
 def _refuse_differing(path: str, part: str, info: Mapping[str, Any]) -> None:
     """Raises UserError where weights and config of a part do not fit, with keys and shapes."""
-    differing = [
-        f"{name} {_shape(stored)} where the config says {_shape(wanted)}"
-        for name, stored, wanted in sorted(info.get("mismatched_keys", ()))
-    ]
-    differing += [f"{name} missing" for name in sorted(info.get("missing_keys", ()))]
-    differing += [f"{name} not in the model" for name in sorted(info.get("unexpected_keys", ()))]
+    differing = listed_misfits(
+        info.get("mismatched_keys", ()), info.get("missing_keys", ()), info.get("unexpected_keys", ())
+    )
     if differing:
-        more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
         raise UserError(
-            f"{OPTION}: the weights of {part} in {path} do not fit its config, {len(differing)} tensors differ:"
-            f" {', '.join(differing[:SHOWN])}{more}; download the model again, or name the right one."
+            f"{OPTION}: the weights of {part} in {path} do not fit its config, {differing}; download the model again,"
+            " or name the right one."
         )
-
-
-def _shape(shape: Any) -> str:
-    return "x".join(str(side) for side in shape)
 
 
 def _check(found: StableDiffusion, path: str) -> None:
@@ -301,6 +297,12 @@ def _check(found: StableDiffusion, path: str) -> None:
         wrong.append(f"unet conv_in takes {unet.in_channels} channels, the vae makes {vae.latent_channels}")
     if unet.out_channels != vae.latent_channels:
         wrong.append(f"unet conv_out makes {unet.out_channels} channels, the vae takes {vae.latent_channels}")
+    for encoder, tokenizer in zip(found.encoders, found.tokenizers, strict=True):
+        if len(tokenizer) > encoder.config.vocab_size:
+            wrong.append(f"the tokenizer knows {len(tokenizer)} tokens, its text encoder {encoder.config.vocab_size}")
+    contexts = sorted({context_tokens(encoder) for encoder in found.encoders})
+    if len(contexts) > 1:
+        wrong.append(f"the text encoders read {' and '.join(map(str, contexts))} tokens")
     if found.encoders:
         width = sum(encoder.config.hidden_size for encoder in found.encoders)
         if width != unet.cross_attention_dim:

@@ -69,6 +69,11 @@ def tiny_text_encoder(width: int, layers: int, projection: int | None) -> tuple[
     return encoder_class(config), tokenizer
 
 
+def context_tokens(encoder: Any) -> int:
+    """How many tokens a text encoder reads: its own number, as a tokenizer's is often left open."""
+    return int(encoder.config.max_position_embeddings)
+
+
 class OwnText(nn.Module):
     """Prompts as the base has always read them, each whole sentence filled up or cut to the encoders' context."""
 
@@ -100,7 +105,7 @@ class OwnText(nn.Module):
     def _read(self, encoder: Any, tokenizer: Any, texts: list[str]) -> tuple[Tensor, Tensor | None]:
         """Token states, and the pooled vector of an encoder with a projection."""
         read = tokenizer(
-            texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+            texts, padding="max_length", max_length=context_tokens(encoder), truncation=True, return_tensors="pt"
         )
         masked = getattr(encoder.config, "use_attention_mask", False)
         output = encoder(
