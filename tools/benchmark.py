@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import multiprocessing
+import operator
 import resource
 import tempfile
 import time
@@ -275,32 +276,32 @@ def refit(count: int) -> None:
 
 @dataclass(frozen=True)
 class SampleFigures:
-    """Seconds a picture of each part of the way, medians of the rounds; peak memory of the process or GPU in bytes."""
+    """What sampling takes; times are medians of the rounds."""
 
-    seconds: dict[str, float]
-    peak: int
+    seconds: dict[str, float]  # a picture, by part of the way
+    ratio: float  # stage two's time over that of StableDiffusionPipeline, median of the rounds' ratios
+    peak: int  # bytes of the process, or of the GPU, that our pipeline takes
 
 
 SAMPLE_PROMPT = 'a blue sign that says "HOUSE" in white letters at the top'
 SAMPLE_ROUNDS = 5
 
 
-def sample(run: str | None, steps: int, batch: int) -> None:
+def sample(run: str | None, steps: int, batch: int, faster: tuple[str, ...] = ()) -> None:
     """Seconds a picture by stage, and diffusers' StableDiffusionPipeline with a UNet of the same size beside them."""
-    figures = measure_sample(run, steps, batch)
+    figures = measure_sample(run, steps, batch, faster=faster)
     print(f"{batch} pictures at once, {steps} steps a stage, guidance with two evaluations a step, float32")
     for part, seconds in figures.seconds.items():
         print(f"  {part:58}{1000 * seconds:9.2f} ms a picture")
-    ours, theirs = (figures.seconds[part] for part in ("stage two without its decoder", STABLE_DIFFUSION))
-    print(f"  stage two takes {ours / theirs:.3f} of it; at the peak {figures.peak / 1e6:.0f} MB were held")
+    print(f"  stage two takes {figures.ratio:.3f} of its time; at the peak our own took {figures.peak / 1e6:.0f} MB")
 
 
+STAGE_TWO = "stage two without its decoder"
 STABLE_DIFFUSION = "diffusers' StableDiffusionPipeline without its decoder"
 
 
-def measure_sample(run: str | None, steps: int, batch: int, rounds: int = SAMPLE_ROUNDS) -> SampleFigures:
-    """Measures a run's pipeline, or one of the embedded default's sizes with random weights, in alternating rounds."""
-    import statistics
+def pipeline_to_measure(run: str | None, device: Any) -> Any:
+    """A run's pipeline, or one of the embedded default's sizes with random weights."""
     import warnings
 
     warnings.filterwarnings("ignore", module=r"(transformers|diffusers).*")
@@ -308,52 +309,84 @@ def measure_sample(run: str | None, steps: int, batch: int, rounds: int = SAMPLE
 
     from vlad.building import build_pipeline, new_parts
     from vlad.config import load_config
-    from vlad.layout.polygons import box_polygon
-    from vlad.records import Layout, TextLine
     from vlad.sampling import load_pipeline
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if run is not None:
-        pipeline = load_pipeline(run)
-    else:
-        config = load_config(Path(__file__).parents[1] / "configs" / "tiny.yaml")
-        pipeline = build_pipeline(config, new_parts(config))
-        for part in pipeline.components.values():
-            if isinstance(part, torch.nn.Module):
-                part.eval()
-        pipeline.to(device)
+        return load_pipeline(run)
+    config = load_config(Path(__file__).parents[1] / "configs" / "tiny.yaml")
+    pipeline = build_pipeline(config, new_parts(config))
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
     pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def measure_sample(
+    run: str | None, steps: int, batch: int, rounds: int = SAMPLE_ROUNDS, faster: tuple[str, ...] = ()
+) -> SampleFigures:
+    """Measures the parts of sampling and StableDiffusionPipeline in alternating rounds.
+
+    `faster`: "channels last", "compiled": stage two once more with its UNet so.
+    """
+    import copy
+    import statistics
+
+    import torch
+
+    from vlad.layout.polygons import box_polygon
+    from vlad.records import Layout, TextLine
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline = pipeline_to_measure(run, device)
     prompts, seeds = [SAMPLE_PROMPT] * batch, list(range(batch))
     parsed = [pipeline.check_prompt(prompt) for prompt in prompts]
     settings = pipeline.settings(steps=steps, batch_size=batch, text_scale=2.0, layout_scale=2.0)
     tokens = pipeline._read_prompts(parsed[:1], settings).wanted.tokens.expand(batch, -1, -1)
     layouts = [Layout((TextLine("HOUSE", box_polygon(0.1, 0.1, 0.9, 0.3)),))] * batch
-    beside = stable_diffusion(pipeline.refine_unet, tokens, seeds, steps)
+    own = pipeline.refine_unet
 
-    def stage_two(output_type: str) -> None:
+    def stage_two(output_type: str, unet: Any = own) -> None:
+        pipeline.register_modules(refine_unet=unet)
         pipeline(prompts, seeds, layouts, steps, 2.0, 2.0, batch_size=batch, output_type=output_type)
 
     parts: dict[str, Callable[[], object]] = {
         "reading the prompts": lambda: pipeline._read_prompts(parsed, settings),
-        "stage two without its decoder": lambda: stage_two("latent"),
-        STABLE_DIFFUSION: beside,
+        STAGE_TWO: lambda: stage_two("latent"),
         "stage two": lambda: stage_two("pil"),
     }
     if pipeline.layout_unet is not None:
         parts["stage one, with its decoder and refit"] = lambda: pipeline.plan(parsed, seeds, settings)
-    measured: dict[str, list[float]] = {part: [] for part in parts}
-    for number in range(rounds + 1):
-        for part, work in parts.items():
-            started = time.perf_counter()
-            with torch.no_grad():
-                work()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if number:  # the first round warms up
-                measured[part].append((time.perf_counter() - started) / batch)
+
+    def seconds_of(work: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        with torch.no_grad():
+            work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    for work in parts.values():  # warms up, before anything stands beside our own
+        seconds_of(work)
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else process
-    return SampleFigures({part: statistics.median(values) for part, values in measured.items()}, peak)
+    beside = {STABLE_DIFFUSION: stable_diffusion(own, tokens, seeds, steps)}
+    for way in faster:
+        unet = copy.deepcopy(own)
+        if way == "compiled":
+            unet.compile()
+        else:
+            unet.to(memory_format=torch.channels_last)
+        beside[f"{STAGE_TWO}, {way}"] = functools.partial(stage_two, "latent", unet)
+    for work in beside.values():
+        seconds_of(work)
+    parts |= beside
+    measured: dict[str, list[float]] = {part: [] for part in parts}
+    for _ in range(rounds):
+        for part, work in parts.items():
+            measured[part].append(seconds_of(work) / batch)
+    ratio = statistics.median(map(operator.truediv, measured[STAGE_TWO], measured[STABLE_DIFFUSION]))
+    return SampleFigures({part: statistics.median(values) for part, values in measured.items()}, ratio, peak)
 
 
 def stable_diffusion(unet: Any, tokens: Any, seeds: list[int], steps: int) -> Callable[[], object]:
@@ -388,14 +421,14 @@ def stable_diffusion(unet: Any, tokens: Any, seeds: list[int], steps: int) -> Ca
 
 
 SOLVER_STEPS = (2, 4, 6, 10)
-FEW_STEP_SOLVERS = ("ddim", "dpm++", "unipc", "euler")
 
 
 def solvers(run: str, count: int, engine: str) -> None:
-    """Held-out words read in pictures of few steps, by solver: both stages take as many steps; and their seconds."""
+    """Held-out words read in pictures of few steps, by solver that fits the run; both stages take as many steps."""
     import numpy as np
 
     from vlad.config import load_config
+    from vlad.diffusion.samplers import SOLVERS
     from vlad.errors import existing_file
     from vlad.evaluation.held_out import held_out_signs
     from vlad.evaluation.ocr import build_engine, read_many
@@ -403,14 +436,17 @@ def solvers(run: str, count: int, engine: str) -> None:
     from vlad.sampling import load_pipeline
 
     name = build_engine(engine).name
-    pipeline = load_pipeline(run)
     config = load_config(existing_file(Path(run) / "config.yaml", "config", "name a run directory that train.py made"))
+    pipeline = load_pipeline(run)
     signs = held_out_signs(config.data.synthetic, count)
     prompts, wanted = [sign.caption for sign in signs], [[line.text for line in sign.layout.lines] for sign in signs]
     print(f"{count} held-out words, {name}; share read exactly, and ms a picture")
-    print(f"{'':8}" + "".join(f"{steps:>9} steps" for steps in SOLVER_STEPS))
-    for solver in FEW_STEP_SOLVERS:
-        pipeline.use_solver(solver)
+    print(f"{'':10}" + " ".join(f"{f'{steps} steps':>14}" for steps in SOLVER_STEPS))
+    for solver in SOLVERS:
+        try:
+            pipeline.use_solver(solver)
+        except UserError:  # for another objective
+            continue
         cells = []
         for steps in SOLVER_STEPS:
             started = time.perf_counter()
@@ -418,7 +454,7 @@ def solvers(run: str, count: int, engine: str) -> None:
             seconds = time.perf_counter() - started
             right = word_accuracy(list(read_many(engine, pictures)), wanted)
             cells.append(f"{right:7.1%} {1000 * seconds / count:4.0f}ms")
-        print(f"{solver:8}" + " ".join(f"{cell:>14}" for cell in cells), flush=True)
+        print(f"{solver:10}" + " ".join(f"{cell:>14}" for cell in cells), flush=True)
 
 
 def ocr(count: int, engine: str) -> None:
@@ -631,6 +667,8 @@ def main() -> None:
     )
     parser.add_argument("--cache", help="train: a cache of this config (tools/cache.py)")
     parser.add_argument("--batch-size", type=int, default=16, help="sample: pictures at once (default: 16)")
+    parser.add_argument("--channels-last", action="store_true", help="sample: stage two once more in that format")
+    parser.add_argument("--compile", action="store_true", help="sample: stage two once more, compiled")
     arguments = parser.parse_intermixed_args()
     if arguments.part == "train":
         steps = 20 if arguments.steps is None else arguments.steps
@@ -644,7 +682,8 @@ def main() -> None:
         arguments.steps = 10 if arguments.steps is None else arguments.steps
         if min(arguments.steps, arguments.batch_size) < 1:
             raise UserError("--steps and --batch-size must be at least 1.")
-        sample(arguments.run, arguments.steps, arguments.batch_size)
+        asked = {"channels last": arguments.channels_last, "compiled": arguments.compile}
+        sample(arguments.run, arguments.steps, arguments.batch_size, tuple(way for way, on in asked.items() if on))
         return
     if arguments.part == "plan":
         plan()

@@ -300,16 +300,12 @@ def _modules_read(lvlm: LVLMEncoder, with_pictures: bool) -> set[str]:
     return {name.removeprefix("model.").rpartition(".")[0] for name in read if name.startswith("model.")}
 
 
-def parts_of_base(config: Config) -> tuple[Parts, Config]:
-    """The parts of a finished run, and the config with what they bring along: noise schedules, sampling defaults.
-
-    With `lora`: adapters on the LVLM and the UNets, all else frozen.
-    """
-    assert config.base is not None
-    folder = own_pipeline_folder(Path(config.base))
+def _pipeline_of_base(path: str) -> tuple[Path, VLADPipeline]:
+    """The folder of a base's pipeline, and what is in it. Raises UserError where it cannot be read."""
+    folder = own_pipeline_folder(Path(path))
     refuse_misfits(folder, "base")
     try:
-        base = VLADPipeline.from_pretrained(folder)
+        return folder, VLADPipeline.from_pretrained(folder)
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -318,6 +314,15 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
             f"base: the pipeline in {folder} cannot be read ({reason}); copy it again from where it was made, or train"
             " it anew."
         ) from error
+
+
+def parts_of_base(config: Config) -> tuple[Parts, Config]:
+    """The parts of a finished run, and the config with what they bring along: noise schedules, sampling defaults.
+
+    With `lora`: adapters on the LVLM and the UNets, all else frozen.
+    """
+    assert config.base is not None
+    folder, base = _pipeline_of_base(config.base)
     stored = folder / ALIGNMENT
     if config.makes_adapter and config.losses.align_weight and not stored.is_file():
         # Heads that nobody has trained, and that stay as they are, would lead the adapters nowhere.

@@ -13,6 +13,7 @@ from vlad.app.wording import prompt_of_canvas
 from vlad.errors import UserError
 from vlad.layout.polygons import box_polygon
 from vlad.records import Layout, TextLine
+from vlad.sampling.edits import repeated_edit
 from vlad.sampling.recipes import read_recipe
 
 PROMPT = 'a blue sign that says "HOUSE" in white letters at the top'
@@ -93,7 +94,7 @@ def test_a_plan_is_drawn_moved_and_drawn_again(studio: Studio) -> None:
     assert [line.text for line in canvas.layout.lines] == ["BUS"]
 
 
-def test_boxes_of_a_picture_are_drawn_anew(studio: Studio, tmp_path: Path) -> None:
+def test_boxes_of_a_picture_are_drawn_anew(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "shop.png")
     boxes = (TextLine("SALE", box_polygon(0.1, 0.1, 0.6, 0.4)), TextLine("", box_polygon(0.7, 0.6, 0.95, 0.9)))
@@ -103,6 +104,12 @@ def test_boxes_of_a_picture_are_drawn_anew(studio: Studio, tmp_path: Path) -> No
     assert changed[5:11, 6:27].mean() > 0.9 and changed[21:27, 35:44].mean() > 0.9
     assert not changed[:, 31:33].any() and not changed[:2].any() and not changed[30:].any()
     assert result.recipe["prompt"] == 'a picture that says "SALE"'
+    recipe = read_recipe(result.path)
+    assert recipe.edit is not None
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        again = repeated_edit(recipe.edit, recipe.layout)  # raises where it differs
+    assert again.mask[6:10, 7:26].all() and again.mask[22:26, 36:43].all() and not again.mask[:, 31:33].any()
     for canvas, path, said in (
         (Drawn(Layout(()), 48, 32), str(tmp_path / "shop.png"), "Add a box"),
         (Drawn(Layout(boxes), 48, 32), None, "Upload a picture first"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vlad.errors import UserError
 from vlad.text.lvlm import LVLMOptions, build_byte_tokenizer, build_tiny_qwen
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -39,11 +40,63 @@ def test_adapters_take_at_most_a_tenth_of_the_memory_of_full_training(
 def test_every_part_of_sampling_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.syspath_prepend(str(TOOLS))
     benchmark = importlib.import_module("benchmark")
-    figures = benchmark.measure_sample(None, steps=1, batch=1, rounds=1)
+    compiled: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compiled.append(type(module).__name__))
+    ways = ("channels last", "compiled")
+    figures = benchmark.measure_sample(None, steps=1, batch=1, rounds=1, faster=ways)
+    assert compiled == ["UNet2DConditionModel"]
     assert all(seconds > 0 for seconds in figures.seconds.values())
-    assert figures.seconds["stage two"] > 0
+    assert {"stage two", *(f"{benchmark.STAGE_TWO}, {way}" for way in ways)} <= figures.seconds.keys()
+    assert figures.ratio == pytest.approx(
+        figures.seconds[benchmark.STAGE_TWO] / figures.seconds[benchmark.STABLE_DIFFUSION]
+    )
     assert figures.peak > 0
-    monkeypatch.setattr(benchmark, "measure_sample", lambda *_: figures)
+    monkeypatch.setattr(benchmark, "measure_sample", lambda *_, **__: figures)
     benchmark.sample(None, 1, 1)
     said = capsys.readouterr().out
     assert all(part in said for part in figures.seconds)
+
+
+RUN = """
+name: untrained
+data: {picture_pixels: 32}
+lvlm: {hidden_size: 32, layers: 1, heads: 2, vision_hidden_size: 32, vision_layers: 1, vision_pixels: 32}
+composition: {width: 32, layers: 1, heads: 2, output_width: 32}
+autoencoder: {latent_channels: 8, decoder_width: 16, decoder_layers: 1}
+layout: {unet: {block_channels: [32], heads: 2}, noise: {prediction: sample}}
+refine: {unet: {block_channels: [32], heads: 2}, noise: {prediction: sample}}
+"""
+
+
+def test_solvers_are_compared_by_the_words_that_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vlad.building import build_pipeline, new_parts
+    from vlad.config import load_config
+    from vlad.diffusion.samplers import SOLVERS
+    from vlad.evaluation.held_out import held_out_signs
+
+    (tmp_path / "config.yaml").write_text(RUN, encoding="utf-8")
+    config = load_config(tmp_path / "config.yaml")
+    parts = new_parts(config)
+    parts.autoencoder.fit(torch.rand(64, 3, 32, 32) * 2 - 1)
+    build_pipeline(config, parts).save_pretrained(tmp_path / "pipeline")
+    monkeypatch.syspath_prepend(str(TOOLS))
+    benchmark = importlib.import_module("benchmark")
+    monkeypatch.setattr(benchmark, "SOLVER_STEPS", (1, 2))
+    some = {name: SOLVERS[name] for name in ("flow-euler", "ddim", "unipc")}  # the first is for flows
+    monkeypatch.setattr("vlad.diffusion.samplers.SOLVERS", some)
+    # An engine that reads the first of two words in every picture, and finds no other word.
+    first = held_out_signs(config.data.synthetic, 2)[0].layout.lines
+    seen = []
+    monkeypatch.setattr(
+        "vlad.evaluation.ocr.read_many", lambda _, pictures: [seen.append(p.shape) or first for p in pictures]
+    )
+    benchmark.solvers(str(tmp_path), 2, "rapidocr")
+    said = capsys.readouterr().out.splitlines()
+    assert seen == [(32, 32, 3)] * 8
+    assert [line.split()[0] for line in said[2:]] == ["ddim", "unipc"]
+    assert all(line.count("50.0%") == 2 for line in said[2:]), said
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "solvers"])
+    with pytest.raises(UserError, match="--run runs/tiny"):
+        benchmark.main()

@@ -140,7 +140,9 @@ class Studio:
         plain = plain_prompt([line.text for line in lines])
         wanted = prompt_of_canvas(prompt if prompt.strip() else plain, layout) if lines else prompt.strip() or plain
         _check_prompt(wanted)
-        source = EditSource(Path(path).name, (), pixels_fingerprint(picture), pixels_fingerprint(mask))
+        # As `sample.py --mask` takes them: --from finds the same mask where the picture lies beside.
+        boxes = tuple(",".join(str(float(value)) for value in np.ravel(box.polygon)) for box in canvas.layout.lines)
+        source = EditSource(Path(path).name, boxes, pixels_fingerprint(picture), pixels_fingerprint(mask))
         settings = self._settings(controls, width=width, height=height)
         return self._draw(wanted, layout, _few_seeds(seeds), settings, edit, source)[0]
 
