@@ -91,10 +91,18 @@ def claimed(directory: Path, what: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_file(path: Path | str) -> bool:
+    """Whether there is a file at the path; False, and no error, for a name that is too long for any."""
+    try:
+        return Path(path).is_file()
+    except OSError:
+        return False
+
+
 def existing_file(path: Path | str, what: str, remedy: str) -> Path:
     """`path` as a Path. Raises UserError when it is not a readable file."""
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"There is no {what} at {path}; {remedy}.")
     if not os.access(path, os.R_OK):
         raise UserError(f"The {what} at {path} cannot be read; give yourself permission to read it.")

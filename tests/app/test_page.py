@@ -16,6 +16,7 @@ from PIL import Image
 from vlad.app.canvas import Drawn, canvas_value
 from vlad.app.page import ServerOptions, build_page, serve
 from vlad.app.studio import Studio
+from vlad.errors import UserError
 from vlad.records import Layout
 from vlad.sampling.recipes import FIELD
 
@@ -99,6 +100,19 @@ def test_a_wrong_request_gets_its_message_and_the_server_stays(address: str) -> 
     for values in (("a wall",), ("a wall", "0", None, "x", "y", "z"), ([], {}, 3, None, None, None)):
         assert post(address, "draw", *values)[0] != 200
     assert post(address, "draw", *drawing(0))[0] == 200
+
+
+def test_a_page_that_cannot_be_reached_is_one_sentence(studio: Studio) -> None:
+    class Unreachable:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def launch(self, **_: object) -> None:
+            raise self.error
+
+    for error, said in ((ValueError("no localhost"), "NO_PROXY"), (OSError("taken"), r"127\.0\.0\.1:80: taken")):
+        with pytest.raises(UserError, match=said):
+            serve(Unreachable(error), studio, ServerOptions(port=80), wait=False)
 
 
 def test_files_outside_its_folders_are_out_of_reach(address: str, studio: Studio, tmp_path: Path) -> None:

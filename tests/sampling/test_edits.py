@@ -85,6 +85,13 @@ def test_a_placed_line_brings_its_own_mask_and_no_line_removes_text(editor: Path
     assert read_recipe(removed).layout.lines == ()
 
 
+def test_a_region_may_have_more_points_than_a_name_has_letters(shop: Path) -> None:
+    angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    circle = np.stack([0.5 + np.cos(angles) / 3, 0.5 + np.sin(angles) / 3], axis=1)
+    mask = read_edit(str(shop), [",".join(map(str, circle.ravel().tolist()))], ["A"]).edit.mask
+    assert mask[16, 24] and mask[16, 10:38].all() and not mask[:5].any() and not mask[8, 10]
+
+
 def test_words_come_from_lines_a_layout_or_the_prompt(shop: Path, tmp_path: Path) -> None:
     file = tmp_path / "layout.json"
     file.write_text(json.dumps({"lines": [{"text": "HI", "box": [0.3, 0.3, 0.6, 0.5]}]}), encoding="utf-8")
@@ -142,6 +149,7 @@ def test_an_older_recipe_knows_of_no_edit() -> None:
         (["--mask", "0.1,0.2,0.3"], "neither a picture nor a region"),
         (["--mask", "nan,0,1,1"], "There is no picture at nan,0,1,1"),
         (["--mask", "{folder}/nothing.png"], "There is no picture at"),
+        (["--mask", "x" * 5000], "There is no picture at xxx"),
         (["--mask", "{folder}/small.png"], "has 8 x 8 pixels and the picture 48 x 32"),
         (["--mask", "{folder}/black.png"], r"is empty \(nothing is white\)"),
         (["--mask", "{folder}/broken.png"], "no picture that can be read"),

@@ -67,7 +67,8 @@ def build_page(studio: Studio, waiting: int = ServerOptions.waiting) -> Any:
 def serve(page: Any, studio: Studio, options: ServerOptions, wait: bool = True) -> str:
     """Serves the page and returns its address; with `wait`, until it is interrupted.
 
-    Of the disk it shows the studio's folder and what was uploaded. Raises UserError for an address that is taken.
+    Of the disk it shows the studio's folder and what was uploaded. Raises UserError for an address that is taken or out
+    of reach.
     """
     gr = load_gradio()
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # the reader's own
@@ -90,6 +91,11 @@ def serve(page: Any, studio: Studio, options: ServerOptions, wait: bool = True) 
         )
     except OSError as error:
         raise UserError(f"The page cannot be served at {options.host}:{options.port or ''}: {error}.") from error
+    except ValueError as error:  # Gradio asks itself for the page, and got no answer
+        raise UserError(
+            f"The page at {options.host} does not answer this machine: let proxies leave it out"
+            " (NO_PROXY=localhost,127.0.0.1), or start it again when the machine is less busy."
+        ) from error
     if wait:
         print(f"The page is at {address}; Ctrl-C ends it.", flush=True)
         page.block_thread()

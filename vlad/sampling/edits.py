@@ -10,11 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from vlad.errors import UserError
+from vlad.errors import UserError, is_file
 from vlad.layout.files import check_layout
 from vlad.layout.masks import Edit, lines_inside, mask_of_lines, mask_of_picture, mask_of_polygons
 from vlad.layout.polygons import box_polygon, polygon_area
@@ -113,7 +112,7 @@ def _has_place(line: str) -> bool:
 
 def _read_mask(said: str, width: int, height: int) -> np.ndarray:
     """A mask of a picture file, or of a box or polygon in shares of the picture."""
-    if _NUMBERS.fullmatch(said) and not Path(said).is_file():
+    if _NUMBERS.fullmatch(said) and not is_file(said):
         mask = mask_of_polygons([_polygon(said)], width, height)
         if not mask.any():
             raise UserError(f"--mask {said}: it covers no pixel of the picture; shares of it go from 0 to 1.")
