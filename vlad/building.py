@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -79,7 +83,8 @@ def new_parts(config: Config) -> Parts:
     if config.text_base is None:
         composition = _new_composition(config, lvlm.width)
     else:
-        composition = CompositionModule.from_pretrained(text_folder / COMPOSITION)
+        with _read_whole(text_folder):
+            composition = CompositionModule.from_pretrained(text_folder / COMPOSITION)
     text_side = TextSide(lvlm, composition)
     base_id = config.text_base or config.lvlm.path
     if base_id is not None:
@@ -96,7 +101,9 @@ def new_parts(config: Config) -> Parts:
     refine_unet = build_unet(config.refine.unet, channels, channels if with_layout else 0, width, cells)
     alignment = _alignment_heads(config, text_side)
     if config.text_base is not None:
-        alignment.load_fitting(load_file(text_folder / ALIGNMENT))
+        with _read_whole(text_folder):
+            fitted = load_file(text_folder / ALIGNMENT)
+        alignment.load_fitting(fitted)
     parts = Parts(autoencoder, text_side, alignment, layout_unet, refine_unet)
     if config.trainer.channels_last:
         for module in (parts.autoencoder, parts.layout_unet, parts.refine_unet):
@@ -204,7 +211,8 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     """
     assert config.base is not None
     folder = pipeline_folder(Path(config.base))
-    base = VLADPipeline.from_pretrained(folder)
+    with _read_whole(folder):
+        base = VLADPipeline.from_pretrained(folder)
     if base.config.picture_pixels != config.data.picture_pixels:
         raise UserError(
             f"data.picture_pixels is {config.data.picture_pixels}, but the base {config.base} draws"
@@ -218,7 +226,9 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     alignment = _alignment_heads(config, text_side)
     stored = folder / ALIGNMENT
     if stored.is_file():
-        alignment.load_fitting(load_file(stored))
+        with _read_whole(folder):
+            fitted = load_file(stored)
+        alignment.load_fitting(fitted)
     parts = Parts(base.autoencoder, text_side, alignment, base.layout_unet, base.refine_unet)
     base_id = str(config.base)
     if config.lora is not None:
@@ -238,6 +248,19 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
         layout = replace(layout, kind="latents", noise=replace(layout.noise, **process["layout"]))
     sample = SampleOptions(**{field.name: base.config[field.name] for field in fields(SampleOptions)})
     return parts, replace(config, layout=layout, refine=refine, sample=sample)
+
+
+@contextmanager
+def _read_whole(folder: Path) -> Iterator[None]:
+    """What the libraries raise for a damaged file of a folder, or one with code in it (which is not run), as one
+    sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(f"{folder} cannot be read ({reason}); copy it here again, or train it anew.") from error
 
 
 def text_folder_of(path: Path) -> Path:

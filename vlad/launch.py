@@ -116,7 +116,8 @@ def run(config: Config) -> RunResult:
 def _run(config: Config, sets: ShardSets, directory: Path) -> RunResult:
     described = config
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # for finding bugs; costs a write of every new tensor
+    # For finding bugs; costs a write of every new tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     parts, config = training_parts(config)
     # Only now: a call that could not work must not claim the directory for its config.
     if distributed.is_main_process() and not (directory / "config.yaml").is_file():
