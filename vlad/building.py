@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -129,14 +132,17 @@ def _new_text_side(config: Config) -> tuple[TextSide, AlignmentHeads]:
     if config.text_base is None:
         composition = _new_composition(config, lvlm.width)
     else:
-        composition = CompositionModule.from_pretrained(text_folder / COMPOSITION)
+        with _read_whole(text_folder):
+            composition = CompositionModule.from_pretrained(text_folder / COMPOSITION)
     text_side = TextSide(lvlm, composition)
     base_id = config.text_base or config.lvlm.path
     if base_id is not None:
         _adapt_text_side(text_side, config, base_id, config.lvlm.revision)
     alignment = _alignment_heads(config, text_side)
     if config.text_base is not None:
-        alignment.load_fitting(load_file(text_folder / ALIGNMENT))
+        with _read_whole(text_folder):
+            fitted = load_file(text_folder / ALIGNMENT)
+        alignment.load_fitting(fitted)
     return text_side, alignment
 
 
@@ -300,29 +306,16 @@ def _modules_read(lvlm: LVLMEncoder, with_pictures: bool) -> set[str]:
     return {name.removeprefix("model.").rpartition(".")[0] for name in read if name.startswith("model.")}
 
 
-def _pipeline_of_base(path: str) -> tuple[Path, VLADPipeline]:
-    """The folder of a base's pipeline, and what is in it. Raises UserError where it cannot be read."""
-    folder = own_pipeline_folder(Path(path))
-    refuse_misfits(folder, "base")
-    try:
-        return folder, VLADPipeline.from_pretrained(folder)
-    except UserError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:400]
-        raise UserError(
-            f"base: the pipeline in {folder} cannot be read ({reason}); copy it again from where it was made, or train"
-            " it anew."
-        ) from error
-
-
 def parts_of_base(config: Config) -> tuple[Parts, Config]:
     """The parts of a finished run, and the config with what they bring along: noise schedules, sampling defaults.
 
     With `lora`: adapters on the LVLM and the UNets, all else frozen.
     """
     assert config.base is not None
-    folder, base = _pipeline_of_base(config.base)
+    folder = own_pipeline_folder(Path(config.base))
+    refuse_misfits(folder, "base")
+    with _read_whole(folder):
+        base = VLADPipeline.from_pretrained(folder)
     stored = folder / ALIGNMENT
     if config.makes_adapter and config.losses.align_weight and not stored.is_file():
         # Heads that nobody has trained, and that stay as they are, would lead the adapters nowhere.
@@ -342,7 +335,9 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     text_side.lvlm.head = load_head(config.lvlm, text_side.lvlm.model) if config.losses.captioning_weight else None
     alignment = _alignment_heads(config, text_side)
     if stored.is_file():
-        alignment.load_fitting(load_file(stored))
+        with _read_whole(folder):
+            fitted = load_file(stored)
+        alignment.load_fitting(fitted)
     parts = Parts(base.autoencoder, text_side, alignment, base.layout_unet, base.refine_unet, base.config.edits)
     if config.refine.editing_share and not parts.edits:
         if config.lora is not None:
@@ -377,6 +372,19 @@ def _adapt_unets(parts: Parts, lora: LoraOptions, base_id: str, revision: str | 
     if lora.refine_unet:
         options = lora.of_part("refine_unet")
         parts.refine_unet = add_adapter(parts.refine_unet, options, lora.unet_targets, base_id, revision)
+
+
+@contextmanager
+def _read_whole(folder: Path) -> Iterator[None]:
+    """What the libraries raise for a damaged file of a folder, or one with code in it (which is not run), as one
+    sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise UserError(f"{folder} cannot be read ({reason}); copy it here again, or train it anew.") from error
 
 
 def text_folder_of(path: Path) -> Path:

@@ -50,6 +50,8 @@ def test_steps_are_timed_with_the_runs_own_trainer_and_leave_nothing(world: Path
     assert not (world / "runs").exists()
     with pytest.raises(UserError, match="there is no stage 'refined'"):
         measure_stage(config_of(world), "refined", 1, 1)
+    with pytest.raises(UserError, match=r"data\.cache: this run trains its own autoencoder"):
+        measure_stage(config_of(world, "data.cache=nowhere"), "refine", 1, 1)
 
 
 def test_the_products_of_a_step_are_counted(world: Path) -> None:
@@ -106,3 +108,15 @@ class _here:  # noqa: N801 - takes the place of a function
 
     def __exit__(self, *_: object) -> None:
         return None
+
+
+def test_a_row_that_the_memory_does_not_hold_is_left_out(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> StageFigures:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(comparison, "_elsewhere", _here)
+    monkeypatch.setattr(comparison, "measure_stage", full)
+    monkeypatch.setattr(comparison, "_rate", lambda call: 1e9)
+    monkeypatch.setattr(comparison, "_flops", lambda call: 1e7)
+    (row,) = compare(Call(str(world / "config.yaml"), (), "refine"), ["batch"], 1, 1, None, lambda row: None)
+    assert text_row(row, None) == f"{'batch 8':20}left out: the device's memory does not hold it"

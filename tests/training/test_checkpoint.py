@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import shutil
@@ -23,6 +24,7 @@ from vlad.training.checkpoint import (
     read_checkpoint,
     remove_partial,
     write_checkpoint,
+    write_part,
 )
 from vlad.training.saving import CheckpointWriter
 
@@ -202,3 +204,39 @@ def test_a_writer_tells_what_failed_once_and_writes_the_next(tmp_path: Path, bac
     writer.wait()
     assert writer.take_failure() is None
     assert [path.name for path in list_checkpoints(place)] == ["step-00000004.ckpt"]
+
+
+def test_a_rank_that_cannot_write_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_both(step: int) -> list[Exception]:
+        """What the two ranks of a sharded run raise when they write their parts."""
+        raised: list[Exception] = []
+
+        def write_own(rank: int) -> None:
+            try:
+                write_part({**state(step), "rank": rank}, checkpoint_path(tmp_path, step), rank, 2, 30)
+            except OSError as error:
+                raised.append(error)
+
+        threads = [threading.Thread(target=write_own, args=(rank,)) for rank in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        return raised
+
+    save = torch.save
+
+    def full_for_rank_1(content: Any, stream: Any) -> None:
+        if content["rank"] == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(content, stream)
+
+    assert write_both(2) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full_for_rank_1)
+        raised = write_both(4)
+    assert sorted(error.errno for error in raised if isinstance(error, OSError)) == [errno.EIO, errno.ENOSPC]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002.ckpt"]
+    newest, left_out = newest_checkpoint(tmp_path)
+    assert newest == checkpoint_path(tmp_path, 2)
+    assert left_out == []

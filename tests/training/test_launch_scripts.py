@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from trainer_process import free_port
 
+from vlad.caching import caches_text
+from vlad.config import load_config
 from vlad.training.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,3 +60,36 @@ def test_the_slurm_script_trains_two_processes_saves_when_warned_and_requeues(si
     assert told.count("samples in 4 shards") == 1  # one of them speaks
     assert told.rstrip().endswith("scontrol requeue 4711")
     assert list_checkpoints(checkpoints)
+
+
+def test_the_gpu_s_script_measures_what_it_has_made(tmp_path: Path) -> None:
+    recorder = tmp_path / "python"
+    recorder.write_text('#!/bin/bash\nprintf "%s\\t" "$@" >> "$CALLS"\necho >> "$CALLS"\n', encoding="utf-8")
+    recorder.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PYTHON": str(recorder),
+        "CALLS": str(tmp_path / "calls"),
+        "PIXELS": "512",
+        "STEPS": "7",
+    }
+    script = ROOT / "configs" / "launch" / "measure_gpu.sh"
+    subprocess.run([script, "data.batch_size=3"], cwd=ROOT, env=environment, check=True, timeout=60)
+    calls = [line.split("\t")[:-1] for line in (tmp_path / "calls").read_text(encoding="utf-8").splitlines()]
+    assert [call[0] for call in calls] == [
+        "tools/render_shards.py",
+        "train.py",
+        "tools/cache.py",
+        *["tools/benchmark.py"] * 3,
+    ]
+    # Every option of every call exists, and the calls speak of one run, one set of signs and one cache.
+    configs = [load_config(ROOT / "configs/sd15_size.yaml", [word for word in call if "=" in word]) for call in calls]
+    assert {config.data.shards for config in configs} == {"data/sd15_512"}
+    assert {(config.data.batch_size, config.data.picture_pixels) for config in configs} == {(3, 512)}
+    assert str(configs[1].directory) == "runs/sd15_512"
+    assert [config.base for config in configs] == [None, None, *["runs/sd15_512"] * 4]
+    assert all(caches_text(config) for config in configs[2:])  # or L_align would miss its pictures
+    places = [call[call.index("--out" if "--out" in call else "--cache") + 1] for call in calls[2:]]
+    assert set(places) == {"data/sd15_512_cache"}
+    assert configs[-1].makes_adapter
+    assert all(call[call.index("--steps") + 1] == "7" for call in calls[3:])

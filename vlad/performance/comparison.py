@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from vlad.config import Config, load_config
 from vlad.errors import UserError
 from vlad.launch import run_device
@@ -115,7 +117,10 @@ def _flops(call: Call) -> float:
 
 
 def _figures(call: Call, steps: int, warmup: int) -> StageFigures:
-    return measure_stage(call.config(), call.stage, steps, warmup)
+    try:
+        return measure_stage(call.config(), call.stage, steps, warmup)
+    except torch.OutOfMemoryError as error:
+        raise UserError("the device's memory does not hold it") from error
 
 
 HEAD = f"{'switch added':20}{'images/s':>10}{'times':>8}{'GFLOP/image':>13}{'MFU':>7}{'data':>7}{'peak memory':>13}"

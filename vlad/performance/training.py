@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlad import distributed
 from vlad.building import adaptable, check_text_side
-from vlad.caching import cached_sets
+from vlad.caching import cached_sets, check_cache
 from vlad.config import Config
 from vlad.data.stream import collate, first_samples, open_sets
 from vlad.diffusion.attention import set_attention
@@ -93,6 +93,7 @@ def measure_stage(config: Config, name: str, steps: int, warmup: int) -> StageFi
 def _time(config: Config, name: str, warmup: int) -> tuple[StepClock, str]:
     quieten()
     sets = open_sets(config.data.sets, config.data.fetch)
+    check_cache(config, sets)
     check_text_side(config)
     parts, config = training_parts(config)
     precision, device = stage_precision(config, name)[0], run_device(config)

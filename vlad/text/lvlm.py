@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import pickle
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -336,7 +337,7 @@ def _told_as(option: str, path: str, what: str = "model") -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         if "trust_remote_code" in str(error):
             sentence = (
                 "needs code of its own; read it, then set lvlm.trust_remote_code=true and lvlm.revision to the commit"
