@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -359,7 +359,7 @@ def _galleries(scores: _Scores, options: ReadOptions, out: Path) -> dict[str, li
     for name, group in chosen.items():
         files = [reading_file(picture, with_crops, out) for _, picture in group]
         # Kept on the disk by now.
-        readings = read_files(files, ReadOptions(options.engine, options.enlarge_factor, workers=1))
+        readings = read_files(files, replace(options, workers=1))
         result[name] = [
             Shown(picture, reading, score) for (score, picture), reading in zip(group, readings, strict=True)
         ]
