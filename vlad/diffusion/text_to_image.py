@@ -67,7 +67,7 @@ def load_foreign(folder: Path, loader: Any = DiffusionPipeline, scheduler: str |
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"The pipeline in {folder} cannot be loaded ({said}).") from error
     if scheduler is not None:
-        kind = getattr(diffusers, scheduler, None)
+        kind: Any = getattr(diffusers, scheduler, None)
         if not hasattr(kind, "from_config"):
             raise UserError(f"diffusers has no scheduler {scheduler!r}; name one of its classes, like DDIMScheduler.")
         pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
