@@ -44,6 +44,7 @@ LEVELS = {
     "artists": 13,
     "ablation": 13,
     "comparison": 13,
+    "benchmarks": 14,
 }
 # Where a library may be imported: files, or folders that end in a slash.
 LIBRARIES = {

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ from vlad.errors import UserError, run_command_line
 
 if TYPE_CHECKING:
     from vlad.evaluation.evaluator import Evaluation
-    from vlad.evaluation.pictures import Picture
 
 PROTOCOL_NAMES = ("mario", "anytext", "cvtg", "longtext", "glyphcontrol", "textatlas", "all")
 
@@ -116,71 +114,11 @@ def print_editing(metrics: dict[str, Any], run: Path) -> None:
 
 def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Evaluation, Path]:
     """Scores pictures of a benchmark's prompts, drawn where they are missing; the evaluation and its folder."""
-    from tqdm import tqdm
-
-    from vlad.errors import claimed, writable_directory
-    from vlad.evaluation.evaluation_report import write_report
-    from vlad.evaluation.evaluator import check_table_writer, choose_protocols, evaluate, metrics_json, write_json
-    from vlad.evaluation.ocr import build_engine
-    from vlad.evaluation.prompt_files import read_prompt_files
+    from vlad.artists import DrawOptions
+    from vlad.benchmarks.scoring import ScoreOptions, score_target
     from vlad.evaluation.reading_files import ReadOptions
 
-    if not target.is_dir():
-        raise UserError(f"There is nothing at {target}; name a run, a pipeline or a folder of pictures.")
-    prompts = read_prompt_files(arguments.prompts)
-    if arguments.first is not None:
-        prompts = prompts[: arguments.first]
-    build_engine(arguments.engine)
-    check_table_writer()
-    use_layouts = arguments.use_layouts or (arguments.protocol == "anytext" and is_pipeline(target))
-    # A folder's pictures are taken at their word: whoever made them knew the prompt file.
-    holds = use_layouts or not is_pipeline(target)
-    protocols, left_out = choose_protocols(arguments.protocol, prompts, holds)
-    out = arguments.out or default_out(target, arguments.prompts)
-    writable_directory(out, "the evaluation", needed_bytes=20_000_000)
-    options = ReadOptions(arguments.engine, arguments.enlarge, arguments.workers)
-    with claimed(out, "an evaluation"):
-        total, pictures, made = pictures_of(target, prompts, use_layouts, out, arguments)
-        with tqdm(total=total, desc="scoring", unit="picture") as bar:
-            found = evaluate(pictures, protocols, options, out, left_out, lambda done: bar.update(done - bar.n))
-        from vlad.evaluation.fidelity import score_fidelity
-
-        names = [protocol.name for protocol in protocols]
-        found.fidelity, absent = score_fidelity(found.scored, names, arguments.weights, arguments.vision_encoder)
-        found.left_out |= absent
-        about = {"target": str(target), "prompt_files": [str(path) for path in arguments.prompts], **made}
-        write_json(out / "metrics.json", metrics_json(found, about))
-        title = f"{target.name} on {', '.join(path.name for path in arguments.prompts)}"
-        write_report(out / "report.html", found, title, rests_on(found, about))
-    return found, out
-
-
-def is_pipeline(target: Path) -> bool:
-    """Whether the target draws, rather than being a folder of pictures."""
-    names = ("model_index.json", "pipeline/model_index.json", "config.yaml")
-    return any((target / name).is_file() for name in names)
-
-
-def default_out(target: Path, prompts: list[Path]) -> Path:
-    """Inside a run; beside the working directory's other evaluations for anything else."""
-    name = prompts[0].stem + (f"-and-{len(prompts) - 1}" if len(prompts) > 1 else "")
-    if (target / "config.yaml").is_file():
-        return target / "evaluation" / name
-    return Path("evaluations") / f"{target.resolve().name}-{name}"
-
-
-def pictures_of(
-    target: Path, prompts: list[Any], use_layouts: bool, out: Path, arguments: argparse.Namespace
-) -> tuple[int, Iterator[Picture], dict[str, Any]]:
-    """How many pictures there will be, the pictures, and how they were made."""
-    from vlad.evaluation.pictures import draw_pictures, find_pictures
-
-    if not is_pipeline(target):
-        pictures = find_pictures(target, prompts, arguments.images_per_prompt)
-        return len(pictures), iter(pictures), {"made": "found in the folder"}
-    from vlad.artists import DrawOptions, build_artist
-
-    options = DrawOptions(
+    draw = DrawOptions(
         arguments.steps,
         arguments.text_scale,
         arguments.layout_scale,
@@ -188,33 +126,19 @@ def pictures_of(
         arguments.pixels,
         arguments.batch_size,
     )
-    artist = build_artist(target, options)
-    if use_layouts and not artist.takes_layouts:
-        raise UserError(f"{target} takes no layouts, so its text stands where it likes; leave out --use-layouts.")
-    if use_layouts and not all(wanted.lines for wanted in prompts):
-        raise UserError("--use-layouts draws text where the prompt file says, and the file has no polygons.")
-    count = arguments.images_per_prompt or 1
-    drawn = draw_pictures(artist, prompts, count, arguments.seed, use_layouts, out)
-    made = {"made": {**artist.settings(), "seed": arguments.seed, "layouts": "given" if use_layouts else "its own"}}
-    return len(prompts) * count, drawn, made
-
-
-def rests_on(found: Evaluation, about: dict[str, Any]) -> list[tuple[str, str]]:
-    """The protocol line, as names and values."""
-    made = about["made"]
-    settings = made if isinstance(made, str) else ", ".join(f"{name} {value}" for name, value in made.items())
-    sizes = ", ".join(sorted(f"{width} x {height}" for width, height in found.sizes)) or "none"
-    natives = "; ".join(f"{protocol.title}: {protocol.native_engine}" for protocol in found.protocols)
-    return [
-        ("target", about["target"]),
-        ("prompts", f"{found.prompts} of {', '.join(about['prompt_files'])}"),
-        ("pictures", f"{len(found.scored)} scored of {found.pictures}, {sizes} pixels"),
-        ("OCR engine", f"{found.engine}, pictures enlarged {found.enlarge} (bicubic)"),
-        ("the authors' engines", f"{natives}; figures read with another engine are not comparable with theirs"),
-        ("drawn", settings),
-        ("intervals", "95 %, percentile bootstrap, 2,000 draws of prompts with all their pictures"),
-        ("quirks of strict", "; ".join(f"{protocol.title}: {protocol.quirks}" for protocol in found.protocols)),
-    ]
+    options = ScoreOptions(
+        prompts=tuple(arguments.prompts),
+        protocol=arguments.protocol,
+        read=ReadOptions(arguments.engine, arguments.enlarge, arguments.workers),
+        first=arguments.first,
+        images_per_prompt=arguments.images_per_prompt,
+        seed=arguments.seed,
+        use_layouts=arguments.use_layouts,
+        weights=arguments.weights,
+        vision_encoders=tuple(arguments.vision_encoder),
+        draw=draw,
+    )
+    return score_target(target, options, arguments.out, arguments.overrides)
 
 
 def print_evaluation(found: Evaluation, out: Path) -> None:
@@ -238,7 +162,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description="Scores spelling: a run on 200 held-out words, or with --prompts anything on a benchmark."
     )
-    parser.add_argument("target", type=Path, help="a run, a pipeline folder, or a folder of pictures")
+    parser.add_argument(
+        "target", type=Path, help="a run, a pipeline, a folder of pictures, or an entry of configs/eval"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of an entry")
     parser.add_argument("--protocol", choices=PROTOCOL_NAMES, help="default with --prompts: all")
     parser.add_argument("--prompts", type=Path, nargs="+", metavar="FILE", help="in the benchmark's own format")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/evaluation/PROMPTS, or evaluations/...")

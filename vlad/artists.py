@@ -98,10 +98,12 @@ class ForeignArtist:
 
     takes_layouts = False
 
-    def __init__(self, folder: Path, options: DrawOptions) -> None:
+    def __init__(self, folder: Path, options: DrawOptions, scheduler: str | None = None) -> None:
+        """`scheduler`: a class of diffusers that takes the place of the pipeline's own."""
         self.folder, self.options = folder, options
         self.batch_size = options.batch_size or FOREIGN_BATCH
-        self.text_to_image = TextToImage(folder, options.steps, options.text_scale, options.pixels)
+        self.scheduler = {} if scheduler is None else {"scheduler": scheduler}
+        self.text_to_image = TextToImage(folder, options.steps, options.text_scale, options.pixels, scheduler)
 
     def settings(self) -> dict[str, Any]:
         """The weights, and what the call says over the pipeline's own defaults."""
@@ -110,6 +112,7 @@ class ForeignArtist:
             "weights": weights_digest(self.folder),
             # A batch's size is part of it: on most devices the last bits depend on it.
             "batch_size": self.batch_size,
+            **self.scheduler,
             **self.text_to_image.arguments,
         }
 

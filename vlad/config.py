@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -33,6 +33,7 @@ from vlad.training.precision import Precision
 from vlad.training.stages import LossOptions
 from vlad.training.switches import Checkpointing, Compilation
 
+Options = TypeVar("Options")
 MOST_DEVICES = 256  # more than any machine has GPUs
 MOST_REPEATS = 100_000
 MOST_PRIOR_PICTURES = 100_000
@@ -261,25 +262,31 @@ class Config:
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """Reads a config file and `key=value` overrides. Raises UserError with the place and the remedy."""
-    merged = OmegaConf.structured(Config)
-    given = [(str(path), _read_yaml(Path(path)))]
-    given += [(f"the override {override!r}", _read_override(override)) for override in overrides]
-    for source, options in given:
-        try:
-            merged = OmegaConf.merge(merged, options)
-        except OmegaConfBaseException as error:
-            raise UserError(_explain(error, source, options)) from error
-    try:
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:  # what a value refers to is only looked up here
-        raise UserError(_explain(error, str(path), given[0][1])) from error
-    assert isinstance(config, Config)
+    config = load_options(Config, path, overrides)
     for name, value in _numbers(config):
         if not math.isfinite(value):
             raise UserError(f"{name} must be a finite number, not {value}.")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed must be from 0 to {2**32 - 1}, not {config.seed}.")
     return config
+
+
+def load_options(schema: type[Options], path: Path | str, overrides: Sequence[str] = ()) -> Options:
+    """Options of any dataclass from a YAML file and overrides, with the same messages."""
+    merged = OmegaConf.structured(schema)
+    given = [(str(path), _read_yaml(Path(path)))]
+    given += [(f"the override {override!r}", _read_override(override)) for override in overrides]
+    for source, options in given:
+        try:
+            merged = OmegaConf.merge(merged, options)
+        except OmegaConfBaseException as error:
+            raise UserError(_explain(error, source, options, schema)) from error
+    try:
+        result = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:  # what a value refers to is only looked up here
+        raise UserError(_explain(error, str(path), given[0][1], schema)) from error
+    assert isinstance(result, schema)
+    return result
 
 
 def _numbers(value: Any, *path: str) -> Iterator[tuple[str, float]]:
@@ -332,43 +339,43 @@ def _read_yaml(path: Path, heirs: tuple[Path, ...] = ()) -> DictConfig:
     return merged
 
 
-def _explain(error: OmegaConfBaseException, source: str, options: DictConfig) -> str:
+def _explain(error: OmegaConfBaseException, source: str, options: DictConfig, schema: type) -> str:
     """OmegaConf's message as one sentence with the key's full name, and the closest known key."""
     message = str(error).splitlines()[0].rstrip(".")
     key = getattr(error, "full_key", None) or getattr(error, "key", None)
     if key is None:  # OmegaConf does not say where a section or a list went wrong, nor what stood there
-        key, value = next(_refused(OmegaConf.to_container(options)), (None, None))
+        key, value = next(_refused(OmegaConf.to_container(options), schema), (None, None))
         message = f"{value!r} does not fit here" if key else message
     unknown = re.search(r"Key '([^']+)' not in '(\w+)'", message)
     if unknown:
         parent = str(key).rpartition(".")[0]
-        known = [f.name for f in fields(_options_class(parent))]
+        known = [f.name for f in fields(_options_class(parent, schema))]
         where = f" in {parent}" if parent else ""
         hint = did_you_mean(unknown.group(1), known) or f" Known: {', '.join(known)}."
         return f"{source}: there is no option {unknown.group(1)!r}{where}.{hint}"
     return f"{source}: {key}: {message}." if key else f"{source}: {message}."
 
 
-def _refused(options: Any, *path: str) -> Iterator[tuple[str, Any]]:
+def _refused(options: Any, schema: type, *path: str) -> Iterator[tuple[str, Any]]:
     """The values of nested options that the schema takes exception to, with their dotted keys."""
     if isinstance(options, dict):
         for name, value in options.items():
-            yield from _refused(value, *path, str(name))
+            yield from _refused(value, schema, *path, str(name))
         return
     nested = options
     for name in reversed(path):
         nested = {name: nested}
     try:
-        OmegaConf.merge(OmegaConf.structured(Config), nested)
+        OmegaConf.merge(OmegaConf.structured(schema), nested)
     except OmegaConfBaseException:
         yield ".".join(path), options
 
 
-def _options_class(dotted: str) -> Any:
+def _options_class(dotted: str, schema: type) -> Any:
     """The dataclass that a dotted key names."""
-    value: Any = Config()
+    value: Any = schema()
     for name in filter(None, dotted.split(".")):
         value = getattr(value, name, None)
         if value is None and name in OPTIONAL:
             value = OPTIONAL[name]
-    return type(value) if is_dataclass(value) else Config
+    return type(value) if is_dataclass(value) else schema

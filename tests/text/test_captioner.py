@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from transformers import (
     AutoProcessor,
+    BertConfig,
+    BertModel,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
@@ -208,3 +210,48 @@ def test_a_model_s_captions_quote_the_text(pictures, tmp_path, folder):
     assert captions[1] == "written by hand"
     del captions[1]
     assert [parse_prompt(caption).strings for caption in captions] == [("OPEN",)] * 4
+
+
+def test_pictures_are_described_and_held_against_their_prompts(folder, tmp_path, monkeypatch, capsys):
+    """tools/describe.py on tiny models: asked once for each picture, told nothing of it."""
+    tool_path = Path(__file__).resolve().parents[2] / "tools" / "describe.py"
+    spec = importlib.util.spec_from_file_location("describe_tool", tool_path)
+    assert spec is not None and spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    (tmp_path / "made").mkdir()
+    for number, picture in enumerate(PICTURES[:2]):
+        Image.fromarray(picture).save(tmp_path / "made" / f"{number}.png")
+    (tmp_path / "p.txt").write_text("a red sign that says 'OPEN'\ntwo blue cups on a plate\n", encoding="utf-8")
+    sentences = tmp_path / "sentences"
+    build_byte_tokenizer().save_pretrained(sentences)
+    BertModel(
+        BertConfig(vocab_size=1024, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    ).save_pretrained(sentences)
+    asked = []
+    say = LVLMCaptioner.say
+
+    def counted(self, pictures):
+        asked.extend(pictures)
+        return say(self, pictures)
+
+    monkeypatch.setattr(LVLMCaptioner, "say", counted)
+    given = [f"sys={tmp_path / 'made'}", "--prompts", tmp_path / "p.txt", "--describer", f"llava={folder}"]
+    given += ["--sentences", sentences, "--out", tmp_path / "out"]
+
+    def run():
+        monkeypatch.setattr(sys, "argv", ["describe.py", *map(str, given)])
+        return tool.main()
+
+    assert run() == 0 and len(asked) == 2
+    printed = capsys.readouterr().out
+    assert "| similarity | sys |" in printed and "| relations | sys |" in printed
+    (trip,) = json.loads((tmp_path / "out" / "matrix.json").read_text(encoding="utf-8"))
+    assert trip["pictures"] == 2 and -1 <= trip["similarity"] <= 1 and trip["shares"]["counts"] is not None
+    assert run() == 0 and len(asked) == 2, "what was said is kept"
+    (tmp_path / "made" / "1.png").unlink()
+    assert run() == 1
+    assert "PARTIAL: 1 pictures are missing" in capsys.readouterr().out
+    given[0] = "sys"
+    with pytest.raises(UserError, match="no folder of pictures at sys"):
+        run()

@@ -8,22 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from vlad.building import build_pipeline, new_parts
-from vlad.config import load_config
 from vlad.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = (
-    "data.picture_pixels=32 lvlm.hidden_size=32 lvlm.layers=1 lvlm.heads=2 lvlm.vision_pixels=32 composition.width=32"
-    " composition.layers=1 composition.heads=2 composition.output_width=32 autoencoder.latent_channels=8"
-    " autoencoder.decoder_width=16 layout.unet.block_channels=[32] refine.unet.block_channels=[32] sample.steps=1"
-    " sample.batch_size=2"
-).split()
 Run = Callable[..., int]
 
 
@@ -38,55 +27,6 @@ def evaluate(monkeypatch: pytest.MonkeyPatch) -> Run:
         return tool.main()
 
     return run
-
-
-@pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ours")
-    torch.manual_seed(0)
-    config = load_config(ROOT / "configs" / "tiny.yaml", TINY)
-    build_pipeline(config, new_parts(config)).save_pretrained(folder / "pipeline")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sd")
-    words = [*"abcdefghijklmnopqrstuvwxyz'\"", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz'\"")]
-    vocabulary = {word: number for number, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    torch.manual_seed(0)
-    text = CLIPTextConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        bos_token_id=len(vocabulary) - 2,
-        eos_token_id=len(vocabulary) - 1,
-    )
-    pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL(block_out_channels=[8], norm_num_groups=2),
-        text_encoder=CLIPTextModel(text),
-        tokenizer=CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77),
-        unet=UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=[8, 8],
-            norm_num_groups=2,
-            layers_per_block=1,
-            cross_attention_dim=16,
-            attention_head_dim=2,
-            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
-            up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
-        ),
-        scheduler=DDIMScheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder / "pipeline")
-    return folder / "pipeline"
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from vlad.evaluation.breakdown import Breakdown, strings_read
 from vlad.evaluation.ocr import build_engine
 from vlad.evaluation.pictures import Picture
 from vlad.evaluation.protocols import PROTOCOLS
-from vlad.evaluation.protocols.terms import MODES, Mode, Protocol, Terms, Wanted, pooled
+from vlad.evaluation.protocols.terms import MODES, Mode, Protocol, Terms, Wanted, add_terms, pooled
 from vlad.evaluation.reading_files import PictureFile, PictureReading, ReadOptions, read_files
 from vlad.evaluation.scores import Score
 
@@ -200,10 +200,7 @@ class _Scores:
             for mode in MODES:
                 terms = protocol.score(picture.wanted, reading.reading, mode)
                 scored[protocol.name, mode] = terms
-                sums = self.sums[protocol.name, mode].setdefault(key, {})
-                for name, term in terms.items():
-                    amount, of = sums.get(name, (0.0, 0.0))
-                    sums[name] = (amount + term.amount, of + term.of)
+                add_terms(self.sums[protocol.name, mode].setdefault(key, {}), terms)
         if self.protocols:
             ranked = self.protocols[0]
             rank = scored[ranked.name, "corrected"].get(ranked.ranked_by)
@@ -359,7 +356,7 @@ def _galleries(scores: _Scores, options: ReadOptions, out: Path) -> dict[str, li
     for name, group in chosen.items():
         files = [reading_file(picture, with_crops, out) for _, picture in group]
         # Kept on the disk by now.
-        readings = read_files(files, ReadOptions(options.engine, options.enlarge_factor, workers=1))
+        readings = read_files(files, replace(options, workers=1))
         result[name] = [
             Shown(picture, reading, score) for (score, picture), reading in zip(group, readings, strict=True)
         ]

@@ -10,6 +10,7 @@ whatever makes the pictures, can be interrupted, and holds no more than a few pi
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 from collections import deque
@@ -30,6 +31,7 @@ from vlad.layout.crops import crop_line
 from vlad.layout.files import layout_from_json, line_to_json
 from vlad.records import Polygon
 
+Box = tuple[float, float, float, float]
 MOST_PIXELS = 100_000_000  # a picture with more is not decoded
 
 
@@ -37,12 +39,14 @@ MOST_PIXELS = 100_000_000  # a picture with more is not decoded
 class ReadOptions:
     """How pictures are read. `enlarge_factor` None: until the shorter side has 256 pixels.
 
-    `workers` processes; 1 reads in the calling one, None takes a process a core.
+    `workers` processes; 1 reads in the calling one, None takes a process a core. `masked` is a box (left, top, right,
+    bottom; 0..1) that is painted over before a picture is read: a watermark.
     """
 
     engine: str = "rapidocr"
     enlarge_factor: int | None = None
     workers: int | None = None
+    masked: Box | None = None
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,13 @@ def read_files(pictures: Iterable[PictureFile], options: ReadOptions) -> Iterato
     engine = build_engine(options.engine)
     workers = options.workers or available_cores()
     if workers == 1:
-        reader = _Reader(engine, options.enlarge_factor)
+        reader = _Reader(engine, options)
         yield from (_stored(picture, reader.about) or reader.read(picture) for picture in pictures)
         return
-    about = _about(engine, options.enlarge_factor)
+    about = _about(engine, options)
     # Spawned: what a forked process inherits of torch's and ONNX's threads does not work.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _begin, (options.engine, options.enlarge_factor))
+    pool = ProcessPoolExecutor(workers, context, _begin, (options,))
     waiting: deque[PictureReading | Future[PictureReading]] = deque()
     try:
         for picture in pictures:
@@ -103,9 +107,9 @@ def _result(item: PictureReading | Future[PictureReading]) -> PictureReading:
 class _Reader:
     """One process's engine."""
 
-    def __init__(self, engine: OCREngine, enlarge_factor: int | None) -> None:
-        self.engine, self.enlarge_factor = engine, enlarge_factor
-        self.about = _about(engine, enlarge_factor)
+    def __init__(self, engine: OCREngine, options: ReadOptions) -> None:
+        self.engine, self.options = engine, options
+        self.about = _about(engine, options)
 
     def read(self, file: PictureFile) -> PictureReading:
         """Reads the picture and keeps what was read."""
@@ -115,7 +119,9 @@ class _Reader:
             said = "is no picture" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
             return PictureReading(Reading(()), fault=said.splitlines()[0])
         height, width = picture.shape[:2]
-        factor = self.enlarge_factor or enlargement(width, height)
+        if self.options.masked is not None:
+            picture = painted_over(picture, self.options.masked)
+        factor = self.options.enlarge_factor or enlargement(width, height)
         large = enlarge(picture, factor)
         # As the file keeps them, so that a reading taken up again is the same.
         kept = [line_to_json(line) for line in self.engine.read(large)]
@@ -132,11 +138,11 @@ class _Reader:
 _reader: _Reader | None = None
 
 
-def _begin(engine: str, enlarge_factor: int | None) -> None:
+def _begin(options: ReadOptions) -> None:
     """Makes a worker's engine."""
     global _reader  # noqa: PLW0603 - a process's own, made once
     os.environ["OMP_NUM_THREADS"] = "1"
-    _reader = _Reader(build_engine(engine), enlarge_factor)
+    _reader = _Reader(build_engine(options.engine), options)
 
 
 def _read_in_worker(file: PictureFile) -> PictureReading:
@@ -155,8 +161,22 @@ def load_picture(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def _about(engine: OCREngine, enlarge_factor: int | None) -> dict[str, Any]:
-    return {"engine": engine.name, "enlarge": enlarge_factor}
+def painted_over(picture: np.ndarray, box: Box) -> np.ndarray:
+    """The picture (H W 3, uint8) with a box of it, grown by a pixel, in the median colour of what is around."""
+    height, width = picture.shape[:2]
+    left, top = max(0, int(box[0] * width) - 1), max(0, int(box[1] * height) - 1)
+    right, bottom = min(width, math.ceil(box[2] * width) + 1), min(height, math.ceil(box[3] * height) + 1)
+    ring = np.zeros((height, width), dtype=bool)
+    ring[max(0, top - 2) : bottom + 2, max(0, left - 2) : right + 2] = True
+    ring[top:bottom, left:right] = False
+    result = picture.copy()
+    result[top:bottom, left:right] = np.median(picture[ring if ring.any() else ...].reshape(-1, 3), axis=0)
+    return result
+
+
+def _about(engine: OCREngine, options: ReadOptions) -> dict[str, Any]:
+    masked = {} if options.masked is None else {"masked": list(options.masked)}
+    return {"engine": engine.name, "enlarge": options.enlarge_factor, **masked}
 
 
 def _stamp(file: PictureFile) -> list[Any]:
@@ -184,7 +204,9 @@ def _stored(file: PictureFile, about: dict[str, Any]) -> PictureReading | None:
     """What was read before, in the same way; None where that is nothing."""
     try:
         record = json.loads(file.store.read_text(encoding="utf-8"))
-        if any(record[name] != value for name, value in about.items()) or record["stamp"] != _stamp(file):
+        # A reading of pictures with a watermark is none of pictures without.
+        differs = any(record.get(name) != value for name, value in {"masked": None, **about}.items())
+        if differs or record["stamp"] != _stamp(file):
             return None
         # Crops that nobody asks for do no harm.
         if file.polygons and record["polygons"] != json.loads(json.dumps(file.polygons)):

@@ -165,11 +165,12 @@ def draw_ink(coverage: np.ndarray, layout: Layout) -> None:
     Lines that are not valid, or that the canonical font cannot draw, leave no ink; `ignore_mask` marks them.
     """
     for line in layout.lines:
-        if _is_shown(line):
+        if shows(line):
             draw_line(coverage, line.text, line.polygon)
 
 
-def _is_shown(line: TextLine) -> bool:
+def shows(line: TextLine) -> bool:
+    """Whether a glyph map shows the line: its text is legible, and the fonts have it."""
     return line.valid and not missing_glyphs(line.text)
 
 
@@ -182,14 +183,14 @@ def draw_glyph_map(layout: Layout, width: int, height: int) -> np.ndarray:
 
 def shows_all(layout: Layout) -> bool:
     """Whether the glyph map shows every line, and `ignore_mask` is empty."""
-    return all(map(_is_shown, layout.lines))
+    return all(map(shows, layout.lines))
 
 
 def ignore_mask(layout: Layout, width: int, height: int) -> np.ndarray:
     """True (H W) where a line stands that the glyph map does not show: the loss is masked out there."""
     mask = np.zeros((height, width), dtype=bool)
     for line in layout.lines:
-        if _is_shown(line):
+        if shows(line):
             continue
         points = np.array(line.polygon) * (width, height)
         left, top = np.floor(points.min(axis=0)).astype(int).clip(0)

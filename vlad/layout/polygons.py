@@ -66,6 +66,22 @@ def quad_of(polygon: Polygon) -> Polygon:
     return quad if _is_convex(quad) else box_polygon(*bounding_box(quad))
 
 
+def letter_cells(polygon: Polygon, count: int) -> list[Polygon]:
+    """The quads of `count` letters at constant pitch along a line's quad, first to last."""
+    top_left, top_right, bottom_right, bottom_left = np.array(quad_of(polygon))
+    cells = []
+    for place in range(count):
+        start, end = place / count, (place + 1) / count
+        corners = (
+            top_left + start * (top_right - top_left),
+            top_left + end * (top_right - top_left),
+            bottom_left + end * (bottom_right - bottom_left),
+            bottom_left + start * (bottom_right - bottom_left),
+        )
+        cells.append(tuple((float(x), float(y)) for x, y in corners))
+    return cells
+
+
 STRIPS_A_PIECE = 4
 
 

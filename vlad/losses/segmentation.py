@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlad.layout.polygons import quad_of
+from vlad.layout.polygons import letter_cells
 from vlad.records import Batch, Layout
 
 FINER = 4  # labels a latent cell, along one side
@@ -56,26 +56,13 @@ def letter_labels(layouts: tuple[Layout, ...], height: int, width: int) -> Tenso
         canvas = Image.new("L", (width, height))
         draw = ImageDraw.Draw(canvas)
         for line in layout.lines:
-            quad = np.array(quad_of(line.polygon)) * (width, height) - 0.5
-            count = max(1, len(line.text))
-            for place in range(count):
+            cells = letter_cells(line.polygon, max(1, len(line.text)))
+            for place, cell in enumerate(cells):
                 known = line.valid and place < len(line.text) and FIRST <= ord(line.text[place]) <= LAST
                 colour = ord(line.text[place]) - FIRST + 1 if known else IGNORED
-                draw.polygon(_cell(quad, place / count, (place + 1) / count), fill=colour)
+                draw.polygon([(x * width - 0.5, y * height - 0.5) for x, y in cell], fill=colour)
         labels[row] = np.asarray(canvas)
     return torch.from_numpy(labels).long()
-
-
-def _cell(quad: np.ndarray, start: float, end: float) -> list[tuple[float, float]]:
-    """The quad's stretch from `start` to `end` (0..1) along the line."""
-    top_left, top_right, bottom_right, bottom_left = quad
-    corners = (
-        top_left + start * (top_right - top_left),
-        top_left + end * (top_right - top_left),
-        bottom_left + end * (bottom_right - bottom_left),
-        bottom_left + start * (bottom_right - bottom_left),
-    )
-    return [(float(x), float(y)) for x, y in corners]
 
 
 def segmentation_loss(segmenter: nn.Module, predicted: Tensor, layouts: tuple[Layout, ...]) -> Tensor:

@@ -14,6 +14,10 @@ from vlad.errors import UserError
 
 INSTRUCTION = "Describe this picture in one sentence: what is shown, its style and its colours."
 QUOTING = "The picture says {strings}. Quote this text in the sentence, in double quotation marks."
+QUESTION = (
+    "Describe this picture: which objects, how many, in which colours, and where they stand. If there is text in it,"
+    " quote it exactly, in double quotation marks."
+)
 SILENT = "There is no legible text in it; do not mention any."
 
 
@@ -47,12 +51,19 @@ class LVLMCaptioner:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
 
-    @torch.inference_mode()
     def describe(self, pictures: list[np.ndarray], strings: list[tuple[str, ...]]) -> list[str]:
         """A sentence for every picture (H W 3, uint8), given the strings that it says; "" where the model is silent."""
+        return self._answers(pictures, [instruction(said) for said in strings])
+
+    def say(self, pictures: list[np.ndarray]) -> list[str]:
+        """What the model sees in every picture (H W 3, uint8), told nothing of it; "" where it is silent."""
+        return self._answers(pictures, [QUESTION] * len(pictures))
+
+    @torch.inference_mode()
+    def _answers(self, pictures: list[np.ndarray], questions: list[str]) -> list[str]:
         inputs = self._processor(
             images=[Image.fromarray(picture) for picture in pictures],
-            text=[self._prompt(instruction(said)) for said in strings],
+            text=[self._prompt(question) for question in questions],
             padding=True,
             return_tensors="pt",
         ).to(self._model.device, self._model.dtype)

@@ -1,4 +1,5 @@
-"""Pretrained encoders that pictures are judged by: CLIP for CLIPScore, any vision encoder for distances.
+"""Pretrained encoders that pictures are judged by: CLIP for CLIPScore, any vision encoder for distances, any text
+encoder for how alike descriptions are.
 
 Only from folders on this machine (as `save_pretrained` or `hf download` leave them): nothing is fetched. Pictures are
 prepared as the folder's preprocessor_config.json says, with Pillow.
@@ -113,3 +114,29 @@ class VisionEncoder:
         found = self.model(pixel_values=self.prepare(pictures).to(next(self.model.parameters()).device))
         pooled = getattr(found, "pooler_output", None)
         return (found.last_hidden_state[:, 0] if pooled is None else pooled).flatten(1).cpu()
+
+
+class SentenceEncoder:
+    """Any text encoder of transformers; a sentence is the mean of its tokens' last states, as Sentence-BERT has it
+    (arXiv 1908.10084). Raises UserError when the folder holds none."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = _load(folder)
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{folder} holds no tokenizer; give the whole folder of a sentence encoder.") from error
+
+    @torch.no_grad()
+    def similarity(self, a: Sequence[str], b: Sequence[str]) -> list[float]:
+        """The cosine of each sentence of `a` and its fellow of `b`; what goes beyond the context is cut."""
+        return [float(torch.cosine_similarity(self._mean(x), self._mean(y), dim=-1)) for x, y in zip(a, b, strict=True)]
+
+    def _mean(self, sentence: str) -> Tensor:
+        most = getattr(self.model.config, "max_position_embeddings", None)
+        tokens = self.tokenizer(sentence, truncation=most is not None, max_length=most, return_tensors="pt")
+        states = self.model(
+            input_ids=tokens["input_ids"].to(self.model.device),
+            attention_mask=tokens["attention_mask"].to(self.model.device),
+        ).last_hidden_state
+        return states.float().mean(dim=1)[0]

@@ -14,7 +14,6 @@ the file's list of sentences or else the quotations as `vlad/text/prompt.py` fin
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Sequence
 
 from vlad.evaluation.protocols.anytext import line_similarity
@@ -28,14 +27,13 @@ from vlad.evaluation.protocols.terms import (
     as_they_are,
     lower_words,
     matches,
+    straight_quoted,
 )
-
-_STRAIGHT_QUOTES = re.compile(r"'(.*?)'")
 
 
 def wanted_words(wanted: Wanted, mode: Mode) -> list[str]:
     """The words that the scorer takes for the truth."""
-    return lower_words(_STRAIGHT_QUOTES.findall(wanted.prompt) if mode == "strict" else wanted.strings)
+    return lower_words(straight_quoted(wanted.prompt) if mode == "strict" else wanted.strings)
 
 
 def word_similarity(word: str, read: Sequence[str], mode: Mode) -> float:

@@ -15,17 +15,24 @@ multisets, and prompts that ask for nothing are left out.
 
 from __future__ import annotations
 
-import re
-
-from vlad.evaluation.protocols.terms import EPSILON, Mode, Protocol, Reading, Term, Terms, Wanted, lower_words, matches
-
-_STRAIGHT_QUOTES = re.compile(r"'(.*?)'")
+from vlad.evaluation.protocols.terms import (
+    EPSILON,
+    Mode,
+    Protocol,
+    Reading,
+    Term,
+    Terms,
+    Wanted,
+    lower_words,
+    matches,
+    straight_quoted,
+)
 
 
 def wanted_words(wanted: Wanted, mode: Mode) -> list[str]:
     """The words that the scorer takes for the truth."""
     if mode == "strict":
-        return lower_words(_STRAIGHT_QUOTES.findall(wanted.prompt.strip().lower()))
+        return lower_words(straight_quoted(wanted.prompt.strip().lower()))
     return lower_words(wanted.strings)
 
 

@@ -9,6 +9,7 @@ So the sums of each prompt's pictures are all that has to be kept, and what the 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from vlad.records import TextLine
 
 Mode = Literal["strict", "corrected"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+_STRAIGHT_QUOTES = re.compile(r"'(.*?)'")
 EPSILON = 1e-8  # of MARIO-Eval's precision, recall and F
 
 
@@ -98,10 +100,20 @@ def pool_terms(pictures: Iterable[Terms], combine: Callable[[dict[str, float]], 
     """The metrics of all pictures."""
     sums: dict[str, tuple[float, float]] = {}
     for terms in pictures:
-        for name, term in terms.items():
-            amount, of = sums.get(name, (0.0, 0.0))
-            sums[name] = (amount + term.amount, of + term.of)
+        add_terms(sums, terms)
     return combine(pooled(sums))
+
+
+def add_terms(sums: dict[str, tuple[float, float]], terms: Terms) -> None:
+    """Adds a picture's terms to the sums, in place."""
+    for name, term in terms.items():
+        amount, of = sums.get(name, (0.0, 0.0))
+        sums[name] = (amount + term.amount, of + term.of)
+
+
+def straight_quoted(prompt: str) -> list[str]:
+    """What stands between straight single marks, as the published scorers of MARIO-Eval and CVTG-2K cut it out."""
+    return _STRAIGHT_QUOTES.findall(prompt)
 
 
 def lower_words(texts: Iterable[str]) -> list[str]:

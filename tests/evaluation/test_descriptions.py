@@ -1,0 +1,65 @@
+"""The description round trip: facts of a text, bound to each other, and what a description confirms of them."""
+
+import pytest
+
+from vlad.evaluation.descriptions import confirmed, facts_of, matrix_of, summed_up
+from vlad.evaluation.protocols.terms import Term
+
+PROMPT = 'Two red cups to the left of a blue plate, with a sign that says "HOT TEA"'
+
+
+def test_facts_are_read_off_a_text() -> None:
+    facts = facts_of(PROMPT)
+    assert facts.objects == {"cup", "plate", "sign"}
+    assert facts.colours == {("red", "cup"), ("blue", "plate")}
+    assert facts.counts == {(2, "cup")}
+    assert facts.relations == {("cup", "left", "plate")}
+    assert facts_of('says "a red cup"').objects == set()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("a cup above a plate", "a plate below a cup"),
+        ("a cup to the left of a plate", "the plate is on the right side of the cup"),
+        ("a cup next to a plate", "a plate beside a cup"),
+        ("a dog in front of a car", "an automobile behind a dog"),
+        ("3 boxes on a sofa", "three boxes on the couch"),
+    ],
+)
+def test_the_same_said_otherwise_is_the_same(one: str, other: str) -> None:
+    assert facts_of(one).relations == facts_of(other).relations != frozenset()
+    assert facts_of(one).objects == facts_of(other).objects
+    assert facts_of(one).counts == facts_of(other).counts
+
+
+def test_a_bag_of_the_same_words_confirms_nothing_that_is_bound() -> None:
+    prompt = "two red cups above three blue plates"
+    swapped = "three blue cups below two red plates"
+    assert sorted(prompt.replace("above", "below").split()) == sorted(swapped.split())
+    terms = confirmed(prompt, (), swapped)
+    assert terms["objects"] == Term(2, 2)
+    assert [terms[kind].amount for kind in ("colours", "counts", "relations")] == [0, 0, 0]
+    assert all(term.amount == term.of for term in confirmed(prompt, (), prompt).values())
+
+
+def test_strings_are_whole_words_whatever_their_case() -> None:
+    terms = confirmed("x", ("HOT TEA", "50% OFF!", "ART"), 'It reads "hot tea", and "50% off". A party.')
+    assert terms["strings"] == Term(2, 3)
+    assert "strings" not in confirmed("a cup", (), "a cup")
+
+
+def test_the_matrix_has_a_cell_for_each_describer_and_system() -> None:
+    told = [(PROMPT, ("HOT TEA",), 'Two red cups left of a green plate; a sign says "HOT TEA".')]
+    silent = [(PROMPT, ("HOT TEA",), "")]
+    trips = [
+        summed_up("one", "a", told, lambda prompts, said: [0.5] * len(said)),
+        summed_up("one", "b", silent),
+        summed_up("other", "a", silent),
+        summed_up("other", "b", []),
+    ]
+    assert trips[0].shares == {"strings": 1, "objects": 1, "colours": 0.5, "counts": 1, "relations": 1}
+    assert trips[1].shares == dict.fromkeys(trips[0].shares, 0)
+    text = matrix_of(trips)
+    assert "| similarity | a | b |" in text and "| one | 0.500 | - |" in text
+    assert "| colours | a | b |\n|---|---|---|\n| one | 0.500 | 0.000 |\n| other | 0.000 | - |" in text

@@ -1,0 +1,66 @@
+"""A study with people: python tools/rate.py vlad=FOLDER sd=FOLDER --prompts FILE, then open the address.
+
+The same command with --results prints what they said.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vlad.errors import UserError, run_command_line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Serves a page on which people rate anonymised pictures; --results prints the table."
+    )
+    parser.add_argument("systems", nargs="+", metavar="NAME=FOLDER", help="pictures of each system, as evaluate.py's")
+    parser.add_argument(
+        "--prompts", type=Path, nargs="+", required=True, metavar="FILE", help="what they were drawn of"
+    )
+    parser.add_argument("--pairs", action="store_true", help="choose between two, rather than 1 to 5 for each")
+    parser.add_argument("--first", type=int, metavar="N", help="only the first N prompts")
+    parser.add_argument("--seed", type=int, default=0, help="of the orders (default: 0)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("ratings.sqlite"), metavar="FILE", help="where answers are kept"
+    )
+    parser.add_argument("--results", action="store_true", help="print the results; serve nothing")
+    parser.add_argument("--host", default="127.0.0.1", help="which address listens (default: this machine alone)")
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    arguments = parser.parse_args()
+    if (arguments.first or 1) < 1 or not 0 < (arguments.port or 1) < 65536 or arguments.seed < 0:
+        raise UserError("--first must be at least 1, --port from 1 to 65535, and --seed at least 0.")
+    systems: dict[str, Path] = {}
+    for said in arguments.systems:
+        name, _, folder = said.partition("=")
+        if not name or not folder or name in systems:
+            raise UserError(f"{said!r} names no system, or one twice; write NAME=FOLDER for each.")
+        systems[name] = Path(folder)
+
+    from vlad.errors import writable_directory
+    from vlad.evaluation.prompt_files import read_prompt_files
+    from vlad.evaluation.rating import Ratings, make_study
+    from vlad.evaluation.rating_results import results_of, table_of
+
+    prompts = read_prompt_files(arguments.prompts)[: arguments.first]
+    study = make_study("pairs" if arguments.pairs else "scores", systems, prompts, arguments.seed)
+    if arguments.results and not arguments.out.is_file():
+        raise UserError(f"There are no ratings at {arguments.out}; name their file with --out.")
+    writable_directory(arguments.out.parent, "ratings", needed_bytes=1_000_000)
+    ratings = Ratings(arguments.out, study)
+    if arguments.results:
+        print(table_of(results_of(ratings.answers(), sorted(systems), study.kind, arguments.seed)))
+        return
+    from vlad.evaluation.rating_page import build_rating_page, serve_rating_page
+
+    page = build_rating_page(ratings)
+    left_out = len(prompts) - len(study.prompts)
+    print(f"{len(study.prompts)} prompts, {len(systems)} systems; answers go to {arguments.out}", flush=True)
+    if left_out:
+        print(f"{left_out} prompts are left out: not every system has a picture of them.", flush=True)
+    serve_rating_page(page, arguments.host, arguments.port)
+
+
+if __name__ == "__main__":
+    run_command_line(main)

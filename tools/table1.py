@@ -1,0 +1,67 @@
+"""Table I, every row beside its published figures: python tools/table1.py --prompts FILE ... vlad.path=runs/NAME
+
+Run it again: pictures that are drawn and read already are not made twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vlad.errors import UserError, run_command_line
+
+ENTRIES = Path(__file__).resolve().parent.parent / "configs" / "eval"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Draws and scores every row of configs/eval, and prints the table.")
+    parser.add_argument("overrides", nargs="*", metavar="ROW.key=value", help="such as vlad.path=runs/tiny")
+    parser.add_argument(
+        "--prompts", type=Path, nargs="+", required=True, metavar="FILE", help="MARIO-Eval's, or others"
+    )
+    parser.add_argument("--entries", type=Path, default=ENTRIES, metavar="DIR", help="default: configs/eval")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these (default: all)")
+    parser.add_argument("--out", type=Path, default=Path("evaluations/table1"), metavar="DIR")
+    parser.add_argument("--engine", default="rapidocr", help="rapidocr (default), tesseract or paddleocr")
+    parser.add_argument("--workers", type=int, help="processes that read; default: one a core")
+    parser.add_argument("--first", type=int, metavar="N", help="only the first N prompts")
+    parser.add_argument("--images-per-prompt", type=int, default=4, help="as in MARIO-Eval: 4 (default)")
+    parser.add_argument("--seed", type=int, default=0, help="of all pictures together (default: 0)")
+    parser.add_argument("--use-layouts", action="store_true", help="rows that take layouts get the prompt file's")
+    parser.add_argument("--weights", type=Path, default=Path("weights"), help="where Inception and CLIP are looked for")
+    arguments = parser.parse_args()
+    for name in ("workers", "first", "images_per_prompt"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
+
+    from vlad.benchmarks.scoring import ScoreOptions
+    from vlad.benchmarks.table1 import read_entries, remarks, score_rows, write_table
+    from vlad.errors import did_you_mean, writable_directory
+    from vlad.evaluation.ocr import build_engine
+    from vlad.evaluation.reading_files import ReadOptions
+
+    entries = read_entries(arguments.entries, arguments.overrides)
+    for name in arguments.rows or ():
+        if name not in entries:
+            raise UserError(f"There is no row {name!r}.{did_you_mean(name, entries)} Rows: {', '.join(entries)}.")
+    chosen = {name: entry for name, entry in entries.items() if name in (arguments.rows or entries)}
+    options = ScoreOptions(
+        prompts=tuple(arguments.prompts),
+        read=ReadOptions(arguments.engine, workers=arguments.workers),
+        first=arguments.first,
+        images_per_prompt=arguments.images_per_prompt,
+        seed=arguments.seed,
+        use_layouts=arguments.use_layouts,
+        weights=arguments.weights,
+    )
+    out = writable_directory(arguments.out, "the table", needed_bytes=20_000_000)
+    rows = score_rows(chosen, options, out)
+    said = remarks(rows, options, build_engine(arguments.engine).name)
+    print(write_table(rows, said, out))
+    print(f"Table, and a report of each row: {out}")
+    return 1 if any(row.missing for row in rows) else 0
+
+
+if __name__ == "__main__":
+    run_command_line(main)

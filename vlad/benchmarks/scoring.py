@@ -1,0 +1,158 @@
+"""A benchmark's prompts on one target: drawn where pictures are missing, read, scored, told.
+
+TARGET is a run, a pipeline of ours or of diffusers, a folder of pictures, or an entry of configs/eval/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vlad.artists import DrawOptions, build_artist
+from vlad.benchmarks.entries import Entry, artist_of, load_entry, masked_box, missing_model
+from vlad.errors import UserError, claimed, writable_directory
+from vlad.evaluation.evaluation_report import write_report
+from vlad.evaluation.evaluator import (
+    Evaluation,
+    check_table_writer,
+    choose_protocols,
+    evaluate,
+    metrics_json,
+    write_json,
+)
+from vlad.evaluation.fidelity import WEIGHTS, score_fidelity
+from vlad.evaluation.ocr import build_engine
+from vlad.evaluation.pictures import Artist, Picture, draw_pictures, find_pictures
+from vlad.evaluation.prompt_files import read_prompt_files
+from vlad.evaluation.protocols.terms import Wanted
+from vlad.evaluation.reading_files import ReadOptions
+
+ENTRY_ENDINGS = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What is scored and how. `first` and `images_per_prompt` None: all prompts, and one picture each (of a folder, as
+    many as there are). `draw` is of targets that are no entry."""
+
+    prompts: tuple[Path, ...]
+    protocol: str = "all"
+    read: ReadOptions = field(default_factory=ReadOptions)
+    first: int | None = None
+    images_per_prompt: int | None = None
+    seed: int = 0
+    use_layouts: bool = False
+    weights: Path = WEIGHTS
+    vision_encoders: tuple[Path, ...] = ()
+    draw: DrawOptions = field(default_factory=DrawOptions)
+
+
+def score_target(
+    target: Path, options: ScoreOptions, out: Path | None = None, overrides: Sequence[str] = ()
+) -> tuple[Evaluation, Path]:
+    """Scores a target; `overrides` change an entry's settings. Gives the evaluation and its folder.
+
+    Raises UserError, before anything is drawn, for what cannot be.
+    """
+    entry = load_entry(target, overrides) if is_entry(target) else None
+    if entry is None and not target.is_dir():
+        raise UserError(f"There is nothing at {target}; name a run, a pipeline, a folder of pictures or an entry.")
+    if entry is not None and (why := missing_model(entry)) is not None:
+        raise UserError(f"{target}: there is {why}; put it there, or name another place (key=value).")
+    prompts = read_prompt_files(options.prompts)[: options.first]
+    build_engine(options.read.engine)
+    check_table_writer()
+    subject = _Subject(target, entry)
+    use_layouts = options.use_layouts or (options.protocol == "anytext" and subject.draws)
+    # A folder's pictures are taken at their word: whoever made them knew the prompt file.
+    protocols, left_out = choose_protocols(options.protocol, prompts, use_layouts or not subject.draws)
+    out = out or default_out(target, options.prompts)
+    writable_directory(out, "the evaluation", needed_bytes=20_000_000)
+    with claimed(out, "an evaluation"):
+        total, pictures, made = subject.pictures(prompts, use_layouts, options, out)
+        with tqdm(total=total, desc="scoring", unit="picture") as bar:
+            read = subject.read_options(options.read)
+            found = evaluate(pictures, protocols, read, out, left_out, lambda done: bar.update(done - bar.n))
+        names = [protocol.name for protocol in protocols]
+        found.fidelity, absent = score_fidelity(found.scored, names, options.weights, options.vision_encoders)
+        found.left_out |= absent
+        about = {"target": str(target), "prompt_files": [str(path) for path in options.prompts], **made}
+        write_json(out / "metrics.json", metrics_json(found, about))
+        title = f"{subject.title} on {', '.join(path.name for path in options.prompts)}"
+        write_report(out / "report.html", found, title, rests_on(found, about))
+    return found, out
+
+
+def is_entry(target: Path) -> bool:
+    """Whether the target is an entry of configs/eval/ rather than a folder."""
+    return target.suffix in ENTRY_ENDINGS
+
+
+def is_pipeline(target: Path) -> bool:
+    """Whether the folder draws, rather than being one of pictures."""
+    names = ("model_index.json", "pipeline/model_index.json", "config.yaml")
+    return any((target / name).is_file() for name in names)
+
+
+def default_out(target: Path, prompts: Sequence[Path]) -> Path:
+    """Inside a run; beside the working directory's other evaluations for anything else."""
+    name = prompts[0].stem + (f"-and-{len(prompts) - 1}" if len(prompts) > 1 else "")
+    if (target / "config.yaml").is_file():
+        return target / "evaluation" / name
+    return Path("evaluations") / f"{target.resolve().stem if is_entry(target) else target.resolve().name}-{name}"
+
+
+class _Subject:
+    """A target and the entry that it is, if it is one."""
+
+    def __init__(self, target: Path, entry: Entry | None) -> None:
+        self.target, self.entry = target, entry
+        self.title = target.name if entry is None else entry.title or target.stem
+        self.draws = is_pipeline(target) if entry is None else entry.kind != "pictures"
+
+    def read_options(self, options: ReadOptions) -> ReadOptions:
+        """The same, with the entry's watermark painted over."""
+        masked = None if self.entry is None else masked_box(self.entry)
+        return ReadOptions(options.engine, options.enlarge_factor, options.workers, masked)
+
+    def pictures(
+        self, prompts: Sequence[Wanted], use_layouts: bool, options: ScoreOptions, out: Path
+    ) -> tuple[int, Iterator[Picture], dict[str, Any]]:
+        """How many pictures there will be, the pictures, and how they were made."""
+        if not self.draws:
+            folder = self.target if self.entry is None else Path(self.entry.path)
+            pictures = find_pictures(folder, prompts, options.images_per_prompt)
+            return len(pictures), iter(pictures), {"made": "found in the folder"}
+        artist: Artist = build_artist(self.target, options.draw) if self.entry is None else artist_of(self.entry)
+        if use_layouts and not artist.takes_layouts:
+            raise UserError(
+                f"{self.target} takes no layouts, so its text stands where it likes; leave out --use-layouts."
+            )
+        if use_layouts and not all(wanted.lines for wanted in prompts):
+            raise UserError("--use-layouts draws text where the prompt file says, and the file has no polygons.")
+        count = options.images_per_prompt or 1
+        drawn = draw_pictures(artist, prompts, count, options.seed, use_layouts, out)
+        made = {"made": {**artist.settings(), "seed": options.seed, "layouts": "given" if use_layouts else "its own"}}
+        return len(prompts) * count, drawn, made
+
+
+def rests_on(found: Evaluation, about: dict[str, Any]) -> list[tuple[str, str]]:
+    """The protocol line, as names and values."""
+    made = about["made"]
+    settings = made if isinstance(made, str) else ", ".join(f"{name} {value}" for name, value in made.items())
+    sizes = ", ".join(sorted(f"{width} x {height}" for width, height in found.sizes)) or "none"
+    natives = "; ".join(f"{protocol.title}: {protocol.native_engine}" for protocol in found.protocols)
+    return [
+        ("target", about["target"]),
+        ("prompts", f"{found.prompts} of {', '.join(about['prompt_files'])}"),
+        ("pictures", f"{len(found.scored)} scored of {found.pictures}, {sizes} pixels"),
+        ("OCR engine", f"{found.engine}, pictures enlarged {found.enlarge} (bicubic)"),
+        ("the authors' engines", f"{natives}; figures read with another engine are not comparable with theirs"),
+        ("drawn", settings),
+        ("intervals", "95 %, percentile bootstrap, 2,000 draws of prompts with all their pictures"),
+        ("quirks of strict", "; ".join(f"{protocol.title}: {protocol.quirks}" for protocol in found.protocols)),
+    ]

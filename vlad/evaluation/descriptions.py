@@ -1,0 +1,200 @@
+"""The description round trip: what a vision-language model says of a picture, held against the prompt it was drawn of.
+
+    prompt --> facts: strings, objects, (colour, object), (count, object), (object, relation, object)
+    picture --> description --> the facts that it confirms, term by term; cosine of both sentences
+
+Facts are bound: "a red cup and a blue plate" is not confirmed by "a blue cup and a red plate", which a bag of words
+would be. They are read off the text by the light chunker of `vlad/text/prompt.py`: what it does not find is not asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from vlad.data.synthetic import PALETTE
+from vlad.evaluation.protocols.terms import Term, Terms, add_terms, pooled
+from vlad.text.prompt import find_phrases, find_quotes
+
+COLOURS = frozenset((*PALETTE, "brown", "pink", "gray", "grey", "gold", "golden", "silver", "beige", "turquoise"))
+SAME_COLOUR = {"grey": "gray", "golden": "gold"}
+NUMBERS = {
+    word: number
+    for number, words in enumerate(
+        ("one single a an", "two pair", "three", "four", "five", "six", "seven", "eight", "nine", "ten"), start=1
+    )
+    for word in words.split()
+}
+COUNTED = {word: number for word, number in NUMBERS.items() if word not in ("a", "an")}
+# What one text calls so and another so; the first of a group stands for all.
+SYNONYMS = {
+    word: group.split()[0]
+    for group in (
+        "sign signboard signpost board placard",
+        "poster banner flyer",
+        "card postcard",
+        "label tag sticker",
+        "cup mug",
+        "shop store",
+        "car automobile",
+        "picture image photo photograph",
+        "letter lettering text",
+        "sofa couch",
+        "bike bicycle",
+    )
+    for word in group.split()
+}
+# Relations with their inverse: A above B is B below A.
+INVERSE = {"above": "below", "left": "right", "behind": "before", "in": "around", "beside": "beside", "on": "under"}
+_RELATIONS = (
+    ("left", r"(?:to |on )?the left (?:side )?of|left of"),
+    ("right", r"(?:to |on )?the right (?:side )?of|right of"),
+    ("before", r"in front of|before"),
+    ("behind", r"behind"),
+    ("above", r"above|over"),
+    ("below", r"below|beneath|underneath"),
+    ("under", r"under"),
+    ("beside", r"beside|next to|near|by"),
+    ("on", r"on top of|on|upon"),
+    ("in", r"inside|in|within"),
+)
+_BETWEEN = re.compile("|".join(rf"(?P<{name}>\b(?:{pattern})\b)" for name, pattern in _RELATIONS), re.IGNORECASE)
+# Where something stands, not what.
+PLACES = frozenset("left right top bottom middle centre center side front back next corner".split())
+_WORD = re.compile(r"\w+")
+KINDS = ("strings", "objects", "colours", "counts", "relations")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a text states, each of the five kinds; objects by their normal form."""
+
+    objects: frozenset[str]
+    colours: frozenset[tuple[str, str]]
+    counts: frozenset[tuple[int, str]]
+    relations: frozenset[tuple[str, str, str]]
+
+
+def facts_of(text: str) -> Facts:
+    """The facts of a prompt or a description; quotations state none."""
+    phrases = find_phrases(text, find_quotes(text, strict=False))
+    objects, colours, counts, relations = set(), set(), set(), set()
+    heads: list[tuple[str, int, int]] = []
+    for phrase in phrases:
+        matches = list(_WORD.finditer(text, phrase.start, phrase.end))
+        words = [match.group().lower() for match in matches]
+        named = [match for match, word in zip(matches, words, strict=True) if _names(word)]
+        if not named:
+            continue
+        head = normal(named[-1].group().lower())
+        heads.append((head, phrase.start, named[-1].end()))
+        objects.add(head)
+        colours |= {(SAME_COLOUR.get(word, word), head) for word in words if word in COLOURS}
+        numbers = (int(word) if word.isdecimal() else COUNTED.get(word) for word in words)
+        counts |= {(number, head) for number in numbers if number is not None}
+    for (one, _, end), (other, start, _) in pairwise(heads):
+        found = _BETWEEN.search(text, end, start)
+        # Another sentence between them, or a quotation: not of each other.
+        if found is not None and found.lastgroup is not None and not re.search(r"[.;!?\"“”]", text[end:start]):
+            relations.add(_as_one(one, found.lastgroup, other))
+    return Facts(frozenset(objects), frozenset(colours), frozenset(counts), frozenset(relations))
+
+
+def _names(word: str) -> bool:
+    """Whether a word of a phrase says what it is about."""
+    return not (word in COLOURS or word in NUMBERS or word in PLACES or word == "the" or word.isdecimal())
+
+
+def normal(word: str) -> str:
+    """An object's name without its plural, synonyms made one."""
+    for ending, instead in (("ies", "y"), ("sses", "ss"), ("shes", "sh"), ("ches", "ch"), ("xes", "x")):
+        if word.endswith(ending) and len(word) > len(ending) + 1:
+            word = word.removesuffix(ending) + instead
+            break
+    else:
+        if word.endswith("s") and not word.endswith("ss") and len(word) > 3:
+            word = word[:-1]
+    return SYNONYMS.get(word, word)
+
+
+def _as_one(one: str, relation: str, other: str) -> tuple[str, str, str]:
+    """A relation the same way round whichever way it was said."""
+    back = {value: key for key, value in INVERSE.items() if key != value}
+    if relation in back:
+        return other, back[relation], one
+    if INVERSE[relation] == relation and other < one:
+        return other, relation, one
+    return one, relation, other
+
+
+def confirmed(prompt: str, strings: Sequence[str], description: str) -> Terms:
+    """How many of the prompt's facts the description confirms, of how many; a kind of which there are none has no term.
+
+    A string is confirmed where its letters and digits stand in the description as whole words, case aside.
+    """
+    asked, said = facts_of(prompt), facts_of(description)
+    terms: Terms = {}
+    if strings:
+        read = f" {_plain(description)} "
+        terms["strings"] = Term(sum(f" {_plain(string)} " in read for string in strings), len(strings))
+    for kind in KINDS[1:]:
+        wanted, found = getattr(asked, kind), getattr(said, kind)
+        if wanted:
+            terms[kind] = Term(len(wanted & found), len(wanted))
+    return terms
+
+
+def _plain(text: str) -> str:
+    return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """One describer on one system's pictures: shares of facts confirmed (None: none asked), mean cosine of sentences
+    (None: no sentence encoder)."""
+
+    describer: str
+    system: str
+    pictures: int
+    shares: Mapping[str, float | None]
+    similarity: float | None
+
+
+def summed_up(
+    describer: str,
+    system: str,
+    told: Iterable[tuple[str, Sequence[str], str]],
+    similarity: Callable[[Sequence[str], Sequence[str]], Sequence[float]] | None = None,
+) -> RoundTrip:
+    """The round trip of (prompt, strings, description) triples: shares over all facts of a kind."""
+    sums: dict[str, tuple[float, float]] = {}
+    prompts, descriptions = [], []
+    for prompt, strings, description in told:
+        prompts.append(prompt)
+        descriptions.append(description)
+        add_terms(sums, confirmed(prompt, strings, description))
+    values = pooled(sums)
+    shares = {kind: values.get(kind) for kind in KINDS}
+    cosines = similarity(prompts, descriptions) if similarity is not None and prompts else None
+    mean = None if cosines is None else sum(cosines) / len(cosines)
+    return RoundTrip(describer, system, len(prompts), shares, mean)
+
+
+def matrix_of(trips: Sequence[RoundTrip]) -> str:
+    """A table in Markdown a measure: describers in rows, systems in columns."""
+    describers = list(dict.fromkeys(trip.describer for trip in trips))
+    systems = list(dict.fromkeys(trip.system for trip in trips))
+    by_place = {(trip.describer, trip.system): trip for trip in trips}
+
+    def rows(name: str) -> Iterator[str]:
+        yield f"| {name} | {' | '.join(systems)} |"
+        yield "|---" * (len(systems) + 1) + "|"
+        for describer in describers:
+            cells = (by_place[describer, system] for system in systems)
+            values = (trip.similarity if name == "similarity" else trip.shares[name] for trip in cells)
+            yield f"| {describer} | {' | '.join('-' if value is None else f'{value:.3f}' for value in values)} |"
+
+    measures = ("similarity", *KINDS)
+    return "\n\n".join("\n".join(rows(name)) for name in measures) + "\n"

@@ -1,0 +1,144 @@
+"""The page on which people rate pictures: a Gradio app on one file of ratings. Nothing in it comes from another host.
+
+Pictures are sent as pixels alone, without names, places or what their files say of themselves.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vlad.errors import UserError
+from vlad.evaluation.rating import ASPECTS, SCALE, Question, Ratings, check_rater
+from vlad.evaluation.reading_files import load_picture
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
+
+INTRODUCTION = """# Pictures with text
+You will see a prompt and what a model has drawn from it. Which model it was is not told, and the order is yours alone.
+You can stop at any time: come back with the same name, and it goes on where you were."""
+SCORE_LABELS = {1: "1 very bad", 2: "2", 3: "3", 4: "4", 5: "5 very good"}
+CHOICE_LABELS = {"left": "The left one", "right": "The right one", "tie": "Equally good"}
+DONE = "**That was all. Thank you!**"
+STYLE = "display:flex; gap:16px; justify-content:center"
+
+
+def build_rating_page(ratings: Ratings) -> Any:
+    """The page's `gradio.Blocks`. Raises UserError where Gradio is not installed."""
+    try:
+        import gradio as gr
+    except ImportError as error:
+        raise UserError(f"The page needs Gradio ({error}); run: pip install 'vlad[app]'.") from error
+    scored = ratings.study.kind == "scores"
+    asked = ASPECTS if scored else {"choice": "Which picture is better?"}
+    choices: list[tuple[str, str]] = (
+        [(SCORE_LABELS[value], str(value)) for value in SCALE]
+        if scored
+        else [(label, value) for value, label in CHOICE_LABELS.items()]
+    )
+    with gr.Blocks(title="Rate pictures", analytics_enabled=False) as page:
+        gr.Markdown(INTRODUCTION)
+        name = gr.Textbox(label="Your name, or a word of your own", elem_id="rater", max_length=200)
+        begin = gr.Button("Begin", variant="primary", elem_id="begin")
+        progress = gr.Markdown("", elem_id="progress")
+        shown = gr.HTML("", elem_id="shown")
+        radios = [
+            gr.Radio(choices, label=label, elem_id=f"ask-{aspect}", visible=False) for aspect, label in asked.items()
+        ]
+        forward = gr.Button("Next", variant="primary", elem_id="next", visible=False)
+        rater, key, since = gr.State(""), gr.State(""), gr.State(0.0)
+        outputs = [progress, shown, forward, rater, key, since, *radios]
+
+        def show(who: str) -> list[Any]:
+            question, done, total = ratings.next_question(who)
+            visible = question is not None
+            return [
+                f"{done} of {total} answered" if question is not None else DONE,
+                "" if question is None else question_html(question),
+                gr.Button(visible=visible),
+                who,
+                "" if question is None else question.key,
+                time.time(),
+                *(gr.Radio(value=None, visible=visible) for _ in radios),
+            ]
+
+        def begun(who: str) -> list[Any]:
+            return show(check_rater(who))
+
+        def answered(who: str, which: str, when: float, *values: str | None) -> list[Any]:
+            question, _, _ = ratings.next_question(who)
+            # Answered already in another window: on to what is left.
+            if question is not None and question.key == which:
+                given = {aspect: value for aspect, value in zip(asked, values, strict=True) if value is not None}
+                ratings.store(who, question, given, round(time.time() - when, 1))
+            return show(who)
+
+        begin.click(_told(gr, begun), name, outputs, api_name="begin")
+        name.submit(_told(gr, begun), name, outputs, api_name=False)
+        forward.click(_told(gr, answered), [rater, key, since, *radios], outputs, api_name="answer")
+    return page
+
+
+def question_html(question: Question) -> str:
+    """The prompt and its pictures, as they are shown: nothing says where they come from."""
+    pictures = "".join(
+        f'<img alt="picture" style="width:min(46%, 512px); image-rendering:auto" src="{picture_data(path)}">'
+        for path in question.pictures
+    )
+    return f'<p style="font-size:1.2em">{html.escape(question.prompt)}</p><div style="{STYLE}">{pictures}</div>'
+
+
+def picture_data(path: Path) -> str:
+    """The picture's pixels as a data: address, without what its file says beside them."""
+    buffer = io.BytesIO()
+    Image.fromarray(load_picture(path)).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def serve_rating_page(page: Any, host: str = "127.0.0.1", port: int | None = None, wait: bool = True) -> str:
+    """Serves the page and returns its address; with `wait`, until it is interrupted.
+
+    Raises UserError for an address that is taken.
+    """
+    import gradio as gr
+
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # the reader's own
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            show_error=True,
+            footer_links=[],
+            ssr_mode=False,
+            quiet=True,
+            inbrowser=False,
+            prevent_thread_lock=True,
+            theme=gr.themes.Base(**fonts),
+        )
+    except OSError as error:
+        raise UserError(f"The page cannot be served at {host}:{port or ''}: {error}.") from error
+    if wait:
+        print(f"The page is at {address}; Ctrl-C ends it.", flush=True)
+        page.block_thread()
+    return str(address)
+
+
+def _told(gr: Any, work: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """The work with a rater's mistake as a message in the page."""
+
+    def told(*values: Any) -> list[Any]:
+        try:
+            return work(*values)
+        except UserError as error:
+            raise gr.Error(html.escape(str(error), quote=False), duration=10, print_exception=False) from None
+
+    return told
