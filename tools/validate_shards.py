@@ -29,8 +29,8 @@ def main() -> int:
 
     from tqdm import tqdm
 
+    from vlad.data.retries import FetchOptions
     from vlad.data.shard_cache import ShardCache
-    from vlad.data.storage import FetchOptions
     from vlad.data.validation import list_set, validate, validate_manifests
     from vlad.data.validation_report import text_report
 
@@ -116,7 +116,7 @@ def _options(arguments: argparse.Namespace) -> ValidationOptions:
 
 
 def _findings_file(directory: Path, shard_set: ShardSet) -> TextIO:
-    from vlad.data.storage import is_url
+    from vlad.data.urls import is_url
 
     source = {Path(shard.path).parent.resolve() for shard in shard_set.shards if not is_url(shard.path)}
     if directory.resolve() in source:

@@ -21,22 +21,12 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from torch.utils.data import DataLoader, Dataset
 
+from vlad.data.retries import FetchOptions, StorageError
 from vlad.data.shard_cache import ShardCache
-from vlad.data.storage import (
-    FetchOptions,
-    StorageError,
-    exists,
-    expand,
-    is_url,
-    join,
-    list_files,
-    parent,
-    publish,
-    read_bytes,
-    shown,
-)
+from vlad.data.storage import exists, expand, list_files, publish, read_bytes
 from vlad.data.stream import ShardBatches, StreamOptions, open_sets
 from vlad.data.synthetic import SyntheticOptions, render_sign
+from vlad.data.urls import is_url, join, parent, shown
 from vlad.data.writing import write_manifest, write_shards
 from vlad.errors import UserError
 

@@ -17,8 +17,8 @@ from shapely.geometry import LinearRing
 
 from vlad.data.contact_sheets import contact_sheet, draw_card, write_page
 from vlad.data.decoding import encode_sample
+from vlad.data.retries import FetchOptions
 from vlad.data.shard_cache import ShardCache
-from vlad.data.storage import FetchOptions
 from vlad.data.synthetic import SyntheticOptions, render_sign
 from vlad.data.validation import (
     HEIGHT_EDGES_PIXELS,

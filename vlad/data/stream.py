@@ -27,9 +27,9 @@ from vlad.data.buckets import Bucket, build_buckets, fit_to_bucket, nearest_buck
 from vlad.data.decoding import MEMBER_KINDS, BadSample, decode_sample
 from vlad.data.memory import ALIGNMENT_BYTES, BatchMemory, Slot
 from vlad.data.order import BatchPlan, MixedOrder, SetOrder, plan_batches
+from vlad.data.retries import FetchOptions
 from vlad.data.shards import ShardError, ShardIndex, ShardReader, UnreadableSample, index_shards, picture_sizes
 from vlad.data.states import CACHED_KINDS, collate_cached, decode_cached, ignored_regions
-from vlad.data.storage import FetchOptions
 from vlad.data.writing import SIZES_SUFFIX
 from vlad.errors import UserError
 from vlad.layout.glyphmap import draw_ink

@@ -40,9 +40,9 @@ from vlad.data.decoding import (
     picture_size,
 )
 from vlad.data.parallel import available_cores, map_in_order
+from vlad.data.retries import FetchOptions, StorageError
 from vlad.data.shard_cache import ShardCache
 from vlad.data.shards import NOT_A_MANIFEST, manifest_entries
-from vlad.data.storage import FetchOptions, StorageError
 from vlad.data.tars import SampleMembers, TarTable, read_sample, scan_tar
 from vlad.errors import UserError
 from vlad.layout.fonts import missing_glyphs
