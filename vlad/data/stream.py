@@ -329,9 +329,9 @@ class ShardBatches(IterableDataset):
 
     def _sample_bytes(self) -> int:
         """About what a sample takes in a batch, at most."""
-        if self.sets.cached:  # stored in half of the bytes
+        if self.sets.cached:  # arrays as they are stored, and what is ignored
             stored = sum(shard.bytes or 0 for index in self.sets.indexes for shard in index.shards)
-            return math.ceil(2.5 * stored / self.sets.samples)
+            return math.ceil(1.25 * stored / self.sets.samples)
         return max(5 * shape.width * shape.height for shape in self.shapes) + ALIGNMENT_BYTES  # picture, ink, ignored
 
     def _read(self, plan: BatchPlan, source: SampleSource[Decoded], rows: np.ndarray | None = None) -> list[Decoded]:
