@@ -38,7 +38,7 @@ class ShardError(StorageError):
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """What the manifest says about a shard. Without one `samples` is counted, and bytes and sha256 are None."""
+    """A shard as its manifest has it. Without one `samples` is counted, and bytes and sha256 are None."""
 
     path: str
     samples: int
