@@ -113,7 +113,8 @@ def _may_pass(error: Exception) -> bool:
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)):
         return False
-    if isinstance(cause, (ssl.SSLCertVerificationError, http.client.InvalidURL, NotImplementedError)):
+    # A store's own ValueError is about what it was given: no account is named, an address is none.
+    if isinstance(cause, (ssl.SSLCertVerificationError, http.client.InvalidURL, NotImplementedError, ValueError)):
         return False
     return type(cause).__name__ not in _NOT_TRANSIENT
 

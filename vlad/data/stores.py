@@ -26,8 +26,13 @@ _NO_STORES = frozenset(
     " jlab jupyter libarchive pyscript reference root simplecache tar wandb zip".split()
 )
 # Here an object appears when its upload is complete; elsewhere it is uploaded under another name and moved.
-_WHOLE_UPLOADS = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "oci", "oss", "tos", "memory"))
-_EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+_WHOLE_UPLOADS = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "tos", "memory"))
+# The packages that our extras install. fsspec knows the scheme abfss only once adlfs is there.
+_PACKAGES = {
+    **dict.fromkeys(("s3", "s3a"), ("s3fs", "s3")),
+    **dict.fromkeys(("gs", "gcs"), ("gcsfs", "gs")),
+    **dict.fromkeys(("az", "abfs", "abfss"), ("adlfs", "azure")),
+}
 
 
 def refuse_programs(text: str) -> None:
@@ -40,29 +45,27 @@ def refuse_programs(text: str) -> None:
         return
     from fsspec import available_protocols
 
-    known = set(available_protocols()) - _NO_STORES
+    known = {*available_protocols(), *_PACKAGES} - _NO_STORES
     if scheme(text) not in known:
         raise UserError(
             f"data.shards: {shown(text)}: shards are not read from {scheme(text)}://."
-            f"{did_you_mean(scheme(text), known)} Give a path, or a URL that starts with http, https, s3, gs or"
-            " another store that fsspec knows."
+            f"{did_you_mean(scheme(text), known)} Give a path, or a URL that starts with http, https, s3, gs,"
+            " az or another store that fsspec knows."
         )
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system of a URL, with the path in it."""
+    """fsspec's file system of a URL, with the path in it. Raises StorageError where its package is missing."""
     import fsspec
 
     try:
-        # fsspec keeps one a process, with an event loop of that process (asked for in the worker, not before).
-        system, path = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        package = _EXTRAS.get(scheme(url))
-        remedy = f"install it: pip install {package}" if package else str(error)
-        raise StorageError(
-            f"{shown(url)} needs a package that is not installed; {remedy}"
-            f"{' (the extra vlad[s3])' if package == 's3fs' else ''}."
-        ) from error
+        fsspec.get_filesystem_class(scheme(url))
+    except (ImportError, ValueError) as error:
+        package, extra = _PACKAGES.get(scheme(url), (None, None))
+        remedy = f"install it: pip install {package} (the extra vlad[{extra}])" if package else str(error).rstrip(".")
+        raise StorageError(f"{shown(url)} needs a package that is not installed; {remedy}.") from error
+    # fsspec keeps one a process, with an event loop of that process (asked for in the worker, not before).
+    system, path = fsspec.core.url_to_fs(url)
     system.invalidate_cache()  # of listings: a shard may have been written since
     return system, path
 

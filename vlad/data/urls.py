@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 HTTP_SCHEMES = ("http", "https")
+_NAMED_BEFORE_AT = ("abfs", "abfss")  # Azure's CONTAINER@ACCOUNT.dfs.core.windows.net: nothing secret
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -26,7 +27,8 @@ def shown(url: str) -> str:
     scheme, _, rest = url.partition("://")
     place, slash, path = rest.partition("/")
     path = path.partition("?")[0] if scheme.lower() in HTTP_SCHEMES else path
-    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
+    place = place if scheme.lower() in _NAMED_BEFORE_AT else place.rpartition("@")[2]
+    return f"{scheme}://{place}{slash}{path}"
 
 
 def join(directory: str, name: str) -> str:
