@@ -56,7 +56,7 @@ LIBRARIES = {
     "bitsandbytes": ("text/quantised.py", "training/optim.py"),
     "webdataset": ("data/shards.py", "data/writing.py"),
     "xformers": ("diffusion/attention.py",),
-    "fsspec": ("data/storage.py",),
+    "fsspec": ("data/stores.py",),
     "s3fs": (),
     "omegaconf": ("config.py",),
     "diffusers": ("diffusion/", "losses/", "training/stages.py", "pipeline.py", "text/composition.py"),

@@ -48,7 +48,6 @@ def data(count: int) -> None:
 
     import torch
 
-    from vlad.data import decoding
     from vlad.data.cache import data_fingerprint, open_cache, write_cache
     from vlad.data.shards import read_members
     from vlad.data.stream import ShardBatches, StreamOptions, open_sets
@@ -77,7 +76,6 @@ def data(count: int) -> None:
         pictures = [members["jpg"] for path in paths for _, members in read_members(path)]
         print(f"{count} pictures of 512 x 512, {sum(map(len, pictures)) / count / 1000:.0f} kB each")
         tar = rate(count, lambda: [list(read_members(path)) for path in paths])
-        print(f"jpg decoded by {'Pillow' if decoding.simplejpeg is None else 'simplejpeg (the extra fast)'}")
         for workers in (0, 1, 2):
             run = dataclasses.replace(options, workers=workers)
             batches = count // options.batch_size

@@ -235,7 +235,8 @@ class Output:
 
 def _output(out: str, overwrite: bool) -> Output:
     """Raises UserError for a place that takes no shards."""
-    from vlad.data.storage import HTTP_SCHEMES, is_url, refuse_programs
+    from vlad.data.stores import refuse_programs
+    from vlad.data.urls import HTTP_SCHEMES, is_url
 
     refuse_programs(out)
     if not out.strip():

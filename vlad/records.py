@@ -68,8 +68,9 @@ class Sample:
 class CachedStates:
     """What frozen models said of a batch, computed beforehand: the scaled latents' mean and deviation, B C h w each.
 
-    A deviation is None where the autoencoder is deterministic. `text` are the LVLM's states of the captions, `v` the
-    image embeddings (B D); None where they were not cached.
+    Latents read from a cache stay float16, as they are stored, until `picture_moments` and `glyph_moments` are asked
+    for. A deviation is None where the autoencoder is deterministic. `text` are the LVLM's states of the captions, `v`
+    the image embeddings (B D); None where they were not cached.
     """
 
     picture_mean: Tensor
@@ -78,6 +79,16 @@ class CachedStates:
     glyph_deviation: Tensor | None
     text: TextStates | None = None
     v: Tensor | None = None
+
+    @property
+    def picture_moments(self) -> tuple[Tensor, Tensor | None]:
+        """Mean and deviation of the pictures' scaled latents, float32."""
+        return self.picture_mean.float(), None if self.picture_deviation is None else self.picture_deviation.float()
+
+    @property
+    def glyph_moments(self) -> tuple[Tensor, Tensor | None]:
+        """Mean and deviation of the glyph maps' scaled latents, float32."""
+        return self.glyph_mean.float(), None if self.glyph_deviation is None else self.glyph_deviation.float()
 
     def to(self, device: torch.device) -> CachedStates:
         """The same with its tensors on `device`."""

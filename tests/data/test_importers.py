@@ -128,6 +128,9 @@ def test_text_can_be_quoted_into_captions_that_a_source_has(tmp_path):
     source = open_source(str(anyword(tmp_path / "a.json", [ANYWORD])))
     (sample,) = import_all(source, quote_text=True)
     assert sample.caption == 'a dance sticker, with text that says "DANCE"'
+    marks_alone = {**ANYWORD, "caption": '""', "annotations": []}
+    (sample,) = import_all(open_source(str(anyword(tmp_path / "b.json", [marks_alone]))), quote_text=True)
+    assert sample.caption == "a picture without text"
 
 
 def test_pictures_lie_where_the_file_or_the_user_says(tmp_path):

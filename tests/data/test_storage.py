@@ -19,24 +19,15 @@ from pathlib import Path
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 from torch.utils.data import DataLoader, Dataset
 
+from vlad.data.retries import FetchOptions, StorageError
 from vlad.data.shard_cache import ShardCache
-from vlad.data.storage import (
-    FetchOptions,
-    StorageError,
-    exists,
-    expand,
-    is_url,
-    join,
-    list_files,
-    parent,
-    publish,
-    read_bytes,
-    shown,
-)
+from vlad.data.storage import exists, expand, list_files, publish, read_bytes
 from vlad.data.stream import ShardBatches, StreamOptions, open_sets
 from vlad.data.synthetic import SyntheticOptions, render_sign
+from vlad.data.urls import is_url, join, parent, shown
 from vlad.data.writing import write_manifest, write_shards
 from vlad.errors import UserError
 
@@ -155,6 +146,7 @@ def test_a_scheme_makes_a_url_and_a_colon_does_not():
 def test_urls_are_shown_without_what_is_secret():
     assert shown("https://me:word@host/a/0.tar?signature=1") == "https://host/a/0.tar"
     assert shown("s3://bucket/a?.tar") == "s3://bucket/a?.tar"
+    assert shown("abfss://shards@us.dfs.core.windows.net/a") == "abfss://shards@us.dfs.core.windows.net/a"
     assert shown("a@b?c") == "a@b?c"
 
 
@@ -247,13 +239,73 @@ def test_store_shards_are_listed_globbed_and_named(s3):
             expand(pattern)
 
 
-def test_a_missing_package_is_named(monkeypatch):
-    def fail(url):
-        raise ImportError("Install s3fs to access S3")
+@pytest.mark.parametrize(
+    ("scheme", "package", "extra"),
+    [
+        ("s3", "s3fs", "s3"),
+        ("gs", "gcsfs", "gs"),
+        ("gcs", "gcsfs", "gs"),
+        ("az", "adlfs", "azure"),
+        ("abfs", "adlfs", "azure"),
+        ("abfss", "adlfs", "azure"),  # a scheme that fsspec does not know before the package is there
+    ],
+)
+def test_a_missing_package_is_named(monkeypatch, tmp_path, scheme, package, extra):
+    for module in ("s3fs", "gcsfs", "adlfs"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(_registry, scheme, raising=False)  # where what was asked for is remembered
+    url = f"{scheme}://shards/a"
+    (tmp_path / "file").write_bytes(SHARD)
+    for use in (expand, exists, read_bytes, partial(list_files, suffix=".tar"), partial(publish, tmp_path / "file")):
+        with pytest.raises(StorageError) as caught:
+            use(url)
+        remedy = f"install it: pip install {package} (the extra vlad[{extra}])."
+        assert str(caught.value) == f"{url} needs a package that is not installed; {remedy}"
 
-    monkeypatch.setattr("fsspec.core.url_to_fs", fail)
-    with pytest.raises(UserError, match=r"pip install s3fs \(the extra vlad\[s3\]\)"):
-        expand("s3://shards/a")
+
+class StoreOfAnotherName(MemoryFileSystem):
+    """A store as gcsfs and adlfs are: paths are BUCKET/KEY, and the account in a URL is no part of them."""
+
+    protocol = ("abfs", "gs", "az", "abfss")
+    cachable = False
+    store, pseudo_dirs = {}, [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        place, slash, key = path.rpartition("://")[2].strip("/").partition("/")
+        return place.partition("@")[0] + slash + key
+
+
+@pytest.mark.parametrize("place", ["gs://shards", "az://shards", "abfss://shards@us.dfs.core.windows.net"])
+def test_other_object_stores_are_read_and_written_by_the_names_they_were_asked_with(monkeypatch, tmp_path, place):
+    monkeypatch.setitem(_registry, place.partition(":")[0], StoreOfAnotherName)
+    StoreOfAnotherName.store.clear()
+    (tmp_path / "file").write_bytes(SHARD)
+    for name in ("0.tar", "1.tar"):
+        publish(tmp_path / "file", f"{place}/a/{name}")
+    assert set(StoreOfAnotherName.store) == {"shards/a/0.tar", "shards/a/1.tar"}
+
+    both = (f"{place}/a/0.tar", f"{place}/a/1.tar")
+    for pattern in (f"{place}/a", f"{place}/a/", f"{place}/*/*.tar", f"{place}/a/{{0..1}}.tar"):
+        assert expand(pattern) == both
+    assert list_files(f"{place}/a", ".tar") == both
+    assert read_bytes(both[0]) == SHARD
+    assert exists(both[0]) and not exists(f"{place}/a/9.tar")
+    with cache(tmp_path / "cache").local(both[1]) as path:
+        assert path.read_bytes() == SHARD
+    with pytest.raises(StorageError) as caught:
+        read_bytes(f"{place}/a/9.tar")
+    assert str(caught.value).startswith(f"data.shards: {place}/a/9.tar failed after 1 try: it is not there")
+
+
+def test_a_store_that_is_told_too_little_is_not_asked_again(monkeypatch):
+    def refuse(*arguments, **options):
+        raise ValueError("Must provide either a connection_string or account_name with credentials!!")
+
+    monkeypatch.setitem(_registry, "az", StoreOfAnotherName)
+    monkeypatch.setattr(StoreOfAnotherName, "ls", refuse)
+    with pytest.raises(StorageError, match=r"az://shards/a failed after 1 try: Must provide either .*account_name"):
+        expand("az://shards/a")
 
 
 # Reading and publishing

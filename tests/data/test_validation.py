@@ -17,26 +17,17 @@ from shapely.geometry import LinearRing
 
 from vlad.data.contact_sheets import contact_sheet, draw_card, write_page
 from vlad.data.decoding import encode_sample
+from vlad.data.retries import FetchOptions
 from vlad.data.shard_cache import ShardCache
-from vlad.data.storage import FetchOptions
 from vlad.data.synthetic import SyntheticOptions, render_sign
-from vlad.data.validation import (
-    HEIGHT_EDGES_PIXELS,
-    KINDS,
-    LENGTH_EDGES,
-    KeyBook,
-    Launch,
-    ValidationOptions,
-    bin_names,
-    bin_of,
-    crosses_itself,
-    line_faults,
-    list_set,
-    text_height,
-    validate,
-    validate_manifests,
-)
-from vlad.data.validation_report import plain, tables, text_report
+from vlad.data.validation.checks import crosses_itself, line_faults
+from vlad.data.validation.counts import HEIGHT_EDGES_PIXELS, LENGTH_EDGES, bin_names, bin_of, text_height
+from vlad.data.validation.findings import KINDS
+from vlad.data.validation.keys import KeyBook
+from vlad.data.validation.listing import list_set
+from vlad.data.validation.report import Launch, ValidationOptions
+from vlad.data.validation.text_report import plain, tables, text_report
+from vlad.data.validation.validate import validate, validate_manifests
 from vlad.data.writing import shard_entry, write_manifest, write_shards
 from vlad.errors import UserError
 from vlad.layout.polygons import box_polygon

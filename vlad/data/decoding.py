@@ -18,15 +18,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from vlad.layout.files import layout_from_json, line_to_json
 from vlad.records import Layout, ObjectBox, Sample
-
-try:
-    import simplejpeg  # the extra `fast`
-except ImportError:
-    simplejpeg = None  # type: ignore[assignment]
 
 PICTURE_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 MAX_PICTURE_PIXELS = 64_000_000
@@ -76,10 +72,8 @@ def decode_picture(data: bytes, extension: str, room: np.ndarray | None = None) 
 def _decode_jpeg(data: bytes, room: np.ndarray | None) -> np.ndarray | None:
     """The pixels of a jpg as libjpeg-turbo gives them: the same as Pillow's, which asks it row by row.
 
-    None where Pillow has to say what it is: without simplejpeg, and for a jpg that is damaged or of other colours.
+    None where Pillow has to say what it is: for a jpg that is damaged or of other colours.
     """
-    if simplejpeg is None:
-        return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if colours not in ("YCbCr", "Gray") or width * height > MAX_PICTURE_PIXELS:

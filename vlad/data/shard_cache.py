@@ -16,18 +16,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from vlad.data.storage import (
-    MANIFEST,
-    DamagedError,
-    FetchOptions,
-    StorageError,
-    attempts,
-    is_url,
-    local_path,
-    open_remote,
-    refuse_programs,
-    shown,
-)
+from vlad.data.remote import open_remote
+from vlad.data.retries import DamagedError, FetchOptions, StorageError, attempts
+from vlad.data.storage import MANIFEST
+from vlad.data.stores import refuse_programs
+from vlad.data.urls import is_url, local_path, shown
 from vlad.errors import writable_directory
 
 _CACHED_NAME = re.compile(r"[0-9a-f]{40}\.(shard|partial)")

@@ -22,9 +22,10 @@ import numpy as np
 
 from vlad.data import storage, tars
 from vlad.data.decoding import MEMBER_KINDS, BadSample
+from vlad.data.retries import FetchOptions, StorageError
 from vlad.data.shard_cache import ShardCache
-from vlad.data.storage import FetchOptions, StorageError
 from vlad.data.tars import TarTable, read_sample, scan_tar
+from vlad.data.urls import is_url, join, parent, shown
 from vlad.data.writing import MANIFEST, SIZES_SUFFIX, read_sizes
 from vlad.errors import UserError
 
@@ -37,7 +38,7 @@ class ShardError(StorageError):
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """What the manifest says about a shard. Without one `samples` is counted, and bytes and sha256 are None."""
+    """A shard as its manifest has it. Without one `samples` is counted, and bytes and sha256 are None."""
 
     path: str
     samples: int
@@ -87,7 +88,7 @@ def index_shards(pattern: str, fetch: FetchOptions | None = None) -> ShardIndex:
     fetch = fetch or FetchOptions()
     paths = storage.expand(pattern, fetch)
     known: dict[str, ShardEntry] = {}
-    for directory in sorted({storage.parent(path) for path in paths}):
+    for directory in sorted({parent(path) for path in paths}):
         known.update(_read_manifest(directory, fetch))
     entries = []
     for path in paths:
@@ -96,7 +97,7 @@ def index_shards(pattern: str, fetch: FetchOptions | None = None) -> ShardIndex:
             entries.append(ShardEntry(path, _count_samples(path, fetch)))
             continue
         # A shard that is not local is measured when it is fetched.
-        found_bytes = entry.bytes if storage.is_url(path) else Path(path).stat().st_size
+        found_bytes = entry.bytes if is_url(path) else Path(path).stat().st_size
         if entry.bytes != found_bytes:
             raise UserError(
                 f"data.shards: {path} has {found_bytes} bytes, but its {MANIFEST} says {entry.bytes}; copy or make"
@@ -104,9 +105,9 @@ def index_shards(pattern: str, fetch: FetchOptions | None = None) -> ShardIndex:
             )
         entries.append(entry)
     missing = sorted(known.keys() - set(paths))
-    if missing and pattern.rstrip("/") in {storage.parent(path) for path in missing}:
+    if missing and pattern.rstrip("/") in {parent(path) for path in missing}:
         raise UserError(
-            f"data.shards: {storage.shown(missing[0])} is not there, but the {MANIFEST} beside it lists it; bring it"
+            f"data.shards: {shown(missing[0])} is not there, but the {MANIFEST} beside it lists it; bring it"
             " back, or name the shards that are there by a pattern (*.tar)."
         )
     return ShardIndex(tuple(entries))
@@ -119,7 +120,7 @@ def manifest_entries(data: bytes, directory: str) -> dict[str, ShardEntry]:
     """What a manifest says of the shards of its directory, by path or URL. Raises one of NOT_A_MANIFEST."""
     entries = {}
     for entry in json.loads(data)["shards"]:
-        path = storage.join(directory, entry["name"])
+        path = join(directory, entry["name"])
         sha256, statistics = entry.get("sha256"), entry.get("statistics")
         entries[path] = ShardEntry(
             path,
@@ -135,15 +136,14 @@ def manifest_entries(data: bytes, directory: str) -> dict[str, ShardEntry]:
 
 def _read_manifest(directory: str, fetch: FetchOptions) -> dict[str, ShardEntry]:
     """What the manifest of a directory says of its shards, by path or URL; nothing where there is none."""
-    manifest = storage.join(directory, MANIFEST)
+    manifest = join(directory, MANIFEST)
     if not storage.exists(manifest, fetch):
         return {}
     try:
         return manifest_entries(storage.read_bytes(manifest, fetch), directory)
     except NOT_A_MANIFEST as error:
         raise UserError(
-            f"data.shards: {storage.shown(manifest)} is no shard manifest ({error!r}); remove it, and the shards are"
-            " counted."
+            f"data.shards: {shown(manifest)} is no shard manifest ({error!r}); remove it, and the shards are counted."
         ) from error
 
 
@@ -163,9 +163,7 @@ def _open_tar(path: Path) -> BufferedReader:
 
 
 def _broken_shard(path: str, damage: str) -> ShardError:
-    return ShardError(
-        f"data.shards: {storage.shown(path)} is not a whole tar file of samples ({damage}); make it again."
-    )
+    return ShardError(f"data.shards: {shown(path)} is not a whole tar file of samples ({damage}); make it again.")
 
 
 def read_members(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -250,7 +248,7 @@ class ShardReader:
             self._open.move_to_end(number)
             return self._open[number]
         entry = self.index.shards[number]
-        remote = storage.is_url(entry.path)
+        remote = is_url(entry.path)
         with ExitStack() as opening:
             path = opening.enter_context(self.copies.local(entry.path, entry.bytes, entry.sha256))
             stream = opening.enter_context(_open_tar(path))

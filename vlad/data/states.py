@@ -97,7 +97,7 @@ def _from_npy(data: bytes, name: str) -> np.ndarray:
         shape, fortran_order, dtype = _npy_header(data[8:start])
         if dtype != np.float16 or fortran_order or min(shape, default=0) < 0:
             raise BadSample(f"{name} is not an array of float16")
-        return np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape).copy()  # torch asks to write
+        return np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
     except BadSample:
         raise
     except (ValueError, OverflowError, TypeError, EOFError, SyntaxError, RecursionError, MemoryError) as error:
@@ -113,10 +113,11 @@ def collate_cached(samples: list[CachedSample], slot: Slot | None = None) -> Bat
     """A batch of cached samples of one shape, in the memory of a slot (None: its own)."""
     slot = slot or Slot()
     count, *shape = samples[0].latents.shape
-    latents = slot.empty(count, len(samples), *shape, dtype=torch.float32)  # 2|4 B C h w
+    latents = slot.empty(count, len(samples), *shape, dtype=torch.float16)  # 2|4 B C h w
+    rows = latents.numpy()
     for row, sample in enumerate(samples):
         assert sample.latents.shape == (count, *shape), "samples of one shape have states of one shape"
-        latents[:, row] = torch.from_numpy(sample.latents)
+        rows[:, row] = sample.latents
     parts = latents.unbind()
     picture, picture_deviation, glyph, glyph_deviation = parts if count == 4 else (parts[0], None, parts[1], None)
     height, width = shape[-2:]
@@ -156,7 +157,7 @@ def _text_states(samples: list[CachedSample]) -> TextStates | None:
     local_mask = torch.zeros(local.shape[:2], dtype=torch.bool)
     global_state = torch.zeros(len(samples), width)
     for row, (text, count) in enumerate(zip(texts, counts, strict=True)):
-        values = torch.from_numpy(text).float()  # type: ignore[arg-type]
+        values = torch.from_numpy(text.astype(np.float32))  # type: ignore[union-attr]
         global_state[row] = values[0]
         local[row, :count] = values[1 : 1 + count]
         tokens[row, : lengths[row]] = values[1 + count :]
@@ -167,4 +168,4 @@ def _text_states(samples: list[CachedSample]) -> TextStates | None:
 
 def _v(samples: list[CachedSample]) -> Tensor | None:
     rows = [sample.v for sample in samples if sample.v is not None]
-    return torch.from_numpy(np.stack(rows)).float() if len(rows) == len(samples) else None
+    return torch.from_numpy(np.stack(rows).astype(np.float32)) if len(rows) == len(samples) else None

@@ -27,9 +27,9 @@ from vlad.data.buckets import Bucket, build_buckets, fit_to_bucket, nearest_buck
 from vlad.data.decoding import MEMBER_KINDS, BadSample, decode_sample
 from vlad.data.memory import ALIGNMENT_BYTES, BatchMemory, Slot
 from vlad.data.order import BatchPlan, MixedOrder, SetOrder, plan_batches
+from vlad.data.retries import FetchOptions
 from vlad.data.shards import ShardError, ShardIndex, ShardReader, UnreadableSample, index_shards, picture_sizes
 from vlad.data.states import CACHED_KINDS, collate_cached, decode_cached, ignored_regions
-from vlad.data.storage import FetchOptions
 from vlad.data.writing import SIZES_SUFFIX
 from vlad.errors import UserError
 from vlad.layout.glyphmap import draw_ink
@@ -329,9 +329,9 @@ class ShardBatches(IterableDataset):
 
     def _sample_bytes(self) -> int:
         """About what a sample takes in a batch, at most."""
-        if self.sets.cached:  # stored in half of the bytes
+        if self.sets.cached:  # arrays as they are stored, and what is ignored
             stored = sum(shard.bytes or 0 for index in self.sets.indexes for shard in index.shards)
-            return math.ceil(2.5 * stored / self.sets.samples)
+            return math.ceil(1.25 * stored / self.sets.samples)
         return max(5 * shape.width * shape.height for shape in self.shapes) + ALIGNMENT_BYTES  # picture, ink, ignored
 
     def _read(self, plan: BatchPlan, source: SampleSource[Decoded], rows: np.ndarray | None = None) -> list[Decoded]:

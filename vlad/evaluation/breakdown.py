@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlad.data.validation import bin_names, bin_of
+from vlad.data.validation.counts import bin_names, bin_of
 from vlad.data.writing import script_of
 from vlad.evaluation.protocols.terms import Reading
 from vlad.layout.polygons import quad_of

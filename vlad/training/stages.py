@@ -357,14 +357,14 @@ def _encode_frozen(autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor
 def _picture_latents(autoencoder: PatchAutoencoder | AutoencoderKL, batch: Batch) -> Tensor:
     """x_0, B C h w."""
     if batch.cached is not None:
-        return draw_latents(batch.cached.picture_mean, batch.cached.picture_deviation)
+        return draw_latents(*batch.cached.picture_moments)
     return _encode_frozen(autoencoder, batch.pictures)
 
 
 def _glyph_latents(autoencoder: PatchAutoencoder | AutoencoderKL, batch: Batch) -> Tensor:
     """z, B C h w."""
     if batch.cached is not None:
-        return draw_latents(batch.cached.glyph_mean, batch.cached.glyph_deviation)
+        return draw_latents(*batch.cached.glyph_moments)
     return _encode_frozen(autoencoder, batch.glyph_maps)
 
 

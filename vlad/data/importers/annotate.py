@@ -120,7 +120,8 @@ def annotate(
     if caption is None and not captioned:
         caption = compose_caption(strings, bool(lines))
     elif caption is not None and options.quote_text:
-        caption = with_quotations(caption, strings)
+        # A caption of quotation marks alone has nothing left.
+        caption = with_quotations(caption, strings) or compose_caption(strings, bool(lines))
     sample = Sample(place.key, loaded.pixels, caption or "", Layout(lines), entry.objects, entry.source, entry.licence)
     members = encode_sample(sample, options.picture_format)
     return Draft(place.key, members, strings, caption is None, statistics_of([sample]))

@@ -16,7 +16,7 @@ from vlad.data.importers.mario import INDEX_LINE, MarioSource, looks_like_mario
 from vlad.data.importers.mmocr import MMOCRSource, WildReceiptSource
 from vlad.data.importers.records import Source
 from vlad.data.importers.tars import TarSource
-from vlad.data.storage import is_url, shown
+from vlad.data.urls import is_url, shown
 from vlad.errors import UserError, did_you_mean
 
 FORMATS = {

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlad.data.validation import (
-    HEIGHT_EDGES_PERCENT,
-    HEIGHT_EDGES_PIXELS,
-    KINDS,
-    LENGTH_EDGES,
-    Finding,
-    Report,
-    bin_names,
-)
+from vlad.data.validation.counts import HEIGHT_EDGES_PERCENT, HEIGHT_EDGES_PIXELS, LENGTH_EDGES, bin_names
+from vlad.data.validation.findings import KINDS, Finding
+from vlad.data.validation.report import Report
 
 
 def plain(text: str) -> str:
