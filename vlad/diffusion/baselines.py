@@ -45,9 +45,16 @@ class GlyphControlNet:
         if not controlnet.is_dir():
             raise UserError(f"There is no ControlNet at {controlnet}; put its folder there, or name its place.")
         try:
-            control = ControlNetModel.from_pretrained(controlnet, local_files_only=True)
-        except UNLOADABLE as error:
-            raise UserError(f"{controlnet} holds no ControlNet of diffusers ({str(error).splitlines()[0]}).") from error
+            control, about = ControlNetModel.from_pretrained(
+                controlnet, local_files_only=True, output_loading_info=True
+            )
+        except (*UNLOADABLE, RuntimeError) as error:
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(f"{controlnet} holds no ControlNet of diffusers ({said}).") from error
+        if about["missing_keys"]:
+            raise UserError(
+                f"{controlnet} holds no ControlNet of diffusers ({len(about['missing_keys'])} of its weights missing)."
+            )
         self.pipeline = load_foreign(folder, AutoPipelineForText2Image, scheduler, controlnet=control)
         self.hint, self.pixels, self.arguments = hint, pixels, arguments
 
