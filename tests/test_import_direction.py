@@ -66,7 +66,7 @@ LIBRARIES = {
     "rapidocr": ("evaluation/ocr.py",),
     "datasets": ("data/importers/huggingface.py",),
     "ray": ("data/importers/on_ray.py",),
-    "gradio": ("app/page.py",),
+    "gradio": ("app/page.py", "evaluation/rating_page.py"),
     "torchvision": (),
 }
 OUTSIDE = ("tools", "train", "sample", "tests")
