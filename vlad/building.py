@@ -35,8 +35,9 @@ from vlad.losses.regions import RegionHead
 from vlad.pipeline import SampleOptions, VLADPipeline
 from vlad.text.components import component_of, linear_modules
 from vlad.text.composition import CompositionModule, TextSide
+from vlad.text.loading import check_same_lvlm, load_head, load_lvlm, load_vision
 from vlad.text.lora import LoraOptions, add_adapter, matching, merged
-from vlad.text.lvlm import LVLMEncoder, check_same_lvlm, load_head, load_lvlm, load_vision
+from vlad.text.lvlm import LVLMEncoder
 from vlad.text.own import OwnText
 from vlad.text.quantised import check_quantisation
 from vlad.training.stages import Parts
