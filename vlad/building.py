@@ -28,7 +28,7 @@ from vlad.diffusion.text_to_image import pipeline_class
 from vlad.diffusion.unets import build_unet
 from vlad.distributed import is_main_process
 from vlad.errors import UserError
-from vlad.losses.alignment import AlignmentHeads, AttentionPool
+from vlad.losses.alignment import AlignmentHeads, AttentionPool, TokenPool
 from vlad.losses.contrastive import AlignmentHead
 from vlad.losses.matching import MatchingHead
 from vlad.losses.regions import RegionHead
@@ -252,6 +252,7 @@ def _alignment_heads(config: Config, text_side: TextSide) -> AlignmentHeads:
         RegionHead(lvlm.width, image_width) if losses.region_weight else None,
         MatchingHead(width, image_width) if losses.matching_weight else None,
         AttentionPool(image_width) if losses.image_pooling == "attention" else None,
+        TokenPool(width) if losses.text_pooling == "tokens" else None,
     )
 
 
