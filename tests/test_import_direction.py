@@ -50,8 +50,8 @@ LEVELS = {
 LIBRARIES = {
     "lightning": ("training/", "stage_trainer.py", "launch.py"),
     "pytorch_lightning": (),
-    "transformers": ("text/lvlm.py", "text/vision.py", "text/captioner.py", "text/picture_encoders.py", "text/own.py"),
-    "tokenizers": ("text/lvlm.py", "text/own.py"),
+    "transformers": ("text/",),
+    "tokenizers": ("text/tiny_qwen.py", "text/own.py"),
     "peft": ("text/lora.py",),
     "bitsandbytes": ("text/quantised.py", "training/optim.py"),
     "webdataset": ("data/shards.py", "data/writing.py"),

@@ -202,8 +202,9 @@ def measure_text(mode: str, count: int, lvlm_path: str | None, batch_size: int =
     import torch
 
     from vlad.data.synthetic import SyntheticOptions, render_sign
+    from vlad.text.loading import load_lvlm
     from vlad.text.lora import LoraOptions, add_adapter
-    from vlad.text.lvlm import LVLMEncoder, LVLMOptions, load_lvlm
+    from vlad.text.lvlm import LVLMEncoder, LVLMOptions
     from vlad.text.prompt import parse_prompt
 
     warnings.filterwarnings("ignore", module=r"(transformers|peft).*")

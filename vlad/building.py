@@ -28,15 +28,16 @@ from vlad.diffusion.text_to_image import pipeline_class
 from vlad.diffusion.unets import build_unet
 from vlad.distributed import is_main_process
 from vlad.errors import UserError
-from vlad.losses.alignment import AlignmentHeads, AttentionPool
+from vlad.losses.alignment import AlignmentHeads, AttentionPool, TokenPool
 from vlad.losses.contrastive import AlignmentHead
 from vlad.losses.matching import MatchingHead
 from vlad.losses.regions import RegionHead
 from vlad.pipeline import SampleOptions, VLADPipeline
 from vlad.text.components import component_of, linear_modules
 from vlad.text.composition import CompositionModule, TextSide
+from vlad.text.loading import check_same_lvlm, load_head, load_lvlm, load_vision
 from vlad.text.lora import LoraOptions, add_adapter, matching, merged
-from vlad.text.lvlm import LVLMEncoder, check_same_lvlm, load_head, load_lvlm, load_vision
+from vlad.text.lvlm import LVLMEncoder
 from vlad.text.own import OwnText
 from vlad.text.quantised import check_quantisation
 from vlad.training.stages import Parts
@@ -251,6 +252,7 @@ def _alignment_heads(config: Config, text_side: TextSide) -> AlignmentHeads:
         RegionHead(lvlm.width, image_width) if losses.region_weight else None,
         MatchingHead(width, image_width) if losses.matching_weight else None,
         AttentionPool(image_width) if losses.image_pooling == "attention" else None,
+        TokenPool(width) if losses.text_pooling == "tokens" else None,
     )
 
 

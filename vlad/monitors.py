@@ -107,7 +107,7 @@ def retrieval_measure(config: Config, parts: Parts) -> Callable[[Path], dict[str
             moved = batch.to(device)
             read = read_prompts(parts.text_side, moved)
             v = parts.alignment.v(parts.text_side.lvlm.image_features(moved.pictures))
-            texts.append(parts.alignment.contrast.embed_texts(read.t.pooled))
+            texts.append(parts.alignment.contrast.embed_texts(parts.alignment.t(read.t)))
             images.append(parts.alignment.contrast.embed_images(v))
             ids.append(text_ids(read.prompts)[:, 0])
         scores = score_retrieval(torch.cat(texts), torch.cat(images), torch.cat(ids))

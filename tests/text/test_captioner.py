@@ -29,8 +29,8 @@ from vlad.errors import UserError
 from vlad.layout.polygons import box_polygon
 from vlad.records import TextLine
 from vlad.text.captioner import LVLMCaptioner, first_paragraph, instruction
-from vlad.text.lvlm import build_byte_tokenizer
 from vlad.text.prompt import parse_prompt
+from vlad.text.tiny_qwen import build_byte_tokenizer
 
 PICTURES = [np.full((40, 60, 3), value, np.uint8) for value in (0, 90, 255)]
 STRINGS = [("OPEN",), (), ("A", "B")]

@@ -16,8 +16,9 @@ from vlad.text.components import (
     trained_names,
 )
 from vlad.text.composition import CompositionModule, TextSide
+from vlad.text.loading import load_lvlm
 from vlad.text.lora import LoraOptions, add_adapter
-from vlad.text.lvlm import LVLMEncoder, LVLMOptions, load_lvlm
+from vlad.text.lvlm import LVLMEncoder, LVLMOptions
 
 TINY = LVLMOptions(hidden_size=24, layers=1, heads=2, vision_hidden_size=16, vision_layers=1, vision_pixels=32)
 

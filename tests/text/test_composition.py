@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from vlad.errors import UserError
 from vlad.records import Conditioning
 from vlad.text.composition import POOLED_GAIN, CompositionModule, CompositionOptions, TextSide
-from vlad.text.lvlm import LVLMEncoder, LVLMOptions, load_lvlm
+from vlad.text.loading import load_lvlm
+from vlad.text.lvlm import LVLMEncoder, LVLMOptions
 from vlad.text.prompt import parse_prompt
 
 TINY = LVLMOptions(hidden_size=24, layers=1, heads=2, vision_hidden_size=16, vision_layers=1, vision_pixels=32)

@@ -27,7 +27,8 @@ from vlad.text.lora import (
     load_adapter,
     save_adapter,
 )
-from vlad.text.lvlm import LVLMOptions, build_tiny_qwen
+from vlad.text.lvlm import LVLMOptions
+from vlad.text.tiny_qwen import build_tiny_qwen
 
 OPTIONS = LoraOptions(rank=2, alpha=4.0)
 WEIGHTS = "adapter_model.safetensors"

@@ -14,16 +14,10 @@ from transformers import DetrConfig, Qwen2Config
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vlad.errors import UserError
-from vlad.text.lvlm import (
-    SPECIAL_TOKENS,
-    LVLMEncoder,
-    LVLMOptions,
-    build_byte_tokenizer,
-    build_tiny_qwen,
-    load_lvlm,
-    load_vision,
-)
+from vlad.text.loading import load_lvlm, load_vision
+from vlad.text.lvlm import LVLMEncoder, LVLMOptions
 from vlad.text.prompt import parse_prompt
+from vlad.text.tiny_qwen import SPECIAL_TOKENS, build_byte_tokenizer, build_tiny_qwen
 from vlad.text.vision import qwen_patches
 
 TINY = LVLMOptions(hidden_size=32, layers=2, heads=2, vision_hidden_size=16, vision_layers=1, vision_pixels=32)

@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from vlad.errors import UserError
 from vlad.text.families import FAMILIES
+from vlad.text.loading import load_lvlm, load_vision
 from vlad.text.lora import LoraOptions, add_adapter
-from vlad.text.lvlm import LVLMEncoder, LVLMOptions, build_byte_tokenizer, load_lvlm, load_vision
+from vlad.text.lvlm import LVLMEncoder, LVLMOptions
 from vlad.text.prompt import parse_prompt
+from vlad.text.tiny_qwen import build_byte_tokenizer
 from vlad.text.vision import EQUAL_PICTURES
 
 WORDS = 1024

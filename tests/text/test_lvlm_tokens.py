@@ -18,8 +18,9 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from vlad.errors import UserError
 from vlad.records import Prompt, Span
-from vlad.text.lvlm import LVLMEncoder, LVLMOptions, build_byte_tokenizer, build_tiny_qwen
+from vlad.text.lvlm import LVLMEncoder, LVLMOptions
 from vlad.text.prompt import parse_prompt
+from vlad.text.tiny_qwen import build_byte_tokenizer, build_tiny_qwen
 from vlad.text.tokens import (
     PromptTokens,
     encode_with_places,

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from vlad.errors import UserError
-from vlad.text.lvlm import LVLMOptions, build_byte_tokenizer, build_tiny_qwen
+from vlad.text.lvlm import LVLMOptions
+from vlad.text.tiny_qwen import build_byte_tokenizer, build_tiny_qwen
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 

@@ -11,7 +11,8 @@ from vlad.losses.contrastive import AlignmentHead, contrastive_loss, multi_posit
 from vlad.losses.regions import RegionHead
 from vlad.records import Batch, Layout
 from vlad.text.composition import CompositionModule, TextSide
-from vlad.text.lvlm import LVLMEncoder, LVLMOptions, load_lvlm
+from vlad.text.loading import load_lvlm
+from vlad.text.lvlm import LVLMEncoder, LVLMOptions
 from vlad.text.prompt import parse_prompt
 from vlad.training.stages import LossOptions
 from vlad.training.text_losses import read_prompts, text_losses, weighted_sum

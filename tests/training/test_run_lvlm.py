@@ -15,8 +15,9 @@ from vlad.data.synthetic import SyntheticOptions, render_sign
 from vlad.data.writing import write_manifest, write_shards
 from vlad.launch import run
 from vlad.sampling import load_pipeline
-from vlad.text.lvlm import LVLMOptions, build_byte_tokenizer, build_tiny_qwen
+from vlad.text.lvlm import LVLMOptions
 from vlad.text.prompt import parse_prompt
+from vlad.text.tiny_qwen import build_byte_tokenizer, build_tiny_qwen
 
 PROMPT = 'a blue sign that says "HOUSE" at the top'
 CONFIG = """

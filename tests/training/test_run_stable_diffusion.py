@@ -18,7 +18,8 @@ from vlad.diffusion.stand_in import StandInOptions, save_stand_in
 from vlad.errors import UserError
 from vlad.launch import is_finished, run
 from vlad.sampling import load_pipeline
-from vlad.text.lvlm import LVLMOptions, build_tiny_qwen
+from vlad.text.lvlm import LVLMOptions
+from vlad.text.tiny_qwen import build_tiny_qwen
 
 PROMPT = 'a blue sign that says "HOUSE" at the top'
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

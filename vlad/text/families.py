@@ -7,7 +7,7 @@ wherever a record does not say otherwise. docs/encoders.md has the same as a tab
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -179,3 +179,37 @@ VISION_FAMILIES = {
     "dinov2": VisionFamily("Dinov2Model", **_DINO),
     "dinov2_with_registers": VisionFamily("Dinov2WithRegistersModel", **_DINO),
 }
+
+
+# --- how one model is read ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a model is read, kept in its own config, so that it holds for a tower or a pipeline that is loaded later.
+
+    `mean` and `std` are the vision tower's, of pixels in [0, 1].
+    """
+
+    family: str
+    mean: tuple[float, ...] = towers.HALF
+    std: tuple[float, ...] = towers.HALF
+
+
+def note_reading(model: Any, reading: Reading) -> None:
+    """Writes the reading into the model's config; `save_pretrained` keeps it."""
+    model.config.vlad_reading = asdict(reading)
+
+
+def noted_reading(model: Any) -> Reading:
+    """What `note_reading` has written, else the defaults for the model's type."""
+    noted = getattr(model.config, "vlad_reading", None)
+    if noted is None:
+        return Reading(model.config.model_type)
+    return Reading(noted["family"], tuple(noted["mean"]), tuple(noted["std"]))
+
+
+def text_tower(model: Any, family: Family) -> Any:
+    """The module that reads text: named by the family, or the model itself (also a tower that is loaded alone)."""
+    names = (family.text,) if family.model_type in FAMILIES else REMOTE_TEXT_NAMES
+    return next((getattr(model, name) for name in names if name and hasattr(model, name)), model)

@@ -134,14 +134,12 @@ def span_weights(spans: Sequence[Sequence[Span]], offsets: Tensor) -> tuple[Tens
     A token belongs to a span when their characters meet. `offsets` is B L 2. N is at least 1.
     """
     count = max(1, *(len(row) for row in spans))
-    weights = torch.zeros(len(spans), count, offsets.shape[1])
-    mask = torch.zeros(len(spans), count, dtype=torch.bool)
-    for row, prompt_spans in enumerate(spans):
-        for column, span in enumerate(prompt_spans):
-            inside = (offsets[row, :, 0] < span.end) & (offsets[row, :, 1] > span.start)
-            if inside.any():  # a phrase behind the truncation has no tokens
-                weights[row, column] = inside / inside.sum()
-                mask[row, column] = True
+    rows = [[(span.start, span.end) for span in row] + [(0, 0)] * (count - len(row)) for row in spans]
+    starts, ends = torch.tensor(rows)[..., None].unbind(dim=2)  # B N 1 each; no token meets (0, 0)
+    inside = (offsets[:, None, :, 0] < ends) & (offsets[:, None, :, 1] > starts)  # B N L
+    tokens = inside.sum(dim=2)
+    mask = tokens > 0  # a phrase behind the truncation has no tokens
+    weights = inside / tokens.clamp_min(1)[..., None]
     return weights, mask
 
 

@@ -53,6 +53,8 @@ class LossOptions:
     alignment: AlignmentKind = "one-directional"
     # v: the mean of the vision tower's features, or read by learned queries that know each patch's place.
     image_pooling: Literal["mean", "attention"] = "mean"
+    # t: the CCM's pooled vector (the paper's f_CCM in one vector), or that and the sum over its tokens.
+    text_pooling: Literal["pooled", "tokens"] = "pooled"
     # Beside L_align: phrases against the patches of their boxes, text-image matching, captions predicted word by word.
     region_weight: float = 0.0
     matching_weight: float = 0.0

@@ -64,8 +64,8 @@ def text_losses(
     if options.align_weight:
         v = batch.cached.v if features is None and batch.cached is not None else heads.v(_present(features))
         needs_ids = options.alignment != "one-directional"
-        further = _further_texts(text_side, batch, options)
-        terms["align"] = heads.contrast(read.t.pooled, _present(v), ids if needs_ids else None, further)
+        further = _further_texts(text_side, heads, batch, options)
+        terms["align"] = heads.contrast(heads.t(read.t), _present(v), ids if needs_ids else None, further)
     if options.region_weight:
         assert heads.regions is not None
         patches = text_side.lvlm.patch_grid(_present(features))  # B h w D
@@ -76,7 +76,7 @@ def text_losses(
         pictures = _present(features)
         patches = pictures if pictures.ndim == 3 else pictures[:, None]  # B T D
         with torch.no_grad():
-            texts = heads.contrast.embed_texts(read.t.pooled)
+            texts = heads.contrast.embed_texts(heads.t(read.t))
             images = heads.contrast.embed_images(heads.v(pictures))
             similarities = texts @ images.T / heads.contrast.temperature  # B B, of this rank
         relations = relations_of_texts(ids).to(similarities.device)
@@ -107,7 +107,9 @@ def _picture_features(text_side: TextSide, batch: Batch, options: LossOptions) -
     return text_side.lvlm.image_features(batch.pictures)
 
 
-def _further_texts(text_side: TextSide, batch: Batch, options: LossOptions) -> FurtherTexts | None:
+def _further_texts(
+    text_side: TextSide, heads: AlignmentHeads, batch: Batch, options: LossOptions
+) -> FurtherTexts | None:
     """The batch's captions reworded and with something swapped, read like the captions themselves."""
     if not options.hard_negatives and not options.rewordings:
         return None
@@ -116,7 +118,7 @@ def _further_texts(text_side: TextSide, batch: Batch, options: LossOptions) -> F
     prompts = [parse_prompt(text, strict=False) for text in variants.texts]
     shape = variants.roles.shape  # B M
     return FurtherTexts(
-        text_side(prompts).pooled.unflatten(0, shape), variants.roles, text_ids(prompts)[:, 0].unflatten(0, shape)
+        heads.t(text_side(prompts)).unflatten(0, shape), variants.roles, text_ids(prompts)[:, 0].unflatten(0, shape)
     )
 
 
