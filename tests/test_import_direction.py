@@ -59,7 +59,10 @@ LIBRARIES = {
     "fsspec": ("data/stores.py",),
     "s3fs": (),
     "omegaconf": ("config.py",),
-    "diffusers": ("diffusion/", "losses/", "training/stages.py", "pipeline.py", "text/composition.py"),
+    "diffusers": (
+        *("diffusion/", "losses/", "training/stages.py", "pipeline.py", "text/composition.py"),
+        "performance/sampling.py",
+    ),
     "torchmetrics": ("evaluation/fidelity.py",),
     "pyarrow": ("evaluation/evaluator.py", "data/importers/"),
     "rapidfuzz": ("evaluation/",),

@@ -27,6 +27,7 @@ def main() -> int:
     config = load_config(arguments.config, arguments.overrides)
     from vlad.building import build_parts, check_text_side
     from vlad.memory_plan import CONTEXT_BYTES, GB, device_bytes, is_packed, plan_table, ways_to_fit
+    from vlad.stage_trainer import sharing_ranks
 
     check_text_side(config)
     if config.align_stage == "only":
@@ -36,7 +37,7 @@ def main() -> int:
         raise UserError("lora.base_bits: leave it out here; the plan says what packing the base would bring.")
     room = device_bytes() if arguments.gpu_gb is None else int(arguments.gpu_gb * GB)
     for name in ["refine"] if parts.layout_unet is None else ["layout", "refine"]:
-        print(plan_table(ways_to_fit(config, parts, name, room), room) + "\n")
+        print(plan_table(ways_to_fit(config, parts, name, room, sharing_ranks(config)), room) + "\n")
     print(
         f"GB of 10^9 bytes, of each process. A GPU takes about {CONTEXT_BYTES / GB:.1f} more for itself (assumed),"
         " which 'fits' counts."

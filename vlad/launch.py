@@ -59,7 +59,7 @@ from vlad.monitors import grid_drawer, look_taker, retrieval_measure
 from vlad.own_pictures import OwnSets, own_sets, refuse_without_text, with_prior
 from vlad.reading_losses import build_legibility
 from vlad.resuming import check_run_directory, finished_stage, starting_checkpoint
-from vlad.stage_trainer import build_trainer, check_sharding, devices, is_sharded_run, stage_precision
+from vlad.stage_trainer import build_trainer, check_sharding, devices, is_sharded_run, sharing_ranks, stage_precision
 from vlad.text.lora import merged
 from vlad.training.adapter_saves import write_adapters
 from vlad.training.callbacks import StopOnSignal, write_metrics
@@ -131,7 +131,7 @@ def _run(config: Config, sets: OwnSets, directory: Path) -> RunResult:
         save_config(described, directory / "config.yaml")
     sets = with_prior(config, sets)
     stages = stage_names(config, parts)
-    memory = start_line(config, parts, stages) if distributed.is_main_process() else None
+    memory = start_line(config, parts, stages, sharing_ranks(config)) if distributed.is_main_process() else None
     device = run_device(config)
     precisions = [stage_precision(config, stage)[0] for stage in stages]  # refused before any is trained
     for stage in stages:

@@ -7,12 +7,13 @@
     activations  what the UNet's forward and backward pass need beside all that (training/tracing.py), and what the text
                  side keeps for its own, measured on one prompt
 
-The first four are counted, the fifth is traced on the UNet's own operations. A GPU's own context is assumed.
+The first four are counted, the fifth is traced on the UNet's own operations. A GPU's own context is assumed. Ranks that
+share a run's weights hold a part each of what is sharded; the blocks that one gathers for a moment are not counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from vlad.text.components import parameters_read, trained_names
 from vlad.text.own import context_tokens
 from vlad.text.prompt import parse_prompt
 from vlad.training.optim import OptimOptions
+from vlad.training.sharding import sharded_parameters
 from vlad.training.stages import Parts
 from vlad.training.tracing import StepShape, saved_bytes, traced_encoding_bytes, traced_step_bytes
 
@@ -48,23 +50,25 @@ class Switches:
     moment_bytes: int  # of both of AdamW's moments, a trained value
     average_on_cpu: bool
     base_bits: int | None
+    ranks: int = 1  # that share what is sharded
 
     @staticmethod
-    def of(config: Config, name: str) -> Switches:
-        """Those of a config's stage."""
+    def of(config: Config, name: str, ranks: int = 1, precision: str | None = None) -> Switches:
+        """Those of a config's stage; `precision`: that which the device really has, None: what the config says."""
         optim: OptimOptions = getattr(config.train, name)
-        precision = str(optim.precision or config.trainer.precision)
+        precision = str(precision or optim.precision or config.trainer.precision)
         autocast = {"bf16": torch.bfloat16, "16-m": torch.float16}.get(precision[:4])
-        recompute = getattr(config.trainer, "activation_checkpointing", "none") in ("unets", "all")
+        recompute = config.trainer.activation_checkpointing in ("unets", "all")
         return Switches(
             config.data.batch_size,
             optim.accumulate_batches,
             autocast,
             torch.bfloat16 if precision == "bf16-true" else None,
             recompute,
-            2 if getattr(optim, "optimizer", "adamw") == "adamw-8bit" else 8,
+            _moment_bytes(optim),
             optim.ema_on_cpu,
             getattr(config.lora, "base_bits", None),
+            ranks,
         )
 
 
@@ -92,45 +96,73 @@ class Step:
     plan: StagePlan
 
 
+class Traces:
+    """What was traced for a stage: each shape once, however many plans ask for it."""
+
+    def __init__(self) -> None:
+        self._bytes: dict[Hashable, int] = {}
+
+    def of(self, shape: Hashable, trace: Callable[[], int]) -> int:
+        """The bytes of a shape, traced at its first call."""
+        if shape not in self._bytes:
+            self._bytes[shape] = trace()
+        return self._bytes[shape]
+
+
 def is_packed(parts: Parts) -> bool:
     """Whether a UNet's matrices are packed in few bits: their operations run on a GPU alone and cannot be traced."""
     unets = [unet for unet in (parts.layout_unet, parts.refine_unet) if unet is not None]
     return any(not parameter.is_floating_point() for unet in unets for parameter in unet.parameters())
 
 
-def plan_stage(config: Config, parts: Parts, name: str, switches: Switches | None = None) -> StagePlan:
-    """The plan of the stage `layout` or `refine`, of parts as `build_parts` makes them."""
-    switches = switches or Switches.of(config, name)
+def plan_stage(
+    config: Config, parts: Parts, name: str, switches: Switches | None = None, traces: Traces | None = None
+) -> StagePlan:
+    """The plan of the stage `layout` or `refine` on one rank, of parts as `build_parts` makes them.
+
+    `traces`: of earlier plans of the same stage.
+    """
+    switches, traces = switches or Switches.of(config, name), traces or Traces()
     unet = parts.layout_unet if name == "layout" else parts.refine_unet
     assert unet is not None
     trained = _trained(config, parts, name)
-    gradients = sum(parameter.numel() * 4 for parameter in trained.values())
+    shares = {} if switches.ranks == 1 else dict.fromkeys(sharded_parameters(unet, parts.text_side), switches.ranks)
+    gradients = sum(parameter.numel() * 4 // shares.get(key, 1) for key, parameter in trained.items())
     modules: list[nn.Module] = [parts.autoencoder, parts.text_side, parts.alignment, unet]
-    weights = sum(_stored_bytes(module, switches, trained.keys(), module is unet) for module in modules)
+    weights = sum(_stored_bytes(module, switches, trained.keys(), module is unet, shares) for module in modules)
     averages = 0 if switches.average_on_cpu else gradients * _averages(getattr(config.train, name))
     unet_gradients = sum(parameter.numel() * 4 for parameter in unet.parameters() if parameter.requires_grad)
     width, height = _largest(config)
-    activations = _unet_step(config, parts, unet, switches) - unet_gradients
+    shape = _step_shape(config, parts, switches)
+    activations = traces.of(shape, lambda: traced_step_bytes(unet, shape)) - unet_gradients
     if text := {key for key, parameter in parts.text_side.named_parameters() if id(parameter) in trained}:
-        activations += switches.batch * _text_bytes(parts, text)
+        activations += switches.batch * traces.of("text", lambda: _text_bytes(parts, text))
     # Not at once: encoding comes before, and AdamW's step, which makes a value for each that is trained, after.
-    encoding = traced_encoding_bytes(parts.autoencoder, switches.batch, height, width)
+    encoding = traces.of(
+        ("encoding", switches.batch),
+        lambda: traced_encoding_bytes(parts.autoencoder, switches.batch, height, width),
+    )
     optimiser = gradients // 4 * switches.moment_bytes
     return StagePlan(name, weights, gradients, optimiser, averages, max(activations, encoding, gradients))
 
 
-def ways_to_fit(config: Config, parts: Parts, name: str, room_bytes: int | None) -> list[Step]:
+def checkpoint_bytes(trained: int, optim: OptimOptions) -> int:
+    """What a checkpoint of so many trained parameters takes on disk: weights, moments, averages."""
+    return trained * (4 + _moment_bytes(optim) + 4 * _averages(optim))
+
+
+def ways_to_fit(config: Config, parts: Parts, name: str, room_bytes: int | None, ranks: int = 1) -> list[Step]:
     """The stage as it is, then with one more of what makes it smaller at a time, until it fits or nothing is left.
 
-    room_bytes: of the device; None: all of them.
+    room_bytes: of the device; None: all of them. `ranks` share what is sharded.
     """
-    now = Switches.of(config, name)
-    steps = [Step("as configured", plan_stage(config, parts, name, now))]
+    now, traces = Switches.of(config, name, ranks), Traces()
+    steps = [Step("as configured", plan_stage(config, parts, name, now, traces))]
     for options, change in _changes(config, name, now):
         if room_bytes is not None and steps[-1].plan.total + CONTEXT_BYTES <= room_bytes:
             break
         now = replace(now, **change)
-        steps.append(Step(f"+ {options}", plan_stage(config, parts, name, now)))
+        steps.append(Step(f"+ {options}", plan_stage(config, parts, name, now, traces)))
     return steps
 
 
@@ -147,7 +179,7 @@ def _changes(config: Config, name: str, now: Switches) -> Iterator[tuple[str, di
         yield f"train.{name}.ema_on_cpu=true", {"average_on_cpu": True}
     if now.frozen is None and now.autocast is torch.bfloat16:
         yield "trainer.precision=bf16-true", {"frozen": torch.bfloat16}
-    if now.moment_bytes > 2:
+    if now.moment_bytes > 2 and now.ranks == 1:  # 8-bit moments do not know shards
         yield f"train.{name}.optimizer=adamw-8bit", {"moment_bytes": 2}
     if config.lora is not None and now.base_bits is None:
         yield "lora.base_bits=4", {"base_bits": 4}
@@ -173,13 +205,17 @@ def device_bytes() -> int | None:
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
-def start_line(config: Config, parts: Parts, stages: Sequence[str]) -> str | None:
-    """One line on the fullest stage; None for models so small that nothing is to be planned, and for packed ones."""
+def start_line(config: Config, parts: Parts, stages: Sequence[str], ranks: int = 1) -> str | None:
+    """One line on the fullest stage; None for models so small that nothing is to be planned, and for packed ones.
+
+    `ranks` share what is sharded.
+    """
     planned = [name for name in stages if name in ("layout", "refine")]
     size = sum(p.numel() for p in parts.refine_unet.parameters())
     if not planned or size < NOTHING_TO_PLAN or is_packed(parts):
         return None
-    plan = max((plan_stage(config, parts, name) for name in planned), key=lambda plan: plan.total)
+    plans = [plan_stage(config, parts, name, Switches.of(config, name, ranks)) for name in planned]
+    plan = max(plans, key=lambda plan: plan.total)
     room = device_bytes()
     line = (
         f"memory: about {(plan.total + CONTEXT_BYTES * (room is not None)) / GB:.1f} GB in the stage {plan.name}"
@@ -199,10 +235,10 @@ def _largest(config: Config) -> tuple[int, int]:
     return max(((shape.width, shape.height) for shape in shapes), key=lambda sides: sides[0] * sides[1])
 
 
-def _unet_step(config: Config, parts: Parts, unet: Any, switches: Switches) -> int:
+def _step_shape(config: Config, parts: Parts, switches: Switches) -> StepShape:
     factor, (width, height) = spatial_factor(parts.autoencoder), _largest(config)
     own = parts.text_side.own
-    shape = StepShape(
+    return StepShape(
         switches.batch,
         height // factor,
         width // factor,
@@ -214,7 +250,6 @@ def _unet_step(config: Config, parts: Parts, unet: Any, switches: Switches) -> i
         switches.recompute,
         switches.accumulate > 1,
     )
-    return traced_step_bytes(unet, shape)
 
 
 def _trained(config: Config, parts: Parts, name: str) -> dict[int, nn.Parameter]:
@@ -254,19 +289,25 @@ def _averages(optim: OptimOptions) -> int:
     return 1 + len(optim.ema_half_lives) + len(optim.ema_power_widths)
 
 
-def _stored_bytes(module: nn.Module, switches: Switches, trained: Collection[int], is_unet: bool) -> int:
-    """Bytes of a module's weights as the switches store them."""
+def _moment_bytes(optim: OptimOptions) -> int:
+    return 2 if optim.optimizer == "adamw-8bit" else 8
+
+
+def _stored_bytes(
+    module: nn.Module, switches: Switches, trained: Collection[int], is_unet: bool, shares: Mapping[int, int]
+) -> int:
+    """Bytes of a module's weights as the switches store them; `shares`: of how many ranks, by a parameter's id."""
     linear = {id(child.weight) for child in module.modules() if isinstance(child, nn.Linear)}
     quantised = switches.base_bits if is_unet else None
     keeps = type(module).__name__ in ("AutoencoderKL", "PatchAutoencoder")
     total = sum(buffer.nbytes for buffer in module.buffers())
     for parameter in module.parameters():
+        stored = parameter.nbytes
         if id(parameter) in trained or parameter.ndim < 2 or keeps:
-            total += parameter.nbytes
+            pass
         elif quantised is not None and id(parameter) in linear:
-            total += parameter.numel() * quantised // 8 + parameter.numel() * 4 // 64  # and a scale every 64 values
+            stored = parameter.numel() * quantised // 8 + parameter.numel() * 4 // 64  # and a scale every 64 values
         elif switches.frozen is not None:
-            total += parameter.numel() * min(parameter.itemsize, switches.frozen.itemsize)
-        else:
-            total += parameter.nbytes
+            stored = parameter.numel() * min(parameter.itemsize, switches.frozen.itemsize)
+        total += stored // shares.get(id(parameter), 1)
     return total

@@ -163,6 +163,11 @@ def is_sharded_run(config: Config) -> bool:
     return config.trainer.strategy == "fsdp" and max(1, devices(config)) * config.trainer.nodes > 1
 
 
+def sharing_ranks(config: Config) -> int:
+    """How many processes share what is sharded; 1: each holds all."""
+    return max(1, devices(config)) * config.trainer.nodes if is_sharded_run(config) else 1
+
+
 def check_sharding(config: Config) -> None:
     """Raises UserError for what does not go together with sharded weights."""
     if not is_sharded_run(config):

@@ -11,18 +11,14 @@ import pytest
 import torch
 
 from vlad.config import Config, load_config
-from vlad.data.stream import open_sets
 from vlad.data.synthetic import SyntheticOptions, render_sign
 from vlad.data.writing import write_manifest, write_shards
 from vlad.doctor import checks
 from vlad.doctor.checks import Examined, examine
 from vlad.doctor.findings import Finding, exit_code, table
-from vlad.doctor.memory import checkpoint_bytes, estimate_memory
 from vlad.doctor.ranks import all_reduce_rate
 from vlad.errors import run_command_line
-from vlad.launch import training_parts
 from vlad.performance.training import StageFigures
-from vlad.training.optim import OptimOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -112,7 +108,7 @@ def slow_steps(patch: pytest.MonkeyPatch) -> None:
     ("check", "overrides", "prepare", "level", "said"),
     [
         (checks.disk, [], small_disk, "fail", "Make room"),
-        (checks.memory, [], small_memory, "fail", "Lower data.batch_size"),
+        (checks.memory, [], small_memory, "fail", "tools/plan.py"),
         (checks.switches, ["trainer.compile=blocks"], no_compiler, "fail", "trainer.compile=none"),
         (checks.shards, ["data.batch_size=17"], None, "fail", "Lower data.batch_size to 16"),
         (checks.shards, ["data.workers=4"], None, "warn", "make at least 4 shards"),
@@ -143,19 +139,32 @@ def test_trained_weights_in_half_precision_are_named(world: Path) -> None:
     assert "unet.conv_in.weight" in finding.found
 
 
-def test_the_estimate_counts_what_the_stage_holds(world: Path) -> None:
-    config = config_of(world, "train.refine.ema_half_lives=[10]")
-    sets = open_sets(config.data.sets)
-    parts, config = training_parts(config)
-    estimate = estimate_memory(config, parts, "refine", sets, 1)
+def test_memory_is_that_of_the_plan_of_the_fullest_stage(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examined = Examined(config_of(world, "train.refine.ema_half_lives=[10]"))
+    assert examined.stages == ["autoencoder", "layout", "refine"]
+    parts, _ = examined.built
     unet = sum(parameter.numel() for parameter in parts.refine_unet.parameters())
-    assert estimate.trained == unet
-    assert estimate.training == unet * (4 + 8 + 2 * 4)  # gradient, moments, two averages
-    stored = [*parts.refine_unet.parameters(), *parts.text_side.parameters(), *parts.autoencoder.parameters()]
-    assert estimate.weights == 4 * sum(p.numel() for p in [*stored, *parts.alignment.parameters()])
-    doubled = estimate_memory(config_of(world, "data.batch_size=8"), parts, "refine", sets, 1)
-    assert doubled.activations == pytest.approx(2 * estimate.activations, rel=0.01)
-    assert checkpoint_bytes(10, OptimOptions(optimizer="adamw-8bit")) == 10 * (4 + 2 + 4)
+    assert sum(kind.count for kind in examined.trained["refine"].values()) == unet
+    plan = examined.memory["refine"]
+    assert (plan.gradients, plan.optimiser, plan.averages) == (4 * unet, 8 * unet, 2 * 4 * unet)
+    fullest = max(examined.memory.values(), key=lambda plan: plan.total)
+    monkeypatch.setattr(checks, "available_memory", lambda _: fullest.total)  # all of it: too near to the edge
+    assert checks.memory(examined).level == "warn"
+    monkeypatch.setattr(checks, "available_memory", lambda _: 2 * fullest.total)
+    assert checks.memory(examined).level == "ok"
+    # Two processes on a CPU take its memory twice; what they share they take once.
+    examined.processes = 2
+    assert checks.memory(examined).level == "warn"
+    shared = Examined(config_of(world, "trainer.devices=2", "trainer.strategy=fsdp", "lora=null"))
+    assert shared.memory["refine"].gradients == 2 * unet
+
+
+def test_a_packed_base_is_not_planned(world: Path) -> None:
+    examined = Examined(config_of(world))
+    packed = torch.nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
+    examined.built[0].refine_unet.conv_in.weight = packed
+    finding = checks.memory(examined)
+    assert finding.level == "warn" and "tools/plan.py" in finding.remedy
 
 
 def test_two_ranks_reach_each_other() -> None:

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from vlad.errors import UserError
+from vlad.performance import reading, sampling
+from vlad.performance.text import measure_text
 from vlad.text.lvlm import LVLMOptions
 from vlad.text.tiny_qwen import build_byte_tokenizer, build_tiny_qwen
 
@@ -15,16 +17,14 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 @pytest.mark.filterwarnings("ignore")
 def test_adapters_take_at_most_a_tenth_of_the_memory_of_full_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.syspath_prepend(str(TOOLS))
-    benchmark = importlib.import_module("benchmark")
     torch.manual_seed(0)
     model = build_tiny_qwen(LVLMOptions())
     model.save_pretrained(tmp_path)
     build_byte_tokenizer().save_pretrained(tmp_path)
 
-    frozen, lora, full = (benchmark.measure_text(mode, 8, str(tmp_path), 4) for mode in ("frozen", "lora", "full"))
+    frozen, lora, full = (measure_text(mode, 8, str(tmp_path), 4) for mode in ("frozen", "lora", "full"))
 
     text = sum(parameter.numel() for parameter in model.language_model.parameters())
     assert full.trained_parameters == text
@@ -44,16 +44,17 @@ def test_every_part_of_sampling_is_timed(monkeypatch: pytest.MonkeyPatch, capsys
     compiled: list[str] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compiled.append(type(module).__name__))
     ways = ("channels last", "compiled")
-    figures = benchmark.measure_sample(None, steps=1, batch=1, rounds=1, faster=ways)
+    figures = sampling.measure_sample(sampling.random_pipeline(), steps=1, batch=1, rounds=1, faster=ways)
     assert compiled == ["UNet2DConditionModel"]
     assert all(seconds > 0 for seconds in figures.seconds.values())
-    assert {"stage two", *(f"{benchmark.STAGE_TWO}, {way}" for way in ways)} <= figures.seconds.keys()
+    assert {"stage two", *(f"{sampling.STAGE_TWO}, {way}" for way in ways)} <= figures.seconds.keys()
     assert figures.ratio == pytest.approx(
-        figures.seconds[benchmark.STAGE_TWO] / figures.seconds[benchmark.STABLE_DIFFUSION]
+        figures.seconds[sampling.STAGE_TWO] / figures.seconds[sampling.STABLE_DIFFUSION]
     )
     assert figures.peak > 0
-    monkeypatch.setattr(benchmark, "measure_sample", lambda *_, **__: figures)
-    benchmark.sample(None, 1, 1)
+    monkeypatch.setattr(sampling, "measure_sample", lambda *_, **__: figures)
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "sample", "--steps", "1", "--batch-size", "1"])
+    benchmark.main()
     said = capsys.readouterr().out
     assert all(part in said for part in figures.seconds)
 
@@ -84,16 +85,16 @@ def test_solvers_are_compared_by_the_words_that_are_read(
     build_pipeline(config, parts).save_pretrained(tmp_path / "pipeline")
     monkeypatch.syspath_prepend(str(TOOLS))
     benchmark = importlib.import_module("benchmark")
-    monkeypatch.setattr(benchmark, "SOLVER_STEPS", (1, 2))
+    monkeypatch.setattr(reading, "SOLVER_STEPS", (1, 2))
+    monkeypatch.setattr(benchmark, "LEAST", 2)
     some = {name: SOLVERS[name] for name in ("flow-euler", "ddim", "unipc")}  # the first is for flows
-    monkeypatch.setattr("vlad.diffusion.samplers.SOLVERS", some)
+    monkeypatch.setattr(reading, "SOLVERS", some)
     # An engine that reads the first of two words in every picture, and finds no other word.
     first = held_out_signs(config.data.synthetic, 2)[0].layout.lines
     seen = []
-    monkeypatch.setattr(
-        "vlad.evaluation.ocr.read_many", lambda _, pictures: [seen.append(p.shape) or first for p in pictures]
-    )
-    benchmark.solvers(str(tmp_path), 2, "rapidocr")
+    monkeypatch.setattr(reading, "read_many", lambda _, pictures: [seen.append(p.shape) or first for p in pictures])
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "solvers", "--run", str(tmp_path), "--count", "2"])
+    benchmark.main()
     said = capsys.readouterr().out.splitlines()
     assert seen == [(32, 32, 3)] * 8
     assert [line.split()[0] for line in said[2:]] == ["ddim", "unipc"]
@@ -101,3 +102,49 @@ def test_solvers_are_compared_by_the_words_that_are_read(
     monkeypatch.setattr("sys.argv", ["benchmark.py", "solvers"])
     with pytest.raises(UserError, match="--run runs/tiny"):
         benchmark.main()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (["render", "--count", "99"], "--count must be at least 100"),
+        (["data", "configs/tiny.yaml"], "data takes no configs/tiny.yaml; .*benchmark.py data --help"),
+        (["text", "--engine", "rapidocr"], "text takes no --engine"),
+        (["sample", "--steps", "0"], "--steps and --batch-size must be at least 1"),
+        (["train", "lora=null"], "train wants a config"),
+        (["train", "configs/tiny.yaml", "--warmup", "0"], "--steps and --warmup must be at least 1"),
+        (["train", "configs/tiny.yaml", "--count", "100"], "train takes no --count"),
+    ],
+)
+def test_a_verb_takes_its_own_options_and_no_others(
+    call: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    benchmark = importlib.import_module("benchmark")
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *call])
+    with pytest.raises(UserError, match=said):
+        benchmark.main()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ["configs/tiny.yaml", "data.workers=1", "--stage", "layout", "--switches", "plain", "batch"],
+        ["--stage", "layout", "configs/tiny.yaml", "data.workers=1", "--switches", "plain", "batch"],
+        ["configs/tiny.yaml", "--stage", "layout", "data.workers=1", "--switches", "plain", "batch"],
+    ],
+)
+def test_train_takes_config_and_overrides_between_its_options(
+    call: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vlad.performance import comparison
+
+    monkeypatch.syspath_prepend(str(TOOLS))
+    benchmark = importlib.import_module("benchmark")
+    asked: list[tuple] = []
+    monkeypatch.setattr(comparison, "compare", lambda *given: asked.append(given[:5]))
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "train", *call])
+    benchmark.main()
+    wanted = comparison.Call("configs/tiny.yaml", ("data.workers=1",), "layout")
+    assert asked == [(wanted, ["plain", "batch"], 20, 5, None)]
+    assert "stage layout, 20 steps after 5" in capsys.readouterr().out

@@ -26,8 +26,8 @@ def small_unet() -> UNet2DConditionModel:
         out_channels=4,
         block_out_channels=(32, 64),
         layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
         cross_attention_dim=16,
         attention_head_dim=4,
         norm_num_groups=8,
@@ -60,11 +60,36 @@ def test_bytes_are_counted_while_they_live() -> None:
         b = a.double()  # 8000 beside
         a.mul_(2).view(10, 100)  # in place, and a view: nothing new
         assert live.now == 12_000
-        del a
+        seen = [x[:500], x.view(10, 100).t(), x.detach()]  # nor is a view of what was there before
+        assert live.now == 12_000
+        del a, seen
         c = b[:10].clone()
         assert (live.now, live.peak) == (8080, 12_000)
         del b, c
     assert (live.now, live.peak) == (0, 12_000)
+
+
+class Ring:
+    """Holds itself, and something large: only a sweep frees it."""
+
+    def __init__(self, held: torch.Tensor) -> None:
+        self.held, self.ring = held, self
+
+
+@pytest.mark.parametrize(("sweeps", "peak"), [(False, 12_000_000), (True, 8_000_000)])
+def test_what_only_a_circle_holds_is_swept_before_a_peak_counts(sweeps: bool, peak: int) -> None:
+    x = torch.zeros(1_000_000)
+    gc.collect()
+    gc.disable()
+    try:
+        with LiveBytes(sweeps) as live:
+            rings = [Ring(x + 1), Ring(x + 1)]
+            del rings[0]
+            rings.append(Ring(x + 1))
+        assert live.peak == peak
+        assert gc.get_freeze_count() == 0
+    finally:
+        gc.enable()
 
 
 def test_what_a_forward_pass_keeps_is_counted() -> None:
@@ -90,7 +115,7 @@ def test_a_trace_of_shapes_counts_what_real_tensors_take(recompute: bool) -> Non
     )
     x, z = torch.randn(2, BATCH, 4, CELLS, CELLS)
     gc.collect()
-    with LiveBytes() as live:
+    with LiveBytes(sweeps=recompute) as live:
         loss = denoise(unet, x, torch.zeros(BATCH, dtype=torch.long), t, z).float().square().mean()
         loss.backward()
     traced = traced_step_bytes(unet, shape(recompute=recompute))

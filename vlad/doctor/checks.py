@@ -11,25 +11,26 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 import torch
 from packaging.version import Version
+from torch import nn
 from torch.utils.data import DataLoader
 
 from vlad.config import Config
 from vlad.data.stream import ShardBatches, ShardSets, open_sets
 from vlad.diffusion.attention import prove_xformers, set_attention
 from vlad.doctor.findings import Finding
-from vlad.doctor.memory import MemoryEstimate, checkpoint_bytes, estimate_memory, half_trained
 from vlad.doctor.ranks import all_reduce_rate
 from vlad.errors import UserError
-from vlad.launch import run_device, stage_names, training_parts
+from vlad.launch import build_stage, run_device, stage_names, training_parts
+from vlad.memory_plan import CONTEXT_BYTES, StagePlan, Switches, checkpoint_bytes, is_packed, plan_stage
 from vlad.performance.training import StageFigures, measure_stage
-from vlad.stage_trainer import check_sharding, devices, stage_precision
+from vlad.stage_trainer import check_sharding, devices, sharing_ranks, stage_precision
 from vlad.training.optim import OptimOptions, check_optimizer
 from vlad.training.precision import computed_in
 from vlad.training.ranks import check_launch
@@ -47,6 +48,14 @@ BAD = {
 TIMED_STEPS, WARMUP_STEPS, TIMED_BATCHES = 3, 2, 20
 LOADER_MARGIN = 1.2  # the loader shall be so much faster than the steps
 MEMORY_SHARE = 0.9  # of the device's; the rest is the allocator's and the libraries'
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How many values a trained parameter has, and how they are stored."""
+
+    count: int
+    dtype: torch.dtype
 
 
 class Examined:
@@ -71,9 +80,26 @@ class Examined:
         return stage_names(self.built[1], self.built[0])
 
     @cached_property
-    def memory(self) -> dict[str, MemoryEstimate]:
+    def trained(self) -> dict[str, dict[str, Trained]]:
+        """What each stage trains, by the names of the parameters."""
         parts, config = self.built
-        return {name: estimate_memory(config, parts, name, self.sets, self.ranks) for name in self.stages}
+        found = {}
+        for name in self.stages:
+            stage, _ = build_stage(config, parts, name, self.sets, "")
+            named = stage.named_parameters()
+            found[name] = {key: Trained(p.numel(), p.dtype) for key, p in named if p.requires_grad}
+        return found
+
+    @cached_property
+    def memory(self) -> dict[str, StagePlan]:
+        """The plans of the stages that train a UNet."""
+        parts, config = self.built
+        ranks, plans = sharing_ranks(config), {}
+        for name in self.stages:
+            if name in ("layout", "refine"):
+                switches = Switches.of(config, name, ranks, stage_precision(config, name)[0])
+                plans[name] = plan_stage(config, parts, name, switches)
+        return plans
 
     @cached_property
     def speed(self) -> StageFigures:
@@ -268,30 +294,37 @@ def attention(examined: Examined) -> Finding:
 
 def trained_in(examined: Examined) -> Finding:
     """Whether anything that is trained is stored in half precision."""
-    parts, config = examined.built
-    for stage in examined.stages:
-        if names := half_trained(config, parts, stage, examined.sets):
+    for stage, trained in examined.trained.items():
+        halves = [name for name, kind in trained.items() if kind.dtype in (torch.bfloat16, torch.float16)]
+        if halves:
             remedy = "Small steps are lost in it: load these weights in float32."
-            found = f"stage {stage} trains {len(names)} parameters stored in half precision, the first is {names[0]}"
+            found = f"stage {stage} trains {len(halves)} parameters stored in half precision, the first is {halves[0]}"
             return Finding("trained in", "fail", found, remedy)
     return Finding("trained in", "ok", "float32, all that is trained")
 
 
 def memory(examined: Examined) -> Finding:
-    """The estimate of the stage that takes most, against what the device has."""
-    name, estimate = max(examined.memory.items(), key=lambda entry: entry[1].total)
-    room, share = available_memory(examined.device), examined.processes if examined.device.type == "cpu" else 1
-    parts = (
-        f"weights {_gb(estimate.weights)}, gradients, moments and averages {_gb(estimate.training)},"
-        f" activations of {examined.config.data.batch_size} pictures {_gb(estimate.activations)}"
+    """The plan of the stage that takes most, against what the device has."""
+    parts, config = examined.built
+    if is_packed(parts):
+        remedy = "Plan without lora.base_bits: python tools/plan.py says what packing the base brings."
+        return Finding("memory", "warn", "not planned: the base is packed in few bits", remedy)
+    if not examined.memory:
+        return Finding("memory", "ok", f"no UNet is trained in {', '.join(examined.stages)}: nothing is planned")
+    name, plan = max(examined.memory.items(), key=lambda entry: entry[1].total)
+    on_gpu = examined.device.type == "cuda"
+    room = available_memory(examined.device)
+    # Processes on a CPU share its memory; each on a GPU has one for itself, and needs some for that.
+    needed = plan.total + CONTEXT_BYTES if on_gpu else plan.total * examined.processes
+    held = (
+        f"weights {_gb(plan.weights)}, gradients, moments and averages"
+        f" {_gb(plan.gradients + plan.optimiser + plan.averages)}, activations of {config.data.batch_size} pictures"
+        f" {_gb(plan.activations)}"
     )
-    found = f"about {_gb(estimate.total * share)} of {_gb(room)} in stage {name}: {parts}"
-    if estimate.total * share > MEMORY_SHARE * room:
-        remedy = (
-            "Lower data.batch_size, or set trainer.activation_checkpointing=all, ema_on_cpu, optimizer=adamw-8bit or"
-            " trainer.precision=bf16-true."
-        )
-        return Finding("memory", "fail" if estimate.total * share > room else "warn", found, remedy)
+    found = f"about {_gb(needed)} of {_gb(room)} in stage {name}: {held}"
+    if needed > MEMORY_SHARE * room:
+        remedy = "python tools/plan.py with the same config says what would make it fit, data.batch_size=1 first."
+        return Finding("memory", "fail" if needed > room else "warn", found, remedy)
     return Finding("memory", "ok", found)
 
 
@@ -309,12 +342,13 @@ def disk(examined: Examined) -> Finding:
     most, published = 0, 0
     for name in examined.stages:
         optim: OptimOptions = getattr(config.train, name)
-        each = checkpoint_bytes(examined.memory[name].trained, optim)
+        each = checkpoint_bytes(sum(kind.count for kind in examined.trained[name].values()), optim)
         kept = trainer.keep_checkpoints + 1  # the next is written before the oldest goes
         kept += optim.steps // trainer.keep_every_steps if trainer.keep_every_steps else 0
         most = max(most, each * kept)
         published += each // 4
-    published += sum(p.nbytes for m in vars(parts).values() if m is not None for p in m.parameters())
+    modules = [part for part in vars(parts).values() if isinstance(part, nn.Module)]
+    published += sum(parameter.nbytes for module in modules for parameter in module.parameters())
     folder = config.directory
     while not folder.exists():
         folder = folder.parent

@@ -1,1 +1,1 @@
-"""How fast a config trains on this machine, and what each switch brings."""
+"""How fast parts of the program are on this machine, what they hold, and what each switch of training brings."""

@@ -45,6 +45,12 @@ def shard(stage: nn.Module, mesh: DeviceMesh) -> None:
             module.set_force_sum_reduction_for_comms(True)  # gloo has no average
 
 
+def sharded_parameters(unet: nn.Module, text_side: Any) -> set[int]:
+    """The ids of the parameters that `shard` shares out of a stage with this UNet and text side."""
+    layers = [layer for _, of_tower in _towers(text_side.lvlm) for layer in of_tower]
+    return {id(parameter) for module in (unet, *layers) for parameter in module.parameters()}
+
+
 def _towers(lvlm: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Module]]]:
     """The modules that own a list of the LVLM's repeated layers, with these."""
     names = {name for module in lvlm.modules() for name in getattr(module, "_no_split_modules", None) or ()}

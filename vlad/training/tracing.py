@@ -28,38 +28,60 @@ from vlad.records import Conditioning, OwnStates
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make inside the block: `now`, and `peak`."""
+    """Counts the bytes of all storages that operations make inside the block: `now`, and `peak`.
 
-    def __init__(self) -> None:
+    `sweeps`: before a new peak counts, what nothing but a circle of references holds is freed. Frames of a
+    recomputation hold each other, and what they have made, until then.
+    """
+
+    def __init__(self, sweeps: bool = False) -> None:
         super().__init__()
         self.now = self.peak = 0
+        self._sweeps = sweeps
         self._swept = 1_000_000  # bytes at the last sweep
         self._known: set[int] = set()
 
+    def __enter__(self) -> LiveBytes:
+        if self._sweeps:
+            gc.freeze()  # a sweep looks at what was made since: without this each goes over all of torch, 0.2 s long
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        if self._sweeps:
+            gc.unfreeze()
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._add(leaf.untyped_storage())
+        new = [storage for storage in _storages(result) if storage._cdata not in self._known]
+        if new:
+            # A view of what was there before the block, a weight for one, makes nothing.
+            given = {storage._cdata for storage in _storages((args, kwargs))}
+            for storage in new:
+                if storage._cdata not in given:
+                    self._add(storage)
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
+        key, size = storage._cdata, storage.nbytes()
         if key in self._known:
             return
-        size = storage.nbytes()
         self._known.add(key)
         self.now += size
         weakref.finalize(storage, self._freed, key, size)
         if self.now > self.peak:
-            if self.now > 1.03 * self._swept:
-                gc.collect()  # frames of a recomputation hold each other, and what they have made, until they are swept
+            if self._sweeps and self.now > 1.03 * self._swept:
+                gc.collect()
                 self._swept = self.now
             self.peak = max(self.peak, self.now)
 
     def _freed(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 @dataclass(frozen=True)
@@ -88,7 +110,7 @@ def traced_step_bytes(unet: Any, shape: StepShape) -> int:
     with FakeTensorMode(allow_non_fake_inputs=True):
         shell = _shell(unet, shape)
         inputs = _inputs(shell, shape)
-        live = LiveBytes()
+        live = LiveBytes(sweeps=shape.recompute)
         cast = nullcontext() if shape.autocast is None else torch.autocast("cpu", dtype=shape.autocast)
         with live:
             if shape.has_gradients:
