@@ -90,12 +90,12 @@ def test_a_wrong_call_gives_2_and_one_sentence(shards, tmp_path):
 def test_ctrl_c_prints_what_was_read(shards):
     code = (
         "import os, runpy, signal, sys\n"
-        "from vlad.data import validation\n"
-        "real = validation.KeyBook.add\n"
+        "from vlad.data.validation import keys\n"
+        "real = keys.KeyBook.add\n"
         "def add(self, key, shard):\n"
         "    real(self, key, shard)\n"
         "    if key == '00000017': os.kill(os.getpid(), signal.SIGINT)\n"
-        "validation.KeyBook.add = add\n"
+        "keys.KeyBook.add = add\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
