@@ -203,6 +203,9 @@ def test_sets_are_mixed_by_their_weights(write: Callable[..., Path]) -> None:
         ("autoencoder.latent_channels=0", "latent_channels"),
         ("autoencoder.patch_pixels=-8", "patch_pixels"),
         ("autoencoder.decoder_width=12", "decoder_width"),
+        ("trainer.sample_every_steps=-5", "sample_every_steps must be 0"),
+        ("name=../elsewhere", "not the name of one folder"),
+        ("name=''", "not the name of one folder"),
     ],
 )
 def test_numbers_that_no_run_can_have_are_refused(write: Callable[..., Path], override: str, said: str) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vlad.evaluation.evaluator import Evaluation
 
 PROTOCOL_NAMES = ("mario", "anytext", "cvtg", "longtext", "glyphcontrol", "textatlas", "all")
+MOST_WORDS = 10_000
 
 
 def evaluate_run(run: Path, count: int = 200, engine: str = "rapidocr") -> dict[str, Any]:
@@ -191,6 +192,8 @@ def main() -> int:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
+    if arguments.count > MOST_WORDS:
+        raise UserError(f"--count must be at most {MOST_WORDS}: all are drawn before the first is read.")
     if arguments.prompts is not None:
         arguments.protocol = arguments.protocol or "all"
         found, out = evaluate_benchmark(arguments.target, arguments)

@@ -133,7 +133,7 @@ def _new_text_side(config: Config) -> tuple[TextSide, AlignmentHeads]:
     if config.text_base is None:
         composition = _new_composition(config, lvlm.width)
     else:
-        with _read_whole(text_folder):
+        with read_whole(text_folder):
             composition = CompositionModule.from_pretrained(text_folder / COMPOSITION)
     text_side = TextSide(lvlm, composition)
     base_id = config.text_base or config.lvlm.path
@@ -141,7 +141,7 @@ def _new_text_side(config: Config) -> tuple[TextSide, AlignmentHeads]:
         _adapt_text_side(text_side, config, base_id, config.lvlm.revision)
     alignment = _alignment_heads(config, text_side)
     if config.text_base is not None:
-        with _read_whole(text_folder):
+        with read_whole(text_folder):
             fitted = load_file(text_folder / ALIGNMENT)
         alignment.load_fitting(fitted)
     return text_side, alignment
@@ -308,6 +308,16 @@ def _modules_read(lvlm: LVLMEncoder, with_pictures: bool) -> set[str]:
     return {name.removeprefix("model.").rpartition(".")[0] for name in read if name.startswith("model.")}
 
 
+def read_pipeline(folder: Path, said: str, dtype: torch.dtype = torch.float32) -> VLADPipeline:
+    """A pipeline's folder, all of whose weights fit their configs; `said`: what a message begins with.
+
+    Raises UserError for one that is damaged or not whole.
+    """
+    refuse_misfits(folder, said)
+    with read_whole(folder):
+        return VLADPipeline.from_pretrained(folder, dtype=dtype)
+
+
 def parts_of_base(config: Config) -> tuple[Parts, Config]:
     """The parts of a finished run, and the config with what they bring along: noise schedules, sampling defaults.
 
@@ -315,9 +325,7 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     """
     assert config.base is not None
     folder = own_pipeline_folder(Path(config.base))
-    refuse_misfits(folder, "base")
-    with _read_whole(folder):
-        base = VLADPipeline.from_pretrained(folder)
+    base = read_pipeline(folder, "base")
     stored = folder / ALIGNMENT
     if config.makes_adapter and config.losses.align_weight and not stored.is_file():
         # Heads that nobody has trained, and that stay as they are, would lead the adapters nowhere.
@@ -337,7 +345,7 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     text_side.lvlm.head = load_head(config.lvlm, text_side.lvlm.model) if config.losses.captioning_weight else None
     alignment = _alignment_heads(config, text_side)
     if stored.is_file():
-        with _read_whole(folder):
+        with read_whole(folder):
             fitted = load_file(stored)
         alignment.load_fitting(fitted)
     parts = Parts(base.autoencoder, text_side, alignment, base.layout_unet, base.refine_unet, base.config.edits)
@@ -377,14 +385,14 @@ def _adapt_unets(parts: Parts, lora: LoraOptions, base_id: str, revision: str | 
 
 
 @contextmanager
-def _read_whole(folder: Path) -> Iterator[None]:
+def read_whole(folder: Path) -> Iterator[None]:
     """What the libraries raise for a damaged file of a folder, or one with code in it (which is not run), as one
     sentence."""
     try:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, RuntimeError, AttributeError, SafetensorError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{folder} cannot be read ({reason}); copy it here again, or train it anew.") from error
 

@@ -200,6 +200,8 @@ class TrainerOptions:
             raise UserError(
                 "trainer: nodes, checkpoint_every_steps, keep_checkpoints and log_every_steps must be at least 1."
             )
+        if self.sample_every_steps < 0:
+            raise UserError(f"trainer.sample_every_steps must be 0 (never) or more, not {self.sample_every_steps}.")
         if self.keep_every_steps % self.checkpoint_every_steps or self.keep_every_steps < 0:
             raise UserError(
                 "trainer.keep_every_steps must be a multiple of checkpoint_every_steps"
@@ -243,6 +245,12 @@ class Config:
     # For small sets: pictures held out, and pictures of the base's own mixed in.
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     prior: PriorOptions = field(default_factory=PriorOptions)
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name in (".", "..") or "/" in self.name or "\\" in self.name:
+            raise UserError(
+                f"name: {self.name!r} is not the name of one folder; runs={self.runs} says where it stands."
+            )
 
     @property
     def directory(self) -> Path:

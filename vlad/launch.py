@@ -126,10 +126,6 @@ def _run(config: Config, sets: OwnSets, directory: Path) -> RunResult:
     torch.use_deterministic_algorithms(True, warn_only=True)
     parts, config = training_parts(config)
     refuse_without_text(config, sets.own)
-    # Only now: a call that could not work must not claim the directory for its config.
-    if distributed.is_main_process() and not (directory / "config.yaml").is_file():
-        save_config(described, directory / "config.yaml")
-    sets = with_prior(config, sets)
     stages = stage_names(config, parts)
     memory = start_line(config, parts, stages, sharing_ranks(config)) if distributed.is_main_process() else None
     device = run_device(config)
@@ -137,6 +133,10 @@ def _run(config: Config, sets: OwnSets, directory: Path) -> RunResult:
     for stage in stages:
         check_optimizer(getattr(config.train, stage), device)
     line = set_switches(config, parts, device, computed_in(precisions[-1]))
+    # Only now: a call that could not work must not claim the directory for its config.
+    if distributed.is_main_process() and not (directory / "config.yaml").is_file():
+        save_config(described, directory / "config.yaml")
+    sets = with_prior(config, sets)
     if distributed.is_main_process():
         print(f"{config.name}: {sets.own.samples} samples in {sets.own.shards} shards; {line}", file=sys.stderr)
         if memory is not None:

@@ -49,7 +49,9 @@ def test_a_box_stands_for_its_polygon():
         ('{"lines": [{"text": "A", "polygon": [[0, 0], [NaN, 0], [1, 1], [0, 1]]}]}', "four finite points"),
         (json.dumps({"lines": [{"text": "A", "polygon": [[0, 0], [1, 0], [1, 1]]}]}), "at least four"),
         (json.dumps({"lines": [HOUSE | {"box": [0.5, 0.5, 0.5, 0.9]}]}), "covers no area"),
+        (json.dumps({"lines": [HOUSE | {"box": [0.9, 0.2, 0.3, 0.4]}]}), "covers no area"),
         (json.dumps({"lines": [HOUSE | {"box": [10, 20, 300, 60]}]}), "outside the picture"),
+        (json.dumps({"lines": [HOUSE | {"valid": "no"}]}), "line 1: valid must be true or false"),
     ],
 )
 def test_mistakes_are_named(tmp_path, content, said):

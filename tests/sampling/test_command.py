@@ -147,6 +147,8 @@ def test_layouts_alone_can_be_edited_and_drawn(pipeline_folder: Path, tmp_path: 
     file.write_text(json.dumps(layout), encoding="utf-8")
     assert call(pipeline_folder, "--prompt", BLUE, "--layout-only", "--out", out) == 0
     assert json.loads(file.read_text(encoding="utf-8")) == layout, "what somebody has edited was lost"
+    with pytest.raises(UserError, match="is another layout; add --overwrite"):
+        call(pipeline_folder, "--prompt", BLUE, "--layout-only", "--line", "HOUSE@0.1,0.5,0.9,0.8", "--out", out)
     assert call(pipeline_folder, "--prompt", BLUE, "--layout", file, "--out", tmp_path / "drawn") == 0
     recipe = read_recipe(tmp_path / "drawn" / f"{BLUE_NAME}-s0.png")
     assert recipe.layout.lines[0].polygon[2] == (0.9, 0.3)

@@ -63,9 +63,16 @@ def _line_from_json(entry: Any, number: int) -> TextLine:
         language=_optional_string(entry, "language", number),
         font=_optional_string(entry, "font", number),
         colour=_optional_string(entry, "colour", number),
-        valid=bool(entry.get("valid", True)),
+        valid=_valid(entry, number),
         confidence=_optional_number(entry, "confidence", number),
     )
+
+
+def _valid(entry: dict[str, Any], number: int) -> bool:
+    value = entry.get("valid", True)
+    if not isinstance(value, bool):
+        raise ValueError(f"line {number}: valid must be true or false")
+    return value
 
 
 def _optional_string(entry: dict[str, Any], name: str, number: int) -> str | None:
@@ -88,12 +95,18 @@ def _polygon_from_json(entry: dict[str, Any], number: int) -> Polygon:
         if "box" in entry:
             left, top, right, bottom = (float(value) for value in entry["box"])
             polygon = box_polygon(left, top, right, bottom)
+            rises = left < right and top < bottom
         else:
             polygon = tuple((float(x), float(y)) for x, y in entry["polygon"])
+            rises = True
     except KeyError:
         raise ValueError(f'line {number} has neither "polygon" nor "box"') from None
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"line {number}: a polygon is a list of [x, y], a box is [left, top, right, bottom]") from None
+    if not rises:
+        raise ValueError(
+            f"line {number} covers no area: a box is [left, top, right, bottom], left under right, top under bottom"
+        )
     if len(polygon) < 4 or not all(map(math.isfinite, itertools.chain(*polygon))):
         raise ValueError(f"line {number}: a polygon has at least four finite points")
     return polygon

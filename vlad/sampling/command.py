@@ -36,7 +36,7 @@ def sample(arguments: argparse.Namespace) -> int:
     asked = _edit(arguments, repeated)
     requests = _requests(arguments, repeated, asked)
     layout = _layout(arguments, repeated) if asked is None else asked.layout
-    seeds = parse_seeds(arguments.seed) if arguments.seed else (repeated.seed if repeated else 0,)
+    seeds = parse_seeds(arguments.seed) if arguments.seed is not None else (repeated.seed if repeated else 0,)
     run = arguments.run or (repeated.run if repeated else None)
     if run is None:
         raise UserError("Name the run or pipeline that draws: sample.py RUN --prompt ...")

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from vlad.errors import UserError, writable_directory
 from vlad.evaluation.report import GridRow, draw_layout, overlay, picture_of_map, sample_grid
-from vlad.layout.files import layout_from_json, write_layout
+from vlad.layout.files import layout_from_json, layout_to_json, write_layout
 from vlad.layout.masks import Edit
 from vlad.pipeline import DrawSettings, Reader, VLADPipeline
 from vlad.records import Layout
@@ -177,7 +177,13 @@ def _write_layout_files(
 def _is_there(drawer: Drawer, job: Job, out: Path, layout_only: bool) -> bool:
     """Whether the job was drawn before. Raises UserError when its name belongs to another picture."""
     if layout_only:
-        return (out / "layouts" / f"{job.name}.json").is_file()  # somebody may have edited it
+        path = out / "layouts" / f"{job.name}.json"
+        if not path.is_file():
+            return False
+        # One that was predicted somebody may have edited; one that is given must be the one that is there.
+        if job.layout is not None and not _holds(path, job.layout):
+            raise UserError(f"{path} is another layout; add --overwrite to replace it, or name another --out.")
+        return True
     path = out / f"{job.name}.png"
     if not path.is_file():
         return False
@@ -190,6 +196,14 @@ def _is_there(drawer: Drawer, job: Job, out: Path, layout_only: bool) -> bool:
             " another directory with --out."
         )
     return True
+
+
+def _holds(path: Path, layout: Layout) -> bool:
+    """Whether a layout file, which a person may have broken, is this layout's."""
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")) == layout_to_json(layout))
+    except ValueError:
+        return False
 
 
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from vlad.adapters import set_adapters
-from vlad.building import own_pipeline_folder
+from vlad.building import own_pipeline_folder, read_pipeline
 from vlad.errors import UserError, did_you_mean
 from vlad.pipeline import VLADPipeline
 from vlad.sampling.running import pipeline_of_running
@@ -96,7 +96,7 @@ def _pipeline_of(run: Path | str, dtype: torch.dtype) -> VLADPipeline:
     has_pipeline = any((folder / "model_index.json").is_file() for folder in (path, path / "pipeline"))
     if not has_pipeline and (path / "config.yaml").is_file():
         return pipeline_of_running(path).to(dtype)
-    return VLADPipeline.from_pretrained(own_pipeline_folder(path), dtype=dtype)
+    return read_pipeline(own_pipeline_folder(path), str(run), dtype)
 
 
 def model_fingerprint(pipeline: VLADPipeline) -> str:

@@ -25,6 +25,8 @@ def pipeline_of_running(run: Path) -> VLADPipeline:
     Raises UserError where the refine stage has no checkpoint yet, and for a LoRA run, which makes an adapter.
     """
     config = load_config(run / "config.yaml")
+    if config.lora is not None and config.base is not None and (run / "adapter").is_dir():
+        raise UserError(f"{run} is an adapter; draw with its base and it: {config.base} --adapter {run}.")
     if config.lora is not None and config.base is not None:
         raise UserError(f"{run} trains an adapter and is not finished; draw with its base, {config.base}, until it is.")
     if config.align_stage == "only":

@@ -1,0 +1,40 @@
+"""A pipeline on disk that is not whole, and runs that are none: each is one sentence."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vlad.errors import UserError
+from vlad.sampling.loading import load_pipeline
+
+
+@pytest.mark.parametrize(
+    ("damaged", "content"),
+    [
+        ("refine_unet/diffusion_pytorch_model.safetensors", b"cut"),
+        ("autoencoder/diffusion_pytorch_model.safetensors", None),
+        ("lvlm/model.safetensors", b"garbage" * 9),
+        ("tokenizer/tokenizer.json", b"{"),
+        ("refine_scheduler/scheduler_config.json", None),
+    ],
+)
+def test_a_damaged_pipeline_is_one_sentence(
+    pipeline_folder: Path, tmp_path: Path, damaged: str, content: bytes | None
+) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(pipeline_folder, folder)
+    assert (folder / damaged).is_file()
+    if content is None:
+        (folder / damaged).unlink()
+    else:
+        (folder / damaged).write_bytes(content)
+    with pytest.raises(UserError, match=str(folder)):
+        load_pipeline(folder)
+
+
+def test_a_lora_run_says_how_it_is_drawn_with(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "config.yaml").write_text("name: mine\nbase: runs/tiny\nlora: {rank: 4}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=f"runs/tiny --adapter {tmp_path}"):
+        load_pipeline(tmp_path)
