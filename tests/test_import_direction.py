@@ -24,6 +24,8 @@ LEVELS = {
     "diffusion": 3,
     "losses": 4,
     "adapters": 4,
+    "pipeline_settings": 4,
+    "pipeline_batches": 4,
     "pipeline": 5,
     "evaluation": 6,
     "training": 6,

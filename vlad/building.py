@@ -32,7 +32,8 @@ from vlad.losses.alignment import AlignmentHeads, AttentionPool, TokenPool
 from vlad.losses.contrastive import AlignmentHead
 from vlad.losses.matching import MatchingHead
 from vlad.losses.regions import RegionHead
-from vlad.pipeline import SampleOptions, VLADPipeline
+from vlad.pipeline import VLADPipeline
+from vlad.pipeline_settings import SampleOptions
 from vlad.text.components import component_of, linear_modules
 from vlad.text.composition import CompositionModule, TextSide
 from vlad.text.loading import check_same_lvlm, load_head, load_lvlm, load_vision

@@ -22,7 +22,7 @@ from vlad.diffusion.noise import NoiseOptions
 from vlad.diffusion.stable_diffusion import StableDiffusionOptions
 from vlad.diffusion.unets import UNetOptions
 from vlad.errors import UserError, did_you_mean, existing_file
-from vlad.pipeline import SampleOptions
+from vlad.pipeline_settings import SampleOptions
 from vlad.text.components import TextTraining, TrainableOptions
 from vlad.text.composition import CompositionOptions
 from vlad.text.lora import LoraOptions

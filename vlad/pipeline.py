@@ -9,7 +9,6 @@ Letters: B pictures, C latent channels, h w cells.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,70 +20,41 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vlad.adapters import set_adapters
 from vlad.diffusion.attention import attend_beside
 from vlad.diffusion.autoencoder import decode, latent_moments, spatial_factor
 from vlad.diffusion.inpainting import inputs_of_edits, pasted
 from vlad.diffusion.noise import NoiseOptions, process_of
-from vlad.diffusion.samplers import OnStep, build_solver, check_scheduler, guided, joined, sample_latents
+from vlad.diffusion.samplers import OnStep, build_solver, check_scheduler, guided, sample_latents
 from vlad.errors import UserError
 from vlad.layout.fonts import missing_glyphs, no_font_reason
 from vlad.layout.glyphmap import draw_glyph_map
-from vlad.layout.masks import Edit, Picture, common_size, edits_of, layout_of_edit
+from vlad.layout.masks import Edit, Picture, edits_of, layout_of_edit
 from vlad.layout.refit import refit_layout
+from vlad.pipeline_batches import (
+    Guidance,
+    Noise,
+    Plan,
+    StepCallback,
+    agrees,
+    as_output,
+    draw_noise,
+    full_batches,
+    guidance_of,
+    onload,
+    stepping,
+)
+from vlad.pipeline_settings import DrawSettings, check_call, check_edits, check_settings
 from vlad.records import Conditioning, Layout, Prompt
 from vlad.text.composition import CompositionModule, TextSide
 from vlad.text.lvlm import LVLMEncoder, LVLMOptions
 from vlad.text.own import OwnText, OwnTextOptions
 from vlad.text.prompt import parse_prompt
 
-TOKEN_ROUNDING = 32  # conditioning tokens are filled up to a multiple of this
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-MOST_PIXELS = 4096  # of a side
 KEPT_READINGS = 64  # prompts whose t is kept where they are read once
-# What callback_on_step_end gets and gives back (diffusers' contract).
-StepCallback = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 # Reads a glyph map (H W, 0..1) as strings.
 Reader = Callable[[np.ndarray], Sequence[str]]
-
-
-@dataclass(frozen=True)
-class SampleOptions:
-    """How pictures are drawn unless the call says otherwise."""
-
-    steps: int = 20
-    # Guidance: s_t and s_z of `diffusion.samplers.guided`; the layout stage has a text scale of its own.
-    text_scale: float = 2.0
-    layout_scale: float = 2.0
-    planning_scale: float = 1.0
-    # Read the layout off the generated glyph map and draw it again before stage two.
-    refit: bool = True
-    # Pictures drawn at once. Always filled up: a picture must not depend on how many others are drawn.
-    batch_size: int = 16
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            raise UserError("sample: steps and batch_size must be at least 1.")
-
-
-@dataclass(frozen=True)
-class DrawSettings:
-    """Everything but prompt, seed and layout that a picture depends on: what a recipe has to keep."""
-
-    steps: int
-    text_scale: float
-    layout_scale: float
-    planning_scale: float
-    refit: bool
-    width: int
-    height: int
-    # Rows that run through the networks at once, filled up where there are fewer: kernels round by shape.
-    batch_size: int
-    # phi of `diffusion.samplers.guided`, both stages.
-    guidance_rescale: float = 0.0
-    negative_prompt: str = ""
 
 
 @dataclass
@@ -270,25 +240,8 @@ class VLADPipeline(DiffusionPipeline):
             config.picture_pixels,
             config.batch_size,
         )
-        result = replace(defaults, **{name: value for name, value in given.items() if value is not None})
-        most = self.refine_scheduler.config.num_train_timesteps
-        if not 1 <= result.steps <= most:
-            raise UserError(f"{result.steps} steps cannot be taken: this model was trained for 1 to {most}.")
-        for name in ("text_scale", "layout_scale", "planning_scale", "guidance_rescale"):
-            if not math.isfinite(getattr(result, name)):
-                raise UserError(f"{name} must be a finite number, not {getattr(result, name)}.")
-        if not 0 <= result.guidance_rescale <= 1:
-            raise UserError(f"guidance_rescale must be from 0 to 1, not {result.guidance_rescale}.")
-        if result.batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, not {result.batch_size}.")
-        wrong = [side for side in (result.width, result.height) if side % self.size_unit or not 0 < side <= MOST_PIXELS]
-        if wrong:
-            width, height = (nearest_side(side, self.size_unit) for side in (result.width, result.height))
-            raise UserError(
-                f"This model cannot draw {result.width} x {result.height} pixels: both sides must be multiples of"
-                f" {self.size_unit}, {MOST_PIXELS} at most; the nearest is {width} x {height}."
-            )
-        return result
+        asked = replace(defaults, **{name: value for name, value in given.items() if value is not None})
+        return check_settings(asked, self.size_unit, self.refine_scheduler.config.num_train_timesteps)
 
     def use_solver(self, name: str) -> None:
         """Samples both stages with another of `diffusion.samplers.SOLVERS`. Raises UserError for one that cannot."""
@@ -354,7 +307,7 @@ class VLADPipeline(DiffusionPipeline):
         assert len(texts) == len(given) == len(seed_list)
         edits = edits_of(image, mask_image, len(texts))
         if edits and edits[0] is not None:
-            height, width = self._check_edits(edits, width, height)
+            height, width = check_edits(edits, self.config.edits, width, height)
         settings = self.settings(
             steps=steps if num_inference_steps is None else num_inference_steps,
             text_scale=text_scale,
@@ -367,7 +320,8 @@ class VLADPipeline(DiffusionPipeline):
             guidance_rescale=guidance_rescale,
             negative_prompt=negative_prompt,
         )
-        self._check_call(num_images_per_prompt, output_type, callback_on_step_end_tensor_inputs)
+        check_call(num_images_per_prompt, output_type, callback_on_step_end_tensor_inputs)
+        self._check_solvers()
         each = range(num_images_per_prompt)
         parsed = [self.check_prompt(text, layout) for text, layout in zip(texts, given, strict=True)]
         given = [
@@ -376,13 +330,13 @@ class VLADPipeline(DiffusionPipeline):
         ]
         every_edit = [edit for edit in edits for _ in each]
         prompts, plans = [one for one in parsed for _ in each], [layout for layout in given for _ in each]
-        noise = self._noise_of([seed + k for seed in seed_list for k in each], generator, settings)
+        noise = draw_noise([seed + k for seed in seed_list for k in each], generator, self._latent_shape(settings))
         output = VLADPipelineOutput(images=[], layouts=[], glyph_maps=[])
-        batches = list(_full_batches(len(prompts), settings.batch_size))
+        batches = list(full_batches(len(prompts), settings.batch_size))
         pictures = []
         two_stages = self.uses_layout and any(layout is None for layout in given)
         with self.reading_once(), self.progress_bar(total=len(batches) * settings.steps * (1 + two_stages)) as bar:
-            on_step = self._on_step(bar, callback_on_step_end)
+            on_step = stepping(self, bar, callback_on_step_end)
             for chunk, count in batches:
                 conditioning = self._read_prompts([prompts[i] for i in chunk], settings)
                 rows = [prompts[i] for i in chunk], conditioning, [noise[i] for i in chunk]
@@ -393,16 +347,10 @@ class VLADPipeline(DiffusionPipeline):
                 output.layouts.extend(plan.layout for plan in planned[:count])
                 output.glyph_maps.extend(plan.glyph_map for plan in planned[:count])
         self.maybe_free_model_hooks()
-        output.images = _as_output(torch.cat(pictures), output_type)
+        output.images = as_output(torch.cat(pictures), output_type)
         return output
 
-    def _check_call(self, count: int, output_type: str, tensors: Sequence[str]) -> None:
-        if count < 1:
-            raise UserError(f"num_images_per_prompt must be at least 1, not {count}.")
-        if output_type not in OUTPUT_TYPES:
-            raise UserError(f"There is no output_type {output_type!r}; known: {', '.join(OUTPUT_TYPES)}.")
-        if set(tensors) - {"latents"}:
-            raise UserError(f"callback_on_step_end_tensor_inputs: {list(tensors)} holds more than 'latents'.")
+    def _check_solvers(self) -> None:
         for stage, process in self.config.process.items():
             check_scheduler(getattr(self, f"{stage}_scheduler"), NoiseOptions(**process), stage)
 
@@ -417,10 +365,10 @@ class VLADPipeline(DiffusionPipeline):
         """Stage one alone: the layout that is given, or the glyph map and the layout read off it, for each prompt."""
         settings = settings or self.settings()
         given = list(layouts) if layouts is not None else [None] * len(prompts)
-        noise = self._noise_of(seeds, None, settings)
+        noise = draw_noise(seeds, None, self._latent_shape(settings))
         plans = []
         with self.reading_once():
-            for chunk, count in _full_batches(len(prompts), settings.batch_size):
+            for chunk, count in full_batches(len(prompts), settings.batch_size):
                 part = [prompts[i] for i in chunk]
                 conditioning = self._read_prompts(part, settings)
                 own = [given[i] for i in chunk]
@@ -432,26 +380,15 @@ class VLADPipeline(DiffusionPipeline):
     def refine(self, prompts: Sequence[Prompt], seeds: Sequence[int], layouts: Sequence[Layout]) -> list[Image.Image]:
         """Stage two alone: pictures of prompts and layouts."""
         settings = self.settings()
-        noise = self._noise_of(seeds, None, settings)
+        noise = draw_noise(seeds, None, self._latent_shape(settings))
         pictures: list[Image.Image] = []
-        for chunk, count in _full_batches(len(prompts), settings.batch_size):
+        for chunk, count in full_batches(len(prompts), settings.batch_size):
             conditioning = self._read_prompts([prompts[i] for i in chunk], settings)
             plans = [Plan(layouts[i], None, None) for i in chunk]
             drawn = self._refine_batch(conditioning, [noise[i] for i in chunk], plans, settings)
-            pictures += _as_output(drawn[:count], "pil")
+            pictures += as_output(drawn[:count], "pil")
         self.maybe_free_model_hooks()
         return pictures
-
-    def _on_step(self, bar: Any, callback: StepCallback | None) -> OnStep:
-        """What runs after every step: the progress bar, and the caller's own."""
-
-        def on_step(number: int, timestep: Tensor, x_t: Tensor) -> Tensor:
-            bar.update()
-            if callback is None:
-                return x_t
-            return (callback(self, number, timestep, {"latents": x_t}) or {}).get("latents", x_t)
-
-        return on_step
 
     def _plan_batch(
         self,
@@ -468,7 +405,7 @@ class VLADPipeline(DiffusionPipeline):
             return [Plan(layout or Layout(()), None, None) for layout in given]
         if self.layout_unet is None:
             raise UserError("This pipeline has no layout UNet; give a layout with every prompt.")
-        _onload(self.layout_unet)
+        onload(self.layout_unet)
         scales = settings.planning_scale, 1.0, settings.guidance_rescale
         z = sample_latents(
             guided(self.layout_unet, conditioning.wanted, None, *scales, conditioning.negative),
@@ -483,7 +420,7 @@ class VLADPipeline(DiffusionPipeline):
             if layout is not None:
                 plans.append(Plan(layout, None, None))
                 continue
-            keep = not settings.refit or (reader is not None and _agrees(reader(glyph_map), prompt.strings))
+            keep = not settings.refit or (reader is not None and agrees(reader(glyph_map), prompt.strings))
             plans.append(Plan(refit_layout(glyph_map, prompt.strings), glyph_map, latents, keep))
         return plans
 
@@ -504,7 +441,7 @@ class VLADPipeline(DiffusionPipeline):
         edits = [None] * len(plans) if edits is None else edits
         z = self._layout_latents(plans, settings) if self.uses_layout else None  # B C h w
         edit = self._edit_inputs(edits, settings)
-        _onload(self.refine_unet)
+        onload(self.refine_unet)
         scales = settings.text_scale, settings.layout_scale, settings.guidance_rescale
         x_0 = sample_latents(
             guided(self.refine_unet, conditioning.wanted, z, *scales, conditioning.negative, edit),
@@ -521,27 +458,12 @@ class VLADPipeline(DiffusionPipeline):
         """What the refine UNet is told of the pictures that are edited: B 1+C h w, zero for the others."""
         if not self.config.edits:
             return None
-        _onload(self.autoencoder)
-        cells = self.refine_unet.config.out_channels, *self._cells(settings)
-        return inputs_of_edits(self.autoencoder, edits, cells, self._execution_device)
-
-    def _check_edits(self, edits: Sequence[Edit | None], width: int | None, height: int | None) -> tuple[int, int]:
-        """The height and width of the pictures that are edited. Raises UserError for a model that does not edit."""
-        if not self.config.edits:
-            raise UserError(
-                "This model was not trained to edit pictures; train one with refine.editing_share, such as"
-                " configs/tiny_edit.yaml."
-            )
-        found = common_size(edits)
-        if (height or found[0], width or found[1]) != found:
-            raise UserError(
-                f"The picture to edit has {found[1]} x {found[0]} pixels and keeps them; leave width and height out."
-            )
-        return found
+        onload(self.autoencoder)
+        return inputs_of_edits(self.autoencoder, edits, self._latent_shape(settings), self._execution_device)
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Pixels B 3 H W in [-1, 1], in the precision of the latents."""
-        _onload(self.autoencoder)
+        onload(self.autoencoder)
         return decode(self.autoencoder, latents.to(self.autoencoder.dtype)).to(latents.dtype)
 
     def _layout_latents(self, plans: list[Plan], settings: DrawSettings) -> Tensor:
@@ -550,7 +472,7 @@ class VLADPipeline(DiffusionPipeline):
         drawn = {key: draw_glyph_map(layout, settings.width, settings.height) for key, layout in different.items()}
         maps = np.stack([drawn[id(plan.layout)] for plan in plans])  # B H W
         canvas = torch.from_numpy(maps).to(self._execution_device)[:, None].expand(-1, 3, -1, -1) * 2 - 1
-        _onload(self.autoencoder)
+        onload(self.autoencoder)
         # The mean, not a draw: the same layout gives the same picture.
         z = latent_moments(self.autoencoder, canvas.to(self.autoencoder.dtype))[0].float()
         return torch.stack(
@@ -566,123 +488,25 @@ class VLADPipeline(DiffusionPipeline):
         different = {prompt.text: prompt for prompt in (*prompts, *filter(None, [against]))}
         known = {} if self._readings is None else self._readings
         known.update(self._read([prompt for text, prompt in different.items() if text not in known]))
-        width = max(known[text].tokens.shape[1] for text in different)
-        width = -(-width // TOKEN_ROUNDING) * TOKEN_ROUNDING
         size = settings.height, settings.width
-        filled = {text: replace(_filled_up(known[text], width), size=size) for text in different}
+        guidance = guidance_of(
+            known, [prompt.text for prompt in prompts], None if against is None else against.text, size
+        )
         for text in list(known)[:-KEPT_READINGS]:  # the oldest
             del known[text]
-        wanted = joined([filled[prompt.text] for prompt in prompts])
-        return Guidance(wanted, None if against is None else joined([filled[against.text]] * len(prompts)))
+        return guidance
 
     def _read(self, prompts: list[Prompt]) -> dict[str, Conditioning]:
         """t of each prompt (tokens 1 K D), by its text."""
         if not prompts:
             return {}
         text_side = self.text_side
-        _onload(self.lvlm)
+        onload(self.lvlm)
         states = [text_side.lvlm([prompt]) for prompt in prompts]
-        _onload(self.composition)
+        onload(self.composition)
         return {prompt.text: text_side.compose(state, [prompt]) for state, prompt in zip(states, prompts, strict=True)}
 
-    def _cells(self, settings: DrawSettings) -> tuple[int, int]:
-        """Rows and columns of the latents."""
+    def _latent_shape(self, settings: DrawSettings) -> tuple[int, int, int]:
+        """C h w."""
         factor = spatial_factor(self.autoencoder)
-        return settings.height // factor, settings.width // factor
-
-    def _noise_of(
-        self,
-        seeds: Sequence[int],
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-        settings: DrawSettings,
-    ) -> list[Noise]:
-        """Noise of both stages for each picture, C h w; drawn on the CPU, so that devices agree."""
-        shape = (self.refine_unet.config.out_channels, *self._cells(settings))
-        if generator is None:
-            generators = [[torch.Generator().manual_seed(2 * seed + stage) for stage in (0, 1)] for seed in seeds]
-        else:
-            one_each = [generator] * len(seeds) if isinstance(generator, torch.Generator) else list(generator)
-            if len(one_each) != len(seeds):
-                raise UserError(
-                    f"There are {len(one_each)} generators for {len(seeds)} pictures; give one each, or one."
-                )
-            generators = [[own, own] for own in one_each]
-        return [
-            Noise(*(torch.randn(shape, generator=own, device=own.device).cpu() for own in pair)) for pair in generators
-        ]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What stands between the stages: the layout; with stage one its raw glyph map (H W, 0..1) and latents (C h w).
-
-    `keep_raw`: stage two takes the raw latents rather than the layout drawn again.
-    """
-
-    layout: Layout
-    glyph_map: np.ndarray | None
-    z: Tensor | None
-    keep_raw: bool = False
-
-
-@dataclass(frozen=True)
-class Noise:
-    """What one picture starts from in either stage, C h w each."""
-
-    layout: Tensor
-    refine: Tensor
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """What guidance steers between: t of the prompts, and of the negative one (None: of no prompt)."""
-
-    wanted: Conditioning
-    negative: Conditioning | None
-
-
-def nearest_side(pixels: float, unit: int) -> int:
-    """The multiple of `unit` that is nearest to a side, within what can be drawn."""
-    return min(max(1, math.floor(pixels / unit + 0.5)), MOST_PIXELS // unit) * unit
-
-
-def _agrees(read: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether a reading holds exactly the wanted strings, case, spaces and order aside."""
-
-    def said(strings: Sequence[str]) -> list[str]:
-        return sorted("".join(text.split()).casefold() for text in strings)
-
-    return said(read) == said(wanted) or said(["".join(read)]) == said(["".join(wanted)])
-
-
-def _onload(module: nn.Module) -> None:
-    """With model offload: moves a module to its device now. Its hook waits for `forward`, which not all calls are."""
-    hook = getattr(module, "_hf_hook", None)
-    if hook is not None:
-        hook.pre_forward(module)
-
-
-def _filled_up(part: Conditioning, width: int) -> Conditioning:
-    missing = width - part.tokens.shape[1]
-    return replace(part, tokens=F.pad(part.tokens, (0, 0, 0, missing)), mask=F.pad(part.mask, (0, missing)))
-
-
-def _as_output(pictures: Tensor, output_type: str) -> Any:
-    """Pixels (B 3 H W, 0..1) or latents as the caller wants them."""
-    if output_type in ("pt", "latent"):
-        return pictures
-    rows = pictures.permute(0, 2, 3, 1)
-    if output_type == "np":
-        return rows.numpy()
-    return [Image.fromarray(picture) for picture in (rows * 255).round().byte().numpy()]
-
-
-def _full_batches(count: int, size: int) -> Iterator[tuple[list[int], int]]:
-    """Indices in batches of exactly `size`, and how many of them count.
-
-    The last batch repeats its last picture: with the same shapes the same kernels run, so that a picture comes
-    out bit for bit the same alone and in company.
-    """
-    for start in range(0, count, size):
-        indices = list(range(start, min(start + size, count)))
-        yield indices + indices[-1:] * (size - len(indices)), len(indices)
+        return self.refine_unet.config.out_channels, settings.height // factor, settings.width // factor

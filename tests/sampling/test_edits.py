@@ -130,7 +130,7 @@ def test_an_edited_picture_is_repeated_from_its_recipe(
 
 
 def test_an_older_recipe_knows_of_no_edit() -> None:
-    from vlad.pipeline import DrawSettings
+    from vlad.pipeline_settings import DrawSettings
     from vlad.records import Layout
     from vlad.sampling.recipes import Recipe
 

@@ -83,7 +83,7 @@ def train(config: Path, overrides: list[str], orders: Orders, environment: dict[
 
         try:
             run_command_line(main)
-        except Exception:
+        except Exception:  # told, not passed over: a forked process would end without a word
             traceback.print_exc()
             sys.exit(1)
 

@@ -18,7 +18,8 @@ from vlad.app.canvas import Drawn
 from vlad.app.wording import prompt_of_canvas
 from vlad.errors import UserError, writable_directory
 from vlad.layout.masks import Edit, lines_inside, mask_of_polygons
-from vlad.pipeline import DrawSettings, VLADPipeline
+from vlad.pipeline import VLADPipeline
+from vlad.pipeline_settings import DrawSettings
 from vlad.records import Layout
 from vlad.sampling.drawing import is_out_of_memory
 from vlad.sampling.edits import EditSource

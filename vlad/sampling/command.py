@@ -16,7 +16,8 @@ from vlad.errors import UserError
 from vlad.layout.files import check_layout, read_layout
 from vlad.layout.masks import Edit
 from vlad.layout.sources import layout_of_lines, read_planner
-from vlad.pipeline import DrawSettings, Reader, VLADPipeline, nearest_side
+from vlad.pipeline import Reader, VLADPipeline
+from vlad.pipeline_settings import DrawSettings, nearest_side
 from vlad.records import Layout
 from vlad.sampling.drawing import Drawer, draw_to_directory, jobs_of
 from vlad.sampling.edits import EditRequest, read_edit, repeated_edit

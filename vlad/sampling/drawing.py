@@ -27,7 +27,8 @@ from vlad.errors import UserError, writable_directory
 from vlad.evaluation.report import GridRow, draw_layout, overlay, picture_of_map, sample_grid
 from vlad.layout.files import layout_from_json, layout_to_json, write_layout
 from vlad.layout.masks import Edit
-from vlad.pipeline import DrawSettings, Reader, VLADPipeline
+from vlad.pipeline import Reader, VLADPipeline
+from vlad.pipeline_settings import DrawSettings
 from vlad.records import Layout
 from vlad.sampling.recipes import Recipe, read_recipe, recipe_to_json, save_picture
 from vlad.sampling.requests import Refusal, Request

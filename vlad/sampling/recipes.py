@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from vlad.errors import UserError, existing_file
 from vlad.layout.files import layout_from_json, layout_to_json
-from vlad.pipeline import DrawSettings
+from vlad.pipeline_settings import DrawSettings
 from vlad.records import Layout
 from vlad.sampling.edits import EditSource
 
