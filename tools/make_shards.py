@@ -51,6 +51,7 @@ def main() -> int:
     options = AnnotateOptions(
         max_side_pixels=arguments.max_side_pixels,
         max_strings=arguments.max_strings,
+        tight_lines=not arguments.loose_lines,
         quote_text=arguments.quote_text,
         picture_format=arguments.picture_format,
     )
@@ -111,6 +112,7 @@ def _make(arguments: argparse.Namespace, recipe: Recipe, out: Output) -> int:
         "max_strings": options.max_strings,
         "max_side_pixels": options.max_side_pixels,
         "quote_text": options.quote_text,
+        "tight_lines": options.tight_lines,
         "caption_field": arguments.caption_field,
     }
     if arguments.overwrite:
@@ -148,6 +150,9 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--picture-format", choices=("jpg", "png"), default="jpg", help="in the shards, default jpg")
     parser.add_argument("--max-side-pixels", type=int, default=1024, metavar="N", help="of a picture, default 1024")
     parser.add_argument("--max-strings", type=int, default=3, metavar="N", help="strings in a made caption, default 3")
+    parser.add_argument(
+        "--loose-lines", action="store_true", help="keep the engine's regions, which have room around the letters"
+    )
     parser.add_argument("--quote-text", action="store_true", help="quote the text in the source's own captions too")
     parser.add_argument("--ocr", default="rapidocr", metavar="NAME", help="OCR engine: rapidocr (default) or tesseract")
     parser.add_argument("--captioner", metavar="MODEL", help="a folder or hub id of an image-text-to-text model")

@@ -29,6 +29,7 @@ from vlad.data.importers.captions import compose_caption, strings_to_quote, with
 from vlad.data.importers.records import Entry, Place, Skipped, Source, SourceLine, Unusable
 from vlad.data.writing import Statistics, statistics_of
 from vlad.errors import UserError
+from vlad.layout.ink import tightened
 from vlad.layout.polygons import bounding_box, box_polygon, polygon_area, quad_of
 from vlad.layout.reading import reading_order
 from vlad.records import Layout, Polygon, Sample, TextLine
@@ -69,6 +70,8 @@ class AnnotateOptions:
     max_side_pixels: int = 1024
     # The most lines that a caption of ours quotes.
     max_strings: int = 3
+    # Lines that the OCR engine read get polygons around their ink (`layout/ink.py`).
+    tight_lines: bool = True
     # The source's own captions get the recognised text quoted too.
     quote_text: bool = False
     picture_format: str = "jpg"
@@ -109,7 +112,7 @@ def annotate(
     try:
         entry = source.read(place)
         loaded = load_picture(entry.picture, options.max_side_pixels)
-        lines = _lines_of(entry, loaded, read_text)
+        lines = _lines_of(entry, loaded, read_text, options.tight_lines)
         refuse_too_much_text(entry.caption or "", Layout(lines))
     except Unusable as error:
         return Skipped(place.name, str(error))
@@ -212,7 +215,7 @@ def _upright_rgb(picture: Image.Image, max_side_pixels: int) -> np.ndarray:
     return np.asarray(upright)
 
 
-def _lines_of(entry: Entry, loaded: LoadedPicture, read_text: ReadText) -> tuple[TextLine, ...]:
+def _lines_of(entry: Entry, loaded: LoadedPicture, read_text: ReadText, tight: bool) -> tuple[TextLine, ...]:
     """The lines in reading order: the source's where it has text, else the engine's."""
     given = [line for line in entry.lines or () if line.text is not None]
     regions = [line for line in entry.lines or () if line.text is None]
@@ -224,9 +227,11 @@ def _lines_of(entry: Entry, loaded: LoadedPicture, read_text: ReadText) -> tuple
             raise Unusable("the OCR engine fails on it", repr(error)[:200]) from error
         marked = [(region.valid, _relative(replace(region, text=""), entry, loaded)) for region in regions]
         ignored = tuple(line for valid, line in marked if not valid)
-        lines += [
-            replace(line, valid=False) if _covered_share(line.polygon, ignored) >= READ_SHARE else line for line in read
-        ]
+        for line in read:
+            if _covered_share(line.polygon, ignored) >= READ_SHARE:
+                lines.append(replace(line, valid=False))
+            else:
+                lines.append(tightened(line, loaded.pixels) if tight else line)
         # Text that the source marks and the engine did not find must not be learned as if it were none.
         lines += [line for valid, line in marked if not valid or _covered_share(line.polygon, read) < READ_SHARE]
     height, width = loaded.pixels.shape[:2]
