@@ -17,7 +17,7 @@ from vlad.records import Layout, Sample, TextLine
 
 TEAL, MIDNIGHT = (8, 132, 132), (6, 62, 84)
 GOLD, CORAL, CREAM = (226, 178, 76), (238, 112, 92), (250, 240, 214)
-FONT = "serif-bold-italic"
+FONT = "sans-bold-oblique"
 MOST_LETTERS = 7
 FINER = 4  # drawn so many times larger and averaged down
 

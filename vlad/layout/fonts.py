@@ -30,6 +30,7 @@ FONT_FILES = {
     "serif": "DejaVuSerif.ttf",
     "serif-bold": "DejaVuSerif-Bold.ttf",
     "serif-bold-italic": "DejaVuSerif-BoldItalic.ttf",
+    "sans-bold-oblique": "DejaVuSans-BoldOblique.ttf",
     "mono": "DejaVuSansMono.ttf",
     "mono-bold": "DejaVuSansMono-Bold.ttf",
 }
