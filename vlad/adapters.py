@@ -12,7 +12,7 @@ from torch import Tensor
 from vlad.errors import UserError
 from vlad.text.lora import merge_adapters, restore_weights
 
-ADAPTED = ("lvlm", "composition", "layout_unet", "refine_unet")
+ADAPTED = ("lvlm", "composition", "autoencoder", "layout_unet", "refine_unet")
 _UNADAPTED = "_unadapted_weights"  # where a pipeline keeps what its adapters have changed
 
 

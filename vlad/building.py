@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vlad.config import Config
 from vlad.diffusion.attention import attend_beside
-from vlad.diffusion.autoencoder import build_autoencoder, differing_latents, spatial_factor
+from vlad.diffusion.autoencoder import DECODER_LAYERS, build_autoencoder, differing_latents, spatial_factor
 from vlad.diffusion.growing import grow_conv_in, grow_text_inputs, new_parameters
 from vlad.diffusion.inpainting import edit_channels
 from vlad.diffusion.noise import build_scheduler
@@ -52,6 +53,7 @@ def adaptable(parts: Parts) -> dict[str, nn.Module | None]:
     return {
         "lvlm": parts.text_side.lvlm.model,
         "composition": parts.text_side.composition,
+        "autoencoder": parts.autoencoder,
         "layout_unet": parts.layout_unet,
         "refine_unet": parts.refine_unet,
     }
@@ -87,7 +89,8 @@ def check_text_side(config: Config) -> None:
     if config.lora is not None and config.lora.base_bits is not None:
         check_quantisation()
     if config.makes_adapter and config.lora is not None:
-        nothing = not adapted and not config.lora.layout_unet and not config.lora.refine_unet
+        lora = config.lora
+        nothing = not adapted and not (lora.layout_unet or lora.refine_unet or lora.decoder)
         if nothing:
             raise UserError("lora: no part carries adapters; set lora.refine_unet=true, or another part's.")
     if config.lora is not None and not adapted and config.base is None and config.stable_diffusion is None:
@@ -102,6 +105,8 @@ def check_stages(config: Config) -> None:
                 f"train.{name}.steps must be at least 1; 0 is for the layout stage alone, of a run with a base and"
                 " without lora."
             )
+    if config.lora is not None and config.lora.decoder and config.data.cache is not None:
+        raise UserError("lora.decoder: a cache holds no pictures to restore; leave out data.cache, or lora.decoder.")
     if config.refine.editing_share and config.data.cache is not None:
         raise UserError(
             "refine.editing_share: a cache holds no pictures to hide a part of; leave data.cache out, or set it to 0."
@@ -365,6 +370,7 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
             if module is not None:
                 module.requires_grad_(False)
         _adapt_unets(parts, config.lora, base_id)
+        _adapt_decoder(parts, config.lora, base_id)
     _adapt_text_side(text_side, config, base_id)
     process = base.config.process  # the noise that was trained with, whatever solver the base samples with
     layout, refine = config.layout, replace(config.refine, noise=replace(config.refine.noise, **process["refine"]))
@@ -383,6 +389,18 @@ def _adapt_unets(parts: Parts, lora: LoraOptions, base_id: str, revision: str | 
     if lora.refine_unet:
         options = lora.of_part("refine_unet")
         parts.refine_unet = add_adapter(parts.refine_unet, options, lora.unet_targets, base_id, revision)
+
+
+def _adapt_decoder(parts: Parts, lora: LoraOptions, base_id: str) -> None:
+    """Puts fresh adapters on the decoder where that is asked for. Raises UserError for an AutoencoderKL."""
+    if not lora.decoder:
+        return
+    if isinstance(parts.autoencoder, AutoencoderKL):
+        raise UserError(
+            f"lora.decoder: the autoencoder of {base_id} is an AutoencoderKL, which has seen pictures of all kinds, and"
+            " is not trained here; set lora.decoder=false."
+        )
+    parts.autoencoder = add_adapter(parts.autoencoder, lora.of_part("autoencoder"), DECODER_LAYERS, base_id)
 
 
 @contextmanager

@@ -60,7 +60,7 @@ from vlad.own_pictures import OwnSets, own_sets, refuse_without_text, with_prior
 from vlad.reading_losses import build_legibility
 from vlad.resuming import check_run_directory, finished_stage, starting_checkpoint
 from vlad.stage_trainer import build_trainer, check_sharding, devices, is_sharded_run, sharing_ranks, stage_precision
-from vlad.text.lora import merged
+from vlad.text.lora import has_adapter, merged
 from vlad.training.adapter_saves import write_adapters
 from vlad.training.callbacks import StopOnSignal, write_metrics
 from vlad.training.checkpoint import prune_checkpoints, remove_partial
@@ -203,7 +203,8 @@ def is_finished(config: Config) -> bool:
 
 def adapter_recipe(config: Config) -> dict[str, Any]:
     """What an adapter's files and card say of its training, in plain values."""
-    train = {name: asdict(getattr(config.train, name)) for name in ("layout", "refine")}
+    decoder = ("autoencoder",) if config.lora is not None and config.lora.decoder else ()
+    train = {name: asdict(getattr(config.train, name)) for name in (*decoder, "layout", "refine")}
     keys = ("steps", "learning_rate", "warmup_steps", "weight_decay", "ema_decay")
     recipe = {
         "seed": config.seed,
@@ -242,7 +243,8 @@ def stage_names(config: Config, parts: Parts) -> list[str]:
             or (not config.text_training.is_frozen and (config.refine.train_text or parts.layout_unet is None)),
         }
         names = [name for name in names if adapted[name]]
-    if config.base is None and isinstance(parts.autoencoder, PatchAutoencoder):
+    fits = config.base is None and isinstance(parts.autoencoder, PatchAutoencoder)
+    if fits or has_adapter(parts.autoencoder):
         names.insert(0, "autoencoder")
     return ["align", *names] if config.align_stage == "first" else names
 
@@ -325,6 +327,10 @@ def build_stage(
 ) -> tuple[Stage, TextPhases | None]:
     """The stage's module, with exactly what it trains wanting gradients, and the phases of its text side."""
     optim: OptimOptions = getattr(config.train, name)
+    if name == "autoencoder" and has_adapter(parts.autoencoder):
+        decoder = AutoencoderStage(parts.autoencoder, config.losses, optim)
+        decoder.settle()
+        return decoder, None
     if name == "autoencoder":
         assert isinstance(parts.autoencoder, PatchAutoencoder)
         parts.autoencoder.requires_grad_(True)
@@ -369,7 +375,7 @@ def _publish_stage(stage: Stage, directory: Path) -> None:
     Where it is sharded all ranks come here: each tensor is gathered, one after the other.
     """
     state = stage.state_dict()
-    names = list(state) if isinstance(stage, AutoencoderStage) else stage.trained_names()
+    names = _published_names(stage)
     gathered = {}
     for name in names:
         tensor = distributed.whole(state[name])
@@ -379,6 +385,12 @@ def _publish_stage(stage: Stage, directory: Path) -> None:
         temporary = directory / f"{TRAINED}.partial"
         save_file(gathered, temporary)
         temporary.replace(directory / TRAINED)
+
+
+def _published_names(stage: Stage) -> list[str]:
+    """The tensors of a stage's result: what it has trained, and of a new autoencoder what was fitted."""
+    fitted = isinstance(stage, AutoencoderStage) and not has_adapter(stage.autoencoder)
+    return list(stage.state_dict()) if fitted else stage.trained_names()
 
 
 def stored(stage: Stage, precision: Precision) -> contextlib.AbstractContextManager[None]:
@@ -395,7 +407,7 @@ def _load_stage(stage: Stage, directory: Path) -> None:
             f"{directory / TRAINED} is damaged ({error}); remove {directory}, and the stage is trained again."
         ) from error
     state = stage.state_dict()
-    names = list(state) if isinstance(stage, AutoencoderStage) else stage.trained_names()
+    names = _published_names(stage)
     wrong = sorted(
         name
         for name in stored.keys() | set(names)

@@ -14,19 +14,20 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from vlad import own_pictures
-from vlad.building import build_pipeline, new_parts, pipeline_folder
+from vlad.building import build_pipeline, check_stages, new_parts, pipeline_folder
 from vlad.comparison import compare
 from vlad.config import Config, load_config
 from vlad.data.posters import render_poster
-from vlad.data.stream import first_samples, open_sets
+from vlad.data.stream import collate, first_samples, open_sets
 from vlad.data.writing import write_manifest, write_shards
+from vlad.diffusion.autoencoder import decode, encode
 from vlad.errors import UserError
-from vlad.launch import is_finished, run
+from vlad.launch import build_stage, is_finished, run, training_parts
 from vlad.own_pictures import own_sets
 from vlad.pipeline import VLADPipeline
 from vlad.records import Layout
 from vlad.sampling import load_pipeline
-from vlad.text.lora import attach_adapter
+from vlad.text.lora import adapter_about, attach_adapter
 from vlad.training.early_stopping import EarlyStopping, Look, ValidationOptions
 
 BASE = """
@@ -147,6 +148,43 @@ def test_before_and_after_are_drawn_and_scored(world: Path, tmp_path: Path) -> N
     assert found.before.distance != found.after.distance
     with pytest.raises(UserError, match="no LoRA run"):
         compare(world / "pipeline", [str(world / "shards")], tmp_path / "out", 1, 0)
+
+
+def test_the_decoder_learns_grounds_through_adapters_and_latents_stay(world: Path) -> None:
+    text = "trainable={lvlm: frozen, composition: null}"
+    decoder = (
+        "name=decoder",
+        "lora.decoder=true",
+        "train.autoencoder.steps=30",
+        "train.autoencoder.learning_rate=1e-2",
+    )
+    config = load(world, *decoder, "lora.layout_unet=false", "lora.refine_unet=false", text)
+    assert run(config).finished
+    adapter = config.directory / "adapter"
+    assert {path.name for path in adapter.iterdir()} == {"autoencoder", "README.md"}
+    assert adapter_about(adapter / "autoencoder")["recipe"]["train"]["autoencoder"]["steps"] == 30
+
+    pipeline = load_pipeline(world / "pipeline")
+    posters = first_samples(open_sets(config.data.sets), config.data.stream(0), 8)
+    pixels = collate(posters).pictures
+    latents = encode(pipeline.autoencoder, pixels)
+    before = decode(pipeline.autoencoder, latents)
+    pipeline.load_adapters([str(config.directory)])
+    assert torch.equal(encode(pipeline.autoencoder, pixels), latents)
+    after = decode(pipeline.autoencoder, latents)
+    assert (after - pixels).abs().mean() < 0.97 * (before - pixels).abs().mean()
+    pipeline.unload_adapters()
+    assert torch.equal(decode(pipeline.autoencoder, latents), before)
+
+    # What the run itself draws with is what a fresh pipeline draws with.
+    parts, _ = training_parts(config)
+    stage, _ = build_stage(config, parts, "autoencoder", open_sets(config.data.sets), "")
+    assert all(".lora_" in name for name in stage.trained_names())
+    stage.load_state_dict(load_file(config.directory / "autoencoder" / "trained.safetensors"), strict=False)
+    assert torch.allclose(decode(parts.autoencoder.eval(), latents), after, atol=1e-5)
+
+    with pytest.raises(UserError, match=r"^lora\.decoder: a cache holds no pictures"):
+        check_stages(load(world, *decoder[1:], "name=cached", "data.cache=nowhere"))
 
 
 # --- the base's own pictures ---------------------------------------------------------------------------------

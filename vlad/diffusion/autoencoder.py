@@ -57,6 +57,9 @@ class _ResidualBlock(nn.Module):
         return x + self.conv_out(F.silu(self.conv_in(F.silu(self.norm(x)))))
 
 
+DECODER_LAYERS = ("linear_out", "conv_in", "conv_out")  # of a PatchAutoencoder, by the ends of their names
+
+
 class PatchAutoencoder(ModelMixin, ConfigMixin):
     """A linear encoder fitted in closed form and a convolutional decoder trained against it.
 
@@ -128,7 +131,7 @@ def build_autoencoder(options: AutoencoderOptions) -> PatchAutoencoder | Autoenc
 
 def spatial_factor(autoencoder: PatchAutoencoder | AutoencoderKL) -> int:
     """Pixels a latent cell, along one side."""
-    if isinstance(autoencoder, PatchAutoencoder):
+    if not isinstance(autoencoder, AutoencoderKL):
         return autoencoder.config.patch_pixels
     return 2 ** (len(autoencoder.config.block_out_channels) - 1)
 

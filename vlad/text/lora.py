@@ -30,7 +30,7 @@ LVLM_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2")
 
 
-Part = Literal["lvlm", "composition", "layout_unet", "refine_unet"]  # what can carry adapters
+Part = Literal["lvlm", "composition", "autoencoder", "layout_unet", "refine_unet"]  # what can carry adapters
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class PartRanks:
 
     lvlm: int | None = None
     composition: int | None = None
+    autoencoder: int | None = None
     layout_unet: int | None = None
     refine_unet: int | None = None
 
@@ -62,6 +63,9 @@ class LoraOptions:
     # What carries adapters: the UNets as said here, the LVLM and the CCM as `trainable` says (lora or frozen).
     layout_unet: bool = True
     refine_unet: bool = True
+    # And the decoder of a PatchAutoencoder, in a stage of its own before the others: for grounds and colours that it
+    # has never restored. Latents stay what they are.
+    decoder: bool = False
     lvlm_targets: tuple[str, ...] = LVLM_TARGETS
     unet_targets: tuple[str, ...] = UNET_TARGETS
     # Of the CCM and the spelling encoder; empty: every linear layer.
