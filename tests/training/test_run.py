@@ -27,7 +27,7 @@ from vlad.pipeline import VLADPipeline
 from vlad.records import Layout, TextLine
 from vlad.sampling import load_pipeline
 from vlad.text.lora import adapter_about
-from vlad.training.stages import contrast, recoloured
+from vlad.training.stages import contrast
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = 'a blue sign that says "HOUSE" at the top'
@@ -105,22 +105,6 @@ def test_contrast_is_what_stands_out_from_the_ground() -> None:
     assert found[0].abs().max() == 0
     assert (found[1] > 0).sum() == 6
     assert found[1].max() == pytest.approx((1.5 + 0.5 + 0.0) / 3)
-
-
-def test_recoloured_pictures_keep_their_shapes_and_share_no_colours() -> None:
-    torch.manual_seed(0)
-    pictures = torch.full((400, 3, 8, 8), -0.9)
-    pictures[:, :, 2:4, 2:5] = torch.tensor([0.9, 0.7, 0.8])[:, None, None]
-    found = recoloured(pictures, 0.3)
-    changed = (found != pictures).flatten(1).any(dim=1)
-    assert 80 < changed.sum() < 160
-    assert found.abs().max() <= 1
-    # Two colours were there, and two are there afterwards, in the same places; no two pictures have the same ones.
-    ground, ink = found[:, :, 0, 0], found[:, :, 2, 2]
-    assert torch.equal(found[:, :, 2:4, 2:5], ink[:, :, None, None].expand(-1, -1, 2, 3))
-    assert torch.equal(found[:, :, :2], ground[:, :, None, None].expand(-1, -1, 2, 8))
-    assert len({tuple(colour.tolist()) for colour in ground[changed]}) == changed.sum()
-    assert recoloured(pictures, 0.0) is pictures
 
 
 def stop_at(config: Config, stage: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,8 +73,6 @@ class LossOptions:
     # Its errors count more where a pixel stands out from its picture: strokes are few, and would come out blended with
     # the ground (docs/LOG.md).
     contrast_weight: float = 0.0
-    # Share of its pictures whose colours are mixed anew: it must restore those that the shards lack, too (docs/LOG.md).
-    recolour_share: float = 0.0
     # lambda of `line_weights`: every line of text adds so much of its own mean error, however small it is.
     line_weight: float = 0.0
     # Of the refine stage, on the picture that its prediction stands for: what an OCR model sees in the lines (AnyText),
@@ -85,8 +83,6 @@ class LossOptions:
     def __post_init__(self) -> None:
         if not (0 <= self.text_dropout <= 1 and 0 <= self.layout_dropout <= 1):
             raise UserError("losses: text_dropout and layout_dropout are shares, 0 to 1.")
-        if not 0 <= self.recolour_share <= 1:
-            raise UserError(f"losses.recolour_share must be a share, 0 to 1, not {self.recolour_share}.")
         extras = [self.region_weight, self.matching_weight, self.captioning_weight]
         extras += [self.line_weight, self.ocr_weight, self.segmentation_weight]
         noises = (self.layout_noise, self.latent_noise)
@@ -190,8 +186,7 @@ class AutoencoderStage(_Stage):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # One glyph map for three pictures: strokes on black are the easier half.
-        pictures = recoloured(batch.pictures, self.losses.recolour_share)
-        pixels = torch.cat([pictures, batch.glyph_maps[: max(1, len(batch.keys) // 3)]])  # B 3 H W
+        pixels = torch.cat([batch.pictures, batch.glyph_maps[: max(1, len(batch.keys) // 3)]])  # B 3 H W
         latents = self.autoencoder.encode(pixels)  # B C h w
         strength = self.losses.latent_noise * torch.rand(len(latents), 1, 1, 1, device=self.device)
         restored = self.autoencoder.decode(latents + strength * torch.randn_like(latents)).float()
@@ -199,24 +194,6 @@ class AutoencoderStage(_Stage):
         loss = errors.mean() + errors.square().mean() + self.losses.contrast_weight * (contrast(pixels) * errors).mean()
         self.log_losses(loss=loss, pixel_error=errors.mean())
         return loss
-
-
-def recoloured(pictures: Tensor, share: float) -> Tensor:
-    """Pictures (B 3 H W in [-1, 1]), a share of them, drawn anew each time, with other colours in the same places.
-
-    Each new channel is a mixture of the three, turned about half of the time, of 0.5 to 1 of its contrast and up to 0.4
-    lighter or darker.
-    """
-    if not share:
-        return pictures
-    count, device = len(pictures), pictures.device
-    mixtures = torch.softmax(2.5 * torch.randn(count, 3, 3, device=device), dim=-1)
-    turned = torch.where(torch.rand(count, 1, 1, device=device) < 0.5, -1.0, 1.0)
-    strengths = 0.5 + 0.5 * torch.rand(count, 3, 1, device=device)
-    offsets = 0.8 * torch.rand(count, 3, 1, 1, device=device) - 0.4
-    mixed = torch.einsum("bij,bjhw->bihw", mixtures * turned * strengths, pictures) + offsets
-    chosen = (torch.rand(count, device=device) < share)[:, None, None, None]
-    return torch.where(chosen, mixed.clamp(-1, 1), pictures)
 
 
 def contrast(pixels: Tensor) -> Tensor:
