@@ -7,9 +7,8 @@ too. Then train with data.cache=DIR. Interrupted, the same command goes on after
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from vlad.errors import UserError, claimed, run_command_line, writable_directory
+from vlad.errors import UserError, claimed, local_place, run_command_line, writable_directory
 
 
 def main() -> int:
@@ -23,7 +22,7 @@ def main() -> int:
 
     if not arguments.out.strip() or "://" in arguments.out:
         raise UserError(f"--out must name a directory of this machine for the cache, not {arguments.out!r}.")
-    out = Path(arguments.out)
+    out = local_place(arguments.out, "--out")
     config = load_config(arguments.config, arguments.overrides)
 
     import torch

@@ -20,9 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from braceexpand import braceexpand
-
-from vlad.errors import UserError, claimed, run_command_line, writable_directory
+from vlad.errors import UserError, claimed, counted, local_place, run_command_line, told_of, writable_directory
 
 if TYPE_CHECKING:
     from vlad.data.importers.annotate import ReadText
@@ -41,8 +39,11 @@ MOST_WORKERS = 512
 
 
 def main() -> int:
-    arguments = _parse_arguments()
+    with told_of("--out"):  # the only place that is read and written like the shards of a run
+        return _main(_parse_arguments())
 
+
+def _main(arguments: argparse.Namespace) -> int:
     # Imported late, here and below, so that --help and mistakes are answered at once.
     from vlad.data.importers.annotate import AnnotateOptions
     from vlad.data.importers.making import Recipe
@@ -87,7 +88,7 @@ def _make(arguments: argparse.Namespace, recipe: Recipe, out: Output) -> int:
     from vlad.data.importers.making import Journal
 
     source, options = recipe.source, recipe.options
-    count, pixels = _probe(source, options.max_side_pixels)
+    count, pixels = _probe(source, options.max_side_pixels, arguments.caption_field)
     here_bytes = sum(path.stat().st_size for path in out.workplace.glob("*.tar"))
     # At a URL one shard at a time stands here.
     needed = BYTES_A_PIXEL[options.picture_format] * pixels - here_bytes
@@ -123,7 +124,10 @@ def _make(arguments: argparse.Namespace, recipe: Recipe, out: Output) -> int:
     records = list(done.values())
     if done:
         places = sum(record.places for record in records)
-        print(f"{arguments.out} was begun: goes on after {places} pictures in {len(done)} shards.", flush=True)
+        print(
+            f"{arguments.out} was begun: goes on after {counted(places, 'picture')} in {counted(len(done), 'shard')}.",
+            flush=True,
+        )
     for record in _made(recipe, out, done, arguments, count):
         journal.add(record)
         records.append(record)
@@ -241,13 +245,15 @@ class Output:
 def _output(out: str, overwrite: bool) -> Output:
     """Raises UserError for a place that takes no shards."""
     from vlad.data.stores import refuse_programs
-    from vlad.data.urls import HTTP_SCHEMES, is_url
+    from vlad.data.urls import HTTP_SCHEMES, is_url, local_path
 
-    refuse_programs(out)
     if not out.strip():
         raise UserError("--out is empty; name the directory or the URL for the shards.")
+    out = local_path(out)
+    refuse_programs(out)
     if not is_url(out):
-        return Output(Path(out), Path(out))
+        place = local_place(out, "--out")
+        return Output(place, place)
     if out.lower().startswith(tuple(f"{scheme}://" for scheme in HTTP_SCHEMES)):
         raise UserError(f"--out {out}: nothing is written over HTTP; name a directory, or a store such as s3://...")
     if overwrite:
@@ -260,25 +266,30 @@ def _output(out: str, overwrite: bool) -> Output:
 def _refuse_source(source: str, target: Path | str) -> None:
     """Raises UserError where the shards would stand among what they are made of, and replace it in the end."""
     if isinstance(target, Path) and target.exists():
-        held = [Path(part) for part in braceexpand(source)] if source.count("{") == source.count("}") else []
-        if any(path.exists() and target.samefile(path if path.is_dir() else path.parent) for path in held):
+        from vlad.data.importers.opening import source_paths
+
+        held = (path for path in source_paths(source) if path.exists())
+        if any(target.samefile(path if path.is_dir() else path.parent) for path in held):
             raise UserError(f"--out {target} is where SOURCE stands; name another directory.")
 
 
-def _probe(source: Source, max_side_pixels: int) -> tuple[int, float]:
+def _probe(source: Source, max_side_pixels: int, caption_field: str | None) -> tuple[int, float]:
     """About how many pictures a source holds, and how many pixels they take, from the first ones.
 
-    Raises UserError where none of the first entries is such as the source's format has them, or has its picture.
+    Raises UserError where none of the first entries is such as the source's format has them, has its picture, or has
+    a caption where the user says that it stands.
     """
     from vlad.data.importers.annotate import header_pixels
     from vlad.data.importers.records import Unusable
 
-    pixels, probed, share, reasons = 0, 0, None, []
+    pixels, probed, captions, share, reasons = 0, 0, 0, None, []
     for place in itertools.islice(source.places(), PROBED_PLACES):
         probed += 1
         share = place.share
         try:
-            pixels += header_pixels(source.read(place).picture, max_side_pixels)
+            entry = source.read(place)
+            captions += entry.caption is not None
+            pixels += header_pixels(entry.picture, max_side_pixels)
         except Unusable as error:
             reasons.append(f"{place.name}: {error}")
     if not probed:
@@ -286,11 +297,22 @@ def _probe(source: Source, max_side_pixels: int) -> tuple[int, float]:
     # A folder names its pictures itself; an annotation file may be of another kind, or without its pictures.
     if len(reasons) == probed and source.format != "folder":
         raise UserError(
-            f"Not one of the first {probed} pictures of {source.path} can be used (format {source.format}; the first:"
+            f"{_unusable(probed, f'of {source.path}', 'first ')} (format {source.format}; the first:"
             f" {reasons[0]}); mend it, name the pictures' folder with --pictures, or another format with --format."
+        )
+    if caption_field is not None and not captions and len(reasons) < probed:
+        raise UserError(
+            f"--caption-field {caption_field}: none of the first {counted(probed, 'picture')} of {source.path} has text"
+            " in such a field; name another, or leave it out."
         )
     count = source.count or round(probed / share if share else probed)
     return count, pixels / probed * count
+
+
+def _unusable(count: int, place: str, which: str = "") -> str:
+    if count == 1:
+        return f"The only picture {place} cannot be used"
+    return f"Not one of the {which}{count} pictures {place} can be used"
 
 
 def _made(
@@ -339,9 +361,7 @@ def _finish(arguments: argparse.Namespace, out: Output, records: list[ShardRecor
     if isinstance(out.target, str):
         shutil.rmtree(out.workplace)  # ours alone, in the cache
     if not entries:
-        raise UserError(
-            f"Not one of the {len(skipped)} pictures in {arguments.source} can be used; the reasons stand above."
-        )
+        raise UserError(f"{_unusable(len(skipped), f'in {arguments.source}')}; what is wrong stands above.")
     return 0
 
 
@@ -355,9 +375,13 @@ def _summary(out: str, shards: int, statistics: Any, skipped: list[Skipped]) -> 
     lines += [f"  {count} x {kind}" for kind, count in Counter(skip.kind for skip in skipped).most_common()]
     if skipped:
         lines.append("by name:" if len(skipped) <= NAMED_SKIPS else f"the first by name (all are in {SKIPPED}):")
-    lines += [f"  {skip.name}: {skip.reason}" for skip in skipped[:NAMED_SKIPS]]
-    # A file name may hold bytes that are no text.
-    return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
+    lines += [f"  {_printable(f'{skip.name}: {skip.reason}')}" for skip in skipped[:NAMED_SKIPS]]
+    return "\n".join(lines)
+
+
+def _printable(text: str) -> str:
+    """The text with what is no letter or mark escaped: a file's name may hold line ends, and bytes that are no text."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,28 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from vlad.errors import UserError, claimed, run_command_line, writable_directory
+from vlad.errors import UserError, claimed, local_place, run_command_line, told_of, writable_directory
 
 SAMPLES_PER_SHARD = 2000
 HELD_OUT = 256  # signs of the held-out set
 MADE_BY = "tools/render_shards.py"
 BEGUN = "begun-by-render-shards"  # stands in the directory while its signs are being rendered
+
+
+def _directory(option: str, pattern: str) -> Path:
+    """Raises UserError for what names no directory of this machine."""
+    from vlad.data.stores import refuse_programs
+    from vlad.data.urls import is_url
+
+    if not pattern.strip() or is_url(pattern) or any(mark in pattern for mark in "*?{}"):
+        raise UserError(f"{option}: signs are rendered into one local directory, not {pattern!r}; name one.")
+    with told_of(option):
+        refuse_programs(pattern)
+    return local_place(pattern, f"{option}:")
 
 
 def _render_shard(directory: Path, options: Any, number: int) -> list[dict[str, Any]]:
@@ -36,6 +49,15 @@ def _about(options: Any) -> Any:
     return json.loads(json.dumps(made))
 
 
+def _about_of(manifest: Path) -> dict[str, Any]:
+    """What a manifest says of how its shards were made; nothing where it is none of ours."""
+    try:
+        about = json.loads(manifest.read_bytes())["about"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
 def _render_into(directory: Path, about: Any, render: Callable[[], list[dict[str, Any]]], needed_bytes: int) -> bool:
     """Fills the directory with what `render` writes, unless it holds that already; whether it was rendered."""
     from vlad.data.writing import MANIFEST, write_manifest
@@ -43,7 +65,7 @@ def _render_into(directory: Path, about: Any, render: Callable[[], list[dict[str
     manifest, begun = directory / MANIFEST, directory / BEGUN
     made_here = begun.is_file()
     if manifest.is_file():
-        before = json.loads(manifest.read_text(encoding="utf-8")).get("about", {})
+        before = _about_of(manifest)
         if before == about:
             return False
         made_here = made_here or before.get("made_by") == MADE_BY
@@ -74,9 +96,14 @@ def _render_training_set(directory: Path, options: Any) -> list[dict[str, Any]]:
         tqdm(total=options.count, desc="rendering signs", unit="sign") as bar,
     ):
         jobs = [pool.submit(_render_shard, directory, options, number) for number in range(shards)]
-        for job in jobs:
-            entries += job.result()
-            bar.update(entries[-1]["samples"])
+        try:
+            for job in jobs:
+                entries += job.result()
+                bar.update(entries[-1]["samples"])
+        except BrokenProcessPool as error:
+            raise UserError(
+                "A process died while it rendered signs, most likely for want of memory; run the same command again."
+            ) from error
     return entries
 
 
@@ -95,17 +122,18 @@ def main() -> int:
 
     config = load_config(arguments.config, arguments.overrides)
     options = config.data.synthetic
-    for option, pattern in (("shards", config.data.shards), ("held_out", config.data.held_out or "")):
-        if "://" in pattern or any(mark in pattern for mark in "*?{}"):
-            raise UserError(f"data.{option}: signs are rendered into one local directory, not {pattern}.")
-    directory = Path(config.data.shards)
+    if config.data.mix:
+        raise UserError("data.mix: signs are rendered into one set; name it as data.shards, with data.mix=[].")
+    directory = _directory("data.shards", config.data.shards)
+    held_out = None if config.data.held_out is None else _directory("data.held_out", config.data.held_out)
+    if held_out is not None and held_out.resolve() == directory.resolve():
+        raise UserError(f"data.held_out: {held_out} is data.shards too, and would replace it; name another directory.")
     size = options.size_pixels**2
     if not _render_into(
         directory, _about(options), lambda: _render_training_set(directory, options), options.count * size
     ):
         print(f"{directory} holds these {options.count} signs already.")
-    if config.data.held_out is not None:
-        held_out = Path(config.data.held_out)
+    if held_out is not None:
         about = {**_about(options), "held_out": HELD_OUT}
         signs = held_out_signs(options, HELD_OUT)
         _render_into(held_out, about, lambda: write_shards(signs, held_out, HELD_OUT), HELD_OUT * size)

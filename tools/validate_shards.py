@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from vlad.errors import UserError, run_command_line, writable_directory
+from vlad.errors import UserError, run_command_line, told_of, writable_directory
 
 if TYPE_CHECKING:
     from vlad.data.validation.findings import Finding
@@ -25,8 +25,11 @@ PAGE, FINDINGS, SHEET = "report.html", "findings.jsonl", "contact_sheet.png"
 
 
 def main() -> int:
-    arguments = _parse_arguments()
+    with told_of("SHARDS"):
+        return _main(_parse_arguments())
 
+
+def _main(arguments: argparse.Namespace) -> int:
     # Imported late, so that --help and mistakes are answered at once.
     import warnings
 

@@ -26,6 +26,48 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+SHARDS_OPTION = "data.shards"  # what names shards in most calls
+
+
+@contextlib.contextmanager
+def told_of(place: str) -> Iterator[None]:
+    """For shards that another option or argument names: sentences about `data.shards` are about that one here."""
+    try:
+        yield
+    except UserError as error:
+        said = str(error)
+        if not said.startswith(f"{SHARDS_OPTION}:") or place == SHARDS_OPTION:
+            raise
+        raise type(error)(place + said.removeprefix(SHARDS_OPTION)) from error
+
+
+def local_place(path: Path | str, what: str) -> Path:
+    """`path` as a Path, whether anything is there or not.
+
+    Raises UserError where that cannot be known: a name longer than any file's, links that go in circles, a folder
+    that may not be looked into. `what` is the option or argument that names it.
+    """
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        shown = str(path) if len(str(path)) <= 100 else f"{str(path)[:100]}..."
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{what} {shown!r} is no place for files ({reason}); name another.") from error
+    return Path(path)
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, in a line: without the data that some carry along."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def counted(count: int, noun: str) -> str:
+    """How many there are: "1 picture", "2 pictures"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def writable_directory(path: Path | str, purpose: str, needed_bytes: int = 0) -> Path:
     """Makes `path` if need be and proves that it takes `needed_bytes` of files.
 

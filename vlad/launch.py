@@ -52,7 +52,7 @@ from vlad.data.stream import ShardSets, collate, first_samples, open_sets
 from vlad.diffusion.attention import set_attention
 from vlad.diffusion.autoencoder import PatchAutoencoder
 from vlad.diffusion.noise import build_scheduler
-from vlad.errors import UserError, claimed, writable_directory
+from vlad.errors import UserError, claimed, counted, writable_directory
 from vlad.evaluation.run_page import record_start, write_run_page
 from vlad.memory_plan import start_line
 from vlad.monitors import grid_drawer, look_taker, retrieval_measure
@@ -105,7 +105,9 @@ def run(config: Config) -> RunResult:
     sets = open_sets(config.data.sets, config.data.fetch)
     check_cache(config, sets)
     if config.data.held_out is not None:
-        open_sets({config.data.held_out: 1.0}, config.data.fetch)  # measured between stages: too late to be missing
+        open_sets(
+            {config.data.held_out: 1.0}, config.data.fetch, "data.held_out"
+        )  # measured between stages: too late to be missing
     check_text_side(config)
     check_stages(config)
     own = own_sets(config, sets)
@@ -138,7 +140,8 @@ def _run(config: Config, sets: OwnSets, directory: Path) -> RunResult:
         save_config(described, directory / "config.yaml")
     sets = with_prior(config, sets)
     if distributed.is_main_process():
-        print(f"{config.name}: {sets.own.samples} samples in {sets.own.shards} shards; {line}", file=sys.stderr)
+        found = f"{counted(sets.own.samples, 'sample')} in {counted(sets.own.shards, 'shard')}"
+        print(f"{config.name}: {found}; {line}", file=sys.stderr)
         if memory is not None:
             print(memory, file=sys.stderr)
         record_start(directory, {**describe_start(), "attention": line.removeprefix("attention: ")})

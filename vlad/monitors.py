@@ -95,7 +95,9 @@ def retrieval_measure(config: Config, parts: Parts) -> Callable[[Path], dict[str
     if config.data.held_out is None or not config.losses.align_weight:
         return None
     stream = config.data.stream(config.seed)
-    samples = first_samples(open_sets({config.data.held_out: 1.0}, config.data.fetch), stream, RETRIEVAL_PAIRS)
+    samples = first_samples(
+        open_sets({config.data.held_out: 1.0}, config.data.fetch, "data.held_out"), stream, RETRIEVAL_PAIRS
+    )
     size = config.data.batch_size
     batches = [collate(samples[start : start + size]) for start in range(0, len(samples), size)]
 

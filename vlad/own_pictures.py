@@ -108,12 +108,17 @@ def refuse_without_text(config: Config, sets: ShardSets) -> None:
         lines = sum(int(known["valid_lines"]) for known in statistics if known is not None)
     else:
         samples = first_samples(sets, config.data.stream(config.seed), CHECKED_SAMPLES)
+        if not samples:
+            raise UserError(
+                f"{sets.option}: not one sample of {', '.join(config.data.sets)} can be used; python"
+                " tools/validate_shards.py SHARDS says what is wrong with them."
+            )
         lines = sum(line.valid for sample in samples for line in sample.layout.lines)
     if not lines:
         raise UserError(
-            f"data.shards: not one line of text is annotated in {', '.join(config.data.sets)}, and layouts are learned"
-            " from them; have an OCR engine read the pictures (python tools/make_shards.py FOLDER --out SHARDS), or"
-            " write `lines` into their records (docs/data.md)."
+            f"{sets.option}: not one line of text is annotated in {', '.join(config.data.sets)}, and layouts are"
+            " learned from them; have an OCR engine read the pictures (python tools/make_shards.py FOLDER --out"
+            " SHARDS), or write `lines` into their records (docs/data.md)."
         )
 
 

@@ -119,6 +119,17 @@ def test_a_stale_cache_is_refused_and_says_what_differs(shards, tmp_path, name):
         open_cache(str(tmp_path / "cache"), {**fingerprint, name: "something else"})
 
 
+@pytest.mark.parametrize("manifest", [b"{", b"\xff", b"[]", b"[" * 100_000, b'{"about": {"fingerprint": ["shards"]}}'])
+def test_a_manifest_of_something_else_is_no_cache_s(shards, tmp_path, manifest):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "manifest.json").write_bytes(manifest)
+    with pytest.raises(UserError, match=r"^data\.cache: .*manifest\.json is not a cache's"):
+        open_cache(str(tmp_path / "cache"), data_fingerprint(shards, OPTIONS))
+    for place in (tmp_path / "none", "x" * 300, "pipe:cat", "s3://bucket/cache"):
+        with pytest.raises(UserError, match=r"^data\.cache: "):
+            open_cache(str(place), data_fingerprint(shards, OPTIONS))
+
+
 def test_a_damaged_cache_is_told_as_one(shards, tmp_path):
     _, fingerprint = made(shards, tmp_path / "cache")
     shard = tmp_path / "cache/000000.tar"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlad.data import decoding
-from vlad.data.decoding import BadSample, decode_picture, decode_sample, encode_sample
+from vlad.data.decoding import PICTURE_FORMATS, BadSample, decode_picture, decode_sample, encode_sample
 from vlad.records import Layout, ObjectBox, Sample, TextLine
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -90,6 +90,26 @@ def test_a_pixel_bomb_is_refused_by_its_header(side):
 def test_damaged_pictures_are_bad_samples(data):
     with pytest.raises(BadSample, match="does not decode"):
         decode_picture(data, "png")
+    # Said in the same words each time: quarantine.jsonl lists a sample once.
+    assert len({reason_for(lambda: decode_picture(data, "png")) for _ in range(3)}) == 1
+    assert " at 0x" not in reason_for(lambda: decode_picture(data, "png"))
+
+
+def reason_for(decode):
+    try:
+        decode()
+    except BadSample as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp"])
+def test_a_thread_of_pixels_is_refused(extension):
+    """Scaled to fill a square of 512 pixels, one of 2 x 8000 would be 512 x 2,048,000."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 201)).save(buffer, PICTURE_FORMATS[extension])
+    with pytest.raises(BadSample, match="2 x 201 pixels: one side is over 100 times the other"):
+        decode_picture(buffer.getvalue(), extension)
 
 
 LINE = {"text": "A", "polygon": [[0, 0], [1, 0], [1, 1], [0, 1]]}
@@ -115,12 +135,23 @@ LINE = {"text": "A", "polygon": [[0, 0], [1, 0], [1, 1], [0, 1]]}
         {"caption": "a", "objects": [{"phrase": "b", "box": [0, 0, 1]}]},
         {"caption": "a", "objects": [{"phrase": "b", "box": [0, 0, 1, 10**400]}]},
         b'{"caption": "a", "objects": [{"phrase": "b", "box": [0, 0, 1, Infinity]}]}',
+        # Half a surrogate pair, escaped or in bytes that are no UTF-8: tokenizers raise their own errors at it.
+        b'{"caption": "half \\ud83d of it"}',
+        b'{"caption": "half \xed\xa0\xbd of it"}',
+        {"caption": "a", "lines": [LINE | {"text": "\udc00"}]},
+        {"caption": "a", "objects": [{"phrase": "\udc00", "box": [0, 0, 1, 1]}]},
     ],
 )
 def test_records_that_are_none_are_bad_samples(record):
     data = record if isinstance(record, bytes) else json.dumps(record).encode()
     with pytest.raises(BadSample):
         decode_sample({"png": encoded_picture("png"), "json": data}, "key")
+
+
+def test_a_whole_surrogate_pair_is_a_character():
+    data = json.dumps({"caption": "\U0001f600"}).encode()
+    assert b"\\ud83d\\ude00" in data
+    assert decode_sample({"png": encoded_picture("png"), "json": data}, "key").caption == "\U0001f600"
 
 
 def test_a_missing_member_is_named():

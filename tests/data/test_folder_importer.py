@@ -1,6 +1,8 @@
 """A folder of pictures: what becomes a sample, what is skipped and why, and the captions that are made."""
 
+import errno
 import json
+import os
 import re
 import struct
 import zlib
@@ -15,7 +17,7 @@ from vlad.data.decoding import decode_sample
 from vlad.data.importers.annotate import AnnotateOptions, annotate
 from vlad.data.importers.captions import compose_caption, strings_to_quote
 from vlad.data.importers.folder import FolderSource
-from vlad.data.importers.records import Skipped, UniqueKeys
+from vlad.data.importers.records import MAX_SMALL_FILE_BYTES, Skipped, UniqueKeys
 from vlad.data.shards import read_members
 from vlad.data.writing import write_shards
 from vlad.errors import UserError
@@ -44,6 +46,18 @@ def import_all(folder, lines=(OPEN,), **options):
 def import_one(path, lines=(OPEN,)):
     (item,) = import_all(path.parent, lines)
     return item
+
+
+def refuse_reading(monkeypatch, path):
+    """As a file of another user does; root may read everything."""
+    plain = type(path).open
+
+    def opened(self, *arguments, **options):
+        if self == path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return plain(self, *arguments, **options)
+
+    monkeypatch.setattr(type(path), "open", opened)
 
 
 # Finding
@@ -237,6 +251,46 @@ def test_a_wrong_line_of_a_metadata_file_is_named(tmp_path, line, said):
     (tmp_path / "metadata.jsonl").write_text(f'{{"file_name": "a.png"}}\n{line}\n', encoding="utf-8")
     with pytest.raises(UserError, match=said):
         FolderSource(tmp_path)
+
+
+def test_a_field_that_is_asked_for_goes_before_the_file_beside(tmp_path):
+    save(tmp_path / "a.png")
+    save(tmp_path / "b.png")
+    (tmp_path / "a.txt").write_text("beside it", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("beside it too", encoding="utf-8")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "title": "asked for"}\n', encoding="utf-8")
+    source = FolderSource(tmp_path, "title")
+    assert [source.read(place).caption for place in source.places()] == ["asked for", "beside it too"]
+    with pytest.raises(UserError, match='has text in field "titel"'):
+        FolderSource(tmp_path, "titel")
+
+
+def test_a_metadata_file_that_cannot_be_one_is_named(tmp_path, monkeypatch):
+    save(tmp_path / "a.png")
+    metadata = tmp_path / "metadata.jsonl"
+    os.mkfifo(metadata)  # reading it would wait for ever
+    with pytest.raises(UserError, match=r"metadata\.jsonl is no file"):
+        FolderSource(tmp_path)
+    metadata.unlink()
+    monkeypatch.setattr("vlad.data.importers.folder.MAX_LINE_BYTES", 1000)
+    metadata.write_text('{"file_name": "a.png"}\n{"file_name": "' + "a" * 2000, encoding="utf-8")
+    with pytest.raises(UserError, match="line 2 is over"):
+        FolderSource(tmp_path)
+    metadata.write_text("x", encoding="utf-8")
+    refuse_reading(monkeypatch, metadata)
+    with pytest.raises(UserError, match=r"metadata\.jsonl cannot be read \(Permission denied\)"):
+        FolderSource(tmp_path)
+
+
+def test_a_caption_that_is_no_caption_is_not_read_into_memory(tmp_path, monkeypatch):
+    save(tmp_path / "a.png")
+    caption = tmp_path / "a.txt"
+    with caption.open("wb") as stream:
+        stream.truncate(MAX_SMALL_FILE_BYTES + 1)
+    assert import_one(tmp_path / "a.png").reason == "a.txt is too large: over 4 MB"
+    caption.write_text("x", encoding="utf-8")
+    refuse_reading(monkeypatch, caption)
+    assert import_one(tmp_path / "a.png").reason == "a.txt cannot be read: Permission denied"
 
 
 def test_doubtful_lines_are_kept_but_not_valid(tmp_path):

@@ -1,8 +1,12 @@
 """Other people's formats: each made small, as its authors lay it out, and read to the last field."""
 
 import base64
+import contextlib
+import gzip
 import io
 import json
+import os
+import random
 import tarfile
 
 import numpy as np
@@ -13,6 +17,7 @@ from vlad.data.decoding import decode_sample
 from vlad.data.importers.annotate import AnnotateOptions, annotate
 from vlad.data.importers.opening import FORMATS, detect_format, open_source
 from vlad.data.importers.records import Skipped, from_top_left
+from vlad.data.importers.tars import TarSource
 from vlad.data.writing import write_shards
 from vlad.errors import UserError
 from vlad.layout.polygons import box_polygon
@@ -371,6 +376,48 @@ def test_a_broken_tar_is_named(tmp_path):
         import_all(open_source(str(path)))
     with pytest.raises(UserError, match=r"no tar file .*/2\.tar"):
         open_source(f"{tmp_path}/{{0,2}}.tar")
+    with pytest.raises(UserError, match=r"no tar file .*/100\.tar"):  # longer than a file's name can be
+        open_source(f"{tmp_path}/{{{','.join(map(str, range(100, 300)))}}}.tar")
+
+
+def test_a_picture_that_stands_there_twice_is_skipped(tmp_path):
+    path = tar(tmp_path / "0.tar", ("1.jpg", picture_bytes()), ("1.JPG", picture_bytes(colour="blue")))
+    (item,) = import_all(open_source(str(path)))
+    assert item.reason == "a member stands there twice: jpg"
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
+def test_damage_anywhere_in_a_source_s_tar_is_one_sentence(tmp_path, ending):
+    """Compressed, the damage is found by other libraries than tarfile."""
+    whole = tar(tmp_path / "whole.tar", *((f"{number}.jpg", picture_bytes()) for number in range(9))).read_bytes()
+    whole = gzip.compress(whole, mtime=0) if ending == ".tar.gz" else whole
+    path, rng = tmp_path / f"0{ending}", random.Random(0)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged[: rng.choice((len(damaged), rng.randrange(len(damaged))))])
+        with contextlib.suppress(UserError):
+            list(TarSource(str(path), (path,)).places())
+
+
+def test_a_header_of_gigabytes_is_not_read_into_memory(tmp_path):
+    """tarfile reads a long name whole, whatever length its header says."""
+    member = tarfile.TarInfo("long")
+    member.type, member.size = tarfile.GNUTYPE_LONGNAME, 5_000_000_000
+    with gzip.open(tmp_path / "0.tar.gz", "wb") as stream:
+        stream.write(member.tobuf(tarfile.GNU_FORMAT) + bytes(10_000))
+    with pytest.raises(UserError, match=r"0\.tar\.gz is not a whole tar file \(a header of 5000000000 bytes\)"):
+        list(open_source(str(tmp_path / "0.tar.gz")).places())
+
+
+def test_a_field_that_is_asked_for_goes_before_the_text_beside(tmp_path):
+    members = ("1.jpg", picture_bytes()), ("1.txt", b"a wall"), ("1.json", b'{"title": "a door"}')
+    path = str(tar(tmp_path / "0.tar", *members))
+    captions = [
+        [source.read(place).caption for place in source.places()]
+        for source in (open_source(path), open_source(path, caption_field="title"))
+    ]
+    assert captions == [["a wall"], ["a door"]]
 
 
 # Hugging Face
@@ -431,3 +478,6 @@ def test_an_unknown_format_lists_what_is_known(tmp_path):
         open_source(str(tmp_path), "anyword")
     with pytest.raises(UserError, match="There is no folder"):
         open_source(str(tmp_path / "a.csv"), "anyword", pictures=tmp_path / "none")
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
+    with pytest.raises(UserError, match="is neither a file nor a folder"):
+        open_source(str(tmp_path / "pipe"), "mmocr")

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -140,8 +141,9 @@ def test_a_brace_without_its_partner_is_named(tmp_path):
         expand(f"{tmp_path}/{{0..9.tar")
 
 
-def test_a_broken_manifest_is_named(shards):
-    (shards / "manifest.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"shards": [{"name": "000000.tar", "samples": 1e999}]}'])
+def test_a_broken_manifest_is_named(shards, text):
+    (shards / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"manifest\.json is no shard manifest"):
         index_shards(str(shards))
 
@@ -156,6 +158,21 @@ def test_a_truncated_tar_is_named(shards, kept_bytes):
         said = str(caught.value)
         assert "000001.tar is not a whole tar file" in said
         assert "\n" not in said
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "000000.tar")
+    (tmp_path / "000001.tar").mkdir()
+    for name in ("000000.tar", "000001.tar"):
+        with pytest.raises(UserError, match=f"{name} cannot be opened"):
+            list(read_members(str(tmp_path / name)))
+
+
+def test_more_samples_than_a_shard_can_hold_are_no_manifest(shards):
+    """Memory is taken for each sample that a manifest names."""
+    write_manifest(shards, [{**shard_entry(shards / "000000.tar", 20), "samples": 10**12}], {})
+    with pytest.raises(UserError, match=r"no shard manifest .* 1000000000000 samples"):
+        index_shards(str(shards))
 
 
 def test_a_member_that_stands_twice_is_named(tmp_path):

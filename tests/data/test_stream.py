@@ -13,6 +13,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from vlad.data.decoding import decode_sample, encode_sample
+from vlad.data.retries import StorageError
 from vlad.data.stream import ShardBatches, StreamOptions, collate, first_samples, open_sets, stretch_picture
 from vlad.data.synthetic import SyntheticOptions, render_sign
 from vlad.data.writing import write_manifest, write_shards
@@ -150,6 +151,25 @@ def test_a_resumed_run_reads_what_an_uninterrupted_one_would(tmp_path, as_rank, 
             assert np.array_equal(tail[-1].picture_bytes, whole[-1].picture_bytes)
 
 
+def test_of_many_shards_two_ranks_of_four_workers_go_on_within_an_epoch(tmp_path, as_rank):
+    """Shuffled shards and samples, uneven shards, three epochs and more, stopped in the midst of the second; twice."""
+    for number, (first, last) in enumerate(itertools.pairwise((0, 5, 16, 18, 33, 41, COUNT))):
+        write_shards(SIGNS[first:last], tmp_path, first_shard=number)
+    sets = open_sets({str(tmp_path): 1.0})
+    assert sets.shards == 6
+    logs = []
+    for rank in range(2):
+        as_rank(rank, 2)
+        whole = keys_of(read_batches(sets, 4, 40, batch_size=2))
+        parts = [keys_of(read_batches(sets, 4, count, first, batch_size=2)) for first, count in ((0, 19), (19, 2))]
+        assert [*parts[0], *parts[1], *keys_of(read_batches(sets, 3, 19, 21, batch_size=2))] == whole
+        logs.append([key for keys in whole for key in keys])
+    for epoch in range(3):
+        seen = [key for log in logs for key in log[25 * epoch : 25 * (epoch + 1)]]
+        assert sorted(seen) == [sign.key for sign in SIGNS]
+    assert logs[0][:25] != logs[0][25:50]
+
+
 def test_a_resume_reads_nothing_of_what_came_before(shards, monkeypatch):
     read = []
     monkeypatch.setattr(
@@ -244,11 +264,29 @@ def test_a_shard_that_is_cut_off_during_the_run_counts_as_bad_samples(tmp_path):
 def test_too_few_samples_are_refused_at_the_door(shards, as_rank):
     sets = open_sets({str(shards): 1.0})
     ShardBatches(sets, StreamOptions(batch_size=COUNT), batches=1)
-    with pytest.raises(UserError, match="50 samples are too few for 1 ranks x batches of 51"):
+    with pytest.raises(UserError, match="50 samples are too few for 1 rank x batches of 51"):
         ShardBatches(sets, StreamOptions(batch_size=COUNT + 1), batches=1)
     as_rank(0, 2)
     with pytest.raises(UserError, match="at least 52"):
         ShardBatches(sets, StreamOptions(batch_size=26), batches=1)
+
+
+def test_what_names_the_shards_stands_in_the_sentence(shards, tmp_path):
+    """Whichever option it is: data.shards is only the usual one."""
+    for option, patterns in (
+        ("data.shards", {"pipe:cat": 1.0}),
+        ("data.mix", {str(shards): 1.0, str(tmp_path / "none"): 1.0}),
+        ("data.mix", {str(shards): 1.0, "x" * 300: 1.0}),
+    ):
+        with pytest.raises(UserError, match=f"^{option}: "):
+            open_sets(patterns)
+    with pytest.raises(UserError, match=r"^data\.held_out: there are no shards"):
+        open_sets({str(tmp_path / "none"): 1.0}, option="data.held_out")
+    held_out = open_sets({str(shards): 1.0}, option="data.held_out")
+    for shard in held_out.indexes[0].paths:
+        Path(shard).unlink()
+    with pytest.raises(StorageError, match=r"^data\.held_out: .* cannot be opened"):
+        first_samples(held_out, StreamOptions(), 1)
 
 
 def test_the_first_samples_leave_bad_ones_out(tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import itertools
 import json
+import os
 import struct
 import tarfile
 import zlib
@@ -19,6 +20,7 @@ from vlad.data.contact_sheets import contact_sheet, draw_card, write_page
 from vlad.data.decoding import encode_sample
 from vlad.data.retries import FetchOptions
 from vlad.data.shard_cache import ShardCache
+from vlad.data.shards import index_shards
 from vlad.data.synthetic import SyntheticOptions, render_sign
 from vlad.data.validation.checks import crosses_itself, line_faults
 from vlad.data.validation.counts import HEIGHT_EDGES_PIXELS, LENGTH_EDGES, bin_names, bin_of, text_height
@@ -227,6 +229,34 @@ def test_a_damaged_shard_is_named_and_the_rest_looked_at(directory, tmp_path, ke
     assert {(finding.kind, finding.shard) for finding in findings[1:]} <= {("incomplete", str(broken))}
     assert report.shards == 2
     assert report.counts.sound >= 4
+
+
+def test_what_is_no_file_and_what_holds_nothing_is_named(directory, tmp_path):
+    write_tar(directory / "0.tar", [])
+    os.mkfifo(directory / "1.tar")
+    (directory / "2.tar").symlink_to("2.tar")
+    write_tar(directory / "3.tar", [("a", members_of(SIGN))])
+    (directory / "4.tar").mkdir()
+    report, findings = check(directory, tmp_path)
+    assert [(finding.kind, finding.detail) for finding in findings] == [
+        ("shard", "it holds no samples"),
+        ("shard", "It is no file"),
+        ("shard", "Too many levels of symbolic links"),
+        ("shard", "Is a directory"),
+    ]
+    assert report.counts.sound == 1
+
+
+def test_a_link_to_nothing_is_told_by_its_manifest_too(directory):
+    write_manifest(directory, write_shards(SIGNS[:4], directory), {})
+    shard = directory / "000000.tar"
+    shard.unlink()
+    shard.symlink_to("gone")
+    findings = []
+    validate_manifests(list_set(str(directory)), ValidationOptions(), findings.append)
+    assert [(finding.kind, finding.detail) for finding in findings] == [("shard", "No such file or directory")]
+    with pytest.raises(UserError, match=r"000000\.tar cannot be opened \(No such file"):
+        index_shards(str(directory))
 
 
 def test_keys_that_stand_twice_are_found_over_all_shards(directory, tmp_path):

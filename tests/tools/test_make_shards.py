@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,12 @@ import pytest
 from PIL import Image
 
 from vlad.data.decoding import decode_sample
+from vlad.data.importers.annotate import AnnotateOptions
+from vlad.data.importers.making import Recipe
+from vlad.data.importers.on_ray import _ShardMaker
 from vlad.data.shards import index_shards, read_members
 from vlad.data.synthetic import SyntheticOptions, render_sign
-from vlad.errors import claimed, run_command_line
+from vlad.errors import UserError, claimed, run_command_line
 from vlad.layout.polygons import box_iou
 from vlad.records import Sample
 
@@ -254,7 +258,7 @@ def test_what_was_begun_otherwise_is_not_mixed(annotated, tool, refused, tmp_pat
     source.write_text(json.dumps({"data_list": entries}))
     code, said, _ = tool(*arguments, 50)
     assert code == 0
-    assert "goes on after 50 pictures in 1 shards" in said
+    assert "goes on after 50 pictures in 1 shard." in said
     shards = [f"00000{number}.{kind}" for number in range(3) for kind in ("sizes.json", "tar")]
     assert sorted(contents(out)) == [*shards, "manifest.json", "skipped.jsonl"]
 
@@ -333,13 +337,42 @@ def test_without_ray_the_extra_is_named(annotated, refused, tmp_path, monkeypatc
     assert "pip install 'vlad[ray]'" in refused(annotated, "--out", tmp_path, "--engine", "ray")
 
 
+def test_a_cluster_that_does_not_answer_is_one_sentence(annotated, refused, tmp_path, monkeypatch):
+    def init(**options):
+        raise ConnectionError("no answer\nafter 5 attempts")
+
+    ray = types.SimpleNamespace(is_initialized=lambda: False, init=init)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere:6379")
+    said = refused(annotated, "--out", tmp_path, "--engine", "ray")
+    assert "the cluster at RAY_ADDRESS=nowhere:6379 does not answer (ConnectionError: no answer after 5" in said
+
+
+def test_a_captioner_that_is_none_is_told_by_the_machine_that_wants_it(tmp_path):
+    """Raised where Ray builds its makers, it would come as Ray's own error with a traceback."""
+
+    def build():
+        raise UserError("--captioner x cannot be used.")
+
+    recipe = Recipe(None, AnnotateOptions(), build, build)
+    row = {"number": 0, "places": b"", "error": ""}
+    assert _ShardMaker(recipe, tmp_path)(row)["error"] == "--captioner x cannot be used."
+
+
+def test_a_name_with_a_line_end_stays_in_its_line(tool, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / os.fsdecode(b"a\n\x1b[31m\xff.jpg")).touch()
+    _, said, _ = tool(tmp_path / "in", "--out", tmp_path / "out")
+    assert "  a\\n\\x1b[31m\\udcff.jpg: the file is empty" in said.splitlines()
+
+
 def test_a_folder_without_one_good_picture_is_refused(tool, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.jpg").touch()
     code, said, complaint = tool(tmp_path / "in", "--out", tmp_path / "out")
     assert code == 2
     assert "a.jpg: the file is empty" in said
-    assert "error: Not one of the 1 pictures" in complaint
+    assert "error: The only picture in" in complaint
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -379,6 +412,36 @@ def test_mistakes_are_refused_in_one_sentence(pictures, refused, tmp_path):
     assert "secret" not in refused("https://user:secret@host/a.tar", "--out", out)
     assert not out.exists()
     assert "Did you mean 'rapidocr'?" in refused(pictures, "--out", out, "--ocr", "rapidorc")
+    assert list(out.iterdir()) == []
+
+
+def test_a_place_that_is_none_is_refused_in_one_sentence(pictures, refused, tmp_path):
+    """Names that the system does not take, ranges that would fill the memory; each with what it was given as."""
+    out, long = tmp_path / "out", "x" * 300
+    (tmp_path / "loop").symlink_to("loop")
+    assert "SOURCE 'xxx" in refused(long, "--out", out)
+    assert "SOURCE " in refused(tmp_path / "loop", "--out", out)
+    assert "SOURCE: " in refused(tmp_path / "{0..9.tar", "--out", out)
+    assert "stands for over 1000000 shards" in refused(tmp_path / "{0..999999999999}.tar", "--out", out)
+    assert "stands for over 1000000 shards" in refused(tmp_path / f"{{0..{'9' * 5000}}}.tar", "--out", out)
+    assert "--out 'xxx" in refused(pictures, "--out", long)
+    assert "--out " in refused(pictures, "--out", tmp_path / "loop")
+    for url in ("pipe:cat", "simplecache::s3://bucket/x", "s33://bucket/x", "zip://x"):
+        assert refused(pictures, "--out", url).startswith("error: --out: ")
+    assert "is where SOURCE stands" in refused(pictures, "--out", f"file://{pictures}")
+    assert not out.exists()
+
+
+def test_options_that_a_source_has_no_use_for_are_refused(annotated, pictures, refused, tmp_path):
+    out = tmp_path / "out"
+    assert "format mmocr has no fields with captions" in refused(annotated, "--out", out, "--caption-field", "title")
+    assert "has its pictures itself" in refused(pictures, "--out", out, "--pictures", pictures)
+    assert 'has text in field "title"' in refused(pictures, "--out", out, "--caption-field", "title")
+    entries = tmp_path / "anyword.json"
+    entry = {"img_name": "a.PNG", "caption": "a sign", "annotations": []}
+    entries.write_text(json.dumps({"data_list": [entry]}))
+    said = refused(entries, "--out", out, "--pictures", pictures, "--caption-field", "title")
+    assert "--caption-field title: none of the first 1 picture " in said
     assert list(out.iterdir()) == []
 
 

@@ -73,10 +73,11 @@ def test_findings_give_1_and_are_all_listed(shards, tmp_path):
 
 
 def test_a_wrong_call_gives_2_and_one_sentence(shards, tmp_path):
-    assert "no shards at" in refused(tmp_path / "none")
+    assert "SHARDS: there are no shards at" in refused(tmp_path / "none")
+    assert "SHARDS: 'xxx" in refused("x" * 300)
     assert "would run a program" in refused("pipe:cat x")
     assert "Did you mean 's3'" in refused("s33://bucket/a")
-    assert "no multiple" in refused(shards, "--resolutions", 100)
+    assert "--resolutions: a resolution of 100 pixels is no multiple" in refused(shards, "--resolutions", 100)
     assert "--max-aspect" in refused(shards, "--max-aspect", 0.5)
     assert "--ranks" in refused(shards, "--ranks", 0)
     assert "--pictures" in refused(shards, "--pictures", -1)

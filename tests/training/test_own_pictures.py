@@ -389,6 +389,16 @@ def test_what_cannot_work_is_told_in_one_sentence(world: Path, overrides: list[s
     assert set((world / "runs").iterdir()) - before <= {world / "runs" / "wrong"}
 
 
+def test_shards_of_which_nothing_can_be_used_are_not_called_without_text(tmp_path: Path) -> None:
+    posters(tmp_path / "shards", 2)
+    (tmp_path / "shards" / "manifest.json").unlink()
+    shard = tmp_path / "shards" / "000000.tar"
+    shard.write_bytes(shard.read_bytes().replace(b'"caption"', b'"kaption"'))
+    config = load_config("configs/tiny.yaml", [f"data.shards={tmp_path}/shards", "data.max_bad_share=1"])
+    with pytest.raises(UserError, match=r"^data\.shards: not one sample of .*/shards can be used"):
+        own_pictures.refuse_without_text(config, open_sets(config.data.sets))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("bits", [4, 8])
 def test_adapters_train_on_a_quantised_base(world: Path, bits: int) -> None:

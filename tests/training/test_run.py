@@ -200,7 +200,7 @@ def test_a_resume_with_another_number_of_ranks_is_refused(world: Path, monkeypat
     config = dataclasses.replace(load_config(world / "base.yaml"), name="ranks")
     stop_at(config, "layout", 5, monkeypatch)
     monkeypatch.setattr("vlad.training.datamodule.distributed.world_size", lambda: 2)
-    with pytest.raises(UserError, match="stopped with 1 ranks and cannot go on with 2"):
+    with pytest.raises(UserError, match="stopped with 1 rank and cannot go on with 2"):
         run(config)
 
 

@@ -22,7 +22,7 @@ from vlad.data.shards import index_shards, sizes_beside
 from vlad.data.states import encode_cached
 from vlad.data.stream import SampleSource, ShardSets, StreamOptions, collate, fit_sample
 from vlad.data.writing import MANIFEST, publish_shard, shard_entry, write_manifest, write_tar, write_text_file
-from vlad.errors import UserError
+from vlad.errors import UserError, local_place
 from vlad.layout.fonts import optional_fonts_here
 from vlad.records import Batch, CachedStates, Sample, TextStates
 
@@ -179,14 +179,14 @@ def open_cache(directory: str, expected: Fingerprint, partly: bool = False) -> S
 
     `partly`: the rest of the fingerprint is not known yet.
     """
-    manifest = Path(directory) / MANIFEST
+    manifest = local_place(directory, "data.cache:") / MANIFEST
     if not manifest.is_file():
         raise UserError(f"data.cache: there is no whole cache at {directory}; make one with tools/cache.py.")
     try:
         stored = json.loads(manifest.read_text(encoding="utf-8"))["about"]["fingerprint"]
         asked = expected if partly else {*stored, *expected}
         differing = [name for name in sorted(asked) if stored.get(name) != expected.get(name)]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"data.cache: {manifest} is not a cache's; make one with tools/cache.py.") from error
     if differing:
         raise UserError(
@@ -201,4 +201,4 @@ def open_cache(directory: str, expected: Fingerprint, partly: bool = False) -> S
     for shard in index.shards:
         if sizes_beside(shard) is None:
             raise UserError(f"data.cache: the file of sizes beside {shard.path} is missing; make the cache again.")
-    return ShardSets((index,), cached=True)
+    return ShardSets((index,), cached=True, option="data.cache")

@@ -62,6 +62,7 @@ def joined(first: ShardSets, second: ShardSets, share: float) -> ShardSets:
             *((1 - share) * weight / total_first for weight in first.weights),
             *(share * weight / total_second for weight in second.weights),
         ),
+        option=first.option,
         choices=choices(first) + choices(second),
         prefixes=prefixes(first) + prefixes(second),
     )

@@ -14,6 +14,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
+import struct
 from dataclasses import replace
 from typing import Any
 
@@ -26,12 +28,20 @@ from vlad.records import Layout, ObjectBox, Sample
 
 PICTURE_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 MAX_PICTURE_PIXELS = 64_000_000
+# Scaled until its shorter side fills a training shape, a thread of pixels would take all memory there is.
+MAX_PICTURE_ASPECT = 100
 MAX_JSON_BYTES = 4_000_000
 # Far above what any picture holds. A line's letters are drawn before they are fitted into it: memory is by the letter.
 MAX_CAPTION_CHARACTERS, MAX_LINES, MAX_LINE_CHARACTERS = 20_000, 2_000, 1_000
 # All that may stand in a shard, and how large one member may be. Arrays (npy) are cached states: `cache`.
 MEMBER_KINDS = frozenset((*PICTURE_FORMATS, "json", "txt"))
 MAX_MEMBER_BYTES = 256_000_000
+
+
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+
+# What Pillow raises for a picture that it cannot read.
+UNREADABLE_PICTURE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 class BadSample(ValueError):  # noqa: N818 - it is about the sample, which the run goes on without
@@ -43,8 +53,8 @@ def picture_size(data: bytes, extension: str) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(data), formats=[PICTURE_FORMATS[extension]]) as picture:
             return picture.size
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadSample(f"picture does not decode: {error}") from error
+    except UNREADABLE_PICTURE as error:
+        raise _undecodable(error, extension) from error
 
 
 def decode_picture(data: bytes, extension: str, room: np.ndarray | None = None) -> np.ndarray:
@@ -57,16 +67,23 @@ def decode_picture(data: bytes, extension: str, room: np.ndarray | None = None) 
         return pixels
     try:
         with Image.open(io.BytesIO(data), formats=[PICTURE_FORMATS[extension]]) as picture:
-            if picture.width * picture.height > MAX_PICTURE_PIXELS:
-                raise BadSample(f"{picture.width} x {picture.height} pixels are over the limit")
+            _refuse_size(picture.width, picture.height)
             # `convert` would copy what is RGB already.
             pixels = np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
             if room is None or room.shape != pixels.shape:
                 return pixels
             room[:] = pixels
             return room
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise error if isinstance(error, BadSample) else BadSample(f"picture does not decode: {error}") from error
+    except BadSample:
+        raise
+    except UNREADABLE_PICTURE as error:
+        raise _undecodable(error, extension) from error
+
+
+def _undecodable(error: Exception, extension: str) -> BadSample:
+    # Pillow names the object in memory that it was given: the same sample would be told anew each time.
+    reason = f"it is no {extension}" if isinstance(error, UnidentifiedImageError) else error
+    return BadSample(f"picture does not decode: {reason}")
 
 
 def _decode_jpeg(data: bytes, room: np.ndarray | None) -> np.ndarray | None:
@@ -76,13 +93,23 @@ def _decode_jpeg(data: bytes, room: np.ndarray | None) -> np.ndarray | None:
     """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in ("YCbCr", "Gray") or width * height > MAX_PICTURE_PIXELS:
+        _refuse_size(width, height)
+        if colours not in ("YCbCr", "Gray"):
             return None
         if room is None or room.shape != (height, width, 3):
             room = np.empty((height, width, 3), np.uint8)
         return simplejpeg.decode_jpeg(data, "RGB", buffer=room)
+    except BadSample:
+        raise
     except ValueError:
         return None
+
+
+def _refuse_size(width: int, height: int) -> None:
+    if width * height > MAX_PICTURE_PIXELS:
+        raise BadSample(f"{width} x {height} pixels are over the limit")
+    if max(width, height) > MAX_PICTURE_ASPECT * min(width, height):
+        raise BadSample(f"{width} x {height} pixels: one side is over {MAX_PICTURE_ASPECT} times the other")
 
 
 def decode_record(data: bytes, key: str) -> tuple[dict[str, Any], Sample]:
@@ -97,6 +124,7 @@ def decode_record(data: bytes, key: str) -> tuple[dict[str, Any], Sample]:
         layout = layout_from_json({"lines": record.get("lines", [])})
         objects = tuple(_object_from_json(entry) for entry in record.get("objects") or ())
         refuse_too_much_text(caption, layout)
+        _refuse_half_characters(caption, layout, objects)
         source, licence = (_optional_text(record, name) for name in ("source", "licence"))
     except BadSample:
         raise
@@ -115,6 +143,17 @@ def refuse_too_much_text(caption: str, layout: Layout) -> None:
     ):
         if count > limit:
             raise BadSample(f"{what.format(count)}, over the limit of {limit}")
+
+
+def _refuse_half_characters(caption: str, layout: Layout, objects: tuple[ObjectBox, ...]) -> None:
+    """JSON can hold half of a surrogate pair, which no tokenizer takes."""
+    for what, texts in (
+        ("the caption", [caption]),
+        ("a line of text", [line.text for line in layout.lines]),
+        ("an object's phrase", [entry.phrase for entry in objects]),
+    ):
+        if any(not text.isascii() and _HALF_CHARACTER.search(text) for text in texts):
+            raise BadSample(f"{what} holds half a character")
 
 
 def decode_sample(members: dict[str, bytes], key: str, room: np.ndarray | None = None) -> Sample:

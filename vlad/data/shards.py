@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -24,11 +25,12 @@ from vlad.data import storage, tars
 from vlad.data.decoding import MEMBER_KINDS, BadSample
 from vlad.data.retries import FetchOptions, StorageError
 from vlad.data.shard_cache import ShardCache
-from vlad.data.tars import TarTable, read_sample, scan_tar
+from vlad.data.tars import TarTable, open_tar, read_sample, scan_tar
 from vlad.data.urls import is_url, join, parent, shown
 from vlad.data.writing import MANIFEST, SIZES_SUFFIX, read_sizes
-from vlad.errors import UserError
+from vlad.errors import UserError, reason_of
 
+MAX_SAMPLES = 10_000_000  # of a shard, as a manifest says it: memory is taken for each
 OPEN_SHARDS = 16  # kept open by a reader: those that a shuffling window spans, and some more
 
 
@@ -97,7 +99,7 @@ def index_shards(pattern: str, fetch: FetchOptions | None = None) -> ShardIndex:
             entries.append(ShardEntry(path, _count_samples(path, fetch)))
             continue
         # A shard that is not local is measured when it is fetched.
-        found_bytes = entry.bytes if is_url(path) else Path(path).stat().st_size
+        found_bytes = entry.bytes if is_url(path) else _local_bytes(path)
         if entry.bytes != found_bytes:
             raise UserError(
                 f"data.shards: {path} has {found_bytes} bytes, but its {MANIFEST} says {entry.bytes}; copy or make"
@@ -113,11 +115,8 @@ def index_shards(pattern: str, fetch: FetchOptions | None = None) -> ShardIndex:
     return ShardIndex(tuple(entries))
 
 
-NOT_A_MANIFEST = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
-
-
 def manifest_entries(data: bytes, directory: str) -> dict[str, ShardEntry]:
-    """What a manifest says of the shards of its directory, by path or URL. Raises one of NOT_A_MANIFEST."""
+    """What a manifest says of the shards of its directory, by path or URL. Raises one of storage.NOT_A_MANIFEST."""
     entries = {}
     for entry in json.loads(data)["shards"]:
         path = join(directory, entry["name"])
@@ -129,8 +128,9 @@ def manifest_entries(data: bytes, directory: str) -> dict[str, ShardEntry]:
             None if sha256 is None else str(sha256),
             statistics if isinstance(statistics, dict) else None,
         )
-    if any(entry.samples < 1 for entry in entries.values()):
-        raise ValueError("a shard of no samples")
+    for entry in entries.values():
+        if not 1 <= entry.samples <= min(MAX_SAMPLES, (entry.bytes or 0) // BLOCKSIZE):
+            raise ValueError(f"a shard of {entry.bytes} bytes and {entry.samples} samples")
     return entries
 
 
@@ -141,9 +141,10 @@ def _read_manifest(directory: str, fetch: FetchOptions) -> dict[str, ShardEntry]
         return {}
     try:
         return manifest_entries(storage.read_bytes(manifest, fetch), directory)
-    except NOT_A_MANIFEST as error:
+    except storage.NOT_A_MANIFEST as error:
         raise UserError(
-            f"data.shards: {shown(manifest)} is no shard manifest ({error!r}); remove it, and the shards are counted."
+            f"data.shards: {shown(manifest)} is no shard manifest ({reason_of(error)}); remove it, and the shards are"
+            " counted."
         ) from error
 
 
@@ -157,9 +158,20 @@ def _count_samples(path: str, fetch: FetchOptions) -> int:
 
 def _open_tar(path: Path) -> BufferedReader:
     try:
-        return path.open("rb")
+        return open_tar(path)
     except OSError as error:
-        raise ShardError(f"data.shards: {path} cannot be opened ({error.strerror}); copy or make it again.") from error
+        raise _closed_shard(path, error) from error
+
+
+def _local_bytes(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except OSError as error:  # a link to what is not there
+        raise _closed_shard(path, error) from error
+
+
+def _closed_shard(path: Path | str, error: OSError) -> ShardError:
+    return ShardError(f"data.shards: {path} cannot be opened ({error.strerror}); copy or make it again.")
 
 
 def _broken_shard(path: str, damage: str) -> ShardError:

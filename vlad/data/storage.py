@@ -25,10 +25,13 @@ from vlad.data.remote import open_remote
 from vlad.data.retries import DamagedError, FetchOptions, StorageError, attempts
 from vlad.data.stores import refuse_programs
 from vlad.data.urls import HTTP_SCHEMES, is_url, join, local_path, scheme, shown
-from vlad.errors import UserError
+from vlad.errors import SHARDS_OPTION, UserError, local_place, reason_of
 
 MANIFEST = "manifest.json"  # describes the shards of a directory, and lists them where a server cannot
 MAX_PATHS = 1_000_000  # a brace range of more is a mistyped one
+MAX_PADDING = 100  # digits of a number in a range, over those that it needs
+# What reading a text raises that is no manifest.
+NOT_A_MANIFEST = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 
 
@@ -44,9 +47,11 @@ def expand(pattern: str, options: FetchOptions | None = None) -> tuple[str, ...]
     if not pattern.strip():
         raise UserError("data.shards: the place of the shards is empty; name a directory, a pattern or a URL.")
     found: list[str] = []
-    for part in _braces(pattern):
+    for part in expand_braces(pattern):
         refuse_programs(part)
         if not is_url(part):
+            if local_place(part, f"{SHARDS_OPTION}:").is_dir() and not os.access(part, os.R_OK | os.X_OK):
+                raise UserError(f"data.shards: {part} cannot be read; give yourself permission to read it.")
             # glob: Path.glob takes no absolute patterns.
             found += map(str, Path(part).glob("*.tar")) if Path(part).is_dir() else glob.glob(part)  # noqa: PTH207
         elif scheme(part) in HTTP_SCHEMES:
@@ -61,20 +66,30 @@ def expand(pattern: str, options: FetchOptions | None = None) -> tuple[str, ...]
     return tuple(sorted(set(found)))
 
 
-def _braces(pattern: str) -> list[str]:
+def expand_braces(pattern: str) -> list[str]:
+    """The paths and URLs that a brace pattern stands for, in its order.
+
+    Raises UserError for a brace without its partner, and for a range of more than MAX_PATHS.
+    """
     parts = []
     # Each range by itself first: the expansion keeps all of a range in memory.
-    if all(abs(int(last) - int(first)) <= MAX_PATHS for first, last in _RANGE.findall(pattern)):
+    if all(_steps(first, last) <= MAX_PATHS for first, last in _RANGE.findall(pattern)):
         try:
             parts = list(itertools.islice(braceexpand(pattern), MAX_PATHS + 1))
         except ValueError as error:
             raise UserError(
-                f"data.shards: {pattern} has a brace without its partner; close it, or escape it."
+                f"data.shards: {shown(pattern)} has a brace without its partner; close it, or escape it."
             ) from error
     if not 0 < len(parts) <= MAX_PATHS:
-        raise UserError(f"data.shards: {pattern} stands for over {MAX_PATHS} shards; mend its range.")
+        raise UserError(f"data.shards: {shown(pattern)} stands for over {MAX_PATHS} shards; mend its range.")
     # A file:// URL is a path, and everything that works on paths works on it.
     return [local_path(part) for part in parts]
+
+
+def _steps(first: str, last: str) -> int:
+    if max(len(first), len(last)) > len(str(MAX_PATHS)) + MAX_PADDING:
+        return MAX_PATHS + 1
+    return abs(int(last) - int(first))
 
 
 def _expand_http(url: str, options: FetchOptions) -> list[str]:
@@ -89,12 +104,15 @@ def _expand_http(url: str, options: FetchOptions) -> list[str]:
     try:
         return [join(url, name) for name in _manifest_names(read_bytes(join(url, MANIFEST), options))]
     except StorageError as error:
+        reason = str(error).removeprefix(f"{SHARDS_OPTION}: ")
         raise UserError(
             f"data.shards: {shown(url)}: a web server does not list its files, and there is no {MANIFEST} to be read"
-            f" in this directory; write a brace pattern such as {{000000..000999}}.tar. ({error})"
+            f" in this directory; write a brace pattern such as {{000000..000999}}.tar. ({reason})"
         ) from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"data.shards: {shown(join(url, MANIFEST))} is no shard manifest ({error!r}).") from error
+    except NOT_A_MANIFEST as error:
+        raise UserError(
+            f"data.shards: {shown(join(url, MANIFEST))} is no shard manifest ({reason_of(error)})."
+        ) from error
 
 
 def _manifest_names(data: bytes) -> list[str]:

@@ -38,9 +38,9 @@ _PACKAGES = {
 def refuse_programs(text: str) -> None:
     """Raises UserError for what would run a program, and for a scheme that is not a place where files lie."""
     if _PROGRAM.match(text):
-        raise UserError(f"data.shards: {text} would run a program; give a directory of tar files.")
+        raise UserError(f"data.shards: {text} would run a program; name a directory or a URL.")
     if "::" in re.sub(r"\[[0-9A-Fa-f:.]*\]", "", text) and "://" in text:
-        raise UserError(f"data.shards: {shown(text)} chains file systems (::); give the URL of the shards themselves.")
+        raise UserError(f"data.shards: {shown(text)} chains file systems (::); name the place of the shards itself.")
     if not is_url(text):
         return
     from fsspec import available_protocols

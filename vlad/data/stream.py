@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -27,11 +26,12 @@ from vlad.data.buckets import Bucket, build_buckets, fit_to_bucket, nearest_buck
 from vlad.data.decoding import MEMBER_KINDS, BadSample, decode_sample
 from vlad.data.memory import ALIGNMENT_BYTES, BatchMemory, Slot
 from vlad.data.order import BatchPlan, MixedOrder, SetOrder, plan_batches
+from vlad.data.quarantine import Quarantine
 from vlad.data.retries import FetchOptions
 from vlad.data.shards import ShardError, ShardIndex, ShardReader, UnreadableSample, index_shards, picture_sizes
 from vlad.data.states import CACHED_KINDS, collate_cached, decode_cached, ignored_regions
 from vlad.data.writing import SIZES_SUFFIX
-from vlad.errors import UserError
+from vlad.errors import SHARDS_OPTION, UserError, counted, told_of
 from vlad.layout.glyphmap import draw_ink
 from vlad.records import Batch, Sample
 
@@ -103,6 +103,8 @@ class ShardSets:
     weights: tuple[float, ...] = (1.0,)
     # Cached states (`states`) in place of pictures.
     cached: bool = False
+    # What names the shards in the config, for messages.
+    option: str = SHARDS_OPTION
     # Which samples of each set are read (`choosing`), and what stands before its captions; empty: all, and nothing.
     choices: tuple[np.ndarray | None, ...] = field(default=(), compare=False)
     prefixes: tuple[str, ...] = ()
@@ -150,8 +152,12 @@ class ShardSets:
         return f"{whole}#{digest.hexdigest()[:16]}"
 
 
-def open_sets(patterns: dict[str, float], fetch: FetchOptions | None = None) -> ShardSets:
-    """The shard sets of some patterns with their weights. Raises UserError like `index_shards`."""
+def open_sets(patterns: dict[str, float], fetch: FetchOptions | None = None, option: str | None = None) -> ShardSets:
+    """The shard sets of some patterns with their weights. Raises UserError like `index_shards`.
+
+    `option` is what names them in the config (None: data.shards, or data.mix where they are several).
+    """
+    option = option or (SHARDS_OPTION if len(patterns) == 1 else "data.mix")
     total = sum(patterns.values())
     for pattern, weight in patterns.items():
         if not weight / total >= 1e-3:
@@ -159,7 +165,9 @@ def open_sets(patterns: dict[str, float], fetch: FetchOptions | None = None) -> 
                 f"data.mix: the weight of {pattern} ({weight:g}) is under a thousandth of all; raise it, or leave the"
                 " set out."
             )
-    return ShardSets(tuple(index_shards(pattern, fetch) for pattern in patterns), tuple(patterns.values()))
+    with told_of(option):
+        indexes = tuple(index_shards(pattern, fetch) for pattern in patterns)
+    return ShardSets(indexes, tuple(patterns.values()), option=option)
 
 
 Decoded = TypeVar("Decoded")
@@ -179,11 +187,11 @@ class SampleSource(Generic[Decoded]):
         quarantine: Path | None,
         decode: Callable[..., Decoded],
     ) -> None:
-        self.option = "data.cache" if sets.cached else "data.shards"
         kinds = CACHED_KINDS if sets.cached else MEMBER_KINDS
         self.readers = [ShardReader(index, options.verify, kinds, options.fetch) for index in sets.indexes]
         self.decode = decode
-        self.sets, self.options, self.quarantine = sets, options, quarantine
+        self.sets, self.options = sets, options
+        self.quarantine = None if quarantine is None else Quarantine(quarantine)
         self.seen = self.bad = 0
 
     def read(self, set_number: int, sample: int, *room: np.ndarray) -> Decoded | None:
@@ -193,7 +201,8 @@ class SampleSource(Generic[Decoded]):
         sample = sample if choice is None else int(choice[sample])
         key, shard = f"sample {sample}", ""
         try:
-            raw = self.readers[set_number].read(sample)
+            with told_of(self.sets.option):
+                raw = self.readers[set_number].read(sample)
             key, shard = raw.key, raw.shard
             decoded = self.decode(raw.members, raw.key, *room)
             if isinstance(decoded, Sample):
@@ -208,23 +217,14 @@ class SampleSource(Generic[Decoded]):
     def _record_bad(self, key: str, shard: str, reason: str) -> None:
         self.bad += 1
         if self.quarantine is not None:
-            _append_once(self.quarantine, {"key": key, "shard": shard, "reason": reason})
+            self.quarantine.add(key, shard, reason)
         if self.seen >= QUARANTINE_AFTER and self.bad > self.options.max_bad_share * self.seen:
             raise ShardError(
-                f"{self.option}: {self.bad} of the first {self.seen} samples cannot be used (the last: {shard}, {key}:"
-                f" {reason}), more than data.max_bad_share = {self.options.max_bad_share};"
-                f" {'make the cache again' if self.option == 'data.cache' else 'mend the shards'}, or raise it. All are"
+                f"{self.sets.option}: {self.bad} of the first {self.seen} samples cannot be used (the last: {shard},"
+                f" {key}: {reason}), more than data.max_bad_share = {self.options.max_bad_share};"
+                f" {'make the cache again' if self.sets.cached else 'mend the shards'}, or raise it. All are"
                 " listed in quarantine.jsonl."
             )
-
-
-def _append_once(path: Path, record: dict[str, str]) -> None:
-    """Adds a line to the quarantine; a sample that comes again every epoch stands there once."""
-    line = json.dumps(record, ensure_ascii=False) + "\n"
-    if path.is_file() and line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        return
-    with path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
-        stream.write(line)
 
 
 def refuse_too_few(sets: ShardSets, batch_size: int, world_size: int) -> None:
@@ -234,9 +234,9 @@ def refuse_too_few(sets: ShardSets, batch_size: int, world_size: int) -> None:
         count = sum(sets.counts(number))
         if count < wanted:
             raise UserError(
-                f"data.shards: {count} samples are too few for {world_size} ranks x batches of {batch_size}: at least"
-                f" {wanted}; add samples, lower data.batch_size, or read each several times an epoch:"
-                f" data.repeats={-(-wanted // max(1, count))}."
+                f"{sets.option}: {counted(count, 'sample')} {'is' if count == 1 else 'are'} too few for"
+                f" {counted(world_size, 'rank')} x batches of {batch_size}: at least {wanted}; add samples, lower"
+                f" data.batch_size, or read each several times an epoch: data.repeats={-(-wanted // max(1, count))}."
             )
 
 
@@ -323,8 +323,8 @@ class ShardBatches(IterableDataset):
         height, width = sample.picture.shape[:2]
         if self.buckets is not None and nearest_bucket(self.shapes, width, height) != bucket:
             raise ShardError(
-                f"data.shards: {sample.key} has {width} x {height} pixels, but the file of sizes beside its shard"
-                f" (*{SIZES_SUFFIX}) says otherwise; remove that file, and the pictures' own headers are read."
+                f"{self.sets.option}: {sample.key} has {width} x {height} pixels, but the file of sizes beside its"
+                f" shard (*{SIZES_SUFFIX}) says otherwise; remove that file, and the pictures' own headers are read."
             )
 
     def _sample_bytes(self) -> int:
@@ -354,7 +354,9 @@ class ShardBatches(IterableDataset):
                 sample = source.read(of, number)
                 if sample is not None:
                     return sample
-        raise ShardError(f"{source.option}: not one sample of a batch can be used; all are listed in quarantine.jsonl.")
+        raise ShardError(
+            f"{self.sets.option}: not one sample of a batch can be used; all are listed in quarantine.jsonl."
+        )
 
 
 def first_samples(sets: ShardSets, options: StreamOptions, count: int) -> list[Sample]:

@@ -6,10 +6,13 @@ Names that climb out of the archive, links, devices and members of unknown kinds
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import re
 import tarfile
 from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -56,6 +59,13 @@ class _HeaderReader(io.RawIOBase):
 
     def tell(self) -> int:
         return self.stream.tell()
+
+
+def open_tar(path: Path) -> BufferedReader:
+    """A local tar, opened. Raises OSError, also for what is no file: reading a pipe might wait for ever."""
+    if not path.is_file() and path.exists():
+        raise OSError(errno.EINVAL, "Is a directory" if path.is_dir() else "It is no file")
+    return path.open("rb")
 
 
 def scan_tar(stream: BinaryIO, kinds: frozenset[str] = MEMBER_KINDS) -> TarTable:

@@ -230,10 +230,16 @@ def full_disk(directory: Path, error: BaseException) -> UserError | None:
 
 
 def published_names(target: Path | str, suffix: str) -> set[str]:
-    """The names with a suffix that stand in a directory or below a URL; none where there is no such place."""
+    """The names with a suffix that stand in a directory or below a URL; none where there is no such place.
+
+    Raises UserError for a directory that cannot be read.
+    """
     if isinstance(target, str):
         return {url.rpartition("/")[2] for url in storage.list_files(target, suffix)}
-    return {path.name for path in target.iterdir() if path.name.endswith(suffix)} if target.is_dir() else set()
+    try:
+        return {path.name for path in target.iterdir() if path.name.endswith(suffix)} if target.is_dir() else set()
+    except OSError as error:
+        raise UserError(f"The directory {target} cannot be read ({error.strerror}); name another.") from error
 
 
 def _publish(temporary: Path, target: Path | str, name: str) -> None:

@@ -26,7 +26,7 @@ from vlad.data.stream import ShardBatches, ShardSets, open_sets
 from vlad.diffusion.attention import prove_xformers, set_attention
 from vlad.doctor.findings import Finding
 from vlad.doctor.ranks import all_reduce_rate
-from vlad.errors import UserError
+from vlad.errors import UserError, counted
 from vlad.launch import build_stage, run_device, stage_names, training_parts
 from vlad.memory_plan import CONTEXT_BYTES, StagePlan, Switches, checkpoint_bytes, is_packed, plan_stage
 from vlad.performance.training import StageFigures, measure_stage
@@ -256,10 +256,16 @@ def shards(examined: Examined) -> Finding:
     least = min(index.samples for index in sets.indexes)
     if least < examined.ranks * data.batch_size:
         remedy = f"Lower data.batch_size to {max(1, least // examined.ranks)}, or add samples."
-        found = f"{least} samples are too few for {examined.ranks} ranks x batches of {data.batch_size}"
+        found = (
+            f"{counted(least, 'sample')} {'is' if least == 1 else 'are'} too few for {counted(examined.ranks, 'rank')}"
+            f" x batches of {data.batch_size}"
+        )
         return Finding("shards", "fail", found, remedy)
     readers = examined.ranks * max(1, data.workers)
-    found = f"{sets.samples} samples in {sets.shards} shards for {examined.ranks} ranks x {data.workers} workers"
+    found = (
+        f"{counted(sets.samples, 'sample')} in {counted(sets.shards, 'shard')} for {counted(examined.ranks, 'rank')} x"
+        f" {counted(data.workers, 'worker')}"
+    )
     if sets.shards < readers:
         remedy = f"All read the same files: fine on a local disk; from a store, make at least {readers} shards."
         return Finding("shards", "warn", found, remedy)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from vlad import distributed
 from vlad.data.stream import ShardBatches, ShardSets, StreamOptions
-from vlad.errors import UserError
+from vlad.errors import UserError, counted
 from vlad.records import Batch
 
 
@@ -65,9 +65,9 @@ class ShardDataModule(L.LightningDataModule):
         now = self._place()
         if state_dict["ranks"] != now["ranks"]:
             raise UserError(
-                f"The run was stopped with {state_dict['ranks']} ranks and cannot go on with {now['ranks']}: each keeps"
-                f" its own place in the data. Start it with {state_dict['ranks']} again, or give the new run another"
-                " name and this one as its base."
+                f"The run was stopped with {counted(state_dict['ranks'], 'rank')} and cannot go on with {now['ranks']}:"
+                f" each keeps its own place in the data. Start it with {state_dict['ranks']} again, or give the new run"
+                " another name and this one as its base."
             )
         if state_dict["shards"] != now["shards"]:
             raise UserError(

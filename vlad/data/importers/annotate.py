@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from PIL import Image, ImageOps
 from vlad.data.decoding import (
     MAX_PICTURE_PIXELS,
     PICTURE_FORMATS,
+    UNREADABLE_PICTURE,
     BadSample,
     encode_sample,
     refuse_too_much_text,
@@ -170,7 +170,7 @@ def load_picture(picture: bytes | tuple[Path, ...], max_side_pixels: int) -> Loa
         raise Unusable("over the limit of pixels", "over 64 million") from None
     except Image.UnidentifiedImageError:
         raise Unusable("the file is damaged, or is no jpg, png or webp") from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+    except UNREADABLE_PICTURE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise Unusable("the picture does not decode", reason) from None
 
@@ -182,7 +182,7 @@ def header_pixels(picture: bytes | tuple[Path, ...], max_side_pixels: int) -> in
         with Image.open(opened, formats=sorted(set(PICTURE_FORMATS.values()))) as image:
             shrunk = min(1.0, max_side_pixels / max(image.size))
             return int(image.width * image.height * shrunk**2)
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError):
+    except UNREADABLE_PICTURE:
         return 0
 
 

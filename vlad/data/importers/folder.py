@@ -1,7 +1,8 @@
 """A plain folder of pictures, in folders below it too.
 
 A picture's caption is the first line of `NAME.txt` beside `NAME.jpg`; else what a `metadata.jsonl` (the layout that
-`datasets` calls imagefolder) says in its folder or one above: {"file_name": "NAME.jpg", "text": "..."}.
+`datasets` calls imagefolder) says in its folder or one above: {"file_name": "NAME.jpg", "text": "..."}. A field that
+the user names goes before `NAME.txt`.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from vlad.data.decoding import PICTURE_FORMATS
-from vlad.data.importers.records import Entry, Place, UniqueKeys, Unusable
+from vlad.data.importers.records import Entry, Place, UniqueKeys, Unusable, small_file
 from vlad.errors import UserError
 
 METADATA = "metadata.jsonl"
 CAPTION_FIELDS = ("text", "caption", "prompt")
+MAX_LINE_BYTES = 4_000_000
 
 
 class FolderSource:
@@ -33,16 +36,26 @@ class FolderSource:
         self.path = str(folder)
         self._folder = folder
         self._fields = CAPTION_FIELDS if caption_field is None else (caption_field,)
+        self._field_is_asked_for = caption_field is not None
         try:
             next(folder.iterdir(), None)
         except OSError as error:
             raise UserError(
                 f"The folder {folder} cannot be read ({error.strerror}); give yourself permission to read it."
             ) from error
-        self.count: int | None = sum(1 for _ in self._pictures())
+        self.count: int | None = 0
+        captions = 0
+        for _, caption in self._pictures():
+            self.count += 1
+            captions += caption is not None
         if not self.count:
             known = ", ".join(PICTURE_FORMATS)
             raise UserError(f"There are no pictures in {folder} or the folders below it; known are {known}.")
+        if self._field_is_asked_for and not captions:
+            raise UserError(
+                f'--caption-field {caption_field}: no {METADATA} in {folder} has text in field "{caption_field}" for a'
+                " picture; name another, or leave it out."
+            )
 
     def places(self) -> Iterator[Place]:
         """A place for every picture."""
@@ -55,7 +68,8 @@ class FolderSource:
     def read(self, place: Place) -> Entry:
         """The picture with the caption that is written beside it."""
         path, caption = place.payload
-        return Entry((path,), written_caption(path.with_suffix(".txt")) or caption)
+        written = written_caption(path.with_suffix(".txt"))
+        return Entry((path,), caption or written if self._field_is_asked_for else written or caption)
 
     def _pictures(self) -> Iterator[tuple[Path, str | None]]:
         captions: dict[str, str] = {}
@@ -96,25 +110,37 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def written_caption(path: Path) -> str | None:
     """The first line of a caption file, None where there is no file or the line is empty. Raises Unusable."""
-    if not path.is_file():
+    data = small_file(path)
+    if data is None:
         return None
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise Unusable("its caption is not UTF-8 text", path.name) from None
-    except OSError as error:
-        raise Unusable("its caption cannot be read", f"{path.name}: {error.strerror}") from error
     return " ".join(lines[0].split()) or None if lines else None
+
+
+def _open_metadata(path: Path) -> BufferedReader:
+    if not path.is_file():  # a pipe might wait for ever
+        raise UserError(f"{path} is no file; write one with a line a picture, or move it away.")
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); give yourself permission to read it, or move it away."
+        ) from error
 
 
 def _read_metadata(path: Path, fields: tuple[str, ...]) -> dict[str, str]:
     """Captions by the picture's path. Raises UserError with line and field."""
     captions = {}
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
+    with _open_metadata(path) as stream:
+        for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), start=1):
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
+            if len(line) > MAX_LINE_BYTES:
+                raise UserError(f"{where} is over {MAX_LINE_BYTES // 1_000_000} MB long; mend it, or remove the file.")
             try:
                 record: Any = json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:

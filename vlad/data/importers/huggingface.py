@@ -6,6 +6,7 @@ The pictures are the first column of type Image; the captions, if any, one of CA
 from __future__ import annotations
 
 from collections.abc import Iterator
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ class HuggingFaceSource:
                 f"Reading {self.path} needs the library 'datasets' ({error}); run: pip install 'vlad[hf]'."
             ) from error
         datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(CRITICAL)  # what is wrong is told below, once
         path = Path(self.path)
         try:
             if path.is_file() or (path.is_dir() and any(path.rglob("*.parquet"))):
@@ -77,4 +79,5 @@ class HuggingFaceSource:
             options = {"data_dir": self.path} if path.is_dir() else {}
             return datasets.load_dataset(*kind, split=self._split, streaming=True, **options)
         except Exception as error:  # whatever `datasets` and the libraries below it raise for a source
-            raise UserError(f"`datasets` cannot read {self.path}: {str(error).splitlines()[0][:200]}.") from error
+            reason = next(iter(str(error).splitlines()), type(error).__name__)[:200].rstrip(".")
+            raise UserError(f"`datasets` cannot read {self.path}: {reason}; get it again, or name another.") from error

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlad.data.importers.folder import written_caption
-from vlad.data.importers.records import Entry, Place, SourceLine, Unusable, points_of
+from vlad.data.importers.records import Entry, Place, SourceLine, Unusable, points_of, small_file
 from vlad.errors import UserError
 
 INDEX_LINE = re.compile(r"\s*(\d{5})_(\d{9})\s*")
@@ -48,8 +48,11 @@ class MarioSource:
     def read(self, place: Place) -> Entry:
         """The sample's files; those that are missing leave their part unknown. Raises Unusable."""
         folder = self._folder.joinpath(*place.payload)
-        if not folder.is_dir():
-            raise Unusable("its folder is missing")
+        try:
+            if not folder.is_dir():
+                raise Unusable("its folder is missing")
+        except OSError as error:
+            raise Unusable("its folder cannot be read", error.strerror or "") from error
         source, licence = _source_and_licence(folder / "info.json")
         return Entry(
             (folder / "image.jpg",),
@@ -62,9 +65,8 @@ class MarioSource:
 
     def _samples(self) -> Iterator[tuple[str, str]]:
         if self._index is None:
-            for group in sorted(path.name for path in self._folder.iterdir() if re.fullmatch(r"\d{5}", path.name)):
-                names = (path.name for path in (self._folder / group).iterdir())
-                yield from ((group, name) for name in sorted(names) if re.fullmatch(r"\d{9}", name))
+            for group in _names(self._folder, r"\d{5}"):
+                yield from ((group, name) for name in _names(self._folder / group, r"\d{9}"))
             return
         with self._index.open(encoding="utf-8", errors="replace") as stream:
             for number, line in enumerate(stream, start=1):
@@ -77,6 +79,19 @@ class MarioSource:
                     )
 
 
+def _names(folder: Path, pattern: str) -> list[str]:
+    """The names in a folder that fit, sorted. Raises UserError for a folder that cannot be read."""
+    try:
+        return sorted(path.name for path in folder.iterdir() if re.fullmatch(pattern, path.name))
+    except NotADirectoryError:
+        return []
+    except OSError as error:
+        raise UserError(
+            f"The folder {folder} cannot be read ({error.strerror}); give yourself permission to read it, or move it"
+            " away."
+        ) from error
+
+
 def looks_like_mario(folder: Path) -> bool:
     """Whether a folder holds folders like 06269/062690093."""
     groups = (path for path in folder.iterdir() if re.fullmatch(r"\d{5}", path.name) and path.is_dir())
@@ -84,11 +99,12 @@ def looks_like_mario(folder: Path) -> bool:
 
 
 def _read_lines(path: Path) -> tuple[SourceLine, ...] | None:
-    if not path.is_file():
+    data = small_file(path)
+    if data is None:
         return None
     lines = []
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        for number, line in enumerate(data.decode("utf-8-sig").splitlines(), start=1):
             if not line.strip():
                 continue
             try:
@@ -104,10 +120,11 @@ def _read_lines(path: Path) -> tuple[SourceLine, ...] | None:
 
 def _source_and_licence(path: Path) -> tuple[str | None, str | None]:
     """The address a picture came from, and its licence; what is not said stays None."""
-    if not path.is_file():
+    data = small_file(path)
+    if data is None:
         return None, None
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(data)
         source, licence = record.get("url"), record.get("LICENSE")
     except (ValueError, AttributeError, RecursionError):
         raise Unusable("info.json is no JSON object") from None

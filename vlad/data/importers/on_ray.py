@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import pickle
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -18,23 +19,33 @@ from typing import Any
 
 import vlad
 from vlad.data.importers.making import Captioner, Recipe, ShardRecord, make_shard, places_to_do
-from vlad.errors import UserError
+from vlad.errors import UserError, reason_of
 
 
 def start_ray() -> None:
-    """Joins the cluster that RAY_ADDRESS names, else starts Ray on this machine. Raises UserError without ray."""
+    """Joins the cluster that RAY_ADDRESS names, else starts Ray on this machine.
+
+    Raises UserError without ray, and where there is no such cluster.
+    """
     try:
         import ray
     except ImportError as error:
         raise UserError(f"--engine ray needs the library 'ray' ({error}); run: pip install 'vlad[ray]'.") from error
     if not ray.is_initialized():
-        # All machines run this very code.
-        ray.init(
-            runtime_env={"py_modules": [str(Path(vlad.__file__).parent)]},
-            log_to_driver=False,
-            logging_level="ERROR",
-            include_dashboard=False,
-        )
+        try:
+            # All machines run this very code.
+            ray.init(
+                runtime_env={"py_modules": [str(Path(vlad.__file__).parent)]},
+                log_to_driver=False,
+                logging_level="ERROR",
+                include_dashboard=False,
+            )
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            where = os.environ.get("RAY_ADDRESS")
+            asked = f"the cluster at RAY_ADDRESS={where} does not answer" if where else "Ray does not start here"
+            raise UserError(
+                f"--engine ray: {asked} ({reason_of(error)}); mend that, or leave out --engine ray."
+            ) from error
 
 
 def make_shards_on_ray(
@@ -47,6 +58,7 @@ def make_shards_on_ray(
     """
     import ray
     from ray.data import DataContext, read_datasource
+    from ray.exceptions import RayError, RayTaskError
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -60,10 +72,18 @@ def make_shards_on_ray(
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
         num_cpus=1,
     )
-    for row in records.iter_rows():
-        if row["error"]:
-            raise UserError(row["error"])
-        yield ShardRecord.from_json(row["record"])
+    try:
+        for row in records.iter_rows():
+            if row["error"]:
+                raise UserError(row["error"])
+            yield ShardRecord.from_json(row["record"])
+    except RayTaskError:  # a bug of ours, with its traceback
+        raise
+    except RayError as error:
+        raise UserError(
+            f"Ray has lost a process that made a shard ({reason_of(error)}), most likely for want of memory; run the"
+            " same command again with fewer --workers: it goes on after the last whole shard."
+        ) from error
 
 
 def _shard_rows(recipe: Recipe, done: dict[int, ShardRecord]) -> Any:
@@ -101,11 +121,16 @@ class _ShardMaker:
     def __init__(self, recipe: Recipe, target: Path | str) -> None:
         self._recipe, self._target = recipe, target
         self._annotate = recipe.annotator()
-        self._captioner: Captioner | None = None if recipe.build_captioner is None else recipe.build_captioner()
+        self._captioner: Captioner | None = None
+        self._unfit = ""  # why nothing can be made here: Ray would make a traceback of what is raised now
+        try:
+            self._captioner = None if recipe.build_captioner is None else recipe.build_captioner()
+        except UserError as error:
+            self._unfit = str(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        if row["error"]:
-            return {"record": "", "error": row["error"]}
+        if row["error"] or self._unfit:
+            return {"record": "", "error": row["error"] or self._unfit}
         places = pickle.loads(row["places"])  # made by this program, a moment ago
         pairs = ((place, self._annotate(place)) for place in places)
         try:

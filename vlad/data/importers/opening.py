@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-
-from braceexpand import braceexpand
 
 from vlad.data.decoding import PICTURE_FORMATS
 from vlad.data.importers.anyword import AnyWordSource
@@ -16,8 +15,9 @@ from vlad.data.importers.mario import INDEX_LINE, MarioSource, looks_like_mario
 from vlad.data.importers.mmocr import MMOCRSource, WildReceiptSource
 from vlad.data.importers.records import Source
 from vlad.data.importers.tars import TarSource
+from vlad.data.storage import expand_braces
 from vlad.data.urls import is_url, shown
-from vlad.errors import UserError, did_you_mean
+from vlad.errors import UserError, did_you_mean, local_place, told_of
 
 FORMATS = {
     "folder": "pictures, with NAME.txt or metadata.jsonl, or with nothing",
@@ -29,6 +29,9 @@ FORMATS = {
     "huggingface": "Parquet or imagefolder through `datasets`, or a data set's name on the hub",
     "webdataset": "tar files with pictures and captions",
 }
+# Formats that --caption-field and --pictures say nothing to.
+WITHOUT_FIELDS = ("mario", "mmocr", "wildreceipt")
+WITHOUT_FOLDER = ("folder", "laion_glyph", "huggingface", "webdataset")
 PEEK_BYTES = 1 << 16
 
 
@@ -53,8 +56,14 @@ def open_source(
     if pictures is not None and not pictures.is_dir():
         raise UserError(f"There is no folder {pictures}; name the one in which the pictures of {path} lie.")
     tars = _tars(path)
+    if not tars:
+        local_place(path, "SOURCE")
     if format is None:
         format = "webdataset" if tars else detect_format(Path(path))
+    if pictures is not None and format in WITHOUT_FOLDER:
+        raise UserError(f"--pictures: a source of format {format} has its pictures itself; leave it out.")
+    if caption_field is not None and format in WITHOUT_FIELDS:
+        raise UserError(f"--caption-field: format {format} has no fields with captions; leave it out.")
     if format == "huggingface":
         return HuggingFaceSource(path, caption_field)
     if format == "webdataset":
@@ -67,6 +76,10 @@ def open_source(
 def _open_files(path: Path, format: str, pictures: Path | None, caption_field: str | None) -> Source:
     if not path.exists():
         raise _nothing_there(path)
+    if not (path.is_dir() or path.is_file()):  # reading a pipe might wait for ever
+        raise _neither(path)
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path} cannot be read (Permission denied); give yourself permission to read it.")
     if format == "folder" and not path.is_dir():
         raise UserError(f"{path} is a file; name the folder that holds the pictures.")
     if format not in ("folder", "mario") and path.is_dir():
@@ -91,14 +104,18 @@ def _nothing_there(path: Path) -> UserError:
     return UserError(f"There is no file or folder {path}; name one that holds pictures.")
 
 
+def _neither(path: Path) -> UserError:
+    return UserError(f"{path} is neither a file nor a folder; name one that holds pictures.")
+
+
 def detect_format(path: Path) -> str:
     """The format of a source, from what it holds. Raises UserError that lists what is known."""
     if not path.exists():
         raise _nothing_there(path)
     if path.is_dir():
         return _folder_format(path)
-    if not path.is_file():  # reading a pipe might wait for ever
-        raise UserError(f"{path} is neither a file nor a folder; name one that holds pictures.")
+    if not path.is_file():
+        raise _neither(path)
     try:
         with path.open("rb") as stream:
             beginning = stream.read(PEEK_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -147,12 +164,27 @@ def _folder_format(folder: Path) -> str:
 
 def _tars(path: str) -> tuple[Path, ...]:
     """The tar files of a folder, a file or a brace pattern, sorted; none where it names something else."""
-    if Path(path).is_dir():
+    if _is_there(path) and Path(path).is_dir():
         return tuple(sorted(Path(path).glob("*.tar")))
     if not re.search(r"\.tar(\.gz)?$", path):
         return ()
-    expanded = [Path(path)] if Path(path).is_file() else [Path(part) for part in braceexpand(path)]
-    missing = next((part for part in expanded if not part.is_file()), None)
+    expanded = source_paths(path)
+    missing = next((part for part in expanded if not local_place(part, "SOURCE").is_file()), None)
     if missing is not None:
         raise UserError(f"There is no tar file {missing}.")
     return tuple(sorted(expanded))
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # longer than a name can be, as a pattern may well be
+        return False
+
+
+def source_paths(path: str) -> list[Path]:
+    """What SOURCE stands for: itself where it is there, else the parts of its brace pattern. Raises UserError."""
+    if _is_there(path):
+        return [Path(path)]
+    with told_of("SOURCE"):
+        return [Path(part) for part in expand_braces(path)]

@@ -17,6 +17,8 @@ from typing import Any, Protocol
 
 from vlad.records import ObjectBox
 
+MAX_SMALL_FILE_BYTES = 4_000_000
+
 
 class Unusable(ValueError):  # noqa: N818 - it is about one picture, which the others go on without
     """Why one picture gives no sample: `kind` in a few words that the summary counts by, then the details."""
@@ -95,6 +97,23 @@ class Source(Protocol):
 
     def read(self, place: Place) -> Entry:
         """What the source says about the picture. Raises Unusable."""
+
+
+def small_file(path: Path) -> bytes | None:
+    """What a file beside a picture holds, None where there is none. Raises Unusable for one that cannot be read.
+
+    A longer one than MAX_SMALL_FILE_BYTES is not what it is called.
+    """
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb") as stream:
+            data = stream.read(MAX_SMALL_FILE_BYTES + 1)
+    except OSError as error:
+        raise Unusable(f"{path.name} cannot be read", error.strerror or "") from error
+    if len(data) > MAX_SMALL_FILE_BYTES:
+        raise Unusable(f"{path.name} is too large", f"over {MAX_SMALL_FILE_BYTES // 1_000_000} MB")
+    return data
 
 
 class UniqueKeys:

@@ -6,18 +6,30 @@ and other things that are no files too. Shards of our own schema come through wi
 
 from __future__ import annotations
 
+import lzma
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 from vlad.data.decoding import PICTURE_FORMATS
 from vlad.data.importers.json_stream import parse_object
 from vlad.data.importers.records import Entry, Place, SourceLine, UniqueKeys, Unusable, text_of
+from vlad.data.tars import MAX_HEADER_BYTES
 from vlad.errors import UserError
 from vlad.layout.files import layout_from_json
 
 CAPTION_FIELDS = ("caption", "text", "prompt")
 MAX_MEMBER_BYTES = 64_000_000
+TWICE = "twice"  # among a sample's members: which kind there are two of
+_LONG_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 
 
 class TarSource:
@@ -30,6 +42,7 @@ class TarSource:
         self.count: int | None = None
         self._tars = tars
         self._fields = CAPTION_FIELDS if caption_field is None else (caption_field,)
+        self._field_is_asked_for = caption_field is not None
 
     def places(self) -> Iterator[Place]:
         """A place for every sample that has a picture."""
@@ -47,12 +60,14 @@ class TarSource:
     def read(self, place: Place) -> Entry:
         """The sample's picture and caption. Raises Unusable."""
         members = place.payload
+        if TWICE in members:
+            raise Unusable("a member stands there twice", members[TWICE].decode())
         picture = next(members[extension] for extension in PICTURE_FORMATS if extension in members)
         if picture is None:
             raise Unusable("its member is too large", f"over {MAX_MEMBER_BYTES // 1_000_000} MB")
         record = parse_object(members["json"]) if members.get("json") else {}
         caption = next(filter(None, (text_of(record, field) for field in self._fields)), None)
-        if members.get("txt"):
+        if members.get("txt") and not (caption and self._field_is_asked_for):
             try:
                 caption = " ".join(members["txt"].decode("utf-8-sig").split()) or caption
             except UnicodeDecodeError:
@@ -74,6 +89,17 @@ def _lines(record: dict[str, object]) -> tuple[SourceLine, ...] | None:
     )
 
 
+class _Header(tarfile.TarInfo):
+    """A header whose long name is no longer than a name can be: tarfile would read whatever length stands there."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size > MAX_HEADER_BYTES and header.type in _LONG_HEADERS:
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        return header
+
+
 def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes | None], int]]:
     """Key, members by extension (None: too large) and the place where the sample ends, of each sample of a tar."""
     wanted = {*PICTURE_FORMATS, "txt", "json"}
@@ -81,7 +107,7 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes | None], int]]:
     members: dict[str, bytes | None] = {}
     end = 0
     try:
-        with tarfile.open(path, "r|*") as archive:
+        with tarfile.open(path, "r|*", tarinfo=_Header) as archive:
             for member in archive:
                 name = PurePosixPath(member.name)
                 if not member.isfile() or name.is_absolute() or ".." in name.parts:
@@ -93,12 +119,16 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes | None], int]]:
                     if members and stem is not None:
                         yield stem, members, end
                     stem, members = key, {}
-                if extension.lower() in wanted and first:
+                if extension.lower() in members:
+                    members[TWICE] = extension.lower().encode()
+                elif extension.lower() in wanted and first:
                     stream = archive.extractfile(member) if member.size <= MAX_MEMBER_BYTES else None
                     members[extension.lower()] = stream.read() if stream is not None else None
                 end = member.offset_data + member.size
             if members and stem is not None:
                 yield stem, members, end
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give yourself permission to read it.") from error
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is not a whole tar file ({reason}); get it again, or leave it out.") from error

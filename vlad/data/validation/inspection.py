@@ -14,7 +14,7 @@ from vlad.data.decoding import MEMBER_KINDS
 from vlad.data.retries import StorageError
 from vlad.data.shard_cache import ShardCache
 from vlad.data.shards import ShardEntry
-from vlad.data.tars import SampleMembers, TarTable, read_sample, scan_tar
+from vlad.data.tars import SampleMembers, TarTable, open_tar, read_sample, scan_tar
 from vlad.data.urls import is_url, shown
 from vlad.data.validation.checks import check_members, line_faults
 from vlad.data.validation.counts import Counts, count_sample
@@ -50,7 +50,7 @@ def scan_shard(numbered: tuple[int, ListedShard], cache: ShardCache) -> ScannedS
     number, shard = numbered
     name = shown(shard.path)
     try:
-        with cache.local(*shard.expected) as path, path.open("rb") as stream:
+        with cache.local(*shard.expected) as path, open_tar(path) as stream:
             table = scan_tar(stream)
             size = stream.seek(0, 2)
             findings = list(_shard_findings(shard, table, size, stream if not is_url(shard.path) else None))
@@ -71,6 +71,8 @@ def _shard_findings(shard: ListedShard, table: TarTable, size: int, local: Buffe
     name = shown(shard.path)
     if table.damage is not None:
         yield Finding("shard", name, None, f"it is damaged: {table.damage}")
+    elif not table.samples:
+        yield Finding("shard", name, None, "it holds no samples")
     if shard.said is not None:
         for detail in _differences(shard.said, len(table.samples), size, local):
             yield Finding("manifest", name, None, detail)
@@ -125,7 +127,7 @@ def inspect_chunk(chunk: Chunk, cache: ShardCache, buckets: tuple[Bucket, ...]) 
     if not chunk.samples:
         return found
     try:
-        with cache.local(*shard.expected) as path, path.open("rb") as stream:
+        with cache.local(*shard.expected) as path, open_tar(path) as stream:
             _inspect_samples(found, chunk, stream, buckets)
     except (StorageError, OSError) as error:  # it was there when its headers were read
         found.findings.append(Finding("shard", name, None, _said(error, name)))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from vlad.data import storage
 from vlad.data.retries import FetchOptions, StorageError
-from vlad.data.shards import NOT_A_MANIFEST, ShardEntry, manifest_entries
+from vlad.data.shards import ShardEntry, manifest_entries
 from vlad.data.urls import is_url, join, parent, shown
 from vlad.data.validation.findings import Finding
+from vlad.errors import reason_of
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ def list_set(pattern: str, cache: FetchOptions | None = None) -> ShardSet:
         except StorageError as error:
             findings.append(Finding("manifest", shown(manifest), None, str(error)))
             continue
-        except NOT_A_MANIFEST as error:
-            findings.append(Finding("manifest", shown(manifest), None, f"it is no shard manifest: {error!r}"))
+        except storage.NOT_A_MANIFEST as error:
+            findings.append(Finding("manifest", shown(manifest), None, f"it is no shard manifest: {reason_of(error)}"))
             continue
         listed |= entries
         if not pattern.endswith(".tar") and not any(character in pattern for character in "*?[{"):

@@ -11,7 +11,7 @@ from vlad.data.contact_sheets import Card
 from vlad.data.validation.counts import Counts
 from vlad.data.validation.findings import KINDS, Finding
 from vlad.data.validation.listing import ShardSet
-from vlad.errors import UserError
+from vlad.errors import UserError, counted
 
 MOST_PIXELS = 16384  # of a side of a training picture
 
@@ -40,7 +40,11 @@ class ValidationOptions:
     @property
     def buckets(self) -> tuple[Bucket, ...]:
         """The shapes of all resolutions. Raises UserError for one that fits no bucket step."""
-        return build_buckets(self.resolutions, self.max_aspect, self.bucket_step_pixels) if self.resolutions else ()
+        try:
+            return build_buckets(self.resolutions, self.max_aspect, self.bucket_step_pixels) if self.resolutions else ()
+        except UserError as error:  # its words are a config's
+            said = str(error).removeprefix("data: ").replace("data.bucket_step_pixels", "--bucket-step")
+            raise UserError(f"--resolutions: {said}") from error
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Launch:
         return self.ranks * self.batch_size
 
     def __str__(self) -> str:
-        return f"{self.ranks} ranks x batches of {self.batch_size}, any shards and workers"
+        return f"{counted(self.ranks, 'rank')} x batches of {self.batch_size}, any shards and workers"
 
 
 @dataclass
@@ -137,6 +141,7 @@ class Report:
         if launch is None or self.samples >= launch.needed_samples:
             return None
         return (
-            f"{self.samples} samples are too few for {launch.ranks} ranks x batches of {launch.batch_size}: at least"
-            f" {launch.needed_samples}; add samples, or lower one of the two"
+            f"{counted(self.samples, 'sample')} {'is' if self.samples == 1 else 'are'} too few for"
+            f" {counted(launch.ranks, 'rank')} x batches of {launch.batch_size}: at least {launch.needed_samples}; add"
+            " samples, or lower one of the two"
         )

@@ -98,7 +98,11 @@ def validate_manifests(
             continue
         report.counts.samples += said.samples
         report.counts.bytes += said.bytes or 0
-        size = said.bytes if is_url(shard.path) else Path(shard.path).stat().st_size
+        try:
+            size = said.bytes if is_url(shard.path) else Path(shard.path).stat().st_size
+        except OSError as error:  # a link to what is not there
+            findings.append(Finding("shard", shard.path, None, error.strerror or "it cannot be opened"))
+            continue
         if size != said.bytes:
             findings.append(
                 Finding("manifest", shard.path, None, f"it has {size} bytes, the manifest says {said.bytes}")
