@@ -20,7 +20,7 @@ from vlad.errors import UserError
 from vlad.records import Layout
 from vlad.sampling.recipes import FIELD
 
-gradio = pytest.importorskip("gradio", reason="the page needs Gradio (pip install 'vlad[app]')")
+gradio = pytest.importorskip("gradio", reason="the page needs Gradio (pip install -e '.[app]')")
 WAITING, REQUESTS = 16, 50
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")

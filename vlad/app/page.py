@@ -41,7 +41,7 @@ def load_gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise UserError(f"The page needs Gradio ({error}); run: pip install 'vlad[app]'.") from error
+        raise UserError(f"The page needs Gradio ({error}); run: pip install -c constraints.txt -e '.[app]'.") from error
     return gradio
 
 

@@ -36,7 +36,7 @@ def build_rating_page(ratings: Ratings) -> Any:
     try:
         import gradio as gr
     except ImportError as error:
-        raise UserError(f"The page needs Gradio ({error}); run: pip install 'vlad[app]'.") from error
+        raise UserError(f"The page needs Gradio ({error}); run: pip install -c constraints.txt -e '.[app]'.") from error
     scored = ratings.study.kind == "scores"
     asked = ASPECTS if scored else {"choice": "Which picture is better?"}
     choices: list[tuple[str, str]] = (
