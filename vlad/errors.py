@@ -6,6 +6,7 @@ and the process ends with exit code 2. Anything else is a bug of ours and keeps 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import fcntl
 import os
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -24,6 +26,19 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """ " Did you mean 'x'?" for the closest of `known`, else the empty string."""
     close = get_close_matches(word, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def sentence(reason: object) -> str:
+    """The reason with one mark at its end, whatever stands there: of an error that is told inside another one."""
+    said = " ".join(str(reason).split())
+    return said if said.endswith((".", "?", "!")) else f"{said}."
+
+
+class OptionParser(argparse.ArgumentParser):
+    """A parser whose complaints are a UserError like any other: one sentence, without the list of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help lists the options.")
 
 
 def writable_directory(path: Path | str, purpose: str, needed_bytes: int = 0) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlad.errors import UserError
+from vlad.errors import UserError, sentence
 from vlad.evaluation.rating import ASPECTS, SCALE, Question, Ratings, check_rater
 from vlad.evaluation.reading_files import load_picture
 
@@ -125,7 +125,7 @@ def serve_rating_page(page: Any, host: str = "127.0.0.1", port: int | None = Non
             theme=gr.themes.Base(**fonts),
         )
     except OSError as error:
-        raise UserError(f"The page cannot be served at {host}:{port or ''}: {error}.") from error
+        raise UserError(f"The page cannot be served at {host}:{port or ''}: {sentence(error)}") from error
     if wait:
         print(f"The page is at {address}; Ctrl-C ends it.", flush=True)
         page.block_thread()

@@ -42,6 +42,8 @@ def export_run(
             )
     if out.is_dir() and any(out.iterdir()) and not (out / "model_index.json").is_file():
         raise UserError(f"{out} holds something that is no pipeline; name an empty or a new directory with --out.")
+    if out.resolve() in (run.resolve(), (run / "pipeline").resolve()):
+        raise UserError(f"{out} is what is exported; name an empty or a new directory with --out.")
     pipeline = load_pipeline(run)
     weights = sum(
         p.nbytes
