@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import shutil
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -110,9 +111,18 @@ def test_a_page_that_cannot_be_reached_is_one_sentence(studio: Studio) -> None:
         def launch(self, **_: object) -> None:
             raise self.error
 
-    for error, said in ((ValueError("no localhost"), "NO_PROXY"), (OSError("taken"), r"127\.0\.0\.1:80: taken")):
+    for error, said in (
+        (ValueError("no localhost"), "NO_PROXY"),
+        (OSError("taken. Or not."), r"127\.0\.0\.1 \(taken\); name another"),
+    ):
         with pytest.raises(UserError, match=said):
-            serve(Unreachable(error), studio, ServerOptions(port=80), wait=False)
+            serve(Unreachable(error), studio, ServerOptions(), wait=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"127\.0\.0\.1:{port} \(Address already in use\)"):
+            serve(Unreachable(AssertionError()), studio, ServerOptions(port=port), wait=False)
+    with pytest.raises(UserError, match=r"served at 203\.0\.113\.1 \(.*\); name another --port, or a --host"):
+        serve(Unreachable(AssertionError()), studio, ServerOptions(host="203.0.113.1"), wait=False)
 
 
 def test_files_outside_its_folders_are_out_of_reach(address: str, studio: Studio, tmp_path: Path) -> None:

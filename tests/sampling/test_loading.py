@@ -40,6 +40,10 @@ def test_a_damaged_pipeline_is_one_sentence(
         ("[]", "names no class"),
         ("null", "names no class"),
         ("{", "is damaged"),
+        (
+            '{"_class_name": "VLADPipeline", "tokenizer": []}',
+            "does not name lvlm, composition, autoencoder, refine_unet",
+        ),
         ('{"_class_name": "StableDiffusionPipeline"}', "is a StableDiffusionPipeline"),
     ],
 )

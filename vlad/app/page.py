@@ -6,6 +6,7 @@ import functools
 import html
 import math
 import os
+import socket
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 from vlad.app.canvas import COLOURS, FONTS, SCRIPT, STYLE, TEMPLATE, Drawn, canvas_value, drawn_on, still_drawn
 from vlad.app.studio import MOST_UPLOAD_BYTES, Controls, Result, Studio
-from vlad.errors import UserError, sentence
+from vlad.errors import UserError
 from vlad.records import Layout
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
@@ -28,8 +29,12 @@ EDITING = """Upload a picture, put a box over each place that is to be drawn ane
 there; an empty box removes what stands there. Everything outside the boxes stays as it is, pixel for pixel."""
 HINTS = ("Plan shows where the words will stand", "")
 EDITING_HINTS = ("Upload a picture first", "Add a box where it is to be drawn anew")
-# A mistake is told in a corner of the page; without this it would lie over the pictures and the canvas as well.
-PAGE_STYLE = '[data-testid="status-tracker"]:has(.error) { display: none !important; }'
+# A mistake is told in a corner of the page: it must not lie over pictures and canvas as well. A gallery of four, nine
+# or sixteen pictures is square: its lower rows must not be cut off.
+PAGE_STYLE = """
+[data-testid="status-tracker"]:has(.error) { display: none !important; }
+.grid-wrap.fixed-height { max-height: none !important; }
+"""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ def serve(page: Any, studio: Studio, options: ServerOptions, wait: bool = True) 
     of reach.
     """
     gr = load_gradio()
+    _check_address(options)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # the reader's own
     try:
         _, address, _ = page.launch(
@@ -99,9 +105,7 @@ def serve(page: Any, studio: Studio, options: ServerOptions, wait: bool = True) 
             css=PAGE_STYLE,
         )
     except OSError as error:
-        raise UserError(
-            f"The page cannot be served at {options.host}:{options.port or ''}: {sentence(error)}"
-        ) from error
+        raise UserError(_unreachable(options, error)) from error
     except ValueError as error:  # Gradio asks itself for the page, and got no answer
         raise UserError(
             f"The page at {options.host} does not answer this machine: let proxies leave it out"
@@ -111,6 +115,25 @@ def serve(page: Any, studio: Studio, options: ServerOptions, wait: bool = True) 
         print(f"The page is at {address}; Ctrl-C ends it.", flush=True)
         page.block_thread()
     return str(address)
+
+
+def _check_address(options: ServerOptions) -> None:
+    """Raises UserError for an address that cannot be had: Gradio would try a hundred ports, and log each."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            options.host, options.port or 0, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except OSError as error:
+        raise UserError(_unreachable(options, error)) from error
+
+
+def _unreachable(options: ServerOptions, error: OSError) -> str:
+    reason = error.strerror or str(error).split(". ")[0].rstrip(".")  # Gradio goes on with options of its own
+    where = f"{options.host}:{options.port}" if options.port else options.host
+    return f"The page cannot be served at {where} ({reason}); name another --port, or a --host that is this machine."
 
 
 def _drawing(gr: Any, studio: Studio) -> None:

@@ -64,7 +64,8 @@ def sample(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     drawn = draw_to_directory(drawer, jobs, out, arguments.overwrite, arguments.layout_only)
     made = f"{len(jobs)} {'layout' if arguments.layout_only else 'picture'}{'s' if len(jobs) > 1 else ''}"
-    before = f" ({drawn.skipped} of them were there before)" if drawn.skipped else ""
+    kept = f"{drawn.skipped} of them were" if len(jobs) > 1 else "it was"
+    before = f" ({kept} there before)" if drawn.skipped else ""
     print(f"{made} in {out}{before}, layouts in {out / 'layouts'}, on one page: {out / 'grids/grid.png'}")
     if repeated is not None:
         _compare(Path(arguments.repeat), out / f"{drawn.names[0]}.png")
