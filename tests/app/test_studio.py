@@ -131,7 +131,7 @@ def test_requests_are_bounded(studio: Studio, tmp_path: Path, monkeypatch: pytes
         ("a wall", "0-16", Controls(), "17 seeds"),
         ("a wall", "x", Controls(), "are no seeds"),
         ("a wall", "0", Controls(steps=201), "201 steps"),
-        ("a wall", "0", Controls(text_scale=float("nan")), "finite"),
+        ("a wall", "0", Controls(text_scale=float("nan")), "from 0 to 100"),
         ('"' + "A" * 200 + '"', "0", Controls(), "200 characters"),
     ):
         with pytest.raises(UserError, match=said):
