@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-
-from vlad.errors import UserError, run_command_line
+from vlad.errors import OptionParser, UserError, run_command_line
 
 
-def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(description="Draws pictures of prompts, with the layout in between.")
+def parser() -> OptionParser:
+    result = OptionParser(description="Draws pictures of prompts, with the layout in between.")
     result.add_argument("run", nargs="?", help="a run directory, a pipeline folder, or hf://OWNER/NAME on the hub")
     asked = result.add_argument_group("what to draw")
     add = asked.add_argument

@@ -7,7 +7,30 @@ from pathlib import Path
 
 import pytest
 
-from vlad.errors import UserError, did_you_mean, existing_file, run_command_line, writable_directory
+from vlad.errors import (
+    OptionParser,
+    UserError,
+    did_you_mean,
+    existing_file,
+    run_command_line,
+    sentence,
+    writable_directory,
+)
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"), [("no", "no."), ("no.", "no."), ("Did you mean 'a'?", "Did you mean 'a'?"), (" a\n b ", "a b.")]
+)
+def test_an_error_inside_another_ends_with_one_mark(reason: str, said: str) -> None:
+    assert sentence(ValueError(reason)) == said
+
+
+def test_a_mistyped_option_is_one_sentence() -> None:
+    parser = OptionParser(prog="draw.py")
+    parser.add_argument("--steps", type=int)
+    for given, said in ((["--steps", "x"], "invalid int value: 'x'"), (["--stops", "3"], "unrecognized arguments")):
+        with pytest.raises(UserError, match=rf"{said}.*; draw\.py --help lists the options\.$"):
+            parser.parse_args(given)
 
 
 def test_a_writable_directory_is_made_and_left_empty(tmp_path: Path) -> None:

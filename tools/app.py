@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
 
-from vlad.errors import UserError, run_command_line
+from vlad.errors import OptionParser, UserError, run_command_line
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Serves a page: prompt, layout to drag, picture; pictures to edit.")
+    parser = OptionParser(description="Serves a page: prompt, layout to drag, picture; pictures to edit.")
     parser.add_argument("run", help="a run directory, a pipeline folder, or hf://OWNER/NAME on the hub")
-    parser.add_argument("--adapter", action="append", default=[], metavar="DIR[=WEIGHT]", help="several add up")
+    parser.add_argument("--adapter", action="append", default=[], metavar="DIR[:WEIGHT]", help="several add up")
     parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
     parser.add_argument("--host", default="127.0.0.1", help="which address listens (default: this machine alone)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
@@ -24,8 +23,10 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where pictures are kept (default: a temporary folder)")
     arguments = parser.parse_args()
-    if arguments.waiting < 1 or not 0 < (arguments.port or 1) < 65536:
-        raise UserError("--waiting must be at least 1, and --port from 1 to 65535.")
+    if arguments.waiting < 1:
+        raise UserError(f"--waiting must be at least 1, not {arguments.waiting}.")
+    if arguments.port is not None and not 0 < arguments.port < 65536:
+        raise UserError(f"--port must be from 1 to 65535, not {arguments.port}.")
     from vlad.app.page import ServerOptions, build_page, load_gradio, serve
 
     load_gradio()  # before a model is loaded

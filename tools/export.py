@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from vlad.errors import run_command_line
+from vlad.errors import OptionParser, run_command_line
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Writes a run's pipeline with a model card and example pictures.")
+    parser = OptionParser(description="Writes a run's pipeline with a model card and example pictures.")
     parser.add_argument("run", type=Path, help="a finished run directory, or a pipeline folder")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the folder goes")
     parser.add_argument("--variant", action="append", default=[], metavar="NAME", help="fp16 or bf16 beside float32")

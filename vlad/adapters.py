@@ -52,6 +52,11 @@ def _adapter_of(said: str) -> tuple[Path, float]:
                 break
             except ValueError:
                 continue
+    before, mark, number = said.rpartition(":")
+    if name == said and mark and before and not Path(said).exists() and Path(before).is_dir():
+        raise UserError(
+            f"--adapter {said}: {number!r} is no weight; write a number behind the colon, like {before}:0.8."
+        )
     if not math.isfinite(weight):
         raise UserError(f"--adapter {said}: the weight must be a finite number, not {weight}.")
     path = Path(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import sys
 from collections.abc import Iterator
@@ -45,6 +46,7 @@ from vlad.text.quantised import check_quantisation
 from vlad.training.stages import Parts
 
 ALIGNMENT = "alignment.safetensors"
+NEEDED = ("lvlm", "tokenizer", "composition", "autoencoder", "refine_unet", "refine_scheduler")  # of a pipeline
 TEXT, LVLM, COMPOSITION = "text", "lvlm", "composition"  # the text side of a run of L_align alone
 
 
@@ -445,6 +447,12 @@ def own_pipeline_folder(path: Path) -> Path:
         raise UserError(
             f"{folder} is a {kind}, and no run of ours has made it; to start from a Stable Diffusion, give it as"
             " stable_diffusion.path to a config such as configs/sd15.yaml."
+        )
+    named = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    missing = [part for part in NEEDED if part not in named]
+    if missing:
+        raise UserError(
+            f"{folder}/model_index.json is damaged (it does not name {', '.join(missing)}); save the pipeline anew."
         )
     return folder
 

@@ -6,6 +6,7 @@ and the process ends with exit code 2. Anything else is a bug of ours and keeps 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import fcntl
 import os
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -66,6 +68,19 @@ def reason_of(error: Exception) -> str:
 def counted(count: int, noun: str) -> str:
     """How many there are: "1 picture", "2 pictures"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def sentence(reason: object) -> str:
+    """The reason with one mark at its end, whatever stands there: of an error that is told inside another one."""
+    said = " ".join(str(reason).split())
+    return said if said.endswith((".", "?", "!")) else f"{said}."
+
+
+class OptionParser(argparse.ArgumentParser):
+    """A parser whose complaints are a UserError like any other: one sentence, without the list of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help lists the options.")
 
 
 def writable_directory(path: Path | str, purpose: str, needed_bytes: int = 0) -> Path:

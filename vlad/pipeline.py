@@ -195,7 +195,8 @@ class VLADPipeline(DiffusionPipeline):
         for where, strings in ((f"The prompt {prompt!r}", parsed.strings), ("The layout", given)):
             if len(strings) > limits.max_strings:
                 raise UserError(
-                    f"{where} asks for {len(strings)} lines of text; this model draws at most {limits.max_strings}."
+                    f"{where} asks for {len(strings)} lines of text; this model draws at most {limits.max_strings};"
+                    " quote fewer strings."
                 )
         for text in (*parsed.strings, *given):
             if len(text) > limits.max_characters:

@@ -10,6 +10,8 @@ from vlad.errors import UserError
 from vlad.layout.masks import Edit, common_size
 
 MOST_PIXELS = 4096  # of a side
+MOST_SCALE = 100.0  # of guidance: pictures glare long before
+MOST_AT_ONCE = 4096  # pictures of a batch, which is filled up to its size
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -30,6 +32,8 @@ class SampleOptions:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
             raise UserError("sample: steps and batch_size must be at least 1.")
+        for name in ("text_scale", "layout_scale", "planning_scale"):
+            check_scale(f"sample.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,12 @@ def check_settings(settings: DrawSettings, unit: int, most_steps: int) -> DrawSe
     """
     if not 1 <= settings.steps <= most_steps:
         raise UserError(f"{settings.steps} steps cannot be taken: this model was trained for 1 to {most_steps}.")
-    for name in ("text_scale", "layout_scale", "planning_scale", "guidance_rescale"):
-        if not math.isfinite(getattr(settings, name)):
-            raise UserError(f"{name} must be a finite number, not {getattr(settings, name)}.")
+    for name in ("text_scale", "layout_scale", "planning_scale"):
+        check_scale(name, getattr(settings, name))
     if not 0 <= settings.guidance_rescale <= 1:
-        raise UserError(f"guidance_rescale must be from 0 to 1, not {settings.guidance_rescale}.")
-    if settings.batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, not {settings.batch_size}.")
+        raise UserError(f"guidance_rescale must be from 0 to 1, not {settings.guidance_rescale:g}.")
+    if not 1 <= settings.batch_size <= MOST_AT_ONCE:
+        raise UserError(f"batch_size must be from 1 to {MOST_AT_ONCE}, not {settings.batch_size}.")
     wrong = [side for side in (settings.width, settings.height) if side % unit or not 0 < side <= MOST_PIXELS]
     if wrong:
         width, height = (nearest_side(side, unit) for side in (settings.width, settings.height))
@@ -72,6 +75,14 @@ def check_settings(settings: DrawSettings, unit: int, most_steps: int) -> DrawSe
             f" {unit}, {MOST_PIXELS} at most; the nearest is {width} x {height}."
         )
     return settings
+
+
+def check_scale(name: str, value: float) -> None:
+    """Raises UserError for a scale of guidance that draws nothing: `name` says whose it is."""
+    if not 0 <= value <= MOST_SCALE:
+        raise UserError(
+            f"{name} must be from 0 to {MOST_SCALE:g}, not {value:g}; 1 leaves guidance out, and 2 to 10 are usual."
+        )
 
 
 def check_call(count: int, output_type: str, tensors: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import shutil
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from vlad.errors import UserError
 from vlad.records import Layout
 from vlad.sampling.recipes import FIELD
 
-gradio = pytest.importorskip("gradio", reason="the page needs Gradio (pip install 'vlad[app]')")
+gradio = pytest.importorskip("gradio", reason="the page needs Gradio (pip install -e '.[app]')")
 WAITING, REQUESTS = 16, 50
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
@@ -81,7 +82,7 @@ def test_fifty_requests_at_once_are_answered_or_refused(address: str) -> None:
     assert len(drawn) >= WAITING and len(drawn) + len(refused) == REQUESTS
     assert all("queue" in str(said).lower() and "full" in str(said).lower() for said in refused), refused[:1]
     # Every answer is the one that was asked for: its own seed.
-    seeds = [data[3]["seed"] for data in drawn]
+    seeds = [data[4]["seed"] for data in drawn]
     assert len(set(seeds)) == len(drawn)
     assert post(address, "draw", *drawing(7))[0] == 200
 
@@ -110,17 +111,24 @@ def test_a_page_that_cannot_be_reached_is_one_sentence(studio: Studio) -> None:
         def launch(self, **_: object) -> None:
             raise self.error
 
-    for error, said in ((ValueError("no localhost"), "NO_PROXY"), (OSError("taken"), r"127\.0\.0\.1:80: taken")):
+    for error, said in (
+        (ValueError("no localhost"), "NO_PROXY"),
+        (OSError("taken. Or not."), r"127\.0\.0\.1 \(taken\); name another"),
+    ):
         with pytest.raises(UserError, match=said):
-            serve(Unreachable(error), studio, ServerOptions(port=80), wait=False)
+            serve(Unreachable(error), studio, ServerOptions(), wait=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"127\.0\.0\.1:{port} \(Address already in use\)"):
+            serve(Unreachable(AssertionError()), studio, ServerOptions(port=port), wait=False)
+    with pytest.raises(UserError, match=r"served at 203\.0\.113\.1 \(.*\); name another --port, or a --host"):
+        serve(Unreachable(AssertionError()), studio, ServerOptions(host="203.0.113.1"), wait=False)
 
 
 def test_files_outside_its_folders_are_out_of_reach(address: str, studio: Studio, tmp_path: Path) -> None:
     secret = Path.cwd() / "pyproject.toml"
     _, data = post(address, "draw", *drawing(0))
-    shown = (
-        data[1][0]["image"]["url"] if "url" in data[1][0]["image"] else f"{address}gradio_api/file={data[2]['path']}"
-    )
+    shown = f"{address}gradio_api/file={data[3]['value']['path'] if 'value' in data[3] else data[3]['path']}"
     assert status_of(shown) == 200
     for path in ("/etc/passwd", str(secret), f"{studio.folder}/../config.yaml", f"{studio.folder}/..%2fconfig.yaml"):
         assert status_of(f"{address}gradio_api/file={path}") in (403, 404), path

@@ -81,7 +81,7 @@ def test_a_plan_is_drawn_moved_and_drawn_again(studio: Studio) -> None:
     plan = studio.plan(PROMPT, "3")
     assert [line.text for line in plan.layout.lines] == ["HOUSE"] and plan.said == ("HOUSE",)
     first, canvas = studio.draw(PROMPT, plan, "3,4", Controls())
-    assert canvas is plan and [result.recipe["seed"] for result in first] == [3, 4]
+    assert canvas == plan and [result.recipe["seed"] for result in first] == [3, 4]
     moved = Drawn(Layout((LINE,)), 32, 32, plan.said)
     (second,), _ = studio.draw(PROMPT, moved, "3", Controls())
     (again,), _ = studio.draw(PROMPT, moved, "3", Controls())
@@ -89,6 +89,11 @@ def test_a_plan_is_drawn_moved_and_drawn_again(studio: Studio) -> None:
     assert second.path.read_bytes() == again.path.read_bytes()
     recipe = read_recipe(second.path)
     assert recipe.layout == Layout((LINE,)) and recipe.layout_given and recipe.prompt == PROMPT
+    # What is rewritten on the canvas is what the prompt says from then on; lines that nobody planned stay anybody's.
+    hotel = layout_of("HOTEL")
+    (drawn,), canvas = studio.draw(PROMPT, Drawn(hotel, 32, 32, plan.said), "3", Controls())
+    assert drawn.recipe["prompt"] == PROMPT.replace("HOUSE", "HOTEL") and canvas == Drawn(hotel, 32, 32, ("HOTEL",))
+    assert studio.draw(PROMPT, Drawn(hotel, 32, 32), "3", Controls())[1].said is None
     # Other words in the prompt than those that were planned: it is planned anew.
     _, canvas = studio.draw('a sign that says "BUS"', moved, "3", Controls())
     assert [line.text for line in canvas.layout.lines] == ["BUS"]
@@ -126,7 +131,7 @@ def test_requests_are_bounded(studio: Studio, tmp_path: Path, monkeypatch: pytes
         ("a wall", "0-16", Controls(), "17 seeds"),
         ("a wall", "x", Controls(), "are no seeds"),
         ("a wall", "0", Controls(steps=201), "201 steps"),
-        ("a wall", "0", Controls(text_scale=float("nan")), "finite"),
+        ("a wall", "0", Controls(text_scale=float("nan")), "from 0 to 100"),
         ('"' + "A" * 200 + '"', "0", Controls(), "200 characters"),
     ):
         with pytest.raises(UserError, match=said):

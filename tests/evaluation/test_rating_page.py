@@ -52,7 +52,7 @@ def test_a_question_says_nothing_of_who_drew_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["scores", "pairs"])
 def test_a_person_rates_stops_and_comes_back(kind: str, browser: Any, tmp_path: Path) -> None:
-    pytest.importorskip("gradio", minversion="6", reason="the page needs Gradio (pip install 'vlad[app]')")
+    pytest.importorskip("gradio", minversion="6", reason="the page needs Gradio (pip install -e '.[app]')")
     ratings = ratings_in(tmp_path, kind)
     app = build_rating_page(ratings)
     address = serve_rating_page(app, wait=False)

@@ -61,6 +61,7 @@ def test_mistakes_are_named(tmp_path, content, said):
         read_layout(path)
     assert said in str(caught.value)
     assert str(path) in str(caught.value)
+    assert not str(caught.value).endswith(("?.", ".."))
 
 
 def test_a_missing_file_and_one_that_is_no_text_are_named(tmp_path):

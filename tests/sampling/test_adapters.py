@@ -84,7 +84,13 @@ def test_an_adapter_of_another_base_is_refused_and_nothing_is_merged(
 
 
 @pytest.mark.parametrize(
-    ("said", "told"), [("nowhere", "no adapter in nowhere"), ("{0}=nan", "finite number"), ("{0}:nan", "finite number")]
+    ("said", "told"),
+    [
+        ("nowhere", "no adapter in nowhere"),
+        ("{0}=nan", "finite number"),
+        ("{0}:nan", "finite number"),
+        ("{0}:half", "'half' is no weight; write a number"),
+    ],
 )
 def test_what_is_no_adapter_is_told(pipeline_folder: Path, adapters: list[Path], said: str, told: str) -> None:
     with pytest.raises(UserError, match=told):

@@ -85,6 +85,41 @@ def test_a_bad_line_is_told_and_the_others_are_drawn(
     assert pictures(tmp_path / "out") == [f"{BLUE_NAME}-s0.png", "0002-a-red-sign-that-says-bus-s0.png"]
 
 
+def test_a_layout_of_other_words_than_the_prompts_is_told_once(
+    pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ("--line", "HOUSE@0.1,0.1,0.9,0.4")
+    assert call(pipeline_folder, "--prompt", BLUE, *line, "--out", tmp_path / "same") == 0
+    said = capsys.readouterr()
+    assert "1 picture in" in said.out and "the layout" not in said.err
+    asked = ("--prompt", RED, "--prompt", BLUE, "--prompt", "a wall")
+    assert call(pipeline_folder, *asked, *line, "--out", tmp_path / "other") == 0
+    (told,) = [told for told in capsys.readouterr().err.splitlines() if "the layout" in told]
+    assert told.startswith('--prompt: the layout holds "HOUSE" and the prompt quotes "BUS"; let both say the same')
+    assert "1 more" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--text-scale", "nan"), "--text-scale must be from 0 to 100, not nan"),
+        (("--text-scale=-1e30",), r"--text-scale must be from 0 to 100, not -1e\+30"),
+        (("--layout-scale", "1e9"), r"--layout-scale must be from 0 to 100, not 1e\+09"),
+        (("--planning-scale", "-5"), "--planning-scale must be from 0 to 100"),
+        (("--text-scale", "much"), "invalid float value: 'much'; .*--help"),
+        (("--seed", "x"), "--seed: 'x' are no seeds"),
+        (("--prompt", 'a sign that says ""'), "Nothing stands between the quotation marks at character 18"),
+    ],
+)
+def test_what_cannot_be_is_told_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.setattr("vlad.sampling.command.load_pipeline", lambda *_: pytest.fail("a model was loaded"))
+    asked = () if "--prompt" in options else ("--prompt", BLUE)
+    with pytest.raises(UserError, match=said):
+        call(tmp_path, *asked, *options)
+
+
 def test_a_picture_is_repeated_from_its_own_recipe(
     pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,6 +57,9 @@ def test_an_export_holds_variants_a_card_and_examples(pipeline_folder: Path, tmp
         export_run(run, tmp_path / "mine")
     with pytest.raises(UserError, match="Did you mean 'fp16'"):
         export_run(run, out, ["bp16"])
+    for itself in (run, run / "pipeline"):
+        with pytest.raises(UserError, match="is what is exported; name"):
+            export_run(run, itself)
 
 
 def test_a_folder_without_its_run_says_what_it_does_not_know(pipeline_folder: Path, tmp_path: Path) -> None:

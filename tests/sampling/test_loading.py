@@ -33,6 +33,27 @@ def test_a_damaged_pipeline_is_one_sentence(
         load_pipeline(folder)
 
 
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        ("{}", "names no class"),
+        ("[]", "names no class"),
+        ("null", "names no class"),
+        ("{", "is damaged"),
+        (
+            '{"_class_name": "VLADPipeline", "tokenizer": []}',
+            "does not name lvlm, composition, autoencoder, refine_unet",
+        ),
+        ('{"_class_name": "StableDiffusionPipeline"}', "is a StableDiffusionPipeline"),
+    ],
+)
+def test_an_index_of_no_pipeline_of_ours_is_one_sentence(tmp_path: Path, index: str, said: str) -> None:
+    (tmp_path / "model_index.json").write_text(index, encoding="utf-8")
+    with pytest.raises(UserError, match=said) as caught:
+        load_pipeline(tmp_path)
+    assert "None" not in str(caught.value)
+
+
 def test_a_lora_run_says_how_it_is_drawn_with(tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     (tmp_path / "config.yaml").write_text("name: mine\nbase: runs/tiny\nlora: {rank: 4}\n", encoding="utf-8")

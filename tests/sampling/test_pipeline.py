@@ -229,9 +229,9 @@ def test_wrong_settings_are_one_sentence(pipeline: VLADPipeline) -> None:
     for options, said in (
         ({"steps": 0}, "0 steps"),
         ({"steps": 5000}, "5000 steps"),
-        ({"text_scale": float("nan")}, "text_scale must be a finite"),
+        ({"text_scale": float("nan")}, "text_scale must be from 0 to 100, not nan"),
         ({"guidance_rescale": 2.0}, "guidance_rescale must be from 0 to 1"),
-        ({"batch_size": -1}, "batch_size must be at least 1"),
+        ({"batch_size": -1}, "batch_size must be from 1 to 4096, not -1"),
         ({"width": 40}, "nearest is 48 x 32"),
         ({"height": 100_000}, "nearest is 32 x 4096"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt"),

@@ -34,13 +34,16 @@ def test_what_is_no_seed_is_refused(text: str) -> None:
 
 
 def test_a_text_file_has_a_prompt_a_line_with_its_place(tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("\ufeffone\n\n  two  \n", encoding="utf-8")
+    (tmp_path / "prompts.txt").write_text("\ufeffone\n\n  two  \n\n", encoding="utf-8")
     found = read_requests(["zero"], [str(tmp_path / "prompts.txt")])
     assert [(request.prompt, request.place) for request in found if isinstance(request, Request)] == [
         ("zero", "--prompt"),
         ("one", f"{tmp_path / 'prompts.txt'}, line 1"),
         ("two", f"{tmp_path / 'prompts.txt'}, line 3"),
     ]
+    # One between two prompts is told, those at the end are no line.
+    (empty,) = [request for request in found if isinstance(request, Refusal)]
+    assert empty.place.endswith("line 2") and "is empty" in empty.reason
 
 
 def test_a_jsonl_file_gives_seeds_and_layouts_and_its_bad_lines_do_not_stop_it(tmp_path: Path) -> None:
@@ -56,6 +59,7 @@ def test_a_jsonl_file_gives_seeds_and_layouts_and_its_bad_lines_do_not_stop_it(t
         {"prompt": "seven", "seed": -1},
         {"prompt": "eight", "layout": "none.json"},
         {"prompt": "nine", "layout": {"lines": [{"text": "HI", "box": [0.1, 0.1, 1.9, 0.4]}]}},
+        {"prompt": "ten", "layout": {"lines": [{"txt": "HI"}]}},
     ]
     path = tmp_path / "prompts.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)) + '\n{"prompt": \n', encoding="utf-8")
@@ -65,11 +69,22 @@ def test_a_jsonl_file_gives_seeds_and_layouts_and_its_bad_lines_do_not_stop_it(t
     assert [request.layout is not None for request in good] == [True, True, False, False]
     assert good[0].layout == good[1].layout
     bad = [refusal for refusal in found if isinstance(refusal, Refusal)]
-    assert [refusal.place.rsplit(" ", 1)[1] for refusal in bad] == ["5", "6", "7", "8", "9", "10"]
+    assert [refusal.place.rsplit(" ", 1)[1] for refusal in bad] == ["5", "6", "7", "8", "9", "10", "11"]
     for refusal, said in zip(
-        bad, ("prompt", "Did you mean 'seed'", "seeds", "none.json", "outside", "Expecting"), strict=True
+        bad,
+        (
+            "write one",
+            "Did you mean 'seed'?",
+            "seeds",
+            "none.json",
+            "outside",
+            "Did you mean 'text'?",
+            "write an object",
+        ),
+        strict=True,
     ):
         assert said in refusal.reason
+        assert not refusal.reason.endswith(("?.", ".."))
 
 
 def test_standard_input_is_text_or_jsonl(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,10 +96,12 @@ def test_an_empty_prompt_is_refused(text: str, strict: bool) -> None:
 
 def test_empty_quotations_spell_nothing_and_blanks_at_the_edges_are_left_out() -> None:
     text = "a sign that says \"\" or '  ' or “ HI THERE ”"
-    prompt = parse_prompt(text)
+    prompt = parse_prompt(text, strict=False)
 
     assert prompt.strings == ("HI THERE",)
     assert text[prompt.quotes[0].start : prompt.quotes[0].end] == "HI THERE"
+    with pytest.raises(UserError, match="Nothing stands between the quotation marks at character 18 of"):
+        parse_prompt(text)
 
 
 def test_phrases_end_at_punctuation_at_quotes_and_at_words_that_join() -> None:
@@ -150,7 +152,7 @@ def test_strict_reading_agrees_with_lenient_wherever_it_accepts(text: str) -> No
 @settings(max_examples=300, deadline=None, database=None)
 @given(st.sampled_from(PAIRS), st.text(st.characters(exclude_characters=MARKS, exclude_categories=["Cs"]), min_size=1))
 def test_any_text_between_marks_is_found(pair: str, content: str) -> None:
-    strings = parse_prompt(f"a sign, {pair[0]}{content}{pair[1]}, on a wall").strings
+    strings = parse_prompt(f"a sign, {pair[0]}{content}{pair[1]}, on a wall", strict=bool(content.strip())).strings
     assert strings == ((content.strip(),) if content.strip() else ())
 
 

@@ -310,7 +310,7 @@ def call(*command: str) -> subprocess.CompletedProcess[str]:
 
 def test_sample_writes_pictures_layouts_and_a_grid(world: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text(f'{PROMPT}\n\na red sign that says "BUS"\n', encoding="utf-8")
+    prompts.write_text(f'{PROMPT}\na red sign that says "BUS"\n', encoding="utf-8")
     done = call("sample.py", str(world / "runs" / "base"), "--prompts", str(prompts), "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     pictures = sorted((tmp_path / "out").glob("*.png"))

@@ -2,7 +2,10 @@
 //
 // props.value  {width, height, picture: data URL or null, said: the strings of the prompt that was planned or null,
 //               lines: [{text, polygon: [[x, y], ...], colour, font}]}
-// props.colours, props.fonts, props.blank  what the lists offer; whether a line may stay without text
+//              with said alone, the lines stay as they are: a person may be at work on them
+// props.colours, props.fonts  what the lists offer
+// props.blank  whether a line may stay without text: it is a box of a picture then
+// props.hints  what an empty canvas says: without a picture, and with one
 //
 // A polygon's points are shares of the picture, clockwise from the top left corner of the first letter.
 
@@ -139,6 +142,14 @@ function drawLine(svg, line, number) {
   });
 }
 
+function drawHint(svg) {
+  const hint = make("text", {
+    x: WIDE / 2, y: high() / 2, "text-anchor": "middle", "font-size": 36, "font-family": "system-ui, sans-serif",
+    fill: "#333", stroke: "#d9d9de", "stroke-width": 10, "paint-order": "stroke", "pointer-events": "none",
+  }, svg);
+  hint.textContent = (props.hints || [])[state.picture ? 1 : 0] || "";
+}
+
 // Arrows move the chosen line by a hundredth, with Shift they resize it; Delete removes it.
 function onKey(event, line, number) {
   const steps = { ArrowLeft: [-0.01, 0], ArrowRight: [0.01, 0], ArrowUp: [0, -0.01], ArrowDown: [0, 0.01] };
@@ -193,6 +204,7 @@ function drawCanvas() {
   const order = state.lines.map((_, number) => number).filter((number) => number !== chosen);
   if (chosen < state.lines.length) order.push(chosen);
   for (const number of order) drawLine(svg, state.lines[number], number);
+  if (!state.lines.length) drawHint(svg);
   if (focused && focused.isConnected) focused.focus();
 }
 
@@ -223,7 +235,7 @@ function drawList() {
     });
     text.addEventListener("input", () => { line.text = text.value; commit(); drawCanvas(); });
     row.appendChild(text);
-    const colours = [["", "colour: the prompt's"], ...(props.colours || []).map((name) => [name, name])];
+    const colours = [["", "colour: as prompted"], ...(props.colours || []).map((name) => [name, name])];
     const fonts = [["", "font: any"], ...(props.fonts || []).map((name) => [name, name])];
     row.appendChild(list(colours, line.colour, `colour of line ${number + 1}`, (value) => { line.colour = value; }));
     row.appendChild(list(fonts, line.font, `font of line ${number + 1}`, (value) => { line.font = value; }));
@@ -240,10 +252,18 @@ function drawList() {
 function draw() {
   drawCanvas();
   drawList();
+  button.disabled = Boolean(props.blank) && !state.picture;
 }
 
-element.querySelector(".add").addEventListener("click", add);
+const button = element.querySelector(".add");
+button.textContent = props.blank ? "Add a box" : "Add a line";
+button.addEventListener("click", add);
 watch("value", () => {
+  if (props.value && !props.value.lines) {
+    state.said = props.value.said;
+    commit();
+    return;
+  }
   state = read();
   chosen = Math.max(0, Math.min(chosen, state.lines.length - 1));
   draw();

@@ -11,11 +11,11 @@ from typing import Any
 from PIL import Image
 
 from vlad.data.synthetic import PALETTE, STYLE_FONTS
-from vlad.errors import UserError
+from vlad.errors import UserError, sentence
 from vlad.layout.files import check_layout, layout_from_json, line_to_json
 from vlad.records import Layout
 
-TEMPLATE = '<div class="canvas"></div><div class="lines"></div><button type="button" class="add">Add a line</button>'
+TEMPLATE = '<div class="canvas"></div><div class="lines"></div><button type="button" class="add"></button>'
 SCRIPT = (Path(__file__).parent / "canvas.js").read_text(encoding="utf-8")
 STYLE = (Path(__file__).parent / "canvas.css").read_text(encoding="utf-8")
 COLOURS = tuple(PALETTE)
@@ -47,6 +47,11 @@ def canvas_value(drawn: Drawn, picture: Image.Image | None = None) -> dict[str, 
     }
 
 
+def still_drawn(said: tuple[str, ...] | None) -> dict[str, Any]:
+    """What tells a canvas that its lines, as they are now, belong to a prompt of these strings (None: to any)."""
+    return {"said": None if said is None else list(said), "lines": None}
+
+
 def drawn_on(value: Any, may_be_blank: bool = False) -> Drawn:
     """The lines on a canvas as the page sends them. Raises UserError for what is none.
 
@@ -64,7 +69,7 @@ def drawn_on(value: Any, may_be_blank: bool = False) -> Drawn:
         said = value.get("said")
         said = None if said is None else tuple(map(str, said))
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"The canvas cannot be read: {str(error)[:200]}.") from error
+        raise UserError(f"The canvas cannot be read: {sentence(str(error)[:200])}") from error
     for number, line in enumerate(layout.lines, start=1):
         if len(line.text) > MOST_LETTERS:
             raise UserError(f"Line {number} has {len(line.text)} letters; {MOST_LETTERS} are the most.")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import html
+import math
 import os
+import socket
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vlad.app.canvas import COLOURS, FONTS, SCRIPT, STYLE, TEMPLATE, Drawn, canvas_value, drawn_on
+from vlad.app.canvas import COLOURS, FONTS, SCRIPT, STYLE, TEMPLATE, Drawn, canvas_value, drawn_on, still_drawn
 from vlad.app.studio import MOST_UPLOAD_BYTES, Controls, Result, Studio
 from vlad.errors import UserError
 from vlad.records import Layout
@@ -25,6 +27,14 @@ corners, rewrite it. *Draw* paints the picture around the lines. Colours go into
 layout, but the model chooses its own."""
 EDITING = """Upload a picture, put a box over each place that is to be drawn anew, and write into it what shall stand
 there; an empty box removes what stands there. Everything outside the boxes stays as it is, pixel for pixel."""
+HINTS = ("Plan shows where the words will stand", "")
+EDITING_HINTS = ("Upload a picture first", "Add a box where it is to be drawn anew")
+# A mistake is told in a corner of the page: it must not lie over pictures and canvas as well. A gallery of four, nine
+# or sixteen pictures is square: its lower rows must not be cut off.
+PAGE_STYLE = """
+[data-testid="status-tracker"]:has(.error) { display: none !important; }
+.grid-wrap.fixed-height { max-height: none !important; }
+"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ def load_gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise UserError(f"The page needs Gradio ({error}); run: pip install 'vlad[app]'.") from error
+        raise UserError(f"The page needs Gradio ({error}); run: pip install -c constraints.txt -e '.[app]'.") from error
     return gradio
 
 
@@ -52,14 +62,17 @@ def build_page(studio: Studio, waiting: int = ServerOptions.waiting) -> Any:
     """
     gr = load_gradio()
     with gr.Blocks(title="vlad", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
-        gr.Markdown(INTRODUCTION)
+        gr.Markdown(f"{INTRODUCTION}\n\n{_model(studio)}")
         with gr.Tab("Draw", elem_id="draw-tab"):
             _drawing(gr, studio)
         with gr.Tab("Edit a picture", elem_id="edit-tab"):
             if studio.edits:
                 _editing(gr, studio)
             else:
-                gr.Markdown("This model was not trained to edit pictures (`refine.editing_share`).")
+                gr.Markdown(
+                    "This model was not trained to edit pictures. One with `refine.editing_share` is, such as"
+                    " `configs/tiny_edit.yaml` makes of this one."
+                )
     page.queue(max_size=waiting, default_concurrency_limit=1)
     return page
 
@@ -71,6 +84,7 @@ def serve(page: Any, studio: Studio, options: ServerOptions, wait: bool = True) 
     of reach.
     """
     gr = load_gradio()
+    _check_address(options)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # the reader's own
     try:
         _, address, _ = page.launch(
@@ -88,9 +102,10 @@ def serve(page: Any, studio: Studio, options: ServerOptions, wait: bool = True) 
             prevent_thread_lock=True,
             enable_monitoring=False,
             theme=gr.themes.Base(**fonts),
+            css=PAGE_STYLE,
         )
     except OSError as error:
-        raise UserError(f"The page cannot be served at {options.host}:{options.port or ''}: {error}.") from error
+        raise UserError(_unreachable(options, error)) from error
     except ValueError as error:  # Gradio asks itself for the page, and got no answer
         raise UserError(
             f"The page at {options.host} does not answer this machine: let proxies leave it out"
@@ -102,18 +117,35 @@ def serve(page: Any, studio: Studio, options: ServerOptions, wait: bool = True) 
     return str(address)
 
 
+def _check_address(options: ServerOptions) -> None:
+    """Raises UserError for an address that cannot be had: Gradio would try a hundred ports, and log each."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            options.host, options.port or 0, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except OSError as error:
+        raise UserError(_unreachable(options, error)) from error
+
+
+def _unreachable(options: ServerOptions, error: OSError) -> str:
+    reason = error.strerror or str(error).split(". ")[0].rstrip(".")  # Gradio goes on with options of its own
+    where = f"{options.host}:{options.port}" if options.port else options.host
+    return f"The page cannot be served at {where} ({reason}); name another --port, or a --host that is this machine."
+
+
 def _drawing(gr: Any, studio: Studio) -> None:
     size = studio.pipeline.config.picture_pixels
     with gr.Row():
         with gr.Column():
             prompt = gr.Textbox(EXAMPLE, label="Prompt", lines=2, elem_id="prompt", max_length=4000)
-            with gr.Row():
-                seeds = gr.Textbox("0", label="Seeds", info="7, 0-3 or 1,5", elem_id="seeds", max_length=100)
-                controls = _controls(gr, studio)
+            seeds, controls = _controls(gr, studio, "seeds")
             with gr.Row():
                 plan = gr.Button("Plan", elem_id="plan")
                 draw = gr.Button("Draw", variant="primary", elem_id="draw")
-            canvas = _canvas(gr, "canvas", canvas_value(Drawn(Layout(()), size, size)), may_be_blank=False)
+            canvas = _canvas(gr, "canvas", canvas_value(Drawn(Layout(()), size, size)), HINTS, may_be_blank=False)
         with gr.Column():
             shown = _Gallery(gr, "draw")
 
@@ -123,13 +155,15 @@ def _drawing(gr: Any, studio: Studio) -> None:
     def drawn(text: str, numbers: str, lines: Any, *values: Any) -> tuple:
         before = drawn_on(lines)
         results, after = studio.draw(text, before, numbers, _controls_of(values))
-        return gr.skip() if after is before else canvas_value(after), *shown.show(results)
+        said = results[0].recipe["prompt"]  # the canvas's words in place of the prompt's
+        shown_canvas = still_drawn(after.said) if after.layout is before.layout else canvas_value(after)
+        return gr.skip() if said == text else said, shown_canvas, *shown.show(results)
 
     plan.click(_told(gr, planned), [prompt, seeds], canvas, concurrency_id="model", api_name="plan")
     draw.click(
         _told(gr, drawn),
         [prompt, seeds, canvas, *controls],
-        [canvas, *shown.outputs],
+        [prompt, canvas, *shown.outputs],
         concurrency_id="model",
         api_name="draw",
     )
@@ -141,11 +175,9 @@ def _editing(gr: Any, studio: Studio) -> None:
     with gr.Row():
         with gr.Column():
             picture = gr.File(label="Picture", file_types=PICTURES, type="filepath", elem_id="upload", height=120)
-            canvas = _canvas(gr, "edit-canvas", canvas_value(Drawn(Layout(()), size, size)), may_be_blank=True)
+            canvas = _canvas(gr, "edit-canvas", canvas_value(Drawn(Layout(()), size, size)), EDITING_HINTS, True)
             prompt = gr.Textbox("", label="Prompt (may stay empty)", elem_id="edit-prompt", max_length=4000)
-            with gr.Row():
-                seeds = gr.Textbox("0", label="Seeds", elem_id="edit-seeds", max_length=100)
-                controls = _controls(gr, studio)
+            seeds, controls = _controls(gr, studio, "edit-seeds")
             edit = gr.Button("Edit", variant="primary", elem_id="edit")
         with gr.Column():
             shown = _Gallery(gr, "edit")
@@ -174,7 +206,12 @@ class _Gallery:
 
     def __init__(self, gr: Any, name: str) -> None:
         self.gallery = gr.Gallery(
-            label="Pictures", elem_id=f"{name}-gallery", columns=2, format="png", height=420, object_fit="contain"
+            label="Pictures",
+            show_label=False,
+            elem_id=f"{name}-gallery",
+            format="png",
+            object_fit="contain",
+            height="auto",
         )
         self.download = gr.DownloadButton(
             "Download (the recipe is inside)", elem_id=f"{name}-download", interactive=False
@@ -199,7 +236,7 @@ class _Gallery:
         files = [str(result.path) for result in results]
         captions = [f"seed {result.recipe['seed']}" for result in results]
         return (
-            list(zip(files, captions, strict=True)),
+            self._gr.Gallery(list(zip(files, captions, strict=True)), columns=min(4, math.ceil(len(files) ** 0.5))),
             self._gr.DownloadButton(value=files[0], interactive=True),
             results[0].recipe,
             [result.recipe for result in results],
@@ -207,7 +244,7 @@ class _Gallery:
         )
 
 
-def _canvas(gr: Any, name: str, value: dict[str, Any], may_be_blank: bool) -> Any:
+def _canvas(gr: Any, name: str, value: dict[str, Any], hints: tuple[str, str], may_be_blank: bool) -> Any:
     return gr.HTML(
         value,
         html_template=TEMPLATE,
@@ -216,17 +253,27 @@ def _canvas(gr: Any, name: str, value: dict[str, Any], may_be_blank: bool) -> An
         elem_id=name,
         colours=list(COLOURS),
         fonts=list(FONTS),
+        hints=list(hints),
         blank=may_be_blank,
     )
 
 
-def _controls(gr: Any, studio: Studio) -> list[Any]:
+def _model(studio: Studio) -> str:
+    """What draws here, for the head of the page."""
+    side = studio.pipeline.config.picture_pixels
+    return f"Drawing with `{studio.run.replace('`', '')}`, at {side} x {side} pixels."
+
+
+def _controls(gr: Any, studio: Studio, name: str) -> tuple[Any, list[Any]]:
+    """The seeds, called `name`, and the sliders that `_controls_of` reads; two beside each other."""
     own = studio.pipeline.settings()
-    return [
-        gr.Slider(1, 50, own.steps, step=1, label="Steps"),
-        gr.Slider(0, 10, own.text_scale, step=0.5, label="Guidance by the prompt"),
-        gr.Slider(0, 10, own.layout_scale, step=0.5, label="Guidance by the layout"),
-    ]
+    with gr.Row():
+        seeds = gr.Textbox("0", label="Seeds, like 7, 0-3 or 1,5", elem_id=name, max_length=100)
+        steps = gr.Slider(1, 50, own.steps, step=1, label="Steps")
+    with gr.Row():
+        text_scale = gr.Slider(0, max(10, own.text_scale), own.text_scale, step=0.5, label="Prompt guidance")
+        layout_scale = gr.Slider(0, max(10, own.layout_scale), own.layout_scale, step=0.5, label="Layout guidance")
+    return seeds, [steps, text_scale, layout_scale]
 
 
 def _controls_of(values: tuple) -> Controls:

@@ -58,6 +58,7 @@ class Studio:
 
     def __init__(self, pipeline: VLADPipeline, run: str, folder: Path, adapters: Sequence[str] = ()) -> None:
         self.pipeline, self.folder = pipeline, writable_directory(folder, "pictures", needed_bytes=50_000_000)
+        self.run = run
         self._lock = threading.Lock()
         self._origin: dict[str, Any] = {
             "model": model_fingerprint(pipeline),
@@ -99,7 +100,9 @@ class Studio:
         settings = self._settings(controls)
         if canvas is not None and canvas.layout.lines and self._is_of(canvas, prompt):
             wanted = prompt_of_canvas(prompt, canvas.layout)
-            return self._draw(wanted, canvas.layout, _few_seeds(seeds), settings, None, None)[0], canvas
+            results, _ = self._draw(wanted, canvas.layout, _few_seeds(seeds), settings, None, None)
+            said = None if canvas.said is None else parse_prompt(wanted).strings
+            return results, dataclasses.replace(canvas, said=said)
         results, layouts = self._draw(prompt, None, _few_seeds(seeds), settings, None, None)
         strings = self.pipeline.check_prompt(prompt).strings
         return results, Drawn(layouts[0], settings.width, settings.height, strings)

@@ -81,7 +81,10 @@ def pipeline_class(folder: Path) -> str | None:
     if not index.is_file():
         return None
     try:
-        name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-    except (ValueError, AttributeError) as error:
+        record = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise UserError(f"{index} is damaged ({error}); save the pipeline anew.") from error
+    name = record.get("_class_name") if isinstance(record, dict) else None
+    if not name:
+        raise UserError(f"{index} is damaged (it names no class of pipeline); save the pipeline anew.")
     return name if isinstance(name, str) else name[-1] if isinstance(name, list) and name else None

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlad.errors import UserError
+from vlad.errors import UserError, sentence
 from vlad.evaluation.rating import ASPECTS, SCALE, Question, Ratings, check_rater
 from vlad.evaluation.reading_files import load_picture
 
@@ -29,6 +29,8 @@ SCORE_LABELS = {1: "1 very bad", 2: "2", 3: "3", 4: "4", 5: "5 very good"}
 CHOICE_LABELS = {"left": "The left one", "right": "The right one", "tie": "Equally good"}
 DONE = "**That was all. Thank you!**"
 STYLE = "display:flex; gap:16px; justify-content:center"
+# A mistake is told in a corner of the page: it must not lie over the questions, which could not be answered any more.
+PAGE_STYLE = '[data-testid="status-tracker"]:has(.error) { display: none !important; }'
 
 
 def build_rating_page(ratings: Ratings) -> Any:
@@ -36,7 +38,7 @@ def build_rating_page(ratings: Ratings) -> Any:
     try:
         import gradio as gr
     except ImportError as error:
-        raise UserError(f"The page needs Gradio ({error}); run: pip install 'vlad[app]'.") from error
+        raise UserError(f"The page needs Gradio ({error}); run: pip install -c constraints.txt -e '.[app]'.") from error
     scored = ratings.study.kind == "scores"
     asked = ASPECTS if scored else {"choice": "Which picture is better?"}
     choices: list[tuple[str, str]] = (
@@ -123,9 +125,10 @@ def serve_rating_page(page: Any, host: str = "127.0.0.1", port: int | None = Non
             inbrowser=False,
             prevent_thread_lock=True,
             theme=gr.themes.Base(**fonts),
+            css=PAGE_STYLE,
         )
     except OSError as error:
-        raise UserError(f"The page cannot be served at {host}:{port or ''}: {error}.") from error
+        raise UserError(f"The page cannot be served at {host}:{port or ''}: {sentence(error)}") from error
     if wait:
         print(f"The page is at {address}; Ctrl-C ends it.", flush=True)
         page.block_thread()

@@ -14,7 +14,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vlad.errors import UserError, did_you_mean, existing_file
+from vlad.errors import UserError, did_you_mean, existing_file, sentence
 from vlad.layout.fonts import font_path
 from vlad.layout.polygons import box_polygon, polygon_area
 from vlad.records import Layout, Polygon, TextLine
@@ -44,7 +44,9 @@ def layout_to_json(layout: Layout, exact: bool = False) -> dict[str, Any]:
 def layout_from_json(record: Any) -> Layout:
     """A layout from plain JSON values. Raises ValueError that names the line and the field."""
     if not isinstance(record, dict) or not isinstance(record.get("lines"), list):
-        raise ValueError('expected an object with a list "lines"')
+        raise ValueError(
+            'it is no object with a list "lines"; write {"lines": [{"text": "HI", "box": [0.1, 0.4, 0.9, 0.6]}]}'
+        )
     return Layout(tuple(_line_from_json(entry, number) for number, entry in enumerate(record["lines"], start=1)))
 
 
@@ -56,7 +58,7 @@ def _line_from_json(entry: Any, number: int) -> TextLine:
             raise ValueError(f"line {number} has an unknown field {name!r}.{did_you_mean(name, LINE_FIELDS)}")
     text = entry.get("text")
     if not isinstance(text, str):
-        raise ValueError(f"line {number} has no text")
+        raise ValueError(f'line {number} has no text; give it a "text"')
     return TextLine(
         text=text,
         polygon=_polygon_from_json(entry, number),
@@ -122,11 +124,11 @@ def read_layout(path: Path | str) -> Layout:
     try:
         layout = layout_from_json(json.loads(path.read_text(encoding="utf-8")))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a layout: it is not UTF-8 text.") from error
+        raise UserError(f"{path} is not a layout: it is not UTF-8 text; give a JSON file.") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a layout: {str(error)[:300]}.") from error
+        raise UserError(f"{path} is not a layout: {sentence(str(error)[:300])}") from error
     check_layout(layout, str(path))
     return layout
 
@@ -142,7 +144,10 @@ def check_layout(layout: Layout, where: str) -> None:
         if not line.text.strip():
             raise UserError(f"{where}: line {number} has no text; give it some, or remove the line.")
         if line.font is not None:
-            font_path(line.font)
+            try:
+                font_path(line.font)
+            except UserError as error:
+                raise UserError(f"{where}: line {number} ({line.text!r}): {error}") from error
         if polygon_area(line.polygon) <= 1e-6:
             raise UserError(f"{where}: line {number} ({line.text!r}) covers no area; move its corners apart.")
         if not all(-1e-3 <= value <= 1 + 1e-3 for point in line.polygon for value in point):

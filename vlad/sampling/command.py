@@ -17,7 +17,7 @@ from vlad.layout.files import check_layout, read_layout
 from vlad.layout.masks import Edit
 from vlad.layout.sources import layout_of_lines, read_planner
 from vlad.pipeline import Reader, VLADPipeline
-from vlad.pipeline_settings import DrawSettings, nearest_side
+from vlad.pipeline_settings import DrawSettings, check_scale, nearest_side
 from vlad.records import Layout
 from vlad.sampling.drawing import Drawer, draw_to_directory, jobs_of
 from vlad.sampling.edits import EditRequest, read_edit, repeated_edit
@@ -33,11 +33,16 @@ def sample(arguments: argparse.Namespace) -> int:
 
     Raises UserError, before a model is loaded where that can be seen, when nothing can be drawn.
     """
+    for name in ("text_scale", "layout_scale", "planning_scale"):
+        if getattr(arguments, name) is not None:
+            check_scale(f"--{name.replace('_', '-')}", getattr(arguments, name))
     repeated = read_recipe(arguments.repeat) if arguments.repeat else None
     asked = _edit(arguments, repeated)
     requests = _requests(arguments, repeated, asked)
     layout = _layout(arguments, repeated) if asked is None else asked.layout
-    seeds = parse_seeds(arguments.seed) if arguments.seed is not None else (repeated.seed if repeated else 0,)
+    seeds = (
+        parse_seeds(arguments.seed, "--seed: ") if arguments.seed is not None else (repeated.seed if repeated else 0,)
+    )
     run = arguments.run or (repeated.run if repeated else None)
     if run is None:
         raise UserError("Name the run or pipeline that draws: sample.py RUN --prompt ...")
@@ -58,8 +63,9 @@ def sample(arguments: argparse.Namespace) -> int:
         raise UserError("This model was trained without layouts (layout.kind: none) and plans none.")
     out = Path(arguments.out)
     drawn = draw_to_directory(drawer, jobs, out, arguments.overwrite, arguments.layout_only)
-    made = f"{len(jobs)} {'layouts' if arguments.layout_only else 'pictures'}"
-    before = f" ({drawn.skipped} of them were there before)" if drawn.skipped else ""
+    made = f"{len(jobs)} {'layout' if arguments.layout_only else 'picture'}{'s' if len(jobs) > 1 else ''}"
+    kept = f"{drawn.skipped} of them were" if len(jobs) > 1 else "it was"
+    before = f" ({kept} there before)" if drawn.skipped else ""
     print(f"{made} in {out}{before}, layouts in {out / 'layouts'}, on one page: {out / 'grids/grid.png'}")
     if repeated is not None:
         _compare(Path(arguments.repeat), out / f"{drawn.names[0]}.png")

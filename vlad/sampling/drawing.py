@@ -32,7 +32,7 @@ from vlad.pipeline_settings import DrawSettings
 from vlad.records import Layout
 from vlad.sampling.recipes import Recipe, read_recipe, recipe_to_json, save_picture
 from vlad.sampling.requests import Refusal, Request
-from vlad.text.prompt import nested_marks
+from vlad.text.prompt import nested_marks, quoted
 
 SHEET_PICTURES = 32
 OVERLAY_PIXELS = 256  # smaller pictures are enlarged under their polygons
@@ -83,7 +83,7 @@ def jobs_of(
 
     Names number the requests, refused ones too: a line that is mended later gets the place it would have had.
     """
-    jobs, refused = [], []
+    jobs, refused, apart = [], [], []
     for number, request in enumerate(requests):
         if isinstance(request, Refusal):
             refused.append(request)
@@ -94,13 +94,31 @@ def jobs_of(
         except UserError as error:
             refused.append(Refusal(request.place, str(error)))
             continue
+        if wanted is not None and not says_the_same(wanted, prompt.strings):
+            apart.append(_told_apart(request.place, wanted, prompt.strings))
         for quote in nested_marks(prompt):
             print(f"The quotation marks inside {quote.text!r} are spelled like its letters.", file=sys.stderr)
         jobs += [
             Job(f"{number:04d}-{_slug(request.prompt)}-s{seed}", request.prompt, seed, wanted)
             for seed in request.seeds or seeds
         ]
+    if apart:
+        others = f" (and so for {len(apart) - 1} more)" if len(apart) > 1 else ""
+        print(f"{apart[0]}{others}", file=sys.stderr)
     return jobs, refused
+
+
+def says_the_same(layout: Layout, strings: Sequence[str]) -> bool:
+    """Whether a layout holds the words that a prompt quotes, in whatever order and lines."""
+    return sorted(word for line in layout.lines for word in line.text.split()) == sorted(
+        word for text in strings for word in text.split()
+    )
+
+
+def _told_apart(place: str, layout: Layout, strings: Sequence[str]) -> str:
+    shown = " and ".join(quoted(line.text) for line in layout.lines)
+    said = " and ".join(map(quoted, strings)) or "nothing"
+    return f"{place}: the layout holds {shown} and the prompt quotes {said}; let both say the same."
 
 
 def draw_to_directory(

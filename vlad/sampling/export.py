@@ -40,6 +40,8 @@ def export_run(
             raise UserError(
                 f"There is no variant {variant!r}.{did_you_mean(variant, VARIANTS)} Known: {', '.join(VARIANTS)}."
             )
+    if out.resolve() in (run.resolve(), (run / "pipeline").resolve()):
+        raise UserError(f"{out} is what is exported; name an empty or a new directory with --out.")
     if out.is_dir() and any(out.iterdir()) and not (out / "model_index.json").is_file():
         raise UserError(f"{out} holds something that is no pipeline; name an empty or a new directory with --out.")
     pipeline = load_pipeline(run)

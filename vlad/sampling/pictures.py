@@ -31,7 +31,9 @@ def open_picture(source: Path | IO[bytes], shown: str, most_pixels: int = MOST_P
             return picture.convert("RGB")
     except UserError:
         raise
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{shown} has more than {most_pixels:,} pixels; make it smaller.") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{shown} is no picture that can be read; give a PNG, JPEG or WebP.") from error
 
 

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlad.errors import UserError, did_you_mean, existing_file
+from vlad.errors import UserError, did_you_mean, existing_file, sentence
 from vlad.layout.files import check_layout, layout_from_json, read_layout
 from vlad.records import Layout
 
 FIELDS = ("prompt", "seed", "seeds", "layout")
 MOST_SEEDS = 100_000
+EMPTY = "The line is empty; write a prompt, or take the line out."
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,19 @@ class Refusal:
     reason: str
 
 
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """Seeds as people write them: "7", "0-9", "1,5,8-10". Raises UserError for what is none."""
+def parse_seeds(text: str, place: str = "") -> tuple[int, ...]:
+    """Seeds as people write them: "7", "0-9", "1,5,8-10". Raises UserError for what is none; `place` begins it."""
     seeds: dict[int, None] = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if match is None or len(part) > 60:
-            raise UserError(f"{text[:60]!r} are no seeds; write a number from 0, or several like 0-9 or 1,5,8-10.")
+            raise UserError(
+                f"{place}{text[:60]!r} are no seeds; write a number from 0, or several like 0-9 or 1,5,8-10."
+            )
         first = int(match.group(1))
         last = int(match.group(2)) if match.group(2) else first
         if last < first or last >= 2**62 or len(seeds) + last - first >= MOST_SEEDS:
-            raise UserError(f"The seeds {text[:60]!r} must rise, lie under 2**62, and be {MOST_SEEDS} at most.")
+            raise UserError(f"{place}The seeds {text[:60]!r} must rise, lie under 2**62, and be {MOST_SEEDS} at most.")
         seeds.update(dict.fromkeys(range(first, last + 1)))
     return tuple(seeds)
 
@@ -62,8 +65,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 def read_requests(prompts: Sequence[str], files: Sequence[str]) -> list[Request | Refusal]:
     """The prompts of the command line, then those of the files ("-" is standard input), in their order.
 
-    Empty lines of a text file are left out; a bad line of a JSONL file comes as a Refusal. Raises UserError for a
-    file that is none, and when nothing is asked for.
+    An empty line between those of a text file and a bad line of a JSONL file come as a Refusal each. Raises UserError
+    for a file that is none, and when nothing is asked for.
     """
     found: list[Request | Refusal] = [Request(prompt, "--prompt") for prompt in prompts]
     for name in files:
@@ -83,7 +86,7 @@ def _read_file(name: str) -> list[Request | Refusal]:
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise UserError(f"{shown} is not a prompt file: it is not UTF-8 text.") from error
+        raise UserError(f"{shown} is not a prompt file: it is not UTF-8 text; save it as such.") from error
     folder = Path() if path is None else path.parent
     is_json = (
         path.suffix in (".jsonl", ".ndjson")
@@ -97,10 +100,11 @@ def _read_file(name: str) -> list[Request | Refusal]:
     return found
 
 
-def _text_lines(lines: Sequence[str], shown: str) -> Iterator[Request]:
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield Request(line.strip(), f"{shown}, line {number}")
+def _text_lines(lines: Sequence[str], shown: str) -> Iterator[Request | Refusal]:
+    last = max((number for number, line in enumerate(lines, start=1) if line.strip()), default=0)
+    for number, line in enumerate(lines[:last], start=1):
+        place = f"{shown}, line {number}"
+        yield Request(line.strip(), place) if line.strip() else Refusal(place, EMPTY)
 
 
 def _json_lines(lines: Sequence[str], shown: str, folder: Path) -> Iterator[Request | Refusal]:
@@ -110,13 +114,15 @@ def _json_lines(lines: Sequence[str], shown: str, folder: Path) -> Iterator[Requ
         place = f"{shown}, line {number}"
         try:
             yield _request_from_json(json.loads(line), place, folder)
-        except (ValueError, RecursionError) as error:  # UserError and JSON's own are ValueErrors
-            yield Refusal(place, str(error)[:300])
+        except UserError as error:
+            yield Refusal(place, str(error)[:500])
+        except (ValueError, RecursionError) as error:
+            yield Refusal(place, f'It is no JSON ({str(error)[:200]}); write an object like {{"prompt": "a sign"}}.')
 
 
 def _request_from_json(record: Any, place: str, folder: Path) -> Request:
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-        raise UserError('It is not an object with a "prompt".')
+        raise UserError('It is not an object with a "prompt"; write one like {"prompt": "a sign"}.')
     for name in record:
         if name not in FIELDS:
             raise UserError(f"It has an unknown field {name!r}.{did_you_mean(name, FIELDS)}")
@@ -137,6 +143,9 @@ def _layout_from_json(value: Any, folder: Path) -> Layout | None:
         return None
     if isinstance(value, str):
         return read_layout(folder / value)
-    layout = layout_from_json(value)
+    try:
+        layout = layout_from_json(value)
+    except ValueError as error:
+        raise UserError(f"Its layout cannot be read: {sentence(error)}") from error
     check_layout(layout, "Its layout")
     return layout

@@ -76,10 +76,10 @@ def _closing_index(text: str, start: int, closing: str) -> int | None:
 
 
 def find_quotes(text: str, strict: bool = True) -> tuple[Span, ...]:
-    """The quoted strings of a prompt, outermost marks first, empty ones left out.
+    """The quoted strings of a prompt, outermost marks first, without empty ones.
 
-    With `strict`, a mark that is never closed raises UserError (with its place); without, as captions from the
-    wild need it, the mark is taken for a plain character.
+    With `strict`, a mark that is never closed and marks around nothing raise UserError (with their place); without, as
+    captions from the wild need it, such a mark is taken for a plain character.
     """
     quotes: list[Span] = []
     index = 0
@@ -97,6 +97,11 @@ def find_quotes(text: str, strict: bool = True) -> tuple[Span, ...]:
             index += 1
             continue
         content = text[index + 1 : end]
+        if strict and not content.strip():
+            raise UserError(
+                f"Nothing stands between the quotation marks at character {index + 1} of the prompt {text!r}; write the"
+                " words to spell there, or take the marks out."
+            )
         if content.strip():
             start = index + 1 + len(content) - len(content.lstrip())
             quotes.append(Span(content.strip(), start, start + len(content.strip())))
@@ -168,7 +173,7 @@ def nested_marks(prompt: Prompt) -> tuple[Span, ...]:
 def parse_prompt(text: str, strict: bool = True, objects: Sequence[str] = ()) -> Prompt:
     """Takes a prompt apart. Its phrases are those of `objects` that it names, and the chunker's where none of them is.
 
-    Raises UserError for an empty prompt and, with `strict`, for a quotation mark that is never closed.
+    Raises UserError for an empty prompt and, with `strict`, for a quotation mark that is never closed or holds nothing.
     """
     if not text.strip():
         raise UserError("The prompt is empty; say what to draw, with the words to spell in quotation marks.")
