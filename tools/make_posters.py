@@ -16,7 +16,7 @@ MOST_POSTERS = 100_000
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draws posters of one template, with captions, into a folder.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=160, metavar="N", help="default 160")
+    parser.add_argument("--count", type=int, default=480, metavar="N", help="default 480")
     parser.add_argument("--size-pixels", type=int, default=64, metavar="N", help="of a side, default 64")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which words, and where (default 0)")
     arguments = parser.parse_args()
