@@ -10,7 +10,7 @@ import html
 import io
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,10 @@ def build_rating_page(ratings: Ratings) -> Any:
                 ratings.store(who, question, given, round(time.time() - when, 1))
             return show(who)
 
-        begin.click(_told(gr, begun), name, outputs, api_name="begin")
-        name.submit(_told(gr, begun), name, outputs, api_name=False)
-        forward.click(_told(gr, answered), [rater, key, since, *radios], outputs, api_name="answer")
+        for event, api_name in ((begin.click, "begin"), (name.submit, False)):
+            event(_told(gr, begun, outputs), name, outputs, api_name=api_name, show_progress="hidden")
+        given = [rater, key, since, *radios]
+        forward.click(_told(gr, answered, outputs), given, outputs, api_name="answer", show_progress="hidden")
     return page
 
 
@@ -132,13 +133,18 @@ def serve_rating_page(page: Any, host: str = "127.0.0.1", port: int | None = Non
     return str(address)
 
 
-def _told(gr: Any, work: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-    """The work with a rater's mistake as a message in the page."""
+def _told(gr: Any, work: Callable[..., list[Any]], outputs: Sequence[Any]) -> Callable[..., list[Any]]:
+    """The work with a rater's mistake as a message in the page, which else stays as it is.
+
+    Not `gr.Error`: it lays a veil over every part that the work would have changed, and the answers could not be
+    reached any more.
+    """
 
     def told(*values: Any) -> list[Any]:
         try:
             return work(*values)
         except UserError as error:
-            raise gr.Error(html.escape(str(error), quote=False), duration=10, print_exception=False) from None
+            gr.Warning(html.escape(str(error), quote=False), duration=10)
+            return [gr.skip() for _ in outputs]
 
     return told
