@@ -3,6 +3,7 @@
 python tools/evaluate.py runs/tiny
 python tools/evaluate.py runs/tiny_edit --editing --count 100
 python tools/evaluate.py TARGET --protocol mario --prompts MARIOEval/TMDBEval500/TMDBEval500.txt
+python tools/evaluate.py ENCODER --alignment --prompts data/benchmark/alignment.jsonl
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +144,55 @@ def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Eva
     return score_target(target, options, arguments.out, arguments.overrides)
 
 
+def evaluate_alignment(encoder: Path, arguments: argparse.Namespace) -> int:
+    """Whether a run's own towers, or a CLIP, read prompts or bags of words: prints the table, writes it to OUT/."""
+    from tqdm import tqdm
+
+    from vlad.benchmarks.scoring import default_out
+    from vlad.errors import writable_directory
+    from vlad.evaluation.asked import read_entries
+    from vlad.evaluation.contrasts import contrasts_of, table_of
+    from vlad.evaluation.evaluator import write_json
+    from vlad.evaluation.pictures import find_pictures
+    from vlad.evaluation.prompt_files import read_prompt_files
+    from vlad.evaluation.reading_files import load_picture
+    from vlad.joint_encoders import joint_encoder
+
+    entries = {entry.key: entry for entry in read_entries(*arguments.prompts)[: arguments.first]}
+    wanted = [prompt for prompt in read_prompt_files(arguments.prompts) if prompt.key in entries]
+    if arguments.pictures is None:
+        places = [(prompt.key, Path(prompt.reference)) for prompt in wanted if prompt.reference is not None]
+        shown = "reference pictures"
+    elif arguments.pictures.is_dir():
+        found = find_pictures(arguments.pictures, wanted, arguments.images_per_prompt)
+        places = [(picture.wanted.key, picture.path) for picture in found if picture.path is not None]
+        shown = f"pictures of {arguments.pictures}"
+    else:
+        raise UserError(f"There is no folder of pictures at {arguments.pictures}.")
+    places = [(key, path) for key, path in places if path.is_file()]
+    missing = sorted(set(entries) - {key for key, _ in places})
+    if not places:
+        raise UserError("The prompt file's reference pictures are not there; name a folder with --pictures.")
+    model = joint_encoder(encoder)
+    out = writable_directory(arguments.out or default_out(encoder, arguments.prompts), "the scores")
+    with tqdm(total=len(places), desc="embedding", unit="picture") as bar:
+        pairs = [(entries[key], partial(load_picture, path)) for key, path in places]
+        scores = contrasts_of(model, pairs, lambda done: bar.update(done - bar.n))
+    table = table_of(scores)
+    about = f"{model.name} on {len(places)} {shown}, {', '.join(map(str, arguments.prompts))}"
+    (out / "alignment.md").write_text(f"{about}\n\n{table}", encoding="utf-8")
+    write_json(
+        out / "alignment.json",
+        {"encoder": str(encoder), "shown": shown, "missing": missing, "scores": list(map(dataclasses.asdict, scores))},
+    )
+    print(f"{about}\n\n{table}")
+    if missing:
+        more = f", and {len(missing) - 5} more" if len(missing) > 5 else ""
+        print(f"PARTIAL, {len(missing)} prompts have no picture: {', '.join(missing[:5])}{more}")
+    print(f"alignment.md, alignment.json: {out}")
+    return 1 if missing else 0
+
+
 def print_evaluation(found: Evaluation, out: Path) -> None:
     """The table and where the rest is."""
     from vlad.evaluation.evaluation_report import text_table
@@ -187,6 +238,10 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, help="pictures at once of a pipeline that is not ours (default: 4)")
     parser.add_argument("--count", type=int, default=200, help="without --prompts: how many words (default: 200)")
     parser.add_argument("--editing", action="store_true", help="replace the words of held-out signs, and read them")
+    parser.add_argument(
+        "--alignment", action="store_true", help="whether TARGET, a run or a CLIP's folder, reads more than words"
+    )
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="with --alignment; default: the references")
     arguments = parser.parse_args()
     for name in ("count", "enlarge", "workers", "first", "images_per_prompt", "steps", "pixels", "batch_size"):
         value = getattr(arguments, name)
@@ -194,6 +249,12 @@ def main() -> int:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
     if arguments.count > MOST_WORDS:
         raise UserError(f"--count must be at most {MOST_WORDS}: all are drawn before the first is read.")
+    if arguments.alignment:
+        if len(arguments.prompts or ()) != 1:
+            raise UserError("--alignment takes one file of --prompts, the alignment.jsonl of tools/make_benchmark.py.")
+        return evaluate_alignment(arguments.target, arguments)
+    if arguments.pictures is not None:
+        raise UserError("--pictures goes with --alignment; pictures to be read are the target itself.")
     if arguments.prompts is not None:
         arguments.protocol = arguments.protocol or "all"
         found, out = evaluate_benchmark(arguments.target, arguments)
