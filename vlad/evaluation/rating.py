@@ -41,6 +41,8 @@ create table if not exists answers (
     rater text not null, question text not null, aspect text not null, value text not null, seconds real,
     time text not null, primary key (rater, question, aspect)
 );
+create table if not exists raters (number integer primary key, rater text not null unique);
+insert or ignore into raters (rater) select rater from answers group by rater order by min(rowid);
 """
 
 
@@ -168,16 +170,16 @@ class Ratings:
         with closing(sqlite3.connect(self.path, timeout=30)) as database, database:
             yield database
 
-    def raters(self) -> list[str]:
-        """Who has answered, in the order of first answers."""
-        with self._open() as database:
-            rows = database.execute("select rater from answers group by rater order by min(rowid)")
-            return [name for (name,) in rows]
-
     def number_of(self, rater: str) -> int:
-        """A rater's number, which decides the order: fixed by the first answer."""
-        known = self.raters()
-        return known.index(rater) if rater in known else len(known)
+        """A rater's number from 0, which decides the order: given when the rater comes, and kept.
+
+        Not with the first answer: who comes, and sees a question, while others answer theirs would get another order,
+        in which that question is not the next.
+        """
+        with self._open() as database:
+            database.execute("insert or ignore into raters (rater) values (?)", (rater,))
+            ((number,),) = database.execute("select number from raters where rater = ?", (rater,))
+            return int(number) - 1
 
     def next_question(self, rater: str) -> tuple[Question | None, int, int]:
         """What a rater is asked next (None: nothing is left), how many are answered, and of how many."""
