@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -147,24 +147,34 @@ def ablation_table(rows: Sequence[Row]) -> str:
 
 def order_line(rows: Sequence[Row]) -> str:
     """The variants by words, best first, and those that the paper has by its OCR F, best first."""
-    words = {variant.title: mean(scores[main_mode(scores)].words for scores in seeds) for variant, seeds in rows}
+    words = {variant.title: 100 * mean(scores[main_mode(scores)].words for scores in seeds) for variant, seeds in rows}
     published = {variant.title: variant.published[2] for variant, _ in rows if variant.published is not None}
-    ours, theirs = (" > ".join(sorted(found, key=lambda name: -found[name])) for found in (words, published))
-    return f"Order by words: {ours}. The paper's, by OCR F: {theirs}."
+    return f"Order by words: {_ranked(words, 1)}. The paper's, by OCR F: {_ranked(published, 3)}."
+
+
+def _ranked(values: Mapping[str, float], digits: int) -> str:
+    """Names by falling values, "=" between those that are the same as they are printed."""
+    told = ""
+    last = None
+    for name, value in sorted(((name, round(value, digits)) for name, value in values.items()), key=lambda x: -x[1]):
+        told += name if last is None else f"{' = ' if value == last else ' > '}{name}"
+        last = value
+    return told
 
 
 def ablation_page(config: Config, rows: Sequence[Row], command: str, count: int, engine: str, picture: str) -> str:
     """The whole result in Markdown: command, table, what it rests on, every run's words, and the pictures."""
     train, seeds = config.train, len(rows[0][1])
     steps = train.layout.steps + train.refine.steps
+    spreads = f"{seeds} seeds, mean ± standard deviation" if seeds > 1 else "One seed"
     lines = [
         "# What each part is worth",
         "",
         f"    {command}",
         "",
         ablation_table(rows),
-        f"{seeds} {'seed' if seeds == 1 else 'seeds'}, mean ± standard deviation; {count} held-out words a run, read by"
-        f" {engine}. Words and letters: drawn with refit; by a model that knows no layouts, as it draws. Every run:"
+        f"{spreads}; {count} held-out words a run, read by {engine}. Words and letters: drawn with refit; by a"
+        " model that knows no layouts, as it draws. Every run:"
         f" {steps} steps of {config.data.batch_size} pictures in the layout and refine stages together"
         f" ({train.layout.steps} and {train.refine.steps}; without hierarchical guidance all of them refine), behind an"
         " autoencoder that the variants of a seed share. Differences from full are of runs with one seed. The last"
@@ -194,4 +204,4 @@ def ablation_grid(rows: Sequence[tuple[Variant, Path]], captions: Sequence[str])
             with Image.open(run / "evaluation" / folder / f"{number:04d}.png") as image:
                 row.append(image.convert("RGB"))
         pictures.append(GridRow(caption, tuple(row)))
-    return sample_grid(pictures, [variant.title for variant, _ in rows], cell_pixels=170, columns=1)
+    return sample_grid(pictures, [variant.title for variant, _ in rows], cell_pixels=200, columns=1)

@@ -99,7 +99,7 @@ def test_every_variant_is_trained_and_scored_once(
     assert "Order by words: " in table and "full > without hierarchical guidance > without CCM." in table
     assert "(ablation.png)" in table and "2 held-out words a run, read by rapidocr" in table
     assert table in capsys.readouterr().out
-    assert Image.open(out / "ablation.png").width > 5 * 170
+    assert Image.open(out / "ablation.png").width > 5 * 200
     trained = load_config(tmp_path / "runs" / "mini-ablation-no-layout-0" / "config.yaml")
     assert (trained.layout.kind, trained.train.refine.steps, trained.seed) == ("none", 5, 0)
     # Again: nothing is trained, and what was scored is taken as it is.
@@ -147,10 +147,13 @@ def test_the_table_has_means_and_deviations(config_file: Path) -> None:
     assert order_line([(without, bare), (full, runs)]) == (
         "Order by words: full > without CCM. The paper's, by OCR F: full > without CCM."
     )
+    assert order_line([(full, runs), (without, runs)]).startswith("Order by words: full = without CCM. ")
     page = ablation_page(
         load_config(config_file), [(full, runs), (without, bare)], "the command", 9, "an engine", "x.png"
     )
-    assert "| words, % | seed 0 | seed 1 |" in page and "| without CCM | 10.0 | 30.0 |" in page
+    assert (
+        "| words, % | seed 0 | seed 1 |" in page and "2 seeds, mean" in page and "| without CCM | 10.0 | 30.0 |" in page
+    )
     assert [main_mode(runs[0]), main_mode(bare[0])] == ["refit", "no layout"]
 
 
