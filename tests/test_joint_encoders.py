@@ -81,8 +81,15 @@ def test_the_command_scores_a_run_and_says_what_is_missing(
     pictures = tmp_path / "drawn"
     (tmp_path / "benchmark" / "pictures").rename(pictures)
     (pictures / "relations-0001.png").unlink()
+    (pictures / "counting-0000.png").write_bytes(b"no picture")
     assert run(config.directory, *prompts, "--pictures", pictures, "--out", tmp_path / "out") == 1
-    assert "PARTIAL, 1 prompts have no picture: relations-0001" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "PARTIAL, 1 of 8 prompts missing: relations-0001\n" in told and "run on 6 pictures of" in told
+    assert f"PARTIAL, 1 of 8 prompts unreadable: {pictures / 'counting-0000.png'}\n" in told
+    for path in pictures.glob("*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(UserError, match="None of the pictures can be read"):
+        run(config.directory, *prompts, "--pictures", pictures)
     with pytest.raises(UserError, match=r"reference pictures are not there; name a folder with --pictures"):
         run(config.directory, *prompts)
     with pytest.raises(UserError, match=r"There is no folder of pictures at nowhere"):

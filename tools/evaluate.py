@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from vlad.errors import UserError, run_command_line
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from vlad.evaluation.evaluator import Evaluation
 
 PROTOCOL_NAMES = ("mario", "anytext", "cvtg", "longtext", "glyphcontrol", "textatlas", "all")
@@ -117,6 +119,13 @@ def print_editing(metrics: dict[str, Any], run: Path) -> None:
 
 def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Evaluation, Path]:
     """Scores pictures of a benchmark's prompts, drawn where they are missing; the evaluation and its folder."""
+    from vlad.evaluation.ocr import build_engine
+    from vlad.evaluation.prompt_files import read_prompt_files
+
+    # A mistake in these answers at once: what scores them takes seconds to import.
+    read_prompt_files(arguments.prompts)
+    build_engine(arguments.engine)
+
     from vlad.artists import DrawOptions
     from vlad.benchmarks.scoring import ScoreOptions, score_target
     from vlad.evaluation.reading_files import ReadOptions
@@ -148,17 +157,19 @@ def evaluate_alignment(encoder: Path, arguments: argparse.Namespace) -> int:
     """Whether a run's own towers, or a CLIP, read prompts or bags of words: prints the table, writes it to OUT/."""
     from tqdm import tqdm
 
+    from vlad.evaluation.asked import read_entries
+
+    entries = {entry.key: entry for entry in read_entries(*arguments.prompts)[: arguments.first]}
+
     from vlad.benchmarks.scoring import default_out
     from vlad.errors import writable_directory
-    from vlad.evaluation.asked import read_entries
     from vlad.evaluation.contrasts import contrasts_of, table_of
     from vlad.evaluation.evaluator import write_json
     from vlad.evaluation.pictures import find_pictures
     from vlad.evaluation.prompt_files import read_prompt_files
-    from vlad.evaluation.reading_files import load_picture
+    from vlad.evaluation.reading_files import UNREADABLE, load_picture
     from vlad.joint_encoders import joint_encoder
 
-    entries = {entry.key: entry for entry in read_entries(*arguments.prompts)[: arguments.first]}
     wanted = [prompt for prompt in read_prompt_files(arguments.prompts) if prompt.key in entries]
     if arguments.pictures is None:
         places = [(prompt.key, Path(prompt.reference)) for prompt in wanted if prompt.reference is not None]
@@ -173,24 +184,39 @@ def evaluate_alignment(encoder: Path, arguments: argparse.Namespace) -> int:
     missing = sorted(set(entries) - {key for key, _ in places})
     if not places:
         raise UserError("The prompt file's reference pictures are not there; name a folder with --pictures.")
+    unreadable: list[str] = []
+
+    def loaded(path: Path) -> np.ndarray | None:
+        try:
+            return load_picture(path)
+        except UNREADABLE:
+            unreadable.append(str(path))
+            return None
+
     model = joint_encoder(encoder)
     out = writable_directory(arguments.out or default_out(encoder, arguments.prompts), "the scores")
     with tqdm(total=len(places), desc="embedding", unit="picture") as bar:
-        pairs = [(entries[key], partial(load_picture, path)) for key, path in places]
+        pairs = [(entries[key], partial(loaded, path)) for key, path in places]
         scores = contrasts_of(model, pairs, lambda done: bar.update(done - bar.n))
     table = table_of(scores)
-    about = f"{model.name} on {len(places)} {shown}, {', '.join(map(str, arguments.prompts))}"
+    about = f"{model.name} on {len(places) - len(unreadable)} {shown}, {', '.join(map(str, arguments.prompts))}"
     (out / "alignment.md").write_text(f"{about}\n\n{table}", encoding="utf-8")
-    write_json(
-        out / "alignment.json",
-        {"encoder": str(encoder), "shown": shown, "missing": missing, "scores": list(map(dataclasses.asdict, scores))},
-    )
+    faults = {"missing": missing, "unreadable": unreadable}
+    scored = {"encoder": str(encoder), "shown": shown, **faults, "scores": list(map(dataclasses.asdict, scores))}
+    write_json(out / "alignment.json", scored)
     print(f"{about}\n\n{table}")
-    if missing:
-        more = f", and {len(missing) - 5} more" if len(missing) > 5 else ""
-        print(f"PARTIAL, {len(missing)} prompts have no picture: {', '.join(missing[:5])}{more}")
+    print_faults(faults, len(entries), "prompts")
     print(f"alignment.md, alignment.json: {out}")
-    return 1 if missing else 0
+    return 1 if missing or unreadable else 0
+
+
+def print_faults(faults: dict[str, list[str]], count: int, of_what: str) -> None:
+    """A line for each kind of pictures that are not scored."""
+    for what, names in faults.items():
+        if names:
+            more = f", and {len(names) - 5} more" if len(names) > 5 else ""
+            named = "; ".join(name[:160] for name in names[:5])
+            print(f"PARTIAL, {len(names)} of {count} {of_what} {what}: {named}{more}")
 
 
 def print_evaluation(found: Evaluation, out: Path) -> None:
@@ -202,11 +228,7 @@ def print_evaluation(found: Evaluation, out: Path) -> None:
     print(f"Read by {found.engine}, enlarged {found.enlarge}")
     for why in found.left_out.values():
         print(f"Left out: {why}")
-    for what, names in (("missing", found.missing), ("unreadable", found.unreadable)):
-        if names:
-            more = f", and {len(names) - 5} more" if len(names) > 5 else ""
-            named = "; ".join(name[:160] for name in names[:5])
-            print(f"PARTIAL, {len(names)} of {found.pictures} pictures {what}: {named}{more}")
+    print_faults({"missing": found.missing, "unreadable": found.unreadable}, found.pictures, "pictures")
     print(f"Report, metrics.json, per_image.parquet: {out}")
 
 

@@ -146,6 +146,15 @@ def test_many_raters_at_once_lose_nothing(study: Study, tmp_path: Path) -> None:
     assert len(ratings.answers()) == 4 * 4 * 3
 
 
+def test_a_picture_that_cannot_be_shown_is_named_before_anybody_comes(tmp_path: Path) -> None:
+    folders = systems_in(tmp_path, "a", "b")
+    (folders["b"] / "2.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"b/2\.png cannot be read as a picture; put a whole one there, or remove it"):
+        make_study("pairs", folders, PROMPTS)
+    (folders["b"] / "2.png").unlink()
+    assert list(make_study("pairs", folders, PROMPTS).prompts) == ["0", "1", "3"]
+
+
 def test_the_figures_of_scores() -> None:
     answers = [
         Answer(rater, key, (system,), aspect, str(value))

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlad.errors import UserError
 from vlad.evaluation.asked import Entry
 from vlad.evaluation.bootstrap import bootstrap_intervals
 from vlad.evaluation.protocols.terms import Term, Terms, add_terms, as_they_are, pooled
@@ -254,17 +255,23 @@ def table_of(contrasts: Sequence[Contrast]) -> str:
 
 def contrasts_of(
     encoder: JointEncoder,
-    pictures: Iterable[tuple[Entry, Callable[[], np.ndarray]]],
+    pictures: Sequence[tuple[Entry, Callable[[], np.ndarray | None]]],
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Contrast]:
-    """The scores of an encoder on pictures (H W 3, uint8), each loaded when it is embedded."""
-    waiting = list(pictures)
+    """The scores of an encoder on pictures (H W 3, uint8), each loaded when it is embedded; None is left out.
+
+    Raises UserError when all are.
+    """
     found: list[tuple[Entry, Tensor]] = []
-    for start in range(0, len(waiting), BATCH):
-        batch = waiting[start : start + BATCH]
-        with torch.no_grad():
-            vectors = encoder.embed_pictures([load() for _, load in batch])
-        found += zip((entry for entry, _ in batch), F.normalize(vectors.float().cpu(), dim=-1), strict=True)
+    for start in range(0, len(pictures), BATCH):
+        batch = pictures[start : start + BATCH]
+        loaded = [(entry, picture) for entry, load in batch if (picture := load()) is not None]
+        if loaded:
+            with torch.no_grad():
+                vectors = encoder.embed_pictures([picture for _, picture in loaded])
+            found += zip((entry for entry, _ in loaded), F.normalize(vectors.float().cpu(), dim=-1), strict=True)
         if on_progress is not None:
-            on_progress(len(found))
-    return score_contrasts(found, embed_texts(encoder, wordings_of(entry for entry, _ in waiting)))
+            on_progress(start + len(batch))
+    if not found:
+        raise UserError("None of the pictures can be read; name a folder of whole ones with --pictures.")
+    return score_contrasts(found, embed_texts(encoder, wordings_of(entry for entry, _ in found)))

@@ -24,6 +24,7 @@ import numpy as np
 from vlad.errors import UserError
 from vlad.evaluation.pictures import find_pictures
 from vlad.evaluation.protocols.terms import Wanted
+from vlad.evaluation.reading_files import UNREADABLE, load_picture
 
 Kind = Literal["scores", "pairs"]
 # The paper's three questions (Table III), 1 to 5.
@@ -78,8 +79,8 @@ class Question:
 def make_study(kind: Kind, systems: Mapping[str, Path], prompts: Sequence[Wanted], seed: int = 0) -> Study:
     """The study of some folders of pictures, on the prompts that all of them have a picture of.
 
-    Raises UserError for fewer than two systems, for folders without pictures of the prompts, and where no prompt is
-    left.
+    Raises UserError for fewer than two systems, for folders without pictures of the prompts, for a picture that cannot
+    be shown, and where no prompt is left.
     """
     if len(systems) < 2:
         raise UserError("A study compares at least two systems; name each as NAME=FOLDER.")
@@ -98,6 +99,13 @@ def make_study(kind: Kind, systems: Mapping[str, Path], prompts: Sequence[Wanted
         raise UserError("No prompt has a picture of every system; draw them all from the same prompt file.")
     keys = {wanted.key for wanted in shared}
     kept = {name: {key: path for key, path in pictures.items() if key in keys} for name, pictures in found.items()}
+    for path in (path for pictures in kept.values() for path in pictures.values()):
+        try:
+            load_picture(path)
+        except UNREADABLE as error:
+            raise UserError(
+                f"{path} cannot be read as a picture; put a whole one there, or remove it: its prompt is then left out."
+            ) from error
     return Study(kind, kept, {wanted.key: wanted.prompt for wanted in shared}, seed)
 
 
