@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from safetensors.torch import save_file
 
 from vlad.building import ALIGNMENT, build_pipeline, new_parts, publish_text_side
@@ -20,6 +19,11 @@ from vlad.text.prompt import parse_prompt
 from vlad.training.stages import Parts
 
 ROOT = Path(__file__).resolve().parents[1]
+TINY = (
+    "data.picture_pixels=32 lvlm.hidden_size=32 lvlm.layers=1 lvlm.heads=2 lvlm.vision_pixels=32 composition.width=32"
+    " composition.layers=1 composition.heads=2 composition.output_width=32 autoencoder.latent_channels=8"
+    " autoencoder.decoder_width=16 layout.kind=none refine.unet.block_channels=[32]"
+).split()
 TEXTS = ['a red sign that says "OAK"', "two blue rings"]
 
 

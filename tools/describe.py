@@ -102,10 +102,11 @@ def main() -> int:
         if not Path(place).is_dir():
             raise UserError(f"There is no folder of pictures at {place} ({name}).")
         pictures = find_pictures(Path(place), prompts, None)
-        there = [picture for picture in pictures if picture.path is not None]
-        found[name] = [picture for picture in there if is_readable(picture.path)]
+        there = [(picture, picture.path) for picture in pictures if picture.path is not None]
         absent += len(pictures) - len(there)
-        unreadable += [str(picture.path) for picture in there if picture not in found[name]]
+        broken = {path for _, path in there if not is_readable(path)}
+        found[name] = [picture for picture, path in there if path not in broken]
+        unreadable += sorted(map(str, broken))
     sentences = None if arguments.sentences is None else SentenceEncoder(arguments.sentences)
     out = writable_directory(arguments.out, "descriptions", needed_bytes=10_000_000)
     trips = []

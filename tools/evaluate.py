@@ -120,10 +120,13 @@ def print_editing(metrics: dict[str, Any], run: Path) -> None:
 def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Evaluation, Path]:
     """Scores pictures of a benchmark's prompts, drawn where they are missing; the evaluation and its folder."""
     from vlad.evaluation.ocr import build_engine
-    from vlad.evaluation.prompt_files import read_prompt_files
+    from vlad.evaluation.prompt_files import prompts_and_overrides, read_prompt_files
 
     # A mistake in these answers at once: what scores them takes seconds to import.
-    read_prompt_files(arguments.prompts)
+    prompts, more = prompts_and_overrides(arguments.prompts)
+    if not prompts:
+        raise UserError("--prompts names no file; name one of your benchmark's.")
+    read_prompt_files(prompts)
     build_engine(arguments.engine)
 
     from vlad.artists import DrawOptions
@@ -139,7 +142,7 @@ def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Eva
         arguments.batch_size,
     )
     options = ScoreOptions(
-        prompts=tuple(arguments.prompts),
+        prompts=prompts,
         protocol=arguments.protocol,
         read=ReadOptions(arguments.engine, arguments.enlarge, arguments.workers),
         first=arguments.first,
@@ -150,7 +153,7 @@ def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Eva
         vision_encoders=tuple(arguments.vision_encoder),
         draw=draw,
     )
-    return score_target(target, options, arguments.out, arguments.overrides)
+    return score_target(target, options, arguments.out, [*more, *arguments.overrides])
 
 
 def evaluate_alignment(encoder: Path, arguments: argparse.Namespace) -> int:
@@ -271,6 +274,9 @@ def main() -> int:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
     if arguments.count > MOST_WORDS:
         raise UserError(f"--count must be at most {MOST_WORDS}: all are drawn before the first is read.")
+    if arguments.overrides and (arguments.prompts is None or arguments.alignment):
+        said = f"{arguments.overrides[0]} changes an entry of configs/eval, and {arguments.target} is none"
+        raise UserError(f"{said}; use the options (--help).")
     if arguments.alignment:
         if len(arguments.prompts or ()) != 1:
             raise UserError("--alignment takes one file of --prompts, the alignment.jsonl of tools/make_benchmark.py.")
