@@ -148,7 +148,7 @@ def _told(gr: Any, work: Callable[..., list[Any]], outputs: Sequence[Any]) -> Ca
         try:
             return work(*values)
         except UserError as error:
-            gr.Warning(html.escape(str(error), quote=False), duration=10, title="Please")
+            gr.Warning(html.escape(str(error), quote=False), duration=10)
             return [gr.skip() for _ in outputs]
 
     return told
