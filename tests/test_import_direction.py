@@ -32,6 +32,7 @@ LEVELS = {
     "config": 7,
     "building": 8,
     "caching": 9,
+    "joint_encoders": 9,
     "memory_plan": 9,
     "monitors": 9,
     "own_pictures": 9,

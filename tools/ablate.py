@@ -1,6 +1,6 @@
 """What each part is worth, by training without it: python tools/ablate.py configs/tiny.yaml
 
-Run it again: what is done is not done twice, and what was interrupted goes on.
+Run it again: what is done is not done twice, and what was interrupted goes on. With more --seeds, those are added.
 """
 
 from __future__ import annotations
@@ -40,36 +40,44 @@ def main() -> int:
     if min(arguments.seeds, arguments.count) < 1:
         raise UserError("--seeds and --count must be at least 1.")
 
-    from vlad.ablation import ablation_grid, ablation_table, read_scores, run_overrides, variants
+    from vlad.ablation import ablation_grid, ablation_page, read_scores, run_overrides, share_autoencoder, variants
     from vlad.config import load_config
     from vlad.errors import writable_directory
     from vlad.evaluation.held_out import held_out_signs
+    from vlad.evaluation.ocr import build_engine
     from vlad.launch import is_finished
 
     config = load_config(arguments.config, arguments.overrides)
     rows = variants(config)
     out = writable_directory(arguments.out or Path(config.runs) / f"{config.name}-ablation", "the table")
+    engine = build_engine("rapidocr").name
+    captions = [sign.caption for sign in held_out_signs(config.data.synthetic, arguments.count)]
     runs: dict[tuple[str, int], Path] = {}
-    # Seed by seed: whoever stops early has every variant once.
+
+    def write(seeds: int) -> str:
+        """Writes the table of the first seeds and the pictures; gives the table."""
+        found = [(variant, [read_scores(runs[variant.name, seed]) for seed in range(seeds)]) for variant in rows]
+        given = " ".join(["python tools/ablate.py", str(arguments.config), *arguments.overrides])
+        command = f"{given} --seeds {seeds} --count {arguments.count}"
+        page = ablation_page(config, found, command, arguments.count, engine, "ablation.png")
+        (out / "ablation.md").write_text(page, encoding="utf-8")
+        ablation_grid([(variant, runs[variant.name, 0]) for variant in rows], captions).save(out / "ablation.png")
+        return page
+
+    # Seed by seed: whoever stops early has every variant once, and the table of it.
     for seed in range(arguments.seeds):
         for variant in rows:
             overrides = run_overrides(config, variant, seed, arguments.overrides)
             trained = load_config(arguments.config, overrides)
+            runs[variant.name, seed] = trained.directory
             if not is_finished(trained):
+                share_autoencoder(runs[rows[0].name, seed], trained.directory)
                 call("train.py", str(arguments.config), *overrides)
                 if not is_finished(trained):
                     print("\nThe training was interrupted; the same command goes on with it.")
                     return 130
             call("tools/evaluate.py", str(trained.directory), "--count", str(arguments.count))
-            runs[variant.name, seed] = trained.directory
-    seeds = range(arguments.seeds)
-    table = ablation_table([(variant, [read_scores(runs[variant.name, seed]) for seed in seeds]) for variant in rows])
-    (out / "ablation.md").write_text(table, encoding="utf-8")
-    captions = [sign.caption for sign in held_out_signs(config.data.synthetic, arguments.count)]
-    ablation_grid([(variant, runs[variant.name, 0]) for variant in rows], captions).save(out / "ablation.png")
-    print(f"\n{table}\n{arguments.count} held-out words a run, {arguments.seeds} seeds: mean ± standard deviation.")
-    print("Words and letters: drawn with refit; by a model that knows no layouts, as it draws. The last column is the")
-    print(f"paper's, of other pictures and another engine. Table and pictures: {out}")
+        print(f"\n{write(seed + 1)}\nTable and pictures: {out}")
     return 0
 
 

@@ -59,6 +59,17 @@ def stamp(path: Path) -> str:
     return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
 
 
+def is_readable(path: Path) -> bool:
+    """Whether a picture can be decoded."""
+    from vlad.evaluation.reading_files import UNREADABLE, load_picture
+
+    try:
+        load_picture(path)
+    except UNREADABLE:
+        return False
+    return True
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Describes pictures and compares what is said with their prompts.")
     parser.add_argument("systems", nargs="+", metavar="NAME=FOLDER", help="pictures of each system, as evaluate.py's")
@@ -86,13 +97,16 @@ def main() -> int:
 
     prompts = read_prompt_files(arguments.prompts)[: arguments.first]
     found: dict[str, list[Any]] = {}
-    absent = 0
+    absent, unreadable = 0, []
     for name, place in systems.items():
         if not Path(place).is_dir():
             raise UserError(f"There is no folder of pictures at {place} ({name}).")
         pictures = find_pictures(Path(place), prompts, None)
-        found[name] = [picture for picture in pictures if picture.path is not None]
-        absent += len(pictures) - len(found[name])
+        there = [(picture, picture.path) for picture in pictures if picture.path is not None]
+        absent += len(pictures) - len(there)
+        broken = {path for _, path in there if not is_readable(path)}
+        found[name] = [picture for picture, path in there if path not in broken]
+        unreadable += sorted(map(str, broken))
     sentences = None if arguments.sentences is None else SentenceEncoder(arguments.sentences)
     out = writable_directory(arguments.out, "descriptions", needed_bytes=10_000_000)
     trips = []
@@ -109,9 +123,11 @@ def main() -> int:
     print(text)
     if absent:
         print(f"PARTIAL: {absent} pictures are missing.")
+    if unreadable:
+        print(f"PARTIAL: {len(unreadable)} pictures cannot be read: {', '.join(unreadable[:5])}.")
     if sentences is None:
         print("Similarity is left out: name a sentence encoder's folder with --sentences.")
-    return 1 if absent else 0
+    return 1 if absent or unreadable else 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 python tools/evaluate.py runs/tiny
 python tools/evaluate.py runs/tiny_edit --editing --count 100
 python tools/evaluate.py TARGET --protocol mario --prompts MARIOEval/TMDBEval500/TMDBEval500.txt
+python tools/evaluate.py ENCODER --alignment --prompts data/benchmark/alignment.jsonl
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlad.errors import UserError, run_command_line
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from vlad.evaluation.evaluator import Evaluation
 
 PROTOCOL_NAMES = ("mario", "anytext", "cvtg", "longtext", "glyphcontrol", "textatlas", "all")
@@ -115,6 +119,16 @@ def print_editing(metrics: dict[str, Any], run: Path) -> None:
 
 def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Evaluation, Path]:
     """Scores pictures of a benchmark's prompts, drawn where they are missing; the evaluation and its folder."""
+    from vlad.evaluation.ocr import build_engine
+    from vlad.evaluation.prompt_files import prompts_and_overrides, read_prompt_files
+
+    # A mistake in these answers at once: what scores them takes seconds to import.
+    prompts, more = prompts_and_overrides(arguments.prompts)
+    if not prompts:
+        raise UserError("--prompts names no file; name one of your benchmark's.")
+    read_prompt_files(prompts)
+    build_engine(arguments.engine)
+
     from vlad.artists import DrawOptions
     from vlad.benchmarks.scoring import ScoreOptions, score_target
     from vlad.evaluation.reading_files import ReadOptions
@@ -128,7 +142,7 @@ def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Eva
         arguments.batch_size,
     )
     options = ScoreOptions(
-        prompts=tuple(arguments.prompts),
+        prompts=prompts,
         protocol=arguments.protocol,
         read=ReadOptions(arguments.engine, arguments.enlarge, arguments.workers),
         first=arguments.first,
@@ -139,7 +153,73 @@ def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Eva
         vision_encoders=tuple(arguments.vision_encoder),
         draw=draw,
     )
-    return score_target(target, options, arguments.out, arguments.overrides)
+    return score_target(target, options, arguments.out, [*more, *arguments.overrides])
+
+
+def evaluate_alignment(encoder: Path, arguments: argparse.Namespace) -> int:
+    """Whether a run's own towers, or a CLIP, read prompts or bags of words: prints the table, writes it to OUT/."""
+    from tqdm import tqdm
+
+    from vlad.evaluation.asked import read_entries
+
+    entries = {entry.key: entry for entry in read_entries(*arguments.prompts)[: arguments.first]}
+
+    from vlad.benchmarks.scoring import default_out
+    from vlad.errors import writable_directory
+    from vlad.evaluation.contrasts import contrasts_of, table_of
+    from vlad.evaluation.evaluator import write_json
+    from vlad.evaluation.pictures import find_pictures
+    from vlad.evaluation.prompt_files import read_prompt_files
+    from vlad.evaluation.reading_files import UNREADABLE, load_picture
+    from vlad.joint_encoders import joint_encoder
+
+    wanted = [prompt for prompt in read_prompt_files(arguments.prompts) if prompt.key in entries]
+    if arguments.pictures is None:
+        places = [(prompt.key, Path(prompt.reference)) for prompt in wanted if prompt.reference is not None]
+        shown = "reference pictures"
+    elif arguments.pictures.is_dir():
+        found = find_pictures(arguments.pictures, wanted, arguments.images_per_prompt)
+        places = [(picture.wanted.key, picture.path) for picture in found if picture.path is not None]
+        shown = f"pictures of {arguments.pictures}"
+    else:
+        raise UserError(f"There is no folder of pictures at {arguments.pictures}.")
+    places = [(key, path) for key, path in places if path.is_file()]
+    missing = sorted(set(entries) - {key for key, _ in places})
+    if not places:
+        raise UserError("The prompt file's reference pictures are not there; name a folder with --pictures.")
+    unreadable: list[str] = []
+
+    def loaded(path: Path) -> np.ndarray | None:
+        try:
+            return load_picture(path)
+        except UNREADABLE:
+            unreadable.append(str(path))
+            return None
+
+    model = joint_encoder(encoder)
+    out = writable_directory(arguments.out or default_out(encoder, arguments.prompts), "the scores")
+    with tqdm(total=len(places), desc="embedding", unit="picture") as bar:
+        pairs = [(entries[key], partial(loaded, path)) for key, path in places]
+        scores = contrasts_of(model, pairs, lambda done: bar.update(done - bar.n))
+    table = table_of(scores)
+    about = f"{model.name} on {len(places) - len(unreadable)} {shown}, {', '.join(map(str, arguments.prompts))}"
+    (out / "alignment.md").write_text(f"{about}\n\n{table}", encoding="utf-8")
+    faults = {"missing": missing, "unreadable": unreadable}
+    scored = {"encoder": str(encoder), "shown": shown, **faults, "scores": list(map(dataclasses.asdict, scores))}
+    write_json(out / "alignment.json", scored)
+    print(f"{about}\n\n{table}")
+    print_faults(faults, len(entries), "prompts")
+    print(f"alignment.md, alignment.json: {out}")
+    return 1 if missing or unreadable else 0
+
+
+def print_faults(faults: dict[str, list[str]], count: int, of_what: str) -> None:
+    """A line for each kind of pictures that are not scored."""
+    for what, names in faults.items():
+        if names:
+            more = f", and {len(names) - 5} more" if len(names) > 5 else ""
+            named = "; ".join(name[:160] for name in names[:5])
+            print(f"PARTIAL, {len(names)} of {count} {of_what} {what}: {named}{more}")
 
 
 def print_evaluation(found: Evaluation, out: Path) -> None:
@@ -151,11 +231,7 @@ def print_evaluation(found: Evaluation, out: Path) -> None:
     print(f"Read by {found.engine}, enlarged {found.enlarge}")
     for why in found.left_out.values():
         print(f"Left out: {why}")
-    for what, names in (("missing", found.missing), ("unreadable", found.unreadable)):
-        if names:
-            more = f", and {len(names) - 5} more" if len(names) > 5 else ""
-            named = "; ".join(name[:160] for name in names[:5])
-            print(f"PARTIAL, {len(names)} of {found.pictures} pictures {what}: {named}{more}")
+    print_faults({"missing": found.missing, "unreadable": found.unreadable}, found.pictures, "pictures")
     print(f"Report, metrics.json, per_image.parquet: {out}")
 
 
@@ -187,6 +263,10 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, help="pictures at once of a pipeline that is not ours (default: 4)")
     parser.add_argument("--count", type=int, default=200, help="without --prompts: how many words (default: 200)")
     parser.add_argument("--editing", action="store_true", help="replace the words of held-out signs, and read them")
+    parser.add_argument(
+        "--alignment", action="store_true", help="whether TARGET, a run or a CLIP's folder, reads more than words"
+    )
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="with --alignment; default: the references")
     arguments = parser.parse_args()
     for name in ("count", "enlarge", "workers", "first", "images_per_prompt", "steps", "pixels", "batch_size"):
         value = getattr(arguments, name)
@@ -194,6 +274,15 @@ def main() -> int:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
     if arguments.count > MOST_WORDS:
         raise UserError(f"--count must be at most {MOST_WORDS}: all are drawn before the first is read.")
+    if arguments.overrides and (arguments.prompts is None or arguments.alignment):
+        said = f"{arguments.overrides[0]} changes an entry of configs/eval, and {arguments.target} is none"
+        raise UserError(f"{said}; use the options (--help).")
+    if arguments.alignment:
+        if len(arguments.prompts or ()) != 1:
+            raise UserError("--alignment takes one file of --prompts, the alignment.jsonl of tools/make_benchmark.py.")
+        return evaluate_alignment(arguments.target, arguments)
+    if arguments.pictures is not None:
+        raise UserError("--pictures goes with --alignment; pictures to be read are the target itself.")
     if arguments.prompts is not None:
         arguments.protocol = arguments.protocol or "all"
         found, out = evaluate_benchmark(arguments.target, arguments)

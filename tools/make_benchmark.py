@@ -24,16 +24,20 @@ def main() -> None:
     from tqdm import tqdm
 
     from vlad.errors import writable_directory
+    from vlad.evaluation.alignment_subsets import ALIGNMENT_SUBSETS
     from vlad.evaluation.open_benchmark import SUBSETS, BenchmarkOptions, write_benchmark
 
     options = BenchmarkOptions(arguments.seed, arguments.split, arguments.count, arguments.size)
-    total = options.count * len(SUBSETS)
+    total = options.count * (len(SUBSETS) + len(ALIGNMENT_SUBSETS))
     writable_directory(arguments.out, "the benchmark", needed_bytes=total * options.size_pixels**2 // 8)
     with tqdm(total=total, desc="rendering", unit="picture") as bar:
         record = write_benchmark(options, arguments.out, lambda done: bar.update(done - bar.n))
     print(f"{total} prompts, split {options.split}, seed {options.seed}, {options.size_pixels} pixels: {arguments.out}")
-    print(f"sha256 of prompts and pixels: {record['sha256']}")
+    print(
+        f"sha256 of prompts and pixels: {record['sha256']}, of those of alignment.jsonl: {record['alignment_sha256']}"
+    )
     print(f"python tools/evaluate.py TARGET --prompts {arguments.out / 'prompts.jsonl'}")
+    print(f"python tools/evaluate.py RUN --alignment --prompts {arguments.out / 'alignment.jsonl'}")
 
 
 if __name__ == "__main__":

@@ -35,19 +35,26 @@ def main() -> int:
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
 
+    from vlad.evaluation.prompt_files import prompts_and_overrides, read_prompt_files
+
+    prompts, more = prompts_and_overrides(arguments.prompts)
+    if not prompts:
+        raise UserError("--prompts names no file; name one of your benchmark's.")
+    read_prompt_files(prompts)  # a mistake in them answers at once, also where no row has its models
+
     from vlad.benchmarks.scoring import ScoreOptions
     from vlad.benchmarks.table1 import read_entries, remarks, score_rows, write_table
     from vlad.errors import did_you_mean, writable_directory
     from vlad.evaluation.ocr import build_engine
     from vlad.evaluation.reading_files import ReadOptions
 
-    entries = read_entries(arguments.entries, arguments.overrides)
+    entries = read_entries(arguments.entries, [*more, *arguments.overrides])
     for name in arguments.rows or ():
         if name not in entries:
             raise UserError(f"There is no row {name!r}.{did_you_mean(name, entries)} Rows: {', '.join(entries)}.")
     chosen = {name: entry for name, entry in entries.items() if name in (arguments.rows or entries)}
     options = ScoreOptions(
-        prompts=tuple(arguments.prompts),
+        prompts=prompts,
         read=ReadOptions(arguments.engine, workers=arguments.workers),
         first=arguments.first,
         images_per_prompt=arguments.images_per_prompt,

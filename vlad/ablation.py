@@ -2,12 +2,15 @@
 
 variant x seed --> train.py CONFIG overrides --> tools/evaluate.py RUN --> accuracies
                                              --> mean and deviation over seeds, pictures side by side
+
+No variant changes what the autoencoder's stage sees: the variants of a seed share the one of the full method.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -18,9 +21,12 @@ from PIL import Image
 from vlad.config import Config
 from vlad.errors import UserError
 from vlad.evaluation.report import GridRow, sample_grid
+from vlad.training.stages import TRAINED
 
 FULL = "full"
 GRID_PICTURES = 8
+AUTOENCODER = "autoencoder"  # the stage that is shared
+METRICS = "metrics.json"  # of a stage: its presence says that it is done
 # The way of drawing that a run is judged by: the product's, or all that it can do.
 MAIN_MODES = ("refit", "no layout", "true layout")
 
@@ -41,6 +47,10 @@ class Scores:
 
     words: float
     letters: float
+
+
+# A variant with its scores, seed by seed.
+Row = tuple[Variant, Sequence[dict[str, Scores]]]
 
 
 def variants(config: Config) -> tuple[Variant, ...]:
@@ -70,6 +80,24 @@ def run_overrides(config: Config, variant: Variant, seed: int, given: Sequence[s
     return [*given, *variant.overrides, f"name={config.name}-ablation-{variant.name}-{seed}", f"seed={seed}"]
 
 
+def share_autoencoder(source: Path, target: Path) -> bool:
+    """Puts the finished autoencoder stage of a run into another run's directory, which then begins behind it.
+
+    False where there is none to share (an autoencoder that is not trained), or the other run has begun its own. The
+    metrics come last, and all of it under its name at once: a copy that was cut off is made anew.
+    """
+    finished, own = source / AUTOENCODER, target / AUTOENCODER
+    if own.exists() or not (finished / METRICS).is_file():
+        return False
+    temporary = target / f"{AUTOENCODER}.partial"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name in (TRAINED, METRICS):
+        shutil.copyfile(finished / name, temporary / name)
+    temporary.rename(own)
+    return True
+
+
 def read_scores(run: Path) -> dict[str, Scores]:
     """What tools/evaluate.py found in a run, by way of drawing."""
     metrics: dict[str, Any] = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
@@ -81,14 +109,17 @@ def main_mode(scores: dict[str, Scores]) -> str:
     return next(mode for mode in MAIN_MODES if mode in scores)
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], form: str = ".1f") -> str:
     """Mean and standard deviation of percentages: 92.5 ± 1.2; one value alone has no deviation."""
-    shown = f"{100 * mean(values):.1f}"
+    shown = format(100 * mean(values), form)
     return f"{shown} ± {100 * stdev(values):.1f}" if len(values) > 1 else shown
 
 
-def ablation_table(rows: Sequence[tuple[Variant, Sequence[dict[str, Scores]]]]) -> str:
-    """The table in Markdown: accuracies over seeds, the difference from the full method, and the paper's figures."""
+def ablation_table(rows: Sequence[Row]) -> str:
+    """The table in Markdown: accuracies over seeds, the difference from the full method, and the paper's figures.
+
+    Differences are of runs with one seed, so that what the seed does to both falls out. Every row has the same seeds.
+    """
     lines = [
         "| | words, % | letters, % | words against full | raw plan, words, % | true layout, words, % | seeds |"
         " paper: FID, CLIP, F |",
@@ -97,12 +128,12 @@ def ablation_table(rows: Sequence[tuple[Variant, Sequence[dict[str, Scores]]]]) 
     full = [scores[main_mode(scores)].words for scores in rows[0][1]]
     for variant, seeds in rows:
         judged = [scores[main_mode(scores)] for scores in seeds]
-        difference = 100 * (mean(s.words for s in judged) - mean(full))
+        differences = [s.words - of_full for s, of_full in zip(judged, full, strict=True)]
         cells = [
             variant.title,
             spread([s.words for s in judged]),
             spread([s.letters for s in judged]),
-            "" if variant.name == FULL else f"{difference:+.1f}",
+            "" if variant.name == FULL else spread(differences, "+.1f"),
             *(
                 spread([scores[mode].words for scores in seeds]) if all(mode in scores for scores in seeds) else "-"
                 for mode in ("raw", "true layout")
@@ -111,6 +142,55 @@ def ablation_table(rows: Sequence[tuple[Variant, Sequence[dict[str, Scores]]]]) 
             "-" if variant.published is None else ", ".join(f"{figure:g}" for figure in variant.published),
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def order_line(rows: Sequence[Row]) -> str:
+    """The variants by words, best first, and those that the paper has by its OCR F, best first."""
+    words = {variant.title: 100 * mean(scores[main_mode(scores)].words for scores in seeds) for variant, seeds in rows}
+    published = {variant.title: variant.published[2] for variant, _ in rows if variant.published is not None}
+    return f"Order by words: {_ranked(words, 1)}. The paper's, by OCR F: {_ranked(published, 3)}."
+
+
+def _ranked(values: Mapping[str, float], digits: int) -> str:
+    """Names by falling values, "=" between those that are the same as they are printed."""
+    told = ""
+    last = None
+    for name, value in sorted(((name, round(value, digits)) for name, value in values.items()), key=lambda x: -x[1]):
+        told += name if last is None else f"{' = ' if value == last else ' > '}{name}"
+        last = value
+    return told
+
+
+def ablation_page(config: Config, rows: Sequence[Row], command: str, count: int, engine: str, picture: str) -> str:
+    """The whole result in Markdown: command, table, what it rests on, every run's words, and the pictures."""
+    train, seeds = config.train, len(rows[0][1])
+    steps = train.layout.steps + train.refine.steps
+    spreads = f"{seeds} seeds, mean ± standard deviation" if seeds > 1 else "One seed"
+    lines = [
+        "# What each part is worth",
+        "",
+        f"    {command}",
+        "",
+        ablation_table(rows),
+        f"{spreads}; {count} held-out words a run, read by {engine}. Words and letters: drawn with refit; by a"
+        " model that knows no layouts, as it draws. Every run:"
+        f" {steps} steps of {config.data.batch_size} pictures in the layout and refine stages together"
+        f" ({train.layout.steps} and {train.refine.steps}; without hierarchical guidance all of them refine), behind an"
+        " autoencoder that the variants of a seed share. Differences from full are of runs with one seed. The last"
+        " column is the paper's, of other pictures and another engine.",
+        "",
+        order_line(rows),
+        "",
+        f"| words, % | {' | '.join(f'seed {seed}' for seed in range(seeds))} |",
+        "|---" * (seeds + 1) + "|",
+        *(
+            f"| {variant.title} | {' | '.join(f'{100 * s[main_mode(s)].words:.1f}' for s in found)} |"
+            for variant, found in rows
+        ),
+        "",
+        f"![The first pictures of seed 0, a column a variant]({picture})",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -124,4 +204,4 @@ def ablation_grid(rows: Sequence[tuple[Variant, Path]], captions: Sequence[str])
             with Image.open(run / "evaluation" / folder / f"{number:04d}.png") as image:
                 row.append(image.convert("RGB"))
         pictures.append(GridRow(caption, tuple(row)))
-    return sample_grid(pictures, [variant.title for variant, _ in rows], cell_pixels=170, columns=1)
+    return sample_grid(pictures, [variant.title for variant, _ in rows], cell_pixels=200, columns=1)

@@ -124,7 +124,7 @@ def build_parts(config: Config) -> tuple[Parts, Config]:
     return new_parts(config), config
 
 
-def _new_text_side(config: Config) -> tuple[TextSide, AlignmentHeads]:
+def new_text_side(config: Config) -> tuple[TextSide, AlignmentHeads]:
     """The text side that the config describes, untrained but for what it names a path of."""
     training = config.text_training
     if config.text_base is not None:
@@ -157,7 +157,7 @@ def _new_text_side(config: Config) -> tuple[TextSide, AlignmentHeads]:
 
 def new_parts(config: Config) -> Parts:
     """The parts that the config describes, untrained but for what it names a path of."""
-    text_side, alignment = _new_text_side(config)
+    text_side, alignment = new_text_side(config)
     autoencoder = build_autoencoder(config.autoencoder)
     channels = autoencoder.config.latent_channels
     levels = max(len(config.layout.unet.block_channels), len(config.refine.unet.block_channels))
@@ -195,7 +195,7 @@ def _parts_of_stable_diffusion(config: Config, options: StableDiffusionOptions) 
             f" was trained on ({differing}); leave it out to take the model's own."
         )
     _check_shapes(config, spatial_factor(autoencoder), len(found.unet.config.block_out_channels))
-    text_side, alignment = _new_text_side(config)
+    text_side, alignment = new_text_side(config)
     if found.own_text is not None:
         text_side.own = OwnText(found.encoders, found.tokenizers, found.own_text)
     with_layout = config.layout.kind != "none"

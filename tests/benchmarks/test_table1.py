@@ -189,7 +189,8 @@ def test_the_table_of_all_rows(
         "vlad.steps=1",
         *small,
     ]
-    call = ("--prompts", tmp_path / "p.txt", "--images-per-prompt", 1, "--out", tmp_path / "out", *given)
+    # Settings may stand behind the prompt files, as in the docs.
+    call = ("--prompts", tmp_path / "p.txt", *given, "--images-per-prompt", 1, "--out", tmp_path / "out")
     assert table1(*call) == 0
     printed = capsys.readouterr().out
     assert "| VLAD | published | 35.12 | 0.3520 | 0.7560 | 0.8770 | 0.8800 | 0.8790 | arXiv 2501.00917 |" in printed
@@ -232,6 +233,13 @@ def test_wrong_entries_are_told(table1: Callable[..., int], given: list[str], sa
     (tmp_path / "p.txt").write_text("a sign that says 'HELLO'\n", encoding="utf-8")
     with pytest.raises(UserError, match=said):
         table1("--prompts", tmp_path / "p.txt", "--out", tmp_path / "out", *given)
+
+
+def test_prompt_files_are_looked_at_though_no_row_has_its_models(table1: Callable[..., int], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"There is no prompt file at none\.txt"):
+        table1("--prompts", "none.txt", "vlad.path=nowhere", "--out", tmp_path / "out")
+    with pytest.raises(UserError, match="--prompts names no file"):
+        table1("--prompts", "vlad.path=nowhere", "--out", tmp_path / "out")
 
 
 def test_models_that_are_others_are_told(ours: Path, without_layouts: Path, stable_diffusion: Path) -> None:

@@ -25,6 +25,7 @@ def test_facts_are_read_off_a_text() -> None:
         ("a cup next to a plate", "a plate beside a cup"),
         ("a dog in front of a car", "an automobile behind a dog"),
         ("3 boxes on a sofa", "three boxes on the couch"),
+        ("a diamond above two rings", "two hoops beneath a rhombus"),
     ],
 )
 def test_the_same_said_otherwise_is_the_same(one: str, other: str) -> None:

@@ -25,6 +25,7 @@ from vlad.evaluation.fidelity import (
 )
 from vlad.evaluation.pictures import Picture
 from vlad.evaluation.protocols.terms import Wanted
+from vlad.joint_encoders import joint_encoder
 from vlad.text.picture_encoders import CLIPEncoder, VisionEncoder
 
 
@@ -152,6 +153,19 @@ def test_clip_scores_are_scaled_cosines_of_prefixed_prompts(clip: Path, tmp_path
             cosine = model(**tokens, pixel_values=pixels).logits_per_image.item() / model.logit_scale.exp().item()
         assert score == pytest.approx(2.5 * max(cosine, 0), abs=1e-5)
     assert len(set(found)) > 1 and max(found) > 0
+
+
+def test_a_clips_folder_is_an_encoder_of_texts_and_pictures(clip: Path) -> None:
+    encoder = joint_encoder(clip)
+    texts = ["a cat", "a longer text"]
+    pictures = [np.random.default_rng(n).integers(256, size=(20 + n, 30, 3)).astype(np.uint8) for n in range(2)]
+    model, tokenizer = CLIPModel.from_pretrained(clip), CLIPTokenizer.from_pretrained(clip)
+    with torch.no_grad():
+        tokens = tokenizer(texts, padding=True, truncation=True, max_length=20, return_tensors="pt")
+        found = model(**tokens, pixel_values=CLIPEncoder(clip).prepare(pictures))
+    cosines = torch.nn.functional.cosine_similarity
+    assert cosines(encoder.embed_texts(texts), found.text_embeds).tolist() == pytest.approx([1, 1])
+    assert cosines(encoder.embed_pictures(pictures), found.image_embeds).tolist() == pytest.approx([1, 1])
 
 
 def test_every_score_tells_what_it_rests_on_or_what_is_missing(clip: Path, tmp_path: Path) -> None:

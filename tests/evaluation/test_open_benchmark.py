@@ -12,6 +12,12 @@ from vlad.data import synthetic
 from vlad.data.synthetic import SyntheticOptions
 from vlad.data.words import all_words, held_out_words, rare_words, training_words
 from vlad.errors import UserError
+from vlad.evaluation import benchmark_scenes
+from vlad.evaluation.alignment_subsets import ALIGNMENT_SUBSETS, NUMBERS
+from vlad.evaluation.asked import read_entries
+from vlad.evaluation.benchmark_scenes import SHAPES
+from vlad.evaluation.contrasts import bag_of_words
+from vlad.evaluation.descriptions import facts_of
 from vlad.evaluation.open_benchmark import SUBSETS, BenchmarkOptions, draw_scene, make_scene, scenes, write_benchmark
 from vlad.evaluation.prompt_files import quoted, read_prompt_files
 from vlad.layout.fonts import missing_glyphs
@@ -30,11 +36,27 @@ def test_the_same_options_make_the_same_bytes(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         write_benchmark(SMALL, tmp_path / name)
     assert files(tmp_path / "a") == files(tmp_path / "b")
-    assert len(list((tmp_path / "a" / "pictures").glob("*.png"))) == 3 * len(SUBSETS)
+    assert len(list((tmp_path / "a" / "pictures").glob("*.png"))) == 3 * (len(SUBSETS) + len(ALIGNMENT_SUBSETS))
     # Once more where it is: nothing is done, and another benchmark is refused.
     assert write_benchmark(SMALL, tmp_path / "a") == json.loads(files(tmp_path / "b")["benchmark.json"])
     with pytest.raises(UserError, match="holds another benchmark"):
         write_benchmark(BenchmarkOptions(count=4, size_pixels=64), tmp_path / "a")
+
+
+def test_the_text_subsets_are_those_of_version_1_and_an_older_folder_gets_the_others(tmp_path: Path) -> None:
+    about = write_benchmark(SMALL, tmp_path)
+    # Version 1 as it was written before there were other subsets.
+    assert about["sha256"] == "c52caac98374a99e331382e38a69fdc3fb08c67593b92a5f0d65915c2d0a1135"
+    whole = files(tmp_path)
+    older = {name: value for name, value in about.items() if not name.startswith("alignment")}
+    (tmp_path / "benchmark.json").write_text(json.dumps(older), encoding="utf-8")
+    for name in ("alignment.jsonl", *(f"pictures/{subset}-0001.png" for subset in ALIGNMENT_SUBSETS)):
+        (tmp_path / name).unlink()
+    assert write_benchmark(SMALL, tmp_path) == about
+    assert files(tmp_path) == whole
+    (tmp_path / "benchmark.json").write_text(json.dumps({**about, "alignment_version": 0}), encoding="utf-8")
+    with pytest.raises(UserError, match="holds another benchmark"):
+        write_benchmark(SMALL, tmp_path)
 
 
 def test_a_larger_benchmark_begins_with_the_smaller_one() -> None:
@@ -56,7 +78,8 @@ def test_the_prompt_file_is_read_back_with_polygons_and_references(tmp_path: Pat
 
 @pytest.mark.parametrize("split", ["dev", "test"])
 def test_every_entry_can_be_drawn_and_stands_inside_its_picture(split: str) -> None:
-    for scene in scenes(BenchmarkOptions(split=split, count=30)):  # type: ignore[arg-type]
+    subsets = (*SUBSETS, *ALIGNMENT_SUBSETS)
+    for scene in scenes(BenchmarkOptions(split=split, count=30), subsets):  # type: ignore[arg-type]
         assert parse_prompt(scene.prompt).strings
         for line in scene.layout.lines:
             assert not missing_glyphs(line.text)
@@ -83,7 +106,8 @@ def can_be_drawn_in_training(text: str) -> bool:
 
 
 def test_training_never_draws_what_the_test_split_asks_for() -> None:
-    asked = {line.text for scene in scenes(BenchmarkOptions(count=60)) for line in scene.layout.lines}
+    subsets = (*SUBSETS, *ALIGNMENT_SUBSETS)
+    asked = {line.text for scene in scenes(BenchmarkOptions(count=60), subsets) for line in scene.layout.lines}
     assert len(asked) > 400
     assert not any(map(can_be_drawn_in_training, asked))
     # Words that a prompt writes small or joins are held out as well.
@@ -107,3 +131,69 @@ def test_rare_words_are_no_training_words_and_random_strings_are_checked_against
 def test_options_that_make_no_benchmark_are_refused(wrong: dict) -> None:
     with pytest.raises(UserError, match="The benchmark needs"):
         BenchmarkOptions(**wrong)
+
+
+@pytest.mark.parametrize("subset", ["relations", "synonyms"])
+def test_swapped_prompts_say_something_else_in_the_same_words(subset: str) -> None:
+    for scene in scenes(BenchmarkOptions(count=30), [subset]):
+        facts, texts = facts_of(scene.prompt), [one.prompt for one in scene.asked.swapped]
+        assert len(facts.relations) == 1 and len(facts.colours) == 2
+        bags = bag_of_words([scene.prompt, *texts])
+        assert all((bags[text] == bags[scene.prompt]).all() for text in texts)
+        assert [one.kind for one in scene.asked.swapped] == ["order", "colours"]
+        order, colours = map(facts_of, texts)
+        assert (order.colours, order.objects) == (facts.colours, facts.objects) and order.relations != facts.relations
+        assert colours.relations == facts.relations and colours.colours.isdisjoint(facts.colours)
+        # What is reworded says the same, in other words.
+        for text in scene.asked.same:
+            assert facts_of(text).colours == facts.colours
+            assert quoted(text) == quoted(scene.prompt)
+            if not text.endswith(" it"):
+                assert facts_of(text).relations == facts.relations
+    assert len(scene.asked.same) == {"relations": 1, "synonyms": 3}[subset]
+
+
+def runs(marks: np.ndarray) -> int:
+    """How many unbroken runs of True there are."""
+    return int(np.diff(np.concatenate([[0], marks.astype(int), [0]])).clip(min=0).sum())
+
+
+def test_what_is_counted_is_what_is_drawn() -> None:
+    counts = set()
+    for scene in scenes(BenchmarkOptions(count=20), ["counting"]):
+        *shapes, sign = scene.carriers
+        picture = draw_scene(scene, 256)
+        # Columns in which a shape's colour stands, on the shapes' side of the sign.
+        left, top, right, bottom = (round(value * 256) for value in shapes[0].box)
+        own = (picture[top:bottom] == picture[(top + bottom) // 2, left : (left + right) // 2 + 1][-1]).all(axis=2)
+        if shapes[0].kind != "ring":  # whose middle is bare
+            assert runs(own.any(axis=0)) == len(shapes)
+        said = scene.prompt if scene.prompt.split()[0] in NUMBERS.values() else ""
+        assert said.startswith(NUMBERS[len(shapes)])
+        others = {one.prompt.split()[0] for one in scene.asked.swapped}
+        assert others == set(NUMBERS.values()) - {NUMBERS[len(shapes)]}
+        assert scene.asked.same[0].startswith(f"{len(shapes)} ") and sign.kind == "sign"
+        counts.add(len(shapes))
+    assert counts == set(NUMBERS)
+
+
+def test_every_shape_covers_its_middle_or_its_edge_and_no_corner() -> None:
+    for kind in SHAPES:
+        covered = benchmark_scenes._covered(kind, 40, 60)
+        assert covered.shape == (40, 60)
+        assert not covered[0, 0] and not covered[20, 2]  # the box is wider than the shape
+        assert covered[20, 30] == (kind != "ring")
+        assert 0.2 < covered.sum() / 40**2 < 0.85
+        # The same mirrored.
+        assert (covered == covered[:, ::-1]).all()
+
+
+def test_a_templates_picture_is_asked_for_its_word_and_its_colour(tmp_path: Path) -> None:
+    write_benchmark(SMALL, tmp_path)
+    entries = [entry for entry in read_entries(tmp_path / "alignment.jsonl") if entry.subset == "templates"]
+    for entry in entries:
+        word, colour = entry.asked.zero_shot
+        assert entry.prompt.endswith(f' {colour.answer} sign that says "{word.answer}"')
+        assert (word.task, colour.task) == ("word", "colour")
+        assert all(quoted(template.replace("{}", word.answer)) == (word.answer,) for template in word.templates)
+        assert len(word.templates) >= 5 and len(colour.templates) >= 5

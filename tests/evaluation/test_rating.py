@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import sqlite3
 import sys
 import threading
 from collections import Counter
@@ -41,6 +42,25 @@ def systems_in(folder: Path, *names: str) -> dict[str, Path]:
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
     return make_study("scores", systems_in(tmp_path, "a", "b", "c"), PROMPTS)
+
+
+@pytest.mark.parametrize("kind", ["scores", "pairs"])
+def test_who_comes_while_others_answer_keeps_the_order(kind: str, tmp_path: Path) -> None:
+    study = make_study(kind, systems_in(tmp_path, "a", "b"), PROMPTS)  # type: ignore[arg-type]
+    ratings = Ratings(tmp_path / "r.sqlite", study)
+    shown = {rater: ratings.next_question(rater)[0] for rater in ("ann", "bob", "carl")}
+    values = dict.fromkeys(ASPECTS, "4") if kind == "scores" else {"choice": "left"}
+    for rater in ("carl", "bob"):  # in another order than they came
+        question = shown[rater]
+        assert question is not None
+        ratings.store(rater, question, values)
+    assert ratings.next_question("ann")[0] == shown["ann"]
+    assert [ratings.number_of(rater) for rater in ("carl", "ann", "bob", "dan")] == [2, 0, 1, 3]
+    # A file from before numbers were kept: by first answers.
+    with sqlite3.connect(tmp_path / "r.sqlite") as database:
+        database.execute("drop table raters")
+    again = Ratings(tmp_path / "r.sqlite", study)
+    assert [again.number_of(rater) for rater in ("bob", "carl", "ann")] == [1, 0, 2]
 
 
 def test_alpha_is_that_of_the_published_example() -> None:
@@ -124,6 +144,15 @@ def test_many_raters_at_once_lose_nothing(study: Study, tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(ratings.answers()) == 4 * 4 * 3
+
+
+def test_a_picture_that_cannot_be_shown_is_named_before_anybody_comes(tmp_path: Path) -> None:
+    folders = systems_in(tmp_path, "a", "b")
+    (folders["b"] / "2.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"b/2\.png cannot be read as a picture; put a whole one there, or remove it"):
+        make_study("pairs", folders, PROMPTS)
+    (folders["b"] / "2.png").unlink()
+    assert list(make_study("pairs", folders, PROMPTS).prompts) == ["0", "1", "3"]
 
 
 def test_the_figures_of_scores() -> None:

@@ -50,6 +50,17 @@ def test_a_question_says_nothing_of_who_drew_it(tmp_path: Path) -> None:
         assert shown.count("<img") == 2 and "<b>" not in shown and "&lt;b&gt;sign" in shown
 
 
+def check_look(page: Any, kind: str) -> None:
+    """The name has made room; the pictures fill a small screen, one as wide as the other, and nothing is wider."""
+    assert not page.locator("#rater").is_visible()
+    before = page.viewport_size
+    page.set_viewport_size({"width": 390, "height": 800})
+    widths = [box["width"] for box in (shown.bounding_box() for shown in page.locator("#shown img").all())]
+    assert (min(widths) > 250 if kind == "scores" else min(widths) > 120) and max(widths) == min(widths)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.set_viewport_size(before)
+
+
 @pytest.mark.parametrize("kind", ["scores", "pairs"])
 def test_a_person_rates_stops_and_comes_back(kind: str, browser: Any, tmp_path: Path) -> None:
     pytest.importorskip("gradio", minversion="6", reason="the page needs Gradio (pip install -e '.[app]')")
@@ -82,7 +93,8 @@ def test_a_person_rates_stops_and_comes_back(kind: str, browser: Any, tmp_path: 
         begin(page, "ann")
         page.wait_for_selector(f"text=0 of {total} answered")
         assert page.locator("#shown img").count() == (1 if kind == "scores" else 2)
-        # Nothing chosen: a message, and the same question.
+        check_look(page, kind)
+        # Nothing chosen: a message, and the same question, which can be answered.
         page.click("#next")
         page.wait_for_selector("text=Answer every question")
         choose(page)

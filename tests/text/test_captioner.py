@@ -249,6 +249,10 @@ def test_pictures_are_described_and_held_against_their_prompts(folder, tmp_path,
     (trip,) = json.loads((tmp_path / "out" / "matrix.json").read_text(encoding="utf-8"))
     assert trip["pictures"] == 2 and -1 <= trip["similarity"] <= 1 and trip["shares"]["counts"] is not None
     assert run() == 0 and len(asked) == 2, "what was said is kept"
+    (tmp_path / "made" / "0.png").write_bytes(b"no picture")
+    assert run() == 1 and len(asked) == 2
+    assert f"PARTIAL: 1 pictures cannot be read: {tmp_path / 'made' / '0.png'}" in capsys.readouterr().out
+    Image.fromarray(PICTURES[0]).save(tmp_path / "made" / "0.png")
     (tmp_path / "made" / "1.png").unlink()
     assert run() == 1
     assert "PARTIAL: 1 pictures are missing" in capsys.readouterr().out

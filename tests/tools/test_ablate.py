@@ -6,8 +6,19 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
-from vlad.ablation import Scores, ablation_table, main_mode, run_overrides, spread, variants
+from vlad.ablation import (
+    Scores,
+    ablation_page,
+    ablation_table,
+    main_mode,
+    order_line,
+    run_overrides,
+    share_autoencoder,
+    spread,
+    variants,
+)
 from vlad.config import load_config
 from vlad.data.synthetic import SyntheticOptions, render_sign
 from vlad.data.writing import write_manifest, write_shards
@@ -66,17 +77,29 @@ def test_every_variant_is_trained_and_scored_once(
 
     assert run() == 0
     assert [command[0] for command in calls] == ["train.py", "tools/evaluate.py"] * 5
+    # One autoencoder a seed: the variants begin behind it, and it is the full method's to the bit.
+    runs = [tmp_path / "runs" / f"mini-ablation-{name}-0" for name in ("full", "no-ccm", "no-layout", "no-alignment")]
+    weights = [(folder / "autoencoder" / "trained.safetensors").read_bytes() for folder in runs]
+    assert weights[1:] == weights[:1] * 3
+    assert (runs[0] / "autoencoder" / "logs").is_dir() and not (runs[1] / "autoencoder" / "logs").exists()
+    in_pipelines = [load_file(folder / "pipeline/autoencoder/diffusion_pytorch_model.safetensors") for folder in runs]
+    assert all((found[name] == value).all() for found in in_pipelines[1:] for name, value in in_pipelines[0].items())
     out = tmp_path / "runs" / "mini-ablation"
     table = (out / "ablation.md").read_text(encoding="utf-8")
-    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == [
+    rows = [line for line in table.split("## ")[0].splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in rows[1:6]] == [
         "| full",
         "| without CCM",
         "| without hierarchical guidance",
         "| without alignment loss",
         "| without spelling tokens",
     ]
+    assert "python tools/ablate.py" in table and "train.layout.steps=3 --seeds 1 --count 2" in table
+    assert "5 steps of 4 pictures in the layout and refine stages together (3 and 2;" in table
+    assert "Order by words: " in table and "full > without hierarchical guidance > without CCM." in table
+    assert "(ablation.png)" in table and "2 held-out words a run, read by rapidocr" in table
     assert table in capsys.readouterr().out
-    assert Image.open(out / "ablation.png").width > 5 * 170
+    assert Image.open(out / "ablation.png").width > 5 * 200
     trained = load_config(tmp_path / "runs" / "mini-ablation-no-layout-0" / "config.yaml")
     assert (trained.layout.kind, trained.train.refine.steps, trained.seed) == ("none", 5, 0)
     # Again: nothing is trained, and what was scored is taken as it is.
@@ -117,8 +140,39 @@ def test_the_table_has_means_and_deviations(config_file: Path) -> None:
     ]
     bare = [{"no layout": Scores(words, 0.5)} for words in (0.1, 0.3)]
     table = ablation_table([(full, runs), (without, bare)]).splitlines()
-    # The deviation of 80 and 90 is 5 * sqrt(2).
+    # The deviation of 80 and 90 is 5 * sqrt(2); of the differences, -70 and -60, too.
     assert table[2] == "| full | 85.0 ± 7.1 | 90.0 ± 0.0 |  | 0.0 ± 0.0 | 80.0 ± 0.0 | 2 | 35.12, 0.352, 0.879 |"
-    assert table[3] == "| without CCM | 20.0 ± 14.1 | 50.0 ± 0.0 | -65.0 | - | - | 2 | 39.12, 0.342, 0.812 |"
+    assert table[3] == "| without CCM | 20.0 ± 14.1 | 50.0 ± 0.0 | -65.0 ± 7.1 | - | - | 2 | 39.12, 0.342, 0.812 |"
     assert spread([0.925]) == "92.5"
+    assert order_line([(without, bare), (full, runs)]) == (
+        "Order by words: full > without CCM. The paper's, by OCR F: full > without CCM."
+    )
+    assert order_line([(full, runs), (without, runs)]).startswith("Order by words: full = without CCM. ")
+    page = ablation_page(
+        load_config(config_file), [(full, runs), (without, bare)], "the command", 9, "an engine", "x.png"
+    )
+    assert (
+        "| words, % | seed 0 | seed 1 |" in page and "2 seeds, mean" in page and "| without CCM | 10.0 | 30.0 |" in page
+    )
     assert [main_mode(runs[0]), main_mode(bare[0])] == ["refit", "no layout"]
+
+
+def test_an_autoencoder_is_shared_whole_or_not_at_all(tmp_path: Path) -> None:
+    source, target = tmp_path / "full", tmp_path / "other"
+    assert not share_autoencoder(source, target)  # none was trained
+    (source / "autoencoder").mkdir(parents=True)
+    (source / "autoencoder" / "trained.safetensors").write_bytes(b"weights")
+    assert not share_autoencoder(source, target)  # it is not done
+    (source / "autoencoder" / "metrics.json").write_text("{}")
+    (target / "autoencoder.partial").mkdir(parents=True)  # a copy that was cut off
+    (target / "autoencoder.partial" / "junk").touch()
+    assert share_autoencoder(source, target)
+    assert sorted(path.relative_to(target) for path in target.rglob("*")) == [
+        Path("autoencoder"),
+        Path("autoencoder/metrics.json"),
+        Path("autoencoder/trained.safetensors"),
+    ]
+    # One that has begun its own goes on with it.
+    (source / "autoencoder" / "trained.safetensors").write_bytes(b"others")
+    assert not share_autoencoder(source, target)
+    assert (target / "autoencoder" / "trained.safetensors").read_bytes() == b"weights"

@@ -130,3 +130,15 @@ def test_wrong_calls_are_told(
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(UserError, match=r"pip install 'vlad\[eval\]'"):
         evaluate(ours, "--prompts", prompts)
+
+
+def test_settings_behind_the_prompt_files_are_an_entry_s_and_no_other_target_has_any(
+    evaluate: Run, prompts: Path, tmp_path: Path
+) -> None:
+    entry = tmp_path / "row.yaml"
+    entry.write_text(f"kind: pictures\npath: {tmp_path / 'none'}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=f"there is no pictures at {tmp_path / 'other'}"):
+        evaluate(entry, "--prompts", prompts, f"path={tmp_path / 'other'}", "--out", tmp_path / "out")
+    for behind in (("--prompts", prompts, "steps=3"), ("steps=3", "--prompts", prompts), ("steps=3",)):
+        with pytest.raises(UserError, match=r"steps=3 changes an entry of configs/eval, and .* is none"):
+            evaluate(tmp_path, *behind)

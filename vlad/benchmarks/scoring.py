@@ -58,6 +58,10 @@ def score_target(
 
     Raises UserError, before anything is drawn, for what cannot be.
     """
+    if overrides and not is_entry(target):
+        raise UserError(
+            f"{overrides[0]} changes an entry of configs/eval, and {target} is none; use the options (--help)."
+        )
     entry = load_entry(target, overrides) if is_entry(target) else None
     if entry is None and not target.is_dir():
         raise UserError(f"There is nothing at {target}; name a run, a pipeline, a folder of pictures or an entry.")

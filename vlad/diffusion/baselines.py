@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import AutoPipelineForText2Image, ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -55,6 +55,8 @@ class GlyphControlNet:
             raise UserError(
                 f"{controlnet} holds no ControlNet of diffusers ({len(about['missing_keys'])} of its weights missing)."
             )
+        from diffusers import AutoPipelineForText2Image  # late: it imports every pipeline that diffusers has
+
         self.pipeline = load_foreign(folder, AutoPipelineForText2Image, scheduler, controlnet=control)
         self.hint, self.pixels, self.arguments = hint, pixels, arguments
 

@@ -18,8 +18,10 @@ from vlad.data.synthetic import PALETTE
 from vlad.evaluation.protocols.terms import Term, Terms, add_terms, pooled
 from vlad.text.prompt import find_phrases, find_quotes
 
-COLOURS = frozenset((*PALETTE, "brown", "pink", "gray", "grey", "gold", "golden", "silver", "beige", "turquoise"))
-SAME_COLOUR = {"grey": "gray", "golden": "gold"}
+COLOURS = frozenset(
+    (*PALETTE, "violet", "brown", "pink", "gray", "grey", "gold", "golden", "silver", "beige", "turquoise")
+)
+SAME_COLOUR = {"grey": "gray", "golden": "gold", "violet": "purple"}
 NUMBERS = {
     word: number
     for number, words in enumerate(
@@ -43,6 +45,9 @@ SYNONYMS = {
         "letter lettering text",
         "sofa couch",
         "bike bicycle",
+        "circle disc disk",
+        "ring hoop",
+        "diamond rhombus",
     )
     for word in group.split()
 }
@@ -109,6 +114,8 @@ def _names(word: str) -> bool:
 
 def normal(word: str) -> str:
     """An object's name without its plural, synonyms made one."""
+    if word in SYNONYMS:
+        return SYNONYMS[word]
     for ending, instead in (("ies", "y"), ("sses", "ss"), ("shes", "sh"), ("ches", "ch"), ("xes", "x")):
         if word.endswith(ending) and len(word) > len(ending) + 1:
             word = word.removesuffix(ending) + instead

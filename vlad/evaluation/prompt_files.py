@@ -64,6 +64,13 @@ def read_prompt_files(paths: Sequence[Path | str]) -> list[Wanted]:
     return prompts
 
 
+def prompts_and_overrides(said: Sequence[Path]) -> tuple[tuple[Path, ...], list[str]]:
+    """What stands behind --prompts, parted: files, and the key=value that a command line takes for files there."""
+    is_override = [not path.exists() and re.match(r"[\w.-]+=", str(path)) is not None for path in said]
+    files = tuple(path for path, other in zip(said, is_override, strict=True) if not other)
+    return files, [str(path) for path, other in zip(said, is_override, strict=True) if other]
+
+
 def safe_name(text: str) -> str:
     """A name that any file system takes."""
     return _UNSAFE.sub("-", text).strip("-.") or "-"

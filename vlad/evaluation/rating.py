@@ -24,6 +24,7 @@ import numpy as np
 from vlad.errors import UserError
 from vlad.evaluation.pictures import find_pictures
 from vlad.evaluation.protocols.terms import Wanted
+from vlad.evaluation.reading_files import UNREADABLE, load_picture
 
 Kind = Literal["scores", "pairs"]
 # The paper's three questions (Table III), 1 to 5.
@@ -41,6 +42,8 @@ create table if not exists answers (
     rater text not null, question text not null, aspect text not null, value text not null, seconds real,
     time text not null, primary key (rater, question, aspect)
 );
+create table if not exists raters (number integer primary key, rater text not null unique);
+insert or ignore into raters (rater) select rater from answers group by rater order by min(rowid);
 """
 
 
@@ -76,8 +79,8 @@ class Question:
 def make_study(kind: Kind, systems: Mapping[str, Path], prompts: Sequence[Wanted], seed: int = 0) -> Study:
     """The study of some folders of pictures, on the prompts that all of them have a picture of.
 
-    Raises UserError for fewer than two systems, for folders without pictures of the prompts, and where no prompt is
-    left.
+    Raises UserError for fewer than two systems, for folders without pictures of the prompts, for a picture that cannot
+    be shown, and where no prompt is left.
     """
     if len(systems) < 2:
         raise UserError("A study compares at least two systems; name each as NAME=FOLDER.")
@@ -96,6 +99,13 @@ def make_study(kind: Kind, systems: Mapping[str, Path], prompts: Sequence[Wanted
         raise UserError("No prompt has a picture of every system; draw them all from the same prompt file.")
     keys = {wanted.key for wanted in shared}
     kept = {name: {key: path for key, path in pictures.items() if key in keys} for name, pictures in found.items()}
+    for path in (path for pictures in kept.values() for path in pictures.values()):
+        try:
+            load_picture(path)
+        except UNREADABLE as error:
+            raise UserError(
+                f"{path} cannot be read as a picture; put a whole one there, or remove it: its prompt is then left out."
+            ) from error
     return Study(kind, kept, {wanted.key: wanted.prompt for wanted in shared}, seed)
 
 
@@ -168,16 +178,16 @@ class Ratings:
         with closing(sqlite3.connect(self.path, timeout=30)) as database, database:
             yield database
 
-    def raters(self) -> list[str]:
-        """Who has answered, in the order of first answers."""
-        with self._open() as database:
-            rows = database.execute("select rater from answers group by rater order by min(rowid)")
-            return [name for (name,) in rows]
-
     def number_of(self, rater: str) -> int:
-        """A rater's number, which decides the order: fixed by the first answer."""
-        known = self.raters()
-        return known.index(rater) if rater in known else len(known)
+        """A rater's number from 0, which decides the order: given when the rater comes, and kept.
+
+        Not with the first answer: who comes, and sees a question, while others answer theirs would get another order,
+        in which that question is not the next.
+        """
+        with self._open() as database:
+            database.execute("insert or ignore into raters (rater) values (?)", (rater,))
+            ((number,),) = database.execute("select number from raters where rater = ?", (rater,))
+            return int(number) - 1
 
     def next_question(self, rater: str) -> tuple[Question | None, int, int]:
         """What a rater is asked next (None: nothing is left), how many are answered, and of how many."""

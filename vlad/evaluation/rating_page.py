@@ -10,7 +10,7 @@ import html
 import io
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,10 @@ def build_rating_page(ratings: Ratings) -> Any:
         else [(label, value) for value, label in CHOICE_LABELS.items()]
     )
     with gr.Blocks(title="Rate pictures", analytics_enabled=False) as page:
-        gr.Markdown(INTRODUCTION)
-        name = gr.Textbox(label="Your name, or a word of your own", elem_id="rater", max_length=200)
-        begin = gr.Button("Begin", variant="primary", elem_id="begin")
+        with gr.Column() as door:
+            gr.Markdown(INTRODUCTION)
+            name = gr.Textbox(label="Your name, or a word of your own", elem_id="rater", max_length=200)
+            begin = gr.Button("Begin", variant="primary", elem_id="begin")
         progress = gr.Markdown("", elem_id="progress")
         shown = gr.HTML("", elem_id="shown")
         radios = [
@@ -57,12 +58,13 @@ def build_rating_page(ratings: Ratings) -> Any:
         ]
         forward = gr.Button("Next", variant="primary", elem_id="next", visible=False)
         rater, key, since = gr.State(""), gr.State(""), gr.State(0.0)
-        outputs = [progress, shown, forward, rater, key, since, *radios]
+        outputs = [door, progress, shown, forward, rater, key, since, *radios]
 
         def show(who: str) -> list[Any]:
             question, done, total = ratings.next_question(who)
             visible = question is not None
             return [
+                gr.Column(visible=False),  # room for the pictures
                 f"{done} of {total} answered" if question is not None else DONE,
                 "" if question is None else question_html(question),
                 gr.Button(visible=visible),
@@ -83,16 +85,19 @@ def build_rating_page(ratings: Ratings) -> Any:
                 ratings.store(who, question, given, round(time.time() - when, 1))
             return show(who)
 
-        begin.click(_told(gr, begun), name, outputs, api_name="begin")
-        name.submit(_told(gr, begun), name, outputs, api_name=False)
-        forward.click(_told(gr, answered), [rater, key, since, *radios], outputs, api_name="answer")
+        for event, api_name in ((begin.click, "begin"), (name.submit, False)):
+            event(_told(gr, begun, outputs), name, outputs, api_name=api_name, show_progress="hidden")
+        given = [rater, key, since, *radios]
+        pressed = forward.click(_told(gr, answered, outputs), given, outputs, api_name="answer", show_progress="hidden")
+        pressed.then(None, js="() => window.scrollTo(0, 0)")  # to the next picture, on small screens
     return page
 
 
 def question_html(question: Question) -> str:
     """The prompt and its pictures, as they are shown: nothing says where they come from."""
+    width = "100%" if len(question.pictures) == 1 else "calc(50% - 8px)"
     pictures = "".join(
-        f'<img alt="picture" style="width:min(46%, 512px); image-rendering:auto" src="{picture_data(path)}">'
+        f'<img alt="picture" style="width:min({width}, 512px); object-fit:contain" src="{picture_data(path)}">'
         for path in question.pictures
     )
     return f'<p style="font-size:1.2em">{html.escape(question.prompt)}</p><div style="{STYLE}">{pictures}</div>'
@@ -135,13 +140,18 @@ def serve_rating_page(page: Any, host: str = "127.0.0.1", port: int | None = Non
     return str(address)
 
 
-def _told(gr: Any, work: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-    """The work with a rater's mistake as a message in the page."""
+def _told(gr: Any, work: Callable[..., list[Any]], outputs: Sequence[Any]) -> Callable[..., list[Any]]:
+    """The work with a rater's mistake as a message in the page, which else stays as it is.
+
+    Not `gr.Error`: it lays a veil over every part that the work would have changed, and the answers could not be
+    reached any more.
+    """
 
     def told(*values: Any) -> list[Any]:
         try:
             return work(*values)
         except UserError as error:
-            raise gr.Error(html.escape(str(error), quote=False), duration=10, print_exception=False) from None
+            gr.Warning(html.escape(str(error), quote=False), duration=10)
+            return [gr.skip() for _ in outputs]
 
     return told

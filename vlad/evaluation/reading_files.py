@@ -33,6 +33,7 @@ from vlad.records import Polygon
 
 Box = tuple[float, float, float, float]
 MOST_PIXELS = 100_000_000  # a picture with more is not decoded
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what `load_picture` may raise
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class _Reader:
         """Reads the picture and keeps what was read."""
         try:
             picture = load_picture(file.path)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             said = "is no picture" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
             return PictureReading(Reading(()), fault=said.splitlines()[0])
         height, width = picture.shape[:2]
@@ -151,7 +152,7 @@ def _read_in_worker(file: PictureFile) -> PictureReading:
 
 
 def load_picture(path: Path) -> np.ndarray:
-    """The picture's pixels (H W 3, uint8), what is transparent on white. Raises OSError or ValueError."""
+    """The picture's pixels (H W 3, uint8), what is transparent on white. Raises one of UNREADABLE."""
     with Image.open(path) as image:
         if image.width * image.height > MOST_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are too many")

@@ -85,15 +85,24 @@ class CLIPEncoder:
     @torch.no_grad()
     def similarity(self, texts: Sequence[str], pictures: Sequence[np.ndarray]) -> Tensor:
         """The cosine of each text and its picture (B); texts beyond the context are cut."""
+        return torch.cosine_similarity(self.embed_texts(texts), self.embed_pictures(pictures), dim=-1)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> B D, in the space of pictures; those beyond the context are cut."""
         most = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=most, return_tensors="pt")
-        device = self.model.device
-        found = self.model(
-            input_ids=tokens["input_ids"].to(device),
-            attention_mask=tokens["attention_mask"].to(device),
-            pixel_values=self.prepare(pictures).to(device),
+        found = self.model.get_text_features(
+            input_ids=tokens["input_ids"].to(self.model.device),
+            attention_mask=tokens["attention_mask"].to(self.model.device),
         )
-        return torch.cosine_similarity(found.text_embeds, found.image_embeds, dim=-1).cpu()
+        return found.pooler_output.cpu()
+
+    @torch.no_grad()
+    def embed_pictures(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """Pictures (H W 3, uint8, of any sizes) -> B D, in the space of texts."""
+        prepared = self.prepare(pictures).to(self.model.device)
+        return self.model.get_image_features(pixel_values=prepared).pooler_output.cpu()
 
 
 class VisionEncoder:
