@@ -85,8 +85,8 @@ def build_rating_page(ratings: Ratings) -> Any:
                 ratings.store(who, question, given, round(time.time() - when, 1))
             return show(who)
 
-        for event, api_name in ((begin.click, "begin"), (name.submit, False)):
-            event(_told(gr, begun, outputs), name, outputs, api_name=api_name, show_progress="hidden")
+        begin.click(_told(gr, begun, outputs), name, outputs, api_name="begin", show_progress="hidden")
+        name.submit(_told(gr, begun, outputs), name, outputs, api_visibility="private", show_progress="hidden")
         given = [rater, key, since, *radios]
         pressed = forward.click(_told(gr, answered, outputs), given, outputs, api_name="answer", show_progress="hidden")
         pressed.then(None, js="() => window.scrollTo(0, 0)")  # to the next picture, on small screens
@@ -117,7 +117,8 @@ def serve_rating_page(page: Any, host: str = "127.0.0.1", port: int | None = Non
     """
     import gradio as gr
 
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # the reader's own
+    # The reader's own fonts: nothing is fetched.
+    theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     try:
         _, address, _ = page.launch(
             server_name=host,
@@ -129,7 +130,7 @@ def serve_rating_page(page: Any, host: str = "127.0.0.1", port: int | None = Non
             quiet=True,
             inbrowser=False,
             prevent_thread_lock=True,
-            theme=gr.themes.Base(**fonts),
+            theme=theme,
             css=PAGE_STYLE,
         )
     except OSError as error:
