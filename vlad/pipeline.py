@@ -411,7 +411,7 @@ class VLADPipeline(DiffusionPipeline):
         z = sample_latents(
             guided(self.layout_unet, conditioning.wanted, None, *scales, conditioning.negative),
             self.layout_scheduler,
-            torch.stack([row.layout for row in noise]).to(self._execution_device),
+            torch.stack([row.layout for row in noise]).to(conditioning.wanted.tokens.device),
             settings.steps,
             on_step,
         )  # B C h w
@@ -440,14 +440,15 @@ class VLADPipeline(DiffusionPipeline):
         What an edit keeps is its picture's.
         """
         edits = [None] * len(plans) if edits is None else edits
-        z = self._layout_latents(plans, settings) if self.uses_layout else None  # B C h w
-        edit = self._edit_inputs(edits, settings)
+        device = conditioning.wanted.tokens.device
+        z = self._layout_latents(plans, settings, device) if self.uses_layout else None  # B C h w
+        edit = self._edit_inputs(edits, settings, device)
         onload(self.refine_unet)
         scales = settings.text_scale, settings.layout_scale, settings.guidance_rescale
         x_0 = sample_latents(
             guided(self.refine_unet, conditioning.wanted, z, *scales, conditioning.negative, edit),
             self.refine_scheduler,
-            torch.stack([row.refine for row in noise]).to(self._execution_device),
+            torch.stack([row.refine for row in noise]).to(device),
             settings.steps,
             on_step,
         )  # B C h w
@@ -455,24 +456,24 @@ class VLADPipeline(DiffusionPipeline):
             return x_0.cpu()
         return pasted(((self._decode(x_0) + 1) / 2).cpu(), edits)
 
-    def _edit_inputs(self, edits: Sequence[Edit | None], settings: DrawSettings) -> Tensor | None:
+    def _edit_inputs(self, edits: Sequence[Edit | None], settings: DrawSettings, device: torch.device) -> Tensor | None:
         """What the refine UNet is told of the pictures that are edited: B 1+C h w, zero for the others."""
         if not self.config.edits:
             return None
         onload(self.autoencoder)
-        return inputs_of_edits(self.autoencoder, edits, self._latent_shape(settings), self._execution_device)
+        return inputs_of_edits(self.autoencoder, edits, self._latent_shape(settings), device)
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Pixels B 3 H W in [-1, 1], in the precision of the latents."""
         onload(self.autoencoder)
         return decode(self.autoencoder, latents.to(self.autoencoder.dtype)).to(latents.dtype)
 
-    def _layout_latents(self, plans: list[Plan], settings: DrawSettings) -> Tensor:
+    def _layout_latents(self, plans: list[Plan], settings: DrawSettings, device: torch.device) -> Tensor:
         """z of each plan: of its layout drawn again, or the raw latents of stage one where those are kept."""
         different = {id(plan.layout): plan.layout for plan in plans}  # all seeds of a prompt may share one
         drawn = {key: draw_glyph_map(layout, settings.width, settings.height) for key, layout in different.items()}
         maps = np.stack([drawn[id(plan.layout)] for plan in plans])  # B H W
-        canvas = torch.from_numpy(maps).to(self._execution_device)[:, None].expand(-1, 3, -1, -1) * 2 - 1
+        canvas = torch.from_numpy(maps).to(device)[:, None].expand(-1, 3, -1, -1) * 2 - 1
         onload(self.autoencoder)
         # The mean, not a draw: the same layout gives the same picture.
         z = latent_moments(self.autoencoder, canvas.to(self.autoencoder.dtype))[0].float()

@@ -122,17 +122,18 @@ def guided(
         branches += [(layout_scale - text_scale, False, True), (1 - layout_scale, False, False)]
     branches = [branch for branch in branches if branch[0] != 0]
 
+    dtype = unet.dtype  # asked once: diffusers walks over all modules for it
     batch, device = len(conditioning.tokens), conditioning.tokens.device
     without = conditioning.dropped(torch.zeros(batch, dtype=torch.bool, device=device))
     without = without if negative is None else negative
-    all_conditioning = joined([conditioning if with_text else without for _, with_text, _ in branches], unet.dtype)
+    all_conditioning = joined([conditioning if with_text else without for _, with_text, _ in branches], dtype)
     all_z = None
     if z is not None:
-        all_z = torch.cat([z if with_z else torch.zeros_like(z) for _, _, with_z in branches]).to(unet.dtype)
-    all_edit = None if edit is None else edit.repeat(len(branches), 1, 1, 1).to(unet.dtype)
+        all_z = torch.cat([z if with_z else torch.zeros_like(z) for _, _, with_z in branches]).to(dtype)
+    all_edit = None if edit is None else edit.repeat(len(branches), 1, 1, 1).to(dtype)
 
     def predict(x_t: Tensor, timestep: Tensor) -> Tensor:
-        inputs = x_t.repeat(len(branches), 1, 1, 1).to(unet.dtype)
+        inputs = x_t.repeat(len(branches), 1, 1, 1).to(dtype)
         outputs = denoise(unet, inputs, timestep.expand(len(inputs)), all_conditioning, all_z, all_edit).to(x_t.dtype)
         parts = outputs.chunk(len(branches))
         result = torch.stack([scale * part for (scale, _, _), part in zip(branches, parts, strict=True)]).sum(dim=0)

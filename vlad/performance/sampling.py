@@ -22,7 +22,7 @@ from vlad.layout.polygons import box_polygon
 from vlad.records import Layout, TextLine
 
 SAMPLE_PROMPT = 'a blue sign that says "HOUSE" in white letters at the top'
-SAMPLE_ROUNDS = 5
+SAMPLE_ROUNDS = 15
 STAGE_TWO = "stage two without its decoder"
 STABLE_DIFFUSION = "diffusers' StableDiffusionPipeline without its decoder"
 TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
