@@ -5,6 +5,7 @@ On the CPU, with a stand-in of 41 M parameters at 256 pixels, whose peak is far 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import multiprocessing
@@ -13,18 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from vlad.building import build_parts, reads_pictures
-from vlad.config import load_config
+from vlad.building import build_parts, new_parts, reads_pictures
+from vlad.config import Config, load_config
 from vlad.data.stream import collate
 from vlad.data.synthetic import SyntheticOptions, render_sign
 from vlad.diffusion.noise import build_scheduler
 from vlad.memory_plan import plan_stage
+from vlad.text.lora import add_adapter
 from vlad.training.optim import OptimOptions, build_optimizer
 from vlad.training.phases import TextPhases
 from vlad.training.stages import LayoutStage, RefineStage, set_modes
 
+M_MMAP_THRESHOLD, MMAPPED_BYTES = -3, 131_072  # of glibc's malloc.h; its default before it adapts itself
 SD15 = Path(__file__).parents[2] / "configs" / "sd15.yaml"
+TINY = SD15.with_name("tiny.yaml")
 PLANNED_CHANNELS = (128, 256, 384)
 PLANNED = {
     "full, batch 1": ["data.batch_size=1", "lora=null"],
@@ -60,7 +65,8 @@ def _measure_stage(name: str, pixels: int, overrides: list[str]) -> int:
     """The peak of a stage's models and three of its steps, above what the process held before."""
     torch.manual_seed(0)
     config = load_config(SD15, overrides)
-    importlib.import_module("vlad.diffusion.stable_diffusion")  # what a library takes for itself is no model's
+    _load_libraries(config)
+    _give_back_freed_memory()
     gc.collect()
     before = _status_bytes("VmRSS")
     parts, config = build_parts(config)
@@ -94,6 +100,24 @@ def _measure_stage(name: str, pixels: int, overrides: list[str]) -> int:
         optimizer.zero_grad()
         torch._foreach_lerp_(list(average.values()), [named[key].detach() for key in average], 0.1)
     return _status_bytes("VmHWM") - before
+
+
+def _load_libraries(config: Config) -> None:
+    """Imports what building the parts would: what a library takes for itself is no model's."""
+    importlib.import_module("vlad.diffusion.stable_diffusion")
+    if config.lora is not None:
+        add_adapter(nn.Sequential(nn.Linear(1, 1)), config.lora, ("0",), "none")  # peft looks for its quantisers
+    new_parts(load_config(TINY))
+
+
+def _give_back_freed_memory() -> None:
+    """Has glibc return freed tensors to the system at once, as an allocator of a GPU uses them again.
+
+    Left to itself it keeps blocks of up to 32 MB in its heap, in whose gaps later tensors do not fit.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, MMAPPED_BYTES)
 
 
 def _status_bytes(field: str) -> int:
