@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 
 from vlad.errors import run_command_line
 
@@ -32,7 +34,7 @@ def main() -> int:
     if result.finished:
         print(f"Finished: {result.directory}. Next: {next_command(config)}")
     else:
-        print(f"Stopped and saved. The same command goes on: python train.py {arguments.config} ...")
+        print(f"Stopped and saved. The same command goes on: python {shlex.join(sys.argv)}")
     return 0
 
 

@@ -13,14 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vlad.config import Config
 from vlad.diffusion.attention import attend_beside
-from vlad.diffusion.autoencoder import DECODER_LAYERS, build_autoencoder, differing_latents, spatial_factor
+from vlad.diffusion.autoencoder import (
+    DECODER_LAYERS,
+    PatchAutoencoder,
+    build_autoencoder,
+    differing_latents,
+    spatial_factor,
+)
 from vlad.diffusion.growing import grow_conv_in, grow_text_inputs, new_parameters
 from vlad.diffusion.inpainting import edit_channels
 from vlad.diffusion.noise import build_scheduler
@@ -42,6 +47,7 @@ from vlad.text.loading import check_same_lvlm, load_head, load_lvlm, load_vision
 from vlad.text.lora import LoraOptions, add_adapter, matching, merged
 from vlad.text.lvlm import LVLMEncoder
 from vlad.text.own import OwnText
+from vlad.text.own_code import parts_with_own_code
 from vlad.text.quantised import check_quantisation
 from vlad.training.stages import Parts
 
@@ -129,7 +135,8 @@ def new_text_side(config: Config) -> tuple[TextSide, AlignmentHeads]:
     training = config.text_training
     if config.text_base is not None:
         text_folder = text_folder_of(Path(config.text_base))
-        config = replace(config, lvlm=replace(config.lvlm, path=str(text_folder / LVLM), revision=None))
+        pinned = config.lvlm.revision if config.lvlm.trust_remote_code else None
+        config = replace(config, lvlm=replace(config.lvlm, path=str(text_folder / LVLM), revision=pinned))
     model, tokenizer = load_lvlm(
         config.lvlm,
         with_vision=reads_pictures(config),
@@ -323,7 +330,7 @@ def read_pipeline(folder: Path, said: str, dtype: torch.dtype = torch.float32) -
     """
     refuse_misfits(folder, said)
     with read_whole(folder):
-        return VLADPipeline.from_pretrained(folder, dtype=dtype)
+        return VLADPipeline.from_pretrained(folder, dtype=dtype, **parts_with_own_code(folder, dtype))
 
 
 def parts_of_base(config: Config) -> tuple[Parts, Config]:
@@ -335,11 +342,13 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     folder = own_pipeline_folder(Path(config.base))
     base = read_pipeline(folder, "base")
     stored = folder / ALIGNMENT
-    if config.makes_adapter and config.losses.align_weight and not stored.is_file():
-        # Heads that nobody has trained, and that stay as they are, would lead the adapters nowhere.
-        config = replace(config, losses=replace(config.losses, align_weight=0.0))
+    if config.losses.align_weight and not stored.is_file():
+        # Heads that nobody has trained, and that stay as they are, would lead adapters nowhere; whole runs train them.
+        if config.makes_adapter:
+            config = replace(config, losses=replace(config.losses, align_weight=0.0))
         if is_main_process():
-            print(f"{config.base} comes without its alignment heads: trained without L_align", file=sys.stderr)
+            what = "trained without L_align" if config.makes_adapter else "those of L_align begin anew"
+            print(f"{config.base} comes without its alignment heads: {what}", file=sys.stderr)
     if base.config.picture_pixels != config.data.picture_pixels:
         raise UserError(
             f"data.picture_pixels is {config.data.picture_pixels}, but the base {config.base} draws"
@@ -397,12 +406,18 @@ def _adapt_decoder(parts: Parts, lora: LoraOptions, base_id: str) -> None:
     """Puts fresh adapters on the decoder where that is asked for. Raises UserError for an AutoencoderKL."""
     if not lora.decoder:
         return
-    if isinstance(parts.autoencoder, AutoencoderKL):
+    if not isinstance(parts.autoencoder, PatchAutoencoder):
         raise UserError(
             f"lora.decoder: the autoencoder of {base_id} is an AutoencoderKL, which has seen pictures of all kinds, and"
             " is not trained here; set lora.decoder=false."
         )
     parts.autoencoder = add_adapter(parts.autoencoder, lora.of_part("autoencoder"), DECODER_LAYERS, base_id)
+
+
+_UNREADABLE = (
+    *(OSError, ValueError, RuntimeError, AttributeError, ImportError),
+    *(SafetensorError, pickle.UnpicklingError),
+)
 
 
 @contextmanager
@@ -413,7 +428,7 @@ def read_whole(folder: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError, AttributeError, SafetensorError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{folder} cannot be read ({reason}); copy it here again, or train it anew.") from error
 

@@ -8,6 +8,7 @@ base -- draws prior.pictures, once, into RUN/prior -----------------+
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import time
@@ -19,13 +20,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vlad.building import pipeline_folder
+from vlad.building import pipeline_folder, read_pipeline
 from vlad.config import Config
 from vlad.data.choosing import hold_out, joined, repeated, with_prefix
 from vlad.data.stream import ShardSets, first_samples, open_sets, refuse_too_few
 from vlad.data.writing import MANIFEST, shard_entry, write_manifest, write_shards
 from vlad.distributed import derived_seed, is_main_process
-from vlad.errors import UserError, existing_file
+from vlad.errors import UserError, counted, existing_file
 from vlad.pipeline import VLADPipeline
 from vlad.records import Sample
 from vlad.text.fingerprint import module_fingerprint
@@ -53,7 +54,9 @@ def own_sets(config: Config, sets: ShardSets) -> OwnSets:
     _check(config)
     held_out = None
     if config.validation.share:
+        whole = sets
         sets, held_out = hold_out(sets, config.validation.share, config.seed)
+        _refuse_held_out_too_many(config, whole, sets)
     sets = repeated(sets, config.data.repeats)
     if config.data.trigger_word is not None:
         prefix = config.data.trigger_word.strip(" ,")
@@ -61,6 +64,20 @@ def own_sets(config: Config, sets: ShardSets) -> OwnSets:
         held_out = None if held_out is None else with_prefix(held_out, prefix)
     refuse_too_few(sets, config.data.batch_size, 1)
     return OwnSets(sets, sets, held_out)
+
+
+def _refuse_held_out_too_many(config: Config, whole: ShardSets, rest: ShardSets) -> None:
+    """Raises UserError where a set fills a batch, and what is not held out of it does not."""
+    repeats, batch = config.data.repeats, config.data.batch_size
+    for number, index in enumerate(whole.indexes):
+        left = len(rest.chosen(number))
+        if index.samples * repeats >= batch > left * repeats:
+            most = math.floor(100 * (1 - -(-batch // repeats) / index.samples)) / 100
+            raise UserError(
+                f"validation.share: {config.validation.share:g} of {counted(index.samples, 'picture')} leaves {left} to"
+                f" train on, fewer than a batch (data.batch_size={batch}); hold out at most {most:g}, lower"
+                f" data.batch_size, or read each several times an epoch: data.repeats={-(-batch // left)}."
+            )
 
 
 def _check(config: Config) -> None:
@@ -144,7 +161,7 @@ def draw_prior(config: Config, own: ShardSets, folder: Path) -> None:
     if (folder / MANIFEST).is_file():
         return
     assert config.base is not None
-    pipeline = VLADPipeline.from_pretrained(pipeline_folder(Path(config.base)))
+    pipeline = read_pipeline(pipeline_folder(Path(config.base)), "base")
     pipeline.set_progress_bar_config(disable=True)
     if torch.cuda.is_available() and config.trainer.accelerator != "cpu":
         pipeline.to("cuda")

@@ -14,6 +14,7 @@ from vlad.text.prompt import parse_prompt
         ('A sign says "OPEN".', ("OPEN",), 'A sign says "OPEN".'),
         ("A sign says “Open.” in red", ("OPEN",), 'A sign says "OPEN" in red'),
         ("A sign says 'open' in red", ("OPEN",), 'A sign says "OPEN" in red'),
+        ("A sign says »Open« in ‹red›", ("OPEN",), 'A sign says "OPEN" in red'),
         ("An OPEN sign", ("OPEN",), 'An "OPEN" sign'),
         ("An open door", ("OPEN",), 'An open door, with text that says "OPEN"'),
         ("A red wall.", ("OPEN", "DAILY"), 'A red wall, with text that says "OPEN" and "DAILY"'),

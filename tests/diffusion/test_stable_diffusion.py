@@ -176,7 +176,7 @@ def test_what_a_run_has_made_is_a_base(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_nowhere_is_told(tmp_path: Path) -> None:
-    assert "a hub id that is in reach" in refusal(tmp_path / "nowhere")
+    assert "is neither a folder here nor in reach on the hub" in refusal(tmp_path / "nowhere")
 
 
 # --- one file --------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A pipeline on disk that is not whole, and runs that are none: each is one sentence."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -59,3 +60,18 @@ def test_a_lora_run_says_how_it_is_drawn_with(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("name: mine\nbase: runs/tiny\nlora: {rank: 4}\n", encoding="utf-8")
     with pytest.raises(UserError, match=f"runs/tiny --adapter {tmp_path}"):
         load_pipeline(tmp_path)
+
+
+def test_a_pipeline_of_the_hub_whose_lvlm_is_code_is_not_run(
+    pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What from_pretrained has at hand once the hub's files are in the cache.
+    shutil.copytree(pipeline_folder, tmp_path / "some" / "model")
+    index = tmp_path / "some" / "model" / "model_index.json"
+    named = json.loads(index.read_text())
+    index.write_text(json.dumps(named | {"lvlm": ["transformers_modules.own.0123.own", "OwnModel"]}))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=r"^There is no pipeline some/model .* that can be loaded \(.*Error: .*hf download"
+    ):
+        load_pipeline("hf://some/model")

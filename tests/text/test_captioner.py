@@ -18,8 +18,11 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vlad.data.importers.annotate import AnnotateOptions
 from vlad.data.importers.folder import FolderSource
@@ -80,6 +83,42 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def captioner(folder):
     return LVLMCaptioner(str(folder), device="cpu", max_new_tokens=8)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_a_model_that_takes_videos_too_reads_pictures_without_torchvision(tmp_path):
+    tokenizer = build_byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|image_pad|>", "<|video_pad|>"]})
+    picture, video = tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
+    tokenizer.save_pretrained(tmp_path)
+    side = {"shortest_edge": 32 * 32, "longest_edge": 32 * 32}
+    processor = Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, temporal_patch_size=2, size=side)
+    processor.save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    # As on the hub: the class's plain name, and the processor that wants videos too.
+    names = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | names))
+    with pytest.raises(ImportError, match="Torchvision"):
+        AutoProcessor.from_pretrained(tmp_path)
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = Qwen2_5_VLConfig(
+        text_config={**sizes, "vocab_size": 1100, "num_hidden_layers": 1, "rope_parameters": rope},
+        vision_config={
+            **{"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "out_hidden_size": 32},
+            **{"patch_size": 8, "window_size": 32, "fullatt_block_indexes": [0]},
+        },
+        image_token_id=picture,
+        video_token_id=video,
+    )
+    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(tmp_path)
+
+    captioner = LVLMCaptioner(str(tmp_path), device="cpu", max_new_tokens=4)
+
+    prompts = [captioner._prompt("look") for _ in PICTURES]
+    inputs = captioner._processor(images=[Image.fromarray(p) for p in PICTURES], text=prompts, return_tensors="pt")
+    assert (inputs["input_ids"] == picture).sum() == inputs["image_grid_thw"].prod(dim=1).sum() // 4 > 0
+    assert len(captioner.say(PICTURES)) == len(PICTURES)
 
 
 def test_every_picture_gets_a_sentence_and_always_the_same(captioner):

@@ -274,12 +274,19 @@ def test_a_base_of_the_same_shape_with_other_weights_is_refused(adapter: Path) -
     load_adapter(build().to(torch.bfloat16), adapter)  # the same base in half precision
 
 
-def test_an_adapter_without_marks_is_one_that_peft_alone_has_written(adapter: Path) -> None:
+def test_an_adapter_without_marks_is_known_by_its_fingerprint_or_is_peft_s_alone(adapter: Path) -> None:
     (adapter / "base_marks.json").write_text("[1]")
     with pytest.raises(UserError, match=r"base_marks\.json is damaged"):
         load_adapter(build(), adapter)
     (adapter / "base_marks.json").unlink()
     load_adapter(build(), adapter)
+    other = build()
+    other.v_proj.weight.data += 0.1
+    with pytest.raises(UserError, match=r"on another base than this model \(fingerprint .* is missing; copy the whole"):
+        load_adapter(other, adapter)
+    assert not any("lora" in name for name, _ in other.named_parameters())  # and it is left as it was
+    save_file(load_file(adapter / WEIGHTS), adapter / WEIGHTS)  # as peft writes it: nothing known of the base
+    load_adapter(other, adapter)
 
 
 def test_an_adapter_of_another_rank_is_refused(adapter: Path) -> None:

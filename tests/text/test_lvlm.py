@@ -9,8 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
-from transformers import DetrConfig, Qwen2Config
+from transformers import DetrConfig, Qwen2Config, Qwen2Model
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vlad.errors import UserError
@@ -215,6 +214,34 @@ def test_a_folder_that_is_not_whole_is_refused_by_what_it_lacks(tmp_path: Path) 
         load_lvlm(LVLMOptions(path=str(tmp_path)))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": "wide"}, "holds no model that transformers can load .*hidden_size.* expected int"),
+        ({"num_attention_heads": 0}, "holds no model that transformers can load .*ZeroDivisionError"),
+        ({"intermediate_size": 40}, r"3 weights of .* do not fit its config, .*mlp.*\(24, 32\), not \(40, 32\)|32, 24"),
+        ({"model_type": "qwen77"}, "is a qwen77 model; known: aria, .* and any causal language model"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(change: dict[str, object], message: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 1}
+    Qwen2Model(Qwen2Config(**sizes, intermediate_size=24, vocab_size=1024)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=message) as caught:
+        load_lvlm(LVLMOptions(path=str(tmp_path)), with_vision=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
+    encoder = build_encoder()
+    encoder.model.save_pretrained(tmp_path)
+    encoder.tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="holds no tokenizer that transformers can load"):
+        load_lvlm(LVLMOptions(path=str(tmp_path)))
+
+
 def test_a_missing_folder_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lvlm\.path: .*nowhere is neither a folder here nor in reach on the hub"):
         load_lvlm(replace(TINY, path=str(tmp_path / "nowhere")))
@@ -227,57 +254,6 @@ def test_a_hub_id_out_of_reach_says_how_to_give_a_folder(monkeypatch: pytest.Mon
         options = LVLMOptions(path="nobody/never-uploaded", vision_path="nobody/never-uploaded")
         with pytest.raises(UserError, match=rf"{option}: nobody/never-uploaded is neither .* give that folder\."):
             load(options)
-
-
-def test_code_from_the_hub_needs_a_commit_that_cannot_change() -> None:
-    for revision in (None, "main", "0123abc", "g" * 40):
-        with pytest.raises(UserError, match=r"needs lvlm\.revision, the 40 digits of the commit"):
-            LVLMOptions(path="some/model", trust_remote_code=True, revision=revision)
-    assert LVLMOptions(path="some/model", trust_remote_code=True, revision="0123456789" * 4).trust_remote_code
-
-
-CODE = """
-import torch
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
-
-class OwnConfig(PreTrainedConfig):
-    model_type = "own"
-    hidden_size = 8
-
-class OwnModel(PreTrainedModel):
-    config_class = OwnConfig
-    def __init__(self, config):
-        super().__init__(config)
-        self.words = torch.nn.Embedding(1024, 8)
-        self.post_init()
-    def forward(self, input_ids, attention_mask=None, use_cache=None, output_hidden_states=None):
-        return BaseModelOutput(last_hidden_state=self.words(input_ids))
-"""
-
-
-@torch.no_grad()
-def test_code_of_a_model_s_own_runs_only_when_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
-    folder = tmp_path / "own"
-    folder.mkdir()
-    (folder / "own.py").write_text(CODE, encoding="utf-8")
-    classes = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
-    (folder / "config.json").write_text(
-        json.dumps({"model_type": "own", "auto_map": classes, "architectures": ["OwnModel"]}), encoding="utf-8"
-    )
-    save_file({"words.weight": torch.randn(1024, 8)}, folder / "model.safetensors", metadata={"format": "pt"})
-    TOKENIZER.save_pretrained(folder)
-    with pytest.raises(UserError, match=r"needs code of its own; read it, then set lvlm\.trust_remote_code=true"):
-        load_lvlm(LVLMOptions(path=str(folder)), with_vision=False)
-    assert not (tmp_path / "cache").exists()
-
-    options = LVLMOptions(path=str(folder), trust_remote_code=True, revision="0123456789" * 4)
-    encoder = LVLMEncoder(*load_lvlm(options, with_vision=False), options)
-
-    states = encoder([parse_prompt("a blue sign")])
-    ids = TOKENIZER("a blue sign", return_tensors="pt")["input_ids"]
-    assert torch.equal(states.tokens, load_file(folder / "model.safetensors")["words.weight"][ids])
 
 
 def test_a_frozen_lvlm_stays_in_eval_mode() -> None:

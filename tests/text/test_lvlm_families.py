@@ -1,4 +1,4 @@
-"""Every family, tiny, from its own config class: saved, loaded as a hub id is, read, adapted, and its pictures read."""
+"""Every family of `tiny_families.py`: saved, loaded as a hub id is, read, adapted, and its pictures read."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers as tf
 from safetensors.torch import load_file, save_file
+from tiny_families import NAMES, SEEING, TINY_FAMILIES, VIT
 
 from vlad.errors import UserError
 from vlad.text.families import FAMILIES
@@ -24,265 +25,6 @@ from vlad.text.prompt import parse_prompt
 from vlad.text.tiny_qwen import build_byte_tokenizer
 from vlad.text.vision import EQUAL_PICTURES
 
-WORDS = 1024
-IMAGE = 3  # the token that stands for a picture
-TEXT: dict[str, Any] = {
-    "vocab_size": WORDS,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-ENCODER: dict[str, Any] = {
-    "vocab_size": WORDS,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-VIT: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 8,
-}
-CLIP_VIT, SIGLIP_VIT = ({"model_type": f"{name}_vision_model", **VIT} for name in ("clip", "siglip"))
-PIXTRAL_VIT = {"model_type": "pixtral", **VIT}
-LLAMA, MISTRAL, QWEN2 = ({"model_type": name, **TEXT} for name in ("llama", "mistral", "qwen2"))
-TILES = [[32, 64], [64, 32], [64, 64]]
-QWEN_VIT: dict[str, Any] = {
-    "depth": 2,
-    "hidden_size": 32,
-    "num_heads": 2,
-    "patch_size": 8,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-}
-QWEN_TOKENS = {"image_token_id": IMAGE, "video_token_id": 4, "vision_start_token_id": 1, "vision_end_token_id": 2}
-
-
-def rope(*sections: int) -> dict[str, Any]:
-    return {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [*sections]}}
-
-
-def t5(words: int) -> Any:
-    return tf.T5Model(tf.T5Config(vocab_size=words, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2))
-
-
-def blip2() -> Any:
-    qformer = {**ENCODER, "encoder_hidden_size": 32, "cross_attention_frequency": 2, "use_qformer_text_input": True}
-    opt = {"model_type": "opt", "vocab_size": WORDS, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 1}
-    config = tf.Blip2Config(
-        vision_config=VIT,
-        qformer_config=qformer,
-        text_config={**opt, "num_attention_heads": 2, "word_embed_proj_dim": 32},
-        num_query_tokens=4,
-        image_text_hidden_size=24,
-        image_token_index=IMAGE,
-    )
-    return tf.Blip2ForImageTextRetrieval(config)
-
-
-def mllama() -> Any:
-    vision = {
-        "hidden_size": 32,
-        "attention_heads": 2,
-        "num_hidden_layers": 2,
-        "num_global_layers": 1,
-        "intermediate_size": 48,
-        "image_size": 32,
-        "patch_size": 8,
-        "max_num_tiles": 4,
-        "intermediate_layers_indices": [0, 1],
-        "vision_output_dim": 96,
-        "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1], [2, 2]],
-    }
-    text = {**TEXT, "num_hidden_layers": 3, "cross_attention_layers": [1]}
-    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4}
-    model = tf.MllamaModel(tf.MllamaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE))
-    for name, parameter in model.named_parameters():
-        if "gate" in name:  # they start closed, and a closed gate stops the gradients behind it
-            torch.nn.init.constant_(parameter, 0.5)
-    return model
-
-
-def molmo2() -> Any:
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
-    adapter = {"hidden_size": 32, "intermediate_size": 48, "text_hidden_size": 32, **heads}
-    config = tf.Molmo2Config(
-        text_config={**TEXT, "head_dim": 16, "additional_vocab_size": 8},
-        vision_config={**VIT, **heads, "image_size": [32, 32], "num_position_embeddings": 16},
-        adapter_config={**adapter, "vision_feature_layer": [-1, -2]},
-    )
-    return tf.Molmo2Model(config)
-
-
-VQ = {"embed_dim": 4, "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1}
-
-
-def janus() -> Any:
-    vision = {key: value for key, value in VIT.items() if key != "intermediate_size"}
-    tokens = {**VQ, "num_embeddings": 16, "projection_dim": 32, "image_token_embed_dim": 32, "latent_channels": 8}
-    config = tf.JanusConfig(
-        text_config=LLAMA,
-        vision_config={**vision, "mlp_ratio": 2, "projection_dim": 32},
-        vq_config={**tokens, "num_patches": 4},
-        image_token_id=IMAGE,
-    )
-    return tf.JanusModel(config)
-
-
-def emu3() -> Any:
-    names = {f"<|visual token {index:06d}|>": 900 + index for index in range(16)}
-    tokens = {**VQ, "codebook_size": 16, "latent_channels": 4, "attn_resolutions": [], "hidden_size": 32}
-    config = tf.Emu3Config(
-        text_config=TEXT,
-        vq_config={**tokens, "num_attention_heads": 2, "temporal_downsample_factor": 4},
-        vocabulary_map={**names, "<|extra_200|>": 950, "<image>": 951},
-    )
-    return tf.Emu3Model(config)
-
-
-def idefics2() -> Any:
-    perceiver = {"hidden_size": 32, "resampler_n_latents": 4, "resampler_depth": 1, "resampler_n_heads": 2}
-    perceiver |= {"resampler_head_dim": 16, "num_key_value_heads": 1}
-    return tf.Idefics2Model(
-        tf.Idefics2Config(
-            vision_config=VIT, perceiver_config=perceiver, text_config=MISTRAL, image_token_id=IMAGE, use_cache=False
-        )
-    )
-
-
-def llava(kind: str, vision: dict[str, Any], text: dict[str, Any], **more: Any) -> Any:
-    """A model of the LLaVA kind: `kind` names the class."""
-    config = getattr(tf, f"{kind}Config")(vision_config=vision, text_config=text, image_token_index=IMAGE, **more)
-    return getattr(tf, f"{kind}Model")(config)
-
-
-def aria() -> Any:
-    experts = {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1}
-    vision = {"model_type": "idefics3_vision", **VIT}
-    return llava("Aria", vision, {**TEXT, **experts}, projector_patch_to_query_dict={16: 4})
-
-
-def kosmos2() -> Any:
-    text = {"vocab_size": WORDS, "embed_dim": 32, "ffn_dim": 48, "layers": 2, "attention_heads": 2, "pad_token_id": 0}
-    return tf.Kosmos2Model(tf.Kosmos2Config(text_config=text, vision_config=VIT, latent_query_num=4))
-
-
-def flava() -> Any:
-    fused = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
-    return tf.FlavaModel(
-        tf.FlavaConfig(
-            text_config=ENCODER,
-            image_config={**VIT, "vocab_size": 16},
-            multimodal_config=fused,
-            hidden_size=32,
-            projection_dim=24,
-        )
-    )
-
-
-def internvl() -> Any:
-    vision = {**VIT, "image_size": [32, 32], "patch_size": [8, 8]}
-    return tf.InternVLModel(tf.InternVLConfig(vision_config=vision, text_config=QWEN2, image_token_id=IMAGE))
-
-
-BUILDERS: dict[str, Callable[[], Any]] = {
-    "clip": lambda: tf.CLIPModel(tf.CLIPConfig(text_config=ENCODER, vision_config=VIT, projection_dim=24)),
-    "siglip": lambda: tf.SiglipModel(
-        tf.SiglipConfig(text_config={**ENCODER, "projection_size": 32}, vision_config=VIT)
-    ),
-    "siglip2": lambda: tf.Siglip2Model(
-        tf.Siglip2Config(text_config={**ENCODER, "projection_size": 32}, vision_config={**VIT, "num_patches": 16})
-    ),
-    "t5": lambda: t5(WORDS),
-    "byt5": lambda: t5(384),
-    "blip-2": blip2,
-    "llava": lambda: llava("Llava", CLIP_VIT, LLAMA),
-    "llava_next": lambda: llava("LlavaNext", CLIP_VIT, LLAMA, image_grid_pinpoints=TILES),
-    "llava_onevision": lambda: llava("LlavaOnevision", SIGLIP_VIT, QWEN2, image_grid_pinpoints=TILES),
-    "pixtral": lambda: llava(
-        "Llava", PIXTRAL_VIT, MISTRAL, vision_feature_layer=-1, vision_feature_select_strategy="full"
-    ),
-    "mistral3": lambda: llava("Mistral3", PIXTRAL_VIT, MISTRAL, spatial_merge_size=2, vision_feature_layer=-1),
-    "idefics2": idefics2,
-    "idefics3": lambda: tf.Idefics3Model(
-        tf.Idefics3Config(vision_config=VIT, text_config=LLAMA, image_token_id=IMAGE, scale_factor=2, pad_token_id=0)
-    ),
-    "smolvlm": lambda: tf.SmolVLMModel(
-        tf.SmolVLMConfig(vision_config=VIT, text_config=LLAMA, image_token_id=IMAGE, scale_factor=2, pad_token_id=0)
-    ),
-    "mllama": mllama,
-    "qwen2_vl": lambda: tf.Qwen2VLModel(
-        tf.Qwen2VLConfig(
-            text_config=rope(2, 3, 3), vision_config={**QWEN_VIT, "embed_dim": 32, "mlp_ratio": 2}, **QWEN_TOKENS
-        )
-    ),
-    "qwen2_5_vl": lambda: tf.Qwen2_5_VLModel(
-        tf.Qwen2_5_VLConfig(
-            text_config=rope(2, 3, 3),
-            vision_config={
-                **QWEN_VIT,
-                "out_hidden_size": 32,
-                "intermediate_size": 48,
-                "window_size": 32,
-                "fullatt_block_indexes": [1],
-            },
-            **QWEN_TOKENS,
-        )
-    ),
-    "qwen3_vl": lambda: tf.Qwen3VLModel(
-        tf.Qwen3VLConfig(
-            text_config={**rope(4, 2, 2), "head_dim": 16},
-            vision_config={
-                **QWEN_VIT,
-                "out_hidden_size": 32,
-                "intermediate_size": 48,
-                "num_position_embeddings": 16,
-                "deepstack_visual_indexes": [0],
-            },
-            **QWEN_TOKENS,
-        )
-    ),
-    "molmo2": molmo2,
-    "janus": janus,
-    "emu3": emu3,
-    "aria": aria,
-    "internvl": internvl,
-    "paligemma": lambda: llava(
-        "PaliGemma", SIGLIP_VIT, {"model_type": "gemma", **TEXT, "head_dim": 16}, projection_dim=32
-    ),
-    "gemma3": lambda: llava("Gemma3", SIGLIP_VIT, {**TEXT, "head_dim": 16}, mm_tokens_per_image=4),
-    "fuyu": lambda: tf.FuyuModel(
-        tf.FuyuConfig(**TEXT, patch_size=8, image_size=32, text_config={"model_type": "persimmon", **TEXT})
-    ),
-    "kosmos-2": kosmos2,
-    "git": lambda: tf.GitModel(tf.GitConfig(vision_config=VIT, **ENCODER)),
-    "flava": flava,
-    "qwen2": lambda: tf.Qwen2Model(tf.Qwen2Config(**TEXT)),  # any causal language model, without a record
-}
-BLIND = ("t5", "byt5", "fuyu", "qwen2")
-NAMES = tuple(BUILDERS)
-SEEING = tuple(name for name in NAMES if name not in BLIND)
-# Where a family's attention is not called q_proj, k_proj, v_proj, o_proj.
-TARGETS = {
-    **dict.fromkeys(("clip", "siglip", "siglip2", "kosmos-2"), ("q_proj", "k_proj", "v_proj", "out_proj")),
-    **dict.fromkeys(("t5", "byt5"), ("q", "k", "v", "o")),
-    **dict.fromkeys(("blip-2", "git", "flava"), ("query", "key", "value")),
-    "fuyu": ("query_key_value", "dense"),
-}
 PROMPTS = [
     parse_prompt(text)
     for text in ("on", 'a sign: "日本"', 'an old blue sign under a tree that says "HOUSE" in white letters')
@@ -309,7 +51,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
         if name not in made:
             made[name] = tmp_path_factory.mktemp(name)
             torch.manual_seed(0)
-            model = BUILDERS[name]()
+            model = TINY_FAMILIES[name].build()
             with torch.no_grad():
                 for parameter in model.parameters():
                     # The library's 0.02 makes all states nearly equal in so narrow a model; zeros give no gradients.
@@ -331,8 +73,10 @@ def vision_folder(tmp_path_factory: pytest.TempPathFactory) -> Folders:
         path = tmp_path_factory.mktemp(name)
         if name == "dinov2":
             tf.Dinov2Model(tf.Dinov2Config(**VIT)).save_pretrained(path)
+        elif name == "dinov2_with_registers":
+            tf.Dinov2WithRegistersModel(tf.Dinov2WithRegistersConfig(**VIT)).save_pretrained(path)
         else:
-            BUILDERS[name]().save_pretrained(path)
+            TINY_FAMILIES[name].build().save_pretrained(path)
         return path
 
     return folder
@@ -357,8 +101,8 @@ def load(path: Path, with_vision: bool, **more: Any) -> LVLMEncoder:
 
 
 def test_every_family_is_run_here() -> None:
-    with_own_record = {"byt5": "t5", "pixtral": "llava", "qwen2": None}
-    assert {with_own_record.get(name, name) for name in NAMES} - {None} == set(FAMILIES) - {"mt5", "umt5"}
+    records = {name if family.record == "" else family.record for name, family in TINY_FAMILIES.items()}
+    assert records - {None} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -398,16 +142,38 @@ def test_image_embeddings_are_each_picture_s_own(name: str, encoders: Callable[[
     assert v.isfinite().all()
     torch.testing.assert_close(v[2:], encoder.image_embeddings(pixels[2:]), atol=1e-4, rtol=1e-4)
     assert (v[0] - v[1]).abs().max() > 1e-4
-    if name != "emu3":  # its pictures become tokens, and no gradient passes them
+    if TINY_FAMILIES[name].seen_with_gradients:
         (gradient,) = torch.autograd.grad(v[0].square().sum(), pixels)
         assert gradient[0].abs().max() > 0
         assert gradient[1:].abs().max() == 0
 
 
+@pytest.mark.parametrize("name", SEEING)
+@torch.no_grad()
+def test_a_patch_of_the_grid_stands_where_it_stands_in_the_picture(
+    name: str, encoders: Callable[[str], LVLMEncoder]
+) -> None:
+    encoder = encoders(name)
+    torch.manual_seed(1)
+    pixels = torch.rand(1, 3, 32, 32) * 2 - 1
+    features = encoder.image_features(pixels)
+    if not TINY_FAMILIES[name].grid:
+        with pytest.raises(UserError, match=rf"tower of this {name} model gives no grid of patches; choose one that"):
+            encoder.patch_grid(features)
+        return
+    before = encoder.patch_grid(features)
+    side = before.shape[1]
+    pixels[..., -32 // side :, : 32 // side] *= -1  # the patch at the lower left
+
+    changed = (encoder.patch_grid(encoder.image_features(pixels)) - before).norm(dim=-1)[0]
+
+    assert divmod(int(changed.argmax()), side) == (side - 1, 0)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_reach_the_adapters_and_nothing_frozen(name: str, encoders: Callable[[str], LVLMEncoder]) -> None:
     encoder = copy.deepcopy(encoders(name))
-    targets = TARGETS.get(name, ("q_proj", "k_proj", "v_proj", "o_proj"))
+    targets = TINY_FAMILIES[name].targets
     encoder.model = add_adapter(encoder.model, LoraOptions(rank=2), targets, "base", among=encoder.text_modules())
     before = {key: parameter.detach().clone() for key, parameter in encoder.named_parameters()}
     trained = {key: p for key, p in encoder.named_parameters() if p.requires_grad}
@@ -453,7 +219,7 @@ def test_without_v_the_vision_tower_is_not_loaded(
         (tmp_path / path.name).write_bytes(path.read_bytes())
     weights = load_file(tmp_path / "model.safetensors")
     parts = FAMILIES[whole.reading.family].vision
-    on_disk = ("vision_backbone",) if name == "molmo2" else parts  # the library renames what it loads
+    on_disk = TINY_FAMILIES[name].tower_on_disk or parts
     kept = {key: value for key, value in weights.items() if not key.startswith(on_disk)}
     assert len(kept) < len(weights)
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})  # it could not be loaded if it tried
@@ -492,7 +258,7 @@ def test_layers_can_be_chosen_and_averaged(name: str, encoders: Callable[[str], 
 # --- v from another encoder ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("vision", ["clip", "siglip", "siglip2", "dinov2"])
+@pytest.mark.parametrize("vision", ["clip", "siglip", "siglip2", "dinov2", "dinov2_with_registers"])
 def test_a_separate_vision_encoder_gives_v_and_is_frozen(vision: str, folders: Folders, vision_folder: Folders) -> None:
     options = LVLMOptions(path=str(folders("t5")), vision_path=str(vision_folder(vision)), vision_pixels=32)
     encoder = LVLMEncoder(*load_lvlm(options), options, load_vision(options)).eval()

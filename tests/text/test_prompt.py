@@ -10,7 +10,10 @@ from vlad.errors import UserError
 from vlad.records import Span
 from vlad.text.prompt import find_objects, find_quotes, nested_marks, parse_prompt
 
-PAIRS = ['""', "''", "“”", "„“", "„”", "‘’", "«»", "「」", "『』"]
+PAIRS = [
+    *('""', "''", "“”", "„“", "„”", "””", "‘’", "‚‘", "‚’"),
+    *("«»", "»«", "»»", "‹›", "›‹", "「」", "『』", "＂＂"),
+]
 MARKS = "".join(sorted(set("".join(PAIRS))))
 # Pieces that have something to do with each other's edges: marks, apostrophes, letters of many scripts, joiners.
 PIECES = st.lists(
@@ -73,6 +76,19 @@ def test_scripts_without_spaces_quote_in_the_middle_of_a_line(text: str, string:
 
     assert prompt.strings == (string,)
     assert all(string not in phrase.text for phrase in prompt.phrases)
+
+
+@pytest.mark.parametrize(
+    ("text", "strings"),
+    [
+        ("«un» et «deux», puis « trois »", ("un", "deux", "trois")),
+        ("»eins« und »zwei«", ("eins", "zwei")),
+        ("a 6” plank, 5 m» long, that says “HI”", ("HI",)),  # straight after a letter a mark opens nothing
+        ("«say «NO» twice»", ("say «NO",)),
+    ],
+)
+def test_marks_that_open_in_one_language_and_close_in_another(text: str, strings: tuple[str, ...]) -> None:
+    assert parse_prompt(text).strings == strings
 
 
 @pytest.mark.parametrize("pair", PAIRS)

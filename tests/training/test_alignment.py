@@ -1,10 +1,13 @@
 """How a stage calls L_align: which captions it reads, and what each kind is given."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from vlad.building import parts_of_base
+from vlad.config import load_config
 from vlad.errors import UserError
 from vlad.losses.alignment import AlignmentHeads
 from vlad.losses.contrastive import AlignmentHead, contrastive_loss, multi_positive_loss, relations_of_texts, text_ids
@@ -98,3 +101,15 @@ def test_a_base_s_heads_start_any_kind() -> None:
     other.load_fitting(stored)
     assert torch.equal(other.contrast.from_text.weight, heir.contrast.from_text.weight)
     assert torch.equal(other.contrast.from_image.weight, fresh)
+
+
+@pytest.mark.parametrize(
+    ("lora", "said"), [("null", "those of L_align begin anew"), ("{rank: 2}", "trained without L_align")]
+)
+def test_a_base_without_alignment_heads_is_told(
+    lora: str, said: str, ours: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config("configs/tiny.yaml", ["data.picture_pixels=32", f"base={ours}", f"lora={lora}"])
+    _, config = parts_of_base(config)
+    assert f"{ours} comes without its alignment heads: {said}\n" in capsys.readouterr().err
+    assert (config.losses.align_weight > 0) == (lora == "null")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -65,7 +66,9 @@ def test_signals_of_schedulers_and_ctrl_c_save_and_end_with_exit_code_0(signs: P
         words = tmp_path / f"words-{step}"
         orders = Orders(send=("autoencoder", step, 0, number))
         assert finish(start(signs / "config.yaml", words, overrides, orders)) == [0]
-        assert "Stopped and saved" in words.with_suffix(".0").read_text()
+        told = words.with_suffix(".0").read_text()
+        command = shlex.join(["train.py", str(signs / "config.yaml"), *overrides])
+        assert f"Stopped and saved. The same command goes on: python {command}\n" in told
         newest = list_checkpoints(tmp_path / "signals" / "autoencoder" / "checkpoints")[-1]
         assert newest.name == f"step-{step:08d}.ckpt"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from vlad.errors import UserError
 from vlad.launch import is_finished, run
 from vlad.sampling import load_pipeline
 from vlad.stage_trainer import _strategy
-from vlad.text.components import component_of
+from vlad.text.components import COMPONENTS, component_of
 from vlad.training.phases import TextPhases
 
 CONFIG = """
@@ -93,6 +94,7 @@ def test_each_phase_moves_what_its_table_says_and_the_optimiser_holds_them_all(
     moved: list[set[str]] = []
     held: list[set[str]] = []
     rates: set[tuple[str, float]] = set()
+    owners: dict[str, str | None] = {}
     original = TextPhases.on_train_batch_start
     before: dict[str, torch.Tensor] = {}
 
@@ -102,11 +104,12 @@ def test_each_phase_moves_what_its_table_says_and_the_optimiser_holds_them_all(
         if before:
             moved.append({name for name, value in before.items() if not torch.equal(value, parameters[name])})
         before.update({name: value.detach().clone() for name, value in parameters.items()})
+        owners.update({name: component_of(name, self.text_side) for name in parameters})
         groups = trainer.optimizers[0].param_groups
         held.append({names[id(p)] for group in groups for p in group["params"] if id(p) in names})
         for group in groups:
-            owners = {component_of(names[id(p)], self.text_side) for p in group["params"] if id(p) in names}
-            rates.update((str(owner), group["initial_lr"]) for owner in owners)
+            of_group = {component_of(names[id(p)], self.text_side) for p in group["params"] if id(p) in names}
+            rates.update((str(owner), group["initial_lr"]) for owner in of_group)
         original(self, trainer, module, *rest)
 
     monkeypatch.setattr(TextPhases, "on_train_batch_start", watch)
@@ -135,6 +138,14 @@ def test_each_phase_moves_what_its_table_says_and_the_optimiser_holds_them_all(
     assert "phase 3 of 3" in told
     # The layout stage goes on in the last phase: six steps are behind it.
     assert told.count("phase 1 of 3") == 1
+    # Each table's numbers are those of the parameters that its phase has moved.
+    rows = re.findall(r"^  (\w+) +(\w+) +([\d,]+) of +[\d,]+ parameters", told, re.MULTILINE)
+    for number, steps in enumerate((of_align[:2], of_align[2:4], of_align[4:])):
+        table = {component: int(count.replace(",", "")) for component, _, count in rows[5 * number : 5 * number + 5]}
+        sizes = dict.fromkeys(COMPONENTS, 0)
+        for name in set().union(*steps):
+            sizes[owners[name]] += before[name].numel()
+        assert table == sizes
 
 
 def test_phases_go_on_where_a_stopped_run_left_them(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

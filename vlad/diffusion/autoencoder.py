@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlad.errors import UserError
+from vlad.hub import refuse_out_of_reach
 from vlad.records import Conditioning
 
 
@@ -117,6 +118,7 @@ def build_autoencoder(options: AutoencoderOptions) -> PatchAutoencoder | Autoenc
     Raises UserError when there is no AutoencoderKL at the path.
     """
     if options.path is not None:
+        refuse_out_of_reach("autoencoder.path", options.path, options.revision, "config.json")
         try:
             return AutoencoderKL.from_pretrained(options.path, revision=options.revision)
         except (OSError, ValueError) as error:

@@ -25,6 +25,7 @@ from vlad.diffusion.growing import check_text_inputs
 from vlad.diffusion.noise import NoiseOptions
 from vlad.diffusion.stored import listed_misfits
 from vlad.errors import UserError
+from vlad.hub import refuse_out_of_reach
 from vlad.text.own import ENCODERS, OwnTextOptions, context_tokens, load_own_text
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -218,6 +219,7 @@ def _model_index(path: str, revision: str | None) -> dict[str, Any]:
             return {str(name): value for name, value in read.items()}
         except (ValueError, AttributeError) as error:
             raise UserError(f"{OPTION}: {index} is damaged ({error}); download the model again.") from error
+    refuse_out_of_reach(OPTION, path, revision, "model_index.json")
     with _told(path, "model_index.json"):
         return dict(DiffusionPipeline.load_config(path, revision=revision))
 

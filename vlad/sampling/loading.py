@@ -13,7 +13,7 @@ import torch
 
 from vlad.adapters import set_adapters
 from vlad.building import own_pipeline_folder, read_pipeline
-from vlad.errors import UserError, did_you_mean
+from vlad.errors import UserError, did_you_mean, reason_of
 from vlad.pipeline import VLADPipeline
 from vlad.sampling.running import pipeline_of_running
 from vlad.text.fingerprint import add_module
@@ -88,9 +88,10 @@ def _pipeline_of(run: Path | str, dtype: torch.dtype) -> VLADPipeline:
         name = str(run).removeprefix(HUB)
         try:
             return VLADPipeline.from_pretrained(name, dtype=dtype)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:
             raise UserError(
-                f"There is no pipeline {name} in reach on the hub; check the name and the network."
+                f"There is no pipeline {name} in reach on the hub that can be loaded ({reason_of(error)}); check the"
+                f" name and the network, or give the folder of: hf download {name} --local-dir FOLDER."
             ) from error
     path = Path(run)
     has_pipeline = any((folder / "model_index.json").is_file() for folder in (path, path / "pipeline"))

@@ -5,10 +5,13 @@ What it writes is checked by the importers: they see to it that exactly the reco
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import PROCESSOR_MAPPING, AutoConfig, AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
+from transformers.utils import PushToHubMixin
 
 from vlad.errors import UserError
 
@@ -32,7 +35,7 @@ class LVLMCaptioner:
         self.name = path if revision is None else f"{path} at {revision}"
         self._max_new_tokens = max_new_tokens
         try:
-            self._processor = AutoProcessor.from_pretrained(path, revision=revision)
+            self._processor = load_processor(path, revision)
             model = AutoModelForImageTextToText.from_pretrained(path, revision=revision)
             chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
             self._model = model.to(chosen).eval()
@@ -83,6 +86,43 @@ class LVLMCaptioner:
             )
         image_token = getattr(self._processor, "image_token", "")
         return f"{image_token}\n{text}\n" if image_token else text
+
+
+def load_processor(path: str, revision: str | None) -> Any:
+    """The processor of a model; where there is no torchvision, without the part that reads videos.
+
+    The library has every image processor with Pillow alone, but video processors with torchvision only, and then loads
+    nothing at all of Qwen2-VL, SmolVLM or InternVL. Raises whatever the library raises.
+    """
+    try:
+        return AutoProcessor.from_pretrained(path, revision=revision)
+    except ImportError as error:
+        if "torchvision" not in str(error).lower():
+            raise
+        whole = PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(path, revision=revision))]
+    still: Any = type(whole.__name__, (_Still, whole), {"video_processor_class": NoVideos.__name__})
+    return still.from_pretrained(path, revision=revision)
+
+
+class NoVideos(PushToHubMixin):  # so that a processor asks for its options
+    """Stands where a processor wants one for videos."""
+
+    model_input_names: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def from_pretrained(cls, *_: Any, **__: Any) -> NoVideos:
+        return cls()
+
+
+class _Still:
+    """A processor's other half: whichever class for videos it looks up is `NoVideos`."""
+
+    @staticmethod
+    def get_possibly_dynamic_module(name: str) -> Any:
+        return NoVideos if "Video" in name else ProcessorMixin.get_possibly_dynamic_module(name)
 
 
 def instruction(strings: tuple[str, ...]) -> str:

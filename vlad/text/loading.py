@@ -12,23 +12,28 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
     AutoModel,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import cached_file
 
-from vlad.errors import UserError, did_you_mean
+from vlad.errors import UserError, counted, did_you_mean, reason_of
+from vlad.hub import NOT_THERE, refuse_out_of_reach
 from vlad.text.families import FAMILIES, VISION_FAMILIES, Family, Reading, note_reading, text_tower
 from vlad.text.lvlm import LVLMOptions
 from vlad.text.tiny_qwen import build_byte_tokenizer, build_tiny_qwen
 
+CONFIG = "config.json"
 SAFE_WEIGHTS, SAFE_INDEX, HEAD_KEY = "model.safetensors", "model.safetensors.index.json", "lm_head.weight"
 
 
@@ -44,7 +49,13 @@ def load_lvlm(
     if options.path is None:
         return build_tiny_qwen(options), build_byte_tokenizer()
     path, source = options.path, _source(options)
-    with _told_as("lvlm.path", path):
+    refuse_out_of_reach("lvlm.path", path, options.revision, CONFIG)
+    with told_as("lvlm.path", path):
+        if options.trust_remote_code:
+            refuse_unpinned_code(path, options.revision)
+        stored, _ = PreTrainedConfig.get_config_dict(path, revision=options.revision)
+        if "auto_map" not in stored and (kind := stored.get("model_type")) and kind not in CONFIG_MAPPING:
+            raise _unknown_family(options, kind)
         config = AutoConfig.from_pretrained(path, **source)
         family = _family_of(config, options)
         own_vision = with_vision and options.vision_path is None
@@ -66,7 +77,7 @@ def load_lvlm(
                 model = tower
         mean, std = _normalisation(path, source, config, (family.mean, family.std))
         note_reading(model, Reading(family.model_type, mean, std))
-    with _told_as("lvlm.path", path, "tokenizer"):
+    with told_as("lvlm.path", path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
         # Where its files are missing the library builds an empty one, which reads nothing, without a word.
         if set(tokenizer("a sign", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
@@ -78,7 +89,8 @@ def check_same_lvlm(options: LVLMOptions, model: Any) -> None:
     """Raises UserError where `path` names another LVLM than the one that a base has, by the shapes of their text."""
     if options.path is None:
         return
-    with _told_as("lvlm.path", options.path):
+    refuse_out_of_reach("lvlm.path", options.path, options.revision, CONFIG)
+    with told_as("lvlm.path", options.path):
         named = AutoConfig.from_pretrained(options.path, **_source(options)).get_text_config()
     had = model.config.get_text_config()
     differing = [
@@ -99,7 +111,8 @@ def load_vision(options: LVLMOptions) -> nn.Module | None:
     if path is None:
         return None
     source: dict[str, Any] = {"revision": options.vision_revision}
-    with _told_as("lvlm.vision_path", path):
+    refuse_out_of_reach("lvlm.vision_path", path, options.vision_revision, CONFIG)
+    with told_as("lvlm.vision_path", path):
         config = AutoConfig.from_pretrained(path, **source)
         family = VISION_FAMILIES.get(config.model_type)
         if family is None:
@@ -125,7 +138,7 @@ def load_head(options: LVLMOptions, model: Any) -> nn.Linear | None:
         raise UserError(
             "losses.captioning_weight: name the folder of the base's LVLM with lvlm.path: it has the LM head."
         )
-    with _told_as("lvlm.path", path):
+    with told_as("lvlm.path", path):
         revision = options.revision
         index = cached_file(path, SAFE_INDEX, revision=revision, _raise_exceptions_for_missing_entries=False)
         if index is not None:
@@ -148,8 +161,15 @@ def load_head(options: LVLMOptions, model: Any) -> nn.Linear | None:
     )
 
 
+# For a name that is none, a config with a wrong value, damaged weights, code that wants a package, a damaged tokenizer.
+_RAISED = (
+    *(OSError, ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, ImportError),
+    *(StrictDataclassError, SafetensorError, pickle.UnpicklingError),
+)
+
+
 @contextmanager
-def _told_as(option: str, path: str, what: str = "model") -> Iterator[None]:
+def told_as(option: str, path: str, what: str = "model") -> Iterator[None]:
     """What the library raises for a path, as one sentence of ours; its retries without a network are not reported."""
     hub = logging.getLogger("huggingface_hub")
     level = hub.level
@@ -158,18 +178,18 @@ def _told_as(option: str, path: str, what: str = "model") -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+    except _RAISED as error:
         if "trust_remote_code" in str(error):
             sentence = (
                 "needs code of its own; read it, then set lvlm.trust_remote_code=true and lvlm.revision to the commit"
                 " you have read"
             )
-        elif Path(path).exists():
-            sentence = f"holds no {what} that transformers can load; give a folder made by save_pretrained or a hub id"
+        elif isinstance(error, OSError) and not Path(path).exists():
+            sentence = NOT_THERE
         else:
             sentence = (
-                "is neither a folder here nor in reach on the hub; check the name and the network, or download it"
-                " elsewhere (hf download NAME --local-dir FOLDER) and give that folder"
+                f"holds no {what} that transformers can load ({reason_of(error)}); give a folder made by"
+                " save_pretrained or a hub id"
             )
         raise UserError(f"{option}: {path} {sentence}.") from error
     finally:
@@ -180,6 +200,23 @@ def _source(options: LVLMOptions) -> dict[str, Any]:
     return {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
 
 
+def refuse_unpinned_code(path: str, revision: str | None) -> None:
+    """Raises UserError where a model's code lies in another repository: of that the library takes the newest."""
+    for name in (CONFIG, "tokenizer_config.json"):
+        found = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if found is None:
+            continue
+        classes = json.loads(Path(found).read_text(encoding="utf-8")).get("auto_map") or {}
+        named = classes.values() if isinstance(classes, dict) else [classes]
+        parts = [part for entry in named for part in (entry if isinstance(entry, list) else [entry]) if part]
+        others = sorted({part.partition("--")[0] for part in parts if "--" in part} - {path})
+        if others:
+            raise UserError(
+                f"lvlm.path: the {name} of {path} takes its code from {others[0]}, which lvlm.revision does not pin;"
+                f" download both into one folder and name the code there without '{others[0]}--'."
+            )
+
+
 def _family_of(config: Any, options: LVLMOptions) -> Family:
     """The record for a config: of its family, of any causal language model, or of code from the hub."""
     kind = config.model_type
@@ -187,7 +224,11 @@ def _family_of(config: Any, options: LVLMOptions) -> Family:
         return FAMILIES[kind]
     if options.trust_remote_code or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         return Family(kind, text="", vision=(), features=None)
-    raise UserError(
+    raise _unknown_family(options, kind)
+
+
+def _unknown_family(options: LVLMOptions, kind: str) -> UserError:
+    return UserError(
         f"lvlm.path: {options.path} is a {kind} model; known: {', '.join(sorted(FAMILIES))} and any causal language"
         f" model.{did_you_mean(kind, FAMILIES)}"
     )
@@ -228,7 +269,15 @@ def _without(model_class: Any, dropped: Callable[[str], bool]) -> Any:
 
 def _load_whole(model_class: Any, option: str, path: str, **arguments: Any) -> Any:
     """The model from its folder or the hub. The library would draw missing weights at random: UserError instead."""
-    model, report = model_class.from_pretrained(path, output_loading_info=True, **arguments)
+    model, report = model_class.from_pretrained(
+        path, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+    )
+    if differing := sorted(report["mismatched_keys"]):
+        name, stored, wanted = differing[0]
+        raise UserError(
+            f"{option}: {counted(len(differing), 'weight')} of {path} {'does' if len(differing) == 1 else 'do'} not fit"
+            f" its config, the first is {name} ({tuple(stored)}, not {tuple(wanted)}); download the model again."
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(

@@ -312,6 +312,7 @@ def attach_adapter(module: nn.Module, directory: Path) -> PeftModel:
                 f"There is no adapter in {directory} ({name} is missing); give the adapter folder of a LoRA run."
             )
     remedy = f"load it onto the base it was trained on: {adapter_base(directory)}"
+    fingerprint = None if (directory / MARKS).is_file() else module_fingerprint(module)
     try:
         model = PeftModel.from_pretrained(module, str(directory))
         stored = _stored_names(directory).keys()
@@ -328,18 +329,25 @@ def attach_adapter(module: nn.Module, directory: Path) -> PeftModel:
             f" {_listed(sides)}; {remedy}."
         )
     try:
-        _compare_base(model, directory, remedy)
+        _compare_base(model, directory, fingerprint, remedy)
     except UserError:
         model.unload()
         raise
     return model
 
 
-def _compare_base(model: PeftModel, directory: Path, remedy: str) -> None:
+def _compare_base(model: PeftModel, directory: Path, fingerprint: str | None, remedy: str) -> None:
     """Raises UserError when the weights under the adapter are not those it was trained on (a 64th apart or more:
-    a base in half precision is the same base)."""
+    a base in half precision is the same base). `fingerprint`: of the base, where the adapter has lost its marks."""
     path = directory / MARKS
-    if not path.is_file():  # written by peft alone: its keys and shapes have to do
+    if fingerprint is not None:
+        wanted = adapter_about(directory).get("fingerprint", fingerprint)  # peft alone says none: its keys have to do
+        if fingerprint != wanted:
+            raise UserError(
+                f"The adapter in {directory} was trained on another base than this model (fingerprint {wanted}, not"
+                f" {fingerprint}), or on the same in another precision, which {MARKS} would tell, and that is missing;"
+                f" copy the whole folder, and {remedy}."
+            )
         return
     try:
         marks = {name: [float(value) for value in row] for name, row in json.loads(path.read_text("utf-8")).items()}

@@ -1,6 +1,7 @@
 """A prompt taken apart: global sentence, object phrases, quoted strings, each with its character span.
 
-A quoted string is what the picture has to spell. These pairs of marks are known: "" '' “” „“ ‘’ «» 「」 『』.
+A quoted string is what the picture has to spell. These pairs of marks are known:
+"" '' “” „“ ”” ‘’ ‚‘ «» »« »» ‹› ›‹ 「」 『』 ＂＂.
 A straight or curly apostrophe inside a word (don't, it’s, the dogs' bowl) is not a mark. Scripts that write words
 without spaces, or endings straight after a quotation (写着'你好'的, '안녕'이라고), have no apostrophes.
 """
@@ -19,12 +20,20 @@ CLOSING_MARKS = {
     "'": "'",
     "“": "”“",
     "„": "“”",
+    "”": "”",
     "‘": "’",
+    "‚": "‘’",
     "«": "»",
+    "»": "«»",
+    "‹": "›",
+    "›": "‹›",
     "「": "」",
     "『": "』",
+    "＂": "＂",
 }
 APOSTROPHES = "'’"
+# Open in some languages (»so«, ”so”, 'so') and close in others: straight after a letter they close.
+_EITHER = "'”»›"
 # Thai and Lao, Burmese, Hangul, Khmer, and from the CJK radicals on: kana, Han and the wide forms.
 _NO_APOSTROPHE = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\ua4cf\ua960-\ua97f\uac00-\ud7ff"
@@ -63,8 +72,8 @@ def _opens(text: str, index: int) -> bool:
     """Whether the mark at `index` can open a quotation: a closing quote never follows a word's own letters."""
     if text[index] not in CLOSING_MARKS or _is_apostrophe(text, index):
         return False
-    # "the dogs' bowl": a single mark straight after a letter closes a genitive, it does not open.
-    return text[index] not in APOSTROPHES or index == 0 or not _takes_apostrophe(text[index - 1])
+    # "the dogs' bowl", 6” of wood: straight after a letter such a mark closes what may never have been opened.
+    return text[index] not in _EITHER or index == 0 or not _takes_apostrophe(text[index - 1])
 
 
 def _closing_index(text: str, start: int, closing: str) -> int | None:

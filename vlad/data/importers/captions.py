@@ -14,7 +14,7 @@ from vlad.layout.polygons import polygon_area
 from vlad.records import TextLine
 
 # What people and language models put around a quotation. Single ones stay: most are apostrophes.
-_DOUBLE_MARKS = re.compile('["“”„«»「」『』]')
+_DOUBLE_MARKS = re.compile('["“”„«»‹›「」『』＂]')
 
 
 def strings_to_quote(lines: Sequence[TextLine], max_strings: int) -> tuple[str, ...]:
@@ -74,5 +74,5 @@ def listed(strings: Sequence[str]) -> str:
 def _find(text: str, plain: str) -> re.Match[str] | None:
     """Where a string stands as words of its own: in quotation marks of any kind, in any case, or bare as spelled."""
     words = r"\s+".join(map(re.escape, text.split()))
-    marked = re.search(rf"[\"“„«「『‘']{words}[.,]?[\"”“»」』’']", plain, re.IGNORECASE)
+    marked = re.search(rf"[\"“”„«»‹›「『‘‚'＂]{words}[.,]?[\"”“«»‹›」』‘’'＂]", plain, re.IGNORECASE)
     return marked or re.search(rf"(?<!\w){words}(?!\w)", plain)
