@@ -13,14 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vlad.config import Config
 from vlad.diffusion.attention import attend_beside
-from vlad.diffusion.autoencoder import DECODER_LAYERS, build_autoencoder, differing_latents, spatial_factor
+from vlad.diffusion.autoencoder import (
+    DECODER_LAYERS,
+    PatchAutoencoder,
+    build_autoencoder,
+    differing_latents,
+    spatial_factor,
+)
 from vlad.diffusion.growing import grow_conv_in, grow_text_inputs, new_parameters
 from vlad.diffusion.inpainting import edit_channels
 from vlad.diffusion.noise import build_scheduler
@@ -397,7 +402,7 @@ def _adapt_decoder(parts: Parts, lora: LoraOptions, base_id: str) -> None:
     """Puts fresh adapters on the decoder where that is asked for. Raises UserError for an AutoencoderKL."""
     if not lora.decoder:
         return
-    if isinstance(parts.autoencoder, AutoencoderKL):
+    if not isinstance(parts.autoencoder, PatchAutoencoder):
         raise UserError(
             f"lora.decoder: the autoencoder of {base_id} is an AutoencoderKL, which has seen pictures of all kinds, and"
             " is not trained here; set lora.decoder=false."
@@ -462,11 +467,15 @@ def pipeline_folder(path: Path) -> Path:
     for folder in (path / "pipeline", path):
         if (folder / "model_index.json").is_file():
             return folder
+    if (path / "config.yaml").is_file() and (path / "adapter").is_dir():
+        raise UserError(f"{path} is a LoRA run: it holds an adapter, and no pipeline; name its base here.")
     if (path / "config.yaml").is_file():
         raise UserError(
             f"The run {path} is not finished; run the command that started it again to train it to its end."
         )
-    raise UserError(f"There is no run or pipeline at {path}; train one with: python train.py configs/tiny.yaml.")
+    own = Path("configs") / f"{path.name}.yaml"  # a run has its config's name unless it was given another
+    config = own if own.is_file() else Path("configs/tiny.yaml")
+    raise UserError(f"There is no run or pipeline at {path}; train one with: python train.py {config}.")
 
 
 def build_pipeline(config: Config, parts: Parts) -> VLADPipeline:

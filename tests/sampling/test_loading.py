@@ -59,3 +59,10 @@ def test_a_lora_run_says_how_it_is_drawn_with(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("name: mine\nbase: runs/tiny\nlora: {rank: 4}\n", encoding="utf-8")
     with pytest.raises(UserError, match=f"runs/tiny --adapter {tmp_path}"):
         load_pipeline(tmp_path)
+
+
+def test_a_run_that_is_not_there_is_told_with_the_config_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no run or pipeline at .*train\.py configs/tiny_edit\.yaml\.$"):
+        load_pipeline(tmp_path / "tiny_edit")
+    with pytest.raises(UserError, match=r"train\.py configs/tiny\.yaml\.$"):
+        load_pipeline(tmp_path / "mine")
