@@ -162,7 +162,7 @@ def test_the_command_prints_a_table_a_stage_and_refuses_nonsense(
     monkeypatch.setattr("sys.argv", [*call, "data.picture_pixels=64", "--gpu-gb", "12"])
     assert command.main() == 0
     said = capsys.readouterr().out
-    assert said.count("as configured") == 2 and "fits" in said
+    assert said.count("as configured") == 2 and "which 'fits' counts" in said
     monkeypatch.setattr("sys.argv", [*call, "--gpu-gb", "-3"])
     with pytest.raises(SystemExit) as ended:
         run_command_line(command.main)

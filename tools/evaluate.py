@@ -102,6 +102,13 @@ def evaluate_editing(run: Path, count: int, engine: str) -> dict[str, Any]:
     return metrics
 
 
+def print_misread(score: dict[str, Any]) -> None:
+    """The first words that came out as others."""
+    if score["misread"]:
+        shown = ", ".join(f"{wanted}>{read or '-'}" for wanted, read in score["misread"][:12])
+        print(f"             misread: {shown}")
+
+
 def print_editing(metrics: dict[str, Any], run: Path) -> None:
     """The scores of edits."""
     print(
@@ -113,7 +120,7 @@ def print_editing(metrics: dict[str, Any], run: Path) -> None:
         f"  {metrics['pixels_changed_outside']} pixels changed outside the masks"
         f"  {metrics['words'] / metrics['sampling_seconds']:.1f} pictures/s"
     )
-    print("             misread:", ", ".join(f"{wanted}>{read or '-'}" for wanted, read in metrics["misread"][:12]))
+    print_misread(metrics)
     print(f"Pictures and grid: {run / 'evaluation'}")
 
 
@@ -218,7 +225,7 @@ def print_faults(faults: dict[str, list[str]], count: int, of_what: str) -> None
     for what, names in faults.items():
         if names:
             more = f", and {len(names) - 5} more" if len(names) > 5 else ""
-            named = "; ".join(name[:160] for name in names[:5])
+            named = "; ".join(name if len(name) <= 160 else f"{name[:157]}..." for name in names[:5])
             print(f"PARTIAL, {len(names)} of {count} {of_what} {what}: {named}{more}")
 
 
@@ -314,7 +321,7 @@ def print_spelling(metrics: dict[str, Any], run: Path) -> None:
             f"{mode:12} words {score['word_accuracy']:6.1%}  letters {score['letter_accuracy']:6.1%}{seen}"
             f"  {score['words'] / score['sampling_seconds']:.1f} pictures/s"
         )
-        print("             misread:", ", ".join(f"{wanted}>{read or '-'}" for wanted, read in score["misread"][:12]))
+        print_misread(score)
     print(f"Pictures and grids: {run / 'evaluation'}")
 
 

@@ -38,9 +38,10 @@ def main() -> int:
     room = device_bytes() if arguments.gpu_gb is None else int(arguments.gpu_gb * GB)
     for name in ["refine"] if parts.layout_unet is None else ["layout", "refine"]:
         print(plan_table(ways_to_fit(config, parts, name, room, sharing_ranks(config)), room) + "\n")
+    counted = "; --gpu-gb SIZE says what fits" if room is None else ", which 'fits' counts"
     print(
-        f"GB of 10^9 bytes, of each process. A GPU takes about {CONTEXT_BYTES / GB:.1f} more for itself (assumed),"
-        " which 'fits' counts."
+        f"GB of 10^9 bytes, of each process. A GPU takes about {CONTEXT_BYTES / GB:.1f} more for itself (assumed)"
+        f"{counted}."
     )
     return 0
 

@@ -477,11 +477,15 @@ def pipeline_folder(path: Path) -> Path:
     for folder in (path / "pipeline", path):
         if (folder / "model_index.json").is_file():
             return folder
+    if (path / "config.yaml").is_file() and (path / "adapter").is_dir():
+        raise UserError(f"{path} is a LoRA run: it holds an adapter, and no pipeline; name its base here.")
     if (path / "config.yaml").is_file():
         raise UserError(
             f"The run {path} is not finished; run the command that started it again to train it to its end."
         )
-    raise UserError(f"There is no run or pipeline at {path}; train one with: python train.py configs/tiny.yaml.")
+    own = Path("configs") / f"{path.name}.yaml"  # a run has its config's name unless it was given another
+    config = own if own.is_file() else Path("configs/tiny.yaml")
+    raise UserError(f"There is no run or pipeline at {path}; train one with: python train.py {config}.")
 
 
 def build_pipeline(config: Config, parts: Parts) -> VLADPipeline:

@@ -145,7 +145,10 @@ def _held_out(config: Config) -> tuple[list[Sample], list[Sample]]:
     stream = config.data.stream(config.seed)
     held = first_samples(sets.held_out, stream, sets.held_out.samples)
     if len(held) < 2:
-        raise UserError(f"{config.directory} has held out {len(held)} pictures; a distance needs at least two.")
+        raise UserError(
+            f"{config.directory} has held out {len(held)} of its pictures, and a distance needs at least two; train it"
+            " with a larger validation.share, or with more pictures."
+        )
     return held, first_samples(sets.own, stream, len(held))
 
 

@@ -77,6 +77,11 @@ def test_what_is_no_canvas_is_one_sentence(value: object, said: str) -> None:
         drawn_on(value)
 
 
+def test_a_prompt_that_quotes_nothing_has_no_plan(studio: Studio) -> None:
+    with pytest.raises(UserError, match="quotes nothing; put what"):
+        studio.plan("a blue sign that says HOUSE", "3")
+
+
 def test_a_plan_is_drawn_moved_and_drawn_again(studio: Studio) -> None:
     plan = studio.plan(PROMPT, "3")
     assert [line.text for line in plan.layout.lines] == ["HOUSE"] and plan.said == ("HOUSE",)

@@ -244,6 +244,9 @@ def test_pictures_are_found_by_name_by_index_and_in_subsets_folders(tmp_path: Pa
         encoding="utf-8",
     )
     assert names(tmp_path, [a, b]) == [("cat_1_5", "cat_1.png"), ("b_0", "other.png"), ("b_1", "b_1.jpg")]
+    lines = [{"picture": f"{name}.jpg", "prompt": "a dog", "seed": seed} for name, seed in (("b_1", 3), ("b_2", 4))]
+    (tmp_path / "index.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    assert names(tmp_path, [b]) == [("b_0", "b_1.jpg"), ("b_1", "b_2.jpg")], "as sample.py writes it"
     (tmp_path / "index.jsonl").write_text('{"file": 3, "prompt": "a dog"}', encoding="utf-8")
     with pytest.raises(UserError, match=r"index.jsonl, line 1 is not"):
         find_pictures(tmp_path, [b], None)

@@ -70,3 +70,15 @@ def test_a_missing_file_and_one_that_is_no_text_are_named(tmp_path):
     (tmp_path / "picture.json").write_bytes(b"\x89PNG\xff\xfe")
     with pytest.raises(UserError, match="not UTF-8"):
         read_layout(tmp_path / "picture.json")
+
+
+def test_a_written_layout_has_a_line_of_text_on_each_line(tmp_path):
+    lines = tuple(
+        TextLine(text, box_polygon(0.1, top, 0.9, top + 0.25)) for text, top in (("Straße", 0.25), ("“2”", 0.5))
+    )
+    path = tmp_path / "layout.json"
+    write_layout(Layout(lines), path)
+    assert [number for number, line in enumerate(path.read_text("utf-8").splitlines()) if '"text"' in line] == [1, 2]
+    assert read_layout(path) == Layout(lines)
+    write_layout(Layout(()), path)
+    assert json.loads(path.read_text("utf-8")) == {"lines": []}

@@ -99,6 +99,21 @@ def test_a_layout_of_other_words_than_the_prompts_is_told_once(
     assert "1 more" in told
 
 
+def test_a_prompt_that_quotes_nothing_is_told_and_drawn(
+    pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(pipeline_folder, "--prompt", BLUE, "--out", tmp_path / "quoted") == 0
+    assert "quotes nothing" not in capsys.readouterr().err
+    asked = ("--prompt", "a sign that says HOUSE", "--prompt", BLUE, "--prompt", "a wall")
+    assert call(pipeline_folder, *asked, "--out", tmp_path / "mixed") == 0
+    (told,) = [told for told in capsys.readouterr().err.splitlines() if "quotes nothing" in told]
+    assert told.startswith("--prompt: ") and "quotation marks" in told and "1 more" in told
+    assert len(pictures(tmp_path / "mixed")) == 3
+    given = ("--line", "HOUSE@0.1,0.1,0.9,0.4", "--out", tmp_path / "given")
+    assert call(pipeline_folder, "--prompt", "a wall", *given) == 0
+    assert "put what" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -187,6 +202,33 @@ def test_layouts_alone_can_be_edited_and_drawn(pipeline_folder: Path, tmp_path: 
     assert call(pipeline_folder, "--prompt", BLUE, "--layout", file, "--out", tmp_path / "drawn") == 0
     recipe = read_recipe(tmp_path / "drawn" / f"{BLUE_NAME}-s0.png")
     assert recipe.layout.lines[0].polygon[2] == (0.9, 0.3)
+
+
+def test_what_somebody_breaks_in_a_layout_file_is_told_or_left_alone(pipeline_folder: Path, tmp_path: Path) -> None:
+    asked = (pipeline_folder, "--prompt", BLUE, "--out", tmp_path)
+    assert call(*asked) == 0
+    file = tmp_path / "layouts" / f"{BLUE_NAME}-s0.json"
+    file.write_text("{", encoding="utf-8")
+    # The picture has its own layout inside.
+    assert call(*asked) == 0
+    assert file.read_text(encoding="utf-8") == "{"
+    with pytest.raises(UserError, match="is not JSON: line 1"):
+        call(*asked, "--layout-only")
+
+
+def test_a_plan_stays_with_no_picture_but_its_own(pipeline_folder: Path, tmp_path: Path) -> None:
+    def sheet_width() -> int:
+        with Image.open(tmp_path / "grids" / "grid.png") as sheet:
+            return sheet.width
+
+    asked = (pipeline_folder, "--prompt", BLUE, "--out", tmp_path)
+    assert call(*asked) == 0
+    plan = tmp_path / "layouts" / f"{BLUE_NAME}-s0-plan.png"
+    assert plan.is_file()
+    planned = sheet_width()
+    assert call(*asked, "--line", "HOUSE@0.1,0.5,0.9,0.8", "--overwrite") == 0
+    assert not plan.is_file(), "stage one drew nothing"
+    assert sheet_width() < planned
 
 
 def test_a_picture_of_nothing_but_a_prompt_has_an_empty_layout(pipeline_folder: Path, tmp_path: Path) -> None:

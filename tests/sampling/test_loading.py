@@ -75,3 +75,10 @@ def test_a_pipeline_of_the_hub_whose_lvlm_is_code_is_not_run(
         UserError, match=r"^There is no pipeline some/model .* that can be loaded \(.*Error: .*hf download"
     ):
         load_pipeline("hf://some/model")
+
+
+def test_a_run_that_is_not_there_is_told_with_the_config_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no run or pipeline at .*train\.py configs/tiny_edit\.yaml\.$"):
+        load_pipeline(tmp_path / "tiny_edit")
+    with pytest.raises(UserError, match=r"train\.py configs/tiny\.yaml\.$"):
+        load_pipeline(tmp_path / "mine")

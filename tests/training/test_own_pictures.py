@@ -360,6 +360,7 @@ def _with_numbers(record: dict[str, Any]) -> dict[Any, Any]:
     [
         (["base=nowhere"], "There is no run or pipeline at nowhere"),
         (["base={folder}/unfinished"], "is not finished"),
+        (["base={folder}/adapted"], "holds an adapter, and no pipeline; name its base"),
         (["data.shards={folder}/silent"], "not one line of text is annotated.*make_shards.py FOLDER"),
         (["data.batch_size=17"], "12 samples are too few.*data.repeats=2"),
         (
@@ -385,6 +386,8 @@ def test_what_cannot_work_is_told_in_one_sentence(world: Path, overrides: list[s
         posters(world / "silent", 16, with_text=False)
         (world / "unfinished").mkdir()
         (world / "unfinished" / "config.yaml").write_text(BASE, encoding="utf-8")
+        (world / "adapted" / "adapter").mkdir(parents=True)
+        (world / "adapted" / "config.yaml").write_text(BASE, encoding="utf-8")
     before = set((world / "runs").iterdir())
     with pytest.raises(UserError, match=said) as caught:
         run(load(world, "name=wrong", *(override.replace("{folder}", str(world)) for override in overrides)))

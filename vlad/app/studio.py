@@ -86,6 +86,8 @@ class Studio:
         if not self.pipeline.uses_layout:
             raise UserError("This model was trained without layouts (layout.kind: none) and plans none.")
         parsed = self.pipeline.check_prompt(prompt)
+        if not parsed.strings:
+            raise UserError("The prompt quotes nothing; put what the picture has to spell in quotation marks.")
         with self._lock:
             (plan,) = self._guarded(lambda: self.pipeline.plan([parsed], [seed], settings))
         return Drawn(plan.layout, settings.width, settings.height, parsed.strings)

@@ -76,10 +76,10 @@ def picture_seed(seed: int, key: str, sample: int) -> int:
 def find_pictures(folder: Path, prompts: Sequence[Wanted], per_prompt: int | None) -> list[Picture]:
     """The pictures of every prompt, in the prompts' order, at least one entry a prompt.
 
-    `folder/index.jsonl` names them ({"file", "id" or "prompt", "sample"?}), or else the files' own names: ID.png,
-    ID_SAMPLE.png, or 0007-a-slug.png as sample.py writes. Prompts of several files also lie in folders of their
-    subset's name (with the id without the subset in front). With `per_prompt` None, as many as there are count, and
-    one that has none is missing. Raises UserError when no picture is any prompt's.
+    `folder/index.jsonl` names them ({"file", "id" or "prompt", "sample"?}, or as sample.py does), or else the files'
+    own names: ID.png, ID_SAMPLE.png, or 0007-a-slug.png as sample.py writes. Prompts of several files also lie in
+    folders of their subset's name (with the id without the subset in front). With `per_prompt` None, as many as there
+    are count, and one that has none is missing. Raises UserError when no picture is any prompt's.
     """
     index = folder / INDEX
     found = _by_index(index, prompts) if index.is_file() else _by_name(folder, prompts)
@@ -111,7 +111,9 @@ def _by_index(index: Path, prompts: Sequence[Wanted]) -> dict[str, dict[int, Pat
             continue
         try:
             record = json.loads(line)
-            file, named = record["file"], record.get("id", record.get("key"))
+            # sample.py's own index calls it "picture".
+            file = record["file"] if "file" in record else record["picture"]
+            named = record.get("id", record.get("key"))
             key = by_key.get(safe_name(str(named))) if named is not None else by_prompt.get(record["prompt"])
             sample = record.get("sample")
             assert isinstance(file, str) and (sample is None or isinstance(sample, int))

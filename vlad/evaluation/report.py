@@ -47,7 +47,8 @@ def overlay(picture: Image.Image, layout: Layout) -> Image.Image:
 
 
 def sample_grid(rows: Sequence[GridRow], heads: Sequence[str], cell_pixels: int = 160, columns: int = 2) -> Image.Image:
-    """Rows of captioned pictures under column heads, in `columns` blocks side by side."""
+    """Rows of captioned pictures under column heads, in at most `columns` blocks side by side."""
+    columns = min(columns, len(rows))
     per_row = max(len(row.pictures) for row in rows)
     gap, text_height, head_height = 6, 34, 20
     block_width = per_row * (cell_pixels + gap) + 2 * gap

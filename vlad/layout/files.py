@@ -120,17 +120,25 @@ def read_layout(path: Path | str) -> Layout:
     Raises UserError when the file is missing or is no layout, when it holds no text, and when a line has no
     area or stands outside the picture.
     """
+    layout = layout_as_it_is(path)
+    check_layout(layout, str(path))
+    return layout
+
+
+def layout_as_it_is(path: Path | str) -> Layout:
+    """A layout file that may hold no text, as stage one leaves it for a prompt without any.
+
+    Raises UserError when the file is missing or is no layout.
+    """
     path = existing_file(path, "layout file", 'write one like {"lines": [{"text": "HI", "box": [0.1, 0.4, 0.9, 0.6]}]}')
     try:
-        layout = layout_from_json(json.loads(path.read_text(encoding="utf-8")))
+        return layout_from_json(json.loads(path.read_text(encoding="utf-8")))
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a layout: it is not UTF-8 text; give a JSON file.") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a layout: {sentence(str(error)[:300])}") from error
-    check_layout(layout, str(path))
-    return layout
 
 
 def check_layout(layout: Layout, where: str) -> None:
@@ -158,5 +166,7 @@ def check_layout(layout: Layout, where: str) -> None:
 
 
 def write_layout(layout: Layout, path: Path | str) -> None:
-    """Writes a layout file."""
-    Path(path).write_text(json.dumps(layout_to_json(layout), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Writes a layout file, with each line of text on a line of its own."""
+    lines = ",\n  ".join(json.dumps(line_to_json(line), ensure_ascii=False) for line in layout.lines)
+    written = f'{{"lines": [\n  {lines}\n]}}\n' if lines else '{"lines": []}\n'
+    Path(path).write_text(written, encoding="utf-8")

@@ -13,7 +13,7 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from vlad.errors import UserError, writable_directory
 from vlad.evaluation.report import GridRow, draw_layout, overlay, picture_of_map, sample_grid
-from vlad.layout.files import layout_from_json, layout_to_json, write_layout
+from vlad.layout.files import layout_as_it_is, layout_to_json, write_layout
 from vlad.layout.masks import Edit
 from vlad.pipeline import Reader, VLADPipeline
 from vlad.pipeline_settings import DrawSettings
@@ -83,7 +83,7 @@ def jobs_of(
 
     Names number the requests, refused ones too: a line that is mended later gets the place it would have had.
     """
-    jobs, refused, apart = [], [], []
+    jobs, refused, apart, wordless = [], [], [], []
     for number, request in enumerate(requests):
         if isinstance(request, Refusal):
             refused.append(request)
@@ -96,15 +96,20 @@ def jobs_of(
             continue
         if wanted is not None and not says_the_same(wanted, prompt.strings):
             apart.append(_told_apart(request.place, wanted, prompt.strings))
+        elif wanted is None and not prompt.strings:
+            wordless.append(
+                f"{request.place}: the prompt quotes nothing; put what the picture has to spell in quotation marks."
+            )
         for quote in nested_marks(prompt):
             print(f"The quotation marks inside {quote.text!r} are spelled like its letters.", file=sys.stderr)
         jobs += [
             Job(f"{number:04d}-{_slug(request.prompt)}-s{seed}", request.prompt, seed, wanted)
             for seed in request.seeds or seeds
         ]
-    if apart:
-        others = f" (and so for {len(apart) - 1} more)" if len(apart) > 1 else ""
-        print(f"{apart[0]}{others}", file=sys.stderr)
+    for told in (apart, wordless):
+        if told:
+            others = f" (and so for {len(told) - 1} more)" if len(told) > 1 else ""
+            print(f"{told[0]}{others}", file=sys.stderr)
     return jobs, refused
 
 
@@ -185,8 +190,11 @@ def _write_layout_files(
     out: Path,
 ) -> None:
     write_layout(layout, out / "layouts" / f"{name}.json")
+    plan = _plan_file(out, name)
+    # That of a picture which is drawn over is no plan of this one.
+    plan.unlink(missing_ok=True)
     if glyph_map is not None:
-        picture_of_map(glyph_map).save(out / "layouts" / f"{name}-plan.png")
+        picture_of_map(glyph_map).save(plan)
     enlarge = max(1, round(OVERLAY_PIXELS / max(settings.width, settings.height)))
     size = settings.width * enlarge, settings.height * enlarge
     shown = draw_layout(layout, *size) if picture is None else overlay(picture.resize(size), layout)
@@ -289,23 +297,34 @@ def _slug(prompt: str) -> str:
 
 
 def _write_sheets(out: Path, jobs: Sequence[Job], layout_only: bool) -> None:
-    """Contact sheets of the call's pictures, from their files."""
+    """Contact sheets of the call's pictures, from their files; raw plans only where stage one drew some."""
     for page, start in enumerate(range(0, len(jobs), SHEET_PICTURES), start=1):
-        rows = [_row(out, job, layout_only) for job in jobs[start : start + SHEET_PICTURES]]
-        heads = ("raw plan", "layout") if layout_only else ("raw plan", "layout", "picture")
+        shown = jobs[start : start + SHEET_PICTURES]
+        has_plans = any(_plan_file(out, job.name).is_file() for job in shown)
+        rows = [_row(out, job, layout_only, has_plans) for job in shown]
+        heads = ["raw plan"] * has_plans + ["layout"] + ["picture"] * (not layout_only)
         sheet = sample_grid(rows, heads, cell_pixels=128)
         sheet.save(out / "grids" / (f"grid-{page}.png" if page > 1 else "grid.png"))
 
 
-def _row(out: Path, job: Job, layout_only: bool) -> GridRow:
-    folder = out / "layouts"
-    plan_file = folder / f"{job.name}-plan.png"
-    shown = None if layout_only else _opened(out / f"{job.name}.png")
-    width, height = (shown or _opened(folder / f"{job.name}.png")).size
-    layout = draw_layout(layout_from_json(json.loads((folder / f"{job.name}.json").read_text("utf-8"))), width, height)
-    plan = _opened(plan_file) if plan_file.is_file() else layout
-    pictures: Iterable[Image.Image] = (plan, layout) if shown is None else (plan, layout, shown)
-    return GridRow(f"{job.prompt} ({job.seed})", tuple(pictures))
+def _row(out: Path, job: Job, layout_only: bool, has_plans: bool) -> GridRow:
+    picture = None if layout_only else _opened(out / f"{job.name}.png")
+    if picture is None:
+        layout = layout_as_it_is(out / "layouts" / f"{job.name}.json")
+        width, height = _opened(out / "layouts" / f"{job.name}.png").size
+    else:
+        # The one that the picture was drawn from: the file may have been edited since.
+        layout = read_recipe(out / f"{job.name}.png").layout
+        width, height = picture.size
+    shown = [draw_layout(layout, width, height)]
+    if has_plans:
+        plan = _plan_file(out, job.name)
+        shown.insert(0, _opened(plan) if plan.is_file() else Image.new("RGB", (width, height), "white"))
+    return GridRow(f"{job.prompt} ({job.seed})", (*shown, picture) if picture is not None else tuple(shown))
+
+
+def _plan_file(out: Path, name: str) -> Path:
+    return out / "layouts" / f"{name}-plan.png"
 
 
 def _opened(path: Path) -> Image.Image:

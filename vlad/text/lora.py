@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -314,7 +315,9 @@ def attach_adapter(module: nn.Module, directory: Path) -> PeftModel:
     remedy = f"load it onto the base it was trained on: {adapter_base(directory)}"
     fingerprint = None if (directory / MARKS).is_file() else module_fingerprint(module)
     try:
-        model = PeftModel.from_pretrained(module, str(directory))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers by an older name
+            model = PeftModel.from_pretrained(module, str(directory))
         stored = _stored_names(directory).keys()
     except (RuntimeError, ValueError, TypeError, SafetensorError) as error:
         reason = str(error).splitlines()[-1].strip()  # torch's first line is only a head
