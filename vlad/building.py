@@ -403,14 +403,19 @@ def _adapt_unets(parts: Parts, lora: LoraOptions, base_id: str, revision: str | 
 
 
 def _adapt_decoder(parts: Parts, lora: LoraOptions, base_id: str) -> None:
-    """Puts fresh adapters on the decoder where that is asked for. Raises UserError for an AutoencoderKL."""
+    """Puts fresh adapters on a PatchAutoencoder's decoder where that is asked for.
+
+    An AutoencoderKL has seen pictures of all kinds and stays as it is. Raises UserError where nothing else is adapted.
+    """
     if not lora.decoder:
         return
     if not isinstance(parts.autoencoder, PatchAutoencoder):
-        raise UserError(
-            f"lora.decoder: the autoencoder of {base_id} is an AutoencoderKL, which has seen pictures of all kinds, and"
-            " is not trained here; set lora.decoder=false."
-        )
+        if not lora.layout_unet and not lora.refine_unet:
+            raise UserError(
+                f"lora.decoder: the autoencoder of {base_id} is an AutoencoderKL, which carries no adapters here; set"
+                " lora.refine_unet=true."
+            )
+        return
     parts.autoencoder = add_adapter(parts.autoencoder, lora.of_part("autoencoder"), DECODER_LAYERS, base_id)
 
 

@@ -206,8 +206,7 @@ def is_finished(config: Config) -> bool:
 
 def adapter_recipe(config: Config) -> dict[str, Any]:
     """What an adapter's files and card say of its training, in plain values."""
-    decoder = ("autoencoder",) if config.lora is not None and config.lora.decoder else ()
-    train = {name: asdict(getattr(config.train, name)) for name in (*decoder, "layout", "refine")}
+    train = {name: asdict(getattr(config.train, name)) for name in ("autoencoder", "layout", "refine")}
     keys = ("steps", "learning_rate", "warmup_steps", "weight_decay", "ema_decay")
     recipe = {
         "seed": config.seed,

@@ -65,7 +65,7 @@ class LoraOptions:
     layout_unet: bool = True
     refine_unet: bool = True
     # And the decoder of a PatchAutoencoder, in a stage of its own before the others: for grounds and colours that it
-    # has never restored. Latents stay what they are.
+    # has never restored. Latents stay what they are, and an AutoencoderKL stays whole.
     decoder: bool = False
     lvlm_targets: tuple[str, ...] = LVLM_TARGETS
     unet_targets: tuple[str, ...] = UNET_TARGETS
