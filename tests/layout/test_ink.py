@@ -39,7 +39,7 @@ def test_a_region_with_room_comes_back_to_the_line_s_own_polygon(size):
         after.append(polygon_iou(tightened(loose, sample.picture).polygon, line.polygon))
     assert np.mean(before) < 0.65
     assert np.mean(after) > 0.9
-    assert sum(iou > 0.8 for iou in after) >= 19  # a card's frame runs around one
+    assert min(after) > 0.8
 
 
 def test_rules_and_shapes_beside_the_letters_are_not_taken_for_letters():
@@ -48,7 +48,7 @@ def test_rules_and_shapes_beside_the_letters_are_not_taken_for_letters():
         poster = render_poster(index)  # a double frame at both sides, a sun below
         (line,) = poster.layout.lines
         found.append(polygon_iou(tightened(enlarged(line, 0.3), poster.picture).polygon, line.polygon))
-    assert np.mean(found) > 0.85
+    assert np.mean(found) > 0.9
 
 
 def test_tilted_lines_stay_tilted():

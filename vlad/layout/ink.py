@@ -92,9 +92,9 @@ def _ink_bounds(crop: np.ndarray) -> tuple[float, float, float, float] | None:
     ink = (away > np.median(strokes) / 2).astype(np.uint8)
     _, _, regions, _ = cv2.connectedComponentsWithStats(ink, connectivity=8)
     letters = [region for region in regions[1:] if _is_letter(region, rows, columns)]
-    # A rule beside the letters runs from rim to rim; where letters themselves do, there is little else.
-    inside = [region for region in letters if region[cv2.CC_STAT_HEIGHT] < rows]
-    return _bounds(inside, rows, columns) or _bounds(letters, rows, columns)
+    # A rule or a frame beside the letters runs to the rim; where letters themselves do, too little stands free of it.
+    free = [region for region in letters if not _at_rim(region, rows, columns)]
+    return _bounds(free, rows, columns) or _bounds(letters, rows, columns)
 
 
 def _bounds(regions: list[np.ndarray], rows: int, columns: int) -> tuple[float, float, float, float] | None:
@@ -123,6 +123,11 @@ def _is_letter(region: np.ndarray, rows: int, columns: int) -> bool:
     if top == 0 or top + height == rows:
         reaches.append(height)
     return not reaches or min(reaches) > INTRUSION * rows
+
+
+def _at_rim(region: np.ndarray, rows: int, columns: int) -> bool:
+    left, top, width, height = (int(value) for value in region[: cv2.CC_STAT_HEIGHT + 1])
+    return left == 0 or top == 0 or left + width == columns or top + height == rows
 
 
 def _distance_to_ground(crop: np.ndarray) -> np.ndarray:
