@@ -15,13 +15,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
+from vlad.adapting import adapt_decoder, adapt_text_side, adapt_unets
 from vlad.config import Config
 from vlad.diffusion.attention import attend_beside
 from vlad.diffusion.autoencoder import (
-    DECODER_LAYERS,
-    PatchAutoencoder,
     build_autoencoder,
     differing_latents,
     spatial_factor,
@@ -41,10 +39,9 @@ from vlad.losses.matching import MatchingHead
 from vlad.losses.regions import RegionHead
 from vlad.pipeline import VLADPipeline
 from vlad.pipeline_settings import SampleOptions
-from vlad.text.components import component_of, linear_modules
 from vlad.text.composition import CompositionModule, TextSide
 from vlad.text.loading import check_same_lvlm, load_head, load_lvlm, load_vision
-from vlad.text.lora import LoraOptions, add_adapter, matching, merged
+from vlad.text.lora import merged
 from vlad.text.lvlm import LVLMEncoder
 from vlad.text.own import OwnText
 from vlad.text.own_code import parts_with_own_code
@@ -54,24 +51,6 @@ from vlad.training.stages import Parts
 ALIGNMENT = "alignment.safetensors"
 NEEDED = ("lvlm", "tokenizer", "composition", "autoencoder", "refine_unet", "refine_scheduler")  # of a pipeline
 TEXT, LVLM, COMPOSITION = "text", "lvlm", "composition"  # the text side of a run of L_align alone
-
-
-def adaptable(parts: Parts) -> dict[str, nn.Module | None]:
-    """The modules that may carry adapters, by the names of their folders."""
-    return {
-        "lvlm": parts.text_side.lvlm.model,
-        "composition": parts.text_side.composition,
-        "autoencoder": parts.autoencoder,
-        "layout_unet": parts.layout_unet,
-        "refine_unet": parts.refine_unet,
-    }
-
-
-def kept_adapters(config: Config, parts: Parts) -> dict[str, nn.Module | None]:
-    """The modules whose adapters a run writes: those on a Stable Diffusion's UNets say nothing without the layers that
-    were grown beside them, and become part of the pipeline alone."""
-    leaves_out = config.stable_diffusion is not None
-    return {name: m for name, m in adaptable(parts).items() if not (leaves_out and name.endswith("_unet"))}
 
 
 def check_text_side(config: Config) -> None:
@@ -153,7 +132,7 @@ def new_text_side(config: Config) -> tuple[TextSide, AlignmentHeads]:
     text_side = TextSide(lvlm, composition)
     base_id = config.text_base or config.lvlm.path
     if base_id is not None:
-        _adapt_text_side(text_side, config, base_id, config.lvlm.revision)
+        adapt_text_side(text_side, config, reads_pictures(config), base_id, config.lvlm.revision)
     alignment = _alignment_heads(config, text_side)
     if config.text_base is not None:
         with read_whole(text_folder):
@@ -216,7 +195,7 @@ def _parts_of_stable_diffusion(config: Config, options: StableDiffusionOptions) 
         found.unet.requires_grad_(False)
         if layout_unet is not None:
             layout_unet.requires_grad_(False)
-        _adapt_unets(parts, lora, options.path, options.revision)
+        adapt_unets(parts, lora, options.path, options.revision)
         for unet in (parts.layout_unet, parts.refine_unet):
             for parameter in () if unet is None else new_parameters(unet):
                 parameter.requires_grad_(True)
@@ -286,43 +265,6 @@ def _check_shapes(config: Config, factor: int, levels: int) -> None:
         )
 
 
-def _adapt_text_side(text_side: TextSide, config: Config, base_id: str, revision: str | None = None) -> None:
-    """Puts fresh adapters on the components of the text side that some phase trains through them.
-
-    Of the LVLM proper on `lora.lvlm_targets`, of the others on every linear layer; only where something is read.
-    """
-    lora = config.lora or LoraOptions()
-    adapted = set(config.text_training.components("lora"))
-    lvlm = text_side.lvlm
-    if of_lvlm := adapted & {"lvlm", "projector", "vision_tower"}:
-        candidates = _modules_read(lvlm, reads_pictures(config)) & set(linear_modules(lvlm.model))
-        besides = [
-            name for name in sorted(candidates) if component_of(f"lvlm.model.{name}", text_side) in of_lvlm - {"lvlm"}
-        ]
-        targets = lora.lvlm_targets if "lvlm" in adapted else ()
-        if targets or besides:
-            options = lora.of_part("lvlm")
-            lvlm.model = add_adapter(lvlm.model, options, targets, base_id, revision, lvlm.text_modules(), besides)
-    if of_composition := adapted & {"composition", "spelling"}:
-        names = [
-            name
-            for name in linear_modules(text_side.composition)
-            if component_of(f"composition.{name}", text_side) in of_composition
-        ]
-        if lora.composition_targets:
-            names = matching(names, lora.composition_targets)
-        # torch's fast path reads the weights of a transformer layer itself and would pass its adapters by.
-        torch.backends.mha.set_fastpath_enabled(False)
-        options = lora.of_part("composition")
-        text_side.composition = add_adapter(text_side.composition, options, (), base_id, besides=names)
-
-
-def _modules_read(lvlm: LVLMEncoder, with_pictures: bool) -> set[str]:
-    """The names, inside the model, of the modules whose own weights t or v depends on."""
-    read = lvlm.parameters_read(with_pictures)
-    return {name.removeprefix("model.").rpartition(".")[0] for name in read if name.startswith("model.")}
-
-
 def read_pipeline(folder: Path, said: str, dtype: torch.dtype = torch.float32) -> VLADPipeline:
     """A pipeline's folder, all of whose weights fit their configs; `said`: what a message begins with.
 
@@ -380,9 +322,9 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
         for module in (parts.autoencoder, text_side, alignment, parts.layout_unet, parts.refine_unet):
             if module is not None:
                 module.requires_grad_(False)
-        _adapt_unets(parts, config.lora, base_id)
-        _adapt_decoder(parts, config.lora, base_id)
-    _adapt_text_side(text_side, config, base_id)
+        adapt_unets(parts, config.lora, base_id)
+        adapt_decoder(parts, config.lora, base_id)
+    adapt_text_side(text_side, config, reads_pictures(config), base_id)
     process = base.config.process  # the noise that was trained with, whatever solver the base samples with
     layout, refine = config.layout, replace(config.refine, noise=replace(config.refine.noise, **process["refine"]))
     if not base.uses_layout:
@@ -391,32 +333,6 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
         layout = replace(layout, kind="latents", noise=replace(layout.noise, **process["layout"]))
     sample = SampleOptions(**{field.name: base.config[field.name] for field in fields(SampleOptions)})
     return parts, replace(config, layout=layout, refine=refine, sample=sample)
-
-
-def _adapt_unets(parts: Parts, lora: LoraOptions, base_id: str, revision: str | None = None) -> None:
-    if parts.layout_unet is not None and lora.layout_unet:
-        options = lora.of_part("layout_unet")
-        parts.layout_unet = add_adapter(parts.layout_unet, options, lora.unet_targets, base_id, revision)
-    if lora.refine_unet:
-        options = lora.of_part("refine_unet")
-        parts.refine_unet = add_adapter(parts.refine_unet, options, lora.unet_targets, base_id, revision)
-
-
-def _adapt_decoder(parts: Parts, lora: LoraOptions, base_id: str) -> None:
-    """Puts fresh adapters on a PatchAutoencoder's decoder where that is asked for.
-
-    An AutoencoderKL has seen pictures of all kinds and stays as it is. Raises UserError where nothing else is adapted.
-    """
-    if not lora.decoder:
-        return
-    if not isinstance(parts.autoencoder, PatchAutoencoder):
-        if not lora.layout_unet and not lora.refine_unet:
-            raise UserError(
-                f"lora.decoder: the autoencoder of {base_id} is an AutoencoderKL, which carries no adapters here; set"
-                " lora.refine_unet=true."
-            )
-        return
-    parts.autoencoder = add_adapter(parts.autoencoder, lora.of_part("autoencoder"), DECODER_LAYERS, base_id)
 
 
 _UNREADABLE = (

@@ -34,15 +34,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vlad import distributed
+from vlad.adapting import adaptable, kept_adapters
 from vlad.building import (
     ALIGNMENT,
     TEXT,
-    adaptable,
     build_parts,
     build_pipeline,
     check_stages,
     check_text_side,
-    kept_adapters,
     publish_text_side,
     reads_pictures,
 )

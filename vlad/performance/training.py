@@ -20,7 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlad import distributed
-from vlad.building import adaptable, check_text_side
+from vlad.adapting import adaptable
+from vlad.building import check_text_side
 from vlad.caching import cached_sets, check_cache
 from vlad.config import Config
 from vlad.data.stream import collate, first_samples, open_sets
