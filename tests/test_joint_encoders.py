@@ -109,6 +109,11 @@ def test_the_command_scores_a_run_and_says_what_is_missing(
 def test_what_has_no_towers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no encoder of texts and pictures at"):
         joint_encoder(tmp_path)
+    for content in ("{", "3", "\x00"):
+        (tmp_path / "config.json").write_text(content, encoding="utf-8")
+        with pytest.raises(UserError, match=r"config\.json is no model's config .*copy the folder here again\.$"):
+            joint_encoder(tmp_path)
+    (tmp_path / "config.json").unlink()
     config, _ = make_run(tmp_path)
     (config.directory / "pipeline" / ALIGNMENT).unlink()
     with pytest.raises(UserError, match=r"comes without its alignment heads"):

@@ -46,6 +46,7 @@ def evaluate_run(run: Path, count: int = 200, engine: str = "rapidocr") -> dict[
         measures_all = all("places" in score for score in stored["modes"].values())
         if (stored["words"], stored["engine"]) == (count, name) and measures_all:
             return stored
+        print(f"The figures of {stored['words']} words by {stored['engine']} in {metrics_file} give way to new ones.")
     pipeline = load_pipeline(run)
     config = load_config(existing_file(run / "config.yaml", "config", "name a run directory that train.py made"))
     writable_directory(out, "the evaluation", needed_bytes=20_000_000)
@@ -66,6 +67,8 @@ def evaluate_run(run: Path, count: int = 200, engine: str = "rapidocr") -> dict[
         metrics["modes"][mode] = dataclasses.asdict(score)
         folder = out / mode.replace(" ", "-")
         writable_directory(folder, "pictures")
+        for stale in folder.glob("[0-9][0-9][0-9][0-9].png"):  # of another count of words
+            stale.unlink()
         for number, image in enumerate(images):
             image.save(folder / f"{number:04d}.png")
         spelling_grid(rows[:32]).save(out / f"{folder.name}.png")

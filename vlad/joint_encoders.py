@@ -77,8 +77,11 @@ def joint_encoder(target: Path) -> JointEncoder:
     if (target / "config.yaml").is_file():
         return RunEncoder(target)
     said = target / "config.json"
-    if said.is_file() and "model_type" in json.loads(said.read_text(encoding="utf-8")):
-        return CLIPEncoder(target)
+    try:
+        if said.is_file() and "model_type" in json.loads(said.read_text(encoding="utf-8")):
+            return CLIPEncoder(target)
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(f"{said} is no model's config ({error}); copy the folder here again.") from error
     raise UserError(
         f"There is no encoder of texts and pictures at {target}; name a run that train.py made, or a CLIP's folder."
     )

@@ -2,6 +2,7 @@
 
 import collections
 import errno
+import functools
 import importlib.util
 import json
 import os
@@ -23,7 +24,7 @@ from vlad.data.importers.making import Recipe
 from vlad.data.importers.on_ray import _ShardMaker
 from vlad.data.shards import index_shards, read_members
 from vlad.data.synthetic import SyntheticOptions, render_sign
-from vlad.errors import UserError, claimed, run_command_line
+from vlad.errors import UserError, claimed
 from vlad.layout.polygons import box_iou
 from vlad.records import Sample
 
@@ -52,19 +53,9 @@ def load_tool():
 
 
 @pytest.fixture
-def tool(monkeypatch, capsys):
+def tool(call_tool):
     """The tool in this process: arguments -> exit code, what it printed, what it complained of."""
-    module = load_tool()
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["make_shards.py", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            run_command_line(module.main)
-        said = capsys.readouterr()
-        return ended.value.code, said.out, said.err
-
-    return run
+    return functools.partial(call_tool, load_tool(), "make_shards.py")
 
 
 @pytest.fixture

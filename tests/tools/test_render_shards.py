@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from vlad.data.shards import index_shards
-from vlad.errors import run_command_line
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "tiny.yaml"
 
 
 @pytest.fixture
-def render(monkeypatch, capsys, tmp_path):
+def render(monkeypatch, call_tool):
     """The tool in this process: overrides -> exit code, what it printed, what it complained of."""
     spec = importlib.util.spec_from_file_location("render_shards", ROOT / "tools" / "render_shards.py")
     module = importlib.util.module_from_spec(spec)
@@ -25,12 +24,7 @@ def render(monkeypatch, capsys, tmp_path):
 
     def run(*overrides, count=3):
         signs = (f"data.synthetic.count={count}", "data.synthetic.size_pixels=16")
-        monkeypatch.setattr(sys, "argv", ["render_shards.py", str(CONFIG), *signs, *overrides])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            run_command_line(module.main)
-        said = capsys.readouterr()
-        return ended.value.code, said.out, said.err
+        return call_tool(module, "render_shards.py", CONFIG, *signs, *overrides)
 
     return run
 
