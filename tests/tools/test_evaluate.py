@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import sys
 import types
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from vlad.config import load_config, save_config
 from vlad.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,3 +144,23 @@ def test_settings_behind_the_prompt_files_are_an_entry_s_and_no_other_target_has
     for behind in (("--prompts", prompts, "steps=3"), ("steps=3", "--prompts", prompts), ("steps=3",)):
         with pytest.raises(UserError, match=r"steps=3 changes an entry of configs/eval, and .* is none"):
             evaluate(tmp_path, *behind)
+
+
+def test_a_run_s_words_are_scored_once_and_anew_for_another_count(
+    monkeypatch: pytest.MonkeyPatch, ours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    tool: types.ModuleType = importlib.import_module("evaluate")
+    run = tmp_path / "run"
+    shutil.copytree(ours / "pipeline", run / "pipeline")
+    save_config(load_config(ROOT / "configs" / "tiny.yaml"), run / "config.yaml")
+    first = json.loads(json.dumps(tool.evaluate_run(run, 3)))
+    assert set(first["modes"]) == {"refit", "true layout", "raw"}
+    pictures = run / "evaluation" / "refit"
+    drawn = (pictures / "0001.png").stat().st_mtime_ns
+    assert tool.evaluate_run(run, 3) == first  # what is stored, nothing drawn again
+    assert (pictures / "0001.png").stat().st_mtime_ns == drawn
+    capsys.readouterr()
+    assert tool.evaluate_run(run, 2)["words"] == 2
+    assert "The figures of 3 words by rapidocr" in capsys.readouterr().out
+    assert [path.name for path in sorted(pictures.iterdir())] == ["0000.png", "0001.png"]
