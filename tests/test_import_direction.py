@@ -18,6 +18,7 @@ LEVELS = {
     "errors": 0,
     "records": 0,
     "distributed": 0,
+    "commands": 0,
     "hub": 1,
     "layout": 1,
     "text": 2,
@@ -48,6 +49,7 @@ LEVELS = {
     "app": 14,
     "artists": 14,
     "ablation": 14,
+    "ablation_runs": 15,
     "comparison": 14,
     "benchmarks": 15,
 }

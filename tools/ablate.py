@@ -6,23 +6,14 @@ Run it again: what is done is not done twice, and what was interrupted goes on. 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
+from vlad.commands import Children
 from vlad.errors import UserError, run_command_line
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def call(*command: str) -> None:
-    """Runs one of the project's own commands, its output shown; a failure ends the ablation with its code."""
-    print(f"\n== python {' '.join(command)}", flush=True)
-    code = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], check=False).returncode
-    if code == 2:
-        raise UserError(f"the ablation stopped at: python {' '.join(command)} (see above).")
-    if code != 0:
-        sys.exit(code)
+INTERRUPTED = 130
 
 
 def main() -> int:
@@ -35,49 +26,28 @@ def main() -> int:
     )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (default: 3)")
     parser.add_argument("--count", type=int, default=200, help="held-out words that are drawn (default: 200)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at once, each with its share of the cores and GPUs (default: 1)"
+    )
     parser.add_argument("--out", type=Path, help="the table and the pictures; default: RUNS/NAME-ablation")
     arguments = parser.parse_args()
-    if min(arguments.seeds, arguments.count) < 1:
-        raise UserError("--seeds and --count must be at least 1.")
+    if min(arguments.seeds, arguments.count, arguments.jobs) < 1:
+        raise UserError("--seeds, --count and --jobs must be at least 1.")
 
-    from vlad.ablation import ablation_grid, ablation_page, read_scores, run_overrides, share_autoencoder, variants
-    from vlad.config import load_config
-    from vlad.errors import writable_directory
-    from vlad.evaluation.held_out import held_out_signs
-    from vlad.evaluation.ocr import build_engine
-    from vlad.launch import is_finished
+    from vlad.ablation_runs import AblationRuns
 
-    config = load_config(arguments.config, arguments.overrides)
-    rows = variants(config)
-    out = writable_directory(arguments.out or Path(config.runs) / f"{config.name}-ablation", "the table")
-    engine = build_engine("rapidocr").name
-    captions = [sign.caption for sign in held_out_signs(config.data.synthetic, arguments.count)]
-    runs: dict[tuple[str, int], Path] = {}
-
-    def write(seeds: int) -> str:
-        """Writes the table of the first seeds and the pictures; gives the table."""
-        found = [(variant, [read_scores(runs[variant.name, seed]) for seed in range(seeds)]) for variant in rows]
-        given = " ".join(["python tools/ablate.py", str(arguments.config), *arguments.overrides])
-        command = f"{given} --seeds {seeds} --count {arguments.count}"
-        page = ablation_page(config, found, command, arguments.count, engine, "ablation.png")
-        (out / "ablation.md").write_text(page, encoding="utf-8")
-        ablation_grid([(variant, runs[variant.name, 0]) for variant in rows], captions).save(out / "ablation.png")
-        return page
-
-    # Seed by seed: whoever stops early has every variant once, and the table of it.
-    for seed in range(arguments.seeds):
-        for variant in rows:
-            overrides = run_overrides(config, variant, seed, arguments.overrides)
-            trained = load_config(arguments.config, overrides)
-            runs[variant.name, seed] = trained.directory
-            if not is_finished(trained):
-                share_autoencoder(runs[rows[0].name, seed], trained.directory)
-                call("train.py", str(arguments.config), *overrides)
-                if not is_finished(trained):
-                    print("\nThe training was interrupted; the same command goes on with it.")
-                    return 130
-            call("tools/evaluate.py", str(trained.directory), "--count", str(arguments.count))
-        print(f"\n{write(seed + 1)}\nTable and pictures: {out}")
+    runs = AblationRuns(
+        arguments.config, arguments.overrides, arguments.seeds, arguments.count, arguments.jobs, arguments.out
+    )
+    with Children(ROOT) as children:
+        complete = runs.run(children)
+    if runs.failed:
+        first = runs.failed[0]
+        print(f"error: the ablation stopped at: {first.command} ({first.where}).", file=sys.stderr)
+        return first.code
+    if not complete:
+        print("\nThe ablation was interrupted; the same command goes on with it.")
+        return INTERRUPTED
     return 0
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from vlad.commands import Children
 from vlad.errors import UserError, run_command_line
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,11 +31,11 @@ PROMPTS = (
 )
 
 
-def step(title: str, *command: str) -> float:
+def step(children: Children, title: str, *command: str) -> float:
     """Runs one of the project's own commands, its output shown; returns its seconds. A failure ends the demo."""
     print(f"\n== {title}: python {' '.join(command)}", flush=True)
     started = time.monotonic()
-    code = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
+    code = children.run(*command)
     if code == 2:
         raise UserError(f"the demo stopped at: python {' '.join(command)} (see above).")
     if code != 0:
@@ -71,9 +72,9 @@ def print_summary(run: Path, seconds: dict[str, float], samples: Path) -> None:
     print(f"\n{evaluation['words']} words that training never draws; {evaluation['protocol']}.")
     minutes = sum(seconds.values()) / 60
     print(f"This time: {times}; together {minutes:.1f} min; largest process {peak_gigabytes:.1f} GB.")
-    print(f"Pictures:  {samples.relative_to(ROOT)}, on one page: {(samples / 'grids/grid.png').relative_to(ROOT)}")
-    print(f"Scored:    {(run / 'evaluation').relative_to(ROOT)} (grids of all three ways)")
-    print(f"Training:  {(run / 'samples').relative_to(ROOT)}, {(run / 'curves.png').relative_to(ROOT)}")
+    print(f"Pictures:  {samples}, on one page: {samples / 'grids/grid.png'}")
+    print(f"Scored:    {run / 'evaluation'} (grids of all three ways)")
+    print(f"Training:  {run / 'samples'}, {run / 'curves.png'}")
 
 
 def main() -> None:
@@ -84,23 +85,23 @@ def main() -> None:
     from vlad.config import load_config
     from vlad.evaluation.report import draw_curves
 
-    config = load_config(ROOT / arguments.config)
-    run = ROOT / config.directory
+    os.chdir(ROOT)
+    config = load_config(arguments.config)
+    run = config.directory
     samples = run / "demo"
     prompts = run / "demo-prompts.txt"
-    seconds = {
-        "shards": step("render the signs", "tools/render_shards.py", arguments.config),
-        "training": step("train all stages", "train.py", arguments.config),
-    }
-    if not (run / "refine" / "metrics.json").is_file():
-        print("\nThe training was interrupted; `make demo` goes on with it.")
-        return
-    prompts.write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
-    relative = [str(path.relative_to(ROOT)) for path in (run, prompts, samples)]
-    seconds["samples"] = step(
-        "sample", "sample.py", relative[0], "--prompts", relative[1], "--out", relative[2], "--seed", "1"
-    )
-    seconds["scores"] = step("score", "tools/evaluate.py", relative[0])
+    with Children(ROOT) as children:
+        seconds = {
+            "shards": step(children, "render the signs", "tools/render_shards.py", arguments.config),
+            "training": step(children, "train all stages", "train.py", arguments.config),
+        }
+        if not (run / "refine" / "metrics.json").is_file():
+            print("\nThe training was interrupted; `make demo` goes on with it.")
+            return
+        prompts.write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
+        drawn = ("sample.py", str(run), "--prompts", str(prompts), "--out", str(samples), "--seed", "1")
+        seconds["samples"] = step(children, "sample", *drawn)
+        seconds["scores"] = step(children, "score", "tools/evaluate.py", str(run))
     draw_curves({stage: run / stage / "logs" for stage in STAGES}, run / "curves.png")
     print_summary(run, seconds, samples)
 

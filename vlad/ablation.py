@@ -80,6 +80,11 @@ def run_overrides(config: Config, variant: Variant, seed: int, given: Sequence[s
     return [*given, *variant.overrides, f"name={config.name}-ablation-{variant.name}-{seed}", f"seed={seed}"]
 
 
+def autoencoder_is_done(run: Path) -> bool:
+    """Whether a run's autoencoder stage can be shared."""
+    return (run / AUTOENCODER / METRICS).is_file()
+
+
 def share_autoencoder(source: Path, target: Path) -> bool:
     """Puts the finished autoencoder stage of a run into another run's directory, which then begins behind it.
 
@@ -87,7 +92,7 @@ def share_autoencoder(source: Path, target: Path) -> bool:
     metrics come last, and all of it under its name at once: a copy that was cut off is made anew.
     """
     finished, own = source / AUTOENCODER, target / AUTOENCODER
-    if own.exists() or not (finished / METRICS).is_file():
+    if own.exists() or not autoencoder_is_done(source):
         return False
     temporary = target / f"{AUTOENCODER}.partial"
     shutil.rmtree(temporary, ignore_errors=True)

@@ -1,7 +1,11 @@
 """The ablation on a world of its own: every variant trained for a few steps, twice called, one table."""
 
 import importlib
+import json
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,7 @@ from vlad.ablation import (
     spread,
     variants,
 )
+from vlad.commands import Children
 from vlad.config import load_config
 from vlad.data.synthetic import SyntheticOptions, render_sign
 from vlad.data.writing import write_manifest, write_shards
@@ -62,13 +67,17 @@ def test_every_variant_is_trained_and_scored_once(
     train = importlib.import_module("train")
     calls: list[tuple[str, ...]] = []
 
-    def call(*command: str) -> None:
+    def call(children: Children, *command: str, **settings: object) -> int:
         """The command in this process: five starts of Python take longer than the training."""
         calls.append(command)
+        assert settings == {"environment": None, "log": None}
         monkeypatch.setattr(sys, "argv", list(command))
-        assert {"train.py": train, "tools/evaluate.py": evaluate}[command[0]].main() == 0
+        # Signal handlers are the main thread's, and here a worker's thread trains.
+        with monkeypatch.context() as patched:
+            patched.setattr(signal, "signal", lambda number, handler: None)
+            return int({"train.py": train, "tools/evaluate.py": evaluate}[command[0]].main() or 0)
 
-    monkeypatch.setattr(ablate, "call", call)
+    monkeypatch.setattr(Children, "run", call)
 
     def run() -> int:
         arguments = [str(config_file), "train.layout.steps=3", "--seeds", "1", "--count", "2"]
@@ -107,6 +116,65 @@ def test_every_variant_is_trained_and_scored_once(
     assert run() == 0
     assert [command[0] for command in calls] == ["tools/evaluate.py"] * 5
     assert (out / "ablation.md").read_text(encoding="utf-8") == table
+
+
+def test_two_jobs_train_each_run_once_and_wait_for_the_autoencoder(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[str] = []
+    together: set[tuple[str, ...]] = set()
+    at_work: set[str] = set()
+    fails: list[str] = []
+
+    def call(children: Children, *command: str, environment: dict[str, str], log: Path) -> int:
+        """What the commands would leave behind, after a moment; the environment that each was given is in the log."""
+        log.write_text(environment["OMP_NUM_THREADS"], encoding="utf-8")
+        if command[0] == "tools/evaluate.py":
+            scores = {mode: {"word_accuracy": 0.5, "letter_accuracy": 0.75} for mode in ("refit", "raw", "true layout")}
+            (Path(command[1]) / "evaluation" / "refit").mkdir(parents=True, exist_ok=True)
+            (Path(command[1]) / "evaluation" / "metrics.json").write_text(json.dumps({"modes": scores}))
+            for number in range(2):
+                Image.new("RGB", (32, 32)).save(Path(command[1]) / "evaluation" / "refit" / f"{number:04d}.png")
+            return 0
+        run = load_config(config_file, command[2:]).directory
+        begun.append(run.name)
+        at_work.add(run.name)
+        together.add(tuple(sorted(at_work)))
+        time.sleep(0.05)
+        at_work.discard(run.name)
+        if run.name in fails:
+            return 2
+        for name in ("autoencoder/metrics.json", "autoencoder/trained.safetensors", "pipeline/model_index.json"):
+            (run / name).parent.mkdir(parents=True, exist_ok=True)
+            (run / name).write_text("{}", encoding="utf-8")
+        return 0
+
+    monkeypatch.setattr(Children, "run", call)
+    monkeypatch.setattr("vlad.ablation_runs.is_finished", lambda config: (config.directory / "pipeline").is_dir())
+    monkeypatch.setattr("vlad.ablation_runs.POLL_SECONDS", 0.01)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3})
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    ablate = importlib.import_module("ablate")
+
+    def run(*more: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["ablate.py", str(config_file), "--count", "2", "--jobs", "2", *more])
+        return int(ablate.main())
+
+    fails.append("mini-ablation-no-ccm-0")
+    assert run("--seeds", "2") == 2
+    log = tmp_path / "runs" / "mini-ablation" / "logs" / "no-ccm-0.log"
+    assert f"name=mini-ablation-no-ccm-0 seed=0 (see {log})." in capsys.readouterr().err
+    fails.clear()
+    assert run("--seeds", "2") == 0
+    assert {name for name in begun if begun.count(name) > 1} <= {"mini-ablation-no-ccm-0"}
+    assert len(set(begun)) == 10
+    assert max(map(len, together)) == 2
+    # The two full runs first: no variant begins while its autoencoder is being trained.
+    assert set(begun[:2]) == {"mini-ablation-full-0", "mini-ablation-full-1"}
+    assert log.read_text(encoding="utf-8") == "2"
+    assert "2 seeds, mean" in (tmp_path / "runs" / "mini-ablation" / "ablation.md").read_text(encoding="utf-8")
+    with pytest.raises(UserError, match="--jobs 5 is more than the 4 cores of this machine"):
+        run("--jobs", "5")
 
 
 def test_each_variant_differs_from_the_full_method_by_its_part(config_file: Path) -> None:

@@ -1,0 +1,99 @@
+"""The project's own commands as children of one that calls several: the demo, the ablation.
+
+Ctrl-C at a terminal reaches parent and children alike. The children save and end, which takes seconds, and the standard
+library's subprocess.run would kill them meanwhile; here the parent waits. SIGTERM reaches the parent alone, which
+passes it on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Children:
+    """Calls the scripts below a root, from any thread, inside a `with` of the main one.
+
+    `interrupted` says whether a signal came; from then on nothing new is called.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.interrupted = False
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Children:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def run(self, *command: str, environment: Mapping[str, str] | None = None, log: Path | None = None) -> int:
+        """Runs `python COMMAND` (a script and what follows it) to its end; gives its exit code.
+
+        Args:
+            environment: variables that are set for it.
+            log: where what it prints is added; None shows it.
+        """
+        if self.interrupted:
+            return 128 + signal.SIGINT
+        line = [sys.executable, str(self.root / command[0]), *command[1:]]
+        variables = {**os.environ, **(environment or {})}
+        if log is None:
+            return self._wait(subprocess.Popen(line, env=variables))
+        with log.open("ab") as output:
+            return self._wait(subprocess.Popen(line, env=variables, stdout=output, stderr=output))
+
+    def stop(self) -> None:
+        """Asks the commands that run to save and end."""
+        self.interrupted = True
+        for process in tuple(self._running):
+            process.terminate()
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int:
+        self._running.add(process)
+        try:
+            return process.wait()
+        finally:
+            self._running.discard(process)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        if number == signal.SIGTERM:
+            self.stop()
+
+
+def share_of_machine(job: int, jobs: int, cores: int, devices: Sequence[str]) -> dict[str, str]:
+    """What one of several commands at once may use, as environment variables.
+
+    Args:
+        job: its number, from 0.
+        jobs: how many there are.
+        cores: of the CPU, divided among them.
+        devices: names of the CUDA devices, dealt out in turn; with fewer devices than jobs, some share one.
+    """
+    share = {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
+    if devices:
+        share["CUDA_VISIBLE_DEVICES"] = ",".join(devices[job::jobs] or [devices[job % len(devices)]])
+    return share
+
+
+def visible_devices() -> list[str]:
+    """The names of the CUDA devices that this process may use; none without CUDA."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]
