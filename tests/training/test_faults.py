@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -77,10 +76,9 @@ def test_a_killed_rank_ends_the_run_with_one_message(signs: Path, tmp_path: Path
     overrides = ["name=lost", f"runs={tmp_path}", "trainer.devices=2", "trainer.checkpoint_every_steps=1"]
     overrides += ["trainer.keep_every_steps=0"]
     orders = Orders(send=("autoencoder", 2, 1, signal.SIGKILL))
-    started = time.monotonic()
+    # Where rank 0 hung until the ten minutes of trainer.timeout_minutes, its code would be None: two are waited for.
     codes = finish(start(signs / "config.yaml", tmp_path / "words", overrides, orders, ranks=2))
     assert codes == [1, -signal.SIGKILL]
-    assert time.monotonic() - started < 100  # not the ten minutes of trainer.timeout_minutes
     told = (tmp_path / "words.0").read_text() + (tmp_path / "words.1").read_text()
     assert told.count("error: ") == 1
     assert "another rank no longer answers rank 0" in told
