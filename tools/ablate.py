@@ -14,6 +14,7 @@ from vlad.errors import UserError, run_command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERRUPTED = 130
+WAYS = ("refit", "true-layout", "raw")
 
 
 def main() -> int:
@@ -27,17 +28,28 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (default: 3)")
     parser.add_argument("--count", type=int, default=200, help="held-out words that are drawn (default: 200)")
     parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, help="of drawing them, refit among them; each takes time (default: all)"
+    )
+    parser.add_argument(
         "--jobs", type=int, default=1, help="runs at once, each with its share of the cores and GPUs (default: 1)"
     )
     parser.add_argument("--out", type=Path, help="the table and the pictures; default: RUNS/NAME-ablation")
     arguments = parser.parse_args()
     if min(arguments.seeds, arguments.count, arguments.jobs) < 1:
         raise UserError("--seeds, --count and --jobs must be at least 1.")
+    if arguments.ways is not None and "refit" not in arguments.ways:
+        raise UserError("--ways needs refit among them: by it the table compares.")
 
     from vlad.ablation_runs import AblationRuns
 
     runs = AblationRuns(
-        arguments.config, arguments.overrides, arguments.seeds, arguments.count, arguments.jobs, arguments.out
+        arguments.config,
+        arguments.overrides,
+        arguments.seeds,
+        arguments.count,
+        arguments.ways,
+        arguments.jobs,
+        arguments.out,
     )
     with Children(ROOT) as children:
         complete = runs.run(children)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,15 +26,21 @@ if TYPE_CHECKING:
 
 PROTOCOL_NAMES = ("mario", "anytext", "cvtg", "longtext", "glyphcontrol", "textatlas", "all")
 MOST_WORDS = 10_000
+WAYS = ("refit", "true-layout", "raw")
 
 
-def evaluate_run(run: Path, count: int = 200, engine: str = "rapidocr") -> dict[str, Any]:
-    """Scores a finished run in all three ways, once: writes RUN/evaluation/ and returns its metrics."""
+def evaluate_run(
+    run: Path, count: int = 200, engine: str = "rapidocr", ways: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Scores a finished run in the ways named, or in all, each once: writes RUN/evaluation/, returns its metrics.
+
+    Ways that are scored already, with as many words and the same engine, stay as they are, and join the metrics.
+    """
     from tqdm import tqdm
 
     from vlad.config import load_config
     from vlad.errors import existing_file, writable_directory
-    from vlad.evaluation.held_out import held_out_signs, modes_of, score_spelling, spelling_grid
+    from vlad.evaluation.held_out import MODES, held_out_signs, modes_of, score_spelling, spelling_grid
     from vlad.evaluation.ocr import build_engine
     from vlad.sampling import load_pipeline
     from vlad.training.callbacks import write_metrics
@@ -40,24 +48,38 @@ def evaluate_run(run: Path, count: int = 200, engine: str = "rapidocr") -> dict[
     out = run / "evaluation"
     metrics_file = out / "metrics.json"
     name = build_engine(engine).name
+    scored: dict[str, Any] = {}
     if metrics_file.is_file():
         stored: dict[str, Any] = json.loads(metrics_file.read_text(encoding="utf-8"))
-        # An older vlad measured no places.
+        # An older vlad measured no places, and always went all ways.
         measures_all = all("places" in score for score in stored["modes"].values())
         if (stored["words"], stored["engine"]) == (count, name) and measures_all:
-            return stored
-        print(f"The figures of {stored['words']} words by {stored['engine']} in {metrics_file} give way to new ones.")
+            if stored.get("all_ways", True) or (ways is not None and set(ways) <= set(stored["modes"])):
+                return stored
+            scored = stored["modes"]
+        else:
+            print(
+                f"The figures of {stored['words']} words by {stored['engine']} in {metrics_file} give way to new ones."
+            )
     pipeline = load_pipeline(run)
     config = load_config(existing_file(run / "config.yaml", "config", "name a run directory that train.py made"))
     writable_directory(out, "the evaluation", needed_bytes=20_000_000)
     signs = held_out_signs(config.data.synthetic, count)
+    possible = modes_of(pipeline)
+    wanted = [mode for mode in possible if ways is None or mode in ways] or list(possible)
     metrics: dict[str, Any] = {
         "words": count,
         "engine": name,
         "protocol": "picture enlarged 4 times (bicubic), exact match of the whole reading, case and spaces ignored",
+        "all_ways": {*wanted, *scored} >= set(possible),
         "modes": {},
     }
-    for mode in modes_of(pipeline):
+    for mode in possible:
+        if mode in scored:
+            metrics["modes"][mode] = scored[mode]
+            continue
+        if mode not in wanted:
+            continue
         with tqdm(total=count, desc=f"scoring, {mode}", unit="picture") as bar:
 
             def show(done: int, bar: Any = bar) -> None:
@@ -65,15 +87,23 @@ def evaluate_run(run: Path, count: int = 200, engine: str = "rapidocr") -> dict[
 
             score, images, rows = score_spelling(pipeline, signs, mode, engine, show)
         metrics["modes"][mode] = dataclasses.asdict(score)
-        folder = out / mode.replace(" ", "-")
+        folder = out / folder_of(mode)
         writable_directory(folder, "pictures")
         for stale in folder.glob("[0-9][0-9][0-9][0-9].png"):  # of another count of words
             stale.unlink()
         for number, image in enumerate(images):
             image.save(folder / f"{number:04d}.png")
         spelling_grid(rows[:32]).save(out / f"{folder.name}.png")
+    for mode in set(MODES) - set(metrics["modes"]):  # of an evaluation that gave way
+        shutil.rmtree(out / folder_of(mode), ignore_errors=True)
+        (out / f"{folder_of(mode)}.png").unlink(missing_ok=True)
     write_metrics(metrics_file, metrics)
     return metrics
+
+
+def folder_of(mode: str) -> str:
+    """The name of a way of drawing in paths and on the command line: true-layout."""
+    return mode.replace(" ", "-")
 
 
 def evaluate_editing(run: Path, count: int, engine: str) -> dict[str, Any]:
@@ -272,6 +302,9 @@ def main() -> int:
     parser.add_argument("--pixels", type=int, help="side of the pictures of a pipeline that is not ours")
     parser.add_argument("--batch-size", type=int, help="pictures at once of a pipeline that is not ours (default: 4)")
     parser.add_argument("--count", type=int, default=200, help="without --prompts: how many words (default: 200)")
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, help="without --prompts: only these ways of drawing (default: all)"
+    )
     parser.add_argument("--editing", action="store_true", help="replace the words of held-out signs, and read them")
     parser.add_argument(
         "--alignment", action="store_true", help="whether TARGET, a run or a CLIP's folder, reads more than words"
@@ -303,7 +336,8 @@ def main() -> int:
     if arguments.editing:
         print_editing(evaluate_editing(arguments.target, arguments.count, arguments.engine), arguments.target)
         return 0
-    print_spelling(evaluate_run(arguments.target, arguments.count, arguments.engine), arguments.target)
+    ways = None if arguments.ways is None else [way.replace("-", " ") for way in arguments.ways]
+    print_spelling(evaluate_run(arguments.target, arguments.count, arguments.engine, ways), arguments.target)
     return 0
 
 

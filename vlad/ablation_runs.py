@@ -71,6 +71,7 @@ class AblationRuns:
         overrides: key=value options that hold in all runs.
         seeds: runs of each variant.
         count: held-out words that each run draws.
+        ways: of drawing them, as tools/evaluate.py names them; None draws in all.
         jobs: runs at once; each has its share of the CPU's cores and of the CUDA devices.
         out: for the table and the pictures; None takes RUNS/NAME-ablation.
 
@@ -79,11 +80,19 @@ class AblationRuns:
     """
 
     def __init__(
-        self, config_file: Path, overrides: Sequence[str], seeds: int, count: int, jobs: int, out: Path | None
+        self,
+        config_file: Path,
+        overrides: Sequence[str],
+        seeds: int,
+        count: int,
+        ways: Sequence[str] | None,
+        jobs: int,
+        out: Path | None,
     ) -> None:
         config = load_config(config_file, overrides)
         self.config, self.config_file, self.given = config, config_file, overrides
         self.seeds, self.count, self.jobs = seeds, count, jobs
+        self.scored_by = ["--count", str(count), *(["--ways", *ways] if ways else [])]
         self.variants = variants(config)
         self.cores, self.devices = len(os.sched_getaffinity(0)), visible_devices()
         most = max(self.cores, len(self.devices))
@@ -127,7 +136,7 @@ class AblationRuns:
             for row in self.variants
         ]
         given = " ".join(["python tools/ablate.py", str(self.config_file), *self.given])
-        command = f"{given} --seeds {seeds} --count {self.count}"
+        command = " ".join([given, "--seeds", str(seeds), *self.scored_by])
         page = ablation_page(self.config, found, command, self.count, self.engine, "ablation.png")
         (self.out / "ablation.md").write_text(page, encoding="utf-8")
         pictured = [(row, self.configs[Planned(row.name, 0)].directory) for row in self.variants]
@@ -170,9 +179,7 @@ class AblationRuns:
             # A training that was told to stop saves and ends well, unfinished.
             if not (self._call(children, planned, job, *train) and is_finished(trained)):
                 return False
-        return self._call(
-            children, planned, job, "tools/evaluate.py", str(trained.directory), "--count", str(self.count)
-        )
+        return self._call(children, planned, job, "tools/evaluate.py", str(trained.directory), *self.scored_by)
 
     def _call(self, children: Children, planned: Planned, job: int, *command: str) -> bool:
         """Runs one of the project's own commands; whether it went well. A failure ends the other workers' too."""

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
@@ -59,12 +60,20 @@ def config_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_every_variant_is_trained_and_scored_once(
-    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def ablate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    ablate, evaluate = (importlib.import_module(name) for name in ("ablate", "evaluate"))
-    train = importlib.import_module("train")
+    return importlib.import_module("ablate")
+
+
+def test_every_variant_is_trained_and_scored_once(
+    ablate: ModuleType,
+    config_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    evaluate, train = importlib.import_module("evaluate"), importlib.import_module("train")
     calls: list[tuple[str, ...]] = []
 
     def call(children: Children, *command: str, **settings: object) -> int:
@@ -119,17 +128,23 @@ def test_every_variant_is_trained_and_scored_once(
 
 
 def test_two_jobs_train_each_run_once_and_wait_for_the_autoencoder(
-    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ablate: ModuleType,
+    config_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     begun: list[str] = []
     together: set[tuple[str, ...]] = set()
     at_work: set[str] = set()
     fails: list[str] = []
+    asked: list[tuple[str, ...]] = []
 
     def call(children: Children, *command: str, environment: dict[str, str], log: Path) -> int:
         """What the commands would leave behind, after a moment; the environment that each was given is in the log."""
         log.write_text(environment["OMP_NUM_THREADS"], encoding="utf-8")
         if command[0] == "tools/evaluate.py":
+            asked.append(command[2:])
             scores = {mode: {"word_accuracy": 0.5, "letter_accuracy": 0.75} for mode in ("refit", "raw", "true layout")}
             (Path(command[1]) / "evaluation" / "refit").mkdir(parents=True, exist_ok=True)
             (Path(command[1]) / "evaluation" / "metrics.json").write_text(json.dumps({"modes": scores}))
@@ -153,8 +168,6 @@ def test_two_jobs_train_each_run_once_and_wait_for_the_autoencoder(
     monkeypatch.setattr("vlad.ablation_runs.is_finished", lambda config: (config.directory / "pipeline").is_dir())
     monkeypatch.setattr("vlad.ablation_runs.POLL_SECONDS", 0.01)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3})
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    ablate = importlib.import_module("ablate")
 
     def run(*more: str) -> int:
         monkeypatch.setattr(sys, "argv", ["ablate.py", str(config_file), "--count", "2", "--jobs", "2", *more])
@@ -173,6 +186,12 @@ def test_two_jobs_train_each_run_once_and_wait_for_the_autoencoder(
     assert set(begun[:2]) == {"mini-ablation-full-0", "mini-ablation-full-1"}
     assert log.read_text(encoding="utf-8") == "2"
     assert "2 seeds, mean" in (tmp_path / "runs" / "mini-ablation" / "ablation.md").read_text(encoding="utf-8")
+    assert run("--seeds", "2", "--ways", "refit", "raw") == 0
+    assert asked[-1] == ("--count", "2", "--ways", "refit", "raw") and asked[0] == ("--count", "2")
+    table = (tmp_path / "runs" / "mini-ablation" / "ablation.md").read_text(encoding="utf-8")
+    assert "--seeds 2 --count 2 --ways refit raw\n" in table
+    with pytest.raises(UserError, match="--ways needs refit"):
+        run("--ways", "raw")
     with pytest.raises(UserError, match="--jobs 5 is more than the 4 cores of this machine"):
         run("--jobs", "5")
 

@@ -164,3 +164,13 @@ def test_a_run_s_words_are_scored_once_and_anew_for_another_count(
     assert tool.evaluate_run(run, 2)["words"] == 2
     assert "The figures of 3 words by rapidocr" in capsys.readouterr().out
     assert [path.name for path in sorted(pictures.iterdir())] == ["0000.png", "0001.png"]
+    # One way alone: the pictures of the others, of an evaluation that gave way, go with its figures.
+    alone = tool.evaluate_run(run, 1, ways=["refit"])
+    assert set(alone["modes"]) == {"refit"} and not (run / "evaluation" / "raw").exists()
+    drawn = (pictures / "0000.png").stat().st_mtime_ns
+    assert set(tool.evaluate_run(run, 1, ways=["refit"])["modes"]) == {"refit"}
+    # The others join it, and it is not drawn again; nor is anything by a call for less.
+    assert list(tool.evaluate_run(run, 1)["modes"]) == ["refit", "true layout", "raw"]
+    assert set(tool.evaluate_run(run, 1, ways=["raw"])["modes"]) == {"refit", "true layout", "raw"}
+    assert (pictures / "0000.png").stat().st_mtime_ns == drawn
+    assert (run / "evaluation" / "raw" / "0000.png").is_file() and (run / "evaluation" / "raw.png").is_file()
