@@ -43,10 +43,16 @@ class Variant:
 
 @dataclass(frozen=True)
 class Scores:
-    """A run's shares (0..1) in one way of drawing."""
+    """A run's shares (0..1) in one way of drawing: words and letters read, and what the prompt names obeyed.
+
+    None where it cannot be measured: the letters' colour without a layout, the place where nothing was read.
+    """
 
     words: float
     letters: float
+    grounds: float | None = None
+    inks: float | None = None
+    places: float | None = None
 
 
 # A variant with its scores, seed by seed.
@@ -106,7 +112,16 @@ def share_autoencoder(source: Path, target: Path) -> bool:
 def read_scores(run: Path) -> dict[str, Scores]:
     """What tools/evaluate.py found in a run, by way of drawing."""
     metrics: dict[str, Any] = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
-    return {mode: Scores(found["word_accuracy"], found["letter_accuracy"]) for mode, found in metrics["modes"].items()}
+    return {
+        mode: Scores(
+            found["word_accuracy"],
+            found["letter_accuracy"],
+            found["colours"]["grounds_right"],
+            found["colours"]["inks_right"],
+            found["places"]["places_right"],
+        )
+        for mode, found in metrics["modes"].items()
+    }
 
 
 def main_mode(scores: dict[str, Scores]) -> str:
@@ -114,10 +129,13 @@ def main_mode(scores: dict[str, Scores]) -> str:
     return next(mode for mode in MAIN_MODES if mode in scores)
 
 
-def spread(values: Sequence[float], form: str = ".1f") -> str:
-    """Mean and standard deviation of percentages: 92.5 ± 1.2; one value alone has no deviation."""
-    shown = format(100 * mean(values), form)
-    return f"{shown} ± {100 * stdev(values):.1f}" if len(values) > 1 else shown
+def spread(values: Sequence[float | None], form: str = ".1f") -> str:
+    """Mean and standard deviation of percentages: 92.5 ± 1.2; of one value no deviation; "-" where one is missing."""
+    found = [value for value in values if value is not None]
+    if len(found) < len(values):
+        return "-"
+    shown = format(100 * mean(found), form)
+    return f"{shown} ± {100 * stdev(found):.1f}" if len(found) > 1 else shown
 
 
 def ablation_table(rows: Sequence[Row]) -> str:
@@ -126,9 +144,9 @@ def ablation_table(rows: Sequence[Row]) -> str:
     Differences are of runs with one seed, so that what the seed does to both falls out. Every row has the same seeds.
     """
     lines = [
-        "| | words, % | letters, % | words against full | raw plan, words, % | true layout, words, % | seeds |"
-        " paper: FID, CLIP, F |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | words, % | against full | letters, % | ground, % | ink, % | place, % | words: true layout |"
+        " words: raw plan | paper: FID, CLIP, F |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     full = [scores[main_mode(scores)].words for scores in rows[0][1]]
     for variant, seeds in rows:
@@ -137,13 +155,12 @@ def ablation_table(rows: Sequence[Row]) -> str:
         cells = [
             variant.title,
             spread([s.words for s in judged]),
-            spread([s.letters for s in judged]),
             "" if variant.name == FULL else spread(differences, "+.1f"),
+            *(spread([getattr(s, share) for s in judged]) for share in ("letters", "grounds", "inks", "places")),
             *(
-                spread([scores[mode].words for scores in seeds]) if all(mode in scores for scores in seeds) else "-"
-                for mode in ("raw", "true layout")
+                spread([scores[mode].words if mode in scores else None for scores in seeds])
+                for mode in ("true layout", "raw")
             ),
-            str(len(seeds)),
             "-" if variant.published is None else ", ".join(f"{figure:g}" for figure in variant.published),
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -178,7 +195,8 @@ def ablation_page(config: Config, rows: Sequence[Row], command: str, count: int,
         f"    {command}",
         "",
         ablation_table(rows),
-        f"{spreads}; {count} held-out words a run, read by {engine}. Words and letters: drawn with refit; by a"
+        f"{spreads}; {count} held-out words a run, read by {engine}. Words, letters, colours of the ground and of"
+        " the letters where the prompt names them, and the place of the text where it names one: drawn with refit; by a"
         " model that knows no layouts, as it draws. Every run:"
         f" {steps} steps of {config.data.batch_size} pictures in the layout and refine stages together"
         f" ({train.layout.steps} and {train.refine.steps}; without hierarchical guidance all of them refine), behind an"

@@ -47,6 +47,13 @@ train:
 trainer: {{checkpoint_every_steps: 2, sample_every_steps: 0, accelerator: cpu}}
 sample: {{steps: 1, batch_size: 2}}
 """
+# What tools/evaluate.py finds of one way of drawing, as far as the table asks for it.
+MEASURED = {
+    "word_accuracy": 0.5,
+    "letter_accuracy": 0.75,
+    "colours": {"grounds_right": 1.0, "inks_right": 0.5},
+    "places": {"places_right": None},
+}
 
 
 @pytest.fixture
@@ -145,7 +152,7 @@ def test_two_jobs_train_each_run_once_and_wait_for_the_autoencoder(
         log.write_text(environment["OMP_NUM_THREADS"], encoding="utf-8")
         if command[0] == "tools/evaluate.py":
             asked.append(command[2:])
-            scores = {mode: {"word_accuracy": 0.5, "letter_accuracy": 0.75} for mode in ("refit", "raw", "true layout")}
+            scores = dict.fromkeys(("refit", "raw", "true layout"), MEASURED)
             (Path(command[1]) / "evaluation" / "refit").mkdir(parents=True, exist_ok=True)
             (Path(command[1]) / "evaluation" / "metrics.json").write_text(json.dumps({"modes": scores}))
             for number in range(2):
@@ -223,14 +230,21 @@ def test_each_variant_differs_from_the_full_method_by_its_part(config_file: Path
 def test_the_table_has_means_and_deviations(config_file: Path) -> None:
     full, without, *_ = variants(load_config(config_file))
     runs = [
-        {"refit": Scores(words, 0.9), "raw": Scores(0.0, 0.1), "true layout": Scores(0.8, 0.9)} for words in (0.8, 0.9)
+        {"refit": Scores(words, 0.9, 1.0, 0.85, 0.95), "raw": Scores(0.0, 0.1), "true layout": Scores(0.7, 0.9)}
+        for words in (0.8, 0.9)
     ]
-    bare = [{"no layout": Scores(words, 0.5)} for words in (0.1, 0.3)]
+    bare = [{"no layout": Scores(words, 0.5, 0.6, None, place)} for words, place in ((0.1, 0.25), (0.3, None))]
     table = ablation_table([(full, runs), (without, bare)]).splitlines()
     # The deviation of 80 and 90 is 5 * sqrt(2); of the differences, -70 and -60, too.
-    assert table[2] == "| full | 85.0 ± 7.1 | 90.0 ± 0.0 |  | 0.0 ± 0.0 | 80.0 ± 0.0 | 2 | 35.12, 0.352, 0.879 |"
-    assert table[3] == "| without CCM | 20.0 ± 14.1 | 50.0 ± 0.0 | -65.0 ± 7.1 | - | - | 2 | 39.12, 0.342, 0.812 |"
-    assert spread([0.925]) == "92.5"
+    columns = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert columns[0][1:6] == ["words, %", "against full", "letters, %", "ground, %", "ink, %"]
+    assert columns[0][6:9] == ["place, %", "words: true layout", "words: raw plan"]
+    assert columns[2][:4] == ["full", "85.0 ± 7.1", "", "90.0 ± 0.0"]
+    assert columns[2][4:9] == ["100.0 ± 0.0", "85.0 ± 0.0", "95.0 ± 0.0", "70.0 ± 0.0", "0.0 ± 0.0"]
+    assert columns[3][:4] == ["without CCM", "20.0 ± 14.1", "-65.0 ± 7.1", "50.0 ± 0.0"]
+    assert columns[3][4:] == ["60.0 ± 0.0", "-", "-", "-", "-", "39.12, 0.342, 0.812"]
+    assert len({len(cells) for cells in columns}) == 1
+    assert spread([0.925]) == "92.5" and spread([0.5, None]) == "-"
     assert order_line([(without, bare), (full, runs)]) == (
         "Order by words: full > without CCM. The paper's, by OCR F: full > without CCM."
     )
