@@ -234,6 +234,10 @@ def test_the_command_line_prints_results(
     ratings.store("ann", question, dict.fromkeys(ASPECTS, "4"))
     run("--results", "--out", str(out))
     assert "4.00 [4.00, 4.00]" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--watermarked bb is no system here\. Did you mean 'b'"):
+        run("--watermarked", "bb")
+    with pytest.raises(UserError, match="another study"):
+        run("--results", "--out", str(out), "--watermarked", "b")
     given.append("a=x")
     with pytest.raises(UserError, match="names no system, or one twice"):
         run("--results")

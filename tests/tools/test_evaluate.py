@@ -49,6 +49,7 @@ def test_a_pipeline_of_ours_is_drawn_read_and_scored(
     assert set(metrics["protocols"]) == {"mario", "cvtg", "longtext", "glyphcontrol", "textatlas"}
     assert metrics["made"]["steps"] == 1 and metrics["made"]["seed"] == 0
     assert metrics["rests_on"]["OCR engine"].startswith("rapidocr ")
+    assert metrics["rests_on"]["prompts"] == f"2 scored of 2 of {prompts}"
     assert "MaskTextSpotter v3" in metrics["rests_on"]["the authors' engines"]
     assert sorted(path.name for path in (out / "pictures").glob("*.png")) == [
         "0_0.png",

@@ -91,7 +91,8 @@ def score_target(
             found.scored, names, options.weights, options.vision_encoders, references
         )
         found.left_out |= absent
-        about = {"target": str(target), "prompt_files": [str(path) for path in options.prompts], **made}
+        files = [str(path) for path in options.prompts]
+        about = {"target": str(target), "prompt_files": files, "prompts_asked": len(prompts), **made}
         lines = rests_on(found, about)
         write_json(out / "metrics.json", {**metrics_json(found, about), "rests_on": dict(lines)})
         title = f"{subject.title} on {', '.join(path.name for path in options.prompts)}"
@@ -151,7 +152,8 @@ class _Subject:
         if not self.draws:
             folder = self.target if self.entry is None else Path(self.entry.path)
             pictures = find_pictures(folder, prompts, options.images_per_prompt)
-            return len(pictures), iter(pictures), {"made": "found in the folder"}
+            said = "found in the folder; with which seeds and settings is not known here"
+            return len(pictures), iter(pictures), {"made": said}
         artist: Artist = build_artist(self.target, options.draw) if self.entry is None else artist_of(self.entry)
         if use_layouts and not artist.takes_layouts:
             stands = f"{self.target} takes no layouts, so its text stands where it likes"
@@ -174,7 +176,7 @@ def rests_on(found: Evaluation, about: dict[str, Any]) -> list[tuple[str, str]]:
     natives = "; ".join(f"{protocol.title}: {protocol.native_engine}" for protocol in found.protocols)
     return [
         ("target", about["target"]),
-        ("prompts", f"{found.prompts} of {', '.join(about['prompt_files'])}"),
+        ("prompts", f"{found.prompts} scored of {about['prompts_asked']} of {', '.join(about['prompt_files'])}"),
         ("pictures", f"{len(found.scored)} scored of {found.pictures}, {sizes} pixels"),
         ("OCR engine", f"{found.engine}, pictures enlarged {found.enlarge} (bicubic)"),
         ("the authors' engines", f"{natives}; figures read with another engine are not comparable with theirs"),

@@ -113,7 +113,7 @@ def _by_index(index: Path, prompts: Sequence[Wanted]) -> dict[str, dict[int, Pat
 
     def owner(prompt: str) -> str | None:
         # Of ids with the same prompt, the one that has fewest so far.
-        return min(by_prompt.get(prompt, ()), key=lambda key: len(found.get(key, ())), default=None)
+        return min(by_prompt.get(prompt, []), key=lambda key: len(found.get(key, ())), default=None)
 
     # A byte that is no UTF-8 shows in the line that it spoils.
     for number, line in enumerate(index.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
