@@ -30,7 +30,7 @@ def named(values: list[str]) -> dict[str, str]:
 
 
 def descriptions(model: Any, pictures: list[Any], store: Path) -> Iterator[str]:
-    """What a model says of each picture, kept in a file of lines; what is there is not asked again."""
+    """What a model says of each picture, kept in a file of lines; what this model has said is not asked again."""
     from tqdm import tqdm
 
     from vlad.evaluation.reading_files import load_picture
@@ -40,14 +40,16 @@ def descriptions(model: Any, pictures: list[Any], store: Path) -> Iterator[str]:
         for line in store.read_text(encoding="utf-8").splitlines():
             if line.endswith("}"):  # the last one may be cut off
                 record = json.loads(line)
-                kept[record["picture"]] = record["said"]
+                if record.get("model") == model.name:
+                    kept[record["picture"]] = record["said"]
     missing = [picture for picture in pictures if stamp(picture.path) not in kept]
     with store.open("a", encoding="utf-8") as stream, tqdm(total=len(missing), desc=store.stem, unit="picture") as bar:
         for start in range(0, len(missing), BATCH):
             batch = missing[start : start + BATCH]
             for picture, said in zip(batch, model.say([load_picture(p.path) for p in batch]), strict=True):
                 kept[stamp(picture.path)] = said
-                stream.write("\n" + json.dumps({"picture": stamp(picture.path), "said": said}, ensure_ascii=False))
+                record = {"model": model.name, "picture": stamp(picture.path), "said": said}
+                stream.write("\n" + json.dumps(record, ensure_ascii=False))
             stream.flush()
             bar.update(len(batch))
     yield from (kept[stamp(picture.path)] for picture in pictures)
@@ -92,7 +94,7 @@ def main() -> int:
     from vlad.evaluation.evaluator import write_json
     from vlad.evaluation.pictures import find_pictures
     from vlad.evaluation.prompt_files import read_prompt_files, safe_name
-    from vlad.text.captioner import LVLMCaptioner
+    from vlad.text.captioner import LVLMCaptioner, checked_processor
     from vlad.text.picture_encoders import SentenceEncoder
 
     prompts = read_prompt_files(arguments.prompts)[: arguments.first]
@@ -107,11 +109,14 @@ def main() -> int:
         broken = {path for _, path in there if not is_readable(path)}
         found[name] = [picture for picture, path in there if path not in broken]
         unreadable += sorted(map(str, broken))
+    # The last describer's mistake shows before the first one has looked at all pictures.
+    for place in describers.values():
+        checked_processor(place, None, "--describer")
     sentences = None if arguments.sentences is None else SentenceEncoder(arguments.sentences)
     out = writable_directory(arguments.out, "descriptions", needed_bytes=10_000_000)
     trips = []
     for describer, place in describers.items():
-        model = LVLMCaptioner(place)
+        model = LVLMCaptioner(place, option="--describer")
         for system, pictures in found.items():
             store = out / f"{safe_name(describer)}-of-{safe_name(system)}.jsonl"
             said = list(descriptions(model, pictures, store))

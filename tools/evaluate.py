@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 
     from vlad.evaluation.evaluator import Evaluation
 
+# Options of one way of scoring, which another would pass over in silence.
+OF_BENCHMARKS = (
+    "out enlarge first images_per_prompt seed steps text_scale layout_scale no_refit use_layouts weights vision_encoder"
+    " references pixels batch_size"
+).split()
+OF_ALIGNMENT = "out first images_per_prompt".split()
+OF_WORDS = ("count", "ways", "editing")
 PROTOCOL_NAMES = ("mario", "anytext", "cvtg", "longtext", "glyphcontrol", "textatlas", "all")
 MOST_WORDS = 10_000
 WAYS = ("refit", "true-layout", "raw")
@@ -38,6 +45,8 @@ def evaluate_run(
     """
     from tqdm import tqdm
 
+    from vlad.artists import weights_digest
+    from vlad.building import pipeline_folder
     from vlad.config import load_config
     from vlad.errors import existing_file, writable_directory
     from vlad.evaluation.held_out import MODES, held_out_signs, modes_of, score_spelling, spelling_grid
@@ -48,19 +57,12 @@ def evaluate_run(
     out = run / "evaluation"
     metrics_file = out / "metrics.json"
     name = build_engine(engine).name
-    scored: dict[str, Any] = {}
-    if metrics_file.is_file():
-        stored: dict[str, Any] = json.loads(metrics_file.read_text(encoding="utf-8"))
-        # An older vlad measured no places, and always went all ways.
-        measures_all = all("places" in score for score in stored["modes"].values())
-        if (stored["words"], stored["engine"]) == (count, name) and measures_all:
-            if stored.get("all_ways", True) or (ways is not None and set(ways) <= set(stored["modes"])):
-                return stored
-            scored = stored["modes"]
-        else:
-            print(
-                f"The figures of {stored['words']} words by {stored['engine']} in {metrics_file} give way to new ones."
-            )
+    weights = weights_digest(pipeline_folder(run))
+    stored = stored_metrics(metrics_file, count, name, weights)
+    scored: dict[str, Any] = stored.get("modes", {})
+    # An older vlad always went all ways.
+    if scored and (stored.get("all_ways", True) or (ways is not None and set(ways) <= set(scored))):
+        return stored
     pipeline = load_pipeline(run)
     config = load_config(existing_file(run / "config.yaml", "config", "name a run directory that train.py made"))
     writable_directory(out, "the evaluation", needed_bytes=20_000_000)
@@ -70,6 +72,7 @@ def evaluate_run(
     metrics: dict[str, Any] = {
         "words": count,
         "engine": name,
+        "weights": weights,
         "protocol": "picture enlarged 4 times (bicubic), exact match of the whole reading, case and spaces ignored",
         "all_ways": {*wanted, *scored} >= set(possible),
         "modes": {},
@@ -101,6 +104,22 @@ def evaluate_run(
     return metrics
 
 
+def stored_metrics(metrics_file: Path, count: int, engine: str, weights: str) -> dict[str, Any]:
+    """What was scored of these words, by this engine, with these weights; empty, and said, where it was of others."""
+    if not metrics_file.is_file():
+        return {}
+    stored: dict[str, Any] = json.loads(metrics_file.read_text(encoding="utf-8"))
+    # An older vlad measured no places, nor did it say of which weights its figures are.
+    measures_all = all("places" in score for score in stored["modes"].values())
+    is_of_these = stored.get("weights", weights) == weights
+    if (stored["words"], stored["engine"]) == (count, engine) and measures_all and is_of_these:
+        return stored
+    other = "" if is_of_these else ", of other weights,"
+    said = f"The figures of {stored['words']} words by {stored['engine']}{other} in {metrics_file}"
+    print(f"{said} give way to new ones.")
+    return {}
+
+
 def folder_of(mode: str) -> str:
     """The name of a way of drawing in paths and on the command line: true-layout."""
     return mode.replace(" ", "-")
@@ -116,11 +135,13 @@ def evaluate_editing(run: Path, count: int, engine: str) -> dict[str, Any]:
     from vlad.evaluation.held_out import held_out_signs
     from vlad.evaluation.ocr import build_engine
     from vlad.evaluation.report import sample_grid
+    from vlad.pipeline_settings import check_can_edit
     from vlad.sampling import load_pipeline
     from vlad.training.callbacks import write_metrics
 
     name = build_engine(engine).name
     pipeline = load_pipeline(run)
+    check_can_edit(pipeline.config.edits)
     config = load_config(existing_file(run / "config.yaml", "config", "name a run directory that train.py made"))
     out = run / "evaluation"
     writable_directory(out / "editing", "the evaluation", needed_bytes=20_000_000)
@@ -191,6 +212,7 @@ def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Eva
         use_layouts=arguments.use_layouts,
         weights=arguments.weights,
         vision_encoders=tuple(arguments.vision_encoder),
+        references=arguments.references,
         draw=draw,
     )
     return score_target(target, options, arguments.out, [*more, *arguments.overrides])
@@ -275,7 +297,21 @@ def print_evaluation(found: Evaluation, out: Path) -> None:
     print(f"Report, metrics.json, per_image.parquet: {out}")
 
 
-def main() -> int:
+def refuse_idle_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Raises UserError for an option that would change nothing: its figures would be taken for what was asked for."""
+    if arguments.alignment:
+        idle, place = [*OF_WORDS, *(name for name in OF_BENCHMARKS if name not in OF_ALIGNMENT)], "with --alignment"
+    elif arguments.prompts is not None:
+        idle, place = list(OF_WORDS), "with --prompts"
+    else:
+        idle, place = OF_BENCHMARKS, "on held-out words; it goes with --prompts FILE"
+    for name in idle:
+        if getattr(arguments, name) != parser.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')} does nothing {place}; leave it out.")
+
+
+def command_line() -> argparse.ArgumentParser:
+    """All options; which of them go together, `refuse_idle_options` says."""
     parser = argparse.ArgumentParser(
         description="Scores spelling: a run on 200 held-out words, or with --prompts anything on a benchmark."
     )
@@ -299,6 +335,9 @@ def main() -> int:
     parser.add_argument("--use-layouts", action="store_true", help="draw text where the prompt file's polygons are")
     parser.add_argument("--weights", type=Path, default=Path("weights"), help="where Inception and CLIP are looked for")
     parser.add_argument("--vision-encoder", type=Path, action="append", default=[], metavar="DIR", help="for distances")
+    parser.add_argument(
+        "--references", type=Path, metavar="DIR", help="real pictures for FID and KID; default: those the file names"
+    )
     parser.add_argument("--pixels", type=int, help="side of the pictures of a pipeline that is not ours")
     parser.add_argument("--batch-size", type=int, help="pictures at once of a pipeline that is not ours (default: 4)")
     parser.add_argument("--count", type=int, default=200, help="without --prompts: how many words (default: 200)")
@@ -310,11 +349,17 @@ def main() -> int:
         "--alignment", action="store_true", help="whether TARGET, a run or a CLIP's folder, reads more than words"
     )
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="with --alignment; default: the references")
+    return parser
+
+
+def main() -> int:
+    parser = command_line()
     arguments = parser.parse_args()
     for name in ("count", "enlarge", "workers", "first", "images_per_prompt", "steps", "pixels", "batch_size"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
+    refuse_idle_options(parser, arguments)
     if arguments.count > MOST_WORDS:
         raise UserError(f"--count must be at most {MOST_WORDS}: all are drawn before the first is read.")
     if arguments.overrides and (arguments.prompts is None or arguments.alignment):
@@ -333,6 +378,8 @@ def main() -> int:
         return 1 if found.is_partial else 0
     if arguments.protocol is not None:
         raise UserError(f"--protocol {arguments.protocol} needs the benchmark's prompts: --prompts FILE.")
+    if arguments.target.exists() and not (arguments.target / "config.yaml").is_file():
+        raise UserError(f"{arguments.target} is no run, whose held-out words are known; name prompts: --prompts FILE.")
     if arguments.editing:
         print_editing(evaluate_editing(arguments.target, arguments.count, arguments.engine), arguments.target)
         return 0

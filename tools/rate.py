@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlad.errors import UserError, run_command_line
+from vlad.errors import UserError, did_you_mean, run_command_line
 
 
 def main() -> None:
@@ -18,6 +18,13 @@ def main() -> None:
     parser.add_argument("systems", nargs="+", metavar="NAME=FOLDER", help="pictures of each system, as evaluate.py's")
     parser.add_argument(
         "--prompts", type=Path, nargs="+", required=True, metavar="FILE", help="what they were drawn of"
+    )
+    parser.add_argument(
+        "--watermarked",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="systems whose pictures carry DeepFloyd's watermark, which would tell who drew them: it is painted over",
     )
     parser.add_argument("--pairs", action="store_true", help="choose between two, rather than 1 to 5 for each")
     parser.add_argument("--first", type=int, metavar="N", help="only the first N prompts")
@@ -37,6 +44,9 @@ def main() -> None:
         if not name or not folder or name in systems:
             raise UserError(f"{said!r} names no system, or one twice; write NAME=FOLDER for each.")
         systems[name] = Path(folder)
+    for name in arguments.watermarked:
+        if name not in systems:
+            raise UserError(f"--watermarked {name} is no system here.{did_you_mean(name, systems)}")
 
     from vlad.errors import writable_directory
     from vlad.evaluation.prompt_files import read_prompt_files
@@ -44,7 +54,12 @@ def main() -> None:
     from vlad.evaluation.rating_results import results_of, table_of
 
     prompts = read_prompt_files(arguments.prompts)[: arguments.first]
-    study = make_study("pairs" if arguments.pairs else "scores", systems, prompts, arguments.seed)
+    masked: dict[str, tuple[float, float, float, float]] = {}
+    if arguments.watermarked:
+        from vlad.diffusion.baselines import WATERMARK  # it takes seconds
+
+        masked = dict.fromkeys(arguments.watermarked, WATERMARK)
+    study = make_study("pairs" if arguments.pairs else "scores", systems, prompts, arguments.seed, masked)
     if arguments.results and not arguments.out.is_file():
         raise UserError(f"There are no ratings at {arguments.out}; name their file with --out.")
     writable_directory(arguments.out.parent, "ratings", needed_bytes=1_000_000)

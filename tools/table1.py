@@ -29,6 +29,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of all pictures together (default: 0)")
     parser.add_argument("--use-layouts", action="store_true", help="rows that take layouts get the prompt file's")
     parser.add_argument("--weights", type=Path, default=Path("weights"), help="where Inception and CLIP are looked for")
+    parser.add_argument(
+        "--references", type=Path, metavar="DIR", help="real pictures for FID, such as MARIOEval with its sets' folders"
+    )
     arguments = parser.parse_args()
     for name in ("workers", "first", "images_per_prompt"):
         value = getattr(arguments, name)
@@ -48,11 +51,15 @@ def main() -> int:
     from vlad.evaluation.ocr import build_engine
     from vlad.evaluation.reading_files import ReadOptions
 
-    entries = read_entries(arguments.entries, [*more, *arguments.overrides])
-    for name in arguments.rows or ():
+    # Settings behind --rows are no rows, as those behind --prompts are no files.
+    behind = arguments.rows or []
+    chosen_rows = [name for name in behind if "=" not in name]
+    overrides = [*more, *(name for name in behind if "=" in name), *arguments.overrides]
+    entries = read_entries(arguments.entries, overrides)
+    for name in chosen_rows:
         if name not in entries:
             raise UserError(f"There is no row {name!r}.{did_you_mean(name, entries)} Rows: {', '.join(entries)}.")
-    chosen = {name: entry for name, entry in entries.items() if name in (arguments.rows or entries)}
+    chosen = {name: entry for name, entry in entries.items() if name in (chosen_rows or entries)}
     options = ScoreOptions(
         prompts=prompts,
         read=ReadOptions(arguments.engine, workers=arguments.workers),
@@ -61,13 +68,14 @@ def main() -> int:
         seed=arguments.seed,
         use_layouts=arguments.use_layouts,
         weights=arguments.weights,
+        references=arguments.references,
     )
     out = writable_directory(arguments.out, "the table", needed_bytes=20_000_000)
     rows = score_rows(chosen, options, out)
     said = remarks(rows, options, build_engine(arguments.engine).name)
     print(write_table(rows, said, out))
     print(f"Table, and a report of each row: {out}")
-    return 1 if any(row.missing for row in rows) else 0
+    return 1 if any(row.faults for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -95,15 +95,20 @@ def check_call(count: int, output_type: str, tensors: Sequence[str]) -> None:
         raise UserError(f"callback_on_step_end_tensor_inputs: {list(tensors)} holds more than 'latents'.")
 
 
-def check_edits(
-    edits: Sequence[Edit | None], model_edits: bool, width: int | None, height: int | None
-) -> tuple[int, int]:
-    """The height and width of the pictures that are edited. Raises UserError for a model that does not edit."""
+def check_can_edit(model_edits: bool) -> None:
+    """Raises UserError for a model that does not edit."""
     if not model_edits:
         raise UserError(
             "This model was not trained to edit pictures; train one with refine.editing_share, such as"
             " configs/tiny_edit.yaml."
         )
+
+
+def check_edits(
+    edits: Sequence[Edit | None], model_edits: bool, width: int | None, height: int | None
+) -> tuple[int, int]:
+    """The height and width of the pictures that are edited. Raises UserError for a model that does not edit."""
+    check_can_edit(model_edits)
     found = common_size(edits)
     if (height or found[0], width or found[1]) != found:
         raise UserError(

@@ -14,8 +14,11 @@ import torch
 from PIL import Image
 
 from vlad.benchmarks.entries import Entry, LayoutArtist, artist_of, load_entry
+from vlad.benchmarks.scoring import ScoreOptions
+from vlad.benchmarks.table1 import Row, remarks, table_of
 from vlad.diffusion.baselines import WATERMARK, DeepFloydIF, TextDiffuser, load_character_unet
 from vlad.errors import UserError
+from vlad.evaluation.fidelity import INCEPTION
 from vlad.evaluation.pictures import picture_seed
 from vlad.evaluation.protocols.terms import Wanted
 from vlad.evaluation.reading_files import painted_over
@@ -195,6 +198,9 @@ def test_the_table_of_all_rows(
     printed = capsys.readouterr().out
     assert "| VLAD | published | 35.12 | 0.3520 | 0.7560 | 0.8770 | 0.8800 | 0.8790 | arXiv 2501.00917 |" in printed
     assert "watermark of DeepFloyd IF is painted over" in printed and "not measured" not in printed
+    # Why a column is empty is told once for all rows, with what goes where.
+    assert printed.count("CLIPScore (clip-vit-base-patch32, prefix 'A photo depicts', scale 1) needs its CLIP") == 1
+    assert printed.count("FID and KID compare with real pictures, and the prompt file names none") == 1
     rows = json.loads((tmp_path / "out" / "table1.json").read_text(encoding="utf-8"))
     names = ["stable-diffusion", "fine-tuned", "controlnet", "deepfloyd", "textdiffuser", "artist", "vlad"]
     assert [(row["row"], row["pictures"], row["missing"]) for row in rows] == [(name, 2, 0) for name in names]
@@ -213,6 +219,58 @@ def test_the_table_of_all_rows(
     assert "not measured: no pictures at" in capsys.readouterr().out
     with pytest.raises(UserError, match="steps 1, now 2"):
         table1(*call, "vlad.steps=2", "--rows", "vlad")
+
+
+def test_what_a_row_lacks_or_rests_on_is_told_once_and_its_missing_pictures_named() -> None:
+    shared, own = "FID needs weights.", "CLIPScore: clip, prefix 'A photo depicts', scale 1, 3 pictures."
+    rows = [
+        Row("vlad", Entry(title="VLAD"), {}, 3, (shared, own), ("7_0: The string is too long.",)),
+        Row("artist", Entry(title="ARTIST"), {}, 4, (shared,)),
+        Row("deepfloyd", Entry(title="DeepFloyd IF"), {}, left_out="no model at x"),
+    ]
+    said = remarks(rows, ScoreOptions(prompts=(Path("p.txt"),)), "some engine 1")
+    assert said[2:] == [
+        shared,
+        f"VLAD: {own}",
+        "PARTIAL, VLAD: 1 of 4 pictures are not scored, first 7_0: The string is too long.",
+    ]
+    assert "| 3, 1 missing |" in table_of(rows)
+
+
+def test_fid_is_of_the_sets_that_have_real_pictures(table1: Callable[..., int], tmp_path: Path) -> None:
+    """As MARIO-Eval lies on a disk: a folder a set, with real pictures in some."""
+
+    class Graph(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3))
+
+        def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+            return (x.float() * self.weight[:, None, None]).mean(dim=[2, 3]) if return_features else x.float()
+
+    (tmp_path / "weights").mkdir()
+    torch.jit.script(Graph()).save(str(tmp_path / "weights" / INCEPTION))
+    rng = np.random.default_rng(0)
+    for name in ("TMDBEval500", "DrawBenchText"):
+        for part in (f"MARIOEval/{name}", f"made/{name}/images_0"):
+            (tmp_path / part).mkdir(parents=True)
+        (tmp_path / "MARIOEval" / name / f"{name}.txt").write_text("a 'B'\na 'C'\na 'D'\n", encoding="utf-8")
+        for number in range(3):
+            colours = rng.integers(0, 255, (2, 2, 3)).astype(np.uint8)
+            Image.fromarray(colours).resize((16, 16)).save(tmp_path / f"made/{name}/images_0/{number}_0.jpg")
+    (tmp_path / "MARIOEval" / "TMDBEval500" / "images").mkdir()
+    for number in range(4):
+        colours = rng.integers(0, 255, (2, 2, 3)).astype(np.uint8)
+        Image.fromarray(colours).resize((16, 16)).save(tmp_path / f"MARIOEval/TMDBEval500/images/film-{number}.jpg")
+    prompts = sorted((tmp_path / "MARIOEval").glob("*/*.txt"))
+    given = ("--rows", "artist", f"artist.path={tmp_path / 'made'}", "--images-per-prompt", 1)
+    where = ("--weights", tmp_path / "weights", "--references", tmp_path / "MARIOEval", "--out", tmp_path / "out")
+    assert table1("--prompts", *prompts, *given, *where) == 0
+    (row,) = json.loads((tmp_path / "out" / "table1.json").read_text(encoding="utf-8"))
+    assert row["pictures"] == 6 and row["measured"]["strict"]["fid"] > 0
+    assert row["notes"][0] == "FID: inception-2015-12-05, 3 pictures against 4 references, once."
+    with pytest.raises(UserError, match="no folder of reference pictures"):
+        table1("--prompts", *prompts, *given, "--references", tmp_path / "none", "--out", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -63,4 +63,5 @@ def test_the_matrix_has_a_cell_for_each_describer_and_system() -> None:
     assert trips[1].shares == dict.fromkeys(trips[0].shares, 0)
     text = matrix_of(trips)
     assert "| similarity | a | b |" in text and "| one | 0.500 | - |" in text
+    assert "| pictures | a | b |\n|---|---|---|\n| one | 1 | 1 |\n| other | 1 | 0 |" in text
     assert "| colours | a | b |\n|---|---|---|\n| one | 0.500 | 0.000 |\n| other | 0.000 | - |" in text

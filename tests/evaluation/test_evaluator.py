@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,40 @@ def test_pictures_are_drawn_once_and_go_on_where_they_stopped(tmp_path: Path) ->
         drawn(Painter(), seed=1)
 
 
+def test_pictures_of_another_prompt_are_not_scored_for_the_one_that_has_its_id_now(tmp_path: Path) -> None:
+    def drawn(prompts: Sequence[Wanted], use_layouts: bool = False, out: Path = tmp_path) -> list[tuple[str, int]]:
+        painter = Painter()
+        list(draw_pictures(painter, prompts, 1, 0, use_layouts, out))
+        return painter.drawn
+
+    assert len(drawn(PROMPTS[:2])) == 2
+    assert len(drawn(PROMPTS[:3])) == 1, "more prompts go on"
+    edited = [replace(PROMPTS[0], prompt="a sign that says 'OTHER'"), *PROMPTS[1:]]
+    with pytest.raises(UserError, match=r"drawn of another prompt \(of the id '0', now \"a sign that says 'OTHER'\"\)"):
+        drawn(edited)
+    (tmp_path / "pictures" / "0_0.png").unlink()
+    assert [key for key, _ in drawn(edited[:3])] == ["0"], "whose pictures are removed is drawn anew"
+    # Layouts count where they are given, and nowhere else.
+    moved = [replace(PROMPTS[1], lines=PROMPTS[2].lines)]
+    assert drawn(moved) == []
+    drawn(PROMPTS[1:2], True, tmp_path / "given")
+    with pytest.raises(UserError, match="drawn of another prompt"):
+        drawn(moved, True, tmp_path / "given")
+
+
+def test_prompts_that_ask_for_nothing_are_scored_where_that_is_defined(tmp_path: Path) -> None:
+    prompts = [Wanted("0", "a cat", ()), Wanted("1", "a dog", ())]
+    (tmp_path / "made").mkdir()
+    for wanted in prompts:
+        Image.new("RGB", (32, 32)).save(tmp_path / "made" / f"{wanted.key}.png")
+    protocols, _ = choose_protocols("all", prompts, polygons_hold=False)
+    found = evaluate(find_pictures(tmp_path / "made", prompts, None), protocols, ONE, tmp_path)
+    assert found.values["mario"]["strict"]["accuracy"] == (1, 1, 1)
+    assert found.values["mario"]["corrected"] == {}
+    write_report(tmp_path / "report.html", found, "x", [])
+    assert "mario         recall" in text_table(found)
+
+
 def test_prompts_that_cannot_be_drawn_are_missing_with_the_reason(tmp_path: Path) -> None:
     prompts = [PROMPTS[0], Wanted("x", "long " * 50, ("long",)), PROMPTS[1]]
     pictures = draw_pictures(Painter(), prompts, 1, 0, False, tmp_path)
@@ -233,9 +268,11 @@ def test_pictures_are_found_by_name_by_index_and_in_subsets_folders(tmp_path: Pa
 
     a, b = Wanted("cat_1", "a cat", ()), Wanted("b", "a dog", ())
     touch("cat_1.png", "b_1.jpg", "b_2.png", "other.png", "b_2.txt")
-    assert names(tmp_path, [a, b]) == [("cat_1_0", "cat_1.png"), ("b_1", "b_1.jpg"), ("b_2", "b_2.png")]
-    assert names(tmp_path, [a, b], 2)[1] == ("cat_1_1", None)
-    assert names(tmp_path, [a, b, Wanted("c", "", ())])[-1] == ("c_0", None)
+    # A prompt that has fewer than another has holes, unless fewer are asked for.
+    own = [("cat_1_0", "cat_1.png"), ("cat_1_1", None), ("b_1", "b_1.jpg"), ("b_2", "b_2.png")]
+    assert names(tmp_path, [a, b]) == names(tmp_path, [a, b], 2) == own
+    assert names(tmp_path, [a, b], 1) == [own[0], own[2]]
+    assert names(tmp_path, [a, b, Wanted("c", "", ())])[-2:] == [("c_0", None), ("c_1", None)]
     assert names(tmp_path, [b], 1) == [("b_1", "b_1.jpg")]
 
     (tmp_path / "index.jsonl").write_text(
@@ -243,7 +280,10 @@ def test_pictures_are_found_by_name_by_index_and_in_subsets_folders(tmp_path: Pa
         '{"file": "cat_1.png", "id": "cat_1", "sample": 5}\n',
         encoding="utf-8",
     )
-    assert names(tmp_path, [a, b]) == [("cat_1_5", "cat_1.png"), ("b_0", "other.png"), ("b_1", "b_1.jpg")]
+    assert names(tmp_path, [a, b], 2)[::2] == [("cat_1_5", "cat_1.png"), ("b_0", "other.png")]
+    # Two ids of one prompt share its pictures.
+    twins = [b, Wanted("b2", "a dog", ())]
+    assert names(tmp_path, twins) == [("b_0", "other.png"), ("b2_0", "b_1.jpg")]
     lines = [{"picture": f"{name}.jpg", "prompt": "a dog", "seed": seed} for name, seed in (("b_1", 3), ("b_2", 4))]
     (tmp_path / "index.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     assert names(tmp_path, [b]) == [("b_0", "b_1.jpg"), ("b_1", "b_2.jpg")], "as sample.py writes it"
@@ -271,6 +311,8 @@ def test_protocols_are_chosen_by_what_the_prompts_have() -> None:
     bare = [Wanted("0", "a cat 'A'", ("A",))]
     with pytest.raises(UserError, match="anytext reads each line in its polygon, and the prompt file has none"):
         choose_protocols("anytext", bare, True)
+    with pytest.raises(UserError, match=r"in its polygon, and 1 of 7 prompts have none, \['x'\] first"):
+        choose_protocols("anytext", [*PROMPTS, replace(bare[0], key="x")], True)
     protocols, left_out = choose_protocols("all", bare, True)
     assert [protocol.name for protocol in protocols] == ["mario", "cvtg", "longtext", "glyphcontrol", "textatlas"]
     assert left_out["anytext"].startswith("AnyText benchmark reads each line in its polygon")

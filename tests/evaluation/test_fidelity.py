@@ -1,6 +1,7 @@
 """FID, KID and CLIPScore on tiny models, against torchmetrics' and the formulas' own numbers."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from vlad.evaluation.fidelity import (
     ClipProtocol,
     Inception,
     PixelFeatures,
+    check_encoders,
     clip_scores,
     find_encoders,
     score_distances,
@@ -25,6 +27,7 @@ from vlad.evaluation.fidelity import (
 )
 from vlad.evaluation.pictures import Picture
 from vlad.evaluation.protocols.terms import Wanted
+from vlad.evaluation.references import references_of
 from vlad.joint_encoders import joint_encoder
 from vlad.text.picture_encoders import CLIPEncoder, VisionEncoder
 
@@ -95,7 +98,7 @@ def test_distances_are_those_of_the_library_and_of_the_formula(tmp_path: Path) -
     kernels = [(a @ b.T / 4 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
     within = sum((k.sum() - np.trace(k)) / (40 * 39) for k in kernels[:2])
     assert found.kid == pytest.approx(within - 2 * kernels[2].mean(), abs=1e-5)
-    assert (found.references, found.pictures, found.rounds) == (40, 40, 1)
+    assert str(found) == "means, 40 pictures against 40 references, once"
 
 
 def test_distances_average_over_sample_numbers_and_are_nothing_between_equals(tmp_path: Path) -> None:
@@ -106,6 +109,8 @@ def test_distances_average_over_sample_numbers_and_are_nothing_between_equals(tm
     both = score_distances(Means(), real, [real, other])
     assert both.fid == pytest.approx((same.fid + far.fid) / 2, rel=1e-6)
     assert both.kid == pytest.approx((same.kid + far.kid) / 2, rel=1e-4)
+    uneven = score_distances(Means(), real, [real, other[:30]])
+    assert str(uneven) == "means, 30 to 40 pictures against 40 references, 2 times"
     with pytest.raises(UserError, match="at least two pictures"):
         score_distances(Means(), real[:1], [other])
 
@@ -175,11 +180,12 @@ def test_every_score_tells_what_it_rests_on_or_what_is_missing(clip: Path, tmp_p
     dino = tmp_path / "dinov2-tiny"
     config = Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=14, patch_size=7)
     Dinov2Model(config).save_pretrained(dino)
-    scores, left_out = score_fidelity(pictures, ["mario", "cvtg"], clip.parent, [dino])
+    references = references_of([picture.wanted for picture in pictures])
+    scores, left_out = score_fidelity(pictures, ["mario", "cvtg"], clip.parent, [dino], references)
     assert [score.name for score in scores] == ["CLIPScore", "FID", "KID"]
-    assert scores[0].protocol == "clip-vit-base-patch32, prefix 'A photo depicts', scale 1"
+    assert scores[0].protocol == "clip-vit-base-patch32, prefix 'A photo depicts', scale 1, 6 pictures"
     assert scores[0].low is not None and scores[0].low <= scores[0].value <= scores[0].high
-    assert scores[1].protocol == "dinov2-tiny, 6 pictures against 6 references, 1 times"
+    assert scores[1].protocol == "dinov2-tiny, 6 pictures against 6 references, once"
     encoder = VisionEncoder(dino)
     with torch.no_grad():
         pixels = encoder.prepare([np.asarray(Image.open(drawn[0]))])
@@ -189,6 +195,51 @@ def test_every_score_tells_what_it_rests_on_or_what_is_missing(clip: Path, tmp_p
     assert f"put {INCEPTION} (from NVIDIA's stylegan3 metrics) at {clip.parent / INCEPTION}" in left_out["fid"]
     bare = [Picture(Wanted("0", "a cat", ()), 0, drawn[0])]
     assert "names none as reference" in score_fidelity(bare, [], tmp_path, [])[1]["fid"]
+    # Prompts without references take no part, and what is broken costs FID alone.
+    more = [*pictures, Picture(Wanted("x", "a dog", ()), 0, paint(tmp_path / "more", 3, 1, 70)[0])]
+    again, _ = score_fidelity(more, ["mario"], clip.parent, [dino], references)
+    assert (again[1].value, again[1].protocol) == (pytest.approx(scores[1].value), scores[1].protocol)
+    assert score_fidelity([], ["mario"], clip.parent, [dino], references)[0] == []
+    real[5].write_bytes(b"no picture")
+    found, why = score_fidelity(pictures, ["mario"], clip.parent, [dino], references)
+    assert [score.name for score in found] == ["CLIPScore"]
+    assert why["fid"] == f"FID and KID cannot read the picture {real[5]}; put a whole one there."
+    real[5].unlink()
+    found, why = score_fidelity(pictures, ["mario"], clip.parent, [dino], references)
+    assert [score.name for score in found] == ["CLIPScore"]
+    assert f"1 of 6 reference pictures are not there, {real[5]} first" in why["fid"]
+
+
+def test_the_references_are_a_folder_s_or_those_of_its_sets(tmp_path: Path) -> None:
+    prompts = [Wanted(f"{name}-{n}", "a cat", (), subset=name) for name in ("TMDB", "Draw") for n in range(2)]
+    paths = paint(tmp_path / "TMDB" / "images", 0, 3)
+    (tmp_path / "TMDB" / "TMDB.txt").write_text("a cat\n", encoding="utf-8")
+    paint(tmp_path / "Other", 1, 2)
+    found = references_of(prompts, tmp_path)
+    assert (set(found.paths), found.prompts) == (set(paths), {"TMDB-0", "TMDB-1"})
+    whole = references_of(prompts, tmp_path / "TMDB")
+    assert (set(whole.paths), len(whole.prompts)) == (set(paths), 4)
+    with pytest.raises(UserError, match="no folder of reference pictures at"):
+        references_of(prompts, tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="There is no reference picture in"):
+        references_of(prompts, tmp_path / "empty")
+
+
+def test_weights_that_cannot_be_used_are_told_before_anything_is_drawn(clip: Path, tmp_path: Path) -> None:
+    check_encoders(["mario", "cvtg", "longtext"], tmp_path, [])  # what is not there is left out later
+    folder = tmp_path / "clip-vit-large-patch14"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    check_encoders(["mario"], tmp_path, [])
+    with pytest.raises(UserError, match="holds no model that transformers can load"):
+        check_encoders(["cvtg"], tmp_path, [])
+    with pytest.raises(UserError, match="There is no vision encoder at"):
+        check_encoders([], tmp_path, [tmp_path / "none"])
+    half = tmp_path / "clip-vit-base-patch32"
+    shutil.copytree(clip, half, ignore=shutil.ignore_patterns("*token*", "vocab*", "merges*"))
+    with pytest.raises(UserError, match=r"holds no tokenizer .*; give a whole folder"):
+        check_encoders(["mario"], tmp_path, [])
 
 
 def test_inception_is_a_torchscript_file(tmp_path: Path) -> None:

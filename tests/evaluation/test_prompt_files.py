@@ -32,6 +32,11 @@ def test_a_list_of_words_becomes_simplebench_s_prompts(tmp_path: Path) -> None:
     assert (wanted.prompt, wanted.strings) == ('A sign that says "assembly".', ("assembly",))
 
 
+def test_prompts_of_a_script_without_spaces_are_no_words(tmp_path: Path) -> None:
+    wanted = only(tmp_path / "zh.txt", "一个写着“你好”的牌子\n")
+    assert (wanted.prompt, wanted.strings) == ("一个写着“你好”的牌子", ("你好",))
+
+
 def test_a_table_with_a_prompt_column(tmp_path: Path) -> None:
     row = 'Prompt\tCategory\nA sign that says "Very Deep".\tOutdoor Scenes\n'
     wanted = only(tmp_path / "parti.tsv", row.replace('"', '""').replace("A sign", '"A sign').replace(".\t", '."\t'))
@@ -69,6 +74,8 @@ def test_longtext_s_jsonl(tmp_path: Path) -> None:
     record = {"prompt_id": 3, "prompt": "a board", "text": ["One", "Two"], "category": "signboards"}
     wanted = only(tmp_path / "text_prompts.jsonl", json.dumps(record) + "\n\n")
     assert (wanted.key, wanted.strings, wanted.subset) == ("3", ("One", "Two"), "signboards")
+    # U+2028 parts lines of text, and none of JSON.
+    assert only(tmp_path / "a.jsonl", '{"prompt": "a\u2028b"}\n').prompt == "a\u2028b"
 
 
 def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
@@ -101,6 +108,13 @@ def test_several_files_are_subsets(tmp_path: Path) -> None:
         ("a.json", "[1]", "entry 1 is no object"),
         ("a.json", "{", "is not JSON: line 1, column 2"),
         ("a.json", '{"data_list": [{"caption": "x", "annotations": [{"text": "a"}]}]}', 'field "polygon" is no list'),
+        (
+            "a.json",
+            '{"data_list": [{"caption": "x", "annotations": []}, {"caption": "y"}]}',
+            "entry 2: .*is no list of",
+        ),
+        ("a.jsonl", '{"prompt": "a"}\n\n{"prompt": ', "line 3 is not JSON: column 12.* Accepted: a text file"),
+        ("a.csv", "prompt\n" + "x" * 200_000, "in no layout that we know: field larger than"),
         ("a.jsonl", '{"prompt": "a"}\n{"prompt": 3}', "line 2: there is no string"),
         ("a.jsonl", '{"prompt": "a", "text": 3}', 'line 1: "text" is neither a string nor a list'),
         ("a.jsonl", '{"prompt": "a", "lines": [{"text": "x"}]}', 'line 1: line 1 has neither "polygon" nor "box"'),

@@ -332,3 +332,5 @@ def test_intervals_hold_derived_metrics_and_undefined_draws() -> None:
     assert found["accuracy"] == (0, 0.5)
     assert found == bootstrap_intervals(prompts, PROTOCOLS["textatlas"].combine)
     assert found["f_measure"][0] <= 2 / 5 <= found["f_measure"][1]
+    # Prompts that ask for nothing have no part in corrected MARIO-Eval, and no interval.
+    assert bootstrap_intervals([{}, {}], PROTOCOLS["mario"].combine) == {}

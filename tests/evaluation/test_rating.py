@@ -1,7 +1,7 @@
 """Studies with people: what is asked in which order, what is kept, and the figures against published examples."""
 
 import importlib
-import itertools
+import json
 import sqlite3
 import sys
 import threading
@@ -97,8 +97,8 @@ def test_everybody_is_asked_everything_once_in_a_balanced_order(study: Study, tm
     assert orders[0] == [question.key for question in questions_of(study, 0)]
     # In each third of a rater's questions every prompt stands once; over three raters each system first, once.
     for order in orders:
-        for third in itertools.batched(order, 4) if hasattr(itertools, "batched") else ():
-            assert len({key[:4] for key in third}) == 4
+        for start in range(0, len(order), 4):
+            assert {json.loads(key)[0] for key in order[start : start + 4]} == {*"0123"}
     firsts = Counter(key for order in orders for key in order[:4])
     assert set(firsts.values()) == {1} and len(firsts) == 12
 
@@ -234,6 +234,10 @@ def test_the_command_line_prints_results(
     ratings.store("ann", question, dict.fromkeys(ASPECTS, "4"))
     run("--results", "--out", str(out))
     assert "4.00 [4.00, 4.00]" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--watermarked bb is no system here\. Did you mean 'b'"):
+        run("--watermarked", "bb")
+    with pytest.raises(UserError, match="another study"):
+        run("--results", "--out", str(out), "--watermarked", "b")
     given.append("a=x")
     with pytest.raises(UserError, match="names no system, or one twice"):
         run("--results")

@@ -1,10 +1,14 @@
 """The page for raters in a real browser, without network."""
 
+import base64
+import io
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
@@ -48,6 +52,24 @@ def test_a_question_says_nothing_of_who_drew_it(tmp_path: Path) -> None:
         assert "secretsystem" not in shown and str(tmp_path) not in shown
         assert "c2VjcmV0c3lzdGVt"[:12] not in shown
         assert shown.count("<img") == 2 and "<b>" not in shown and "&lt;b&gt;sign" in shown
+
+
+def test_a_watermark_is_painted_over_for_its_system_alone(tmp_path: Path) -> None:
+    plain = ratings_in(tmp_path, "pairs").study
+    marked = np.zeros((32, 32, 3), np.uint8)
+    marked[24:28, 24:28] = 255
+    for path in (*plain.systems["other"].values(), *plain.systems["secretsystem"].values()):
+        Image.fromarray(marked).save(path)
+    folders = {name: tmp_path / name for name in plain.systems}
+    study = make_study("pairs", folders, PROMPTS, masked={"secretsystem": (0.75, 0.75, 0.875, 0.875)})
+    assert study.digest != make_study("pairs", folders, PROMPTS).digest
+    question = questions_of(study, 0)[0]
+    shown = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+        for data in re.findall(r"base64,([^\"]+)", question_html(question))
+    ]
+    for picture, path in zip(shown, question.pictures, strict=True):
+        assert picture.any() == (path.parent.name == "other")
 
 
 def check_look(page: Any, kind: str) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -288,6 +289,16 @@ def test_pictures_are_described_and_held_against_their_prompts(folder, tmp_path,
     (trip,) = json.loads((tmp_path / "out" / "matrix.json").read_text(encoding="utf-8"))
     assert trip["pictures"] == 2 and -1 <= trip["similarity"] <= 1 and trip["shares"]["counts"] is not None
     assert run() == 0 and len(asked) == 2, "what was said is kept"
+    # Another model of the same name has said nothing yet, and the last one's fault is told before the first begins.
+    shutil.copytree(folder, tmp_path / "other")
+    given[4:5] = [f"llava={tmp_path / 'other'}", f"nothing={tmp_path / 'made'}"]
+    with pytest.raises(UserError, match=r"--describer .*made cannot be used as an image-text-to-text model"):
+        run()
+    assert len(asked) == 2
+    del given[5]
+    assert run() == 0 and len(asked) == 4
+    given[4] = f"llava={folder}"
+    asked[2:] = []
     (tmp_path / "made" / "0.png").write_bytes(b"no picture")
     assert run() == 1 and len(asked) == 2
     assert f"PARTIAL: 1 pictures cannot be read: {tmp_path / 'made' / '0.png'}" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from vlad.config import load_config, save_config
 from vlad.errors import UserError
@@ -47,6 +48,9 @@ def test_a_pipeline_of_ours_is_drawn_read_and_scored(
     assert (metrics["pictures"], metrics["prompts"], metrics["partial"]) == (4, 2, False)
     assert set(metrics["protocols"]) == {"mario", "cvtg", "longtext", "glyphcontrol", "textatlas"}
     assert metrics["made"]["steps"] == 1 and metrics["made"]["seed"] == 0
+    assert metrics["rests_on"]["OCR engine"].startswith("rapidocr ")
+    assert metrics["rests_on"]["prompts"] == f"2 scored of 2 of {prompts}"
+    assert "MaskTextSpotter v3" in metrics["rests_on"]["the authors' engines"]
     assert sorted(path.name for path in (out / "pictures").glob("*.png")) == [
         "0_0.png",
         "0_1.png",
@@ -104,6 +108,33 @@ def test_a_pipeline_of_others_is_drawn_from_its_folder(
         evaluate(stable_diffusion, "--prompts", prompts, "--use-layouts", "--out", tmp_path / "d")
 
 
+def test_options_that_would_change_nothing_are_refused(
+    evaluate: Run, ours: Path, stable_diffusion: Path, prompts: Path, tmp_path: Path
+) -> None:
+    entry = tmp_path / "row.yaml"
+    entry.write_text(f"kind: pictures\npath: {tmp_path}\n", encoding="utf-8")
+    for call, said in (
+        ((ours, "--steps", 5), "--steps does nothing on held-out words; it goes with --prompts FILE"),
+        ((ours, "--out", tmp_path), "--out does nothing on held-out words"),
+        ((tmp_path,), r"is no run, whose held-out words are known; name prompts: --prompts FILE"),
+        ((entry,), r"row\.yaml is no run"),
+        ((ours, "--prompts", prompts, "--count", 5), "--count does nothing with --prompts"),
+        ((ours, "--prompts", prompts, "--editing"), "--editing does nothing with --prompts"),
+        ((ours, "--prompts", prompts, "--alignment", "--seed", 3), "--seed does nothing with --alignment"),
+        ((tmp_path, "--prompts", prompts, "--steps", 5), "made already, which --steps cannot change"),
+        ((entry, "--prompts", prompts, "--text-scale", 5), r"--text-scale is not for .*; write text_scale=5\.0"),
+        ((entry, "--prompts", prompts, "--no-refit"), r"--no-refit is not for .*; leave it out"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluate(*call)
+    # Nobody has asked for layouts here: the protocol needs them.
+    lines = [{"text": "HELLO", "box": [0.1, 0.4, 0.9, 0.6]}]
+    record = {"id": "x", "prompt": 'a sign that says "HELLO"', "lines": lines}
+    (tmp_path / "p.jsonl").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(UserError, match=r"takes no layouts.* and the protocol anytext reads lines in their polygons"):
+        evaluate(stable_diffusion, "--prompts", tmp_path / "p.jsonl", "--protocol", "anytext", "--out", tmp_path / "o")
+
+
 def test_a_folder_with_a_hole_is_scored_with_exit_code_1(evaluate: Run, prompts: Path, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "made" / "0.png")
@@ -154,6 +185,11 @@ def test_a_run_s_words_are_scored_once_and_anew_for_another_count(
     run = tmp_path / "run"
     shutil.copytree(ours / "pipeline", run / "pipeline")
     save_config(load_config(ROOT / "configs" / "tiny.yaml"), run / "config.yaml")
+    # A model that does not edit is refused before anything is begun.
+    with pytest.raises(UserError, match=r"not trained to edit pictures; train one with refine\.editing_share"):
+        tool.evaluate_editing(run, 3, "rapidocr")
+    assert "scoring" not in capsys.readouterr().err
+    assert not (run / "evaluation").exists()
     first = json.loads(json.dumps(tool.evaluate_run(run, 3)))
     assert set(first["modes"]) == {"refit", "true layout", "raw"}
     pictures = run / "evaluation" / "refit"
@@ -174,3 +210,9 @@ def test_a_run_s_words_are_scored_once_and_anew_for_another_count(
     assert set(tool.evaluate_run(run, 1, ways=["raw"])["modes"]) == {"refit", "true layout", "raw"}
     assert (pictures / "0000.png").stat().st_mtime_ns == drawn
     assert (run / "evaluation" / "raw" / "0000.png").is_file() and (run / "evaluation" / "raw.png").is_file()
+    # A run that was trained on: what is stored is of other weights.
+    weights = next((run / "pipeline" / "refine_unet").glob("*.safetensors"))
+    stored = load_file(weights)
+    save_file({name: value + 0.01 for name, value in stored.items()}, weights)
+    tool.evaluate_run(run, 1, ways=["refit"])
+    assert "of other weights" in capsys.readouterr().out

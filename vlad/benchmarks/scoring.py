@@ -6,7 +6,7 @@ TARGET is a run, a pipeline of ours or of diffusers, a folder of pictures, or an
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ from vlad.evaluation.evaluator import (
     metrics_json,
     write_json,
 )
-from vlad.evaluation.fidelity import WEIGHTS, score_fidelity
+from vlad.evaluation.fidelity import WEIGHTS, check_encoders, score_fidelity
 from vlad.evaluation.ocr import build_engine
 from vlad.evaluation.pictures import Artist, Picture, draw_pictures, find_pictures
 from vlad.evaluation.prompt_files import read_prompt_files
 from vlad.evaluation.protocols.terms import Wanted
 from vlad.evaluation.reading_files import ReadOptions
+from vlad.evaluation.references import references_of
 
 ENTRY_ENDINGS = (".yaml", ".yml")
 
@@ -37,7 +38,7 @@ ENTRY_ENDINGS = (".yaml", ".yml")
 @dataclass(frozen=True)
 class ScoreOptions:
     """What is scored and how. `first` and `images_per_prompt` None: all prompts, and one picture each (of a folder, as
-    many as there are). `draw` is of targets that are no entry."""
+    many as there are). `references` None: those that the prompt files name. `draw` is of targets that are no entry."""
 
     prompts: tuple[Path, ...]
     protocol: str = "all"
@@ -48,6 +49,7 @@ class ScoreOptions:
     use_layouts: bool = False
     weights: Path = WEIGHTS
     vision_encoders: tuple[Path, ...] = ()
+    references: Path | None = None
     draw: DrawOptions = field(default_factory=DrawOptions)
 
 
@@ -67,6 +69,7 @@ def score_target(
         raise UserError(f"There is nothing at {target}; name a run, a pipeline, a folder of pictures or an entry.")
     if entry is not None and (why := missing_model(entry)) is not None:
         raise UserError(f"{target}: there is {why}; put it there, or name another place (key=value).")
+    _check_draw_options(target, entry, options.draw)
     prompts = read_prompt_files(options.prompts)[: options.first]
     build_engine(options.read.engine)
     check_table_writer()
@@ -74,6 +77,9 @@ def score_target(
     use_layouts = options.use_layouts or (options.protocol == "anytext" and subject.draws)
     # A folder's pictures are taken at their word: whoever made them knew the prompt file.
     protocols, left_out = choose_protocols(options.protocol, prompts, use_layouts or not subject.draws)
+    references = references_of(prompts, options.references)
+    names = [protocol.name for protocol in protocols]
+    check_encoders(names, options.weights, options.vision_encoders)
     out = out or default_out(target, options.prompts)
     writable_directory(out, "the evaluation", needed_bytes=20_000_000)
     with claimed(out, "an evaluation"):
@@ -81,14 +87,30 @@ def score_target(
         with tqdm(total=total, desc="scoring", unit="picture") as bar:
             read = subject.read_options(options.read)
             found = evaluate(pictures, protocols, read, out, left_out, lambda done: bar.update(done - bar.n))
-        names = [protocol.name for protocol in protocols]
-        found.fidelity, absent = score_fidelity(found.scored, names, options.weights, options.vision_encoders)
+        found.fidelity, absent = score_fidelity(
+            found.scored, names, options.weights, options.vision_encoders, references
+        )
         found.left_out |= absent
-        about = {"target": str(target), "prompt_files": [str(path) for path in options.prompts], **made}
-        write_json(out / "metrics.json", metrics_json(found, about))
+        files = [str(path) for path in options.prompts]
+        about = {"target": str(target), "prompt_files": files, "prompts_asked": len(prompts), **made}
+        lines = rests_on(found, about)
+        write_json(out / "metrics.json", {**metrics_json(found, about), "rests_on": dict(lines)})
         title = f"{subject.title} on {', '.join(path.name for path in options.prompts)}"
-        write_report(out / "report.html", found, title, rests_on(found, about))
+        write_report(out / "report.html", found, title, lines)
     return found, out
+
+
+def _check_draw_options(target: Path, entry: Entry | None, draw: DrawOptions) -> None:
+    """Raises UserError where options of drawing would change nothing."""
+    given = next((name for name, value in asdict(draw).items() if value is not None), None)
+    if given is None:
+        return
+    option = "--no-refit" if given == "refit" else f"--{given.replace('_', '-')}"
+    if entry is not None:
+        instead = "leave it out" if given == "refit" else f"write {given}={getattr(draw, given)}"
+        raise UserError(f"{option} is not for {target}, which has settings of its own; {instead}.")
+    if not is_pipeline(target):
+        raise UserError(f"{target} holds pictures that are made already, which {option} cannot change; leave it out.")
 
 
 def is_entry(target: Path) -> bool:
@@ -130,12 +152,14 @@ class _Subject:
         if not self.draws:
             folder = self.target if self.entry is None else Path(self.entry.path)
             pictures = find_pictures(folder, prompts, options.images_per_prompt)
-            return len(pictures), iter(pictures), {"made": "found in the folder"}
+            said = "found in the folder; with which seeds and settings is not known here"
+            return len(pictures), iter(pictures), {"made": said}
         artist: Artist = build_artist(self.target, options.draw) if self.entry is None else artist_of(self.entry)
         if use_layouts and not artist.takes_layouts:
-            raise UserError(
-                f"{self.target} takes no layouts, so its text stands where it likes; leave out --use-layouts."
-            )
+            stands = f"{self.target} takes no layouts, so its text stands where it likes"
+            if options.use_layouts:
+                raise UserError(f"{stands}; leave out --use-layouts.")
+            raise UserError(f"{stands}, and the protocol anytext reads lines in their polygons; take another protocol.")
         if use_layouts and not all(wanted.lines for wanted in prompts):
             raise UserError("--use-layouts draws text where the prompt file says, and the file has no polygons.")
         count = options.images_per_prompt or 1
@@ -152,7 +176,7 @@ def rests_on(found: Evaluation, about: dict[str, Any]) -> list[tuple[str, str]]:
     natives = "; ".join(f"{protocol.title}: {protocol.native_engine}" for protocol in found.protocols)
     return [
         ("target", about["target"]),
-        ("prompts", f"{found.prompts} of {', '.join(about['prompt_files'])}"),
+        ("prompts", f"{found.prompts} scored of {about['prompts_asked']} of {', '.join(about['prompt_files'])}"),
         ("pictures", f"{len(found.scored)} scored of {found.pictures}, {sizes} pixels"),
         ("OCR engine", f"{found.engine}, pictures enlarged {found.enlarge} (bicubic)"),
         ("the authors' engines", f"{natives}; figures read with another engine are not comparable with theirs"),

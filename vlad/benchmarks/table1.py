@@ -27,20 +27,30 @@ COLUMNS = (
     ("R", "recall", 4),
     ("F", "f_measure", 4),
 )
+MOST_SHOWN = 200  # letters of why a picture is not scored
 # As the paper's table has them.
 ORDER = ("stable-diffusion", "fine-tuned", "controlnet", "deepfloyd", "textdiffuser", "artist", "vlad")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line: its name, its entry, what was measured by (mode, field), and why it was not, if so."""
+    """One line: its name, its entry, what was measured by (mode, field), and why it was not, if so.
+
+    `notes` say what its FID and CLIPScore rest on, or what they lack; `faults` name the pictures that are not scored.
+    """
 
     name: str
     entry: Entry
     measured: Mapping[tuple[str, str], float]
     pictures: int = 0
-    missing: int = 0
+    notes: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
     left_out: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What the table calls it."""
+        return self.entry.title or self.name
 
 
 def read_entries(folder: Path, overrides: Sequence[str] = ()) -> dict[str, tuple[Path, list[str]]]:
@@ -71,7 +81,10 @@ def score_rows(entries: Mapping[str, tuple[Path, list[str]]], options: ScoreOpti
             rows.append(Row(name, entry, {}, left_out=why))
             continue
         found, _ = score_target(path, replace(options, protocol=PROTOCOL), out / name, overrides)
-        rows.append(Row(name, entry, measured(found), len(found.scored), len(found.missing) + len(found.unreadable)))
+        notes = [f"{score.name}: {score.protocol}." for score in found.fidelity if score.name != "KID"]
+        notes += found.left_out.values()
+        faults = (*found.missing, *found.unreadable)
+        rows.append(Row(name, entry, measured(found), len(found.scored), tuple(notes), faults))
     return rows
 
 
@@ -94,13 +107,12 @@ def table_of(rows: Sequence[Row]) -> str:
     headings = " | ".join(heading for heading, _, _ in COLUMNS)
     lines = [f"| | | {headings} | pictures |", "|---" * (len(COLUMNS) + 3) + "|"]
     for row in rows:
-        title = row.entry.title or row.name
         told = _cells({("published", name): getattr(row.entry.published, name) for _, name, _ in COLUMNS}, "published")
-        lines.append(f"| {title} | published | {told} | {row.entry.published.source or '-'} |")
+        lines.append(f"| {row.title} | published | {told} | {row.entry.published.source or '-'} |")
         if row.left_out is not None:
             lines.append(f"| | not measured: {row.left_out} |{' |' * (len(COLUMNS) + 1)}")
             continue
-        partial = f", {row.missing} missing" if row.missing else ""
+        partial = f", {len(row.faults)} missing" if row.faults else ""
         lines += [
             f"| | {mode} | {_cells(row.measured, mode)} | {row.pictures}{partial} |" for mode in ("strict", "corrected")
         ]
@@ -113,7 +125,7 @@ def _cells(figures: Mapping[tuple[str, str], float | None], mode: str) -> str:
 
 
 def remarks(rows: Sequence[Row], options: ScoreOptions, engine: str) -> list[str]:
-    """What the figures rest on, a sentence each."""
+    """What the figures rest on and what is not among them, a sentence each."""
     prompts = ", ".join(path.name for path in options.prompts)
     per_prompt = options.images_per_prompt or 1
     said = [
@@ -121,8 +133,20 @@ def remarks(rows: Sequence[Row], options: ScoreOptions, engine: str) -> list[str
         "Published figures were read with MaskTextSpotter v3 on the 5,414 prompts of MARIO-Eval, four pictures a"
         " prompt: only the same engine on the same prompts compares with them.",
     ]
-    watermarked = [row.entry.title for row in rows if row.entry.kind == "deepfloyd"]
+    watermarked = [row.title for row in rows if row.entry.kind == "deepfloyd"]
     said += [f"The watermark of {title} is painted over before it is read." for title in watermarked]
+    measured_rows = [row for row in rows if row.left_out is None]
+    notes: dict[str, list[str]] = {}
+    for row in measured_rows:
+        for note in row.notes:
+            notes.setdefault(note, []).append(row.title)
+    for note, titles in notes.items():
+        said.append(note if len(titles) == len(measured_rows) else f"{', '.join(titles)}: {note}")
+    for row in measured_rows:
+        if row.faults:
+            total, first = row.pictures + len(row.faults), row.faults[0]
+            shown = first if len(first) <= MOST_SHOWN else f"{first[:MOST_SHOWN]}..."
+            said.append(f"PARTIAL, {row.title}: {len(row.faults)} of {total} pictures are not scored, first {shown}")
     return said
 
 
@@ -138,7 +162,9 @@ def table_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 for mode in ("strict", "corrected")
             },
             "pictures": row.pictures,
-            "missing": row.missing,
+            "missing": len(row.faults),
+            "faults": list(row.faults),
+            "notes": list(row.notes),
             "left_out": row.left_out,
         }
         for row in rows

@@ -28,6 +28,8 @@ def bootstrap_intervals(
     A draw in which a metric is not defined (nothing was asked) does not count for it.
     """
     names = sorted({name for sums in prompts for name in sums})
+    if not names:  # of no prompt is anything asked
+        return {}
     table = np.array([[sums.get(name, (0.0, 0.0)) for name in names] for sums in prompts])  # P M 2
     rng = np.random.default_rng(seed)
     count = len(prompts)

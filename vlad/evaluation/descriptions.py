@@ -200,8 +200,11 @@ def matrix_of(trips: Sequence[RoundTrip]) -> str:
         yield "|---" * (len(systems) + 1) + "|"
         for describer in describers:
             cells = (by_place[describer, system] for system in systems)
+            if name == "pictures":
+                yield f"| {describer} | {' | '.join(str(trip.pictures) for trip in cells)} |"
+                continue
             values = (trip.similarity if name == "similarity" else trip.shares[name] for trip in cells)
             yield f"| {describer} | {' | '.join('-' if value is None else f'{value:.3f}' for value in values)} |"
 
-    measures = ("similarity", *KINDS)
+    measures = ("similarity", *KINDS, "pictures")
     return "\n\n".join("\n".join(rows(name)) for name in measures) + "\n"

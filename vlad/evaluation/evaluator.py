@@ -75,15 +75,17 @@ def choose_protocols(
     `polygons_hold` is whether the pictures were made to follow the prompt file's polygons. Raises UserError when one
     was asked for by its name and does not apply.
     """
-    have = all(wanted.lines for wanted in prompts)
+    without = [wanted.key for wanted in prompts if not wanted.lines]
+    some = f"{len(without)} of {len(prompts)} prompts have none, {without[:1]} first"
+    lacks = "the prompt file has none" if len(without) == len(prompts) else some
     chosen: list[Protocol] = []
     left_out: dict[str, str] = {}
     for protocol in PROTOCOLS.values():
         if name not in (protocol.name, "all"):
             continue
         why = ""
-        if protocol.needs_polygons and not have:
-            why = "reads each line in its polygon, and the prompt file has none; take another protocol"
+        if protocol.needs_polygons and without:
+            why = f"reads each line in its polygon, and {lacks}; take another protocol"
         elif protocol.needs_polygons and not polygons_hold:
             why = "reads each line in its polygon, and the pictures were not drawn after them; add --use-layouts"
         elif not any(wanted.strings for wanted in prompts) and protocol.name != "mario":
@@ -107,14 +109,9 @@ def evaluate(
 ) -> Evaluation:
     """Reads and scores pictures as they come, grouped by prompt. Writes OUT/per_image.parquet and OUT/readings/."""
     (out / "readings").mkdir(parents=True, exist_ok=True)
-    found = Evaluation(
-        build_engine(options.engine).name,
-        "until the shorter side has 256 pixels"
-        if options.enlarge_factor is None
-        else f"{options.enlarge_factor} times",
-        tuple(protocols),
-        dict(left_out or {}),
-    )
+    factor = options.enlarge_factor
+    enlarged = "until the shorter side has 256 pixels" if factor is None else f"{factor} times"
+    found = Evaluation(build_engine(options.engine).name, enlarged, tuple(protocols), dict(left_out or {}))
     scores = _Scores(protocols)
     with _Table(out / "per_image.parquet", protocols) as table:
         for done, (picture, reading) in enumerate(_read(pictures, protocols, options, out, found), start=1):

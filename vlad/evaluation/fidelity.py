@@ -25,7 +25,8 @@ from vlad.errors import UserError
 from vlad.evaluation.bootstrap import bootstrap_intervals
 from vlad.evaluation.pictures import Picture
 from vlad.evaluation.protocols.terms import as_they_are
-from vlad.evaluation.reading_files import load_picture
+from vlad.evaluation.reading_files import UNREADABLE, load_picture
+from vlad.evaluation.references import NONE_NAMED, References
 from vlad.evaluation.scores import Score
 from vlad.text.picture_encoders import CLIPEncoder, VisionEncoder
 
@@ -127,23 +128,44 @@ def find_encoders(weights: Path, folders: Sequence[Path]) -> tuple[list[FeatureE
     return encoders, left_out
 
 
+def check_encoders(protocols: Sequence[str], weights: Path, folders: Sequence[Path]) -> None:
+    """Loads what `score_fidelity` will need, and lets it go again.
+
+    Raises UserError for weights that are there and cannot be used: better before the pictures are drawn than after.
+    """
+    find_encoders(weights, folders)
+    for name in protocols:
+        if name in CLIP_PROTOCOLS:
+            find_clip(weights, CLIP_PROTOCOLS[name])
+
+
 @dataclass(frozen=True)
 class Distances:
-    """How far a set of pictures is from the references, by one encoder; KID with its deviation over subsets."""
+    """How far a set of pictures is from the references, by one encoder; KID with its deviation over subsets.
+
+    `pictures` has how many there were in each round.
+    """
 
     encoder: str
     fid: float
     kid: float
     kid_deviation: float
     references: int
-    pictures: int
-    rounds: int
+    pictures: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """What the figures rest on."""
+        fewest, most = min(self.pictures), max(self.pictures)
+        many = str(most) if fewest == most else f"{fewest} to {most}"
+        times = "once" if len(self.pictures) == 1 else f"{len(self.pictures)} times"
+        return f"{self.encoder}, {many} pictures against {self.references} references, {times}"
 
 
 def score_distances(encoder: FeatureEncoder, references: Iterable[Path], rounds: Sequence[Sequence[Path]]) -> Distances:
     """FID and KID of the pictures of each round (a sample number's) and the references, the mean over rounds.
 
     At least two pictures on either side. Features are computed once; torchmetrics computes the distances of them.
+    Raises UserError for a reference that cannot be read.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
@@ -152,7 +174,7 @@ def score_distances(encoder: FeatureEncoder, references: Iterable[Path], rounds:
     smallest = min(len(real), *(len(paths) for paths in rounds))
     if smallest < 2:
         raise UserError("A distance needs at least two pictures and two references.")
-    passed_on = _PassedOn(encoder.features([load_picture(real[0])]).shape[1])
+    passed_on = _PassedOn(encoder.features([_loaded(real[0])]).shape[1])
     fid = FrechetInceptionDistance(feature=passed_on, reset_real_features=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that KID keeps its features: see MOST_KID_FEATURES
@@ -164,7 +186,7 @@ def score_distances(encoder: FeatureEncoder, references: Iterable[Path], rounds:
     def update(paths: Iterable[Path], is_real: bool) -> None:
         done = 0
         for batch in _batches(paths, BATCH):
-            features = encoder.features([load_picture(path) for path in batch])
+            features = encoder.features([_loaded(path) for path in batch])
             fid.update(features, real=is_real)
             if done < MOST_KID_FEATURES:
                 kid.update(features, real=is_real)
@@ -180,7 +202,14 @@ def score_distances(encoder: FeatureEncoder, references: Iterable[Path], rounds:
         fid.reset()
         kid.reset()
     fids, kids, deviations = (float(np.mean(column)) for column in zip(*found, strict=True))
-    return Distances(encoder.name, fids, kids, deviations, len(real), len(rounds[0]), len(rounds))
+    return Distances(encoder.name, fids, kids, deviations, len(real), tuple(map(len, rounds)))
+
+
+def _loaded(path: Path) -> np.ndarray:
+    try:
+        return load_picture(path)
+    except UNREADABLE as error:
+        raise UserError(f"FID and KID cannot read the picture {path}; put a whole one there.") from error
 
 
 class _PassedOn(nn.Module):
@@ -203,7 +232,11 @@ def clip_scores(encoder: CLIPEncoder, protocol: ClipProtocol, pairs: Iterable[tu
 
 
 def score_fidelity(
-    pictures: Sequence[Picture], protocols: Sequence[str], weights: Path, folders: Sequence[Path]
+    pictures: Sequence[Picture],
+    protocols: Sequence[str],
+    weights: Path,
+    folders: Sequence[Path],
+    references: References = References(),  # noqa: B008 - frozen
 ) -> tuple[list[Score], dict[str, str]]:
     """All scores that there are weights and references for, and a sentence for each that is left out."""
     scores: list[Score] = []
@@ -214,41 +247,57 @@ def score_fidelity(
         encoder, why = find_clip(weights, clip)
         if encoder is None:
             left_out[f"clip score, {name}"] = why
-            continue
-        pairs = [(picture.wanted.prompt, path) for picture in pictures if (path := picture.path) is not None]
-        sums: dict[str, tuple[float, float]] = {}
-        for picture, value in zip(pictures, clip_scores(encoder, clip, pairs), strict=True):
-            amount, of = sums.get(picture.wanted.key, (0.0, 0.0))
-            sums[picture.wanted.key] = (amount + value, of + 1)
-        mean = sum(amount for amount, _ in sums.values()) / len(pairs)
-        interval = bootstrap_intervals([{"clip_score": pair} for pair in sums.values()], as_they_are)["clip_score"]
-        scores.append(Score("CLIPScore", str(clip), mean, *interval))
-    references = list(dict.fromkeys(w.reference for w in (p.wanted for p in pictures) if w.reference is not None))
-    if not references:
-        left_out["fid"] = "FID and KID compare with real pictures, and the prompt file names none as reference."
-        return scores, left_out
-    missing = [path for path in references if not Path(path).is_file()]
-    if missing:
-        raise UserError(f"{len(missing)} reference pictures are not there, {missing[0]} first; mend the prompt file.")
-    encoders, absent = find_encoders(weights, folders)
+        else:
+            scores.append(_clip_score(encoder, clip, pictures))
+    # The rounds: a picture of each prompt that has references, once a sample number.
     rounds: dict[int, list[Path]] = {}
     for picture in pictures:
-        if picture.path is not None:
+        if picture.path is not None and picture.wanted.key in references.prompts:
             rounds.setdefault(picture.sample, []).append(picture.path)
-    smallest = min(len(references), *map(len, rounds.values()))
-    if smallest < 2:
-        return scores, {
-            **left_out,
-            "fid": "FID and KID need at least two pictures a sample number, and two references.",
-        }
-    for distance_encoder in encoders:
-        found = score_distances(distance_encoder, map(Path, references), list(rounds.values()))
-        rests_on = (
-            f"{found.encoder}, {found.pictures} pictures against {found.references} references, {found.rounds} times"
+    missing = [path for path in references.paths if not path.is_file()]
+    if not references.paths:
+        why = NONE_NAMED
+    elif missing:
+        why = (
+            f"FID and KID are left out: {len(missing)} of {len(references.paths)} reference pictures are not there,"
+            f" {missing[0]} first."
         )
-        scores.append(Score("FID", rests_on, found.fid))
-        scores.append(Score("KID", f"{rests_on}; deviation over subsets {found.kid_deviation:.5f}", found.kid))
+    elif not rounds or min(len(references.paths), *map(len, rounds.values())) < 2:
+        why = "FID and KID need at least two pictures a sample number, and two references."
+    else:
+        return _with_distances(scores, left_out, list(rounds.values()), weights, folders, references)
+    return scores, {**left_out, "fid": why}
+
+
+def _with_distances(
+    scores: list[Score],
+    left_out: dict[str, str],
+    rounds: list[list[Path]],
+    weights: Path,
+    folders: Sequence[Path],
+    references: References,
+) -> tuple[list[Score], dict[str, str]]:
+    encoders, absent = find_encoders(weights, folders)
+    for encoder in encoders:
+        try:
+            found = score_distances(encoder, references.paths, rounds)
+        except UserError as error:  # a broken reference: the other figures are no worse for it
+            return scores, {**left_out, "fid": str(error)}
+        scores.append(Score("FID", str(found), found.fid))
+        scores.append(Score("KID", f"{found}; deviation over subsets {found.kid_deviation:.5f}", found.kid))
     return scores, {**left_out, **absent}
+
+
+def _clip_score(encoder: CLIPEncoder, clip: ClipProtocol, pictures: Sequence[Picture]) -> Score:
+    """The mean over pictures, with its interval over prompts."""
+    pairs = [(picture.wanted.prompt, path) for picture in pictures if (path := picture.path) is not None]
+    sums: dict[str, tuple[float, float]] = {}
+    for picture, value in zip(pictures, clip_scores(encoder, clip, pairs), strict=True):
+        amount, of = sums.get(picture.wanted.key, (0.0, 0.0))
+        sums[picture.wanted.key] = (amount + value, of + 1)
+    mean = sum(amount for amount, _ in sums.values()) / len(pairs)
+    interval = bootstrap_intervals([{"clip_score": pair} for pair in sums.values()], as_they_are)["clip_score"]
+    return Score("CLIPScore", f"{clip}, {len(pairs)} pictures", mean, *interval)
 
 
 def find_clip(weights: Path, protocol: ClipProtocol) -> tuple[CLIPEncoder | None, str]:

@@ -7,6 +7,7 @@ be drawn later, in any company.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -21,12 +22,13 @@ from PIL import Image
 from vlad.errors import UserError, writable_directory
 from vlad.evaluation.prompt_files import safe_name
 from vlad.evaluation.protocols.terms import Wanted
-from vlad.layout.files import read_layout, write_layout
+from vlad.layout.files import line_to_json, read_layout, write_layout
 from vlad.records import Layout, Polygon
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 INDEX = "index.jsonl"
 SETTINGS = "settings.json"
+DRAWN_OF = "drawn_of.json"  # what each id's pictures were drawn of
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,9 @@ def find_pictures(folder: Path, prompts: Sequence[Wanted], per_prompt: int | Non
 
     `folder/index.jsonl` names them ({"file", "id" or "prompt", "sample"?}, or as sample.py does), or else the files'
     own names: ID.png, ID_SAMPLE.png, or 0007-a-slug.png as sample.py writes. Prompts of several files also lie in
-    folders of their subset's name (with the id without the subset in front). With `per_prompt` None, as many as there
-    are count, and one that has none is missing. Raises UserError when no picture is any prompt's.
+    folders of their subset's name (with the id without the subset in front). With `per_prompt` None, every prompt
+    should have as many as the one that has most: a hole in a folder is missing pictures, not a prompt that counts for
+    less. Raises UserError when no picture is any prompt's.
     """
     index = folder / INDEX
     found = _by_index(index, prompts) if index.is_file() else _by_name(folder, prompts)
@@ -89,13 +92,12 @@ def find_pictures(folder: Path, prompts: Sequence[Wanted], per_prompt: int | Non
             f"No picture in {where} belongs to a prompt; name them {prompts[0].key}.png or {prompts[0].key}_0.png after"
             f' the prompts\' ids, or list them in {folder / INDEX} as {{"file": "a.png", "prompt": "..."}}.'
         )
+    per_prompt = per_prompt or max(map(len, found.values()))
     pictures = []
     for wanted in prompts:
-        samples = sorted(found.get(wanted.key, {}).items())
-        if per_prompt is not None:
-            samples = samples[:per_prompt]
+        samples = sorted(found.get(wanted.key, {}).items())[:per_prompt]
         pictures += [Picture(wanted, sample, path) for sample, path in samples]
-        lacking = max(0, (per_prompt or 1) - len(samples))
+        lacking = per_prompt - len(samples)
         taken = {sample for sample, _ in samples}
         free = (sample for sample in range(len(samples) + lacking) if sample not in taken)
         pictures += [Picture(wanted, sample, None) for _, sample in zip(range(lacking), free, strict=False)]
@@ -104,9 +106,17 @@ def find_pictures(folder: Path, prompts: Sequence[Wanted], per_prompt: int | Non
 
 def _by_index(index: Path, prompts: Sequence[Wanted]) -> dict[str, dict[int, Path]]:
     by_key = {wanted.key: wanted.key for wanted in prompts}
-    by_prompt = {wanted.prompt: wanted.key for wanted in prompts}
+    by_prompt: dict[str, list[str]] = {}
+    for wanted in prompts:
+        by_prompt.setdefault(wanted.prompt, []).append(wanted.key)
     found: dict[str, dict[int, Path]] = {}
-    for number, line in enumerate(index.read_text(encoding="utf-8").splitlines(), start=1):
+
+    def owner(prompt: str) -> str | None:
+        # Of ids with the same prompt, the one that has fewest so far.
+        return min(by_prompt.get(prompt, []), key=lambda key: len(found.get(key, ())), default=None)
+
+    # A byte that is no UTF-8 shows in the line that it spoils.
+    for number, line in enumerate(index.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -114,7 +124,7 @@ def _by_index(index: Path, prompts: Sequence[Wanted]) -> dict[str, dict[int, Pat
             # sample.py's own index calls it "picture".
             file = record["file"] if "file" in record else record["picture"]
             named = record.get("id", record.get("key"))
-            key = by_key.get(safe_name(str(named))) if named is not None else by_prompt.get(record["prompt"])
+            key = by_key.get(safe_name(str(named))) if named is not None else owner(record["prompt"])
             sample = record.get("sample")
             assert isinstance(file, str) and (sample is None or isinstance(sample, int))
         except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
@@ -179,10 +189,11 @@ def draw_pictures(
 ) -> Iterator[Picture]:
     """The pictures of every prompt, in order, each given out once it is on the disk; what is there is not drawn again.
 
-    Raises UserError when `out` holds pictures that were drawn in another way.
+    Raises UserError when `out` holds pictures that were drawn in another way, or of other prompts with the same ids.
     """
     folder = writable_directory(out / "pictures", "pictures")
     _check_settings(out / SETTINGS, {**artist.settings(), "seed": seed, "use_layouts": use_layouts})
+    _check_prompts(out / DRAWN_OF, folder, prompts, use_layouts)
     batch: list[Picture] = []
     queue: list[Picture] = []  # in the prompts' order, what is drawn and what waits for its batch
 
@@ -231,6 +242,31 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
                 " --out, or remove this one."
             )
         return
+    _write_json(path, settings)
+
+
+def _check_prompts(path: Path, folder: Path, prompts: Sequence[Wanted], use_layouts: bool) -> None:
+    """Another prompt file, or one that was edited, has the same ids: their pictures are of other prompts."""
+    stored: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    asked = {wanted.key: _asked_digest(wanted, use_layouts) for wanted in prompts}
+    for wanted in prompts:
+        is_other = stored.get(wanted.key, asked[wanted.key]) != asked[wanted.key]
+        if is_other and any(folder.glob(f"{glob.escape(wanted.key)}_*.png")):
+            raise UserError(
+                f"{folder} holds pictures that were drawn of another prompt (of the id {wanted.key!r}, now"
+                f" {wanted.prompt[:80]!r}); name another folder with --out, or remove this one."
+            )
+    if {**stored, **asked} != stored:
+        _write_json(path, {**stored, **asked})
+
+
+def _asked_digest(wanted: Wanted, use_layouts: bool) -> str:
+    """What a picture is drawn of: the prompt, and the layout where that is given."""
+    lines = [line_to_json(line) for line in wanted.lines] if use_layouts else []
+    return hashlib.sha256(json.dumps([wanted.prompt, lines]).encode()).hexdigest()[:16]
+
+
+def _write_json(path: Path, content: Any) -> None:
     temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)

@@ -92,18 +92,14 @@ def _read_file(path: Path) -> list[Wanted]:
         if suffix == ".json":
             found = list(_of_json(json.loads(text)))
         elif suffix in (".jsonl", ".ndjson"):
-            found = [
-                _numbered(f"line {number}", _of_record, json.loads(line), number - 1)
-                for number, line in enumerate(text.splitlines(), start=1)
-                if line.strip()
-            ]
+            found = list(_of_json_lines(text))
         elif suffix in (".tsv", ".csv"):
             found = list(_of_table(text, "\t" if suffix == ".tsv" else ","))
         else:
             found = _of_lines(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
-    except (Unusable, ValueError, RecursionError) as error:
+    except (Unusable, ValueError, RecursionError, csv.Error) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is in no layout that we know: {error}. Accepted: {ACCEPTED}.") from error
@@ -120,7 +116,8 @@ def _of_lines(text: str) -> list[Wanted]:
     lines = [line.strip() for line in text.splitlines()]
     # An empty line is no prompt, but the pictures are numbered by lines that are.
     lines = [line for line in lines if line]
-    if lines and not any(any(character.isspace() for character in line) for line in lines):
+    # Words alone; but prompts of scripts that put no spaces between them quote what they ask for.
+    if not any(quoted(line) or any(character.isspace() for character in line) for line in lines):
         lines = [WORD_TEMPLATE.format(line) for line in lines]
     return [Wanted(str(number), line, quoted(line)) for number, line in enumerate(lines)]
 
@@ -135,6 +132,18 @@ def _of_table(text: str, delimiter: str) -> Iterator[Wanted]:
         if not prompt:
             raise ValueError(f"row {number + 1} has no prompt")
         yield Wanted(str(number), prompt, quoted(prompt), subset=(row.get("Category") or "").strip())
+
+
+def _of_json_lines(text: str) -> Iterator[Wanted]:
+    # Not splitlines: a string may hold other characters that part lines (U+2028) as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number} is not JSON: column {error.colno}: {error.msg}") from error
+        yield _numbered(f"line {number}", _of_record, record, number - 1)
 
 
 def _of_json(content: Any) -> Iterator[Wanted]:
@@ -164,7 +173,7 @@ def _numbered(place: str, reader: Callable[[Record, int], Wanted], record: Any, 
 def _of_anytext(record: Record, number: int) -> Wanted:
     """The caption names no strings: they are added to it, as the benchmark's own prompts do."""
     caption = _string(record, "caption")
-    annotations = record["annotations"]
+    annotations = record.get("annotations")
     if not isinstance(annotations, list) or not all(isinstance(annotation, dict) for annotation in annotations):
         raise ValueError('"annotations" is no list of objects')
     width, height = FRAME_PIXELS

@@ -14,7 +14,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ import numpy as np
 from vlad.errors import UserError
 from vlad.evaluation.pictures import find_pictures
 from vlad.evaluation.protocols.terms import Wanted
-from vlad.evaluation.reading_files import UNREADABLE, load_picture
+from vlad.evaluation.reading_files import UNREADABLE, Box, load_picture
 
 Kind = Literal["scores", "pairs"]
 # The paper's three questions (Table III), 1 to 5.
@@ -49,12 +49,16 @@ insert or ignore into raters (rater) select rater from answers group by rater or
 
 @dataclass(frozen=True)
 class Study:
-    """What is asked: systems by name with their folders, prompts, one picture of each system a prompt."""
+    """What is asked: systems by name with their folders, prompts, one picture of each system a prompt.
+
+    `masked` has a box (0..1) for each system whose pictures carry a watermark: it would tell who drew them.
+    """
 
     kind: Kind
     systems: Mapping[str, Mapping[str, Path]]  # name -> prompt's key -> picture
     prompts: Mapping[str, str]  # key -> text
     seed: int = 0
+    masked: Mapping[str, Box] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -64,19 +68,28 @@ class Study:
             content.update(name.encode())
             for key, path in sorted(pictures.items()):
                 content.update(key.encode() + hashlib.sha256(path.read_bytes()).digest())
+        if self.masked:
+            content.update(json.dumps(sorted(self.masked.items())).encode())
         return content.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Question:
-    """One page: a prompt with one picture to score, or two to choose from."""
+    """One page: a prompt with one picture to score, or two to choose from; what of each is painted over, or None."""
 
     key: str
     prompt: str
     pictures: tuple[Path, ...]
+    masked: tuple[Box | None, ...]
 
 
-def make_study(kind: Kind, systems: Mapping[str, Path], prompts: Sequence[Wanted], seed: int = 0) -> Study:
+def make_study(
+    kind: Kind,
+    systems: Mapping[str, Path],
+    prompts: Sequence[Wanted],
+    seed: int = 0,
+    masked: Mapping[str, Box] | None = None,
+) -> Study:
     """The study of some folders of pictures, on the prompts that all of them have a picture of.
 
     Raises UserError for fewer than two systems, for folders without pictures of the prompts, for a picture that cannot
@@ -106,7 +119,7 @@ def make_study(kind: Kind, systems: Mapping[str, Path], prompts: Sequence[Wanted
             raise UserError(
                 f"{path} cannot be read as a picture; put a whole one there, or remove it: its prompt is then left out."
             ) from error
-    return Study(kind, kept, {wanted.key: wanted.prompt for wanted in shared}, seed)
+    return Study(kind, kept, {wanted.key: wanted.prompt for wanted in shared}, seed, masked or {})
 
 
 def questions_of(study: Study, rater_number: int) -> list[Question]:
@@ -136,7 +149,7 @@ def questions_of(study: Study, rater_number: int) -> list[Question]:
 
 def _question(study: Study, key: str, names: tuple[str, ...]) -> Question:
     pictures = tuple(study.systems[name][key] for name in names)
-    return Question(json.dumps([key, *names]), study.prompts[key], pictures)
+    return Question(json.dumps([key, *names]), study.prompts[key], pictures, tuple(map(study.masked.get, names)))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from vlad.errors import UserError, sentence
 from vlad.evaluation.rating import ASPECTS, SCALE, Question, Ratings, check_rater
-from vlad.evaluation.reading_files import load_picture
+from vlad.evaluation.reading_files import Box, load_picture, painted_over
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 
@@ -97,16 +97,17 @@ def question_html(question: Question) -> str:
     """The prompt and its pictures, as they are shown: nothing says where they come from."""
     width = "100%" if len(question.pictures) == 1 else "calc(50% - 8px)"
     pictures = "".join(
-        f'<img alt="picture" style="width:min({width}, 512px); object-fit:contain" src="{picture_data(path)}">'
-        for path in question.pictures
+        f'<img alt="picture" style="width:min({width}, 512px); object-fit:contain" src="{picture_data(path, box)}">'
+        for path, box in zip(question.pictures, question.masked, strict=True)
     )
     return f'<p style="font-size:1.2em">{html.escape(question.prompt)}</p><div style="{STYLE}">{pictures}</div>'
 
 
-def picture_data(path: Path) -> str:
-    """The picture's pixels as a data: address, without what its file says beside them."""
+def picture_data(path: Path, masked: Box | None = None) -> str:
+    """The picture's pixels as a data: address, without what its file says beside them; `masked` is painted over."""
     buffer = io.BytesIO()
-    Image.fromarray(load_picture(path)).save(buffer, "PNG")
+    picture = load_picture(path)
+    Image.fromarray(picture if masked is None else painted_over(picture, masked)).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -5,6 +5,8 @@ What it writes is checked by the importers: they see to it that exactly the reco
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,26 +30,25 @@ class LVLMCaptioner:
     """Writes a sentence about each picture, always the same one: nothing is drawn at random.
 
     `path` is a local folder or hub id. `device` "auto": a GPU where there is one. Raises UserError where the model
-    cannot be loaded, or is of another kind.
+    cannot be loaded, or is of another kind; `option` is what names it there.
     """
 
-    def __init__(self, path: str, revision: str | None = None, device: str = "auto", max_new_tokens: int = 96) -> None:
+    def __init__(
+        self,
+        path: str,
+        revision: str | None = None,
+        device: str = "auto",
+        max_new_tokens: int = 96,
+        option: str = "--captioner",
+    ) -> None:
         self.name = path if revision is None else f"{path} at {revision}"
         self._max_new_tokens = max_new_tokens
-        try:
-            self._processor = load_processor(path, revision)
+        self._processor = checked_processor(path, revision, option)
+        with _told(option, self.name):
             model = AutoModelForImageTextToText.from_pretrained(path, revision=revision)
             chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
             self._model = model.to(chosen).eval()
-        except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"--captioner {self.name} cannot be used as an image-text-to-text model ({reason[:200]}); name a folder"
-                " or hub id of one, with its processor."
-            ) from error
-        tokenizer = getattr(self._processor, "tokenizer", None)
-        if tokenizer is None:
-            raise UserError(f"--captioner {self.name} has no tokenizer in its processor; name a whole model.")
+        tokenizer = self._processor.tokenizer
         self._special_tokens: list[str] = tokenizer.all_special_tokens
         # The answers begin where the longest prompt ends.
         tokenizer.padding_side = "left"
@@ -86,6 +87,29 @@ class LVLMCaptioner:
             )
         image_token = getattr(self._processor, "image_token", "")
         return f"{image_token}\n{text}\n" if image_token else text
+
+
+@contextmanager
+def _told(option: str, name: str) -> Iterator[None]:
+    """What the library raises for a model that it cannot load, in a sentence."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{option} {name} cannot be used as an image-text-to-text model ({reason[:200]}); name a folder or hub id"
+            " of one, with its processor."
+        ) from error
+
+
+def checked_processor(path: str, revision: str | None, option: str) -> Any:
+    """The processor of a model, which has a tokenizer. Raises UserError where it cannot be loaded."""
+    name = path if revision is None else f"{path} at {revision}"
+    with _told(option, name):
+        processor = load_processor(path, revision)
+    if getattr(processor, "tokenizer", None) is None:
+        raise UserError(f"{option} {name} has no tokenizer in its processor; name a whole model.")
+    return processor
 
 
 def load_processor(path: str, revision: str | None) -> Any:

@@ -22,6 +22,16 @@ from transformers import AutoModel, AutoTokenizer
 from vlad.errors import UserError
 from vlad.text.vision import CLIP_MEAN, CLIP_STD
 
+# Words, in the forms in which transformers keeps them.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+
 
 @dataclass(frozen=True)
 class Preparation:
@@ -57,6 +67,16 @@ def _load(folder: Path) -> Any:
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _tokenizer(folder: Path) -> Any:
+    # Without its files transformers makes some classes' tokenizers all the same, of no words: each text would be alike.
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(f"{folder} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); give a whole folder.")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} holds no tokenizer that transformers can load; give a whole folder.") from error
+
+
 def _preparation(folder: Path, default_side: int) -> Preparation:
     path = folder / "preprocessor_config.json"
     said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -79,7 +99,7 @@ class CLIPEncoder:
         if self.model.config.model_type != "clip":
             raise UserError(f"{folder} holds a {self.model.config.model_type} model, and CLIPScore needs a CLIP.")
         self.name = folder.name
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.tokenizer = _tokenizer(folder)
         self.prepare = _preparation(folder, self.model.config.vision_config.image_size)
 
     @torch.no_grad()
@@ -130,11 +150,7 @@ class SentenceEncoder:
     (arXiv 1908.10084). Raises UserError when the folder holds none."""
 
     def __init__(self, folder: Path) -> None:
-        self.model = _load(folder)
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{folder} holds no tokenizer; give the whole folder of a sentence encoder.") from error
+        self.model, self.tokenizer = _load(folder), _tokenizer(folder)
 
     @torch.no_grad()
     def similarity(self, a: Sequence[str], b: Sequence[str]) -> list[float]:
