@@ -52,18 +52,28 @@ from vlad.diffusion.attention import set_attention
 from vlad.diffusion.autoencoder import PatchAutoencoder
 from vlad.diffusion.noise import build_scheduler
 from vlad.errors import UserError, claimed, counted, writable_directory
-from vlad.evaluation.run_page import record_start, write_run_page
+from vlad.evaluation.run_page import changes_since_last_start, record_start, write_run_page
 from vlad.memory_plan import start_line
 from vlad.monitors import grid_drawer, look_taker, retrieval_measure
 from vlad.own_pictures import OwnSets, own_sets, refuse_without_text, with_prior
 from vlad.reading_losses import build_legibility
-from vlad.resuming import check_run_directory, finished_stage, starting_checkpoint
-from vlad.stage_trainer import build_trainer, check_sharding, devices, is_sharded_run, sharing_ranks, stage_precision
+from vlad.resuming import check_run_directory, finished_stage, freely_changed, listed, starting_checkpoint
+from vlad.stage_trainer import (
+    build_trainer,
+    check_gpus,
+    check_sharding,
+    devices,
+    is_sharded_run,
+    sharing_ranks,
+    stage_precision,
+)
 from vlad.text.lora import has_adapter, merged
 from vlad.training.adapter_saves import write_adapters
-from vlad.training.callbacks import StopOnSignal, write_metrics
-from vlad.training.checkpoint import prune_checkpoints, remove_partial
+from vlad.training.callbacks import StopOnSignal, takes_part, write_metrics
+from vlad.training.checkpoint import prune_checkpoints, remove_damaged, remove_partial
 from vlad.training.datamodule import ShardDataModule
+from vlad.training.ema import save_average
+from vlad.training.endings import ending_told
 from vlad.training.environment import describe_start
 from vlad.training.loggers import check_wandb
 from vlad.training.optim import OptimOptions, check_optimizer
@@ -114,6 +124,7 @@ def run(config: Config) -> RunResult:
     check_sharding(config)
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator: there is no GPU that torch can use here; set it to auto or cpu.")
+    check_gpus(config)
     check_run_directory(config)
     check_wandb(config.trainer.wandb)
     directory = writable_directory(config.directory, "the run", needed_bytes=200_000_000)
@@ -143,7 +154,14 @@ def _run(config: Config, sets: OwnSets, directory: Path) -> RunResult:
         print(f"{config.name}: {found}; {line}", file=sys.stderr)
         if memory is not None:
             print(memory, file=sys.stderr)
-        record_start(directory, {**describe_start(), "attention": line.removeprefix("attention: ")})
+        start = {**describe_start(), "attention": line.removeprefix("attention: ")}
+        for what, changed in (
+            ("config.yaml", freely_changed(described)),
+            ("its last start", changes_since_last_start(directory, start)),
+        ):
+            if changed:
+                print(f"{config.name}: not as in {what}: {listed(changed)}", file=sys.stderr)
+        record_start(directory, start)
 
     with StopOnSignal() as stop:
         for number, stage in enumerate(stages):
@@ -157,8 +175,9 @@ def _run(config: Config, sets: OwnSets, directory: Path) -> RunResult:
                 set_switches(config, parts, device, computed_in(precisions[-1]))
     compile_as_written(_unets(parts))
     if distributed.is_main_process():
-        _publish_run(config, parts)
-        write_run_page(directory)
+        with ending_told(config.name, directory):
+            _publish_run(config, parts)
+            write_run_page(directory)
     return RunResult(directory, finished=True)
 
 
@@ -299,7 +318,7 @@ def _train_stage(config: Config, parts: Parts, sets: OwnSets, name: str, order: 
     built = build_trainer(config, name, label, stop, draw, measure, phases, adapters, newest, look, about)
     trainer = built.trainer
     set_modes(stage)
-    with stored(stage, stage_precision(config, name)[0]):
+    with ending_told(label, directory), stored(stage, stage_precision(config, name)[0]):
         trainer.fit(stage, datamodule=data, ckpt_path=newest, weights_only=True)
     if stop.stopped and trainer.global_step < optim.steps:
         if (error := built.saving.error()) is not None:
@@ -309,14 +328,16 @@ def _train_stage(config: Config, parts: Parts, sets: OwnSets, name: str, order: 
     if built.stopping is not None:
         built.stopping.restore(stage)
     stage.eval()
-    _publish_stage(stage, directory)
-    built.average.publish(stage, directory)
+    with ending_told(label, directory):
+        _publish_stage(stage, directory)
+        built.average.publish(stage, directory)
+    measured = {}
+    if measure is not None and takes_part(trainer, stage):
+        measured = measure(config.directory / "samples" / name / "shared-space" / "final.png")
     if trainer.is_global_zero:
-        measured = (
-            {} if measure is None else measure(config.directory / "samples" / name / "shared-space" / "final.png")
-        )
         write_metrics(directory / "metrics.json", {**built.metrics(), **measured})
         prune_checkpoints(checkpoints, 0, config.trainer.keep_every_steps)
+        remove_damaged(checkpoints)
         if not any(checkpoints.iterdir()):
             checkpoints.rmdir()
     trainer.strategy.barrier()
@@ -383,9 +404,7 @@ def _publish_stage(stage: Stage, directory: Path) -> None:
         if distributed.is_main_process():
             gathered[name] = tensor.cpu().contiguous()
     if distributed.is_main_process():
-        temporary = directory / f"{TRAINED}.partial"
-        save_file(gathered, temporary)
-        temporary.replace(directory / TRAINED)
+        save_average(gathered, directory / TRAINED)
 
 
 def _published_names(stage: Stage) -> list[str]:

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from typing import Any
 
 import pytest
 import torch
@@ -78,7 +79,8 @@ def test_flash_runs_where_there_is_no_mask_and_is_refused_where_it_cannot(monkey
     self_attentions = sum(name.endswith("attn1.processor") for name in unet.attn_processors)
     assert used == [SDPBackend.FLASH_ATTENTION] * self_attentions
     monkeypatch.setattr("vlad.diffusion.attention.F.scaled_dot_product_attention", refuse)
-    with pytest.raises(UserError, match=r"flash was asked for, but its kernel does not run here in float16 with heads of 16: no kernel"):
+    told = r"flash was asked for, but its kernel does not run here in float16 with heads of 16: no kernel"
+    with pytest.raises(UserError, match=told):
         set_attention([build()], "flash", CPU, torch.float16)
 
 
@@ -166,8 +168,12 @@ def test_a_kernel_is_proven_with_a_mask_and_for_every_width_of_head(monkeypatch:
     fake = types.SimpleNamespace(type="cuda")  # a device of which only the name is asked for
     with monkeypatch.context() as patch:
         randn = torch.randn
+
+        def on_the_cpu(shape: tuple[int, ...], device: object, **options: Any) -> torch.Tensor:
+            return randn(shape, **options)
+
         patch.setattr(torch, "Generator", lambda _: None)
-        patch.setattr(torch, "randn", lambda *shape, device, **options: randn(*shape, **options))
+        patch.setattr(torch, "randn", on_the_cpu)
         patch.setattr(torch.cuda, "synchronize", lambda _: None)
         assert prove_xformers(fake, torch.float32, [40]) == told  # type: ignore[arg-type]
         sys.modules["xformers.ops"].memory_efficient_attention = strict_attention  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -154,6 +155,15 @@ class StopOnSignal(L.Callback):
         trainer.should_stop = trainer.should_stop or (self.stopped and step_is_whole(trainer))
 
 
+@contextmanager
+def shown_if_possible(what: str) -> Iterator[None]:
+    """For what only shows a run: where it cannot be written, that is told, and training goes on."""
+    try:
+        yield
+    except OSError as error:
+        tqdm.write(f"warning: {what} cannot be written ({error}); training goes on.", file=sys.stderr)
+
+
 class Measured(L.Callback):
     """Every `every_steps` steps: figures from the averaged weights, into the logs; each time with a picture.
 
@@ -177,8 +187,9 @@ class Measured(L.Callback):
         self.measured_step = step
         if not takes_part(trainer, pl_module):
             return
-        with looked_at(trainer, pl_module, self.average):
-            found = self.measure(self.directory / f"step-{step:08d}.png")
+        path, found = self.directory / f"step-{step:08d}.png", {}
+        with shown_if_possible(str(path)), looked_at(trainer, pl_module, self.average):
+            found = self.measure(path)
         for logger in trainer.loggers:
             logger.log_metrics(found, step)
 
@@ -232,8 +243,9 @@ class SampleGrid(L.Callback):
         self.drawn_step = step
         if not takes_part(trainer, pl_module):
             return
-        with looked_at(trainer, pl_module, self.average):
-            found = self.draw(self.directory / f"step-{step:08d}.png")
+        path, found = self.directory / f"step-{step:08d}.png", {}
+        with shown_if_possible(str(path)), looked_at(trainer, pl_module, self.average):
+            found = self.draw(path)
         for logger in trainer.loggers:
             logger.log_metrics(found, step)
 
@@ -259,7 +271,8 @@ class RefreshReport(L.Callback):
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.save()  # the page reads the CSV file
-            self.write()
+            with shown_if_possible("the run's report.html"):
+                self.write()
 
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:

@@ -157,7 +157,11 @@ def save_average(average: dict[str, Tensor], path: Path) -> None:
     """Writes tensors as safetensors, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
-    save_file({name: value.contiguous() for name, value in average.items()}, temporary)
+    try:
+        save_file({name: value.contiguous() for name, value in average.items()}, temporary)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     temporary.replace(path)
 
 
