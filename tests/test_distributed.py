@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vlad import distributed
 from vlad.errors import UserError
 from vlad.losses.contrastive import AlignmentHead
-from vlad.training.ranks import check_launch
+from vlad.training.ranks import check_launch, launcher
 
 WORLD = 2
 ROWS = 6  # of both ranks
@@ -142,6 +142,8 @@ def test_a_launch_whose_processes_do_not_agree_is_refused(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    wanted = {"TORCHELASTIC_RUN_ID": "torchrun", "SLURM_PROCID": "srun"}
+    assert launcher() == next((wanted[name] for name in wanted if name in environment), None)
     if said is None:
         check_launch(nodes, devices)
         return

@@ -1,7 +1,11 @@
-"""Whether a name is a folder here or a repository on the hub, known before a library asks for half a minute."""
+"""The hub's libraries: whether a name is a folder here or a repository, known before they ask for half a minute; and
+their bars, silenced."""
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vlad.errors import UserError
@@ -10,6 +14,24 @@ NOT_THERE = (
     "is neither a folder here nor in reach on the hub; check the name and the network, or download it elsewhere"
     " (hf download NAME --local-dir FOLDER) and give that folder"
 )
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Inside the block diffusers and transformers draw no bars for the parts and weights that they read and write.
+
+    Downloads keep theirs. Only for what takes a moment: our commands have bars for what does not.
+    """
+    libraries = [importlib.import_module(f"{name}.utils.logging") for name in ("diffusers", "transformers")]
+    # Their own switches leave nothing to restore: transformers' takes the hub's bars along.
+    before = [library._tqdm_active for library in libraries]
+    for library in libraries:
+        library._tqdm_active = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for library, active in zip(libraries, before, strict=True):
+            library._tqdm_active = active  # type: ignore[attr-defined]
 
 
 def refuse_out_of_reach(option: str, path: str, revision: str | None, file: str) -> None:

@@ -53,6 +53,7 @@ from vlad.diffusion.autoencoder import PatchAutoencoder
 from vlad.diffusion.noise import build_scheduler
 from vlad.errors import UserError, claimed, counted, writable_directory
 from vlad.evaluation.run_page import changes_since_last_start, record_start, write_run_page
+from vlad.hub import without_bars
 from vlad.memory_plan import start_line
 from vlad.monitors import grid_drawer, look_taker, retrieval_measure
 from vlad.own_pictures import OwnSets, own_sets, refuse_without_text, with_prior
@@ -454,7 +455,8 @@ def _publish_run(config: Config, parts: Parts) -> None:
         save_file(parts.alignment.state_dict(), folder / ALIGNMENT)
         pipeline = build_pipeline(config, parts)
         pipeline.register_modules(**{name: merged(module) for name, module in adaptable(parts).items() if module})
-        pipeline.save_pretrained(folder)  # model_index.json comes last: its presence says the run is finished
+        with without_bars():
+            pipeline.save_pretrained(folder)  # model_index.json comes last: its presence says the run is finished
 
 
 def quieten() -> None:

@@ -63,8 +63,12 @@ def differing_options(before: dict[str, Any], now: dict[str, Any], free: bool = 
     for where a run stands.
     """
     # None in the one, options of its own in the other.
-    sections = {name for options in (before, now) for name, value in options.items() if value is None}
-    sections = {name for name in sections if (name in before) != (name in now)}
+    sections = [
+        name
+        for one, other in ((before, now), (now, before))
+        for name, value in one.items()
+        if value is None and any(key.startswith(f"{name}.") for key in other)
+    ]
     told: dict[str, str] = {}
     for name in sorted(before.keys() | now.keys()):
         shapes = name in SHAPING or not name.startswith(FREE)

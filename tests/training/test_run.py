@@ -126,14 +126,20 @@ def stop_at(config: Config, stage: str, step: int, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("stage", "step"), [("layout", 5), ("refine", 2)])
-def test_a_run_under_way_can_be_looked_at(world: Path, stage: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_under_way_can_be_looked_at(
+    world: Path, stage: str, step: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = dataclasses.replace(load_config(world / "base.yaml"), name=f"stopped-{stage}")
     stop_at(config, stage, step, monkeypatch)
     if stage == "layout":
+        capsys.readouterr()
         with pytest.raises(UserError, match="its stage refine has saved nothing yet"):
             load_pipeline(config.directory)
+        assert capsys.readouterr().err == ""  # nothing is said to be drawn with before it is refused
         return
     pipeline = load_pipeline(config.directory)
+    newest = config.directory / "refine" / "checkpoints" / "step-00000002.ckpt"
+    assert capsys.readouterr().err.endswith(f"{config.directory} is not finished; drawing with {newest}\n")
     assert pipeline(PROMPT).images[0].size == (32, 32)
     published = load_file(config.directory / "layout" / "trained.safetensors")
     assert torch.equal(pipeline.layout_unet.conv_in.weight, published["unet.conv_in.weight"])

@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset
 
 from vlad.errors import UserError
 from vlad.evaluation.run_page import read_curves, record_start, thinned, write_run_page
-from vlad.training.callbacks import Measured, RefreshReport, SampleGrid
+from vlad.training.callbacks import Measured, Progress, RefreshReport, SampleGrid
 from vlad.training.datamodule import TimedLoader
 from vlad.training.ema import ExponentialAverage
 from vlad.training.environment import describe_start
@@ -39,6 +39,26 @@ def test_learning_rates_are_named_where_they_differ() -> None:
     assert learning_rates(optimizer) == {"learning_rate": 0.1}
     optimizer = torch.optim.SGD([{"params": [one], "lr": 0.1, "name": "unet"}, {"params": [two], "lr": 0.2}])
     assert learning_rates(optimizer) == {"learning_rate_unet": 0.1, "learning_rate_1": 0.2}
+
+
+def test_a_step_that_is_left_out_does_not_spoil_the_losses_that_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress = Progress("[1/3 layout]", 4, 3)
+    trainer = SimpleNamespace(global_step=0, is_global_zero=True, datamodule=None, progress_bar_metrics={})
+    progress.on_train_start(trainer, torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    assert progress.bar is not None
+    assert (progress.bar.mininterval, progress.bar.maxinterval) == (30.0, 30.0)  # pytest's stderr is no terminal
+    for step, loss in enumerate((2.0, torch.nan, 2.0), start=1):
+        trainer.global_step, trainer.progress_bar_metrics = step, {"loss": loss}
+        progress.on_train_batch_end(trainer, torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    progress.on_train_end(trainer, torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    assert progress.summary(trainer)["loss"] == 2.0  # type: ignore[arg-type]
+    assert capsys.readouterr().err.count("[1/3 layout]") <= 2
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    progress.on_train_start(trainer, torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    assert progress.bar.mininterval == 1.0
+    progress.bar.close()
 
 
 class Slow(IterableDataset):

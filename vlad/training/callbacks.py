@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import sys
 import threading
@@ -23,6 +24,8 @@ from vlad.training.ema import ExponentialAverage
 from vlad.training.switches import uncompiled
 from vlad.training.watching import total_wait
 
+IN_A_FILE_SECONDS = 30.0  # between two states of the progress line where nobody watches it
+
 
 class Progress(L.Callback):
     """One line a stage: which of how many, steps, losses, images a second, the share of waiting for data, time left."""
@@ -35,16 +38,20 @@ class Progress(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
+            # In a file every new state of the line stays: a month of one a second would be hundreds of megabytes.
+            every = 1.0 if sys.stderr.isatty() else IN_A_FILE_SECONDS
             self.bar = tqdm(
-                total=self.steps, initial=trainer.global_step, desc=self.label, unit="step", mininterval=1.0
-            )
+                total=self.steps, initial=trainer.global_step, desc=self.label, unit="step",
+                mininterval=every, maxinterval=max(10.0, every),
+            )  # fmt: skip
         self.started, self.first_step = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if self.bar is None:
             return
         for name, value in trainer.progress_bar_metrics.items():
-            if isinstance(value, float):
+            # A step that is left out for a loss that is no number says nothing of the others.
+            if isinstance(value, float) and math.isfinite(value):
                 self.smoothed[name] = 0.98 * self.smoothed.get(name, value) + 0.02 * value
         self.bar.set_postfix(
             {

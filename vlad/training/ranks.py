@@ -26,6 +26,13 @@ _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed? ?out|bro
 GRACE_SECONDS = 2.0
 
 
+def launcher() -> str | None:
+    """What has started this process as one of several; None where the run starts them itself."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "torchrun"
+    return "srun" if (_told("SLURM_NTASKS") or 1) > 1 and "SLURM_PROCID" in os.environ else None
+
+
 def check_launch(nodes: int, devices: int) -> None:
     """Raises UserError where a launcher's variables do not agree with `nodes` machines of `devices` processes.
 
