@@ -290,7 +290,6 @@ def _train_stage(config: Config, parts: Parts, sets: OwnSets, name: str, order: 
     label = f"[{order.index(name) + 1}/{len(order)} {name}]"
     directory = config.directory / name
     checkpoints = directory / "checkpoints"
-    checkpoints.mkdir(parents=True, exist_ok=True)
     optim: OptimOptions = getattr(config.train, name)
     stage, phases = build_stage(config, parts, name, sets.own, label)
     finished = finished_stage(config, name, order)
@@ -300,6 +299,7 @@ def _train_stage(config: Config, parts: Parts, sets: OwnSets, name: str, order: 
             _publish_stage(stage, directory)
             shutil.copyfile(finished / "metrics.json", directory / "metrics.json")
         return True
+    checkpoints.mkdir(parents=True, exist_ok=True)
     data = ShardDataModule(
         sets.training if config.data.cache is None else cached_sets(config, parts, sets.training),
         config.data.stream(distributed.derived_seed(config.seed, name)),
@@ -332,15 +332,15 @@ def _train_stage(config: Config, parts: Parts, sets: OwnSets, name: str, order: 
     with ending_told(label, directory):
         _publish_stage(stage, directory)
         built.average.publish(stage, directory)
-    measured = {}
-    if measure is not None and takes_part(trainer, stage):
-        measured = measure(config.directory / "samples" / name / "shared-space" / "final.png")
-    if trainer.is_global_zero:
-        write_metrics(directory / "metrics.json", {**built.metrics(), **measured})
-        prune_checkpoints(checkpoints, 0, config.trainer.keep_every_steps)
-        remove_damaged(checkpoints)
-        if not any(checkpoints.iterdir()):
-            checkpoints.rmdir()
+        measured = {}
+        if measure is not None and takes_part(trainer, stage):
+            measured = measure(config.directory / "samples" / name / "shared-space" / "final.png")
+        if trainer.is_global_zero:
+            write_metrics(directory / "metrics.json", {**built.metrics(), **measured})
+            prune_checkpoints(checkpoints, 0, config.trainer.keep_every_steps)
+            remove_damaged(checkpoints)
+            if not any(checkpoints.iterdir()):
+                checkpoints.rmdir()
     trainer.strategy.barrier()
     return True
 

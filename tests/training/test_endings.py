@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,8 @@ from vlad.errors import UserError
 from vlad.records import Batch
 from vlad.stage_trainer import check_gpus
 from vlad.training import gradients
+from vlad.training.callbacks import write_metrics
+from vlad.training.ema import save_average
 from vlad.training.endings import ending_told
 from vlad.training.gradients import GradientGuard
 
@@ -32,6 +35,7 @@ from vlad.training.gradients import GradientGuard
             "disk of runs/a is full.*the last checkpoint",
         ),
         (OSError(122, "Disk quota exceeded"), "disk of runs/a is full"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), r"lost.*pid 7.*lower data\.workers"),
     ],
 )
 def test_what_has_no_room_is_told_with_the_remedy(error: Exception, said: str) -> None:
@@ -44,6 +48,30 @@ def test_every_other_error_stays_what_it_is(error: Exception) -> None:
     with pytest.raises(type(error)) as raised, ending_told("[1/3 layout]", Path("runs/a")):
         raise error
     assert raised.value is error
+
+
+def test_what_checkpoints_are_removed_for_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def flush(descriptor: int) -> None:
+        done.append(f"flush {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        fsync(descriptor)
+
+    def rename(path: Path, target: Path) -> Path:
+        done.append(f"name {target.name}")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(Path, "replace", rename)
+    save_average({"weight": torch.ones(2)}, tmp_path / "stage" / "trained.safetensors")
+    write_metrics(tmp_path / "stage" / "metrics.json", {"loss": 1.0})
+    assert done == [
+        *("flush trained.partial", "name trained.safetensors", "flush stage"),
+        *("flush metrics.partial", "name metrics.json", "flush stage"),
+    ]
 
 
 def test_more_processes_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from vlad.distributed import derived_seed, is_sharded
+from vlad.training.checkpoint import publish_file
 from vlad.training.ema import ExponentialAverage
 from vlad.training.switches import uncompiled
 from vlad.training.watching import total_wait
@@ -283,7 +284,7 @@ class RefreshReport(L.Callback):
 
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """Writes a small JSON file, whole or not at all."""
+    """Writes a small JSON file, whole or not at all, whatever ends the process or the machine."""
     temporary = path.with_suffix(".partial")
     temporary.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    publish_file(temporary, path)

@@ -183,6 +183,14 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
         raise
 
 
+def publish_file(temporary: Path, path: Path) -> None:
+    """Gives a small result its name once it is on the disk: a stage's checkpoints are removed because it is there."""
+    with temporary.open("rb") as stream:
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    _flush_directory(path.parent)
+
+
 def _refuse_without_room(content: dict[str, Any], directory: Path) -> None:
     needed = tensor_bytes(content) + _OVERHEAD_BYTES
     free = shutil.disk_usage(directory).free

@@ -1,4 +1,4 @@
-"""What ends long work through nobody's mistake in the code: a device or a disk that is full."""
+"""What ends long work and is no mistake in the code: a device or a disk that is full, a loader's process that is lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from vlad.training.checkpoint import is_full_disk
 
 @contextmanager
 def ending_told(label: str, directory: Path) -> Iterator[None]:
-    """Raises UserError in the place of what says that the memory, or the disk of `directory`, has no room."""
+    """Raises UserError in the place of what says that the memory, or the disk of `directory`, has no room; or that the
+    system has ended a process of the loader."""
     try:
         yield
     except UserError:
@@ -24,6 +25,12 @@ def ending_told(label: str, directory: Path) -> Iterator[None]:
             raise UserError(
                 f"{label} the memory does not hold a step ({reason_of(error)}); python tools/plan.py with the same"
                 " config says what would make it fit, data.batch_size first."
+            ) from error
+        if "DataLoader worker" in str(error):
+            raise UserError(
+                f"{label} a process that reads samples was lost ({reason_of(error)}), mostly because the machine's memory"
+                " was full; lower data.workers or data.batch_size and run the same command again: it goes on from the"
+                " last checkpoint."
             ) from error
         if is_full_disk(error):
             raise UserError(
