@@ -24,7 +24,7 @@ def main() -> int:
     config = load_config(arguments.config, arguments.overrides)
     from vlad.distributed import is_main_process
     from vlad.launch import is_finished, next_command, run
-    from vlad.training.ranks import launcher
+    from vlad.training.ranks import started_by
 
     if is_finished(config):
         print(f"{config.directory} is finished; give name=... for a new run, or sample from it.")
@@ -35,8 +35,8 @@ def main() -> int:
     if result.finished:
         print(f"Finished: {result.directory}. Next: {next_command(config)}")
     else:
-        started_by = launcher()
-        again = f"{started_by} command goes on." if started_by else f"command goes on: python {shlex.join(sys.argv)}"
+        launcher = started_by()
+        again = f"{launcher} command goes on." if launcher else f"command goes on: python {shlex.join(sys.argv)}"
         print(f"Stopped and saved. The same {again}")
     return 0
 

@@ -57,7 +57,7 @@ def test_what_checkpoints_are_removed_for_is_on_the_disk_before_it_has_its_name(
     fsync, replace = os.fsync, Path.replace
 
     def flush(descriptor: int) -> None:
-        done.append(f"flush {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        done.append(f"flush {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
         fsync(descriptor)
 
     def rename(path: Path, target: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What ends long work and is no mistake in the code: a device or a disk that is full, a loader's process that is lost."""
+"""What ends long work and is no mistake in the code: memory or disk that is full, a loader's process that is lost."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def ending_told(label: str, directory: Path) -> Iterator[None]:
             ) from error
         if "DataLoader worker" in str(error):
             raise UserError(
-                f"{label} a process that reads samples was lost ({reason_of(error)}), mostly because the machine's memory"
-                " was full; lower data.workers or data.batch_size and run the same command again: it goes on from the"
+                f"{label} a process that reads samples was lost ({reason_of(error)}), as when the machine's memory is"
+                " full; lower data.workers or data.batch_size and run the same command again: it goes on from the"
                 " last checkpoint."
             ) from error
         if is_full_disk(error):
