@@ -3,7 +3,7 @@ their bars, silenced."""
 
 from __future__ import annotations
 
-import importlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,16 +22,17 @@ def without_bars() -> Iterator[None]:
 
     Downloads keep theirs. Only for what takes a moment: our commands have bars for what does not.
     """
-    libraries = [importlib.import_module(f"{name}.utils.logging") for name in ("diffusers", "transformers")]
-    # Their own switches leave nothing to restore: transformers' takes the hub's bars along.
-    before = [library._tqdm_active for library in libraries]
-    for library in libraries:
-        library._tqdm_active = False  # type: ignore[attr-defined]
+    # Those that are loaded by now: this room imports neither. Not by their own switches: transformers' takes the hub's
+    # bars along, and says nothing of how it was.
+    found = (sys.modules.get(f"{name}.utils.logging") for name in ("diffusers", "transformers"))
+    before = [(library, vars(library)["_tqdm_active"]) for library in found if library is not None]
+    for library, _ in before:
+        vars(library)["_tqdm_active"] = False
     try:
         yield
     finally:
-        for library, active in zip(libraries, before, strict=True):
-            library._tqdm_active = active  # type: ignore[attr-defined]
+        for library, active in before:
+            vars(library)["_tqdm_active"] = active
 
 
 def refuse_out_of_reach(option: str, path: str, revision: str | None, file: str) -> None:

@@ -115,6 +115,8 @@ def test_the_page_of_a_run_holds_all_it_shows(tmp_path: Path) -> None:
     assert newest == (run / "samples" / "layout" / "step-00000030.png").read_bytes()
     svg = base64.b64decode(links.found[0].split(",")[1]).decode()
     assert "loss" in svg
+    assert page.count('<div class="curves">') == 1  # a grid as wide as the page
+    assert ".curves img { width: 100% }" in page
     assert "<b>" not in page
     assert "<i>" not in page
     assert "signs &amp; &lt;posters&gt;" in page

@@ -125,8 +125,8 @@ def _plots(curves: Mapping[str, Curve]) -> str:
 
 def _plot(title: str, curves: Mapping[str, Curve]) -> bytes:
     """One or more curves as SVG."""
-    figure = Figure(figsize=(5.2, 2.6))
-    axes = figure.add_axes((0.11, 0.11, 0.86, 0.78))
+    figure = Figure(figsize=(3.6, 2.3))
+    axes = figure.add_axes((0.13, 0.12, 0.84, 0.76))
     several = len(curves) > 1
     for number, (name, curve) in enumerate(sorted(curves.items())):
         points = thinned(curve, POINTS)
