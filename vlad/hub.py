@@ -25,7 +25,7 @@ def without_bars() -> Iterator[None]:
     # Those that are loaded by now: this room imports neither. Not by their own switches: transformers' takes the hub's
     # bars along, and says nothing of how it was.
     found = (sys.modules.get(f"{name}.utils.logging") for name in ("diffusers", "transformers"))
-    before = [(library, vars(library)["_tqdm_active"]) for library in found if library is not None]
+    before = [(library, active) for library in found if (active := getattr(library, "_tqdm_active", None)) is not None]
     for library, _ in before:
         vars(library)["_tqdm_active"] = False
     try:

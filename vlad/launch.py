@@ -176,7 +176,7 @@ def _run(config: Config, sets: OwnSets, directory: Path) -> RunResult:
                 set_switches(config, parts, device, computed_in(precisions[-1]))
     compile_as_written(_unets(parts))
     if distributed.is_main_process():
-        with ending_told(config.name, directory):
+        with ending_told(f"{config.name}:", directory):
             _publish_run(config, parts)
             write_run_page(directory)
     return RunResult(directory, finished=True)
@@ -332,7 +332,7 @@ def _train_stage(config: Config, parts: Parts, sets: OwnSets, name: str, order: 
     with ending_told(label, directory):
         _publish_stage(stage, directory)
         built.average.publish(stage, directory)
-        measured = {}
+        measured: dict[str, float] = {}
         if measure is not None and takes_part(trainer, stage):
             measured = measure(config.directory / "samples" / name / "shared-space" / "final.png")
         if trainer.is_global_zero:

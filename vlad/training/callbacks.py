@@ -195,7 +195,8 @@ class Measured(L.Callback):
         self.measured_step = step
         if not takes_part(trainer, pl_module):
             return
-        path, found = self.directory / f"step-{step:08d}.png", {}
+        path = self.directory / f"step-{step:08d}.png"
+        found: dict[str, float] = {}
         with shown_if_possible(str(path)), looked_at(trainer, pl_module, self.average):
             found = self.measure(path)
         for logger in trainer.loggers:
@@ -251,7 +252,8 @@ class SampleGrid(L.Callback):
         self.drawn_step = step
         if not takes_part(trainer, pl_module):
             return
-        path, found = self.directory / f"step-{step:08d}.png", {}
+        path = self.directory / f"step-{step:08d}.png"
+        found: dict[str, float] = {}
         with shown_if_possible(str(path)), looked_at(trainer, pl_module, self.average):
             found = self.draw(path)
         for logger in trainer.loggers:
