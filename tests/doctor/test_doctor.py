@@ -169,9 +169,9 @@ def test_snapshots_of_averages_take_room_on_the_disk(world: Path) -> None:
         for every in (100, 1)
     )
     count = sum(kind.count for kind in few.trained["refine"].values())
-    assert count > 100_000  # two averages of it in float32, once and a hundred times
-    assert f"snapshots of averages {8 * count / 1e6:.0f} MB" in checks.disk(few).found
-    assert f"snapshots of averages {800 * count / 1e9:.1f} GB" in checks.disk(many).found
+    # Two averages in float32, once and a hundred times.
+    assert checks.disk(few).found.endswith(f"snapshots of averages {checks._gb(8 * count)}")
+    assert checks.disk(many).found.endswith(f"snapshots of averages {checks._gb(800 * count)}")
     assert "snapshots" not in checks.disk(Examined(config_of(world))).found
 
 
