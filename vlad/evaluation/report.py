@@ -84,7 +84,7 @@ def draw_curves(logs: dict[str, Path], path: Path) -> None:
 
     figure, axes = plt.subplots(1, len(logs), figsize=(4.5 * len(logs), 3.2), squeeze=False)
     for axis, (stage, log) in zip(axes[0], logs.items(), strict=True):
-        records = []
+        records: list[dict[str, str]] = []
         for part in sorted(log.glob("*/metrics.csv")):
             records += whole_rows(part)
         for name in [key for key in (records[0] if records else {}) if key not in ("epoch", "step", "loss")]:
