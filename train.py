@@ -24,6 +24,7 @@ def main() -> int:
     config = load_config(arguments.config, arguments.overrides)
     from vlad.distributed import is_main_process
     from vlad.launch import is_finished, next_command, run
+    from vlad.training.ranks import started_by
 
     if is_finished(config):
         print(f"{config.directory} is finished; give name=... for a new run, or sample from it.")
@@ -34,7 +35,9 @@ def main() -> int:
     if result.finished:
         print(f"Finished: {result.directory}. Next: {next_command(config)}")
     else:
-        print(f"Stopped and saved. The same command goes on: python {shlex.join(sys.argv)}")
+        launcher = started_by()
+        again = f"{launcher} command goes on." if launcher else f"command goes on: python {shlex.join(sys.argv)}"
+        print(f"Stopped and saved. The same {again}")
     return 0
 
 

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vlad import distributed
 from vlad.errors import UserError
 from vlad.losses.contrastive import AlignmentHead
-from vlad.training.ranks import check_launch
+from vlad.training.ranks import check_launch, started_by
 
 WORLD = 2
 ROWS = 6  # of both ranks
@@ -120,6 +120,7 @@ def test_a_derived_seed_is_the_same_everywhere_and_depends_on_every_part() -> No
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
 SLURM = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_NNODES": "2"}
+SRUN = {**SLURM, "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2"}
 
 
 @pytest.mark.parametrize(
@@ -133,15 +134,19 @@ SLURM = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_NNODES": "2"}
         (SLURM, 2, 2, None),
         (SLURM, 100_000, 2, "srun has started 4 processes, 2 on this machine"),
         (SLURM, 1, 1, None),  # a single process inside of an allocation
+        (SRUN, 2, 2, None),
+        (SRUN, 1, 1, "srun has started 4 processes, 2 on this machine"),  # they would all train alone, in one directory
     ],
 )
 def test_a_launch_whose_processes_do_not_agree_is_refused(
     environment: dict[str, str], nodes: int, devices: int, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in {*TORCHRUN, *SLURM}:
+    for name in {*TORCHRUN, *SRUN}:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    wanted = {"TORCHELASTIC_RUN_ID": "torchrun", "SLURM_STEP_NUM_TASKS": "srun"}
+    assert started_by() == next((wanted[name] for name in wanted if name in environment), None)
     if said is None:
         check_launch(nodes, devices)
         return

@@ -1,5 +1,6 @@
 """A user's mistake becomes one sentence and exit code 2; everything else keeps its traceback."""
 
+import errno
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 from vlad.errors import (
     OptionParser,
     UserError,
+    claimed,
     did_you_mean,
     existing_file,
     run_command_line,
@@ -111,3 +113,16 @@ def test_a_bug_keeps_its_traceback() -> None:
     # Also a ValueError: only what was meant for the user is shortened to a sentence.
     with pytest.raises(ValueError, match="a bug"):
         run_command_line(raising(ValueError("a bug")))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_told_of_and_worked_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with claimed(tmp_path, "a run"):
+        pass
+    assert "cannot be locked (Function not implemented); let no other process work" in capsys.readouterr().err

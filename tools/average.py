@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from vlad.errors import UserError, run_command_line, writable_directory
+from vlad.hub import without_bars
 
 
 def main() -> None:
@@ -35,7 +36,8 @@ def main() -> None:
         average = reconstruct(stage, arguments.width, arguments.step)
     pipeline = averaged_pipeline(folder, arguments.stage, average)
     out = writable_directory(arguments.out, "the pipeline", needed_bytes=50_000_000)
-    pipeline.save_pretrained(out)
+    with without_bars():
+        pipeline.save_pretrained(out)
     print(f"Published in {out}. Next: python sample.py {out} --prompt '...'")
 
 

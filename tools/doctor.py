@@ -19,12 +19,14 @@ def main() -> int:
 
     config = load_config(arguments.config, arguments.overrides)
     from vlad.distributed import is_main_process
-    from vlad.doctor.checks import examine
+    from vlad.doctor.checks import NAME_WIDTH, examine
     from vlad.doctor.findings import exit_code, table
 
-    findings = list(examine(config))
-    if is_main_process():
-        print(table(findings))
+    findings = []
+    for finding in examine(config):
+        findings.append(finding)
+        if is_main_process():  # at once: some of the checks take half a minute
+            print(table([finding], named=NAME_WIDTH), flush=True)
     return exit_code(findings)
 
 

@@ -33,6 +33,7 @@ from vlad.diffusion.text_to_image import pipeline_class
 from vlad.diffusion.unets import build_unet
 from vlad.distributed import is_main_process
 from vlad.errors import UserError
+from vlad.hub import without_bars
 from vlad.losses.alignment import AlignmentHeads, AttentionPool, TokenPool
 from vlad.losses.contrastive import AlignmentHead
 from vlad.losses.matching import MatchingHead
@@ -271,7 +272,7 @@ def read_pipeline(folder: Path, said: str, dtype: torch.dtype = torch.float32) -
     Raises UserError for one that is damaged or not whole.
     """
     refuse_misfits(folder, said)
-    with read_whole(folder):
+    with read_whole(folder), without_bars():
         return VLADPipeline.from_pretrained(folder, dtype=dtype, **parts_with_own_code(folder, dtype))
 
 
@@ -369,7 +370,8 @@ def publish_text_side(parts: Parts, folder: Path) -> None:
     """Writes LVLM (adapters merged) with its tokenizer, CCM and alignment heads, for `text_base`; the heads last."""
     text_side = parts.text_side
     lvlm: Any = merged(text_side.lvlm.model)
-    lvlm.save_pretrained(folder / LVLM)
+    with without_bars():
+        lvlm.save_pretrained(folder / LVLM)
     text_side.lvlm.tokenizer.save_pretrained(folder / LVLM)
     composition: Any = merged(text_side.composition)
     composition.save_pretrained(folder / COMPOSITION)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -135,6 +136,15 @@ def claimed(directory: Path, what: str) -> Iterator[None]:
             held = os.path.samestat(os.fstat(descriptor), path.stat())
         except (BlockingIOError, FileNotFoundError):
             held = False
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+            # Lustre without `flock`, some network file systems: a run must not fail for the lack of a guard.
+            told = (
+                f"warning: {directory} cannot be locked ({error.strerror}); let no other process work on {what} there."
+            )
+            print(told, file=sys.stderr)
+            held = True
         if not held:  # or it was held until a moment ago, by one that has removed the file since
             raise UserError(
                 f"Another process is at work on {what} in {directory}; wait until it is done, or name another place."

@@ -1,7 +1,11 @@
-"""Whether a name is a folder here or a repository on the hub, known before a library asks for half a minute."""
+"""The hub's libraries: whether a name is a folder here or a repository, known before they ask for half a minute; and
+their bars, silenced."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vlad.errors import UserError
@@ -10,6 +14,25 @@ NOT_THERE = (
     "is neither a folder here nor in reach on the hub; check the name and the network, or download it elsewhere"
     " (hf download NAME --local-dir FOLDER) and give that folder"
 )
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Inside the block diffusers and transformers draw no bars for the parts and weights that they read and write.
+
+    Downloads keep theirs. Only for what takes a moment: our commands have bars for what does not.
+    """
+    # Those that are loaded by now: this room imports neither. Not by their own switches: transformers' takes the hub's
+    # bars along, and says nothing of how it was.
+    found = (sys.modules.get(f"{name}.utils.logging") for name in ("diffusers", "transformers"))
+    before = [(library, active) for library in found if (active := getattr(library, "_tqdm_active", None)) is not None]
+    for library, _ in before:
+        vars(library)["_tqdm_active"] = False
+    try:
+        yield
+    finally:
+        for library, active in before:
+            vars(library)["_tqdm_active"] = active
 
 
 def refuse_out_of_reach(option: str, path: str, revision: str | None, file: str) -> None:

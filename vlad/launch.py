@@ -52,18 +52,29 @@ from vlad.diffusion.attention import set_attention
 from vlad.diffusion.autoencoder import PatchAutoencoder
 from vlad.diffusion.noise import build_scheduler
 from vlad.errors import UserError, claimed, counted, writable_directory
-from vlad.evaluation.run_page import record_start, write_run_page
+from vlad.evaluation.run_page import changes_since_last_start, record_start, write_run_page
+from vlad.hub import without_bars
 from vlad.memory_plan import start_line
 from vlad.monitors import grid_drawer, look_taker, retrieval_measure
 from vlad.own_pictures import OwnSets, own_sets, refuse_without_text, with_prior
 from vlad.reading_losses import build_legibility
-from vlad.resuming import check_run_directory, finished_stage, starting_checkpoint
-from vlad.stage_trainer import build_trainer, check_sharding, devices, is_sharded_run, sharing_ranks, stage_precision
+from vlad.resuming import check_run_directory, finished_stage, freely_changed, listed, starting_checkpoint
+from vlad.stage_trainer import (
+    build_trainer,
+    check_gpus,
+    check_sharding,
+    devices,
+    is_sharded_run,
+    sharing_ranks,
+    stage_precision,
+)
 from vlad.text.lora import has_adapter, merged
 from vlad.training.adapter_saves import write_adapters
-from vlad.training.callbacks import StopOnSignal, write_metrics
-from vlad.training.checkpoint import prune_checkpoints, remove_partial
+from vlad.training.callbacks import StopOnSignal, takes_part, write_metrics
+from vlad.training.checkpoint import prune_checkpoints, remove_damaged, remove_partial
 from vlad.training.datamodule import ShardDataModule
+from vlad.training.ema import save_average
+from vlad.training.endings import ending_told
 from vlad.training.environment import describe_start
 from vlad.training.loggers import check_wandb
 from vlad.training.optim import OptimOptions, check_optimizer
@@ -114,6 +125,7 @@ def run(config: Config) -> RunResult:
     check_sharding(config)
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator: there is no GPU that torch can use here; set it to auto or cpu.")
+    check_gpus(config)
     check_run_directory(config)
     check_wandb(config.trainer.wandb)
     directory = writable_directory(config.directory, "the run", needed_bytes=200_000_000)
@@ -143,7 +155,14 @@ def _run(config: Config, sets: OwnSets, directory: Path) -> RunResult:
         print(f"{config.name}: {found}; {line}", file=sys.stderr)
         if memory is not None:
             print(memory, file=sys.stderr)
-        record_start(directory, {**describe_start(), "attention": line.removeprefix("attention: ")})
+        start = {**describe_start(), "attention": line.removeprefix("attention: ")}
+        for what, changed in (
+            ("config.yaml", freely_changed(described)),
+            ("its last start", changes_since_last_start(directory, start)),
+        ):
+            if changed:
+                print(f"{config.name}: not as in {what}: {listed(changed)}", file=sys.stderr)
+        record_start(directory, start)
 
     with StopOnSignal() as stop:
         for number, stage in enumerate(stages):
@@ -157,8 +176,9 @@ def _run(config: Config, sets: OwnSets, directory: Path) -> RunResult:
                 set_switches(config, parts, device, computed_in(precisions[-1]))
     compile_as_written(_unets(parts))
     if distributed.is_main_process():
-        _publish_run(config, parts)
-        write_run_page(directory)
+        with ending_told(f"{config.name}:", directory):
+            _publish_run(config, parts)
+            write_run_page(directory)
     return RunResult(directory, finished=True)
 
 
@@ -270,7 +290,6 @@ def _train_stage(config: Config, parts: Parts, sets: OwnSets, name: str, order: 
     label = f"[{order.index(name) + 1}/{len(order)} {name}]"
     directory = config.directory / name
     checkpoints = directory / "checkpoints"
-    checkpoints.mkdir(parents=True, exist_ok=True)
     optim: OptimOptions = getattr(config.train, name)
     stage, phases = build_stage(config, parts, name, sets.own, label)
     finished = finished_stage(config, name, order)
@@ -280,6 +299,7 @@ def _train_stage(config: Config, parts: Parts, sets: OwnSets, name: str, order: 
             _publish_stage(stage, directory)
             shutil.copyfile(finished / "metrics.json", directory / "metrics.json")
         return True
+    checkpoints.mkdir(parents=True, exist_ok=True)
     data = ShardDataModule(
         sets.training if config.data.cache is None else cached_sets(config, parts, sets.training),
         config.data.stream(distributed.derived_seed(config.seed, name)),
@@ -299,7 +319,7 @@ def _train_stage(config: Config, parts: Parts, sets: OwnSets, name: str, order: 
     built = build_trainer(config, name, label, stop, draw, measure, phases, adapters, newest, look, about)
     trainer = built.trainer
     set_modes(stage)
-    with stored(stage, stage_precision(config, name)[0]):
+    with ending_told(label, directory), stored(stage, stage_precision(config, name)[0]):
         trainer.fit(stage, datamodule=data, ckpt_path=newest, weights_only=True)
     if stop.stopped and trainer.global_step < optim.steps:
         if (error := built.saving.error()) is not None:
@@ -309,16 +329,18 @@ def _train_stage(config: Config, parts: Parts, sets: OwnSets, name: str, order: 
     if built.stopping is not None:
         built.stopping.restore(stage)
     stage.eval()
-    _publish_stage(stage, directory)
-    built.average.publish(stage, directory)
-    if trainer.is_global_zero:
-        measured = (
-            {} if measure is None else measure(config.directory / "samples" / name / "shared-space" / "final.png")
-        )
-        write_metrics(directory / "metrics.json", {**built.metrics(), **measured})
-        prune_checkpoints(checkpoints, 0, config.trainer.keep_every_steps)
-        if not any(checkpoints.iterdir()):
-            checkpoints.rmdir()
+    with ending_told(label, directory):
+        _publish_stage(stage, directory)
+        built.average.publish(stage, directory)
+        measured: dict[str, float] = {}
+        if measure is not None and takes_part(trainer, stage):
+            measured = measure(config.directory / "samples" / name / "shared-space" / "final.png")
+        if trainer.is_global_zero:
+            write_metrics(directory / "metrics.json", {**built.metrics(), **measured})
+            prune_checkpoints(checkpoints, 0, config.trainer.keep_every_steps)
+            remove_damaged(checkpoints)
+            if not any(checkpoints.iterdir()):
+                checkpoints.rmdir()
     trainer.strategy.barrier()
     return True
 
@@ -383,9 +405,7 @@ def _publish_stage(stage: Stage, directory: Path) -> None:
         if distributed.is_main_process():
             gathered[name] = tensor.cpu().contiguous()
     if distributed.is_main_process():
-        temporary = directory / f"{TRAINED}.partial"
-        save_file(gathered, temporary)
-        temporary.replace(directory / TRAINED)
+        save_average(gathered, directory / TRAINED)
 
 
 def _published_names(stage: Stage) -> list[str]:
@@ -435,7 +455,8 @@ def _publish_run(config: Config, parts: Parts) -> None:
         save_file(parts.alignment.state_dict(), folder / ALIGNMENT)
         pipeline = build_pipeline(config, parts)
         pipeline.register_modules(**{name: merged(module) for name, module in adaptable(parts).items() if module})
-        pipeline.save_pretrained(folder)  # model_index.json comes last: its presence says the run is finished
+        with without_bars():
+            pipeline.save_pretrained(folder)  # model_index.json comes last: its presence says the run is finished
 
 
 def quieten() -> None:

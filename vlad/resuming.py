@@ -16,7 +16,7 @@ from typing import Any
 
 from vlad.config import Config, load_config
 from vlad.errors import UserError
-from vlad.training.checkpoint import is_checkpoint, newest_checkpoint, read_checkpoint
+from vlad.training.checkpoint import is_checkpoint, newest_checkpoint, read_checkpoint, set_aside
 from vlad.training.stages import TRAINED
 
 # What neither the weights nor the order of the samples depend on.
@@ -24,7 +24,11 @@ DATA_FREE = ("data.shards", "data.workers", "data.verify", "data.fetch.", "data.
 FREE = ("runs", "name", "resume", "trainer.", "sample.", *DATA_FREE)
 # Though they begin like a free one.
 SHAPING = ("trainer.precision", "trainer.devices", "trainer.nodes", "trainer.strategy")
-SHOWN = 8  # differing options that a message names
+# Where a run stands and what it starts from: no part of what it is.
+PLACE = ("runs", "name", "resume")
+SHOWN, NAMED = 8, 40  # differing options that a message tells with their values, and at all
+LONGEST = 40  # characters of a value
+ABSENT = "(not there)"
 
 
 def config_record(config: Config, stage: str) -> dict[str, Any]:
@@ -47,19 +51,49 @@ def check_run_directory(config: Config) -> None:
     differing = differing_options(_flat_config(load_config(stored)), _flat_config(config))
     if differing:
         raise UserError(
-            f"{config.directory} holds a run of another config: {_listed(differing)}; give this run another name"
-            " (name=...), or remove the directory."
+            f"{config.directory} holds a run of another config: {listed(differing)}. Keep these as they were to go on"
+            " with it, or give this run another name (name=...)."
         )
 
 
-def differing_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The options that shape a result and differ, each as "name was x and is now y", by their dotted names."""
-    names = sorted(name for name in before.keys() | now.keys() if name in SHAPING or not name.startswith(FREE))
-    return [
-        f"{name} was {before.get(name, 'absent')!r} and is now {now.get(name, 'absent')!r}"
-        for name in names
-        if before.get(name, "absent") != now.get(name, "absent")
+def differing_options(before: dict[str, Any], now: dict[str, Any], free: bool = False) -> list[str]:
+    """The options that shape a result and differ, each as "name: before -> now", by their dotted names.
+
+    A section that one of the two leaves out is told by its own name alone. `free`: of the others those that differ, but
+    for where a run stands.
+    """
+    # None in the one, options of its own in the other.
+    sections = [
+        name
+        for one, other in ((before, now), (now, before))
+        for name, value in one.items()
+        if value is None and any(key.startswith(f"{name}.") for key in other)
     ]
+    told: dict[str, str] = {}
+    for name in sorted(before.keys() | now.keys()):
+        shapes = name in SHAPING or not name.startswith(FREE)
+        if shapes == free or name in PLACE or before.get(name, ABSENT) == now.get(name, ABSENT):
+            continue
+        section = next((other for other in sections if name == other or name.startswith(f"{other}.")), None)
+        if section is not None:
+            told[section] = f"{section}: none -> given" if section in before else f"{section}: given -> none"
+        else:
+            told[name] = f"{name}: {_short(before.get(name, ABSENT))} -> {_short(now.get(name, ABSENT))}"
+    return list(told.values())
+
+
+def freely_changed(config: Config) -> list[str]:
+    """The options that may change within a run and are not as its config.yaml has them; empty for a new run."""
+    stored = config.directory / "config.yaml"
+    if not stored.is_file():
+        return []
+    return differing_options(_flat_config(load_config(stored)), _flat_config(config), free=True)
+
+
+def _short(value: Any) -> str:
+    """A value as a config would say it, cut where it is long."""
+    said = "null" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return said if len(said) <= LONGEST else f"{said[: LONGEST - 3]}..."
 
 
 def _flat_config(config: Config) -> dict[str, Any]:
@@ -77,9 +111,12 @@ def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _listed(differing: list[str]) -> str:
-    rest = f" (and {len(differing) - SHOWN} more)" if len(differing) > SHOWN else ""
-    return "; ".join(differing[:SHOWN]) + rest
+def listed(differing: list[str]) -> str:
+    """Differing options in one line: the first with their values, the others by name, as far as anybody reads."""
+    names = [told.partition(":")[0] for told in differing[SHOWN:NAMED]]
+    more = f"; and {', '.join(names)}" if names else ""
+    rest = f" and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
+    return "; ".join(differing[:SHOWN]) + more + rest
 
 
 def checkpoint_of_another_run(config: Config) -> tuple[Path, str] | None:
@@ -123,19 +160,30 @@ def finished_stage(config: Config, name: str, order: list[str]) -> Path | None:
 
 
 def starting_checkpoint(config: Config, name: str, label: str, speaks: bool) -> Path | None:
-    """The checkpoint that a stage starts from, None for its beginning; says which, and what was left out and why."""
-    newest, left_out = newest_checkpoint(config.directory / name / "checkpoints")
+    """The checkpoint that a stage starts from, None for its beginning; says which, and what was left out and why.
+
+    The one that speaks gives what was left out another name. Raises UserError where there are checkpoints and all are
+    damaged: what was learned is not given up without a word.
+    """
+    folder = config.directory / name / "checkpoints"
+    newest, left_out = newest_checkpoint(folder)
+    if newest is None and left_out:
+        raise UserError(
+            f"{label} none of the checkpoints in {folder} reads back whole ({left_out[0].path.name}:"
+            f" {left_out[0].reason}), and the stage would begin again; bring one back, or remove them if it shall."
+        )
     begun = checkpoint_of_another_run(config)
     if newest is None and begun is not None and begun[1] == name:
         newest = begun[0]
     if not speaks:
         return newest
     for broken in left_out:
-        print(f"{label} {broken.path} does not read back whole ({broken.reason}) and is left out", file=sys.stderr)
+        said = f"{broken.path} does not read back whole ({broken.reason}) and is left out"
+        print(f"{label} {said}: now {set_aside(broken.path).name}", file=sys.stderr)
     if newest is not None:
         print(f"{label} goes on from {newest}", file=sys.stderr)
         record = read_checkpoint(newest).get("run", {}).get("config")
         differing = differing_options(_flat(json.loads(record)), _flat_config(config)) if record else []
         if differing:
-            print(f"{label} its config differs: {_listed(differing)}", file=sys.stderr)
+            print(f"{label} its config differs: {listed(differing)}", file=sys.stderr)
     return newest

@@ -16,7 +16,7 @@ from torch import nn
 
 from vlad.config import Config
 from vlad.distributed import is_main_process
-from vlad.errors import UserError
+from vlad.errors import UserError, counted
 from vlad.evaluation.run_page import write_run_page
 from vlad.resuming import config_record
 from vlad.text.lora import has_adapter
@@ -158,6 +158,16 @@ def devices(config: Config) -> int:
     return torch.cuda.device_count() if config.trainer.accelerator != "cpu" else 1
 
 
+def check_gpus(config: Config) -> None:
+    """Raises UserError where more processes are asked for than there are GPUs."""
+    there = torch.cuda.device_count() if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else 0
+    if 0 < there < devices(config):
+        raise UserError(
+            f"trainer.devices is {devices(config)}, and torch finds {counted(there, 'GPU')} here; set it to auto, or to"
+            f" {there} at most."
+        )
+
+
 def is_sharded_run(config: Config) -> bool:
     """Whether several processes share the weights; of one process `fsdp` asks for nothing."""
     return config.trainer.strategy == "fsdp" and max(1, devices(config)) * config.trainer.nodes > 1
@@ -181,6 +191,8 @@ def check_sharding(config: Config) -> None:
         what = "compiled and sharded blocks are not tried together yet: set trainer.compile=none"
     elif any(getattr(config.train, stage).optimizer == "adamw-8bit" for stage in ("align", "layout", "refine")):
         what = "8-bit moments do not know shards: set the stages' optimizer to adamw"
+    elif config.validation.share:
+        what = "the looks at held-out pictures are one rank's: leave out validation.share, or use trainer.strategy=ddp"
     elif "16-mixed" in {config.trainer.precision, config.train.layout.precision, config.train.refine.precision}:
         what = "there is no loss scaler for shards: use bf16-mixed or 32-true"
     if what is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlad.config import Config, load_config
+from vlad.config import Config, load_config, save_config
 from vlad.data.synthetic import SyntheticOptions, render_sign
 from vlad.data.writing import write_manifest, write_shards
 from vlad.doctor import checks
@@ -19,6 +19,7 @@ from vlad.doctor.findings import Finding, exit_code, table
 from vlad.doctor.ranks import all_reduce_rate
 from vlad.errors import run_command_line
 from vlad.performance.training import StageFigures
+from vlad.training.checkpoint import checkpoint_path
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -77,10 +78,12 @@ def test_releases_that_must_not_run_fail(
     assert "pip install" in finding.remedy
 
 
-def test_what_is_there_passes(world: Path) -> None:
+def test_what_is_there_passes(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     examined = Examined(config_of(world))
     for check in (checks.versions, checks.device, checks.launch, checks.xformers, checks.switches, checks.models):
         assert check(examined).level == "ok", check
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert checks.device(examined).found == "CPU, 1 thread"
     assert checks.trained_in(examined).level == "ok"
     assert checks.disk(examined).level == "ok"
     assert checks.memory(examined).level == "ok"
@@ -157,6 +160,41 @@ def test_memory_is_that_of_the_plan_of_the_fullest_stage(world: Path, monkeypatc
     assert checks.memory(examined).level == "warn"
     shared = Examined(config_of(world, "trainer.devices=2", "trainer.strategy=fsdp", "lora=null"))
     assert shared.memory["refine"].gradients == 2 * unet
+
+
+def test_snapshots_of_averages_take_room_on_the_disk(world: Path) -> None:
+    widths = "train.refine.ema_power_widths=[0.05,0.1]"
+    few, many = (
+        Examined(config_of(world, widths, "train.refine.steps=100", f"train.refine.ema_snapshot_every_steps={every}"))
+        for every in (100, 1)
+    )
+    count = sum(kind.count for kind in few.trained["refine"].values())
+    # Two averages in float32, once and a hundred times.
+    assert checks.disk(few).found.endswith(f"snapshots of averages {checks._gb(8 * count)}")
+    assert checks.disk(many).found.endswith(f"snapshots of averages {checks._gb(800 * count)}")
+    assert "snapshots" not in checks.disk(Examined(config_of(world))).found
+
+
+def test_what_the_run_directory_holds_is_told(world: Path, tmp_path: Path) -> None:
+    def looked_at(*overrides: str) -> Finding:
+        return next(f for f in examine(config_of(world, f"runs={tmp_path}", *overrides)) if f.name == "run")
+
+    config = config_of(world, f"runs={tmp_path}")
+    assert looked_at().found == f"a new one in {config.directory}"
+    config.directory.mkdir()
+    save_config(config, config.directory / "config.yaml")
+    assert looked_at().found.endswith("at the beginning of a stage")
+    checkpoint = checkpoint_path(config.directory / "layout" / "checkpoints", 7)
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    assert str(checkpoint) in looked_at().found
+    refused = looked_at("seed=3")
+    assert refused.level == "fail" and "seed: 0 -> 3" in refused.found
+    for path in ("refine/metrics.json", "pipeline/model_index.json"):
+        (config.directory / path).parent.mkdir()
+        (config.directory / path).touch()
+    finished = looked_at()
+    assert finished.level == "warn" and "name=..." in finished.remedy
 
 
 def test_a_packed_base_is_not_planned(world: Path) -> None:

@@ -4,9 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import diffusers
 import pytest
+import transformers
 
 from vlad.errors import UserError
+from vlad.hub import without_bars
 from vlad.sampling.loading import load_pipeline
 
 
@@ -53,6 +56,20 @@ def test_an_index_of_no_pipeline_of_ours_is_one_sentence(tmp_path: Path, index: 
     with pytest.raises(UserError, match=said) as caught:
         load_pipeline(tmp_path)
     assert "None" not in str(caught.value)
+
+
+def test_what_takes_a_moment_draws_no_bars(
+    pipeline_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bars = [library.is_progress_bar_enabled() for library in (diffusers.utils.logging, transformers.utils.logging)]
+    assert bars == [True, True]
+    pipeline = load_pipeline(pipeline_folder)
+    with without_bars():
+        pipeline.save_pretrained(tmp_path / "copy")
+    said = capfd.readouterr()
+    assert said.out + said.err == ""
+    bars = [library.is_progress_bar_enabled() for library in (diffusers.utils.logging, transformers.utils.logging)]
+    assert bars == [True, True]  # whoever uses the libraries beside us keeps theirs
 
 
 def test_a_lora_run_says_how_it_is_drawn_with(tmp_path: Path) -> None:

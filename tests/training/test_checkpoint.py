@@ -240,3 +240,13 @@ def test_a_rank_that_cannot_write_leaves_the_checkpoint_before(tmp_path: Path, m
     newest, left_out = newest_checkpoint(tmp_path)
     assert newest == checkpoint_path(tmp_path, 2)
     assert left_out == []
+
+
+def test_a_checkpoint_of_fewer_ranks_is_not_taken_for_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank in (1, 0):
+        write_part(state(2), checkpoint_path(tmp_path, 2), rank, 2, 30)
+    monkeypatch.setattr("vlad.distributed.own_rank", lambda: 2)
+    with pytest.raises(UserError, match="is of 2 processes, and this is another number"):
+        newest_checkpoint(tmp_path)

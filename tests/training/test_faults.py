@@ -72,9 +72,18 @@ def test_signals_of_schedulers_and_ctrl_c_save_and_end_with_exit_code_0(signs: P
         assert newest.name == f"step-{step:08d}.ckpt"
 
 
-def test_a_killed_rank_ends_the_run_with_one_message(signs: Path, tmp_path: Path) -> None:
-    overrides = ["name=lost", f"runs={tmp_path}", "trainer.devices=2", "trainer.checkpoint_every_steps=1"]
+def test_one_rank_s_signal_stops_all_and_a_killed_rank_ends_the_run_with_one_message(
+    signs: Path, tmp_path: Path
+) -> None:
+    overrides = ["name=lost", f"runs={tmp_path}", "trainer.devices=2", "trainer.checkpoint_every_steps=100"]
     overrides += ["trainer.keep_every_steps=0"]
+    orders = Orders(send=("autoencoder", 1, 1, signal.SIGTERM))
+    assert finish(start(signs / "config.yaml", tmp_path / "stopped", overrides, orders, ranks=2)) == [0, 0]
+    told = (tmp_path / "stopped.0").read_text() + (tmp_path / "stopped.1").read_text()
+    assert told.count("Stopped and saved. The same torchrun command goes on.\n") == 1
+    (saved,) = list_checkpoints(tmp_path / "lost" / "autoencoder" / "checkpoints")
+    assert saved.name == "step-00000001.ckpt"
+
     orders = Orders(send=("autoencoder", 2, 1, signal.SIGKILL))
     # Where rank 0 hung until the ten minutes of trainer.timeout_minutes, its code would be None: two are waited for.
     codes = finish(start(signs / "config.yaml", tmp_path / "words", overrides, orders, ranks=2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -335,6 +336,17 @@ def test_overfitting_is_told_once_with_advice(tmp_path: Path, capsys: pytest.Cap
     follow(looks_of(held, training=held), tmp_path)  # both rise: something else is wrong
     follow(looks_of([1.0, 0.6, 0.605, 0.61], training=trained), tmp_path)  # by less than two per cent
     assert "overfitting" not in capsys.readouterr().err
+
+
+def test_a_look_computes_in_the_precision_that_frozen_weights_are_stored_in(tmp_path: Path) -> None:
+    trainer = Trainer()
+    trainer.precision_plugin = SimpleNamespace(forward_context=lambda: torch.autocast("cpu", torch.bfloat16))
+    module = torch.nn.Linear(2, 1).requires_grad_(False)
+    module.weight.data = module.weight.data.bfloat16()  # as under bf16-true
+    stopping = EarlyStopping(tmp_path, ValidationOptions(share=0.1), Average(trainer), None, "")  # type: ignore[arg-type]
+    stopping.measure = lambda stage: Look(float(stage(torch.ones(1, 2))), 0.0)
+    stopping.on_train_start(trainer, module)  # type: ignore[arg-type]
+    assert 0 in stopping.looks
 
 
 def test_looks_go_on_after_a_resume(tmp_path: Path) -> None:

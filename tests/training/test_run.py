@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vlad.config import Config, load_config
@@ -125,25 +126,54 @@ def stop_at(config: Config, stage: str, step: int, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("stage", "step"), [("layout", 5), ("refine", 2)])
-def test_a_run_under_way_can_be_looked_at(world: Path, stage: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_under_way_can_be_looked_at(
+    world: Path, stage: str, step: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = dataclasses.replace(load_config(world / "base.yaml"), name=f"stopped-{stage}")
     stop_at(config, stage, step, monkeypatch)
     if stage == "layout":
+        capsys.readouterr()
         with pytest.raises(UserError, match="its stage refine has saved nothing yet"):
             load_pipeline(config.directory)
+        assert capsys.readouterr().err == ""  # nothing is said to be drawn with before it is refused
         return
     pipeline = load_pipeline(config.directory)
+    newest = config.directory / "refine" / "checkpoints" / "step-00000002.ckpt"
+    assert capsys.readouterr().err.endswith(f"{config.directory} is not finished; drawing with {newest}\n")
     assert pipeline(PROMPT).images[0].size == (32, 32)
     published = load_file(config.directory / "layout" / "trained.safetensors")
     assert torch.equal(pipeline.layout_unet.conv_in.weight, published["unet.conv_in.weight"])
 
 
-def test_a_damaged_newest_checkpoint_is_left_out(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_full_disk_and_past_a_damaged_checkpoint_a_run_ends_as_if_nothing_had_been(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     config = dataclasses.replace(load_config(world / "base.yaml"), name="damaged")
+
+    def full(_: object, path: Path) -> None:
+        path.write_bytes(b"the beginning of a result")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vlad.training.ema.save_file", full)
+        with pytest.raises(UserError, match=r"\[1/3 autoencoder\] the disk of .* is full"):
+            run(config)
+    assert not list(config.directory.rglob("*.partial"))
+    assert list((config.directory / "autoencoder" / "checkpoints").glob("*.ckpt"))
+
     stop_at(config, "layout", 5, monkeypatch)
     newest = sorted((config.directory / "layout" / "checkpoints").glob("*.ckpt"))[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
-    assert run(config).finished
+    starts = config.directory / "starts.jsonl"
+    starts.write_text(starts.read_text().replace(f"torch {torch.__version__}", "torch 2.0.0"))
+    capfd.readouterr()
+    changed = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, log_every_steps=2))
+    assert run(changed).finished
+    told = capfd.readouterr().err
+    assert "damaged: not as in config.yaml: trainer.log_every_steps: 1 -> 2\n" in told
+    assert f"damaged: not as in its last start: torch: 2.0.0 -> {torch.__version__}\n" in told
+    assert f"is left out: now {newest.name}.damaged" in told
+    assert not (config.directory / "layout" / "checkpoints").exists()
     straight, resumed = trained(world / "runs" / "base"), trained(config.directory)
     assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
 

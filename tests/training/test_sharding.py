@@ -22,6 +22,7 @@ def train(signs: Path, folder: Path, name: str, strategy: str, stop_at: dict[str
     """One start of two ranks; the run directory. FOLDER/NAME.RANK records the batches."""
     overrides = [f"name={name}", f"runs={folder}", "trainer.devices=2", f"trainer.strategy={strategy}"]
     overrides += ["trainer.sample_every_steps=4", "data.workers=0", f"base={signs}/runs/straight"]
+    overrides += [f"data.held_out={signs}/shards"]  # measured by all ranks, where each has a part of the model
     orders = Orders(stop_at or {}, folder / f"{name}.jsonl")
     processes = start(signs / "config.yaml", folder / f"{name}-words", overrides, orders, ranks=2)
     assert finish(processes) == [0, 0], (folder / f"{name}-words.0").read_text()
@@ -45,6 +46,9 @@ def test_sharded_ranks_learn_what_ddp_learns_and_go_on_exactly(signs: Path, stra
     averages = load_file(sharded / "refine" / "averages" / "half-life-2.safetensors")
     assert {n: v.shape for n, v in averages.items()} == {n: v.shape for n, v in found.items()}
     assert (sharded / "samples" / "refine" / "step-00000004.png").is_file()
+    measured = [json.loads((r / "layout" / "metrics.json").read_text()) for r in (ddp, sharded)]
+    figures = [name for name in measured[0] if name.startswith(("text_to_image", "image_to_text"))]
+    assert figures and all(name in measured[1] for name in figures)
     assert not list(sharded.rglob("*.partial"))
 
     # Each rank's file holds about half of what the UNet is.
@@ -84,6 +88,7 @@ def test_sharded_ranks_learn_what_ddp_learns_and_go_on_exactly(signs: Path, stra
         ("trainer.compile=blocks", "set trainer.compile=none"),
         ("trainer.precision=16-mixed", "no loss scaler"),
         ("train.layout.optimizer=adamw-8bit", "8-bit moments"),
+        ("validation.share=0.25", "leave out validation.share"),
     ],
 )
 def test_what_cannot_be_sharded_is_told(signs: Path, tmp_path: Path, override: str, said: str) -> None:

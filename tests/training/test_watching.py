@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import errno
 import re
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ from torch.utils.data import IterableDataset
 
 from vlad.errors import UserError
 from vlad.evaluation.run_page import read_curves, record_start, thinned, write_run_page
+from vlad.training.callbacks import Measured, Progress, RefreshReport, SampleGrid
 from vlad.training.datamodule import TimedLoader
+from vlad.training.ema import ExponentialAverage
 from vlad.training.environment import describe_start
 from vlad.training.loggers import build_loggers, check_wandb
 from vlad.training.watching import NoiseLevels, learning_rates
@@ -35,6 +39,26 @@ def test_learning_rates_are_named_where_they_differ() -> None:
     assert learning_rates(optimizer) == {"learning_rate": 0.1}
     optimizer = torch.optim.SGD([{"params": [one], "lr": 0.1, "name": "unet"}, {"params": [two], "lr": 0.2}])
     assert learning_rates(optimizer) == {"learning_rate_unet": 0.1, "learning_rate_1": 0.2}
+
+
+def test_a_step_that_is_left_out_does_not_spoil_the_losses_that_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress = Progress("[1/3 layout]", 4, 3)
+    trainer = SimpleNamespace(global_step=0, is_global_zero=True, datamodule=None, progress_bar_metrics={})
+    progress.on_train_start(trainer, torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    assert progress.bar is not None
+    assert (progress.bar.mininterval, progress.bar.maxinterval) == (30.0, 30.0)  # pytest's stderr is no terminal
+    for step, loss in enumerate((2.0, torch.nan, 2.0), start=1):
+        trainer.global_step, trainer.progress_bar_metrics = step, {"loss": loss}
+        progress.on_train_batch_end(trainer, torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    progress.on_train_end(trainer, torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    assert progress.summary(trainer)["loss"] == pytest.approx(2.0)  # type: ignore[arg-type]
+    assert capsys.readouterr().err.count("[1/3 layout]") <= 2
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    progress.on_train_start(trainer, torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    assert progress.bar.mininterval == 1.0
+    progress.bar.close()
 
 
 class Slow(IterableDataset):
@@ -91,12 +115,38 @@ def test_the_page_of_a_run_holds_all_it_shows(tmp_path: Path) -> None:
     assert newest == (run / "samples" / "layout" / "step-00000030.png").read_bytes()
     svg = base64.b64decode(links.found[0].split(",")[1]).decode()
     assert "loss" in svg
+    assert page.count('<div class="curves">') == 1  # a grid as wide as the page
+    assert ".curves img { width: 100% }" in page
     assert "<b>" not in page
     assert "<i>" not in page
     assert "signs &amp; &lt;posters&gt;" in page
     assert "under way, step 4" in page
     assert re.search(r"<th>revision</th><td>([0-9a-f]{40}|vlad )", page)
     assert not list(run.rglob("*.partial"))
+
+
+def test_what_a_kill_has_cut_short_does_not_keep_a_run_from_its_page(tmp_path: Path) -> None:
+    logs = tmp_path / "align" / "logs" / "from-step-00000000"
+    logs.mkdir(parents=True)
+    whole = "align,step,training_loss\n0.5,0,0.25\n0.5,1,0.2"
+    rows = {
+        "0.5": 1,
+        "0.5,": 1,
+        "0.5,1,0.2": 1,
+        "0.5,1,0.2\n": 2,
+        "0.5,1,0.2\n0.4,2,0.25,0.3,3,1\n": 2,
+        "0.5,1,0.2e-\n": 1,
+    }
+    for end, count in rows.items():
+        (logs / "metrics.csv").write_text(whole.removesuffix("0.5,1,0.2") + end)
+        assert len(read_curves(tmp_path / "align")["align"]) == count, end
+    record_start(tmp_path, {"command": "one"})
+    with (tmp_path / "starts.jsonl").open("a") as stream:
+        stream.write('{"command": "tw')
+    record_start(tmp_path, {"command": "three"})
+    page = write_run_page(tmp_path).read_text(encoding="utf-8")
+    assert "<h2>align</h2>" in page
+    assert "one" in page and "three" in page
 
 
 def test_long_curves_are_thinned_to_means() -> None:
@@ -122,9 +172,43 @@ def test_wandb_is_asked_for_before_anything_is_trained(monkeypatch: pytest.Monke
     monkeypatch.setenv("WANDB_API_KEY", "x")
     check_wandb("online")
     assert [type(logger).__name__ for logger in build_loggers(tmp_path / "layout", "run", "from-step-0", "off")] == [
-        "CSVLogger",
-        "TensorBoardLogger",
+        "LastingCSV",
+        "LastingTensorBoard",
     ]
+
+
+def test_a_full_disk_takes_curves_and_pictures_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    curves, _ = build_loggers(tmp_path / "layout", "run", "from-step-00000000", "off")
+    curves.log_metrics({"loss": 1.0}, step=0)
+    curves.save()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("csv.DictWriter.writerows", full)
+        for step in (1, 2):
+            curves.log_metrics({"loss": 2.0}, step=step)
+            curves.save()
+    curves.log_metrics({"loss": 3.0}, step=3)
+    curves.finalize("success")
+    said = capsys.readouterr().err
+    assert said.count("No space left on device); training goes on.") == 1
+    assert read_curves(tmp_path / "layout")["loss"] == [(0, 1.0), (1, 2.0), (2, 2.0), (3, 3.0)]  # room again
+
+    trainer = SimpleNamespace(global_step=2, is_global_zero=True, loggers=[])
+    average = ExponentialAverage(0.9)
+    for callback in (
+        SampleGrid(tmp_path, 2, average, full),  # type: ignore[arg-type]
+        Measured(tmp_path, 2, average, full),  # type: ignore[arg-type]
+        RefreshReport(2, full),
+    ):
+        callback.on_train_batch_end(trainer, torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    said = capsys.readouterr().err
+    assert said.count("training goes on") == 3
+    assert "step-00000002.png cannot be written" in said
 
 
 def test_wandb_offline_keeps_its_curves_on_the_disk_and_asks_no_network(

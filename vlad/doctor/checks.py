@@ -27,10 +27,12 @@ from vlad.diffusion.attention import prove_xformers, set_attention
 from vlad.doctor.findings import Finding
 from vlad.doctor.ranks import all_reduce_rate
 from vlad.errors import UserError, counted
-from vlad.launch import build_stage, run_device, stage_names, training_parts
+from vlad.launch import build_stage, is_finished, run_device, stage_names, training_parts
 from vlad.memory_plan import CONTEXT_BYTES, StagePlan, Switches, checkpoint_bytes, is_packed, plan_stage
 from vlad.performance.training import StageFigures, measure_stage
 from vlad.stage_trainer import check_sharding, devices, sharing_ranks, stage_precision
+from vlad.training.checkpoint import list_checkpoints
+from vlad.training.environment import cpu_name
 from vlad.training.optim import OptimOptions, check_optimizer
 from vlad.training.precision import computed_in
 from vlad.training.ranks import check_launch
@@ -47,6 +49,7 @@ BAD = {
 }
 TIMED_STEPS, WARMUP_STEPS, TIMED_BATCHES = 3, 2, 20
 LOADER_MARGIN = 1.2  # the loader shall be so much faster than the steps
+NAME_WIDTH = 10  # of the longest name of a check
 MEMORY_SHARE = 0.9  # of the device's; the rest is the allocator's and the libraries'
 
 
@@ -115,6 +118,7 @@ def examine(config: Config) -> Iterator[Finding]:
         ("versions", versions),
         ("device", device),
         ("launch", launch),
+        ("run", run_directory),
         ("precision", precision),
         ("xformers", xformers),
         ("switches", switches),
@@ -184,7 +188,7 @@ def device(examined: Examined) -> Finding:
         remedy = "Install a torch for this machine's driver (nvidia-smi tells it), or set trainer.accelerator=cpu."
         return Finding("device", "fail", f"no GPU that torch can use (built for CUDA {torch.version.cuda})", remedy)
     where = examined.device
-    name = f"CPU, {torch.get_num_threads()} threads"
+    name = cpu_name()
     if where.type == "cuda":
         name = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
         if examined.processes > torch.cuda.device_count():
@@ -211,6 +215,21 @@ def launch(examined: Examined) -> Finding:
     check_launch(examined.config.trainer.nodes, examined.processes)
     check_sharding(examined.config)
     return Finding("launch", "ok", f"{examined.config.trainer.nodes} x {examined.processes} processes")
+
+
+def run_directory(examined: Examined) -> Finding:
+    """Whether the run directory is new, or holds a run that goes on with this config."""
+    config = examined.config
+    where = config.directory
+    if is_finished(config):  # refuses another config
+        remedy = "train.py has nothing to do there; give name=... for a new run."
+        return Finding("run", "warn", f"{where} holds a finished run of this config", remedy)
+    kept = [path for stage in where.glob("*/checkpoints") for path in list_checkpoints(stage)]
+    newest = max(kept, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is not None:
+        return Finding("run", "ok", f"goes on from {newest}, if it reads back whole")
+    begun = " at the beginning of a stage" if (where / "config.yaml").is_file() else ""
+    return Finding("run", "ok", f"goes on in {where}{begun}" if begun else f"a new one in {where}")
 
 
 def precision(examined: Examined) -> Finding:
@@ -345,14 +364,18 @@ def available_memory(where: torch.device) -> int:
 def disk(examined: Examined) -> Finding:
     """Room for the checkpoints of the stage that keeps most, and for what all stages publish."""
     trainer, (parts, config) = examined.config.trainer, examined.built
-    most, published = 0, 0
+    most, published, snapshots = 0, 0, 0
     for name in examined.stages:
         optim: OptimOptions = getattr(config.train, name)
-        each = checkpoint_bytes(sum(kind.count for kind in examined.trained[name].values()), optim)
+        count = sum(kind.count for kind in examined.trained[name].values())
+        each = checkpoint_bytes(count, optim)
         kept = trainer.keep_checkpoints + 1  # the next is written before the oldest goes
         kept += optim.steps // trainer.keep_every_steps if trainer.keep_every_steps else 0
         most = max(most, each * kept)
         published += each // 4
+        if optim.ema_snapshot_every_steps:
+            times = optim.steps // optim.ema_snapshot_every_steps
+            snapshots += 4 * count * len(optim.ema_power_widths) * times  # float32
     modules = [part for part in vars(parts).values() if isinstance(part, nn.Module)]
     published += sum(parameter.nbytes for module in modules for parameter in module.parameters())
     folder = config.directory
@@ -360,8 +383,10 @@ def disk(examined: Examined) -> Finding:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     found = f"{_gb(free)} free at {config.directory}, checkpoints {_gb(most)}, results {_gb(published)}"
-    if free < most + published:
+    found += f", snapshots of averages {_gb(snapshots)}" if snapshots else ""
+    if free < most + published + snapshots:
         remedy = "Make room, name another runs=..., or lower trainer.keep_checkpoints."
+        remedy += " Or raise ema_snapshot_every_steps." if snapshots else ""
         return Finding("disk", "fail", found, remedy)
     return Finding("disk", "ok", found)
 

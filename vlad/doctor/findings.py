@@ -21,9 +21,9 @@ class Finding:
     remedy: str = ""
 
 
-def table(findings: Sequence[Finding], width: int = 120) -> str:
-    """The findings as lines of at most so many characters."""
-    named = max((len(finding.name) for finding in findings), default=0)
+def table(findings: Sequence[Finding], width: int = 120, named: int = 0) -> str:
+    """The findings as lines of at most so many characters; `named`: how many a name takes at least."""
+    named = max(named, max((len(finding.name) for finding in findings), default=0))
     lines = []
     for finding in findings:
         text = f"{finding.found}. {finding.remedy}" if finding.remedy else finding.found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
+from vlad.evaluation.curve_files import whole_rows
 from vlad.layout.fonts import load_font
 from vlad.layout.glyphmap import draw_glyph_map
 from vlad.records import Layout
@@ -84,10 +84,9 @@ def draw_curves(logs: dict[str, Path], path: Path) -> None:
 
     figure, axes = plt.subplots(1, len(logs), figsize=(4.5 * len(logs), 3.2), squeeze=False)
     for axis, (stage, log) in zip(axes[0], logs.items(), strict=True):
-        records = []
+        records: list[dict[str, str]] = []
         for part in sorted(log.glob("*/metrics.csv")):
-            with part.open(encoding="utf-8") as stream:
-                records += list(csv.DictReader(stream))
+            records += whole_rows(part)
         for name in [key for key in (records[0] if records else {}) if key not in ("epoch", "step", "loss")]:
             points = [(int(r["step"]), float(r[name])) for r in records if r.get(name)]
             if points and any(value > 0 for _, value in points):

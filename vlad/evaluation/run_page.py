@@ -7,7 +7,7 @@ starts.jsonl. So it can be drawn again at any time, also of a run that has been 
 from __future__ import annotations
 
 import base64
-import csv
+import contextlib
 import html
 import io
 import json
@@ -20,14 +20,18 @@ from typing import Any
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 
+from vlad.evaluation.curve_files import whole_rows
+
 PAGE = "report.html"
 STARTS = "starts.jsonl"
-STAGES = ("autoencoder", "layout", "refine")
+STAGES = ("align", "autoencoder", "layout", "refine")
 HIDDEN = ("epoch", "step")
 POINTS = 200  # of a curve
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222 }
 h2 { margin-top: 2em; border-bottom: 1px solid #ccc } figure { display: inline-block; margin: 0 1em 1em 0 }
+.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: .5em 1em }
+.curves figure { margin: 0 } .curves img { width: 100% }
 img { max-width: 100%; image-rendering: auto } .pair { display: flex; gap: 1em; align-items: flex-start }
 .pair figure { flex: 1; margin: 0 } figcaption { color: #666 } table { border-collapse: collapse }
 td, th { text-align: left; padding: .15em 1em .15em 0; vertical-align: top }
@@ -54,11 +58,10 @@ def read_curves(stage: Path) -> dict[str, Curve]:
     found: dict[str, dict[int, float]] = defaultdict(dict)
     # from-step-00000250: the later a start began, the later its word.
     for path in sorted((stage / "logs").glob("from-*/metrics.csv")):
-        with path.open(newline="", encoding="utf-8") as stream:
-            for row in csv.DictReader(stream):
-                for name, text in row.items():
-                    if name not in HIDDEN and text:
-                        found[name][int(row["step"])] = float(text)
+        for row in whole_rows(path):
+            for name, text in row.items():
+                if name not in HIDDEN and text:
+                    found[name][int(row["step"])] = float(text)
     return {name: sorted(values.items()) for name, values in found.items()}
 
 
@@ -84,7 +87,11 @@ def _page(directory: Path) -> str:
 
 def _starts(directory: Path) -> list[dict[str, Any]]:
     path = directory / STARTS
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with contextlib.suppress(json.JSONDecodeError):  # cut short by a kill or a full disk
+            found.append(json.loads(line))
+    return found
 
 
 def _last_start(starts: Sequence[Mapping[str, Any]]) -> str:
@@ -112,7 +119,8 @@ def _plots(curves: Mapping[str, Curve]) -> str:
     plots = [_plot(name, {name: curve}) for name, curve in sorted(curves.items()) if name not in noise]
     if noise:
         plots.append(_plot("loss by noise level, 0 hardly any to 9 nearly all", noise))
-    return "".join(f'<figure><img alt="" src="data:image/svg+xml;base64,{_encoded(plot)}"></figure>' for plot in plots)
+    drawn = (f'<figure><img alt="" src="data:image/svg+xml;base64,{_encoded(plot)}"></figure>' for plot in plots)
+    return f'<div class="curves">{"".join(drawn)}</div>'
 
 
 def _plot(title: str, curves: Mapping[str, Curve]) -> bytes:
@@ -162,7 +170,26 @@ def _encoded(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
+def changes_since_last_start(directory: Path, facts: Mapping[str, Any]) -> list[str]:
+    """What the run's figures may hang on and is not as it was at its last start, each as "name: before -> now"."""
+    starts = _starts(directory)
+    if not starts:
+        return []
+    before, now = _told_apart(starts[-1]), _told_apart(facts)
+    names = [name for name in now if name in before and before[name] != now[name]]
+    return [f"{name}: {before[name]} -> {now[name]}" for name in names]
+
+
+def _told_apart(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The facts of a start that results hang on, each library's release apart."""
+    found = {name: str(facts[name]) for name in ("revision", "python", "device", "attention") if name in facts}
+    releases = (entry.rpartition(" ") for entry in str(facts.get("versions", "")).split(", "))
+    return found | {name: release for name, _, release in releases if name}
+
+
 def record_start(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Adds a line to starts.jsonl."""
-    with (directory / STARTS).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(facts, ensure_ascii=False) + "\n")
+    """Adds a line to starts.jsonl; one that a kill has cut short before it stays a line of its own."""
+    path = directory / STARTS
+    cut = path.is_file() and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write("\n" * cut + json.dumps(facts, ensure_ascii=False) + "\n")

@@ -16,6 +16,7 @@ from typing import Any
 from vlad.building import ALIGNMENT
 from vlad.config import Config, load_config
 from vlad.errors import UserError, did_you_mean, writable_directory
+from vlad.hub import without_bars
 from vlad.pipeline import VLADPipeline
 from vlad.sampling.loading import MODULES, load_pipeline, model_fingerprint
 
@@ -53,10 +54,11 @@ def export_run(
     )
     writable_directory(out, "the export", needed_bytes=weights * (2 + len(variants)) // 2)
     pictures = _draw_examples(pipeline, examples, out / "examples")
-    for variant in variants:
-        load_pipeline(run, dtype=VARIANTS[variant]).save_pretrained(out, variant=variant)
-    # Last: the LVLM's config.json says in which precision it is loaded when nobody asks for another.
-    pipeline.save_pretrained(out)
+    with without_bars():
+        for variant in variants:
+            load_pipeline(run, dtype=VARIANTS[variant]).save_pretrained(out, variant=variant)
+        # Last: the LVLM's config.json says in which precision it is loaded when nobody asks for another.
+        pipeline.save_pretrained(out)
     heads = next((folder / ALIGNMENT for folder in (run / "pipeline", run) if (folder / ALIGNMENT).is_file()), None)
     if heads is not None:  # fine-tuning goes on with them
         shutil.copyfile(heads, out / ALIGNMENT)

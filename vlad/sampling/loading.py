@@ -14,6 +14,7 @@ import torch
 from vlad.adapters import set_adapters
 from vlad.building import own_pipeline_folder, read_pipeline
 from vlad.errors import UserError, did_you_mean, reason_of
+from vlad.hub import without_bars
 from vlad.pipeline import VLADPipeline
 from vlad.sampling.running import pipeline_of_running
 from vlad.text.fingerprint import add_module
@@ -87,7 +88,8 @@ def _pipeline_of(run: Path | str, dtype: torch.dtype) -> VLADPipeline:
     if str(run).startswith(HUB):
         name = str(run).removeprefix(HUB)
         try:
-            return VLADPipeline.from_pretrained(name, dtype=dtype)
+            with without_bars():
+                return VLADPipeline.from_pretrained(name, dtype=dtype)
         except (OSError, ValueError, ImportError) as error:
             raise UserError(
                 f"There is no pipeline {name} in reach on the hub that can be loaded ({reason_of(error)}); check the"

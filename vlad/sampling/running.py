@@ -31,25 +31,33 @@ def pipeline_of_running(run: Path) -> VLADPipeline:
         raise UserError(f"{run} trains an adapter and is not finished; draw with its base, {config.base}, until it is.")
     if config.align_stage == "only":
         raise UserError(f"{run} trains a text side and draws nothing; name it as text_base of a run that does.")
+    _source(run, "refine")  # every run that draws has this stage, and it comes last: known before models are built
     torch.manual_seed(config.seed)  # what nothing trains is as the run has it
     parts, config = build_parts(config)
-    for name in stage_names(config, parts):
-        _load_stage(parts, run / name, name, run)
+    sources = {name: _source(run, name) for name in stage_names(config, parts)}
+    for name, source in sources.items():
+        if source.name != TRAINED:
+            print(f"{run} is not finished; drawing with {source}", file=sys.stderr)
+        _load_stage(parts, source, name)
     return build_pipeline(config, parts)
 
 
-def _load_stage(parts: Parts, directory: Path, name: str, run: Path) -> None:
+def _source(run: Path, name: str) -> Path:
+    """What a stage has published, or its newest valid checkpoint. Raises UserError where it has neither."""
+    if (run / name / TRAINED).is_file():
+        return run / name / TRAINED
+    newest, _ = newest_checkpoint(run / name / "checkpoints")
+    if newest is None:
+        raise UserError(f"The run {run} is not finished: its stage {name} has saved nothing yet; wait, or train on.")
+    return newest
+
+
+def _load_stage(parts: Parts, source: Path, name: str) -> None:
     """Puts what a stage has trained so far into the parts."""
-    if (directory / TRAINED).is_file():
-        weights = load_file(directory / TRAINED)
+    if source.name == TRAINED:
+        weights = load_file(source)
     else:
-        newest, _ = newest_checkpoint(directory / "checkpoints")
-        if newest is None:
-            raise UserError(
-                f"The run {run} is not finished: its stage {name} has saved nothing yet; wait, or train on."
-            )
-        print(f"{run} is still training; drawing with {newest}", file=sys.stderr)
-        content = read_checkpoint(newest)
+        content = read_checkpoint(source)
         weights = {**content["state_dict"], **content["callbacks"]["ExponentialAverage"]["averages"][MAIN]}
     unet = parts.layout_unet if name == "layout" else parts.refine_unet
     modules: dict[str, nn.Module | None] = {
@@ -65,5 +73,5 @@ def _load_stage(parts: Parts, directory: Path, name: str, run: Path) -> None:
             unknown = module.load_state_dict(own, strict=False).unexpected_keys
             if unknown:
                 raise UserError(
-                    f"{directory} holds weights of another config ({unknown[0]}); train the run on, or anew."
+                    f"{source.parent} holds weights of another config ({unknown[0]}); train the run on, or anew."
                 )

@@ -17,6 +17,7 @@ import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 
+from vlad.hub import without_bars
 from vlad.records import OwnStates, Prompt
 
 # The classes that Stable Diffusion's folders name.
@@ -39,9 +40,9 @@ def load_own_text(
 ) -> tuple[nn.Module, Any, dict[str, Any]]:
     """A text encoder of `ENCODERS` in float32 and its tokenizer, from the parts of a pipeline; and the names of weights
     that differ from its config. Raises whatever transformers raises."""
-    encoder, info = getattr(transformers, encoder_class).from_pretrained(
-        path, subfolder=part, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **source
-    )
+    wanted = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    with without_bars():
+        encoder, info = getattr(transformers, encoder_class).from_pretrained(path, subfolder=part, **wanted, **source)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(
         path, subfolder=tokenizer_part, revision=source.get("revision")
     )

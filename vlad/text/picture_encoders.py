@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from vlad.errors import UserError
+from vlad.hub import without_bars
 from vlad.text.vision import CLIP_MEAN, CLIP_STD
 
 # Words, in the forms in which transformers keeps them.
@@ -60,7 +61,8 @@ class Preparation:
 
 def _load(folder: Path) -> Any:
     try:
-        model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        with without_bars():
+            model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} holds no model that transformers can load; give a whole folder.") from error
     model.requires_grad_(False).eval()

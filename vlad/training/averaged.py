@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vlad.errors import UserError
+from vlad.hub import without_bars
 from vlad.pipeline import VLADPipeline
 from vlad.text.own_code import parts_with_own_code
 from vlad.training.ema import AVERAGES
@@ -32,7 +33,8 @@ def averaged_pipeline(folder: Path, stage: str, average: dict[str, Tensor]) -> V
     Raises UserError when the names are not those of the pipeline: after LoRA training of the LVLM, whose adapters have
     been merged, or for another run's average.
     """
-    pipeline = VLADPipeline.from_pretrained(folder, **parts_with_own_code(folder))
+    with without_bars():
+        pipeline = VLADPipeline.from_pretrained(folder, **parts_with_own_code(folder))
     unet = pipeline.layout_unet if stage == "layout" else pipeline.refine_unet
     places: dict[str, nn.Module | None] = {"unet": unet, "text_side": pipeline.text_side}
     state = {

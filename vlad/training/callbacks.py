@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +20,12 @@ from torch import nn
 from tqdm import tqdm
 
 from vlad.distributed import derived_seed, is_sharded
+from vlad.training.checkpoint import publish_file
 from vlad.training.ema import ExponentialAverage
 from vlad.training.switches import uncompiled
 from vlad.training.watching import total_wait
+
+IN_A_FILE_SECONDS = 30.0  # between two states of the progress line where nobody watches it
 
 
 class Progress(L.Callback):
@@ -34,16 +39,20 @@ class Progress(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
+            # In a file every new state of the line stays: a month of one a second would be hundreds of megabytes.
+            every = 1.0 if sys.stderr.isatty() else IN_A_FILE_SECONDS
             self.bar = tqdm(
-                total=self.steps, initial=trainer.global_step, desc=self.label, unit="step", mininterval=1.0
-            )
+                total=self.steps, initial=trainer.global_step, desc=self.label, unit="step",
+                mininterval=every, maxinterval=max(10.0, every),
+            )  # fmt: skip
         self.started, self.first_step = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if self.bar is None:
             return
         for name, value in trainer.progress_bar_metrics.items():
-            if isinstance(value, float):
+            # A step that is left out for a loss that is no number says nothing of the others.
+            if isinstance(value, float) and math.isfinite(value):
                 self.smoothed[name] = 0.98 * self.smoothed.get(name, value) + 0.02 * value
         self.bar.set_postfix(
             {
@@ -154,6 +163,15 @@ class StopOnSignal(L.Callback):
         trainer.should_stop = trainer.should_stop or (self.stopped and step_is_whole(trainer))
 
 
+@contextmanager
+def shown_if_possible(what: str) -> Iterator[None]:
+    """For what only shows a run: where it cannot be written, that is told, and training goes on."""
+    try:
+        yield
+    except OSError as error:
+        tqdm.write(f"warning: {what} cannot be written ({error}); training goes on.", file=sys.stderr)
+
+
 class Measured(L.Callback):
     """Every `every_steps` steps: figures from the averaged weights, into the logs; each time with a picture.
 
@@ -177,8 +195,10 @@ class Measured(L.Callback):
         self.measured_step = step
         if not takes_part(trainer, pl_module):
             return
-        with looked_at(trainer, pl_module, self.average):
-            found = self.measure(self.directory / f"step-{step:08d}.png")
+        path = self.directory / f"step-{step:08d}.png"
+        found: dict[str, float] = {}
+        with shown_if_possible(str(path)), looked_at(trainer, pl_module, self.average):
+            found = self.measure(path)
         for logger in trainer.loggers:
             logger.log_metrics(found, step)
 
@@ -232,8 +252,10 @@ class SampleGrid(L.Callback):
         self.drawn_step = step
         if not takes_part(trainer, pl_module):
             return
-        with looked_at(trainer, pl_module, self.average):
-            found = self.draw(self.directory / f"step-{step:08d}.png")
+        path = self.directory / f"step-{step:08d}.png"
+        found: dict[str, float] = {}
+        with shown_if_possible(str(path)), looked_at(trainer, pl_module, self.average):
+            found = self.draw(path)
         for logger in trainer.loggers:
             logger.log_metrics(found, step)
 
@@ -259,11 +281,12 @@ class RefreshReport(L.Callback):
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.save()  # the page reads the CSV file
-            self.write()
+            with shown_if_possible("the run's report.html"):
+                self.write()
 
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """Writes a small JSON file, whole or not at all."""
+    """Writes a small JSON file, whole or not at all, whatever ends the process or the machine."""
     temporary = path.with_suffix(".partial")
     temporary.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    publish_file(temporary, path)

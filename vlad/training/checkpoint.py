@@ -26,6 +26,7 @@ from vlad import distributed
 from vlad.errors import UserError
 
 PARTIAL = ".partial"
+DAMAGED = ".damaged"
 _NAME = re.compile(r"step-(\d{8,})\.ckpt")
 _RANK = re.compile(r"rank-(\d+)-of-(\d+)")
 POLL_SECONDS = 0.05
@@ -63,12 +64,21 @@ class LeftOut:
     reason: str
 
 
+class OtherRanksError(UserError):
+    """A checkpoint of another number of processes, which is whole all the same."""
+
+
 def newest_checkpoint(directory: Path) -> tuple[Path | None, list[LeftOut]]:
-    """The newest checkpoint that reads back whole, and the newer ones that do not."""
+    """The newest checkpoint that reads back whole, and the newer ones that do not.
+
+    Raises UserError for one of fewer processes than read it.
+    """
     left_out = []
     for path in reversed(list_checkpoints(directory)):
         try:
             read_checkpoint(path)
+        except OtherRanksError:
+            raise
         except UserError as error:
             left_out.append(LeftOut(path, str(error.__cause__ or error)))
             continue
@@ -113,7 +123,7 @@ def _read_parts(folder: Path) -> dict[str, Any]:
     contents = {int(name.group(1)): read_checkpoint(part) for name, part in found.items()}
     rank = distributed.own_rank()
     if rank not in contents:
-        raise UserError(
+        raise OtherRanksError(
             f"The checkpoint {folder} is of {len(contents)} processes, and this is another number; start the run with"
             f" {len(contents)} again."
         )
@@ -173,6 +183,14 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
         raise
 
 
+def publish_file(temporary: Path, path: Path) -> None:
+    """Gives a small result its name once it is on the disk: a stage's checkpoints are removed because it is there."""
+    with temporary.open("rb") as stream:
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    _flush_directory(path.parent)
+
+
 def _refuse_without_room(content: dict[str, Any], directory: Path) -> None:
     needed = tensor_bytes(content) + _OVERHEAD_BYTES
     free = shutil.disk_usage(directory).free
@@ -206,6 +224,22 @@ def remove_checkpoint(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)
     shutil.rmtree(doomed)
+
+
+def set_aside(path: Path) -> Path:
+    """Gives a damaged checkpoint another name, and returns it.
+
+    By its own it would count among the newest that are kept, and whole ones of earlier steps would be pruned for it.
+    """
+    aside = path.with_name(path.name + DAMAGED)
+    remove_checkpoint(aside)
+    return path.rename(aside)
+
+
+def remove_damaged(directory: Path) -> None:
+    """Removes what was set aside."""
+    for path in directory.glob(f"*{DAMAGED}"):
+        remove_checkpoint(path)
 
 
 def remove_partial(directory: Path) -> None:
@@ -242,11 +276,12 @@ def _tensors(content: Any) -> Iterator[Tensor]:
 
 
 def is_full_disk(error: BaseException | None) -> bool:
-    """Whether the disk is what stopped a write; torch's own writer says it in words, or passes the cause on."""
+    """Whether a disk without room is what stopped a write; some writers say it in words, or pass the cause on."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if isinstance(error, RuntimeError) and ("file write failed" in str(error) or "No space left" in str(error)):
+        # torch's and safetensors' own writers, and errors that come from a loader's process.
+        if any(words in str(error) for words in ("file write failed", "No space left", "Disk quota exceeded")):
             return True
         error = error.__cause__ or error.__context__
     return False

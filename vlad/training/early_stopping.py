@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from vlad.errors import UserError
-from vlad.training.callbacks import evaluated
+from vlad.training.callbacks import looked_at
 from vlad.training.ema import ExponentialAverage, save_average
 
 BEST = "best.safetensors"
@@ -101,7 +101,7 @@ class EarlyStopping(L.Callback):
     def _look(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
         found = Look(0.0, 0.0)
         if trainer.is_global_zero:
-            with torch.no_grad(), evaluated(pl_module), self.average.swapped_in(pl_module):
+            with torch.no_grad(), looked_at(trainer, pl_module, self.average):
                 found = self.measure(pl_module)
             named = {name: value for name, value in asdict(found).items() if value is not None}
             for logger in trainer.loggers:

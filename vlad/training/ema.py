@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlad.distributed import as_part, is_main_process, is_sharded, local, whole
+from vlad.training.checkpoint import publish_file
 from vlad.training.posthoc import exponent_of_width, snapshot_path
 
 MAIN = "main"
@@ -154,11 +155,15 @@ def gathered(average: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]
 
 
 def save_average(average: dict[str, Tensor], path: Path) -> None:
-    """Writes tensors as safetensors, whole or not at all."""
+    """Writes tensors as safetensors, whole or not at all, whatever ends the process or the machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
-    save_file({name: value.contiguous() for name, value in average.items()}, temporary)
-    temporary.replace(path)
+    try:
+        save_file({name: value.contiguous() for name, value in average.items()}, temporary)
+        publish_file(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _values(parameter: nn.Parameter) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import vlad
+from vlad.errors import counted
 
 LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "peft", "xformers")
 
@@ -62,4 +63,9 @@ def _versions() -> dict[str, str]:
 def _device() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}"
-    return f"CPU, {torch.get_num_threads()} threads"
+    return cpu_name()
+
+
+def cpu_name() -> str:
+    """The processor, with how many threads torch computes in."""
+    return f"CPU, {counted(torch.get_num_threads(), 'thread')}"

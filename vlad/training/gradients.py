@@ -29,6 +29,10 @@ from vlad.errors import UserError
 from vlad.records import Batch
 
 KEYS_NAMED = 8
+# Batches of a stage that are written for inspection: a run that leaves out thousands of steps must not fill the disk.
+MOST_KEPT = 32
+# Steps left out one after the other: nothing is learned any more.
+MOST_IN_A_ROW = 100
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Suspect:
     batch: int
     loss: float
     keys: tuple[str, ...]
-    # The files' common name without its ending.
+    # The files' common name without its ending; empty where enough are kept already.
     kept: str
 
 
@@ -51,7 +55,7 @@ class GradientGuard(L.Callback):
 
     def __init__(self, directory: Path, clip_norm: float, policy: Literal["stop", "skip"]) -> None:
         self.directory, self.clip_norm, self.policy = directory, clip_norm, policy
-        self.skipped = 0
+        self.skipped = self.in_a_row = 0
         self.suspects: list[Suspect] = []
         self.batch: Batch | None = None
         self.loss = math.nan
@@ -73,6 +77,7 @@ class GradientGuard(L.Callback):
         finite = not self.suspects and (scaled or math.isfinite(float(norm)))
         if trainer.strategy.reduce_boolean_decision(finite):
             pl_module.log("gradient_norm", norm)
+            self.in_a_row = 0
             return
         for parameter in parameters:
             parameter.grad = None  # the optimiser leaves such a parameter, and its moments, alone
@@ -99,7 +104,15 @@ class GradientGuard(L.Callback):
                 f"{message}. Look at these batches (docs/training.md says how); the same command goes on from the last"
                 " checkpoint, and with trainer.on_nonfinite=skip leaves such steps out."
             )
-        self.skipped += 1
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        if self.in_a_row == MOST_IN_A_ROW:
+            if not trainer.is_global_zero:
+                sys.exit(2)
+            raise UserError(
+                f"{message}; {MOST_IN_A_ROW} steps in a row have been left out so, and nothing is learned any more."
+                " Begin a new run at an earlier checkpoint (resume=PATH name=NEW) with a lower learning rate or another"
+                " precision."
+            )
         if trainer.is_global_zero:
             tqdm.write(f"warning: {message}. The step is left out, the {self.skipped}. of this stage.", file=sys.stderr)
 
@@ -108,6 +121,8 @@ class GradientGuard(L.Callback):
         assert self.batch is not None
         number, rank = trainer.fit_loop.epoch_loop.total_batch_idx, trainer.global_rank
         base = self.directory / f"step-{trainer.global_step:08d}-batch-{number:08d}-rank-{rank}"
+        if len(list(self.directory.glob("*.json"))) >= MOST_KEPT:
+            return Suspect(rank, number, self.loss, self.batch.keys, "")
         suspect = Suspect(rank, number, self.loss, self.batch.keys, str(base))
         self.directory.mkdir(parents=True, exist_ok=True)
         save_file(_tensors(self.batch), base.with_name(base.name + ".safetensors"))
@@ -136,7 +151,8 @@ def clip_gradients(parameters: list[torch.nn.Parameter], most: float) -> Tensor:
 
 def _sentence(suspect: Suspect) -> str:
     keys = ", ".join(suspect.keys[:KEYS_NAMED]) + (", ..." if len(suspect.keys) > KEYS_NAMED else "")
-    return f"{suspect.loss} on rank {suspect.rank} in batch {suspect.batch} with the samples {keys} ({suspect.kept}.*)"
+    kept = f"{suspect.kept}.*" if suspect.kept else f"not written: {MOST_KEPT} of this stage are"
+    return f"{suspect.loss} on rank {suspect.rank} in batch {suspect.batch} with the samples {keys} ({kept})"
 
 
 def _tensors(record: Any, prefix: str = "") -> dict[str, Tensor]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from tqdm import tqdm
 
 from vlad.errors import UserError
 
@@ -28,14 +32,51 @@ def check_wandb(mode: WandbMode) -> None:
         )
 
 
+class _Lasting:
+    """A logger in front of which this stands ends no run: what it cannot write, on a full disk, is told once."""
+
+    has_told = False
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self.has_told:
+                self.has_told = True
+                place = getattr(self, "log_dir", "logs")
+                message = f"warning: the curves in {place} are not complete ({error}); training goes on."
+                tqdm.write(message, file=sys.stderr)
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        with self._told():
+            super().log_metrics(metrics, step)  # type: ignore[misc]
+
+    def save(self) -> None:
+        with self._told():
+            super().save()  # type: ignore[misc]
+
+    def finalize(self, status: str) -> None:
+        with self._told():
+            super().finalize(status)  # type: ignore[misc]
+
+
+class LastingCSV(_Lasting, CSVLogger):
+    """Lightning's, which a full disk does not end."""
+
+
+class LastingTensorBoard(_Lasting, TensorBoardLogger):
+    """Lightning's, which a full disk does not end."""
+
+
 def build_loggers(directory: Path, run: str, start: str, wandb: WandbMode) -> list[Logger]:
     """The loggers of a stage (`directory`) of a run; `start` names the folder of this start's CSV file.
 
     Each start has a folder of its own: the CSV logger would delete the curves of the start before.
     """
     loggers: list[Logger] = [
-        CSVLogger(directory, name="logs", version=start, flush_logs_every_n_steps=50),
-        TensorBoardLogger(directory, name="logs", version=""),
+        LastingCSV(directory, name="logs", version=start, flush_logs_every_n_steps=50),
+        LastingTensorBoard(directory, name="logs", version=""),
     ]
     if wandb != "off":
         name = f"{run}-{directory.name}"

@@ -26,6 +26,13 @@ _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed? ?out|bro
 GRACE_SECONDS = 2.0
 
 
+def started_by() -> str | None:
+    """What has started this process as one of several; None where the run starts them itself."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "torchrun"
+    return "srun" if (_told("SLURM_STEP_NUM_TASKS") or 1) > 1 else None
+
+
 def check_launch(nodes: int, devices: int) -> None:
     """Raises UserError where a launcher's variables do not agree with `nodes` machines of `devices` processes.
 
@@ -33,6 +40,9 @@ def check_launch(nodes: int, devices: int) -> None:
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         launcher, told = "torchrun", (_told("WORLD_SIZE"), _told("LOCAL_WORLD_SIZE"))
+    elif (tasks := _told("SLURM_STEP_NUM_TASKS") or 1) > 1:
+        # Each would train alone, and all would write into one directory. A batch script itself is no step of its job.
+        launcher, told = "srun", (tasks, tasks // (_told("SLURM_STEP_NUM_NODES") or 1))
     elif nodes == 1:
         return
     elif "SLURM_PROCID" in os.environ and "SLURM_NTASKS" in os.environ:
