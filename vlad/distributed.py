@@ -6,8 +6,9 @@ import hashlib
 import os
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.nn.functional import all_gather
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
@@ -78,6 +79,17 @@ def is_sharded(x: Tensor) -> bool:
 def local(x: Tensor) -> Tensor:
     """This rank's part of a sharded tensor, sharing its memory; any other tensor as it is."""
     return x.to_local() if isinstance(x, DTensor) else x
+
+
+def reshard(module: nn.Module) -> None:
+    """Gives back what FSDP2 gathered for a forward pass that no backward pass follows.
+
+    A module that no other sharded one holds keeps its gathered weights until its backward pass; without one, the next
+    forward pass would compute with them, though the sharded ones have been changed meanwhile.
+    """
+    for child in module.modules():
+        if isinstance(child, FSDPModule):
+            child.reshard()
 
 
 def as_part(values: Tensor, like: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ STAGES = ("layout", "refine")
 def train(signs: Path, folder: Path, name: str, strategy: str, stop_at: dict[str, int] | None = None) -> Path:
     """One start of two ranks; the run directory. FOLDER/NAME.RANK records the batches."""
     overrides = [f"name={name}", f"runs={folder}", "trainer.devices=2", f"trainer.strategy={strategy}"]
-    overrides += ["trainer.sample_every_steps=4", "data.workers=0", f"base={signs}/runs/straight"]
+    overrides += ["trainer.sample_every_steps=2", "data.workers=0", f"base={signs}/runs/straight"]
     overrides += [f"data.held_out={signs}/shards"]  # measured by all ranks, where each has a part of the model
     orders = Orders(stop_at or {}, folder / f"{name}.jsonl")
     processes = start(signs / "config.yaml", folder / f"{name}-words", overrides, orders, ranks=2)

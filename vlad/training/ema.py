@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlad.distributed import as_part, is_main_process, is_sharded, local, whole
+from vlad.distributed import as_part, is_main_process, is_sharded, local, reshard, whole
 from vlad.training.checkpoint import publish_file
 from vlad.training.posthoc import exponent_of_width, snapshot_path
 
@@ -110,6 +110,7 @@ class ExponentialAverage(L.Callback):
     @contextmanager
     def swapped_in(self, module: nn.Module) -> Iterator[None]:
         """Inside the block the module's trainable parameters are the averages."""
+        reshard(module)
         current = dict(module.named_parameters())
         kept = {name: local(current[name]).detach().clone() for name in self.average}
         with torch.no_grad():
@@ -118,6 +119,7 @@ class ExponentialAverage(L.Callback):
         try:
             yield
         finally:
+            reshard(module)
             with torch.no_grad():
                 for name, value in kept.items():
                     local(current[name]).copy_(value)
