@@ -49,7 +49,8 @@ class Children:
         """
         if self.interrupted:
             return 128 + signal.SIGINT
-        line = [sys.executable, str(self.root / command[0]), *command[1:]]
+        # As short as a user would write it: a command that is stopped tells how to go on with it.
+        line = [sys.executable, os.path.relpath(self.root / command[0]), *command[1:]]
         variables = {**os.environ, **(environment or {})}
         if log is None:
             return self._wait(subprocess.Popen(line, env=variables))
