@@ -11,10 +11,10 @@ from pathlib import Path
 
 from vlad.commands import Children
 from vlad.errors import UserError, run_command_line
+from vlad.evaluation.ways import WAYS
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERRUPTED = 130
-WAYS = ("refit", "true-layout", "raw")
 
 
 def main() -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlad.errors import UserError, run_command_line
+from vlad.evaluation.ways import MODES, WAYS, plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +34,6 @@ OF_ALIGNMENT = "out first images_per_prompt".split()
 OF_WORDS = ("count", "ways", "editing")
 PROTOCOL_NAMES = ("mario", "anytext", "cvtg", "longtext", "glyphcontrol", "textatlas", "all")
 MOST_WORDS = 10_000
-WAYS = ("refit", "true-layout", "raw")
 
 
 def evaluate_run(
@@ -49,7 +49,7 @@ def evaluate_run(
     from vlad.building import pipeline_folder
     from vlad.config import load_config
     from vlad.errors import existing_file, writable_directory
-    from vlad.evaluation.held_out import MODES, held_out_signs, modes_of, score_spelling, spelling_grid
+    from vlad.evaluation.held_out import held_out_signs, modes_of, score_spelling, spelling_grid
     from vlad.evaluation.ocr import build_engine
     from vlad.sampling import load_pipeline
     from vlad.training.callbacks import write_metrics
@@ -90,7 +90,7 @@ def evaluate_run(
 
             score, images, rows = score_spelling(pipeline, signs, mode, engine, show)
         metrics["modes"][mode] = dataclasses.asdict(score)
-        folder = out / folder_of(mode)
+        folder = out / plain(mode)
         writable_directory(folder, "pictures")
         for stale in folder.glob("[0-9][0-9][0-9][0-9].png"):  # of another count of words
             stale.unlink()
@@ -98,8 +98,8 @@ def evaluate_run(
             image.save(folder / f"{number:04d}.png")
         spelling_grid(rows[:32]).save(out / f"{folder.name}.png")
     for mode in set(MODES) - set(metrics["modes"]):  # of an evaluation that gave way
-        shutil.rmtree(out / folder_of(mode), ignore_errors=True)
-        (out / f"{folder_of(mode)}.png").unlink(missing_ok=True)
+        shutil.rmtree(out / plain(mode), ignore_errors=True)
+        (out / f"{plain(mode)}.png").unlink(missing_ok=True)
     write_metrics(metrics_file, metrics)
     return metrics
 
@@ -118,11 +118,6 @@ def stored_metrics(metrics_file: Path, count: int, engine: str, weights: str) ->
     said = f"The figures of {stored['words']} words by {stored['engine']}{other} in {metrics_file}"
     print(f"{said} give way to new ones.")
     return {}
-
-
-def folder_of(mode: str) -> str:
-    """The name of a way of drawing in paths and on the command line: true-layout."""
-    return mode.replace(" ", "-")
 
 
 def evaluate_editing(run: Path, count: int, engine: str) -> dict[str, Any]:
@@ -383,7 +378,7 @@ def main() -> int:
     if arguments.editing:
         print_editing(evaluate_editing(arguments.target, arguments.count, arguments.engine), arguments.target)
         return 0
-    ways = None if arguments.ways is None else [way.replace("-", " ") for way in arguments.ways]
+    ways = None if arguments.ways is None else [WAYS[way] for way in arguments.ways]
     print_spelling(evaluate_run(arguments.target, arguments.count, arguments.engine, ways), arguments.target)
     return 0
 

@@ -5,7 +5,6 @@ pending --next_run--> train.py --> tools/evaluate.py --> done; with every varian
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -24,6 +23,7 @@ from vlad.ablation import (
 )
 from vlad.commands import Children, share_of_machine, visible_devices
 from vlad.config import load_config
+from vlad.data.parallel import available_cores
 from vlad.errors import UserError, writable_directory
 from vlad.evaluation.held_out import held_out_signs
 from vlad.evaluation.ocr import build_engine
@@ -57,8 +57,8 @@ def next_run(pending: Sequence[Planned], under_way: Collection[Planned], full_ru
     """
     for planned in pending:
         full = Planned(FULL, planned.seed)
-        first = planned == full or (full not in pending and full not in under_way)
-        if first or autoencoder_is_done(full_runs[planned.seed]):
+        waits = planned != full and (full in pending or full in under_way)
+        if not waits or autoencoder_is_done(full_runs[planned.seed]):
             return planned
     return None
 
@@ -94,7 +94,7 @@ class AblationRuns:
         self.seeds, self.count, self.jobs = seeds, count, jobs
         self.scored_by = ["--count", str(count), *(["--ways", *ways] if ways else [])]
         self.variants = variants(config)
-        self.cores, self.devices = len(os.sched_getaffinity(0)), visible_devices()
+        self.cores, self.devices = available_cores(), visible_devices()
         most = max(self.cores, len(self.devices))
         if jobs > most:
             raise UserError(f"--jobs {jobs} is more than the {self.cores} cores of this machine; name at most {most}.")

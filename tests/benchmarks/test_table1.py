@@ -216,7 +216,7 @@ def test_the_table_of_all_rows(
     shutil.rmtree(tmp_path / "made")
     assert table1(*call) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert "not measured: no pictures at" in capsys.readouterr().out
+    assert "not measured: no folder of pictures at" in capsys.readouterr().out
     with pytest.raises(UserError, match="steps 1, now 2"):
         table1(*call, "vlad.steps=2", "--rows", "vlad")
 

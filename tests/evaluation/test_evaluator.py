@@ -311,7 +311,7 @@ def test_protocols_are_chosen_by_what_the_prompts_have() -> None:
     bare = [Wanted("0", "a cat 'A'", ("A",))]
     with pytest.raises(UserError, match="anytext reads each line in its polygon, and the prompt file has none"):
         choose_protocols("anytext", bare, True)
-    with pytest.raises(UserError, match=r"in its polygon, and 1 of 7 prompts have none, \['x'\] first"):
+    with pytest.raises(UserError, match=r"in its polygon, and 1 of 7 prompts have none, 'x' first"):
         choose_protocols("anytext", [*PROMPTS, replace(bare[0], key="x")], True)
     protocols, left_out = choose_protocols("all", bare, True)
     assert [protocol.name for protocol in protocols] == ["mario", "cvtg", "longtext", "glyphcontrol", "textatlas"]

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import signal
 import sys
 import time
@@ -174,7 +173,7 @@ def test_two_jobs_train_each_run_once_and_wait_for_the_autoencoder(
     monkeypatch.setattr(Children, "run", call)
     monkeypatch.setattr("vlad.ablation_runs.is_finished", lambda config: (config.directory / "pipeline").is_dir())
     monkeypatch.setattr("vlad.ablation_runs.POLL_SECONDS", 0.01)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3})
+    monkeypatch.setattr("vlad.ablation_runs.available_cores", lambda: 4)
 
     def run(*more: str) -> int:
         monkeypatch.setattr(sys, "argv", ["ablate.py", str(config_file), "--count", "2", "--jobs", "2", *more])

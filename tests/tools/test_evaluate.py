@@ -170,7 +170,7 @@ def test_settings_behind_the_prompt_files_are_an_entry_s_and_no_other_target_has
 ) -> None:
     entry = tmp_path / "row.yaml"
     entry.write_text(f"kind: pictures\npath: {tmp_path / 'none'}\n", encoding="utf-8")
-    with pytest.raises(UserError, match=f"there is no pictures at {tmp_path / 'other'}"):
+    with pytest.raises(UserError, match=f"there is no folder of pictures at {tmp_path / 'other'}"):
         evaluate(entry, "--prompts", prompts, f"path={tmp_path / 'other'}", "--out", tmp_path / "out")
     for behind in (("--prompts", prompts, "steps=3"), ("steps=3", "--prompts", prompts), ("steps=3",)):
         with pytest.raises(UserError, match=r"steps=3 changes an entry of configs/eval, and .* is none"):

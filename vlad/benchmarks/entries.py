@@ -103,7 +103,7 @@ def missing_model(entry: Entry) -> str | None:
     folders = [entry.path, *entry.stages] if entry.kind != "deepfloyd" else [*map(str, _stages(entry))]
     named = [*folders, *(name for name in (entry.controlnet, entry.unet, entry.planner) if name is not None)]
     missing = [name for name in named if not Path(name).is_dir()]
-    what = "pictures" if entry.kind == "pictures" else "model"
+    what = "folder of pictures" if entry.kind == "pictures" else "model"
     return f"no {what} at {', '.join(missing)}" if missing else None
 
 

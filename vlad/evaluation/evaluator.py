@@ -76,8 +76,9 @@ def choose_protocols(
     was asked for by its name and does not apply.
     """
     without = [wanted.key for wanted in prompts if not wanted.lines]
-    some = f"{len(without)} of {len(prompts)} prompts have none, {without[:1]} first"
-    lacks = "the prompt file has none" if len(without) == len(prompts) else some
+    lacks = "the prompt file has none"
+    if 0 < len(without) < len(prompts):
+        lacks = f"{len(without)} of {len(prompts)} prompts have none, {without[0]!r} first"
     chosen: list[Protocol] = []
     left_out: dict[str, str] = {}
     for protocol in PROTOCOLS.values():

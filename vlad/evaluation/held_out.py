@@ -12,7 +12,6 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -24,11 +23,10 @@ from vlad.evaluation.ocr import read_many
 from vlad.evaluation.places import PlaceScore, score_places
 from vlad.evaluation.report import GridRow, draw_layout, picture_of_map, sample_grid
 from vlad.evaluation.spelling import letter_accuracy, reads_exactly
+from vlad.evaluation.ways import MODES, Mode
 from vlad.pipeline import VLADPipeline
 from vlad.records import Sample
 
-Mode = Literal["refit", "true layout", "raw", "no layout"]
-MODES: tuple[Mode, ...] = ("refit", "true layout", "raw")
 SEED = 20_000  # of the evaluation's signs: no training set is drawn with it
 
 
