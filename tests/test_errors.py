@@ -126,3 +126,18 @@ def test_a_file_system_without_locks_is_told_of_and_worked_on(
     with claimed(tmp_path, "a run"):
         pass
     assert "cannot be locked (Function not implemented); let no other process work" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("local_rank", "waits"), [(None, []), ("0", []), ("3", [3.0])])
+def test_other_processes_of_a_machine_let_the_first_speak(
+    local_rank: str | None, waits: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("vlad.errors.time.sleep", waited.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    with pytest.raises(SystemExit) as ended:
+        run_command_line(raising(UserError("no such shards.")))
+    assert (ended.value.code, waited) == (2, waits)
+    assert capsys.readouterr().err == "error: no such shards.\n"

@@ -13,6 +13,7 @@ import fcntl
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -29,6 +30,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+OTHERS_WAIT_SECONDS = 3.0  # torchrun looks for ended processes ten times a second
 SHARDS_OPTION = "data.shards"  # what names shards in most calls
 
 
@@ -186,8 +188,17 @@ def run_command_line(main: Callable[[], int | None]) -> None:
     try:
         sys.exit(main() or 0)
     except UserError as error:
+        _let_the_first_speak()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
+
+
+def _let_the_first_speak() -> None:
+    """Of a launcher's processes on a machine most meet the same mistake: the first one tells it, and the launcher ends
+    the others while they wait. What another one meets alone, it tells after the wait."""
+    local_rank = next((os.environ[name] for name in ("LOCAL_RANK", "SLURM_LOCALID") if name in os.environ), "0")
+    if local_rank != "0":
+        time.sleep(OTHERS_WAIT_SECONDS)

@@ -215,4 +215,5 @@ def _strategy(config: Config, name: str) -> Strategy | str:
         return ShardedStrategy(timeout=timeout)
     # L_align reads the pooled vector alone, and a phase freezes what another one trains.
     unused = name == "align" or len(config.text_training.phases) > 1
-    return DDPStrategy(timeout=timeout, find_unused_parameters=unused)
+    # Gradients lie in the buckets that are sent: copies beside them would take as much memory again.
+    return DDPStrategy(timeout=timeout, find_unused_parameters=unused, gradient_as_bucket_view=True)

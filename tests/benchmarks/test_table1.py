@@ -284,6 +284,7 @@ def test_fid_is_of_the_sets_that_have_real_pictures(table1: Callable[..., int], 
         (["textdiffuser.unet=null"], "set unet=FOLDER"),
         (["deepfloyd.stages=[a]"], "names 1 folders"),
         (["artist.path=''"], "path names no model"),
+        (["vlad.pixels=500"], "multiple of 8"),
         (["--rows", "vald"], "There is no row 'vald'.* Did you mean 'vlad'"),
     ],
 )
@@ -298,6 +299,25 @@ def test_prompt_files_are_looked_at_though_no_row_has_its_models(table1: Callabl
         table1("--prompts", "none.txt", "vlad.path=nowhere", "--out", tmp_path / "out")
     with pytest.raises(UserError, match="--prompts names no file"):
         table1("--prompts", "vlad.path=nowhere", "--out", tmp_path / "out")
+
+
+def test_a_late_row_s_mistake_is_told_before_the_first_is_drawn(
+    table1: Callable[..., int], ours: Path, stable_diffusion: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "p.txt").write_text("a sign that says 'HELLO'\n", encoding="utf-8")
+    first = [f"stable-diffusion.{key}" for key in (f"path={stable_diffusion}", "pixels=16", "steps=1")]
+    call = ("--prompts", tmp_path / "p.txt", *first, "--images-per-prompt", 1)
+    with pytest.raises(UserError, match=r"Row vlad: .* was trained with a layout stage"):
+        table1(*call, f"vlad.path={ours}", "vlad.kind=fine_tuned", "--out", tmp_path / "other")
+    with pytest.raises(UserError, match=r"Row artist: No picture in .* belongs to a prompt"):
+        table1(*call, f"artist.path={stable_diffusion}", "--out", tmp_path / "other")
+    assert (
+        table1(*call[:2], f"vlad.path={ours}", "vlad.steps=1", "--images-per-prompt", 1, "--out", tmp_path / "out") == 0
+    )
+    with pytest.raises(UserError, match=r"Row vlad: .* drawn in another way .steps 1, now 2"):
+        table1(*call, f"vlad.path={ours}", "vlad.steps=2", "--out", tmp_path / "out")
+    drawn = [path.parent.parent.name for path in tmp_path.rglob("pictures/*.png")]
+    assert drawn == ["vlad"]
 
 
 def test_models_that_are_others_are_told(ours: Path, without_layouts: Path, stable_diffusion: Path) -> None:

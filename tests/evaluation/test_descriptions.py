@@ -62,6 +62,21 @@ def test_the_matrix_has_a_cell_for_each_describer_and_system() -> None:
     assert trips[0].shares == {"strings": 1, "objects": 1, "colours": 0.5, "counts": 1, "relations": 1}
     assert trips[1].shares == dict.fromkeys(trips[0].shares, 0)
     text = matrix_of(trips)
-    assert "| similarity | a | b |" in text and "| one | 0.500 | - |" in text
+    assert "| similarity | a | b |" in text and "| one | 0.500 (0.500 to 0.500) | - |" in text
     assert "| pictures | a | b |\n|---|---|---|\n| one | 1 | 1 |\n| other | 1 | 0 |" in text
-    assert "| colours | a | b |\n|---|---|---|\n| one | 0.500 | 0.000 |\n| other | 0.000 | - |" in text
+    assert "| colours | a | b |\n|---|---|---|\n| one | 0.500 (0.500 to 0.500) | 0.000 (0.000 to 0.000) |" in text
+    assert "| other | 0.000 (0.000 to 0.000) | - |" in text
+
+
+def test_intervals_draw_prompts_with_all_their_pictures() -> None:
+    # One prompt is read every time, another one never: a draw of the two has none, one or both of the first.
+    told = [("a sign", ("TEA",), "TEA"), ("a wall", ("JAM",), "")]
+    (few, many) = (summed_up("one", "a", told * times, lambda _, said: [1.0] * len(said)) for times in (1, 8))
+    assert few.shares["strings"] == many.shares["strings"] == 0.5
+    assert few.intervals["strings"] == many.intervals["strings"] == (0, 1)
+    assert few.intervals["similarity"] == (1, 1)
+    prompts = [(f"{number} signs", ("TEA",), "TEA" if number % 2 else "") for number in range(1, 101)]
+    low, high = summed_up("one", "a", prompts).intervals["strings"]
+    # Of 100 prompts at one half the standard error is 0.05.
+    assert low == pytest.approx(0.4, abs=0.02) and high == pytest.approx(0.6, abs=0.02)
+    assert summed_up("one", "a", []).intervals == {}

@@ -299,6 +299,21 @@ def test_a_stage_that_gets_no_better_ends_with_its_best_weights(tmp_path: Path) 
     assert (trainer.global_step, patient.best_step, float(module.weight)) == (50, 50, 50.0)
 
 
+def test_damaged_weights_of_the_best_look_are_told_and_the_last_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopping, _, module = follow(looks_of([1.0, 0.8, 0.6, 0.7]), tmp_path)
+    assert (stopping.metrics()["best_step"], float(module.weight)) == (20, 20.0)
+    capsys.readouterr()
+    with torch.no_grad():
+        module.weight.fill_(30.0)
+    stopping.path.write_bytes(stopping.path.read_bytes()[:20])
+    stopping.restore(module)
+    assert float(module.weight) == 30.0 and stopping.metrics()["best_step"] == 30
+    told = capsys.readouterr().err
+    assert "the weights of the best look (step 20) cannot be read" in told and str(stopping.path) in told
+
+
 def test_a_lower_loss_that_reads_fewer_letters_is_no_better(tmp_path: Path) -> None:
     stopping, _, module = follow(
         looks_of([1.0, 0.9, 0.5, 0.4], letters=[0.9, 0.88, 0.7, 0.84]), tmp_path, lost_letters=0.05

@@ -23,6 +23,7 @@ from vlad.artists import DrawOptions, ForeignArtist, VLADArtist, build_artist, w
 from vlad.building import pipeline_folder
 from vlad.config import load_options
 from vlad.diffusion.baselines import WATERMARK, DeepFloydIF, GlyphControlNet, TextDiffuser
+from vlad.diffusion.text_to_image import PIXELS_A_CELL
 from vlad.errors import UserError
 from vlad.evaluation.pictures import Artist
 from vlad.evaluation.protocols.terms import Wanted
@@ -77,6 +78,8 @@ class Entry:
         counts = [value for value in (self.steps, self.pixels, self.batch_size) if value is not None]
         if min(counts) < 1:
             raise UserError("An entry's steps, pixels and batch_size must be at least 1.")
+        if self.pixels % PIXELS_A_CELL:
+            raise UserError(f"An entry's pixels must be a multiple of {PIXELS_A_CELL}, not {self.pixels}.")
 
 
 def load_entry(path: Path, overrides: Sequence[str] = ()) -> Entry:

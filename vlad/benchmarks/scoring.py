@@ -26,9 +26,9 @@ from vlad.evaluation.evaluator import (
 )
 from vlad.evaluation.fidelity import WEIGHTS, check_encoders, score_fidelity
 from vlad.evaluation.ocr import build_engine
-from vlad.evaluation.pictures import Artist, Picture, draw_pictures, find_pictures
+from vlad.evaluation.pictures import Artist, Picture, check_drawn, draw_pictures, find_pictures
 from vlad.evaluation.prompt_files import read_prompt_files
-from vlad.evaluation.protocols.terms import Wanted
+from vlad.evaluation.protocols.terms import Protocol, Wanted
 from vlad.evaluation.reading_files import ReadOptions
 from vlad.evaluation.references import references_of
 
@@ -60,6 +60,37 @@ def score_target(
 
     Raises UserError, before anything is drawn, for what cannot be.
     """
+    subject = _subject_of(target, options, overrides)
+    prompts, protocols = subject.prompts, subject.protocols
+    names = [protocol.name for protocol in protocols]
+    references = references_of(prompts, options.references)
+    check_encoders(names, options.weights, options.vision_encoders)
+    out = out or default_out(target, options.prompts)
+    writable_directory(out, "the evaluation", needed_bytes=20_000_000)
+    with claimed(out, "an evaluation"):
+        total, pictures, made = subject.pictures(options, out)
+        with tqdm(total=total, desc="scoring", unit="picture") as bar:
+            read = subject.read_options(options.read)
+            found = evaluate(pictures, protocols, read, out, subject.left_out, lambda done: bar.update(done - bar.n))
+        found.fidelity, absent = score_fidelity(
+            found.scored, names, options.weights, options.vision_encoders, references
+        )
+        found.left_out |= absent
+        files = [str(path) for path in options.prompts]
+        about = {"target": str(target), "prompt_files": files, "prompts_asked": len(prompts), **made}
+        lines = rests_on(found, about)
+        write_json(out / "metrics.json", {**metrics_json(found, about), "rests_on": dict(lines)})
+        title = f"{subject.title} on {', '.join(path.name for path in options.prompts)}"
+        write_report(out / "report.html", found, title, lines)
+    return found, out
+
+
+def check_target(target: Path, options: ScoreOptions, out: Path, overrides: Sequence[str] = ()) -> None:
+    """Raises UserError for what `score_target` would refuse. Draws and writes nothing; models are loaded for it."""
+    _subject_of(target, options, overrides).check(options, out)
+
+
+def _subject_of(target: Path, options: ScoreOptions, overrides: Sequence[str]) -> _Subject:
     if overrides and not is_entry(target):
         raise UserError(
             f"{overrides[0]} changes an entry of configs/eval, and {target} is none; use the options (--help)."
@@ -73,31 +104,11 @@ def score_target(
     prompts = read_prompt_files(options.prompts)[: options.first]
     build_engine(options.read.engine)
     check_table_writer()
-    subject = _Subject(target, entry)
-    use_layouts = options.use_layouts or (options.protocol == "anytext" and subject.draws)
+    draws = is_pipeline(target) if entry is None else entry.kind != "pictures"
+    use_layouts = options.use_layouts or (options.protocol == "anytext" and draws)
     # A folder's pictures are taken at their word: whoever made them knew the prompt file.
-    protocols, left_out = choose_protocols(options.protocol, prompts, use_layouts or not subject.draws)
-    references = references_of(prompts, options.references)
-    names = [protocol.name for protocol in protocols]
-    check_encoders(names, options.weights, options.vision_encoders)
-    out = out or default_out(target, options.prompts)
-    writable_directory(out, "the evaluation", needed_bytes=20_000_000)
-    with claimed(out, "an evaluation"):
-        total, pictures, made = subject.pictures(prompts, use_layouts, options, out)
-        with tqdm(total=total, desc="scoring", unit="picture") as bar:
-            read = subject.read_options(options.read)
-            found = evaluate(pictures, protocols, read, out, left_out, lambda done: bar.update(done - bar.n))
-        found.fidelity, absent = score_fidelity(
-            found.scored, names, options.weights, options.vision_encoders, references
-        )
-        found.left_out |= absent
-        files = [str(path) for path in options.prompts]
-        about = {"target": str(target), "prompt_files": files, "prompts_asked": len(prompts), **made}
-        lines = rests_on(found, about)
-        write_json(out / "metrics.json", {**metrics_json(found, about), "rests_on": dict(lines)})
-        title = f"{subject.title} on {', '.join(path.name for path in options.prompts)}"
-        write_report(out / "report.html", found, title, lines)
-    return found, out
+    protocols, left_out = choose_protocols(options.protocol, prompts, use_layouts or not draws)
+    return _Subject(target, entry, draws, prompts, use_layouts, protocols, left_out)
 
 
 def _check_draw_options(target: Path, entry: Entry | None, draw: DrawOptions) -> None:
@@ -132,40 +143,61 @@ def default_out(target: Path, prompts: Sequence[Path]) -> Path:
     return Path("evaluations") / f"{target.resolve().stem if is_entry(target) else target.resolve().name}-{name}"
 
 
+@dataclass(frozen=True)
 class _Subject:
-    """A target and the entry that it is, if it is one."""
+    """A target and the entry that it is, if it is one, with what is asked of it and why the rest is not."""
 
-    def __init__(self, target: Path, entry: Entry | None) -> None:
-        self.target, self.entry = target, entry
-        self.title = target.name if entry is None else entry.title or target.stem
-        self.draws = is_pipeline(target) if entry is None else entry.kind != "pictures"
+    target: Path
+    entry: Entry | None
+    draws: bool
+    prompts: list[Wanted]
+    use_layouts: bool
+    protocols: list[Protocol]
+    left_out: dict[str, str]
+
+    @property
+    def title(self) -> str:
+        """What the report calls it."""
+        return self.target.name if self.entry is None else self.entry.title or self.target.stem
 
     def read_options(self, options: ReadOptions) -> ReadOptions:
         """The same, with the entry's watermark painted over."""
         masked = None if self.entry is None else masked_box(self.entry)
         return ReadOptions(options.engine, options.enlarge_factor, options.workers, masked)
 
-    def pictures(
-        self, prompts: Sequence[Wanted], use_layouts: bool, options: ScoreOptions, out: Path
-    ) -> tuple[int, Iterator[Picture], dict[str, Any]]:
+    def pictures(self, options: ScoreOptions, out: Path) -> tuple[int, Iterator[Picture], dict[str, Any]]:
         """How many pictures there will be, the pictures, and how they were made."""
         if not self.draws:
-            folder = self.target if self.entry is None else Path(self.entry.path)
-            pictures = find_pictures(folder, prompts, options.images_per_prompt)
+            pictures = self._found(options)
             said = "found in the folder; with which seeds and settings is not known here"
             return len(pictures), iter(pictures), {"made": said}
-        artist: Artist = build_artist(self.target, options.draw) if self.entry is None else artist_of(self.entry)
-        if use_layouts and not artist.takes_layouts:
+        artist, count = self._artist(options), options.images_per_prompt or 1
+        drawn = draw_pictures(artist, self.prompts, count, options.seed, self.use_layouts, out)
+        layouts = "given" if self.use_layouts else "its own"
+        made = {"made": {**artist.settings(), "seed": options.seed, "layouts": layouts}}
+        return len(self.prompts) * count, drawn, made
+
+    def check(self, options: ScoreOptions, out: Path) -> None:
+        """Raises UserError where `pictures` would, or the first of them."""
+        if self.draws:
+            check_drawn(self._artist(options), self.prompts, options.seed, self.use_layouts, out)
+        else:
+            self._found(options)
+
+    def _found(self, options: ScoreOptions) -> list[Picture]:
+        folder = self.target if self.entry is None else Path(self.entry.path)
+        return find_pictures(folder, self.prompts, options.images_per_prompt)
+
+    def _artist(self, options: ScoreOptions) -> Artist:
+        artist = build_artist(self.target, options.draw) if self.entry is None else artist_of(self.entry)
+        if self.use_layouts and not artist.takes_layouts:
             stands = f"{self.target} takes no layouts, so its text stands where it likes"
             if options.use_layouts:
                 raise UserError(f"{stands}; leave out --use-layouts.")
             raise UserError(f"{stands}, and the protocol anytext reads lines in their polygons; take another protocol.")
-        if use_layouts and not all(wanted.lines for wanted in prompts):
+        if self.use_layouts and not all(wanted.lines for wanted in self.prompts):
             raise UserError("--use-layouts draws text where the prompt file says, and the file has no polygons.")
-        count = options.images_per_prompt or 1
-        drawn = draw_pictures(artist, prompts, count, options.seed, use_layouts, out)
-        made = {"made": {**artist.settings(), "seed": options.seed, "layouts": "given" if use_layouts else "its own"}}
-        return len(prompts) * count, drawn, made
+        return artist
 
 
 def rests_on(found: Evaluation, about: dict[str, Any]) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlad.benchmarks.entries import Entry, load_entry, missing_model
-from vlad.benchmarks.scoring import ScoreOptions, score_target
+from vlad.benchmarks.scoring import ScoreOptions, check_target, score_target
 from vlad.errors import UserError, did_you_mean
 from vlad.evaluation.evaluator import Evaluation
 from vlad.evaluation.protocols.terms import Mode
@@ -71,16 +71,23 @@ def read_entries(folder: Path, overrides: Sequence[str] = ()) -> dict[str, tuple
 
 def score_rows(entries: Mapping[str, tuple[Path, list[str]]], options: ScoreOptions, out: Path) -> list[Row]:
     """Scores every row whose models are there; those that are done are only read again."""
+    options = replace(options, protocol=PROTOCOL)
     loaded = {name: load_entry(path, overrides) for name, (path, overrides) in entries.items()}
-    # A mistake in the last entry shows before the first is drawn.
+    left_out = {name: missing_model(entry) for name, entry in loaded.items()}
+    # A mistake in the last entry, or in its models, shows before the first is drawn.
+    for name, (path, overrides) in entries.items():
+        if left_out[name] is None:
+            try:
+                check_target(path, options, out / name, overrides)
+            except UserError as error:
+                raise UserError(f"Row {name}: {error}") from error
     rows = []
     for name, (path, overrides) in entries.items():
         entry = loaded[name]
-        why = missing_model(entry)
-        if why is not None:
-            rows.append(Row(name, entry, {}, left_out=why))
+        if left_out[name] is not None:
+            rows.append(Row(name, entry, {}, left_out=left_out[name]))
             continue
-        found, _ = score_target(path, replace(options, protocol=PROTOCOL), out / name, overrides)
+        found, _ = score_target(path, options, out / name, overrides)
         notes = [f"{score.name}: {score.protocol}." for score in found.fidelity if score.name != "KID"]
         notes += found.left_out.values()
         faults = (*found.missing, *found.unreadable)

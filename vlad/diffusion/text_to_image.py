@@ -15,6 +15,7 @@ from PIL import Image
 
 from vlad.errors import UserError
 
+PIXELS_A_CELL = 8  # of a latent; diffusers draws no other sizes than multiples of it
 UNLOADABLE = (OSError, ValueError, AttributeError, TypeError, ImportError, KeyError)  # what diffusers raises
 
 
@@ -27,6 +28,8 @@ class TextToImage:
     def __init__(
         self, folder: Path, steps: int | None, guidance: float | None, pixels: int | None, scheduler: str | None = None
     ) -> None:
+        if pixels is not None and pixels % PIXELS_A_CELL:
+            raise UserError(f"Pipelines of diffusers draw multiples of {PIXELS_A_CELL} pixels, not {pixels}.")
         pipeline = load_foreign(folder, scheduler=scheduler)
         taken = inspect.signature(pipeline.__call__).parameters
         wanted = {"num_inference_steps": steps, "guidance_scale": guidance, "height": pixels, "width": pixels}

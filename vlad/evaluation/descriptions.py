@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from vlad.data.synthetic import PALETTE
-from vlad.evaluation.protocols.terms import Term, Terms, add_terms, pooled
+from vlad.evaluation.bootstrap import Interval, bootstrap_intervals
+from vlad.evaluation.protocols.terms import Term, Terms, add_terms, as_they_are, pool_terms
 from vlad.text.prompt import find_phrases, find_quotes
 
 COLOURS = frozenset(
@@ -160,13 +161,14 @@ def _plain(text: str) -> str:
 @dataclass(frozen=True)
 class RoundTrip:
     """One describer on one system's pictures: shares of facts confirmed (None: none asked), mean cosine of sentences
-    (None: no sentence encoder)."""
+    (None: no sentence encoder), and the 95 % interval of each that there is."""
 
     describer: str
     system: str
     pictures: int
     shares: Mapping[str, float | None]
     similarity: float | None
+    intervals: Mapping[str, Interval]
 
 
 def summed_up(
@@ -175,18 +177,23 @@ def summed_up(
     told: Iterable[tuple[str, Sequence[str], str]],
     similarity: Callable[[Sequence[str], Sequence[str]], Sequence[float]] | None = None,
 ) -> RoundTrip:
-    """The round trip of (prompt, strings, description) triples: shares over all facts of a kind."""
-    sums: dict[str, tuple[float, float]] = {}
-    prompts, descriptions = [], []
-    for prompt, strings, description in told:
-        prompts.append(prompt)
-        descriptions.append(description)
-        add_terms(sums, confirmed(prompt, strings, description))
-    values = pooled(sums)
+    """The round trip of (prompt, strings, description) triples: shares over all facts of a kind.
+
+    Intervals draw the prompts again, all descriptions of a prompt's pictures with it.
+    """
+    triples = list(told)
+    terms = [confirmed(prompt, strings, description) for prompt, strings, description in triples]
+    if similarity is not None and triples:
+        cosines = similarity([prompt for prompt, _, _ in triples], [said for _, _, said in triples])
+        for own, cosine in zip(terms, cosines, strict=True):
+            own["similarity"] = Term(cosine)
+    values = pool_terms(terms, as_they_are)
+    sums: dict[str, dict[str, tuple[float, float]]] = {}
+    for (prompt, _, _), own in zip(triples, terms, strict=True):
+        add_terms(sums.setdefault(prompt, {}), own)
+    intervals = bootstrap_intervals(list(sums.values()), as_they_are)
     shares = {kind: values.get(kind) for kind in KINDS}
-    cosines = similarity(prompts, descriptions) if similarity is not None and prompts else None
-    mean = None if cosines is None else sum(cosines) / len(cosines)
-    return RoundTrip(describer, system, len(prompts), shares, mean)
+    return RoundTrip(describer, system, len(triples), shares, values.get("similarity"), intervals)
 
 
 def matrix_of(trips: Sequence[RoundTrip]) -> str:
@@ -194,6 +201,13 @@ def matrix_of(trips: Sequence[RoundTrip]) -> str:
     describers = list(dict.fromkeys(trip.describer for trip in trips))
     systems = list(dict.fromkeys(trip.system for trip in trips))
     by_place = {(trip.describer, trip.system): trip for trip in trips}
+
+    def cell(trip: RoundTrip, name: str) -> str:
+        value = trip.similarity if name == "similarity" else trip.shares[name]
+        if value is None:
+            return "-"
+        low, high = trip.intervals[name]
+        return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
     def rows(name: str) -> Iterator[str]:
         yield f"| {name} | {' | '.join(systems)} |"
@@ -203,8 +217,7 @@ def matrix_of(trips: Sequence[RoundTrip]) -> str:
             if name == "pictures":
                 yield f"| {describer} | {' | '.join(str(trip.pictures) for trip in cells)} |"
                 continue
-            values = (trip.similarity if name == "similarity" else trip.shares[name] for trip in cells)
-            yield f"| {describer} | {' | '.join('-' if value is None else f'{value:.3f}' for value in values)} |"
+            yield f"| {describer} | {' | '.join(cell(trip, name) for trip in cells)} |"
 
     measures = ("similarity", *KINDS, "pictures")
     return "\n\n".join("\n".join(rows(name)) for name in measures) + "\n"

@@ -192,8 +192,8 @@ def draw_pictures(
     Raises UserError when `out` holds pictures that were drawn in another way, or of other prompts with the same ids.
     """
     folder = writable_directory(out / "pictures", "pictures")
-    _check_settings(out / SETTINGS, {**artist.settings(), "seed": seed, "use_layouts": use_layouts})
-    _check_prompts(out / DRAWN_OF, folder, prompts, use_layouts)
+    for path, content in check_drawn(artist, prompts, seed, use_layouts, out).items():
+        _write_json(path, content)
     batch: list[Picture] = []
     queue: list[Picture] = []  # in the prompts' order, what is drawn and what waits for its batch
 
@@ -231,22 +231,29 @@ def draw_pictures(
     yield from queue
 
 
+def check_drawn(
+    artist: Artist, prompts: Sequence[Wanted], seed: int, use_layouts: bool, out: Path
+) -> dict[Path, dict[str, Any]]:
+    """Raises UserError as `draw_pictures` does. Gives what its records of `out` have to say, by their paths."""
+    settings = {**artist.settings(), "seed": seed, "use_layouts": use_layouts}
+    _check_settings(out / SETTINGS, settings)
+    return {out / SETTINGS: settings, out / DRAWN_OF: _checked_prompts(out, prompts, use_layouts)}
+
+
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
-    if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        differing = sorted(name for name in {**stored, **settings} if stored.get(name) != settings.get(name))
-        if differing:
-            changes = ", ".join(f"{name} {stored.get(name)}, now {settings.get(name)}" for name in differing)
-            raise UserError(
-                f"{path.parent} holds pictures that were drawn in another way ({changes}); name another folder with"
-                " --out, or remove this one."
-            )
-        return
-    _write_json(path, settings)
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
+    differing = sorted(name for name in {**stored, **settings} if stored.get(name) != settings.get(name))
+    if differing:
+        changes = ", ".join(f"{name} {stored.get(name)}, now {settings.get(name)}" for name in differing)
+        raise UserError(
+            f"{path.parent} holds pictures that were drawn in another way ({changes}); name another folder with"
+            " --out, or remove this one."
+        )
 
 
-def _check_prompts(path: Path, folder: Path, prompts: Sequence[Wanted], use_layouts: bool) -> None:
+def _checked_prompts(out: Path, prompts: Sequence[Wanted], use_layouts: bool) -> dict[str, str]:
     """Another prompt file, or one that was edited, has the same ids: their pictures are of other prompts."""
+    path, folder = out / DRAWN_OF, out / "pictures"
     stored: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     asked = {wanted.key: _asked_digest(wanted, use_layouts) for wanted in prompts}
     for wanted in prompts:
@@ -256,8 +263,7 @@ def _check_prompts(path: Path, folder: Path, prompts: Sequence[Wanted], use_layo
                 f"{folder} holds pictures that were drawn of another prompt (of the id {wanted.key!r}, now"
                 f" {wanted.prompt[:80]!r}); name another folder with --out, or remove this one."
             )
-    if {**stored, **asked} != stored:
-        _write_json(path, {**stored, **asked})
+    return {**stored, **asked}
 
 
 def _asked_digest(wanted: Wanted, use_layouts: bool) -> str:

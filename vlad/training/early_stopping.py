@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -161,13 +162,22 @@ class EarlyStopping(L.Callback):
         )
 
     def restore(self, module: nn.Module) -> None:
-        """Puts the best look's weights into the module; without any, says so and leaves it as it is."""
+        """Puts the best look's weights into the module; without any to be read, says so and leaves it as it is."""
         if self.best_step is None:
             if self.looks:
                 message = "no look read as many letters as the base, less validation.lost_letters; the last is kept."
                 print(f"{self.label} {message}", file=sys.stderr)
             return
-        stored = load_file(self.path)
+        try:
+            stored = load_file(self.path)
+        except (OSError, SafetensorError) as error:
+            print(
+                f"{self.label} {self.path}: the weights of the best look (step {self.best_step}) cannot be read"
+                f" ({error}); the last weights are kept.",
+                file=sys.stderr,
+            )
+            self.best_step = None
+            return
         current = dict(module.named_parameters())
         with torch.no_grad():
             for name, value in stored.items():
