@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vlad.commands import Children
 from vlad.errors import UserError, run_command_line
-from vlad.evaluation.ways import WAYS
+from vlad.evaluation.ways import MOST_WORDS, WAYS
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERRUPTED = 130
@@ -34,9 +34,11 @@ def main() -> int:
         "--jobs", type=int, default=1, help="runs at once, each with its share of the cores and GPUs (default: 1)"
     )
     parser.add_argument("--out", type=Path, help="the table and the pictures; default: RUNS/NAME-ablation")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if min(arguments.seeds, arguments.count, arguments.jobs) < 1:
         raise UserError("--seeds, --count and --jobs must be at least 1.")
+    if arguments.count > MOST_WORDS:
+        raise UserError(f"--count must be at most {MOST_WORDS}: all are drawn before the first is read.")
     if arguments.ways is not None and "refit" not in arguments.ways:
         raise UserError("--ways needs refit among them: by it the table compares.")
 

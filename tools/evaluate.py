@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlad.errors import UserError, run_command_line
-from vlad.evaluation.ways import MODES, WAYS, plain
+from vlad.evaluation.ways import MODES, MOST_WORDS, WAYS, plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,6 @@ OF_BENCHMARKS = (
 OF_ALIGNMENT = "out first images_per_prompt".split()
 OF_WORDS = ("count", "ways", "editing")
 PROTOCOL_NAMES = ("mario", "anytext", "cvtg", "longtext", "glyphcontrol", "textatlas", "all")
-MOST_WORDS = 10_000
 
 
 def evaluate_run(
@@ -96,7 +95,7 @@ def evaluate_run(
             stale.unlink()
         for number, image in enumerate(images):
             image.save(folder / f"{number:04d}.png")
-        spelling_grid(rows[:32]).save(out / f"{folder.name}.png")
+        spelling_grid(rows[:32], mode).save(out / f"{folder.name}.png")
     for mode in set(MODES) - set(metrics["modes"]):  # of an evaluation that gave way
         shutil.rmtree(out / plain(mode), ignore_errors=True)
         (out / f"{plain(mode)}.png").unlink(missing_ok=True)
@@ -108,15 +107,19 @@ def stored_metrics(metrics_file: Path, count: int, engine: str, weights: str) ->
     """What was scored of these words, by this engine, with these weights; empty, and said, where it was of others."""
     if not metrics_file.is_file():
         return {}
-    stored: dict[str, Any] = json.loads(metrics_file.read_text(encoding="utf-8"))
-    # An older vlad measured no places, nor did it say of which weights its figures are.
-    measures_all = all("places" in score for score in stored["modes"].values())
+    try:
+        stored: dict[str, Any] = json.loads(metrics_file.read_text(encoding="utf-8"))
+        # An older vlad measured no places, nor did it say of which weights its figures are.
+        measures_all = all("places" in score for score in stored["modes"].values())
+        was_of = f"{stored['words']} words by {stored['engine']}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        print(f"{metrics_file} is damaged; all is scored anew.")
+        return {}
     is_of_these = stored.get("weights", weights) == weights
     if (stored["words"], stored["engine"]) == (count, engine) and measures_all and is_of_these:
         return stored
     other = "" if is_of_these else ", of other weights,"
-    said = f"The figures of {stored['words']} words by {stored['engine']}{other} in {metrics_file}"
-    print(f"{said} give way to new ones.")
+    print(f"The figures of {was_of}{other} in {metrics_file} give way to new ones.")
     return {}
 
 
@@ -349,7 +352,7 @@ def command_line() -> argparse.ArgumentParser:
 
 def main() -> int:
     parser = command_line()
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     for name in ("count", "enlarge", "workers", "first", "images_per_prompt", "steps", "pixels", "batch_size"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -384,7 +387,9 @@ def main() -> int:
 
 
 def print_spelling(metrics: dict[str, Any], run: Path) -> None:
-    """The scores on held-out words."""
+    """The scores on held-out words, the words with Wilson's 95 % interval."""
+    from vlad.evaluation.breakdown import wilson_interval
+
     print(f"{metrics['words']} held-out words, {metrics['engine']}, {metrics['protocol']}")
     for mode, score in metrics["modes"].items():
         colours = score["colours"]
@@ -395,10 +400,13 @@ def print_spelling(metrics: dict[str, Any], run: Path) -> None:
             if colours[f"{name}s_right"] is not None
         )
         if score["places"]["places_right"] is not None:
-            seen += f"  place {score['places']['places_right']:6.1%}"
+            # Of the pictures in which anything was read.
+            seen += f"  place {score['places']['places_right']:6.1%} of {score['places']['places_named']}"
+        low, high = wilson_interval(round(score["word_accuracy"] * score["words"]), score["words"])
+        rate = score["words"] / score["sampling_seconds"]
         print(
-            f"{mode:12} words {score['word_accuracy']:6.1%}  letters {score['letter_accuracy']:6.1%}{seen}"
-            f"  {score['words'] / score['sampling_seconds']:.1f} pictures/s"
+            f"{mode:12} words {score['word_accuracy']:6.1%} ({low:.1%} to {high:.1%})"
+            f"  letters {score['letter_accuracy']:6.1%}{seen}  {rate:.1f} pictures/s"
         )
         print_misread(score)
     print(f"Pictures and grids: {run / 'evaluation'}")

@@ -66,6 +66,9 @@ def variants(config: Config) -> tuple[Variant, ...]:
             "An ablation begins with the whole method, and this config has parts of it off, or a base; name another"
             " one, such as configs/tiny.yaml."
         )
+    if config.losses.align_weight == 0 or not config.composition.spelling:
+        off = "losses.align_weight=0" if config.losses.align_weight == 0 else "composition.spelling=false"
+        raise UserError(f"{off} makes two rows of the table the same; leave it out.")
     steps = config.train.layout.steps + config.train.refine.steps
     return (
         Variant(FULL, "full", (), (35.12, 0.352, 0.879)),

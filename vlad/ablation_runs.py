@@ -92,7 +92,10 @@ class AblationRuns:
         config = load_config(config_file, overrides)
         self.config, self.config_file, self.given = config, config_file, overrides
         self.seeds, self.count, self.jobs = seeds, count, jobs
+        # Threads change the last bits of a training, and so its figures: jobs belong to what gives them.
+        parallel = ["--jobs", str(jobs)] if jobs > 1 else []
         self.scored_by = ["--count", str(count), *(["--ways", *ways] if ways else [])]
+        self.told = [*self.scored_by[:2], *parallel, *self.scored_by[2:]]
         self.variants = variants(config)
         self.cores, self.devices = available_cores(), visible_devices()
         most = max(self.cores, len(self.devices))
@@ -136,7 +139,7 @@ class AblationRuns:
             for row in self.variants
         ]
         given = " ".join(["python tools/ablate.py", str(self.config_file), *self.given])
-        command = " ".join([given, "--seeds", str(seeds), *self.scored_by])
+        command = " ".join([given, "--seeds", str(seeds), *self.told])
         page = ablation_page(self.config, found, command, self.count, self.engine, "ablation.png")
         (self.out / "ablation.md").write_text(page, encoding="utf-8")
         pictured = [(row, self.configs[Planned(row.name, 0)].directory) for row in self.variants]

@@ -195,11 +195,27 @@ def test_two_jobs_train_each_run_once_and_wait_for_the_autoencoder(
     assert run("--seeds", "2", "--ways", "refit", "raw") == 0
     assert asked[-1] == ("--count", "2", "--ways", "refit", "raw") and asked[0] == ("--count", "2")
     table = (tmp_path / "runs" / "mini-ablation" / "ablation.md").read_text(encoding="utf-8")
-    assert "--seeds 2 --count 2 --ways refit raw\n" in table
+    assert "--seeds 2 --count 2 --jobs 2 --ways refit raw\n" in table
     with pytest.raises(UserError, match="--ways needs refit"):
         run("--ways", "raw")
     with pytest.raises(UserError, match="--jobs 5 is more than the 4 cores of this machine"):
         run("--jobs", "5")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--count", "20000"], "--count must be at most 10000"),
+        (["--jobs", "1", "nonsense=1"], "nonsense"),  # behind an option, and understood
+        (["--seeds", "1", "composition.spelling=false"], "makes two rows of the table the same"),
+    ],
+)
+def test_wrong_calls_are_told_before_anything_is_trained(
+    ablate: ModuleType, config_file: Path, given: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ablate.py", str(config_file), *given])
+    with pytest.raises(UserError, match=said):
+        ablate.main()
 
 
 def test_each_variant_differs_from_the_full_method_by_its_part(config_file: Path) -> None:
@@ -224,6 +240,9 @@ def test_each_variant_differs_from_the_full_method_by_its_part(config_file: Path
     assert len({c.name for c in found.values()}) == 5
     with pytest.raises(UserError, match="begins with the whole method"):
         variants(load_config(config_file, ["layout.kind=none"]))
+    for same in ("losses.align_weight=0", "composition.spelling=false"):
+        with pytest.raises(UserError, match=f"{same} makes two rows of the table the same"):
+            variants(load_config(config_file, [same]))
 
 
 def test_the_table_has_means_and_deviations(config_file: Path) -> None:

@@ -216,3 +216,10 @@ def test_a_run_s_words_are_scored_once_and_anew_for_another_count(
     save_file({name: value + 0.01 for name, value in stored.items()}, weights)
     tool.evaluate_run(run, 1, ways=["refit"])
     assert "of other weights" in capsys.readouterr().out
+    tool.print_spelling(first, run)
+    printed = capsys.readouterr().out
+    assert "words   0.0% (0.0% to 56.1%)" in printed  # Wilson's interval of 0 of 3
+    for damaged in ('{"wor', "[]", '{"modes": []}'):
+        (tmp_path / "metrics.json").write_text(damaged, encoding="utf-8")
+        assert tool.stored_metrics(tmp_path / "metrics.json", 3, "rapidocr", "") == {}
+    assert capsys.readouterr().out.count("is damaged; all is scored anew") == 3

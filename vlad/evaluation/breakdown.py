@@ -188,8 +188,9 @@ def draw_breakdown(breakdown: Breakdown, path: Path) -> None:
         axis.title.set_fontsize(9)
         axis.grid(axis="y", alpha=0.3)
     axes[0][0].set_ylabel("share of strings read")
-    axes[0][0].legend(fontsize=7, loc="lower left")
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 0.94))
+    handles, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, fontsize=7, loc="upper left", ncols=2, frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

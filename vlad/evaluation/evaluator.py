@@ -125,6 +125,12 @@ def evaluate(
                 on_progress(done)
     found.prompts = scores.prompts
     found.values, found.subsets = scores.values(), scores.subset_values()
+    for protocol in protocols:
+        if found.scored and not scores.asks(protocol.name, "strict"):
+            found.left_out[f"{protocol.name}, strict"] = (
+                f"{protocol.title}, strict: its scorer finds nothing that these prompts ask for, and would count a"
+                " picture without text as right."
+            )
     found.galleries, found.ranked_by = _galleries(scores, options, out), scores.ranked_by
     return found
 
@@ -180,6 +186,7 @@ class _Scores:
             (protocol.name, mode): {} for protocol in protocols for mode in MODES
         }
         self.subset_of: dict[str, str] = {}
+        self.asked: set[tuple[str, Mode, str]] = set()  # with the subset
         # What the galleries are ordered by: the first protocol's own choice, corrected.
         self.ranked_by = f"{protocols[0].title}, {protocols[0].ranked_by}" if protocols else ""
         self.ranks: list[tuple[float, Picture]] = []
@@ -198,6 +205,8 @@ class _Scores:
             for mode in MODES:
                 terms = protocol.score(picture.wanted, reading.reading, mode)
                 scored[protocol.name, mode] = terms
+                if protocol.asks(picture.wanted, mode):
+                    self.asked.add((protocol.name, mode, picture.wanted.subset))
                 add_terms(self.sums[protocol.name, mode].setdefault(key, {}), terms)
         if self.protocols:
             ranked = self.protocols[0]
@@ -206,12 +215,16 @@ class _Scores:
                 self.ranks.append((rank.amount / rank.of, picture))
         return scored
 
+    def asks(self, protocol: str, mode: Mode, subset: str | None = None) -> bool:
+        """Whether any prompt (of a subset) asks for anything, as a protocol's scorer sees it."""
+        return any(key[:2] == (protocol, mode) and subset in (None, key[2]) for key in self.asked)
+
     def values(self) -> dict[str, dict[Mode, dict[str, tuple[float, float, float]]]]:
         """Every metric with its interval."""
         result: dict[str, dict[Mode, dict[str, tuple[float, float, float]]]] = {}
         for protocol in self.protocols:
             for mode in MODES:
-                prompts = list(self.sums[protocol.name, mode].values())
+                prompts = list(self.sums[protocol.name, mode].values()) if self.asks(protocol.name, mode) else []
                 values = protocol.combine(pooled(_total(prompts)))
                 intervals = bootstrap_intervals(prompts, protocol.combine) if prompts else {}
                 result.setdefault(protocol.name, {})[mode] = {
@@ -232,7 +245,7 @@ class _Scores:
                             _total(
                                 sums
                                 for key, sums in self.sums[protocol.name, mode].items()
-                                if self.subset_of[key] == subset
+                                if self.subset_of[key] == subset and self.asks(protocol.name, mode, subset)
                             )
                         )
                     )

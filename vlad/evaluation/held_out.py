@@ -25,7 +25,7 @@ from vlad.evaluation.report import GridRow, draw_layout, picture_of_map, sample_
 from vlad.evaluation.spelling import letter_accuracy, reads_exactly
 from vlad.evaluation.ways import MODES, Mode
 from vlad.pipeline import VLADPipeline
-from vlad.records import Sample
+from vlad.records import Layout, Sample
 
 SEED = 20_000  # of the evaluation's signs: no training set is drawn with it
 
@@ -93,14 +93,7 @@ def score_spelling(
         misread=misread,
     )
     rows = [
-        GridRow(
-            f"{'' if ok else 'MISREAD  '}{prompt}",
-            (
-                picture_of_map(plan) if plan is not None else draw_layout(layout, image.width),
-                draw_layout(layout, image.width),
-                image,
-            ),
-        )
+        GridRow(f"{'' if ok else 'MISREAD  '}{prompt}", _steps_of(mode, plan, layout, image))
         for ok, prompt, plan, layout, image in zip(
             right, prompts, drawn.glyph_maps, drawn.layouts, drawn.images, strict=True
         )
@@ -108,6 +101,21 @@ def score_spelling(
     return score, drawn.images, rows
 
 
-def spelling_grid(rows: list[GridRow], columns: int = 4) -> Image.Image:
-    """The rows as one picture: raw plan, layout, picture."""
-    return sample_grid(rows, ("raw plan", "layout", "picture"), cell_pixels=128, columns=columns)
+HEADS: dict[Mode, tuple[str, ...]] = {
+    "refit": ("raw plan", "layout", "picture"),
+    "true layout": ("true layout", "picture"),
+    "raw": ("raw plan", "picture"),
+    "no layout": ("picture",),
+}
+
+
+def _steps_of(mode: Mode, plan: np.ndarray | None, layout: Layout, image: Image.Image) -> tuple[Image.Image, ...]:
+    """What a picture was drawn from, and the picture, as `HEADS` calls them; a raw plan is no layout of letters."""
+    planned = () if plan is None else (picture_of_map(plan),)
+    given = () if mode in ("raw", "no layout") else (draw_layout(layout, image.width),)
+    return (*(planned if mode in ("refit", "raw") else ()), *given, image)
+
+
+def spelling_grid(rows: list[GridRow], mode: Mode, columns: int = 4) -> Image.Image:
+    """The rows as one picture, from what was planned to what was drawn."""
+    return sample_grid(rows, HEADS[mode], cell_pixels=128, columns=columns)

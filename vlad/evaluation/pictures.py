@@ -241,7 +241,7 @@ def check_drawn(
 
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
+    stored = _read_record(path) if path.is_file() else settings
     differing = sorted(name for name in {**stored, **settings} if stored.get(name) != settings.get(name))
     if differing:
         changes = ", ".join(f"{name} {stored.get(name)}, now {settings.get(name)}" for name in differing)
@@ -254,7 +254,7 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
 def _checked_prompts(out: Path, prompts: Sequence[Wanted], use_layouts: bool) -> dict[str, str]:
     """Another prompt file, or one that was edited, has the same ids: their pictures are of other prompts."""
     path, folder = out / DRAWN_OF, out / "pictures"
-    stored: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    stored: dict[str, str] = _read_record(path) if path.is_file() else {}
     asked = {wanted.key: _asked_digest(wanted, use_layouts) for wanted in prompts}
     for wanted in prompts:
         is_other = stored.get(wanted.key, asked[wanted.key]) != asked[wanted.key]
@@ -264,6 +264,19 @@ def _checked_prompts(out: Path, prompts: Sequence[Wanted], use_layouts: bool) ->
                 f" {wanted.prompt[:80]!r}); name another folder with --out, or remove this one."
             )
     return {**stored, **asked}
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}), so how the pictures beside it were drawn is not known; name another folder"
+            f" with --out, or remove {path.parent}."
+        ) from error
+    return record
 
 
 def _asked_digest(wanted: Wanted, use_layouts: bool) -> str:

@@ -215,5 +215,5 @@ def _stored(file: PictureFile, about: dict[str, Any]) -> PictureReading | None:
         layout = layout_from_json({"lines": record["lines"]})
         crops = None if record["crops"] is None else tuple(record["crops"])
         return PictureReading(Reading(layout.lines, crops), record["width"], record["height"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -132,7 +132,14 @@ def _plot(title: str, curves: Mapping[str, Curve]) -> bytes:
         points = thinned(curve, POINTS)
         # Many curves are of one kind, in an order: from dark to light.
         colour = colormaps["viridis"](number / len(curves)) if several else "C0"
-        axes.plot(*zip(*points, strict=True), color=colour, linewidth=1, label=name.removeprefix("noise_"))
+        axes.plot(
+            *zip(*points, strict=True),
+            color=colour,
+            linewidth=1,
+            marker="o" if len(points) == 1 else "",
+            markersize=3,
+            label=name.removeprefix("noise_"),
+        )
     if several:
         axes.legend(fontsize=5, ncols=5, frameon=False)
     values = [value for curve in curves.values() for _, value in curve if math.isfinite(value)]

@@ -13,4 +13,5 @@ def plain(mode: str) -> str:
     return mode.replace(" ", "-")
 
 
+MOST_WORDS = 10_000  # all are drawn before the first is read
 WAYS: dict[str, Mode] = {plain(mode): mode for mode in MODES}

@@ -67,4 +67,5 @@ MARIO = Protocol(
     score=score,
     combine=combine,
     quirks="only straight single marks quote; apostrophes cut the truth; {ab, c} equals {a, bc}; F of the mean P and R",
+    asks=lambda wanted, mode: bool(wanted_words(wanted, mode)),
 )

@@ -84,6 +84,8 @@ class Protocol:
     quirks: str
     falling: frozenset[str] = frozenset()
     needs_polygons: bool = False
+    # Whether a prompt asks for anything, as the scorer sees it; where none does, its figures are left out.
+    asks: Callable[[Wanted, Mode], bool] = lambda wanted, mode: True
 
 
 def as_they_are(values: dict[str, float]) -> dict[str, float]:
