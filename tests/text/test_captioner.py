@@ -15,6 +15,7 @@ from transformers import (
     BertConfig,
     BertModel,
     CLIPVisionConfig,
+    CLIPVisionModel,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -363,3 +364,7 @@ def test_damaged_or_other_encoders_are_refused(folder, tmp_path):
     for encoder in (CLIPEncoder, VisionEncoder, SentenceEncoder):
         with pytest.raises(UserError, match="damaged holds no model that transformers can load"):
             encoder(damaged)
+    shutil.copytree(folder, tmp_path / "pictures")
+    CLIPVisionModel(LlavaConfig.from_pretrained(folder).vision_config).save_pretrained(tmp_path / "pictures")
+    with pytest.raises(UserError, match="holds a clip_vision_model model that encodes no texts alone"):
+        SentenceEncoder(tmp_path / "pictures")

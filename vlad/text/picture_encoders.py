@@ -170,6 +170,13 @@ class SentenceEncoder:
 
     def __init__(self, folder: Path) -> None:
         self.model, self.tokenizer = _load(folder), _tokenizer(folder)
+        try:
+            self.similarity(["a sign"], ["a sign"])
+        except Exception as error:  # each class has its own way to miss pictures, or a second text
+            raise UserError(
+                f"{folder} holds a {self.model.config.model_type} model that encodes no texts alone"
+                f" ({reason_of(error)}); give a sentence encoder's folder."
+            ) from error
 
     @torch.no_grad()
     def similarity(self, a: Sequence[str], b: Sequence[str]) -> list[float]:
