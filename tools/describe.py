@@ -15,6 +15,7 @@ from typing import Any
 from vlad.errors import UserError, run_command_line
 
 BATCH = 4
+NAMED = 5  # how many missing or unreadable pictures are named
 
 
 def named(values: list[str]) -> dict[str, str]:
@@ -35,13 +36,7 @@ def descriptions(model: Any, pictures: list[Any], store: Path) -> Iterator[str]:
 
     from vlad.evaluation.reading_files import load_picture
 
-    kept: dict[str, str] = {}
-    if store.is_file():
-        for line in store.read_text(encoding="utf-8").splitlines():
-            if line.endswith("}"):  # the last one may be cut off
-                record = json.loads(line)
-                if record.get("model") == model.name:
-                    kept[record["picture"]] = record["said"]
+    kept = kept_of(store, model.name)
     missing = [picture for picture in pictures if stamp(picture.path) not in kept]
     with store.open("a", encoding="utf-8") as stream, tqdm(total=len(missing), desc=store.stem, unit="picture") as bar:
         for start in range(0, len(missing), BATCH):
@@ -53,6 +48,21 @@ def descriptions(model: Any, pictures: list[Any], store: Path) -> Iterator[str]:
             stream.flush()
             bar.update(len(batch))
     yield from (kept[stamp(picture.path)] for picture in pictures)
+
+
+def kept_of(store: Path, model: str) -> dict[str, str]:
+    """What a model has said of each picture already; a line that is cut off or damaged is left out, and asked again."""
+    kept: dict[str, str] = {}
+    # Lines of bytes: a letter may be cut in two, and what was said may hold other line ends.
+    for line in store.read_bytes().split(b"\n") if store.is_file() else ():
+        try:
+            record = json.loads(line.decode("utf-8"))
+            of, picture, said = (record[name] for name in ("model", "picture", "said"))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue
+        if of == model and isinstance(picture, str) and isinstance(said, str):
+            kept[picture] = said
+    return kept
 
 
 def stamp(path: Path) -> str:
@@ -85,8 +95,8 @@ def main() -> int:
     parser.add_argument("--first", type=int, metavar="N", help="only the first N prompts")
     parser.add_argument("--out", type=Path, default=Path("evaluations/descriptions"), metavar="DIR")
     arguments = parser.parse_args()
-    if (arguments.first or 1) < 1:
-        raise UserError("--first must be at least 1.")
+    if arguments.first is not None and arguments.first < 1:
+        raise UserError(f"--first is {arguments.first}, and must be at least 1; leave it out for all prompts.")
     systems, describers = named(arguments.systems), named(arguments.describer)
 
     from vlad.errors import writable_directory
@@ -94,24 +104,25 @@ def main() -> int:
     from vlad.evaluation.evaluator import write_json
     from vlad.evaluation.pictures import find_pictures
     from vlad.evaluation.prompt_files import read_prompt_files, safe_name
-    from vlad.text.captioner import LVLMCaptioner, checked_processor
+    from vlad.text.captioner import LVLMCaptioner, check_model
     from vlad.text.picture_encoders import SentenceEncoder
 
     prompts = read_prompt_files(arguments.prompts)[: arguments.first]
     found: dict[str, list[Any]] = {}
-    absent, unreadable = 0, []
+    absent: list[str] = []
+    unreadable: list[str] = []
     for name, place in systems.items():
         if not Path(place).is_dir():
             raise UserError(f"There is no folder of pictures at {place} ({name}).")
         pictures = find_pictures(Path(place), prompts, None)
         there = [(picture, picture.path) for picture in pictures if picture.path is not None]
-        absent += len(pictures) - len(there)
+        absent += [f"{name} {picture.name}" for picture in pictures if picture.path is None]
         broken = {path for _, path in there if not is_readable(path)}
         found[name] = [picture for picture, path in there if path not in broken]
         unreadable += sorted(map(str, broken))
     # The last describer's mistake shows before the first one has looked at all pictures.
     for place in describers.values():
-        checked_processor(place, None, "--describer")
+        check_model(place, "--describer")
     sentences = None if arguments.sentences is None else SentenceEncoder(arguments.sentences)
     out = writable_directory(arguments.out, "descriptions", needed_bytes=10_000_000)
     trips = []
@@ -127,9 +138,9 @@ def main() -> int:
     write_json(out / "matrix.json", [dataclasses.asdict(trip) for trip in trips])
     print(text)
     if absent:
-        print(f"PARTIAL: {absent} pictures are missing.")
+        print(f"PARTIAL: {len(absent)} pictures are missing: {', '.join(absent[:NAMED])}.")
     if unreadable:
-        print(f"PARTIAL: {len(unreadable)} pictures cannot be read: {', '.join(unreadable[:5])}.")
+        print(f"PARTIAL: {len(unreadable)} pictures cannot be read: {', '.join(unreadable[:NAMED])}.")
     if sentences is None:
         print("Similarity is left out: name a sentence encoder's folder with --sentences.")
     return 1 if absent or unreadable else 0

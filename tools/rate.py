@@ -11,6 +11,18 @@ from pathlib import Path
 from vlad.errors import UserError, did_you_mean, run_command_line
 
 
+def check_numbers(arguments: argparse.Namespace) -> None:
+    """Raises UserError for the first number that cannot be."""
+    if arguments.first is not None and arguments.first < 1:
+        raise UserError(f"--first is {arguments.first}, and must be at least 1; leave it out for all prompts.")
+    if arguments.port is not None and not 0 < arguments.port < 65536:
+        raise UserError(
+            f"--port is {arguments.port}, and must be from 1 to 65535; leave it out for the first free one."
+        )
+    if arguments.seed < 0:
+        raise UserError(f"--seed is {arguments.seed}, and must be at least 0.")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Serves a page on which people rate anonymised pictures; --results prints the table."
@@ -36,8 +48,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help="which address listens (default: this machine alone)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     arguments = parser.parse_args()
-    if (arguments.first or 1) < 1 or not 0 < (arguments.port or 1) < 65536 or arguments.seed < 0:
-        raise UserError("--first must be at least 1, --port from 1 to 65535, and --seed at least 0.")
+    check_numbers(arguments)
     systems: dict[str, Path] = {}
     for said in arguments.systems:
         name, _, folder = said.partition("=")
@@ -51,8 +62,11 @@ def main() -> None:
     from vlad.errors import writable_directory
     from vlad.evaluation.prompt_files import read_prompt_files
     from vlad.evaluation.rating import Ratings, make_study
+    from vlad.evaluation.rating_page import build_rating_page, check_host, serve_rating_page
     from vlad.evaluation.rating_results import results_of, table_of
 
+    if not arguments.results:
+        check_host(arguments.host)
     prompts = read_prompt_files(arguments.prompts)[: arguments.first]
     masked: dict[str, tuple[float, float, float, float]] = {}
     if arguments.watermarked:
@@ -60,20 +74,19 @@ def main() -> None:
 
         masked = dict.fromkeys(arguments.watermarked, WATERMARK)
     study = make_study("pairs" if arguments.pairs else "scores", systems, prompts, arguments.seed, masked)
-    if arguments.results and not arguments.out.is_file():
+    if arguments.results and not (arguments.out.is_file() and arguments.out.stat().st_size):
         raise UserError(f"There are no ratings at {arguments.out}; name their file with --out.")
     writable_directory(arguments.out.parent, "ratings", needed_bytes=1_000_000)
     ratings = Ratings(arguments.out, study)
+    left_out = len(prompts) - len(study.prompts)
+    about = f"{len(study.prompts)} prompts, {len(systems)} systems; answers"
+    without = f"{left_out} prompts are left out: not every system has a picture of them.\n" if left_out else ""
     if arguments.results:
         print(table_of(results_of(ratings.answers(), sorted(systems), study.kind, arguments.seed)))
+        print(f"{about} are in {arguments.out}\n{without}", end="")
         return
-    from vlad.evaluation.rating_page import build_rating_page, serve_rating_page
-
     page = build_rating_page(ratings)
-    left_out = len(prompts) - len(study.prompts)
-    print(f"{len(study.prompts)} prompts, {len(systems)} systems; answers go to {arguments.out}", flush=True)
-    if left_out:
-        print(f"{left_out} prompts are left out: not every system has a picture of them.", flush=True)
+    print(f"{about} go to {arguments.out}\n{without}", end="", flush=True)
     serve_rating_page(page, arguments.host, arguments.port)
 
 

@@ -17,6 +17,16 @@ def test_facts_are_read_off_a_text() -> None:
     assert facts_of('says "a red cup"').objects == set()
 
 
+@pytest.mark.parametrize("marks", ['""', "''", "“”", "‘’", "«»"])
+def test_a_quotation_parts_what_stands_around_it(marks: str) -> None:
+    facts = facts_of(f"a blue sign that says {marks[0]}HOUSE{marks[1]} in white letters")
+    assert facts.objects == {"sign", "letter"} and facts.relations == frozenset()
+
+
+def test_an_apostrophe_parts_nothing() -> None:
+    assert facts_of("a dog's bowl on a boy's table").relations == {("bowl", "on", "table")}
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

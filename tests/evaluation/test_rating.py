@@ -213,6 +213,39 @@ def test_what_is_no_study_is_told(study: Study, tmp_path: Path) -> None:
     assert list(make_study("pairs", folders, PROMPTS).prompts) == ["0"]
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        ("question", "{oops", "Expecting"),
+        ("question", "7", "unpack"),
+        ("question", '["0", "nobody"]', "nobody"),
+        ("question", '["9", "a"]', "prompt '9'"),
+        ("value", "many", "'many'"),
+        ("aspect", "beauty", "'beauty'"),
+    ],
+)
+def test_a_damaged_answer_is_named(study: Study, tmp_path: Path, column: str, value: str, reason: str) -> None:
+    ratings = Ratings(tmp_path / "r.sqlite", study)
+    question = ratings.next_question("ann")[0]
+    assert question is not None
+    ratings.store("ann", question, dict.fromkeys(ASPECTS, "4"))
+    with sqlite3.connect(tmp_path / "r.sqlite") as database:
+        database.execute(f"update answers set {column} = ? where rowid = 2", (value,))
+    with pytest.raises(UserError, match=rf"Row 2 of the answers in .*r\.sqlite \(rater 'ann'\) is damaged: .*{reason}"):
+        Ratings(tmp_path / "r.sqlite", study)
+
+
+@pytest.mark.parametrize("table", ["other (x)", "study (x)", "answers (rater, question)"])
+def test_another_program_s_file_is_left_as_it_is(study: Study, tmp_path: Path, table: str) -> None:
+    path = tmp_path / "other.sqlite"
+    with sqlite3.connect(path) as database:
+        database.execute(f"create table {table}")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"other\.sqlite cannot be used as a file of ratings"):
+        Ratings(path, study)
+    assert path.read_bytes() == before
+
+
 def test_the_command_line_prints_results(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,7 +266,14 @@ def test_the_command_line_prints_results(
     assert question is not None
     ratings.store("ann", question, dict.fromkeys(ASPECTS, "4"))
     run("--results", "--out", str(out))
-    assert "4.00 [4.00, 4.00]" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "4.00 [4.00, 4.00]" in printed and "4 prompts, 3 systems" in printed and "left out" not in printed
+    for option, value in (("--first", "0"), ("--port", "0"), ("--port", "65536"), ("--seed", "-1")):
+        with pytest.raises(UserError, match=f"^{option} is {value}, and must be"):
+            run(option, value)
+    for host in ("a..b", "192.0.2.1"):  # no name, and an address that is nobody's
+        with pytest.raises(UserError, match=f"--host '{host}' is no address of this machine"):
+            run("--host", host)
     with pytest.raises(UserError, match=r"--watermarked bb is no system here\. Did you mean 'b'"):
         run("--watermarked", "bb")
     with pytest.raises(UserError, match="another study"):

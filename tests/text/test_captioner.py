@@ -15,6 +15,7 @@ from transformers import (
     BertConfig,
     BertModel,
     CLIPVisionConfig,
+    CLIPVisionModel,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -33,6 +34,7 @@ from vlad.errors import UserError
 from vlad.layout.polygons import box_polygon
 from vlad.records import TextLine
 from vlad.text.captioner import LVLMCaptioner, first_paragraph, instruction
+from vlad.text.picture_encoders import CLIPEncoder, SentenceEncoder, VisionEncoder
 from vlad.text.prompt import parse_prompt
 from vlad.text.tiny_qwen import build_byte_tokenizer
 
@@ -252,13 +254,19 @@ def test_a_model_s_captions_quote_the_text(pictures, tmp_path, folder):
     assert [parse_prompt(caption).strings for caption in captions] == [("OPEN",)] * 4
 
 
-def test_pictures_are_described_and_held_against_their_prompts(folder, tmp_path, monkeypatch, capsys):
-    """tools/describe.py on tiny models: asked once for each picture, told nothing of it."""
+@pytest.fixture(scope="module")
+def describe():
+    """tools/describe.py as a module."""
     tool_path = Path(__file__).resolve().parents[2] / "tools" / "describe.py"
     spec = importlib.util.spec_from_file_location("describe_tool", tool_path)
     assert spec is not None and spec.loader is not None
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
+    return tool
+
+
+def test_pictures_are_described_and_held_against_their_prompts(describe, folder, tmp_path, monkeypatch, capsys):
+    """tools/describe.py on tiny models: asked once for each picture, told nothing of it."""
     (tmp_path / "made").mkdir()
     for number, picture in enumerate(PICTURES[:2]):
         Image.fromarray(picture).save(tmp_path / "made" / f"{number}.png")
@@ -281,7 +289,7 @@ def test_pictures_are_described_and_held_against_their_prompts(folder, tmp_path,
 
     def run():
         monkeypatch.setattr(sys, "argv", ["describe.py", *map(str, given)])
-        return tool.main()
+        return describe.main()
 
     assert run() == 0 and len(asked) == 2
     printed = capsys.readouterr().out
@@ -305,7 +313,58 @@ def test_pictures_are_described_and_held_against_their_prompts(folder, tmp_path,
     Image.fromarray(PICTURES[0]).save(tmp_path / "made" / "0.png")
     (tmp_path / "made" / "1.png").unlink()
     assert run() == 1
-    assert "PARTIAL: 1 pictures are missing" in capsys.readouterr().out
+    assert "PARTIAL: 1 pictures are missing: sys 1_0." in capsys.readouterr().out
     given[0] = "sys"
     with pytest.raises(UserError, match="no folder of pictures at sys"):
         run()
+
+
+def test_damaged_lines_of_what_was_said_are_asked_again(describe, tmp_path):
+    store = tmp_path / "a-of-b.jsonl"
+    assert describe.kept_of(store, "m") == {}
+    record = json.dumps({"model": "m", "picture": "p", "said": "né\u2028t"}, ensure_ascii=False).encode()
+    cut = record.replace(b'"p"', b'"q"').split(b"\xa9")[0]
+    store.write_bytes(b"\n".join([b"{oops}", b"[]", b'{"model": "m", "picture": "r"}', record, b"", cut]))
+    assert describe.kept_of(store, "m") == {"p": "né\u2028t"} and describe.kept_of(store, "n") == {}
+
+
+def test_what_is_wrong_with_the_last_describer_shows_before_the_first_is_asked(describe, folder, tmp_path, monkeypatch):
+    made, other = tmp_path / "made", tmp_path / "other"
+    made.mkdir()
+    Image.fromarray(PICTURES[0]).save(made / "0.png")
+    (tmp_path / "p.txt").write_text("a red sign", encoding="utf-8")
+    shutil.copytree(folder, other)
+    given = [f"sys={made}", "--prompts", tmp_path / "p.txt", "--describer", folder, other, "--out", tmp_path / "out"]
+    monkeypatch.setattr(LVLMCaptioner, "say", lambda *_: pytest.fail("the first one was asked"))
+
+    def refused(reason, *more):
+        monkeypatch.setattr(sys, "argv", ["describe.py", *map(str, [*given, *more])])
+        with pytest.raises(UserError, match=reason):
+            describe.main()
+
+    refused("--first is 0, and must be at least 1", "--first", 0)
+    whole = (other / "model.safetensors").read_bytes()
+    (other / "model.safetensors").write_bytes(whole[:-10])
+    refused(r"--describer .*other cannot be used as an image-text-to-text model \(.*incomplete")
+    with pytest.raises(UserError, match="cannot be used as an image-text-to-text model"):
+        LVLMCaptioner(str(other), device="cpu")
+    (other / "model.safetensors").unlink()
+    refused("other cannot be used .*there are no weights")
+    (other / "model.safetensors").write_bytes(whole)
+    (other / "chat_template.jinja").write_text("{{ raise_exception('no pictures') }}", encoding="utf-8")
+    refused("other has a chat template that cannot be filled in .*no pictures")
+
+
+def test_damaged_or_other_encoders_are_refused(folder, tmp_path):
+    with pytest.raises(UserError, match="holds a llava model, which takes no pictures alone"):
+        VisionEncoder(folder)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    (damaged / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-10])
+    for encoder in (CLIPEncoder, VisionEncoder, SentenceEncoder):
+        with pytest.raises(UserError, match="damaged holds no model that transformers can load"):
+            encoder(damaged)
+    shutil.copytree(folder, tmp_path / "pictures")
+    CLIPVisionModel(LlavaConfig.from_pretrained(folder).vision_config).save_pretrained(tmp_path / "pictures")
+    with pytest.raises(UserError, match="holds a clip_vision_model model that encodes no texts alone"):
+        SentenceEncoder(tmp_path / "pictures")

@@ -85,7 +85,8 @@ class Facts:
 
 def facts_of(text: str) -> Facts:
     """The facts of a prompt or a description; quotations state none."""
-    phrases = find_phrases(text, find_quotes(text, strict=False))
+    quotes = find_quotes(text, strict=False)
+    phrases = find_phrases(text, quotes)
     objects, colours, counts, relations = set(), set(), set(), set()
     heads: list[tuple[str, int, int]] = []
     for phrase in phrases:
@@ -102,8 +103,9 @@ def facts_of(text: str) -> Facts:
         counts |= {(number, head) for number in numbers if number is not None}
     for (one, _, end), (other, start, _) in pairwise(heads):
         found = _BETWEEN.search(text, end, start)
-        # Another sentence between them, or a quotation: not of each other.
-        if found is not None and found.lastgroup is not None and not re.search(r"[.;!?\"“”]", text[end:start]):
+        # Another sentence between them, or a quotation in whichever marks: not of each other.
+        parted = re.search(r"[.;!?]", text[end:start]) or any(end <= quote.start < start for quote in quotes)
+        if found is not None and found.lastgroup is not None and not parted:
             relations.add(_as_one(one, found.lastgroup, other))
     return Facts(frozenset(objects), frozenset(colours), frozenset(counts), frozenset(relations))
 

@@ -167,11 +167,18 @@ class Ratings:
     """The answers, in a SQLite file that several raters write at once."""
 
     def __init__(self, path: Path, study: Study) -> None:
-        """Opens or begins a file. Raises UserError for one of another study, or that is no such file."""
+        """Opens or begins a file.
+
+        Raises UserError for one of another study, with a damaged answer, or that is no such file; it is left as it is.
+        """
         self.path, self.study = path, study
         about = json.dumps({"digest": study.digest, "kind": study.kind, "systems": sorted(study.systems)})
         try:
             with self._open() as database:
+                if database.execute("select count(*) from sqlite_master").fetchone() != (0,):
+                    # Another program's file fails here, before anything is written to it.
+                    database.execute("select content from study where only_row = 1")
+                    database.execute("select rater, question, aspect, value, seconds, time from answers")
                 database.executescript(_TABLES)
                 database.execute("insert or ignore into study values (1, ?)", (about,))
                 (stored,) = database.execute("select content from study").fetchone()
@@ -184,6 +191,7 @@ class Ratings:
                 f"{path} holds ratings of another study (other systems, prompts, pictures, seed or kind); name another"
                 " file with --out."
             )
+        self.answers()  # a damaged one shows before anybody comes
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -218,8 +226,7 @@ class Ratings:
         Raises UserError for what is no answer of this study.
         """
         check_rater(rater)
-        wanted = set(ASPECTS) if self.study.kind == "scores" else {"choice"}
-        allowed = set(map(str, SCALE)) if self.study.kind == "scores" else set(CHOICES)
+        wanted, allowed = self._answerable()
         if set(values) != wanted or not set(values.values()) <= allowed:
             raise UserError("Answer every question before you go on.")
         now = time.strftime("%Y-%m-%dT%H:%M:%S")
@@ -228,14 +235,39 @@ class Ratings:
             database.executemany("insert or replace into answers values (?, ?, ?, ?, ?, ?)", rows)
 
     def answers(self) -> list[Answer]:
-        """All answers, in the order in which they were given."""
-        with self._open() as database:
-            rows = database.execute("select rater, question, aspect, value from answers order by rowid").fetchall()
+        """All answers, in the order in which they were given. Raises UserError for one that is damaged."""
+        wanted, allowed = self._answerable()
+        try:
+            with self._open() as database:
+                rows = database.execute(
+                    "select rowid, rater, question, aspect, value from answers order by rowid"
+                ).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"The answers in {self.path} cannot be read ({error}); put a whole file there.") from error
+        shown = 1 if self.study.kind == "scores" else 2
         result = []
-        for rater, question, aspect, value in rows:
-            prompt, *systems = json.loads(question)
+        for row, rater, question, aspect, value in rows:
+            try:
+                prompt, *systems = json.loads(question)
+                if prompt not in self.study.prompts:
+                    raise ValueError(f"its prompt {prompt!r} is none of the study's")
+                if len(set(systems)) != shown or len(systems) != shown or not set(systems) <= set(self.study.systems):
+                    raise ValueError(f"its systems {systems} are not {shown} of the study's")
+                if aspect not in wanted or value not in allowed:
+                    raise ValueError(f"{aspect!r} is {value!r}")
+            except (ValueError, TypeError, RecursionError) as error:
+                raise UserError(
+                    f"Row {row} of the answers in {self.path} (rater {rater!r}) is damaged: {error}; put a whole file"
+                    f" there, or take that answer out: sqlite3 {self.path} 'delete from answers where rowid = {row}'."
+                ) from error
             result.append(Answer(rater, prompt, tuple(systems), aspect, value))
         return result
+
+    def _answerable(self) -> tuple[set[str], set[str]]:
+        """The aspects that are asked of every question, and the values that each can have."""
+        if self.study.kind == "scores":
+            return set(ASPECTS), set(map(str, SCALE))
+        return {"choice"}, set(CHOICES)
 
 
 def check_rater(name: str) -> str:

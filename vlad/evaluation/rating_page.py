@@ -9,6 +9,7 @@ import base64
 import html
 import io
 import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -111,18 +112,34 @@ def picture_data(path: Path, masked: Box | None = None) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def check_host(host: str) -> None:
+    """Raises UserError for an address at which this machine cannot serve: Gradio would try for ever."""
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host  # of IPv6
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(bare, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(
+            f"--host {host!r} is no address of this machine ({reason}); give one of its own, 127.0.0.1 for this machine"
+            " alone or 0.0.0.0 for all of its network."
+        ) from error
+
+
 def serve_rating_page(page: Any, host: str = "127.0.0.1", port: int | None = None, wait: bool = True) -> str:
     """Serves the page and returns its address; with `wait`, until it is interrupted.
 
-    Raises UserError for an address that is taken.
+    Raises UserError for an address that is taken, or is not this machine's.
     """
     import gradio as gr
 
+    check_host(host)
     # The reader's own fonts: nothing is fetched.
     theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     try:
         _, address, _ = page.launch(
-            server_name=host,
+            server_name=f"[{host}]" if ":" in host and not host.startswith("[") else host,
             server_port=port,
             share=False,
             show_error=True,

@@ -5,17 +5,27 @@ What it writes is checked by the importers: they see to it that exactly the reco
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import PROCESSOR_MAPPING, AutoConfig, AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
+from safetensors import safe_open
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    PROCESSOR_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    ProcessorMixin,
+)
 from transformers.utils import PushToHubMixin
 
-from vlad.errors import UserError
+from vlad.errors import UserError, reason_of
 
 INSTRUCTION = "Describe this picture in one sentence: what is shown, its style and its colours."
 QUOTING = "The picture says {strings}. Quote this text in the sentence, in double quotation marks."
@@ -76,17 +86,21 @@ class LVLMCaptioner:
         return [first_paragraph(answer) for answer in answers]
 
     def _prompt(self, text: str) -> str:
-        """The instruction as the model was taught to read one; plainly after the picture where nothing says how."""
         # A picture may say "<image>": to the model that would be one picture more.
         for token in self._special_tokens:
             text = text.replace(token, " ")
-        if getattr(self._processor, "chat_template", None):
-            content = [{"type": "image"}, {"type": "text", "text": text}]
-            return self._processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-            )
-        image_token = getattr(self._processor, "image_token", "")
-        return f"{image_token}\n{text}\n" if image_token else text
+        return _asked(self._processor, text)
+
+
+def _asked(processor: Any, text: str) -> str:
+    """The instruction as the model was taught to read one; plainly after the picture where nothing says how."""
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        return processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+    image_token = getattr(processor, "image_token", "")
+    return f"{image_token}\n{text}\n" if image_token else text
 
 
 @contextmanager
@@ -94,7 +108,7 @@ def _told(option: str, name: str) -> Iterator[None]:
     """What the library raises for a model that it cannot load, in a sentence."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+    except Exception as error:  # damaged weights and configs of wrong values raise errors of their own kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{option} {name} cannot be used as an image-text-to-text model ({reason[:200]}); name a folder or hub id"
@@ -103,13 +117,57 @@ def _told(option: str, name: str) -> Iterator[None]:
 
 
 def checked_processor(path: str, revision: str | None, option: str) -> Any:
-    """The processor of a model, which has a tokenizer. Raises UserError where it cannot be loaded."""
+    """The processor of a model, which has a tokenizer.
+
+    Raises UserError where it cannot be loaded, or cannot put a question.
+    """
     name = path if revision is None else f"{path} at {revision}"
     with _told(option, name):
         processor = load_processor(path, revision)
     if getattr(processor, "tokenizer", None) is None:
         raise UserError(f"{option} {name} has no tokenizer in its processor; name a whole model.")
+    try:
+        _asked(processor, QUESTION)
+    except Exception as error:  # a template is a program of the model's own
+        raise UserError(
+            f"{option} {name} has a chat template that cannot be filled in ({reason_of(error)}); copy the model's"
+            " chat_template.jinja again, or name another model."
+        ) from error
     return processor
+
+
+def check_model(path: str, option: str, revision: str | None = None) -> None:
+    """Looks at all of a model's parts without loading its weights: processor, chat template, config, and the weights'
+    files, each as long as its header says.
+
+    Raises UserError for the first that is missing, damaged or another kind of model's. Of a hub id the weights are not
+    looked at: they may not be here yet.
+    """
+    checked_processor(path, revision, option)
+    with _told(option, path):
+        config = AutoConfig.from_pretrained(path, revision=revision)
+        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            raise ValueError(f"it is a {config.model_type}")
+        if Path(path).is_dir():
+            for file in _weights_of(Path(path)):
+                with safe_open(file, framework="pt"):
+                    pass
+
+
+def _weights_of(folder: Path) -> Sequence[Path]:
+    """The files of a model's weights in safetensors; none where they are in another format.
+
+    Raises FileNotFoundError where there are none at all.
+    """
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if index.is_file():
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return [folder / name for name in sorted(set(names))]
+    if not any(folder.glob("pytorch_model*.bin*")):
+        raise FileNotFoundError(f"there are no weights (model.safetensors) in {folder}")
+    return []
 
 
 def load_processor(path: str, revision: str | None) -> Any:

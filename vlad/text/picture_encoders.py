@@ -7,6 +7,7 @@ prepared as the folder's preprocessor_config.json says, with Pillow.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from vlad.errors import UserError
+from vlad.errors import UserError, reason_of
 from vlad.hub import without_bars
 from vlad.text.vision import CLIP_MEAN, CLIP_STD
 
@@ -63,8 +64,10 @@ def _load(folder: Path) -> Any:
     try:
         with without_bars():
             model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} holds no model that transformers can load; give a whole folder.") from error
+    except Exception as error:  # damaged weights and configs of wrong values raise errors of their own kinds
+        raise UserError(
+            f"{folder} holds no model that transformers can load ({reason_of(error)}); give a whole folder."
+        ) from error
     model.requires_grad_(False).eval()
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -75,13 +78,20 @@ def _tokenizer(folder: Path) -> Any:
         raise UserError(f"{folder} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); give a whole folder.")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} holds no tokenizer that transformers can load; give a whole folder.") from error
+    except Exception as error:  # the tokenizers' own errors are plain ones
+        raise UserError(
+            f"{folder} holds no tokenizer that transformers can load ({reason_of(error)}); give a whole folder."
+        ) from error
 
 
 def _preparation(folder: Path, default_side: int) -> Preparation:
     path = folder / "preprocessor_config.json"
-    said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not isinstance(said, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({reason_of(error)}); give a whole folder.") from error
 
     def length(value: Any, default: int) -> int:
         if isinstance(value, dict):
@@ -129,11 +139,18 @@ class CLIPEncoder:
 
 class VisionEncoder:
     """Any vision encoder of transformers: DINOv2, ViT, SigLIP, or CLIP's own tower. Its pooled output, or else its
-    first token's, is what pictures are compared by."""
+    first token's, is what pictures are compared by. Raises UserError when the folder holds none."""
 
     def __init__(self, folder: Path) -> None:
         model = _load(folder)
         self.model = getattr(model, "vision_model", model)
+        taken = inspect.signature(self.model.forward).parameters
+        # One that takes words too waits for them.
+        if "pixel_values" not in taken or "input_ids" in taken:
+            raise UserError(
+                f"{folder} holds a {model.config.model_type} model, which takes no pictures alone; give a vision"
+                " encoder's folder (DINOv2, ViT, SigLIP or CLIP)."
+            )
         config = getattr(model.config, "vision_config", model.config)
         side = getattr(config, "image_size", 224)
         self.name = folder.name
@@ -153,6 +170,13 @@ class SentenceEncoder:
 
     def __init__(self, folder: Path) -> None:
         self.model, self.tokenizer = _load(folder), _tokenizer(folder)
+        try:
+            self.similarity(["a sign"], ["a sign"])
+        except Exception as error:  # each class has its own way to miss pictures, or a second text
+            raise UserError(
+                f"{folder} holds a {self.model.config.model_type} model that encodes no texts alone"
+                f" ({reason_of(error)}); give a sentence encoder's folder."
+            ) from error
 
     @torch.no_grad()
     def similarity(self, a: Sequence[str], b: Sequence[str]) -> list[float]:
