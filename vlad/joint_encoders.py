@@ -80,6 +80,8 @@ def joint_encoder(target: Path) -> JointEncoder:
     try:
         if said.is_file() and "model_type" in json.loads(said.read_text(encoding="utf-8")):
             return CLIPEncoder(target)
+    except UserError:  # of the weights, in words of its own
+        raise
     except (ValueError, TypeError, OSError) as error:
         raise UserError(f"{said} is no model's config ({error}); copy the folder here again.") from error
     raise UserError(
