@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from PIL import Image
 
 from vlad.benchmarks.entries import Entry, LayoutArtist, artist_of, load_entry
@@ -393,14 +394,19 @@ def test_a_cut_file_of_weights_is_told(stable_diffusion: Path, tmp_path: Path) -
 
 
 def test_a_pipeline_of_another_kind_is_told(
-    stable_diffusion: Path, deepfloyd: Path, character_unet: Path, controlnet: Path
+    stable_diffusion: Path, deepfloyd: Path, character_unet: Path, controlnet: Path, tmp_path: Path
 ) -> None:
+    joined = StableDiffusionControlNetPipeline.from_pretrained(
+        stable_diffusion, controlnet=ControlNetModel.from_pretrained(controlnet)
+    )
+    joined.save_pretrained(tmp_path)
     first, second, third = (str(deepfloyd / name) for name in ("IF-I", "IF-II", "upscaler"))
     plain, unet, control = map(str, (stable_diffusion, character_unet, controlnet))
     needs = "needs more than a prompt .image."
     for entry, said in (
         (Entry(path=second), needs),
         (Entry(path=third), needs),
+        (Entry(path=str(tmp_path)), needs),
         (
             Entry(kind="deepfloyd", stages=[plain, second, third]),
             "Stage 1 of DeepFloyd IF is of the class IFPipeline, and .* holds StableDiffusionPipeline",

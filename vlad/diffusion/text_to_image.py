@@ -76,12 +76,15 @@ def _needed_beside_prompts(pipeline: Any) -> list[str]:
     taken = inspect.signature(pipeline.__call__).parameters.values()
     named = [one for one in taken if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) and one.name != "prompt"]
     needed = [one.name for one in named if one.default is one.empty]
-    if "image" in needed or all(one.name != "image" for one in named):
+    shown = [one.name for one in named if one.name in ("image", "control_image") and one.name not in needed]
+    if not shown:
         return needed
-    # Enlarging pipelines give their image a default, too, and fail later; some that draw from text take one as well.
+    # Pipelines that enlarge or follow a picture may give it a default and fail later; some that draw take one as well.
     from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING  # late: it imports every pipeline
 
-    return needed if type(pipeline) in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values() else [*needed, "image"]
+    kind = type(pipeline)
+    draws = kind in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values() and "Control" not in kind.__name__
+    return needed if draws else [*needed, *shown]
 
 
 def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
