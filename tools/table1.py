@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlad.errors import UserError, run_command_line
+from vlad.errors import UserError, local_place, run_command_line
 
 ENTRIES = Path(__file__).resolve().parent.parent / "configs" / "eval"
 
@@ -21,7 +21,7 @@ def main() -> int:
     )
     parser.add_argument("--entries", type=Path, default=ENTRIES, metavar="DIR", help="default: configs/eval")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these (default: all)")
-    parser.add_argument("--out", type=Path, default=Path("evaluations/table1"), metavar="DIR")
+    parser.add_argument("--out", default="evaluations/table1", metavar="DIR", help="default: evaluations/table1")
     parser.add_argument("--engine", default="rapidocr", help="rapidocr (default), tesseract or paddleocr")
     parser.add_argument("--workers", type=int, help="processes that read; default: one a core")
     parser.add_argument("--first", type=int, metavar="N", help="only the first N prompts")
@@ -37,13 +37,18 @@ def main() -> int:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
+    if not arguments.out:
+        raise UserError("--out names no folder; name one, such as evaluations/table1.")
+    for name in ("entries", "out", "weights", "references"):
+        if (place := getattr(arguments, name)) is not None:
+            local_place(place, f"--{name}")
 
     from vlad.evaluation.prompt_files import prompts_and_overrides, read_prompt_files
 
     prompts, more = prompts_and_overrides(arguments.prompts)
     if not prompts:
         raise UserError("--prompts names no file; name one of your benchmark's.")
-    read_prompt_files(prompts)  # a mistake in them answers at once, also where no row has its models
+    asked = read_prompt_files(prompts)  # a mistake in them answers at once, also where no row has its models
 
     from vlad.benchmarks.scoring import ScoreOptions
     from vlad.benchmarks.table1 import read_entries, remarks, score_rows, write_table
@@ -72,7 +77,7 @@ def main() -> int:
     )
     out = writable_directory(arguments.out, "the table", needed_bytes=20_000_000)
     rows = score_rows(chosen, options, out)
-    said = remarks(rows, options, build_engine(arguments.engine).name)
+    said = remarks(rows, options, build_engine(arguments.engine).name, len(asked))
     print(write_table(rows, said, out))
     print(f"Table, and a report of each row: {out}")
     return 1 if any(row.faults for row in rows) else 0

@@ -15,6 +15,7 @@ from vlad.diffusion.text_to_image import TextToImage, pipeline_class
 from vlad.errors import UserError
 from vlad.evaluation.pictures import Artist
 from vlad.evaluation.protocols.terms import Wanted
+from vlad.pipeline_settings import check_scale
 from vlad.records import Layout
 from vlad.sampling import load_pipeline
 
@@ -32,6 +33,11 @@ class DrawOptions:
     refit: bool | None = None
     pixels: int | None = None
     batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("text_scale", "layout_scale"):
+            if (value := getattr(self, name)) is not None:
+                check_scale(name, value)
 
 
 def build_artist(target: Path, options: DrawOptions) -> Artist:
@@ -52,6 +58,9 @@ class VLADArtist:
     def __init__(self, folder: Path, options: DrawOptions) -> None:
         self.folder, self.options = folder, options
         self.pipeline = load_pipeline(folder)
+        self.pipeline.settings(  # refuses here what it would refuse at the first picture
+            steps=options.steps, text_scale=options.text_scale, layout_scale=options.layout_scale
+        )
         self.batch_size = self.pipeline.config.batch_size
         self.takes_layouts = self.pipeline.uses_layout
 

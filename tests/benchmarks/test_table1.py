@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from PIL import Image
 
 from vlad.benchmarks.entries import Entry, LayoutArtist, artist_of, load_entry
@@ -205,6 +206,8 @@ def test_the_table_of_all_rows(
     names = ["stable-diffusion", "fine-tuned", "controlnet", "deepfloyd", "textdiffuser", "artist", "vlad"]
     assert [(row["row"], row["pictures"], row["missing"]) for row in rows] == [(name, 2, 0) for name in names]
     assert rows[-1]["measured"]["strict"]["accuracy"] == 0 and rows[-1]["measured"]["strict"]["fid"] is None
+    metrics = json.loads((tmp_path / "out" / "vlad" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["rests_on"]["target"].endswith(f"vlad.yaml, path {ours}")
     for name in names:
         metrics = json.loads((tmp_path / "out" / name / "metrics.json").read_text(encoding="utf-8"))
         assert list(metrics["protocols"]) == ["mario"]
@@ -224,12 +227,22 @@ def test_the_table_of_all_rows(
 def test_what_a_row_lacks_or_rests_on_is_told_once_and_its_missing_pictures_named() -> None:
     shared, own = "FID needs weights.", "CLIPScore: clip, prefix 'A photo depicts', scale 1, 3 pictures."
     rows = [
-        Row("vlad", Entry(title="VLAD"), {}, 3, (shared, own), ("7_0: The string is too long.",)),
-        Row("artist", Entry(title="ARTIST"), {}, 4, (shared,)),
-        Row("deepfloyd", Entry(title="DeepFloyd IF"), {}, left_out="no model at x"),
+        Row(
+            "vlad",
+            Entry(title="VLAD", kind="vlad", path="runs/tiny", steps=50),
+            {},
+            3,
+            (shared, own),
+            ("7_0: The string is too long.",),
+        ),
+        Row("artist", Entry(title="ARTIST", kind="pictures", path="made"), {}, 4, (shared,)),
+        Row("deepfloyd", Entry(title="DeepFloyd IF", kind="deepfloyd"), {}, left_out="no model at x"),
     ]
-    said = remarks(rows, ScoreOptions(prompts=(Path("p.txt"),)), "some engine 1")
+    said = remarks(rows, ScoreOptions(prompts=(Path("p.txt"),), first=3), "some engine 1", 5)
+    assert said[0] == "Measured by some engine 1 on the first 3 of 5 prompts of p.txt, 1 picture a prompt, seed 0."
     assert said[2:] == [
+        "VLAD: drawn by runs/tiny, 50 steps.",
+        "ARTIST: the pictures of made.",
         shared,
         f"VLAD: {own}",
         "PARTIAL, VLAD: 1 of 4 pictures are not scored, first 7_0: The string is too long.",
@@ -285,6 +298,17 @@ def test_fid_is_of_the_sets_that_have_real_pictures(table1: Callable[..., int], 
         (["deepfloyd.stages=[a]"], "names 1 folders"),
         (["artist.path=''"], "path names no model"),
         (["vlad.pixels=500"], "multiple of 8"),
+        (["vlad.text_scale=.nan"], "Row vlad: .*text_scale must be from 0 to 100, not nan"),
+        (["stable-diffusion.text_scale=101"], "text_scale must be from 0 to 100, not 101"),
+        (["vlad.layout_scale=-1"], "layout_scale must be from 0 to 100, not -1"),
+        (["controlnet.control_scale=.inf"], "control_scale must be from 0 to 100, not inf"),
+        ([f"vlad.path={'x' * 300}"], "Row vlad: path 'x+...' is no place for files"),
+        ([f"controlnet.planner={'x' * 300}"], "Row controlnet: planner 'x+...' is no place for files"),
+        (["controlnet.planner=''"], "planner names no run"),
+        (["controlnet.controlnet=''"], "set controlnet=FOLDER"),
+        (["--out", ""], "--out names no folder"),
+        (["--out", "x" * 300], "--out 'x+...' is no place for files"),
+        (["--references", "none"], "^There is no folder of reference pictures at none"),
         (["--rows", "vald"], "There is no row 'vald'.* Did you mean 'vlad'"),
     ],
 )
@@ -316,6 +340,13 @@ def test_a_late_row_s_mistake_is_told_before_the_first_is_drawn(
     )
     with pytest.raises(UserError, match=r"Row vlad: .* drawn in another way .steps 1, now 2"):
         table1(*call, f"vlad.path={ours}", "vlad.steps=2", "--out", tmp_path / "out")
+    with pytest.raises(UserError, match="Row vlad: 1001 steps cannot be taken"):
+        table1(*call, f"vlad.path={ours}", "vlad.steps=1001", "--out", tmp_path / "other")
+    for folder, file in (("file", "vlad"), ("deep", "vlad/pictures")):
+        (tmp_path / folder / file).parent.mkdir(parents=True)
+        (tmp_path / folder / file).write_text("", encoding="utf-8")
+        with pytest.raises(UserError, match=f"Row vlad: .*{file} is a file where a folder has to be"):
+            table1(*call, f"vlad.path={ours}", "--out", tmp_path / folder)
     drawn = [path.parent.parent.name for path in tmp_path.rglob("pictures/*.png")]
     assert drawn == ["vlad"]
 
@@ -336,3 +367,60 @@ def test_models_that_are_others_are_told(ours: Path, without_layouts: Path, stab
     ):
         with pytest.raises(UserError, match=said):
             artist_of(entry)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "said"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", "cannot take the place of DDIMScheduler"),
+        ("VQDiffusionScheduler", "cannot take the place of DDIMScheduler"),
+        ("AutoencoderKL", "diffusers has no scheduler"),
+        ("UNet2DConditionModel", "diffusers has no scheduler"),
+        ("StableDiffusionPipeline", "diffusers has no scheduler"),
+        ("SchedulerMixin", "diffusers has no scheduler"),
+    ],
+)
+def test_a_scheduler_that_does_not_fit_is_told(scheduler: str, said: str, stable_diffusion: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        artist_of(Entry(path=str(stable_diffusion), scheduler=scheduler))
+
+
+def test_a_cut_file_of_weights_is_told(stable_diffusion: Path, tmp_path: Path) -> None:
+    shutil.copytree(stable_diffusion, tmp_path / "cut")
+    weights = tmp_path / "cut" / "text_encoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"The pipeline in .* cannot be loaded"):
+        artist_of(Entry(path=str(tmp_path / "cut")))
+
+
+def test_a_pipeline_of_another_kind_is_told(
+    stable_diffusion: Path, deepfloyd: Path, character_unet: Path, controlnet: Path, tmp_path: Path
+) -> None:
+    joined = StableDiffusionControlNetPipeline.from_pretrained(
+        stable_diffusion, controlnet=ControlNetModel.from_pretrained(controlnet)
+    )
+    joined.save_pretrained(tmp_path)
+    first, second, third = (str(deepfloyd / name) for name in ("IF-I", "IF-II", "upscaler"))
+    plain, unet, control = map(str, (stable_diffusion, character_unet, controlnet))
+    needs = "needs more than a prompt .image."
+    for entry, said in (
+        (Entry(path=second), needs),
+        (Entry(path=third), needs),
+        (Entry(path=str(tmp_path)), needs),
+        (
+            Entry(kind="deepfloyd", stages=[plain, second, third]),
+            "Stage 1 of DeepFloyd IF is of the class IFPipeline, and .* holds StableDiffusionPipeline",
+        ),
+        (Entry(kind="deepfloyd", stages=[first, third, second]), "Stage 2 of DeepFloyd IF"),
+        (Entry(kind="deepfloyd", stages=[first, second, first]), "Stage 3 of DeepFloyd IF"),
+        (Entry(kind="textdiffuser", path=third, unet=unet), "draws with a StableDiffusionPipeline"),
+        (Entry(kind="textdiffuser", path=first, unet=unet), "draws with a StableDiffusionPipeline"),
+        # More steps than the scheduler has levels of noise.
+        (Entry(path=plain, steps=1001), "1001 steps cannot be taken"),
+        (Entry(kind="textdiffuser", path=plain, unet=unet, steps=1001), "1001 steps cannot be taken"),
+        (Entry(kind="controlnet", path=plain, controlnet=control, steps=1001), "1001 steps cannot be taken"),
+        (Entry(kind="deepfloyd", path=str(deepfloyd), steps=1001), "1001 steps cannot be taken"),
+    ):
+        with pytest.raises(UserError, match=said):
+            artist_of(entry)
+    assert artist_of(Entry(path=first)).settings()["pipeline"] == "IFPipeline"

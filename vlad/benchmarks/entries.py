@@ -24,11 +24,12 @@ from vlad.building import pipeline_folder
 from vlad.config import load_options
 from vlad.diffusion.baselines import WATERMARK, DeepFloydIF, GlyphControlNet, TextDiffuser
 from vlad.diffusion.text_to_image import PIXELS_A_CELL
-from vlad.errors import UserError
+from vlad.errors import UserError, local_place
 from vlad.evaluation.pictures import Artist
 from vlad.evaluation.protocols.terms import Wanted
 from vlad.evaluation.reading_files import Box
 from vlad.layout.hints import rows_layout
+from vlad.pipeline_settings import MOST_SCALE, check_scale
 from vlad.records import Layout
 from vlad.sampling import load_pipeline
 
@@ -80,6 +81,19 @@ class Entry:
             raise UserError("An entry's steps, pixels and batch_size must be at least 1.")
         if self.pixels % PIXELS_A_CELL:
             raise UserError(f"An entry's pixels must be a multiple of {PIXELS_A_CELL}, not {self.pixels}.")
+        for name in ("text_scale", "layout_scale"):
+            if (value := getattr(self, name)) is not None:
+                check_scale(name, value)
+        if not 0 <= self.control_scale <= MOST_SCALE:
+            raise UserError(
+                f"control_scale must be from 0 to {MOST_SCALE:g}, not {self.control_scale:g}; 1 adds the ControlNet as"
+                " it was trained."
+            )
+
+    @property
+    def drawn_from(self) -> str:
+        """What the pictures come from, as the entry names it."""
+        return ", ".join(self.stages) if self.kind == "deepfloyd" and self.stages else self.path
 
 
 def load_entry(path: Path, overrides: Sequence[str] = ()) -> Entry:
@@ -88,11 +102,15 @@ def load_entry(path: Path, overrides: Sequence[str] = ()) -> Entry:
     needed = {"controlnet": entry.controlnet, "textdiffuser": entry.unet}
     if not entry.path and not (entry.kind == "deepfloyd" and entry.stages):
         raise UserError(f"{path}: path names no model; set path=FOLDER.")
-    if entry.kind in needed and needed[entry.kind] is None:
+    if entry.kind in needed and not needed[entry.kind]:
         name = "unet" if entry.kind == "textdiffuser" else entry.kind
         raise UserError(f"{path}: an entry of kind {entry.kind} needs {name}; set {name}=FOLDER.")
     if entry.kind == "deepfloyd" and len(entry.stages) not in (0, 3):
         raise UserError(f"{path}: stages names {len(entry.stages)} folders; DeepFloyd IF has three stages.")
+    if "" in entry.stages:
+        raise UserError(f"{path}: stages names a folder that has no name; set stages=[IF-I,IF-II,UPSCALER].")
+    if entry.planner == "":
+        raise UserError(f"{path}: planner names no run; set planner=RUN, or leave it out.")
     return entry
 
 
@@ -102,10 +120,15 @@ def masked_box(entry: Entry) -> Box | None:
 
 
 def missing_model(entry: Entry) -> str | None:
-    """Which folder of the entry is not there, in a sentence; None where all are."""
+    """Which folder of the entry is not there, in a sentence; None where all are.
+
+    Raises UserError for a name that no folder can have.
+    """
     folders = [entry.path, *entry.stages] if entry.kind != "deepfloyd" else [*map(str, _stages(entry))]
-    named = [*folders, *(name for name in (entry.controlnet, entry.unet, entry.planner) if name is not None)]
-    missing = [name for name in named if not Path(name).is_dir()]
+    others = {"controlnet": entry.controlnet, "unet": entry.unet, "planner": entry.planner}
+    named = [("stages" if entry.stages else "path", name) for name in folders]
+    named += [(option, name) for option, name in others.items() if name is not None]
+    missing = [name for option, name in named if not local_place(name, option).is_dir()]
     what = "folder of pictures" if entry.kind == "pictures" else "model"
     return f"no {what} at {', '.join(missing)}" if missing else None
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from vlad.artists import DrawOptions, build_artist
 from vlad.benchmarks.entries import Entry, artist_of, load_entry, masked_box, missing_model
-from vlad.errors import UserError, claimed, writable_directory
+from vlad.errors import UserError, claimed, local_place, writable_directory
 from vlad.evaluation.evaluation_report import write_report
 from vlad.evaluation.evaluator import (
     Evaluation,
@@ -78,7 +78,7 @@ def score_target(
         found.left_out |= absent
         files = [str(path) for path in options.prompts]
         about = {"target": str(target), "prompt_files": files, "prompts_asked": len(prompts), **made}
-        lines = rests_on(found, about)
+        lines = rests_on(found, {**about, "target": subject.named})
         write_json(out / "metrics.json", {**metrics_json(found, about), "rests_on": dict(lines)})
         title = f"{subject.title} on {', '.join(path.name for path in options.prompts)}"
         write_report(out / "report.html", found, title, lines)
@@ -87,7 +87,17 @@ def score_target(
 
 def check_target(target: Path, options: ScoreOptions, out: Path, overrides: Sequence[str] = ()) -> None:
     """Raises UserError for what `score_target` would refuse. Draws and writes nothing; models are loaded for it."""
+    for folder in (out, out / "pictures", out / "readings"):
+        if local_place(folder, "--out").exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file where a folder has to be; move it, or name another place with --out.")
     _subject_of(target, options, overrides).check(options, out)
+
+
+def check_measures(options: ScoreOptions) -> None:
+    """Raises UserError for what `score_target` would refuse of the prompts, references and encoders of any target."""
+    prompts = read_prompt_files(options.prompts)[: options.first]
+    references_of(prompts, options.references)
+    check_encoders([options.protocol], options.weights, options.vision_encoders)
 
 
 def _subject_of(target: Path, options: ScoreOptions, overrides: Sequence[str]) -> _Subject:
@@ -95,6 +105,7 @@ def _subject_of(target: Path, options: ScoreOptions, overrides: Sequence[str]) -
         raise UserError(
             f"{overrides[0]} changes an entry of configs/eval, and {target} is none; use the options (--help)."
         )
+    local_place(target, "target")
     entry = load_entry(target, overrides) if is_entry(target) else None
     if entry is None and not target.is_dir():
         raise UserError(f"There is nothing at {target}; name a run, a pipeline, a folder of pictures or an entry.")
@@ -159,6 +170,11 @@ class _Subject:
     def title(self) -> str:
         """What the report calls it."""
         return self.target.name if self.entry is None else self.entry.title or self.target.stem
+
+    @property
+    def named(self) -> str:
+        """Where it lies; of an entry, where its models or pictures lie as well."""
+        return str(self.target) if self.entry is None else f"{self.target}, path {self.entry.drawn_from}"
 
     def read_options(self, options: ReadOptions) -> ReadOptions:
         """The same, with the entry's watermark painted over."""

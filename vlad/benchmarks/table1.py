@@ -6,14 +6,15 @@ configs/eval/*.yaml --> score_target --> OUT/ROW/ --> one line a row; a row whos
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vlad.benchmarks.entries import Entry, load_entry, missing_model
-from vlad.benchmarks.scoring import ScoreOptions, check_target, score_target
-from vlad.errors import UserError, did_you_mean
+from vlad.benchmarks.scoring import ScoreOptions, check_measures, check_target, score_target
+from vlad.errors import UserError, counted, did_you_mean
 from vlad.evaluation.evaluator import Evaluation
 from vlad.evaluation.protocols.terms import Mode
 
@@ -72,27 +73,38 @@ def read_entries(folder: Path, overrides: Sequence[str] = ()) -> dict[str, tuple
 def score_rows(entries: Mapping[str, tuple[Path, list[str]]], options: ScoreOptions, out: Path) -> list[Row]:
     """Scores every row whose models are there; those that are done are only read again."""
     options = replace(options, protocol=PROTOCOL)
-    loaded = {name: load_entry(path, overrides) for name, (path, overrides) in entries.items()}
-    left_out = {name: missing_model(entry) for name, entry in loaded.items()}
+    loaded, left_out = {}, {}
+    for name, (path, overrides) in entries.items():
+        with _told_of_row(name):
+            loaded[name] = load_entry(path, overrides)
+            left_out[name] = missing_model(loaded[name])
+    check_measures(options)
     # A mistake in the last entry, or in its models, shows before the first is drawn.
     for name, (path, overrides) in entries.items():
         if left_out[name] is None:
-            try:
+            with _told_of_row(name):
                 check_target(path, options, out / name, overrides)
-            except UserError as error:
-                raise UserError(f"Row {name}: {error}") from error
     rows = []
     for name, (path, overrides) in entries.items():
         entry = loaded[name]
         if left_out[name] is not None:
             rows.append(Row(name, entry, {}, left_out=left_out[name]))
             continue
-        found, _ = score_target(path, options, out / name, overrides)
+        with _told_of_row(name):
+            found, _ = score_target(path, options, out / name, overrides)
         notes = [f"{score.name}: {score.protocol}." for score in found.fidelity if score.name != "KID"]
         notes += found.left_out.values()
         faults = (*found.missing, *found.unreadable)
         rows.append(Row(name, entry, measured(found), len(found.scored), tuple(notes), faults))
     return rows
+
+
+@contextmanager
+def _told_of_row(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"Row {name}: {error}") from error
 
 
 def measured(found: Evaluation) -> dict[tuple[str, str], float]:
@@ -131,18 +143,22 @@ def _cells(figures: Mapping[tuple[str, str], float | None], mode: str) -> str:
     return " | ".join("-" if value is None else f"{value:.{digits}f}" for value, digits in values)
 
 
-def remarks(rows: Sequence[Row], options: ScoreOptions, engine: str) -> list[str]:
-    """What the figures rest on and what is not among them, a sentence each."""
-    prompts = ", ".join(path.name for path in options.prompts)
-    per_prompt = options.images_per_prompt or 1
+def remarks(rows: Sequence[Row], options: ScoreOptions, engine: str, prompts: int) -> list[str]:
+    """What the figures rest on and what is not among them, a sentence each; `prompts` are in the files."""
+    files = ", ".join(path.name for path in options.prompts)
+    asked = counted(prompts, "prompt")
+    if options.first is not None and options.first < prompts:
+        asked = f"the first {options.first} of {asked}"
+    per_prompt = counted(options.images_per_prompt or 1, "picture")
     said = [
-        f"Measured by {engine} on {prompts}, {per_prompt} pictures a prompt, seed {options.seed}.",
+        f"Measured by {engine} on {asked} of {files}, {per_prompt} a prompt, seed {options.seed}.",
         "Published figures were read with MaskTextSpotter v3 on the 5,414 prompts of MARIO-Eval, four pictures a"
         " prompt: only the same engine on the same prompts compares with them.",
     ]
-    watermarked = [row.title for row in rows if row.entry.kind == "deepfloyd"]
-    said += [f"The watermark of {title} is painted over before it is read." for title in watermarked]
     measured_rows = [row for row in rows if row.left_out is None]
+    said += [_drawn(row) for row in measured_rows]
+    watermarked = [row.title for row in measured_rows if row.entry.kind == "deepfloyd"]
+    said += [f"The watermark of {title} is painted over before it is read." for title in watermarked]
     notes: dict[str, list[str]] = {}
     for row in measured_rows:
         for note in row.notes:
@@ -155,6 +171,13 @@ def remarks(rows: Sequence[Row], options: ScoreOptions, engine: str) -> list[str
             shown = first if len(first) <= MOST_SHOWN else f"{first[:MOST_SHOWN]}..."
             said.append(f"PARTIAL, {row.title}: {len(row.faults)} of {total} pictures are not scored, first {shown}")
     return said
+
+
+def _drawn(row: Row) -> str:
+    if row.entry.kind == "pictures":
+        return f"{row.title}: the pictures of {row.entry.drawn_from}."
+    steps = "" if row.entry.steps is None else f", {counted(row.entry.steps, 'step')}"
+    return f"{row.title}: drawn by {row.entry.drawn_from}{steps}."
 
 
 def table_json(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vlad.diffusion.text_to_image import UNLOADABLE, generators_of, load_foreign
+from vlad.diffusion.text_to_image import UNLOADABLE, generators_of, load_foreign, pipeline_class
 from vlad.errors import UserError
 from vlad.layout.glyphmap import draw_glyph_map
 from vlad.layout.hints import ALPHABET, character_mask, glyph_edges
@@ -31,8 +30,11 @@ from vlad.records import Layout
 Hint = Literal["edges", "glyphs"]
 # DeepFloyd's watermark: 62 pixels of 1024, 14 from the right and the lower edge (left, top, right, bottom; 0..1).
 WATERMARK = (1 - 76 / 1024, 1 - 76 / 1024, 1 - 14 / 1024, 1 - 14 / 1024)
+# DeepFloyd's: the second enlarges what the prompt's embeddings describe, the third reads the prompt itself.
+STAGES = ("IFPipeline", "IFSuperResolutionPipeline", "StableDiffusionUpscalePipeline")
+STABLE_DIFFUSION = "StableDiffusionPipeline"
 UPSCALER_NOISE = 100  # noise level of DeepFloyd's third stage in MARIO-Eval
-TEXTDIFFUSER_CHANNELS, MASK_CHANNELS, MASK_CLASSES = 17, 8, 128
+TEXTDIFFUSER_CHANNELS, LATENT_CHANNELS, MASK_CHANNELS, MASK_CLASSES = 17, 4, 8, 128
 
 
 class GlyphControlNet:
@@ -48,7 +50,7 @@ class GlyphControlNet:
             control, about = ControlNetModel.from_pretrained(
                 controlnet, local_files_only=True, output_loading_info=True
             )
-        except (*UNLOADABLE, RuntimeError) as error:
+        except UNLOADABLE as error:
             said = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(f"{controlnet} holds no ControlNet of diffusers ({said}).") from error
         if about["missing_keys"]:
@@ -57,7 +59,11 @@ class GlyphControlNet:
             )
         from diffusers import AutoPipelineForText2Image  # late: it imports every pipeline that diffusers has
 
-        self.pipeline = load_foreign(folder, AutoPipelineForText2Image, scheduler, controlnet=control)
+        steps = arguments.get("num_inference_steps")
+        self.pipeline = load_foreign(folder, AutoPipelineForText2Image, scheduler, steps, controlnet=control)
+        unet = getattr(self.pipeline, "unet", None)
+        if unet is not None:
+            _check_text_width(controlnet, control.config.cross_attention_dim, folder, unet.config.cross_attention_dim)
         self.hint, self.pixels, self.arguments = hint, pixels, arguments
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], layouts: Sequence[Layout]) -> list[Image.Image]:
@@ -74,6 +80,14 @@ class GlyphControlNet:
         return [image.convert("RGB") for image in result.images]
 
 
+def _check_text_width(model: Path, taken: Any, folder: Path, given: Any) -> None:
+    if taken != given:
+        raise UserError(
+            f"{model} reads text of {taken} channels, and the Stable Diffusion in {folder} has {given}; name the one"
+            " that it was trained from."
+        )
+
+
 def hint_picture(layout: Layout, hint: Hint, pixels: int) -> Image.Image:
     """What a ControlNet sees of a layout: white on black, RGB."""
     if hint == "edges":
@@ -87,16 +101,23 @@ class DeepFloydIF:
 
     def __init__(self, folders: Sequence[Path], steps: int | None, guidance: float | None) -> None:
         """`folders` of stage one, two and three; None leaves steps and the first stage's guidance to the pipelines."""
+        for number, (folder, wanted) in enumerate(zip(folders, STAGES, strict=True), start=1):
+            found = pipeline_class(folder)
+            if found is not None and found != wanted:
+                raise UserError(
+                    f"Stage {number} of DeepFloyd IF is of the class {wanted}, and {folder} holds {found}; name the"
+                    " three stages' folders in their order."
+                )
         first, second, third = folders
-        self.first = load_foreign(first)
+        self.first = load_foreign(first, steps=steps)
         # The second stage brings a text encoder of its own, the same one again.
-        self.second = load_foreign(second, text_encoder=None)
+        self.second = load_foreign(second, steps=steps, text_encoder=None)
         safety = {
             name: part
             for name in ("feature_extractor", "safety_checker", "watermarker")
             if (part := getattr(self.first, name, None)) is not None
         }
-        self.third = load_foreign(third, **safety)
+        self.third = load_foreign(third, steps=steps, **safety)
         self.steps = {} if steps is None else {"num_inference_steps": steps}
         self.guidance = {} if guidance is None else {"guidance_scale": guidance}
 
@@ -155,7 +176,7 @@ def load_character_unet(folder: Path) -> CharacterUNet:
         stored = load_file(safe) if safe.is_file() else torch.load(safe.with_suffix(".bin"), "cpu", weights_only=True)
         own = tuple(name for name, _ in model.named_children() if name != "unet")
         model.load_state_dict({k if k.startswith(own) else f"unet.{k}": value for k, value in stored.items()})
-    except (*UNLOADABLE, RuntimeError, SafetensorError) as error:
+    except UNLOADABLE as error:
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{folder} holds no UNet of TextDiffuser ({said}).") from error
     return model.requires_grad_(False).eval()
@@ -167,8 +188,24 @@ class TextDiffuser:
     def __init__(
         self, folder: Path, unet: Path, pixels: int, steps: int, guidance: float, scheduler: str | None
     ) -> None:
+        found = pipeline_class(folder)
+        if found is not None and found != STABLE_DIFFUSION:
+            raise UserError(
+                f"TextDiffuser draws with a {STABLE_DIFFUSION}, and {folder} holds {found}; name another folder."
+            )
         self.unet = load_character_unet(unet)
-        self.pipeline = load_foreign(folder, scheduler=scheduler, unet=None)
+        self.pipeline = load_foreign(folder, scheduler=scheduler, steps=steps, unet=None)
+        for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
+            if getattr(self.pipeline, part, None) is None:
+                raise UserError(f"The pipeline in {folder} has no {part}, which TextDiffuser needs; save it anew.")
+        channels = self.pipeline.vae.config.latent_channels
+        if channels != LATENT_CHANNELS:
+            raise UserError(
+                f"TextDiffuser's latents have {LATENT_CHANNELS} channels, and those of {folder} {channels}; name a"
+                " Stable Diffusion 1.5."
+            )
+        text = self.pipeline.text_encoder.config.hidden_size
+        _check_text_width(unet, self.unet.unet.config.cross_attention_dim, folder, text)
         self.device = self.pipeline.vae.device
         self.unet.to(self.device)
         self.pixels, self.steps, self.guidance = pixels, steps, guidance
