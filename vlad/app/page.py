@@ -290,7 +290,7 @@ def _told(gr: Any, work: Callable) -> Callable:
             return work(*values)
         except UserError as error:
             raise gr.Error(html.escape(str(error), quote=False), duration=15, print_exception=False) from None
-        except Exception:
+        except Exception:  # a bug of ours ends one click, not the page that others have open
             traceback.print_exc()
             raise gr.Error(
                 "Something went wrong here that is no mistake of yours; the server's terminal says what.", duration=15
