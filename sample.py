@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlad.errors import OptionParser, UserError, run_command_line
+from vlad.utils.errors import OptionParser, UserError, run_command_line
 
 
 def parser() -> OptionParser:
@@ -61,7 +61,7 @@ def main() -> int:
     if arguments.steps is not None and arguments.steps < 1:
         raise UserError("--steps must be at least 1.")
     # Late, so that --help and a mistyped option answer at once.
-    from vlad.sampling.command import sample
+    from vlad.inference.command import sample
 
     return sample(arguments)
 

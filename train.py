@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 
-from vlad.errors import run_command_line
+from vlad.utils.errors import run_command_line
 
 
 def main() -> int:
@@ -19,12 +19,12 @@ def main() -> int:
     arguments = parser.parse_args()
 
     # Late, so that --help and a mistyped option answer at once.
-    from vlad.config import load_config
+    from vlad.config.load import load_config
 
     config = load_config(arguments.config, arguments.overrides)
-    from vlad.distributed import is_main_process
-    from vlad.launch import is_finished, next_command, run
     from vlad.training.ranks import started_by
+    from vlad.training.run import is_finished, next_command, run
+    from vlad.utils.distributed import is_main_process
 
     if is_finished(config):
         print(f"{config.directory} is finished; give name=... for a new run, or sample from it.")

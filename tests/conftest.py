@@ -7,6 +7,16 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+pytest_plugins = [
+    "pipeline_fixtures",
+    "stand_in_fixtures",
+    "storage_fixtures",
+    "studio_fixtures",
+    "table1_fixtures",
+    "tool_fixtures",
+    "trainer_fixtures",
+]
+
 # The same examples on every machine: green stays green. To look further: HYPOTHESIS_PROFILE=explore pytest
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("explore", max_examples=2000, deadline=None)
@@ -28,8 +38,8 @@ TINY = (
 def _untrained(folder: Path, *overrides: str) -> Path:
     import torch
 
-    from vlad.building import build_pipeline, new_parts
-    from vlad.config import load_config
+    from vlad.config.load import load_config
+    from vlad.training.build import build_pipeline, new_parts
 
     torch.manual_seed(0)
     config = load_config(ROOT / "configs" / "tiny.yaml", [*TINY, *overrides])

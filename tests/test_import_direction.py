@@ -12,72 +12,42 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "vlad").rglob("*.py"))
 
-# A room imports itself and the rooms of lower levels; rooms of one level do not know each other.
-LEVELS = {
-    "__init__": 0,
-    "errors": 0,
-    "records": 0,
-    "distributed": 0,
-    "commands": 0,
-    "hub": 1,
-    "layout": 1,
-    "text": 2,
-    "data": 2,
-    "diffusion": 3,
-    "losses": 4,
-    "adapters": 4,
-    "pipeline_settings": 4,
-    "pipeline_batches": 4,
-    "pipeline": 5,
-    "evaluation": 6,
-    "training": 6,
-    "config": 7,
-    "adapting": 8,
-    "building": 9,
-    "caching": 10,
-    "joint_encoders": 10,
-    "memory_plan": 10,
-    "monitors": 10,
-    "own_pictures": 10,
-    "reading_losses": 10,
-    "resuming": 10,
-    "stage_trainer": 11,
-    "launch": 12,
-    "sampling": 13,
-    "performance": 13,
-    "doctor": 14,
-    "app": 14,
-    "artists": 14,
-    "ablation": 14,
-    "ablation_runs": 15,
-    "comparison": 14,
-    "benchmarks": 15,
-}
+# A room imports itself and the rooms of lower floors; rooms of one floor do not import each other.
+FLOORS = (
+    ("__init__", "types", "utils"),
+    ("layout", "models", "lora", "diffusion"),
+    ("data", "losses", "pipeline", "reports"),
+    ("config", "metrics"),
+    ("training",),
+    ("inference", "profiling"),
+    ("eval", "webui"),
+)
+LEVELS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # Where a library may be imported: files, or folders that end in a slash.
 LIBRARIES = {
-    "lightning": ("training/", "stage_trainer.py", "launch.py"),
+    "lightning": ("training/",),
     "pytorch_lightning": (),
-    "transformers": ("text/",),
-    "tokenizers": ("text/tiny_qwen.py", "text/own.py"),
-    "huggingface_hub": ("hub.py", "text/loading.py", "sampling/export.py"),
-    "peft": ("text/lora.py",),
-    "bitsandbytes": ("text/quantised.py", "training/optim.py"),
-    "webdataset": ("data/shards.py", "data/writing.py"),
-    "xformers": ("diffusion/attention.py",),
-    "fsspec": ("data/stores.py",),
+    "transformers": ("models/",),
+    "tokenizers": ("models/text_encoder/tiny_qwen.py", "models/stand_in.py", "models/text_encoder/base_encoders.py"),
+    "huggingface_hub": ("utils/hub.py", "models/text_encoder/loading.py", "inference/export.py"),
+    "peft": ("lora/adapters.py",),
+    "bitsandbytes": ("lora/quantise.py", "training/optim.py"),
+    "webdataset": ("data/shards/",),
+    "xformers": ("models/attention.py",),
+    "fsspec": ("data/storage/object_stores.py",),
     "s3fs": (),
-    "omegaconf": ("config.py",),
+    "omegaconf": ("config/load.py",),
     "diffusers": (
-        *("diffusion/", "losses/", "training/stages.py", "pipeline.py", "text/composition.py"),
-        "performance/sampling.py",
+        *("models/", "diffusion/", "losses/", "pipeline/", "training/parts.py", "training/stages.py"),
+        *("eval/baselines.py", "eval/text_to_image.py", "profiling/sampling_speed.py"),
     ),
-    "torchmetrics": ("evaluation/fidelity.py",),
-    "pyarrow": ("evaluation/evaluator.py", "data/importers/"),
-    "rapidfuzz": ("evaluation/",),
-    "rapidocr": ("evaluation/ocr.py",),
+    "torchmetrics": ("eval/fidelity.py",),
+    "pyarrow": ("eval/evaluator.py", "data/importers/"),
+    "rapidfuzz": ("eval/", "metrics/"),
+    "rapidocr": ("metrics/ocr.py",),
     "datasets": ("data/importers/huggingface.py",),
     "ray": ("data/importers/on_ray.py",),
-    "gradio": ("app/page.py", "evaluation/rating_page.py"),
+    "gradio": ("webui/page.py", "eval/human_study/rating_page.py"),
     "torchvision": (),
 }
 OUTSIDE = ("tools", "train", "sample", "tests")
@@ -91,7 +61,7 @@ def imported_names(source: str, package: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             parents = package.split(".")[: -node.level + 1 or None] if node.level else []
             base = ".".join([*parents, *filter(None, [node.module])])
-            # `from vlad import distributed` imports vlad.distributed.
+            # `from vlad import distributed` imports vlad.utils.distributed.
             yield from (f"{base}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
             "importlib.import_module",
@@ -123,9 +93,9 @@ def room_of(name: str) -> str | None:
 def test_imports_are_found_wherever_they_stand() -> None:
     source = """
 import a.b, c
-from vlad import distributed
+from vlad import types
 from . import shards
-from ..text.prompt import parse_prompt
+from ..models.unet import denoise
 if TYPE_CHECKING:
     from d import e
 def f():
@@ -136,7 +106,13 @@ def f():
     __import__(name)
 """
     assert set(imported_names(source, "vlad.data")) == {
-        *("a.b", "c", "vlad.distributed", "vlad.data.shards", "vlad.text.prompt.parse_prompt"),
+        *(
+            "a.b",
+            "c",
+            "vlad.types",
+            "vlad.data.shards",
+            "vlad.models.unet.denoise",
+        ),
         *("d.e", "g", "i.j", "l.m", "<computed>"),
     }
 

@@ -9,9 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from vlad.commands import Children
-from vlad.errors import UserError, run_command_line
-from vlad.evaluation.ways import MOST_WORDS, WAYS
+from vlad.eval.generation_modes import MOST_WORDS, WAYS
+from vlad.utils.errors import UserError, run_command_line
+from vlad.utils.subprocesses import Children
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERRUPTED = 130
@@ -42,7 +42,7 @@ def main() -> int:
     if arguments.ways is not None and "refit" not in arguments.ways:
         raise UserError("--ways needs refit among them: by it the table compares.")
 
-    from vlad.ablation_runs import AblationRuns
+    from vlad.eval.ablation_runs import AblationRuns
 
     runs = AblationRuns(
         arguments.config,

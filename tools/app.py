@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from vlad.errors import OptionParser, UserError, run_command_line
+from vlad.utils.errors import OptionParser, UserError, run_command_line
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -27,11 +27,11 @@ def main() -> None:
         raise UserError(f"--waiting must be at least 1, not {arguments.waiting}.")
     if arguments.port is not None and not 0 < arguments.port < 65536:
         raise UserError(f"--port must be from 1 to 65535, not {arguments.port}.")
-    from vlad.app.page import ServerOptions, build_page, load_gradio, serve
+    from vlad.webui.page import ServerOptions, build_page, load_gradio, serve
 
     load_gradio()  # before a model is loaded
-    from vlad.app.studio import Studio
-    from vlad.sampling import load_pipeline
+    from vlad.inference.load import load_pipeline
+    from vlad.webui.studio import Studio
 
     if arguments.host not in LOCAL:
         print(f"Everybody who reaches {arguments.host} can draw here; there is no password.", file=sys.stderr)

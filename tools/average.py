@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlad.errors import UserError, run_command_line, writable_directory
-from vlad.hub import without_bars
+from vlad.utils.errors import UserError, run_command_line, writable_directory
+from vlad.utils.hub import without_bars
 
 
 def main() -> None:
@@ -22,9 +22,9 @@ def main() -> None:
     parser.add_argument("--step", type=int, help="with --width: the step that is averaged up to; the last one")
     parser.add_argument("--out", required=True, help="the folder of the new pipeline")
     arguments = parser.parse_args()
-    from vlad.building import pipeline_folder
-    from vlad.training.averaged import averaged_pipeline, stored_average
-    from vlad.training.posthoc import reconstruct
+    from vlad.pipeline.folders import pipeline_folder
+    from vlad.training.averaged_pipeline import averaged_pipeline, stored_average
+    from vlad.training.posthoc_ema import reconstruct
 
     stage = Path(arguments.run) / arguments.stage
     folder = pipeline_folder(Path(arguments.run))

@@ -8,16 +8,17 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from vlad.errors import UserError, existing_file, run_command_line
+from vlad.utils.errors import UserError, existing_file, run_command_line
 
 LEAST = 100  # samples, prompts, layouts: fewer measure nothing
 
 
 def render(arguments: argparse.Namespace) -> None:
     """Signs a second on one core: drawing alone, and drawing, encoding and writing shards."""
-    from vlad.data.synthetic import SyntheticOptions, render_sign
-    from vlad.data.writing import write_shards
-    from vlad.performance.rates import report
+    from vlad.data.options import SyntheticOptions
+    from vlad.data.shards.writer import write_shards
+    from vlad.data.signs import render_sign
+    from vlad.profiling.rates import report
 
     count, options = _count(arguments), SyntheticOptions()
     for index in range(500):  # fills the caches of letters, as any set does in its first second
@@ -31,7 +32,7 @@ def render(arguments: argparse.Namespace) -> None:
 def data(arguments: argparse.Namespace) -> None:
     """Samples a second from shards of 512 x 512 JPEG, and each as a share of the decode limit."""
     count = _count(arguments)
-    from vlad.performance.loading import measure_loading
+    from vlad.profiling.data_speed import measure_loading
 
     measure_loading(count)
 
@@ -39,7 +40,7 @@ def data(arguments: argparse.Namespace) -> None:
 def text(arguments: argparse.Namespace) -> None:
     """Prompts a second and memory of one LVLM: frozen, with LoRA, and trained in full; a process each."""
     count = _count(arguments)
-    from vlad.performance.text import compare_text_training
+    from vlad.profiling.text_encoder_cost import compare_text_training
 
     compare_text_training(count, arguments.lvlm)
 
@@ -47,7 +48,7 @@ def text(arguments: argparse.Namespace) -> None:
 def refit(arguments: argparse.Namespace) -> None:
     """Lines that refit finds in generated multi-line layouts, drawn and disturbed as a sampler does it."""
     count = _count(arguments)
-    from vlad.evaluation.refit_score import DISTURBANCES, KINDS, score_refit
+    from vlad.eval.refit_score import DISTURBANCES, KINDS, score_refit
 
     each = -(-count // len(KINDS))
     print(f"{each * len(KINDS)} layouts of 2 to 4 lines a disturbance, maps of 128 x 128: found, matched, mean IoU")
@@ -69,8 +70,8 @@ def sample(arguments: argparse.Namespace) -> None:
     if min(steps, batch) < 1:
         raise UserError("--steps and --batch-size must be at least 1.")
     _quiet()
-    from vlad.performance.sampling import measure_sample, random_pipeline
-    from vlad.sampling import load_pipeline
+    from vlad.inference.load import load_pipeline
+    from vlad.profiling.sampling_speed import measure_sample, random_pipeline
 
     asked = {"channels last": arguments.channels_last, "compiled": arguments.compile}
     pipeline = random_pipeline() if arguments.run is None else load_pipeline(arguments.run)
@@ -87,9 +88,9 @@ def solvers(arguments: argparse.Namespace) -> None:
         raise UserError("solvers needs a trained run: --run runs/tiny.")
     count, told = _count(arguments), "name a run directory that train.py made"
     path = existing_file(Path(arguments.run) / "config.yaml", "config", told)
-    from vlad.config import load_config
-    from vlad.performance.reading import compare_solvers
-    from vlad.sampling import load_pipeline
+    from vlad.config.load import load_config
+    from vlad.eval.ocr_speed import compare_solvers
+    from vlad.inference.load import load_pipeline
 
     compare_solvers(load_config(path), load_pipeline(arguments.run), count, arguments.engine)
 
@@ -97,7 +98,7 @@ def solvers(arguments: argparse.Namespace) -> None:
 def ocr(arguments: argparse.Namespace) -> None:
     """Pictures of 512 x 512 read a second, by one process and by one a core, and the memory they take."""
     count = _count(arguments)
-    from vlad.performance.reading import measure_reading
+    from vlad.eval.ocr_speed import measure_reading
 
     measure_reading(count, arguments.engine)
 
@@ -109,7 +110,7 @@ def train(arguments: argparse.Namespace) -> None:
         raise UserError("--steps and --warmup must be at least 1.")
     if not call or "=" in call[0]:
         raise UserError("train wants a config: python tools/benchmark.py train configs/tiny.yaml [key=value ...].")
-    from vlad.performance.comparison import HEAD, Call, Row, compare, text_row
+    from vlad.profiling.switch_comparison import HEAD, Call, Row, compare, text_row
 
     shown: list[Row] = []
 
@@ -126,8 +127,8 @@ def train(arguments: argparse.Namespace) -> None:
 
 def plan(_: argparse.Namespace) -> None:
     """The planned and the measured peak of both stages, on the CPU, each measured in a process of its own."""
-    from vlad.diffusion.stand_in import StandInOptions, save_stand_in
-    from vlad.performance.memory import PLANNED, PLANNED_CHANNELS, planned_and_measured
+    from vlad.models.stand_in import StandInOptions, save_stand_in
+    from vlad.profiling.memory_check import PLANNED, PLANNED_CHANNELS, planned_and_measured
 
     options = StandInOptions(PLANNED_CHANNELS, layers_per_block=2)
     with tempfile.TemporaryDirectory() as folder:

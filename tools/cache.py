@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from vlad.errors import UserError, claimed, local_place, run_command_line, writable_directory
+from vlad.utils.errors import UserError, claimed, local_place, run_command_line, writable_directory
 
 
 def main() -> int:
@@ -18,7 +18,7 @@ def main() -> int:
     parser.add_argument("--out", required=True, help="the directory for the companion shards")
     arguments = parser.parse_args()
 
-    from vlad.config import load_config
+    from vlad.config.load import load_config
 
     if not arguments.out.strip() or "://" in arguments.out:
         raise UserError(f"--out must name a directory of this machine for the cache, not {arguments.out!r}.")
@@ -28,9 +28,9 @@ def main() -> int:
     import torch
     from tqdm import tqdm
 
-    from vlad.caching import cache_encoder, cache_fingerprint, cacheable_parts
-    from vlad.data.cache import write_cache
-    from vlad.data.stream import open_sets
+    from vlad.data.dataset import open_sets
+    from vlad.data.latent_cache.writer import write_cache
+    from vlad.training.cached_states import cache_encoder, cache_fingerprint, cacheable_parts
 
     if config.data.mix:
         raise UserError("data.mix: a cache is of one shard set; name it as data.shards.")

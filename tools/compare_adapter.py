@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlad.errors import UserError, run_command_line
+from vlad.utils.errors import UserError, run_command_line
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     if arguments.pictures_each < 1 or arguments.signs < 0:
         raise UserError("--pictures-each must be at least 1, and --signs not negative.")
 
-    from vlad.comparison import compare, table
+    from vlad.eval.adapter_comparison import compare, table
 
     found, page = compare(arguments.base, arguments.adapter, arguments.out, arguments.pictures_each, arguments.signs)
     print(table(found))

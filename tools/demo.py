@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vlad.commands import Children
-from vlad.errors import UserError, run_command_line
+from vlad.utils.errors import UserError, run_command_line
+from vlad.utils.subprocesses import Children
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("autoencoder", "layout", "refine")
@@ -82,8 +82,8 @@ def main() -> None:
     parser.add_argument("--config", default="configs/tiny.yaml", help="default: configs/tiny.yaml")
     arguments = parser.parse_args()
 
-    from vlad.config import load_config
-    from vlad.evaluation.report import draw_curves
+    from vlad.config.load import load_config
+    from vlad.reports.image_grids import draw_curves
 
     os.chdir(ROOT)
     config = load_config(arguments.config)

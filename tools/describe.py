@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlad.errors import UserError, run_command_line
+from vlad.utils.errors import UserError, run_command_line
 
 BATCH = 4
 NAMED = 5  # how many missing or unreadable pictures are named
@@ -34,7 +34,7 @@ def descriptions(model: Any, pictures: list[Any], store: Path) -> Iterator[str]:
     """What a model says of each picture, kept in a file of lines; what this model has said is not asked again."""
     from tqdm import tqdm
 
-    from vlad.evaluation.reading_files import load_picture
+    from vlad.eval.ocr_files import load_picture
 
     kept = kept_of(store, model.name)
     missing = [picture for picture in pictures if stamp(picture.path) not in kept]
@@ -73,7 +73,7 @@ def stamp(path: Path) -> str:
 
 def is_readable(path: Path) -> bool:
     """Whether a picture can be decoded."""
-    from vlad.evaluation.reading_files import UNREADABLE, load_picture
+    from vlad.eval.ocr_files import UNREADABLE, load_picture
 
     try:
         load_picture(path)
@@ -99,13 +99,13 @@ def main() -> int:
         raise UserError(f"--first is {arguments.first}, and must be at least 1; leave it out for all prompts.")
     systems, describers = named(arguments.systems), named(arguments.describer)
 
-    from vlad.errors import writable_directory
-    from vlad.evaluation.descriptions import matrix_of, summed_up
-    from vlad.evaluation.evaluator import write_json
-    from vlad.evaluation.pictures import find_pictures
-    from vlad.evaluation.prompt_files import read_prompt_files, safe_name
-    from vlad.text.captioner import LVLMCaptioner, check_model
-    from vlad.text.picture_encoders import SentenceEncoder
+    from vlad.eval.descriptions import matrix_of, summed_up
+    from vlad.eval.evaluator import write_json
+    from vlad.eval.image_sets import find_pictures
+    from vlad.eval.prompt_files import read_prompt_files, safe_name
+    from vlad.models.captioner import LVLMCaptioner, check_model
+    from vlad.models.image_encoders import SentenceEncoder
+    from vlad.utils.errors import writable_directory
 
     prompts = read_prompt_files(arguments.prompts)[: arguments.first]
     found: dict[str, list[Any]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vlad.errors import run_command_line
+from vlad.utils.errors import run_command_line
 
 
 def main() -> int:
@@ -15,12 +15,12 @@ def main() -> int:
     parser.add_argument("config", help="a file of configs/, or a run's own config.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as train.py takes them")
     arguments = parser.parse_args()
-    from vlad.config import load_config
+    from vlad.config.load import load_config
 
     config = load_config(arguments.config, arguments.overrides)
-    from vlad.distributed import is_main_process
-    from vlad.doctor.checks import NAME_WIDTH, examine
-    from vlad.doctor.findings import exit_code, table
+    from vlad.profiling.doctor.checks import NAME_WIDTH, examine
+    from vlad.profiling.doctor.findings import exit_code, table
+    from vlad.utils.distributed import is_main_process
 
     findings = []
     for finding in examine(config):

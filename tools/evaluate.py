@@ -17,13 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlad.errors import UserError, run_command_line
-from vlad.evaluation.ways import MODES, MOST_WORDS, WAYS, plain
+from vlad.eval.generation_modes import MODES, MOST_WORDS, WAYS, plain
+from vlad.utils.errors import UserError, run_command_line
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from vlad.evaluation.evaluator import Evaluation
+    from vlad.eval.evaluator import Evaluation
 
 # Options of one way of scoring, which another would pass over in silence.
 OF_BENCHMARKS = (
@@ -44,14 +44,14 @@ def evaluate_run(
     """
     from tqdm import tqdm
 
-    from vlad.artists import weights_digest
-    from vlad.building import pipeline_folder
-    from vlad.config import load_config
-    from vlad.errors import existing_file, writable_directory
-    from vlad.evaluation.held_out import held_out_signs, modes_of, score_spelling, spelling_grid
-    from vlad.evaluation.ocr import build_engine
-    from vlad.sampling import load_pipeline
-    from vlad.training.callbacks import write_metrics
+    from vlad.config.load import load_config
+    from vlad.eval.generators import weights_digest
+    from vlad.eval.held_out_words import held_out_signs, modes_of, score_spelling, spelling_grid
+    from vlad.inference.load import load_pipeline
+    from vlad.metrics.ocr import build_engine
+    from vlad.pipeline.folders import pipeline_folder
+    from vlad.training.callbacks.progress import write_metrics
+    from vlad.utils.errors import existing_file, writable_directory
 
     out = run / "evaluation"
     metrics_file = out / "metrics.json"
@@ -127,15 +127,15 @@ def evaluate_editing(run: Path, count: int, engine: str) -> dict[str, Any]:
     """Replaces the words of held-out signs: writes RUN/evaluation/editing* and returns the metrics."""
     from tqdm import tqdm
 
-    from vlad.config import load_config
-    from vlad.errors import existing_file, writable_directory
-    from vlad.evaluation.editing import score_editing
-    from vlad.evaluation.held_out import held_out_signs
-    from vlad.evaluation.ocr import build_engine
-    from vlad.evaluation.report import sample_grid
-    from vlad.pipeline_settings import check_can_edit
-    from vlad.sampling import load_pipeline
-    from vlad.training.callbacks import write_metrics
+    from vlad.config.load import load_config
+    from vlad.eval.editing import score_editing
+    from vlad.eval.held_out_words import held_out_signs
+    from vlad.inference.load import load_pipeline
+    from vlad.metrics.ocr import build_engine
+    from vlad.pipeline.settings import check_can_edit
+    from vlad.reports.image_grids import sample_grid
+    from vlad.training.callbacks.progress import write_metrics
+    from vlad.utils.errors import existing_file, writable_directory
 
     name = build_engine(engine).name
     pipeline = load_pipeline(run)
@@ -178,8 +178,8 @@ def print_editing(metrics: dict[str, Any], run: Path) -> None:
 
 def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Evaluation, Path]:
     """Scores pictures of a benchmark's prompts, drawn where they are missing; the evaluation and its folder."""
-    from vlad.evaluation.ocr import build_engine
-    from vlad.evaluation.prompt_files import prompts_and_overrides, read_prompt_files
+    from vlad.eval.prompt_files import prompts_and_overrides, read_prompt_files
+    from vlad.metrics.ocr import build_engine
 
     # A mistake in these answers at once: what scores them takes seconds to import.
     prompts, more = prompts_and_overrides(arguments.prompts)
@@ -188,9 +188,9 @@ def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Eva
     read_prompt_files(prompts)
     build_engine(arguments.engine)
 
-    from vlad.artists import DrawOptions
-    from vlad.benchmarks.scoring import ScoreOptions, score_target
-    from vlad.evaluation.reading_files import ReadOptions
+    from vlad.eval.generators import DrawOptions
+    from vlad.eval.ocr_files import ReadOptions
+    from vlad.eval.scoring import ScoreOptions, score_target
 
     draw = DrawOptions(
         arguments.steps,
@@ -220,18 +220,18 @@ def evaluate_alignment(encoder: Path, arguments: argparse.Namespace) -> int:
     """Whether a run's own towers, or a CLIP, read prompts or bags of words: prints the table, writes it to OUT/."""
     from tqdm import tqdm
 
-    from vlad.evaluation.asked import read_entries
+    from vlad.eval.alignment_prompts import read_entries
 
     entries = {entry.key: entry for entry in read_entries(*arguments.prompts)[: arguments.first]}
 
-    from vlad.benchmarks.scoring import default_out
-    from vlad.errors import writable_directory
-    from vlad.evaluation.contrasts import contrasts_of, table_of
-    from vlad.evaluation.evaluator import write_json
-    from vlad.evaluation.pictures import find_pictures
-    from vlad.evaluation.prompt_files import read_prompt_files
-    from vlad.evaluation.reading_files import UNREADABLE, load_picture
-    from vlad.joint_encoders import joint_encoder
+    from vlad.eval.alignment_scores import contrasts_of, table_of
+    from vlad.eval.encoders import joint_encoder
+    from vlad.eval.evaluator import write_json
+    from vlad.eval.image_sets import find_pictures
+    from vlad.eval.ocr_files import UNREADABLE, load_picture
+    from vlad.eval.prompt_files import read_prompt_files
+    from vlad.eval.scoring import default_out
+    from vlad.utils.errors import writable_directory
 
     wanted = [prompt for prompt in read_prompt_files(arguments.prompts) if prompt.key in entries]
     if arguments.pictures is None:
@@ -284,7 +284,7 @@ def print_faults(faults: dict[str, list[str]], count: int, of_what: str) -> None
 
 def print_evaluation(found: Evaluation, out: Path) -> None:
     """The table and where the rest is."""
-    from vlad.evaluation.evaluation_report import text_table
+    from vlad.eval.html_report import text_table
 
     print(text_table(found))
     print(f"{len(found.scored)} pictures of {found.prompts} prompts; in brackets, intervals of 95 %")
@@ -388,7 +388,7 @@ def main() -> int:
 
 def print_spelling(metrics: dict[str, Any], run: Path) -> None:
     """The scores on held-out words, the words with Wilson's 95 % interval."""
-    from vlad.evaluation.breakdown import wilson_interval
+    from vlad.eval.breakdown import wilson_interval
 
     print(f"{metrics['words']} held-out words, {metrics['engine']}, {metrics['protocol']}")
     for mode, score in metrics["modes"].items():

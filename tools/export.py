@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlad.errors import OptionParser, run_command_line
+from vlad.utils.errors import OptionParser, run_command_line
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the hub too, as a private repository")
     arguments = parser.parse_args()
 
-    from vlad.sampling.export import EXAMPLES, export_run, push
+    from vlad.inference.export import EXAMPLES, export_run, push
 
     examples = arguments.example or EXAMPLES
     card = export_run(arguments.run, arguments.out, arguments.variant, arguments.licence, examples)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlad.errors import run_command_line
+from vlad.utils.errors import run_command_line
 
 
 def main() -> None:
@@ -23,9 +23,9 @@ def main() -> None:
 
     from tqdm import tqdm
 
-    from vlad.errors import writable_directory
-    from vlad.evaluation.alignment_subsets import ALIGNMENT_SUBSETS
-    from vlad.evaluation.open_benchmark import SUBSETS, BenchmarkOptions, write_benchmark
+    from vlad.eval.alignment_subsets import ALIGNMENT_SUBSETS
+    from vlad.eval.open_benchmark import SUBSETS, BenchmarkOptions, write_benchmark
+    from vlad.utils.errors import writable_directory
 
     options = BenchmarkOptions(arguments.seed, arguments.split, arguments.count, arguments.size)
     total = options.count * (len(SUBSETS) + len(ALIGNMENT_SUBSETS))

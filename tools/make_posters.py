@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlad.errors import UserError, run_command_line, writable_directory
+from vlad.utils.errors import UserError, run_command_line, writable_directory
 
 MOST_POSTERS = 100_000
 
@@ -29,7 +29,7 @@ def main() -> None:
 
     from PIL import Image
 
-    from vlad.data.posters import render_poster
+    from vlad.data.poster_template import render_poster
 
     folder = writable_directory(arguments.folder, "posters")
     for index in range(arguments.count):

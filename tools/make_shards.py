@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlad.errors import UserError, claimed, counted, local_place, run_command_line, told_of, writable_directory
+from vlad.utils.errors import UserError, claimed, counted, local_place, run_command_line, told_of, writable_directory
 
 if TYPE_CHECKING:
-    from vlad.data.importers.annotate import ReadText
-    from vlad.data.importers.making import Captioner, Recipe, ShardRecord
-    from vlad.data.importers.records import Place, Skipped, Source
+    from vlad.data.importers.convert import ReadText
+    from vlad.data.importers.make_shards import Captioner, Recipe, ShardRecord
+    from vlad.data.importers.source_entries import Place, Skipped, Source
 
 # What a pixel takes in a shard, at most, as measured on photographs with text.
 BYTES_A_PIXEL = {"jpg": 0.6, "png": 2.4}
@@ -45,9 +45,9 @@ def main() -> int:
 
 def _main(arguments: argparse.Namespace) -> int:
     # Imported late, here and below, so that --help and mistakes are answered at once.
-    from vlad.data.importers.annotate import AnnotateOptions
-    from vlad.data.importers.making import Recipe
-    from vlad.data.importers.opening import open_source
+    from vlad.data.importers.convert import AnnotateOptions
+    from vlad.data.importers.detect_format import open_source
+    from vlad.data.importers.make_shards import Recipe
 
     options = AnnotateOptions(
         max_side_pixels=arguments.max_side_pixels,
@@ -85,7 +85,7 @@ def _main(arguments: argparse.Namespace) -> int:
 
 
 def _make(arguments: argparse.Namespace, recipe: Recipe, out: Output) -> int:
-    from vlad.data.importers.making import Journal
+    from vlad.data.importers.make_shards import Journal
 
     source, options = recipe.source, recipe.options
     count, pixels = _probe(source, options.max_side_pixels, arguments.caption_field)
@@ -99,7 +99,7 @@ def _make(arguments: argparse.Namespace, recipe: Recipe, out: Output) -> int:
 
         start_ray()
 
-    from vlad.evaluation.ocr import build_engine
+    from vlad.metrics.ocr import build_engine
 
     about = {
         "made_by": "tools/make_shards.py",
@@ -135,7 +135,7 @@ def _make(arguments: argparse.Namespace, recipe: Recipe, out: Output) -> int:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    from vlad.data.importers.opening import FORMATS
+    from vlad.data.importers.detect_format import FORMATS
 
     parser = argparse.ArgumentParser(
         description="Makes shards from pictures and what is known about them.",
@@ -175,14 +175,14 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _build_reader(name: str) -> ReadText:
-    from vlad.evaluation.ocr import build_engine
+    from vlad.metrics.ocr import build_engine
 
     # What the engine is unsure of comes too: there the importer marks the line as not legible.
     return build_engine(name, least_confidence=0.0).read
 
 
 def _build_captioner(path: str, revision: str | None, device: str) -> Captioner:
-    from vlad.text.captioner import LVLMCaptioner
+    from vlad.models.captioner import LVLMCaptioner
 
     return LVLMCaptioner(path, revision, device)
 
@@ -196,7 +196,7 @@ class Output:
 
     def still_there(self, records: dict[int, ShardRecord]) -> dict[int, ShardRecord]:
         """The records whose shards stand at the target."""
-        from vlad.data.writing import published_names
+        from vlad.data.shards.writer import published_names
 
         names = published_names(self.target, ".tar")
         return {number: record for number, record in records.items() if self._has(record, names)}
@@ -211,7 +211,7 @@ class Output:
 
     def refuse_others(self, arguments: argparse.Namespace) -> None:
         """Raises UserError where shards stand that this tool has not begun, or has finished; or none to resume."""
-        from vlad.data.writing import MANIFEST, published_names
+        from vlad.data.shards.writer import MANIFEST, published_names
 
         names = published_names(self.target, "")
         begun = (self.workplace / JOURNAL).is_file()
@@ -224,7 +224,7 @@ class Output:
 
     def forget_others(self, done: dict[int, ShardRecord]) -> None:
         """Removes what an interrupted run left besides its finished shards: they are made anew."""
-        from vlad.data.writing import SIZES_SUFFIX
+        from vlad.data.shards.writer import SIZES_SUFFIX
 
         finished = {f"{number:06d}{kind}" for number in done for kind in (".tar", SIZES_SUFFIX)}
         for path in self.workplace.iterdir():
@@ -233,7 +233,7 @@ class Output:
 
     def clear(self) -> None:
         """Removes the shards that stand in the directory, the manifest first."""
-        from vlad.data.writing import MANIFEST
+        from vlad.data.shards.writer import MANIFEST
 
         for name in (MANIFEST, JOURNAL, SKIPPED):
             (self.workplace / name).unlink(missing_ok=True)
@@ -244,8 +244,8 @@ class Output:
 
 def _output(out: str, overwrite: bool) -> Output:
     """Raises UserError for a place that takes no shards."""
-    from vlad.data.stores import refuse_programs
-    from vlad.data.urls import HTTP_SCHEMES, is_url, local_path
+    from vlad.data.storage.object_stores import refuse_programs
+    from vlad.data.storage.urls import HTTP_SCHEMES, is_url, local_path
 
     if not out.strip():
         raise UserError("--out is empty; name the directory or the URL for the shards.")
@@ -266,7 +266,7 @@ def _output(out: str, overwrite: bool) -> Output:
 def _refuse_source(source: str, target: Path | str) -> None:
     """Raises UserError where the shards would stand among what they are made of, and replace it in the end."""
     if isinstance(target, Path) and target.exists():
-        from vlad.data.importers.opening import source_paths
+        from vlad.data.importers.detect_format import source_paths
 
         held = (path for path in source_paths(source) if path.exists())
         if any(target.samefile(path if path.is_dir() else path.parent) for path in held):
@@ -279,8 +279,8 @@ def _probe(source: Source, max_side_pixels: int, caption_field: str | None) -> t
     Raises UserError where none of the first entries is such as the source's format has them, has its picture, or has
     a caption where the user says that it stands.
     """
-    from vlad.data.importers.annotate import header_pixels
-    from vlad.data.importers.records import Unusable
+    from vlad.data.importers.convert import header_pixels
+    from vlad.data.importers.source_entries import Unusable
 
     pixels, probed, captions, share, reasons = 0, 0, 0, None, []
     for place in itertools.islice(source.places(), PROBED_PLACES):
@@ -321,8 +321,8 @@ def _made(
     """The shards as they are finished, under a bar."""
     from tqdm import tqdm
 
-    from vlad.data.importers.making import LEAST_PICTURES_A_PROCESS, make_shards_locally
-    from vlad.data.parallel import available_cores
+    from vlad.data.importers.make_shards import LEAST_PICTURES_A_PROCESS, make_shards_locally
+    from vlad.utils.parallel import available_cores
 
     before = sum(record.places for record in done.values())
     remaining = max(0, count - before)
@@ -346,7 +346,7 @@ def _made(
 
 def _finish(arguments: argparse.Namespace, out: Output, records: list[ShardRecord], about: dict[str, Any]) -> int:
     """Prints the summary and publishes the manifest."""
-    from vlad.data.writing import Statistics, write_manifest, write_text_file
+    from vlad.data.shards.writer import Statistics, write_manifest, write_text_file
 
     entries = [record.entry for record in records if record.entry is not None]
     statistics = sum((record.statistics for record in records), Statistics())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from vlad.errors import UserError, run_command_line
+from vlad.utils.errors import UserError, run_command_line
 
 
 def main() -> int:
@@ -22,12 +22,12 @@ def main() -> int:
     if arguments.gpu_gb is not None and not 0 < arguments.gpu_gb < 1e6:
         raise UserError(f"--gpu-gb must be a number of gigabytes above 0, not {arguments.gpu_gb:g}.")
 
-    from vlad.config import load_config
+    from vlad.config.load import load_config
 
     config = load_config(arguments.config, arguments.overrides)
-    from vlad.building import build_parts, check_text_side
-    from vlad.memory_plan import CONTEXT_BYTES, GB, device_bytes, is_packed, plan_table, ways_to_fit
-    from vlad.stage_trainer import sharing_ranks
+    from vlad.training.build import build_parts, check_text_side
+    from vlad.training.memory_plan import CONTEXT_BYTES, GB, device_bytes, is_packed, plan_table, ways_to_fit
+    from vlad.training.trainer import sharing_ranks
 
     check_text_side(config)
     if config.align_stage == "only":

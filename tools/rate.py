@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlad.errors import UserError, did_you_mean, run_command_line
+from vlad.utils.errors import UserError, did_you_mean, run_command_line
 
 
 def check_numbers(arguments: argparse.Namespace) -> None:
@@ -59,18 +59,18 @@ def main() -> None:
         if name not in systems:
             raise UserError(f"--watermarked {name} is no system here.{did_you_mean(name, systems)}")
 
-    from vlad.errors import writable_directory
-    from vlad.evaluation.prompt_files import read_prompt_files
-    from vlad.evaluation.rating import Ratings, make_study
-    from vlad.evaluation.rating_page import build_rating_page, check_host, serve_rating_page
-    from vlad.evaluation.rating_results import results_of, table_of
+    from vlad.eval.human_study.rating_page import build_rating_page, check_host, serve_rating_page
+    from vlad.eval.human_study.results import results_of, table_of
+    from vlad.eval.human_study.study import Ratings, make_study
+    from vlad.eval.prompt_files import read_prompt_files
+    from vlad.utils.errors import writable_directory
 
     if not arguments.results:
         check_host(arguments.host)
     prompts = read_prompt_files(arguments.prompts)[: arguments.first]
     masked: dict[str, tuple[float, float, float, float]] = {}
     if arguments.watermarked:
-        from vlad.diffusion.baselines import WATERMARK  # it takes seconds
+        from vlad.eval.baselines import WATERMARK
 
         masked = dict.fromkeys(arguments.watermarked, WATERMARK)
     study = make_study("pairs" if arguments.pairs else "scores", systems, prompts, arguments.seed, masked)

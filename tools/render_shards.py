@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from vlad.errors import UserError, claimed, local_place, run_command_line, told_of, writable_directory
+from vlad.utils.errors import UserError, claimed, local_place, run_command_line, told_of, writable_directory
 
 SAMPLES_PER_SHARD = 2000
 HELD_OUT = 256  # signs of the held-out set
@@ -22,8 +22,8 @@ BEGUN = "begun-by-render-shards"  # stands in the directory while its signs are 
 
 def _directory(option: str, pattern: str) -> Path:
     """Raises UserError for what names no directory of this machine."""
-    from vlad.data.stores import refuse_programs
-    from vlad.data.urls import is_url
+    from vlad.data.storage.object_stores import refuse_programs
+    from vlad.data.storage.urls import is_url
 
     if not pattern.strip() or is_url(pattern) or any(mark in pattern for mark in "*?{}"):
         raise UserError(f"{option}: signs are rendered into one local directory, not {pattern!r}; name one.")
@@ -33,8 +33,8 @@ def _directory(option: str, pattern: str) -> Path:
 
 
 def _render_shard(directory: Path, options: Any, number: int) -> list[dict[str, Any]]:
-    from vlad.data.synthetic import render_sign
-    from vlad.data.writing import write_shards
+    from vlad.data.shards.writer import write_shards
+    from vlad.data.signs import render_sign
 
     first = number * SAMPLES_PER_SHARD
     indices = range(first, min(first + SAMPLES_PER_SHARD, options.count))
@@ -43,7 +43,7 @@ def _render_shard(directory: Path, options: Any, number: int) -> list[dict[str, 
 
 def _about(options: Any) -> Any:
     """What the manifest says of how the signs were made: as JSON reads it back."""
-    from vlad.data.synthetic import RENDERER_VERSION
+    from vlad.data.signs import RENDERER_VERSION
 
     made = {"made_by": MADE_BY, "renderer_version": RENDERER_VERSION, "options": dataclasses.asdict(options)}
     return json.loads(json.dumps(made))
@@ -60,7 +60,7 @@ def _about_of(manifest: Path) -> dict[str, Any]:
 
 def _render_into(directory: Path, about: Any, render: Callable[[], list[dict[str, Any]]], needed_bytes: int) -> bool:
     """Fills the directory with what `render` writes, unless it holds that already; whether it was rendered."""
-    from vlad.data.writing import MANIFEST, write_manifest
+    from vlad.data.shards.writer import MANIFEST, write_manifest
 
     manifest, begun = directory / MANIFEST, directory / BEGUN
     made_here = begun.is_file()
@@ -116,9 +116,9 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
 
-    from vlad.config import load_config
-    from vlad.data.writing import write_shards
-    from vlad.evaluation.held_out import held_out_signs
+    from vlad.config.load import load_config
+    from vlad.data.shards.writer import write_shards
+    from vlad.eval.held_out_words import held_out_signs
 
     config = load_config(arguments.config, arguments.overrides)
     options = config.data.synthetic

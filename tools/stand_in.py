@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlad.errors import UserError, run_command_line, writable_directory
+from vlad.utils.errors import UserError, run_command_line, writable_directory
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
     if out.exists():
         raise UserError(f"{out} is there already; name a new folder with --out.")
 
-    from vlad.diffusion.stand_in import REAL, save_stand_in
+    from vlad.models.stand_in import REAL, save_stand_in
 
     writable_directory(out, "a stand-in", needed_bytes=30_000_000_000 if arguments.real_size else 10_000_000)
     save_stand_in(arguments.kind, out, REAL[arguments.kind] if arguments.real_size else None)

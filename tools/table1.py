@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlad.errors import UserError, local_place, run_command_line
+from vlad.utils.errors import UserError, local_place, run_command_line
 
 ENTRIES = Path(__file__).resolve().parent.parent / "configs" / "eval"
 
@@ -43,18 +43,18 @@ def main() -> int:
         if (place := getattr(arguments, name)) is not None:
             local_place(place, f"--{name}")
 
-    from vlad.evaluation.prompt_files import prompts_and_overrides, read_prompt_files
+    from vlad.eval.prompt_files import prompts_and_overrides, read_prompt_files
 
     prompts, more = prompts_and_overrides(arguments.prompts)
     if not prompts:
         raise UserError("--prompts names no file; name one of your benchmark's.")
     asked = read_prompt_files(prompts)  # a mistake in them answers at once, also where no row has its models
 
-    from vlad.benchmarks.scoring import ScoreOptions
-    from vlad.benchmarks.table1 import read_entries, remarks, score_rows, write_table
-    from vlad.errors import did_you_mean, writable_directory
-    from vlad.evaluation.ocr import build_engine
-    from vlad.evaluation.reading_files import ReadOptions
+    from vlad.eval.ocr_files import ReadOptions
+    from vlad.eval.scoring import ScoreOptions
+    from vlad.eval.table1 import read_entries, remarks, score_rows, write_table
+    from vlad.metrics.ocr import build_engine
+    from vlad.utils.errors import did_you_mean, writable_directory
 
     # Settings behind --rows are no rows, as those behind --prompts are no files.
     behind = arguments.rows or []

@@ -13,13 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from vlad.errors import UserError, run_command_line, told_of, writable_directory
+from vlad.utils.errors import UserError, run_command_line, told_of, writable_directory
 
 if TYPE_CHECKING:
-    from vlad.data.validation.findings import Finding
-    from vlad.data.validation.inspection import Inspection
-    from vlad.data.validation.listing import ShardSet
-    from vlad.data.validation.report import Report, ValidationOptions
+    from vlad.data.lint.findings import Finding
+    from vlad.data.lint.shard_listing import ShardSet
+    from vlad.data.lint.shard_scan import Inspection
+    from vlad.data.lint.summary import Report, ValidationOptions
 
 PAGE, FINDINGS, SHEET = "report.html", "findings.jsonl", "contact_sheet.png"
 
@@ -35,11 +35,11 @@ def _main(arguments: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from vlad.data.retries import FetchOptions
-    from vlad.data.shard_cache import ShardCache
-    from vlad.data.validation.listing import list_set
-    from vlad.data.validation.text_report import text_report
-    from vlad.data.validation.validate import validate, validate_manifests
+    from vlad.data.lint.run import validate, validate_manifests
+    from vlad.data.lint.shard_listing import list_set
+    from vlad.data.lint.text_report import text_report
+    from vlad.data.options import FetchOptions
+    from vlad.data.storage.shard_cache import ShardCache
 
     warnings.filterwarnings("ignore", module="PIL")  # of large pictures: they are found
     options = _options(arguments)
@@ -102,7 +102,7 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _options(arguments: argparse.Namespace) -> ValidationOptions:
-    from vlad.data.validation.report import Launch, ValidationOptions
+    from vlad.data.lint.summary import Launch, ValidationOptions
 
     asked = {"ranks": arguments.ranks, "batch_size": arguments.batch_size}
     given = {name: value for name, value in asked.items() if value is not None}
@@ -123,7 +123,7 @@ def _options(arguments: argparse.Namespace) -> ValidationOptions:
 
 
 def _findings_file(directory: Path, shard_set: ShardSet) -> TextIO:
-    from vlad.data.urls import is_url
+    from vlad.data.storage.urls import is_url
 
     source = {Path(shard.path).parent.resolve() for shard in shard_set.shards if not is_url(shard.path)}
     if directory.resolve() in source:
@@ -132,9 +132,9 @@ def _findings_file(directory: Path, shard_set: ShardSet) -> TextIO:
 
 
 def _write_page(report: Report, directory: Path) -> None:
-    from vlad.data.contact_sheets import PageFinding, PageTable, contact_sheet, write_page
-    from vlad.data.validation.findings import KINDS
-    from vlad.data.validation.text_report import place_of, summary_rows, tables
+    from vlad.data.lint.contact_sheets import PageFinding, PageTable, contact_sheet, write_page
+    from vlad.data.lint.findings import KINDS
+    from vlad.data.lint.text_report import place_of, summary_rows, tables
 
     note = "Interrupted: this is about the part that was read." if report.interrupted else ""
     groups = report.cards()

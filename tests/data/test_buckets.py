@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlad.data.buckets import Bucket, build_buckets, fit_to_bucket, nearest_bucket
-from vlad.errors import UserError
 from vlad.layout.polygons import box_polygon
-from vlad.records import Layout, ObjectBox, Sample, TextLine
+from vlad.types import Layout, ObjectBox, Sample, TextLine
+from vlad.utils.errors import UserError
 
 
 def sample_of(width, height, *boxes, **fields):

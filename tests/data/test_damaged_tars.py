@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlad.data.dataset import ShardBatches, open_sets
 from vlad.data.decoding import BadSample, decode_sample
-from vlad.data.shards import ShardReader, UnreadableSample, index_shards
-from vlad.data.stream import ShardBatches, StreamOptions, open_sets
-from vlad.data.synthetic import SyntheticOptions, render_sign
-from vlad.data.writing import MANIFEST, shard_entry, write_manifest, write_shards
-from vlad.errors import UserError
+from vlad.data.options import StreamOptions, SyntheticOptions
+from vlad.data.shards.reader import ShardReader, UnreadableSample, index_shards
+from vlad.data.shards.writer import MANIFEST, shard_entry, write_manifest, write_shards
+from vlad.data.signs import render_sign
+from vlad.utils.errors import UserError
 
 SIGNS = [render_sign(SyntheticOptions(size_pixels=16), index) for index in range(6)]
 OPTIONS = StreamOptions(picture_pixels=16, batch_size=2, workers=0, shuffle_window=4, max_bad_share=1.0)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vlad.data import decoding
 from vlad.data.decoding import PICTURE_FORMATS, BadSample, decode_picture, decode_sample, encode_sample
-from vlad.records import Layout, ObjectBox, Sample, TextLine
+from vlad.types import Layout, ObjectBox, Sample, TextLine
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 

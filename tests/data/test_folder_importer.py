@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlad.data.decoding import decode_sample
-from vlad.data.importers.annotate import AnnotateOptions, annotate
-from vlad.data.importers.captions import compose_caption, strings_to_quote
+from vlad.data.importers.caption_templates import compose_caption, strings_to_quote
+from vlad.data.importers.convert import AnnotateOptions, annotate
 from vlad.data.importers.folder import FolderSource
-from vlad.data.importers.records import MAX_SMALL_FILE_BYTES, Skipped, UniqueKeys
-from vlad.data.shards import read_members
-from vlad.data.writing import write_shards
-from vlad.errors import UserError
+from vlad.data.importers.source_entries import MAX_SMALL_FILE_BYTES, Skipped, UniqueKeys
+from vlad.data.shards.reader import read_members
+from vlad.data.shards.writer import write_shards
 from vlad.layout.polygons import box_polygon
-from vlad.records import Sample, TextLine
-from vlad.text.prompt import parse_prompt
+from vlad.models.text_encoder.prompt import parse_prompt
+from vlad.types import Sample, TextLine
+from vlad.utils.errors import UserError
 
 OPEN = TextLine("OPEN", box_polygon(0.1, 0.1, 0.9, 0.3), confidence=0.9)
 

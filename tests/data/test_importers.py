@@ -14,14 +14,14 @@ import pytest
 from PIL import Image, ImageOps
 
 from vlad.data.decoding import decode_sample
-from vlad.data.importers.annotate import AnnotateOptions, annotate
-from vlad.data.importers.opening import FORMATS, detect_format, open_source
-from vlad.data.importers.records import Skipped, from_top_left
+from vlad.data.importers.convert import AnnotateOptions, annotate
+from vlad.data.importers.detect_format import FORMATS, detect_format, open_source
+from vlad.data.importers.source_entries import Skipped, from_top_left
 from vlad.data.importers.tars import TarSource
-from vlad.data.writing import write_shards
-from vlad.errors import UserError
+from vlad.data.shards.writer import write_shards
 from vlad.layout.polygons import box_polygon
-from vlad.records import Layout, Sample, TextLine
+from vlad.types import Layout, Sample, TextLine
+from vlad.utils.errors import UserError
 
 READ = TextLine("READ", box_polygon(0.1, 0.1, 0.9, 0.3), confidence=0.9)
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from vlad.data.importers import json_stream
 from vlad.data.importers.json_stream import read_header, stream_objects
-from vlad.data.importers.records import Unusable
-from vlad.errors import UserError
+from vlad.data.importers.source_entries import Unusable
+from vlad.utils.errors import UserError
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vlad.data.quarantine import Quarantine
-from vlad.data.retries import StorageError
+from vlad.data.storage.retries import StorageError
 
 
 def listed(path):

@@ -15,12 +15,13 @@ import pytest
 from storage_servers import SHARD, SUM, cache, left
 from torch.utils.data import DataLoader, Dataset
 
-from vlad.data.retries import FetchOptions, StorageError
-from vlad.data.storage import expand, publish, read_bytes
-from vlad.data.stream import ShardBatches, StreamOptions, open_sets
-from vlad.data.synthetic import SyntheticOptions, render_sign
-from vlad.data.writing import write_manifest, write_shards
-from vlad.errors import UserError
+from vlad.data.dataset import ShardBatches, open_sets
+from vlad.data.options import FetchOptions, StreamOptions, SyntheticOptions
+from vlad.data.shards.writer import write_manifest, write_shards
+from vlad.data.signs import render_sign
+from vlad.data.storage.locations import expand, publish, read_bytes
+from vlad.data.storage.retries import StorageError
+from vlad.utils.errors import UserError
 
 
 def test_a_local_path_is_given_back(tmp_path):
@@ -181,7 +182,7 @@ def test_a_damaged_copy_is_fetched_again(server, tmp_path):
 def test_a_crashed_download_holds_nobody_up(server, tmp_path):
     server.plans["/a/0.tar"] = ["slow"]
     code = (
-        "import sys; from vlad.data.shard_cache import *\n"
+        "import sys; from vlad.data.storage.shard_cache import *\n"
         "with ShardCache(FetchOptions(sys.argv[1])).local(sys.argv[2]): pass"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), server.url + "/a/0.tar"])

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from vlad.data.decoding import decode_sample, encode_sample
-from vlad.data.shards import ShardReader, UnreadableSample, index_shards, picture_sizes, read_members
-from vlad.data.storage import expand
-from vlad.data.synthetic import SyntheticOptions, render_sign
-from vlad.data.writing import shard_entry, write_manifest, write_shards
-from vlad.errors import UserError
+from vlad.data.options import SyntheticOptions
+from vlad.data.shards.reader import ShardReader, UnreadableSample, index_shards, picture_sizes, read_members
+from vlad.data.shards.writer import shard_entry, write_manifest, write_shards
+from vlad.data.signs import render_sign
+from vlad.data.storage.locations import expand
+from vlad.utils.errors import UserError
 
 COUNT = 50
 SIGNS = [render_sign(SyntheticOptions(size_pixels=16), index) for index in range(COUNT)]
@@ -69,7 +70,7 @@ def test_a_shard_appears_when_it_is_whole(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return encode_sample(sample, extension)
 
-    monkeypatch.setattr("vlad.data.writing.encode_sample", encode_until_stopped)
+    monkeypatch.setattr("vlad.data.shards.writer.encode_sample", encode_until_stopped)
     with pytest.raises(KeyboardInterrupt):
         write_shards(SIGNS, tmp_path, samples_per_shard=4)
     assert expand(str(tmp_path)) == (str(tmp_path / "000000.tar"),)
@@ -200,7 +201,7 @@ def test_any_sample_is_read_by_its_number(shards):
 
 
 def test_a_reader_keeps_a_bounded_number_of_shards_open(shards, monkeypatch):
-    monkeypatch.setattr("vlad.data.shards.OPEN_SHARDS", 2)
+    monkeypatch.setattr("vlad.data.shards.reader.OPEN_SHARDS", 2)
     reader = ShardReader(index_shards(str(shards)))
     for number in (0, 20, 40, 1, 21, 41):
         assert reader.read(number).key == SIGNS[number].key

@@ -11,10 +11,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 from storage_servers import SHARD, Handler, cache
 
-from vlad.data.retries import FetchOptions, StorageError
-from vlad.data.storage import exists, expand, list_files, publish, read_bytes
-from vlad.data.urls import is_url, join, parent, shown
-from vlad.errors import UserError
+from vlad.data.options import FetchOptions
+from vlad.data.storage.locations import exists, expand, list_files, publish, read_bytes
+from vlad.data.storage.retries import StorageError
+from vlad.data.storage.urls import is_url, join, parent, shown
+from vlad.utils.errors import UserError
 
 # Names
 
@@ -83,7 +84,7 @@ def test_a_brace_pattern_must_close_and_end(tmp_path, monkeypatch):
         expand(f"{tmp_path}/{{0..9.tar")
     with pytest.raises(UserError, match="over 1000000 shards"):
         expand("http://host/{000000000..999999999}.tar")
-    monkeypatch.setattr("vlad.data.storage.MAX_PATHS", 99)
+    monkeypatch.setattr("vlad.data.storage.locations.MAX_PATHS", 99)
     assert len(expand("http://host/{0..8}/{0..9}.tar")) == 90
     with pytest.raises(UserError, match="over 99 shards"):
         expand("http://host/{0..9}/{0..9}.tar")

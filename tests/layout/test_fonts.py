@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from vlad.errors import UserError
 from vlad.layout.fonts import (
     CANONICAL_FONT,
     CELL_WIDTH_EM,
@@ -22,6 +21,7 @@ from vlad.layout.fonts import (
     side_bearings,
 )
 from vlad.layout.scripts import SIMPLE, script_of
+from vlad.utils.errors import UserError
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlad.errors import UserError
 from vlad.layout.masks import (
     Edit,
     common_size,
@@ -22,7 +21,8 @@ from vlad.layout.masks import (
     touched_lines,
 )
 from vlad.layout.polygons import bounding_box, box_polygon
-from vlad.records import Layout, TextLine
+from vlad.types import Layout, TextLine
+from vlad.utils.errors import UserError
 
 TOP = TextLine("HOUSE", box_polygon(0.25, 0.25, 0.75, 0.5))
 BOTTOM = TextLine("BUS", box_polygon(0.25, 0.75, 0.5, 0.875))

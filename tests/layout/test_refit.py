@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlad.data.synthetic import SyntheticOptions, render_sign
-from vlad.evaluation.refit_score import KINDS, generated_layout, score_refit
-from vlad.layout.files import read_layout, write_layout
-from vlad.layout.glyphmap import draw_glyph_map
+from vlad.data.options import SyntheticOptions
+from vlad.data.signs import render_sign
+from vlad.eval.refit_score import KINDS, generated_layout, score_refit
+from vlad.layout.glyph_map import draw_glyph_map
+from vlad.layout.layout_files import read_layout, write_layout
 from vlad.layout.polygons import bounding_box, box_iou, box_polygon, polygon_iou
 from vlad.layout.refit import refit_layout
-from vlad.records import Layout, TextLine
+from vlad.types import Layout, TextLine
 
 
 def test_true_glyph_maps_give_their_layouts_back() -> None:

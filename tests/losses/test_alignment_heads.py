@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from vlad.losses.alignment import AlignmentHeads, AttentionPool, TokenPool, place_codes
+from vlad.losses.alignment_heads import AlignmentHeads, AttentionPool, TokenPool, place_codes
 from vlad.losses.contrastive import AlignmentHead
-from vlad.records import Conditioning
+from vlad.types import Conditioning
 
 
 @pytest.mark.parametrize(("points", "side"), [(4, 4), (4, 8), (4, 3), (8, 8)])

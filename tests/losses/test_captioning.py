@@ -5,7 +5,7 @@ import math
 import torch
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from vlad.losses.captioning import captioning_loss
+from vlad.losses.extra.captioning import captioning_loss
 
 MASK = torch.tensor([[True, True, True, False], [False, True, True, True], [True, False, False, False]])
 

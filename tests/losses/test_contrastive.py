@@ -22,7 +22,7 @@ from vlad.losses.contrastive import (
     symmetric_loss,
     text_ids,
 )
-from vlad.text.prompt import parse_prompt
+from vlad.models.text_encoder.prompt import parse_prompt
 
 
 def states(rows: int = 6) -> tuple[Tensor, Tensor]:

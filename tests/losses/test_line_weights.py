@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from vlad.layout.polygons import box_polygon
-from vlad.losses.line_weights import MOST_WEIGHT, line_weights
-from vlad.records import Layout, TextLine
+from vlad.losses.extra.line_weights import MOST_WEIGHT, line_weights
+from vlad.types import Layout, TextLine
 
 LARGE = TextLine("A", box_polygon(0.0, 0.0, 0.5, 0.5))
 SMALL = TextLine("B", box_polygon(0.5, 0.75, 0.75, 0.875))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vlad.losses.contrastive import paired
-from vlad.losses.matching import MatchingHead, matching_loss, sample_hard_negatives
+from vlad.losses.extra.matching import MatchingHead, matching_loss, sample_hard_negatives
 
 
 def head() -> MatchingHead:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlad.losses.negatives import (
+from vlad.losses.extra.negatives import (
     COLOURS,
     ONE_WAY,
     PLACES,
@@ -21,7 +21,7 @@ from vlad.losses.negatives import (
     swap_words,
     vary_captions,
 )
-from vlad.text.prompt import parse_prompt
+from vlad.models.text_encoder.prompt import parse_prompt
 
 Swap = Callable[[str, random.Random], str | None]
 SIGN = 'a blue sign that says "RED TOP" in white letters at the top'

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlad.losses.captioning import captioning_loss
 from vlad.losses.contrastive import paired, sigmoid_loss, symmetric_loss
+from vlad.losses.extra.captioning import captioning_loss
 
 SPEC = importlib.util.find_spec("open_clip")
 pytestmark = pytest.mark.skipif(SPEC is None, reason="open_clip is not installed")

@@ -18,11 +18,11 @@ from torch import multiprocessing as mp
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from vlad.distributed import gather_rows_with_gradient, rank, world_size
-from vlad.losses.captioning import captioning_loss
 from vlad.losses.contrastive import AlignmentHead, FurtherTexts, paired
-from vlad.losses.matching import MatchingHead, matching_loss
-from vlad.losses.regions import RegionHead, Regions
+from vlad.losses.extra.captioning import captioning_loss
+from vlad.losses.extra.matching import MatchingHead, matching_loss
+from vlad.losses.extra.regions import RegionHead, Regions
+from vlad.utils.distributed import gather_rows_with_gradient, rank, world_size
 
 WORLD, ROWS = 2, 6
 MINE = ROWS // WORLD

@@ -5,11 +5,11 @@ import onnxruntime
 import pytest
 import torch
 
-from vlad.layout.crops import crop_line
-from vlad.layout.glyphmap import draw_glyph_map
+from vlad.layout.glyph_map import draw_glyph_map
+from vlad.layout.line_crops import crop_line
 from vlad.layout.polygons import box_polygon
-from vlad.losses.recognition import Recogniser, cut_lines, packaged_recogniser, recognition_loss
-from vlad.records import Layout, TextLine
+from vlad.losses.extra.recognition import Recogniser, cut_lines, packaged_recogniser, recognition_loss
+from vlad.types import Layout, TextLine
 
 UPRIGHT = TextLine("HOUSE", box_polygon(0.1, 0.2, 0.9, 0.5))
 TILTED = TextLine("CAB", ((0.2, 0.5), (0.7, 0.6), (0.65, 0.9), (0.15, 0.8)))

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from vlad.losses.contrastive import multi_positive_loss
-from vlad.losses.regions import RegionHead, Regions, find_regions, pool_regions, region_phrase_loss
-from vlad.records import ObjectBox
-from vlad.text.prompt import parse_prompt
+from vlad.losses.extra.regions import RegionHead, Regions, find_regions, pool_regions, region_phrase_loss
+from vlad.models.text_encoder.prompt import parse_prompt
+from vlad.types import ObjectBox
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vlad.data.stream import collate
-from vlad.data.synthetic import SyntheticOptions, render_sign
+from vlad.data.dataset import collate
+from vlad.data.options import SyntheticOptions
+from vlad.data.signs import render_sign
 from vlad.layout.polygons import box_polygon
-from vlad.losses.segmentation import (
+from vlad.losses.extra.segmentation import (
     CLASSES,
     FINER,
     IGNORED,
@@ -16,7 +17,7 @@ from vlad.losses.segmentation import (
     letter_labels,
     segmentation_loss,
 )
-from vlad.records import Batch, Layout, TextLine
+from vlad.types import Batch, Layout, TextLine
 
 LAYOUT = Layout((TextLine("AB", box_polygon(0.0, 0.0, 0.5, 0.5)),))
 

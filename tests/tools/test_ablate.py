@@ -12,7 +12,11 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from vlad.ablation import (
+from vlad.config.load import load_config
+from vlad.data.options import SyntheticOptions
+from vlad.data.shards.writer import write_manifest, write_shards
+from vlad.data.signs import render_sign
+from vlad.eval.ablation import (
     Scores,
     ablation_page,
     ablation_table,
@@ -23,11 +27,8 @@ from vlad.ablation import (
     spread,
     variants,
 )
-from vlad.commands import Children
-from vlad.config import load_config
-from vlad.data.synthetic import SyntheticOptions, render_sign
-from vlad.data.writing import write_manifest, write_shards
-from vlad.errors import UserError
+from vlad.utils.errors import UserError
+from vlad.utils.subprocesses import Children
 
 ROOT = Path(__file__).resolve().parents[2]
 MINIATURE = """
@@ -171,9 +172,9 @@ def test_two_jobs_train_each_run_once_and_wait_for_the_autoencoder(
         return 0
 
     monkeypatch.setattr(Children, "run", call)
-    monkeypatch.setattr("vlad.ablation_runs.is_finished", lambda config: (config.directory / "pipeline").is_dir())
-    monkeypatch.setattr("vlad.ablation_runs.POLL_SECONDS", 0.01)
-    monkeypatch.setattr("vlad.ablation_runs.available_cores", lambda: 4)
+    monkeypatch.setattr("vlad.eval.ablation_runs.is_finished", lambda config: (config.directory / "pipeline").is_dir())
+    monkeypatch.setattr("vlad.eval.ablation_runs.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("vlad.eval.ablation_runs.available_cores", lambda: 4)
 
     def run(*more: str) -> int:
         monkeypatch.setattr(sys, "argv", ["ablate.py", str(config_file), "--count", "2", "--jobs", "2", *more])

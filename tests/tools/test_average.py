@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vlad.building import build_pipeline, new_parts
-from vlad.config import load_config
-from vlad.errors import UserError
-from vlad.pipeline import VLADPipeline
-from vlad.training.posthoc import snapshot_path
+from vlad.config.load import load_config
+from vlad.pipeline.vlad_pipeline import VLADPipeline
+from vlad.training.build import build_pipeline, new_parts
+from vlad.training.posthoc_ema import snapshot_path
+from vlad.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """

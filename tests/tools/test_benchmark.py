@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlad.errors import UserError
-from vlad.performance import reading, sampling
-from vlad.performance.text import measure_text
-from vlad.text.lvlm import LVLMOptions
-from vlad.text.tiny_qwen import build_byte_tokenizer, build_tiny_qwen
+from vlad.eval import ocr_speed as reading
+from vlad.models.options import LVLMOptions
+from vlad.models.text_encoder.tiny_qwen import build_byte_tokenizer, build_tiny_qwen
+from vlad.profiling import sampling_speed as sampling
+from vlad.profiling.text_encoder_cost import measure_text
+from vlad.utils.errors import UserError
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
@@ -73,10 +74,10 @@ refine: {unet: {block_channels: [32], heads: 2}, noise: {prediction: sample}}
 def test_solvers_are_compared_by_the_words_that_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vlad.building import build_pipeline, new_parts
-    from vlad.config import load_config
-    from vlad.diffusion.samplers import SOLVERS
-    from vlad.evaluation.held_out import held_out_signs
+    from vlad.config.load import load_config
+    from vlad.diffusion.solvers import SOLVERS
+    from vlad.eval.held_out_words import held_out_signs
+    from vlad.training.build import build_pipeline, new_parts
 
     (tmp_path / "config.yaml").write_text(RUN, encoding="utf-8")
     config = load_config(tmp_path / "config.yaml")
@@ -137,7 +138,7 @@ def test_a_verb_takes_its_own_options_and_no_others(
 def test_train_takes_config_and_overrides_between_its_options(
     call: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vlad.performance import comparison
+    from vlad.profiling import switch_comparison as comparison
 
     monkeypatch.syspath_prepend(str(TOOLS))
     benchmark = importlib.import_module("benchmark")

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from vlad.config import load_config, save_config
-from vlad.errors import UserError
+from vlad.config.load import load_config, save_config
+from vlad.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., int]

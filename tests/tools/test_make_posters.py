@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlad.data.posters import CORAL, CREAM, poster_words, render_poster
+from vlad.data.poster_template import CORAL, CREAM, poster_words, render_poster
 from vlad.data.words import held_out_words
-from vlad.evaluation.ocr import read_many
-from vlad.evaluation.spelling import word_accuracy
+from vlad.metrics.ocr import read_many
+from vlad.metrics.spelling import word_accuracy
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -19,14 +19,15 @@ import pytest
 from PIL import Image
 
 from vlad.data.decoding import decode_sample
-from vlad.data.importers.annotate import AnnotateOptions
-from vlad.data.importers.making import Recipe
+from vlad.data.importers.convert import AnnotateOptions
+from vlad.data.importers.make_shards import Recipe
 from vlad.data.importers.on_ray import _ShardMaker
-from vlad.data.shards import index_shards, read_members
-from vlad.data.synthetic import SyntheticOptions, render_sign
-from vlad.errors import UserError, claimed
+from vlad.data.options import SyntheticOptions
+from vlad.data.shards.reader import index_shards, read_members
+from vlad.data.signs import render_sign
 from vlad.layout.polygons import box_iou
-from vlad.records import Sample
+from vlad.types import Sample
+from vlad.utils.errors import UserError, claimed
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "make_shards.py"
@@ -279,7 +280,7 @@ def test_a_disk_that_fills_up_costs_no_whole_shard(annotated, tool, tmp_path, mo
 
 @tells_files_apart
 def test_shards_go_to_a_url_one_by_one_and_the_manifest_last(annotated, tool, refused, tmp_path, monkeypatch):
-    """An object store acted by a folder: what is asked of `vlad.data.storage`, and when."""
+    """An object store acted by a folder: what is asked of `vlad.data.storage.locations`, and when."""
     arrived = []
     store = tmp_path / "store"
     store.mkdir()
@@ -292,8 +293,8 @@ def test_shards_go_to_a_url_one_by_one_and_the_manifest_last(annotated, tool, re
     def list_files(url, suffix):
         return [f"{url}/{path.name}" for path in store.iterdir() if path.name.endswith(suffix)]
 
-    monkeypatch.setattr("vlad.data.storage.publish", publish)
-    monkeypatch.setattr("vlad.data.storage.list_files", list_files)
+    monkeypatch.setattr("vlad.data.storage.locations.publish", publish)
+    monkeypatch.setattr("vlad.data.storage.locations.list_files", list_files)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     arguments = (annotated, "--samples-per-shard", 50, "--workers", 1, "--out")
     with monkeypatch.context() as patch:

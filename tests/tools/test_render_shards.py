@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vlad.data.shards import index_shards
+from vlad.data.shards.reader import index_shards
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "tiny.yaml"

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlad.data.synthetic import SyntheticOptions, render_sign
-from vlad.data.writing import write_manifest, write_shards
+from vlad.data.options import SyntheticOptions
+from vlad.data.shards.writer import write_manifest, write_shards
+from vlad.data.signs import render_sign
 
 TOOL = Path(__file__).parents[2] / "tools" / "validate_shards.py"
 SIGNS = [render_sign(SyntheticOptions(size_pixels=32), index) for index in range(40)]

@@ -6,19 +6,20 @@ from typing import Any
 import pytest
 import torch
 
-from vlad.building import parts_of_base
-from vlad.config import load_config
-from vlad.errors import UserError
-from vlad.losses.alignment import AlignmentHeads
+from vlad.config.load import load_config
+from vlad.losses.alignment_heads import AlignmentHeads
 from vlad.losses.contrastive import AlignmentHead, contrastive_loss, multi_positive_loss, relations_of_texts, text_ids
-from vlad.losses.regions import RegionHead
-from vlad.records import Batch, Layout
-from vlad.text.composition import CompositionModule, TextSide
-from vlad.text.loading import load_lvlm
-from vlad.text.lvlm import LVLMEncoder, LVLMOptions
-from vlad.text.prompt import parse_prompt
-from vlad.training.stages import LossOptions
-from vlad.training.text_losses import read_prompts, text_losses, weighted_sum
+from vlad.losses.extra.regions import RegionHead
+from vlad.losses.options import LossOptions
+from vlad.losses.text_losses import read_prompts, text_losses, weighted_sum
+from vlad.models.composition import CompositionModule, TextSide
+from vlad.models.options import LVLMOptions
+from vlad.models.text_encoder.loading import load_lvlm
+from vlad.models.text_encoder.lvlm import LVLMEncoder
+from vlad.models.text_encoder.prompt import parse_prompt
+from vlad.training.build import parts_of_base
+from vlad.types import Batch, Layout
+from vlad.utils.errors import UserError
 
 TINY = LVLMOptions(hidden_size=24, layers=1, heads=2, vision_hidden_size=16, vision_layers=1, vision_pixels=32)
 CAPTIONS = ('a red sign that says "HI"', "a blue cat on a big tree", 'a red sign that says "HI"', "a door")

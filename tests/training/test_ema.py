@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from vlad.errors import UserError
-from vlad.training.ema import ExponentialAverage, Power
-from vlad.training.posthoc import exponent_of_width, list_snapshots, profile_product, reconstruct, snapshot_weights
+from vlad.training.callbacks.ema import ExponentialAverage, Power
+from vlad.training.posthoc_ema import exponent_of_width, list_snapshots, profile_product, reconstruct, snapshot_weights
+from vlad.utils.errors import UserError
 
 STEPS = 240
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from trainer_process import free_port
 
-from vlad.caching import caches_text
-from vlad.config import load_config
+from vlad.config.load import load_config
+from vlad.training.cached_states import caches_text
 from vlad.training.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]

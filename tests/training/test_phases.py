@@ -10,15 +10,18 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file
 
-from vlad.config import Config, load_config
-from vlad.data.synthetic import SyntheticOptions, render_sign
-from vlad.data.writing import write_manifest, write_shards
-from vlad.errors import UserError
-from vlad.launch import is_finished, run
-from vlad.sampling import load_pipeline
-from vlad.stage_trainer import _strategy
-from vlad.text.components import COMPONENTS, component_of
-from vlad.training.phases import TextPhases
+from vlad.config.load import load_config
+from vlad.config.schema import Config
+from vlad.config.training import COMPONENTS
+from vlad.data.options import SyntheticOptions
+from vlad.data.shards.writer import write_manifest, write_shards
+from vlad.data.signs import render_sign
+from vlad.inference.load import load_pipeline
+from vlad.training.callbacks.phases import TextPhases
+from vlad.training.run import is_finished, run
+from vlad.training.trainable import component_of
+from vlad.training.trainer import _strategy
+from vlad.utils.errors import UserError
 
 CONFIG = """
 name: phased
@@ -149,7 +152,7 @@ def test_each_phase_moves_what_its_table_says_and_the_optimiser_holds_them_all(
 
 
 def test_phases_go_on_where_a_stopped_run_left_them(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vlad.training import callbacks
+    from vlad.training.callbacks import progress as callbacks
 
     original = callbacks.StopOnSignal.on_train_batch_end
 

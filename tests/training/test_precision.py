@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from vlad.errors import UserError
 from vlad.training import precision
 from vlad.training.precision import native_precision
+from vlad.utils.errors import UserError
 
 
 @pytest.mark.parametrize("wanted", ["32-true", "bf16-mixed"])

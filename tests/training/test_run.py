@@ -17,18 +17,20 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from vlad.config import Config, load_config
-from vlad.data.synthetic import SyntheticOptions, render_sign
-from vlad.data.writing import write_manifest, write_shards
-from vlad.errors import UserError
-from vlad.evaluation.run_page import read_curves
-from vlad.launch import is_finished, run
+from vlad.config.load import load_config
+from vlad.config.schema import Config
+from vlad.data.options import SyntheticOptions
+from vlad.data.shards.writer import write_manifest, write_shards
+from vlad.data.signs import render_sign
+from vlad.inference.load import load_pipeline
 from vlad.layout.polygons import box_polygon
-from vlad.pipeline import VLADPipeline
-from vlad.records import Layout, TextLine
-from vlad.sampling import load_pipeline
-from vlad.text.lora import adapter_about
+from vlad.lora.adapters import adapter_about
+from vlad.pipeline.vlad_pipeline import VLADPipeline
+from vlad.reports.run_report import read_curves
+from vlad.training.run import is_finished, run
 from vlad.training.stages import contrast
+from vlad.types import Layout, TextLine
+from vlad.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = 'a blue sign that says "HOUSE" at the top'
@@ -110,7 +112,7 @@ def test_contrast_is_what_stands_out_from_the_ground() -> None:
 
 def stop_at(config: Config, stage: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs the config until `step` of `stage`, where a signal would have stopped it."""
-    from vlad.training import callbacks
+    from vlad.training.callbacks import progress as callbacks
 
     original = callbacks.StopOnSignal.on_train_batch_end
 
@@ -155,7 +157,7 @@ def test_after_a_full_disk_and_past_a_damaged_checkpoint_a_run_ends_as_if_nothin
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
-        patch.setattr("vlad.training.ema.save_file", full)
+        patch.setattr("vlad.training.callbacks.ema.save_file", full)
         with pytest.raises(UserError, match=r"\[1/3 autoencoder\] the disk of .* is full"):
             run(config)
     assert not list(config.directory.rglob("*.partial"))

@@ -10,14 +10,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import Dinov2Config, Dinov2Model
 
-from vlad.config import load_config
-from vlad.data.synthetic import SyntheticOptions, render_sign
-from vlad.data.writing import write_manifest, write_shards
-from vlad.launch import run
-from vlad.sampling import load_pipeline
-from vlad.text.lvlm import LVLMOptions
-from vlad.text.prompt import parse_prompt
-from vlad.text.tiny_qwen import build_byte_tokenizer, build_tiny_qwen
+from vlad.config.load import load_config
+from vlad.data.options import SyntheticOptions
+from vlad.data.shards.writer import write_manifest, write_shards
+from vlad.data.signs import render_sign
+from vlad.inference.load import load_pipeline
+from vlad.models.options import LVLMOptions
+from vlad.models.text_encoder.prompt import parse_prompt
+from vlad.models.text_encoder.tiny_qwen import build_byte_tokenizer, build_tiny_qwen
+from vlad.training.run import run
 
 PROMPT = 'a blue sign that says "HOUSE" at the top'
 CONFIG = """

@@ -11,15 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlad.config import load_config
-from vlad.data.synthetic import SyntheticOptions, render_sign
-from vlad.data.writing import write_manifest, write_shards
-from vlad.diffusion.stand_in import StandInOptions, save_stand_in
-from vlad.errors import UserError
-from vlad.launch import is_finished, run
-from vlad.sampling import load_pipeline
-from vlad.text.lvlm import LVLMOptions
-from vlad.text.tiny_qwen import build_tiny_qwen
+from vlad.config.load import load_config
+from vlad.data.options import SyntheticOptions
+from vlad.data.shards.writer import write_manifest, write_shards
+from vlad.data.signs import render_sign
+from vlad.inference.load import load_pipeline
+from vlad.models.options import LVLMOptions
+from vlad.models.stand_in import StandInOptions, save_stand_in
+from vlad.models.text_encoder.tiny_qwen import build_tiny_qwen
+from vlad.training.run import is_finished, run
+from vlad.utils.errors import UserError
 
 PROMPT = 'a blue sign that says "HOUSE" at the top'
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -13,16 +13,19 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from vlad.building import ALIGNMENT, build_pipeline, new_parts, parts_of_base, publish_text_side
-from vlad.config import Config, load_config
-from vlad.errors import UserError
-from vlad.launch import _load_stage
-from vlad.text.lora import LoraOptions, add_adapter, attach_adapter, save_adapter
-from vlad.training.averaged import stored_average
+from vlad.config.load import load_config
+from vlad.config.schema import Config
+from vlad.lora.adapters import add_adapter, attach_adapter, save_adapter
+from vlad.lora.options import LoraOptions
+from vlad.pipeline.folders import ALIGNMENT
+from vlad.training.averaged_pipeline import stored_average
+from vlad.training.build import build_pipeline, new_parts, parts_of_base, publish_text_side
+from vlad.training.callbacks.ema import AVERAGES
 from vlad.training.checkpoint import read_checkpoint
-from vlad.training.ema import AVERAGES
-from vlad.training.posthoc import reconstruct, snapshot_path
-from vlad.training.stages import TRAINED
+from vlad.training.parts import TRAINED
+from vlad.training.posthoc_ema import reconstruct, snapshot_path
+from vlad.training.run import _load_stage
+from vlad.utils.errors import UserError
 
 CONFIG = """
 data: {picture_pixels: 32, batch_size: 4}

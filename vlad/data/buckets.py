@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from vlad.errors import UserError
 from vlad.layout.polygons import bounding_box, polygon_area
-from vlad.records import Layout, ObjectBox, Polygon, Sample
+from vlad.types import Layout, ObjectBox, Polygon, Sample
+from vlad.utils.errors import UserError
 
 
 @dataclass(frozen=True)

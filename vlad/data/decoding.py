@@ -23,8 +23,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from vlad.layout.files import layout_from_json, line_to_json
-from vlad.records import Layout, ObjectBox, Sample
+from vlad.layout.layout_files import layout_from_json, line_to_json
+from vlad.types import Layout, ObjectBox, Sample
 
 PICTURE_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 MAX_PICTURE_PIXELS = 64_000_000

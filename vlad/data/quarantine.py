@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vlad.data.retries import StorageError
+from vlad.data.storage.retries import StorageError
 
 
 class Quarantine:

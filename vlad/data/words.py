@@ -39,3 +39,9 @@ def rare_words() -> frozenset[str]:
     """Rare words of the open benchmark, upper case, none of them in words.txt; no training picture carries them."""
     text = files("vlad.data").joinpath("rare_words.txt").read_text(encoding="ascii")
     return frozenset(word.upper() for word in text.split())
+
+
+@cache
+def known_words(min_letters: int, max_letters: int) -> tuple[str, ...]:
+    """The training words of these lengths."""
+    return tuple(word for word in training_words() if min_letters <= len(word) <= max_letters)

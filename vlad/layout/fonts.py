@@ -20,8 +20,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
-from vlad.errors import UserError, did_you_mean
 from vlad.layout.scripts import CJK, SIMPLE, script_of
+from vlad.utils.errors import UserError, did_you_mean
 
 # The DejaVu family (Bitstream Vera licence, free to embed) comes inside matplotlib.
 FONT_FILES = {

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from vlad.errors import UserError
 from vlad.layout.polygons import bounding_box, box_polygon
-from vlad.records import Layout, Polygon, TextLine
+from vlad.types import Layout, Polygon, TextLine
+from vlad.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 GROWTH = 0.2  # of a line's height: how far a mask reaches beyond the lines that it is made of
 LINE_PITCH = 1.25  # of lines that share a mask, in line heights
@@ -20,24 +24,6 @@ LETTER_ASPECTS = (1.3, 1.7)  # height over width of the letters' cells where a l
 OF_LINES_SHARE, BESIDE_LINES_SHARE = 0.6, 0.2
 LEAST_BOX, MOST_BOX = 0.15, 0.9  # sides of such a box, shares of the picture's
 TRIES = 8  # to find a box beside the lines, each with smaller ones
-
-
-@dataclass(frozen=True)
-class Edit:
-    """A picture (H W 3, uint8) and the part of it that is drawn anew (H W, bool). Raises UserError for a wrong pair."""
-
-    picture: np.ndarray
-    mask: np.ndarray
-
-    def __post_init__(self) -> None:
-        height, width = self.picture.shape[:2]
-        if self.mask.shape != (height, width):
-            raise UserError(
-                f"The mask has {self.mask.shape[1]} x {self.mask.shape[0]} pixels and the picture {width} x {height};"
-                " give a mask of the picture's size, or a polygon."
-            )
-        if not self.mask.any():
-            raise UserError("The mask is empty, so there is nothing to draw; paint white what is to be drawn anew.")
 
 
 def mask_of_picture(picture: Image.Image) -> np.ndarray:
@@ -182,3 +168,21 @@ def layout_of_edit(edit: Edit, layout: Layout | None, strings: Sequence[str]) ->
                 f"The line {line.text!r} stands outside the mask, where nothing is drawn; move it, or widen the mask."
             )
     return layout
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A picture (H W 3, uint8) and the part of it that is drawn anew (H W, bool). Raises UserError for a wrong pair."""
+
+    picture: np.ndarray
+    mask: np.ndarray
+
+    def __post_init__(self) -> None:
+        height, width = self.picture.shape[:2]
+        if self.mask.shape != (height, width):
+            raise UserError(
+                f"The mask has {self.mask.shape[1]} x {self.mask.shape[0]} pixels and the picture {width} x {height};"
+                " give a mask of the picture's size, or a polygon."
+            )
+        if not self.mask.any():
+            raise UserError("The mask is empty, so there is nothing to draw; paint white what is to be drawn anew.")

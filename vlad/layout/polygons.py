@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from vlad.records import Polygon
+from vlad.types import Polygon
 
 
 def box_polygon(left: float, top: float, right: float, bottom: float) -> Polygon:

@@ -23,12 +23,12 @@ from itertools import pairwise, permutations
 import cv2
 import numpy as np
 
-from vlad.layout.chains import chain_quads
 from vlad.layout.fonts import line_mask, side_bearings
-from vlad.layout.glyphmap import draw_glyph_map
+from vlad.layout.glyph_map import draw_glyph_map
+from vlad.layout.line_detection import chain_quads
 from vlad.layout.polygons import box_polygon, polygon_area
-from vlad.layout.reading import reading_order
-from vlad.records import Layout, Polygon, TextLine
+from vlad.layout.reading_order import reading_order
+from vlad.types import Layout, Polygon, TextLine
 
 INK_THRESHOLD = 0.3  # under a half: a plan drawn in a few steps is dim at its ends
 # Regions smaller than this share of the picture are specks of the sampler, not letters ...

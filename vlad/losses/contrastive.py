@@ -21,16 +21,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlad.distributed import derived_seed, gather_with_gradient
-from vlad.records import Prompt
+from vlad.losses.options import AlignmentKind
+from vlad.types import Prompt
+from vlad.utils.distributed import derived_seed, gather_with_gradient
 
-AlignmentKind = Literal["one-directional", "symmetric", "multi-positive", "sigmoid"]
 MINIMUM_TEMPERATURE, MAXIMUM_TEMPERATURE = 0.01, 1.0
 SIGMOID_BIAS = -10.0  # SigLIP's: at the start a pair of B x B is a negative one
 

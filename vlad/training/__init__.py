@@ -1,1 +1,1 @@
-"""Training: stages, data module, optimiser, exponential average, checkpoints, callbacks. Only here: lightning."""
+"""Training: runs, stages, trainer, checkpoints, callbacks. The only room that imports lightning."""

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlad import distributed
-from vlad.errors import UserError
+from vlad.utils import distributed
+from vlad.utils.errors import UserError
 
 PARTIAL = ".partial"
 DAMAGED = ".damaged"

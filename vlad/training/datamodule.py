@@ -12,10 +12,11 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from vlad import distributed
-from vlad.data.stream import ShardBatches, ShardSets, StreamOptions
-from vlad.errors import UserError, counted
-from vlad.records import Batch
+from vlad.data.dataset import ShardBatches, ShardSets
+from vlad.data.options import StreamOptions
+from vlad.types import Batch
+from vlad.utils import distributed
+from vlad.utils.errors import UserError, counted
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import vlad
-from vlad.errors import counted
+from vlad.utils.errors import counted
 
 LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "peft", "xformers")
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from tqdm import tqdm
 
-from vlad.errors import UserError
+from vlad.utils.errors import UserError
 
 WandbMode = Literal["off", "offline", "online"]
 

@@ -4,65 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from vlad.distributed import is_sharded
-from vlad.errors import UserError
-from vlad.training.posthoc import MAX_WIDTH
-from vlad.training.precision import Precision
-
-
-@dataclass(frozen=True)
-class OptimOptions:
-    """How one stage is trained. Shares are of the stage's steps."""
-
-    # 0 leaves the layout stage of a run with a base as the base has it.
-    steps: int = 1000
-    learning_rate: float = 1e-3
-    # adamw-8bit keeps the moments of large matrices in 8 bits (extra 8bit): 2 bytes a parameter in place of 8.
-    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
-    # One kernel for the whole step; 16-mixed goes without, as its loss scaler must see the gradients before.
-    fused: bool = True
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.99
-    warmup_steps: int = 100
-    # Where the cosine to zero begins: 0.4 leaves it the last 60 % of the steps.
-    constant_share: float = 0.4
-    clip_grad_norm: float = 1.0
-    accumulate_batches: int = 1
-    ema_decay: float = 0.99
-    # Further averages beside it: by half-life in steps; and power-function ones by width (a share of the training),
-    # with snapshots from which an average of any width can be had afterwards.
-    ema_half_lives: tuple[float, ...] = ()
-    ema_power_widths: tuple[float, ...] = ()
-    ema_snapshot_every_steps: int = 0
-    # Averages in main memory: for models that leave no room for them beside themselves.
-    ema_on_cpu: bool = False
-    # Autocast of this stage; None: trainer.precision. On a CPU bf16 pays for wide layers only, and where the CPU lacks
-    # it float32 takes its place.
-    precision: Precision | None = None
-
-    def __post_init__(self) -> None:
-        if self.steps < 0 or self.learning_rate <= 0 or self.accumulate_batches < 1:
-            raise UserError("train: steps must not be negative, learning_rate and accumulate_batches be positive.")
-        if min(self.weight_decay, self.warmup_steps, self.clip_grad_norm) < 0 or not 0 <= self.constant_share <= 1:
-            raise UserError(
-                "train: weight_decay, warmup_steps and clip_grad_norm must not be negative, and constant_share is a"
-                " share, 0 to 1."
-            )
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"train: ema_decay must be at least 0 and less than 1, not {self.ema_decay}.")
-        if not all(steps > 0 for steps in self.ema_half_lives):
-            raise UserError("train: ema_half_lives are numbers of steps, above 0.")
-        if not all(0.001 <= width <= MAX_WIDTH for width in self.ema_power_widths):
-            raise UserError(f"train: ema_power_widths are shares of the training, from 0.001 to {MAX_WIDTH}.")
-        if self.ema_snapshot_every_steps < 0 or bool(self.ema_snapshot_every_steps) != bool(self.ema_power_widths):
-            raise UserError("train: ema_power_widths and ema_snapshot_every_steps go together; set both or neither.")
+from vlad.config.training import OptimOptions
+from vlad.utils.distributed import is_sharded
+from vlad.utils.errors import UserError
 
 
 def build_optimizer(

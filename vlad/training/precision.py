@@ -17,9 +17,8 @@ from typing import Literal
 
 import torch
 
-from vlad.errors import UserError
-
-Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
+from vlad.config.training import Precision
+from vlad.utils.errors import UserError
 
 
 def cpu_has_bf16() -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import lightning as L
 from torch import distributed as dist
 
-from vlad.errors import UserError
+from vlad.utils.errors import UserError
 
 POLL_SECONDS = 0.25
 # How gloo, NCCL and the store say that somebody no longer answers; torch has a class of its own for some of them only.

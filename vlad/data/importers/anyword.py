@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlad.data.importers.json_stream import JSONObject, read_header, stream_objects
-from vlad.data.importers.records import (
+from vlad.data.importers.source_entries import (
     Entry,
     Place,
     SourceLine,

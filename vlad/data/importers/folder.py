@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from vlad.data.decoding import PICTURE_FORMATS
-from vlad.data.importers.records import Entry, Place, UniqueKeys, Unusable, small_file
-from vlad.errors import UserError
+from vlad.data.importers.source_entries import Entry, Place, UniqueKeys, Unusable, small_file
+from vlad.utils.errors import UserError
 
 METADATA = "metadata.jsonl"
 CAPTION_FIELDS = ("text", "caption", "prompt")

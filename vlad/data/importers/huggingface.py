@@ -10,8 +10,8 @@ from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
-from vlad.data.importers.records import Entry, Place, Unusable, safe_key, text_of
-from vlad.errors import UserError
+from vlad.data.importers.source_entries import Entry, Place, Unusable, safe_key, text_of
+from vlad.utils.errors import UserError
 
 CAPTION_FIELDS = ("text", "caption", "prompt")
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vlad.data.importers.records import Unusable
-from vlad.errors import UserError
+from vlad.data.importers.source_entries import Unusable
+from vlad.utils.errors import UserError
 
 CHUNK_BYTES = 1 << 20
 MAX_OBJECT_BYTES = 64_000_000

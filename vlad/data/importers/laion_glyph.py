@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlad.data.importers.anyword import json_places
-from vlad.data.importers.records import Entry, Place, SourceLine, Unusable, points_of, text_of
+from vlad.data.importers.source_entries import Entry, Place, SourceLine, Unusable, points_of, text_of
 
 CAPTION_FIELDS = ("caption_blip", "caption_origin")
 

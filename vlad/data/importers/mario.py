@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlad.data.importers.folder import written_caption
-from vlad.data.importers.records import Entry, Place, SourceLine, Unusable, points_of, small_file
-from vlad.errors import UserError
+from vlad.data.importers.source_entries import Entry, Place, SourceLine, Unusable, points_of, small_file
+from vlad.utils.errors import UserError
 
 INDEX_LINE = re.compile(r"\s*(\d{5})_(\d{9})\s*")
 FRAME_PIXELS = (512.0, 512.0)

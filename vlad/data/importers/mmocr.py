@@ -15,7 +15,7 @@ from typing import Any
 
 from vlad.data.importers.anyword import json_place, json_places, list_of
 from vlad.data.importers.json_stream import MAX_OBJECT_BYTES, JSONObject
-from vlad.data.importers.records import (
+from vlad.data.importers.source_entries import (
     Entry,
     Place,
     SourceLine,
@@ -27,7 +27,7 @@ from vlad.data.importers.records import (
     safe_key,
     text_of,
 )
-from vlad.errors import UserError
+from vlad.utils.errors import UserError
 
 IGNORED_LABEL = 0  # of wildreceipt's 26 classes
 NO_TEXT = ("###", "*")  # how ICDAR writes that nobody can read it

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import vlad
-from vlad.data.importers.making import Captioner, Recipe, ShardRecord, make_shard, places_to_do
-from vlad.errors import UserError, reason_of
+from vlad.data.importers.make_shards import Captioner, Recipe, ShardRecord, make_shard, places_to_do
+from vlad.utils.errors import UserError, reason_of
 
 
 def start_ray() -> None:

@@ -15,10 +15,10 @@ from typing import Self
 
 from vlad.data.decoding import PICTURE_FORMATS
 from vlad.data.importers.json_stream import parse_object
-from vlad.data.importers.records import Entry, Place, SourceLine, UniqueKeys, Unusable, text_of
-from vlad.data.tars import MAX_HEADER_BYTES
-from vlad.errors import UserError
-from vlad.layout.files import layout_from_json
+from vlad.data.importers.source_entries import Entry, Place, SourceLine, UniqueKeys, Unusable, text_of
+from vlad.data.shards.tar_index import MAX_HEADER_BYTES
+from vlad.layout.layout_files import layout_from_json
+from vlad.utils.errors import UserError
 
 CAPTION_FIELDS = ("caption", "text", "prompt")
 MAX_MEMBER_BYTES = 64_000_000

@@ -1,0 +1,92 @@
+"""The description round trip: facts of a text, bound to each other, and what a description confirms of them."""
+
+import pytest
+
+from vlad.eval.descriptions import confirmed, facts_of, matrix_of, summed_up
+from vlad.eval.protocols.terms import Term
+
+PROMPT = 'Two red cups to the left of a blue plate, with a sign that says "HOT TEA"'
+
+
+def test_facts_are_read_off_a_text() -> None:
+    facts = facts_of(PROMPT)
+    assert facts.objects == {"cup", "plate", "sign"}
+    assert facts.colours == {("red", "cup"), ("blue", "plate")}
+    assert facts.counts == {(2, "cup")}
+    assert facts.relations == {("cup", "left", "plate")}
+    assert facts_of('says "a red cup"').objects == set()
+
+
+@pytest.mark.parametrize("marks", ['""', "''", "“”", "‘’", "«»"])
+def test_a_quotation_parts_what_stands_around_it(marks: str) -> None:
+    facts = facts_of(f"a blue sign that says {marks[0]}HOUSE{marks[1]} in white letters")
+    assert facts.objects == {"sign", "letter"} and facts.relations == frozenset()
+
+
+def test_an_apostrophe_parts_nothing() -> None:
+    assert facts_of("a dog's bowl on a boy's table").relations == {("bowl", "on", "table")}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("a cup above a plate", "a plate below a cup"),
+        ("a cup to the left of a plate", "the plate is on the right side of the cup"),
+        ("a cup next to a plate", "a plate beside a cup"),
+        ("a dog in front of a car", "an automobile behind a dog"),
+        ("3 boxes on a sofa", "three boxes on the couch"),
+        ("a diamond above two rings", "two hoops beneath a rhombus"),
+    ],
+)
+def test_the_same_said_otherwise_is_the_same(one: str, other: str) -> None:
+    assert facts_of(one).relations == facts_of(other).relations != frozenset()
+    assert facts_of(one).objects == facts_of(other).objects
+    assert facts_of(one).counts == facts_of(other).counts
+
+
+def test_a_bag_of_the_same_words_confirms_nothing_that_is_bound() -> None:
+    prompt = "two red cups above three blue plates"
+    swapped = "three blue cups below two red plates"
+    assert sorted(prompt.replace("above", "below").split()) == sorted(swapped.split())
+    terms = confirmed(prompt, (), swapped)
+    assert terms["objects"] == Term(2, 2)
+    assert [terms[kind].amount for kind in ("colours", "counts", "relations")] == [0, 0, 0]
+    assert all(term.amount == term.of for term in confirmed(prompt, (), prompt).values())
+
+
+def test_strings_are_whole_words_whatever_their_case() -> None:
+    terms = confirmed("x", ("HOT TEA", "50% OFF!", "ART"), 'It reads "hot tea", and "50% off". A party.')
+    assert terms["strings"] == Term(2, 3)
+    assert "strings" not in confirmed("a cup", (), "a cup")
+
+
+def test_the_matrix_has_a_cell_for_each_describer_and_system() -> None:
+    told = [(PROMPT, ("HOT TEA",), 'Two red cups left of a green plate; a sign says "HOT TEA".')]
+    silent = [(PROMPT, ("HOT TEA",), "")]
+    trips = [
+        summed_up("one", "a", told, lambda prompts, said: [0.5] * len(said)),
+        summed_up("one", "b", silent),
+        summed_up("other", "a", silent),
+        summed_up("other", "b", []),
+    ]
+    assert trips[0].shares == {"strings": 1, "objects": 1, "colours": 0.5, "counts": 1, "relations": 1}
+    assert trips[1].shares == dict.fromkeys(trips[0].shares, 0)
+    text = matrix_of(trips)
+    assert "| similarity | a | b |" in text and "| one | 0.500 (0.500 to 0.500) | - |" in text
+    assert "| pictures | a | b |\n|---|---|---|\n| one | 1 | 1 |\n| other | 1 | 0 |" in text
+    assert "| colours | a | b |\n|---|---|---|\n| one | 0.500 (0.500 to 0.500) | 0.000 (0.000 to 0.000) |" in text
+    assert "| other | 0.000 (0.000 to 0.000) | - |" in text
+
+
+def test_intervals_draw_prompts_with_all_their_pictures() -> None:
+    # One prompt is read every time, another one never: a draw of the two has none, one or both of the first.
+    told = [("a sign", ("TEA",), "TEA"), ("a wall", ("JAM",), "")]
+    (few, many) = (summed_up("one", "a", told * times, lambda _, said: [1.0] * len(said)) for times in (1, 8))
+    assert few.shares["strings"] == many.shares["strings"] == 0.5
+    assert few.intervals["strings"] == many.intervals["strings"] == (0, 1)
+    assert few.intervals["similarity"] == (1, 1)
+    prompts = [(f"{number} signs", ("TEA",), "TEA" if number % 2 else "") for number in range(1, 101)]
+    low, high = summed_up("one", "a", prompts).intervals["strings"]
+    # Of 100 prompts at one half the standard error is 0.05.
+    assert low == pytest.approx(0.4, abs=0.02) and high == pytest.approx(0.6, abs=0.02)
+    assert summed_up("one", "a", []).intervals == {}

@@ -1,0 +1,336 @@
+"""Every protocol against cases worked out by hand, with its quirks, strict and corrected."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlad.eval.intervals import bootstrap_intervals
+from vlad.eval.protocols import PROTOCOLS
+from vlad.eval.protocols.anytext import line_similarity
+from vlad.eval.protocols.cvtg import word_similarity
+from vlad.eval.protocols.longtext import units
+from vlad.eval.protocols.terms import MODES, Reading, Wanted, as_they_are, pool_terms
+from vlad.eval.protocols.textatlas import matched_words
+from vlad.layout.polygons import box_polygon
+from vlad.models.text_encoder.prompt import find_quotes
+from vlad.types import TextLine
+
+BOX = box_polygon(0.1, 0.1, 0.9, 0.3)
+
+
+def asked(prompt: str, *strings: str) -> Wanted:
+    """A prompt; its strings are given, or else its quotations."""
+    return Wanted("0", prompt, strings or tuple(quote.text for quote in find_quotes(prompt, strict=False)))
+
+
+def read(*lines: str, crops: tuple[str, ...] | None = None) -> Reading:
+    """Lines under each other."""
+    return Reading(
+        tuple(TextLine(text, box_polygon(0, 0.1 * i, 1, 0.1 * i + 0.08)) for i, text in enumerate(lines)), crops
+    )
+
+
+def values(name: str, mode: str, *pictures: tuple[Wanted, Reading]) -> dict[str, float]:
+    protocol = PROTOCOLS[name]
+    return pool_terms((protocol.score(wanted, reading, mode) for wanted, reading in pictures), protocol.combine)
+
+
+# MARIO-Eval
+
+
+def test_mario_averages_over_pictures_and_takes_f_of_the_means() -> None:
+    pictures = (
+        (asked("A sign 'Hello World'"), read("hello", "WORLD", "x")),  # P 2/3, R 2/2, not exact
+        (asked("A cup 'Tea'"), read("tea")),  # 1, 1, exact
+        (asked("A mug 'Hot Hot'"), read("hot")),  # P 1/1, R 1/2: multisets
+        (asked("A door 'Open'"), read()),  # 0, 0
+    )
+    precision, recall = (2 / 3 + 1 + 1 + 0) / 4, (1 + 1 + 1 / 2 + 0) / 4
+    for mode in MODES:
+        found = values("mario", mode, *pictures)
+        assert found == pytest.approx(
+            {
+                "accuracy": 1 / 4,
+                "precision": precision,
+                "recall": recall,
+                "f_measure": 2 * precision * recall / (precision + recall),
+            },
+            abs=1e-6,
+        )
+    # The mean of the pictures' own F would be another figure.
+    assert found["f_measure"] != pytest.approx((0.8 + 1 + 2 / 3 + 0) / 4, abs=1e-3)
+
+
+def test_mario_keeps_punctuation_and_lowers_case() -> None:
+    found = values("mario", "strict", (asked("'STOP!' here"), read("Stop")), (asked("'STOP!' here"), read("sTOP!")))
+    assert (found["accuracy"], found["recall"]) == pytest.approx((0.5, 0.5))
+
+
+def test_mario_s_apostrophe_cuts_the_truth() -> None:
+    picture = asked("A poster 'Don't Panic' on a wall"), read("Don't", "Panic")
+    # Strict: '...' finds "don" alone. Nothing that was read is it.
+    assert values("mario", "strict", picture)["recall"] == 0
+    assert values("mario", "strict", (picture[0], read("Don")))["accuracy"] == 1
+    assert values("mario", "corrected", picture) == pytest.approx(
+        {"accuracy": 1, "precision": 1, "recall": 1, "f_measure": 1}, abs=1e-6
+    )
+
+
+def test_mario_s_accuracy_confuses_words_that_are_split_differently() -> None:
+    picture = asked("'ab c'"), read("a", "bc")
+    assert values("mario", "strict", picture) == pytest.approx(
+        {"accuracy": 1, "precision": 0, "recall": 0, "f_measure": 0}
+    )
+    assert values("mario", "corrected", picture)["accuracy"] == 0
+
+
+def test_mario_takes_straight_single_marks_alone_when_strict() -> None:
+    picture = asked('a sign that says "HOUSE"'), read("HOUSE")
+    # Nothing is asked for, so reading something is wrong, and nothing is right.
+    assert values("mario", "strict", picture)["accuracy"] == 0
+    assert values("mario", "strict", (picture[0], read())) == pytest.approx(
+        {"accuracy": 1, "precision": 0, "recall": 0, "f_measure": 0}
+    )
+    assert values("mario", "corrected", picture)["accuracy"] == 1
+    assert values("mario", "corrected", (asked("a cat"), read("HOUSE"))) == {}
+
+
+# AnyText
+
+
+def anytext(*lines: tuple[str, bool]) -> Wanted:
+    return Wanted("0", "", tuple(text for text, _ in lines), tuple(TextLine(t, BOX, valid=v) for t, v in lines))
+
+
+def test_anytext_scores_lines_with_their_case() -> None:
+    picture = anytext(("HOUSE", True), ("Tea", True)), read(crops=("HOUSE", "tea"))
+    strict = values("anytext", "strict", picture)
+    assert strict["sentence_accuracy"] == 1 / 2
+    # "Tea" against "tea": one edit of 3 letters.
+    assert strict["ned"] == pytest.approx((1 + 1 - 1 / 3.00001) / 2, abs=1e-9)
+    assert values("anytext", "corrected", picture)["ned"] == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_anytext_averages_over_lines_not_pictures() -> None:
+    many = anytext(*[("A", True)] * 3), read(crops=("A", "A", "A"))
+    one = anytext(("B", True)), read(crops=("x",))
+    assert values("anytext", "strict", many, one)["sentence_accuracy"] == 3 / 4
+
+
+def test_anytext_strict_takes_five_legible_lines_of_twenty_characters() -> None:
+    long = "abcdefghijklmnopqrstuvwxyz"
+    wanted = anytext(("?", False), (long, True), *[(letter, True) for letter in "BCDEF"])
+    reading = read(crops=("?", long[:20], "B", "C", "D", "E", "wrong"))
+    assert values("anytext", "strict", (wanted, reading))["sentence_accuracy"] == 1
+    # Six legible lines; the long one is read short, F is read wrong.
+    assert values("anytext", "corrected", (wanted, reading))["sentence_accuracy"] == 4 / 6
+
+
+def test_anytext_ned_of_empty_text() -> None:
+    assert line_similarity("", "", "strict") == line_similarity("", "", "corrected") == 1
+    assert line_similarity("ab", "", "corrected") == 0
+    assert line_similarity("ab", "", "strict") == pytest.approx(1 - 2 / 2.00001)
+
+
+# CVTG-2K
+
+
+def test_cvtg_counts_words_over_all_pictures() -> None:
+    pictures = (
+        (asked("'Big Sale' and 'Today'"), read("big sale", "junk")),  # 2 of 3
+        (asked("'Open'"), read()),  # 0 of 1
+    )
+    for mode in MODES:
+        found = values("cvtg", mode, *pictures)
+        assert found["word_accuracy"] == 2 / 4
+        # "today" is like none: every word read is 5 edits of 5 letters away. Of nothing, "open" is all edits.
+        assert found["ned"] == pytest.approx((1 + 1 + 0 + 0) / 4, abs=1e-5)
+
+
+def test_cvtg_strict_lets_one_word_satisfy_many() -> None:
+    picture = asked("'go go go'"), read("go")
+    assert values("cvtg", "strict", picture)["word_accuracy"] == 1
+    assert values("cvtg", "corrected", picture)["word_accuracy"] == 1 / 3
+
+
+def test_cvtg_strict_takes_difflib_s_nearest_word() -> None:
+    # difflib: abcd/xabcdyz 8/11 = 0.73, abcd/abxx 4/8 = 0.5. Levenshtein: 3 edits of 7, and 2 of 4.
+    read_words = ["xabcdyz", "abxx"]
+    assert word_similarity("abcd", read_words, "strict") == pytest.approx(1 - 3 / 7.00001)
+    assert word_similarity("abcd", read_words, "corrected") == pytest.approx(1 - 3 / 7)
+    # Of equal ratios (4/8 both) difflib takes the later in the alphabet: 4 edits, where the other has 2.
+    assert word_similarity("abcd", ["cdab", "axcx"], "strict") == pytest.approx(1 - 4 / 4.00001, abs=1e-5)
+    assert word_similarity("abcd", ["cdab", "axcx"], "corrected") == pytest.approx(1 / 2)
+
+
+def test_cvtg_takes_the_sentences_of_the_file_when_corrected() -> None:
+    picture = asked("A poster 'Don't Panic'", "Don't Panic"), read("don't panic")
+    assert values("cvtg", "strict", picture)["word_accuracy"] == 0
+    assert values("cvtg", "corrected", picture)["word_accuracy"] == 1
+
+
+# LongText-Bench
+
+
+def test_longtext_counts_words_as_multisets_over_all_pictures() -> None:
+    pictures = (
+        (asked("", "The cat, the hat."), read("THE cat", "extra")),  # the, cat of the, cat, the, hat
+        (asked("", "Open"), read("open now")),
+    )
+    for mode in MODES:
+        assert values("longtext", mode, *pictures) == {"text_accuracy": 3 / 5}
+
+
+def test_longtext_counts_chinese_by_characters() -> None:
+    picture = asked("", "生日快乐, 生!"), read("乐快 日")
+    for mode in MODES:
+        assert values("longtext", mode, picture) == {"text_accuracy": 3 / 5}
+
+
+def test_longtext_strict_drops_letters_that_it_does_not_know() -> None:
+    assert units("It's Straße-Café 2!", False, "strict") == ["its", "straecafé", "2"]
+    assert units("It's Straße-Café 2!", False, "corrected") == ["its", "straße", "café", "2"]
+    # A decomposed é loses its accent's own character.
+    assert units("Cafe\u0301", False, "strict") == ["cafe"]
+    assert units("Cafe\u0301", False, "corrected") == ["café"]
+    assert units("Привет", False, "strict") == []
+
+
+# GlyphControl
+
+
+def test_glyphcontrol_looks_for_the_word_among_the_detections() -> None:
+    pictures = (
+        (asked('"Tea"'), read("Tea", "x")),  # exact
+        (asked('"Tea"'), read("tea")),  # any case; 1 edit
+        (asked('"Tea"'), read("hot Tea")),  # a detection of two words; 4 edits
+        (asked('"Tea"'), read()),  # nothing found
+    )
+    assert values("glyphcontrol", "strict", *pictures) == pytest.approx(
+        {"accuracy": 1 / 4, "accuracy_any_case": 2 / 4, "ld": (0 + 1 + 4) / 3}
+    )
+    assert values("glyphcontrol", "corrected", *pictures) == pytest.approx(
+        {"accuracy": 2 / 4, "accuracy_any_case": 3 / 4, "ld": (0 + 1 + 0 + 3) / 4}
+    )
+
+
+# TextAtlasEval
+
+
+def test_textatlas_matches_with_tolerance_over_all_pictures() -> None:
+    pictures = (
+        # "hello" is like "hallo" (8/10 = 80), "wurst" not like "world" (4/10), "x" is too much: 1 of 2, read 3.
+        (asked("", "Hello World"), read("hallo", "wurst x")),
+        (asked("", "open"), read("open")),
+    )
+    for mode in MODES:
+        found = values("textatlas", mode, *pictures)
+        assert (found["accuracy"], found["precision"]) == (2 / 3, 2 / 4)
+        assert found["f_measure"] == pytest.approx(2 * (2 / 3) * (1 / 2) / (2 / 3 + 1 / 2))
+
+
+def test_textatlas_strict_rounds_its_ratio() -> None:
+    a, b = "a" * 31 + "b" * 8, "a" * 31 + "c" * 8  # 2 * 31 / 78 = 79.49 %
+    assert matched_words([a], [b], "strict") == matched_words([a], [b], "corrected") == 0
+    a, b = "a" * 35 + "b" * 9, "a" * 35 + "c" * 9  # 2 * 35 / 88 = 79.55 %
+    assert matched_words([a], [b], "strict") == 1
+    assert matched_words([a], [b], "corrected") == 0
+
+
+def test_textatlas_strict_takes_the_first_free_word() -> None:
+    # signs/sign 8/9, signal/sign 8/10, signal/signs 8/11: "signs" takes "sign" and leaves nothing for "signal".
+    assert matched_words(["sign", "signs"], ["signs", "signal"], "strict") == 1
+    assert matched_words(["sign", "signs"], ["signs", "signal"], "corrected") == 2
+
+
+def test_textatlas_cer_over_the_longer_text_or_the_wanted_one() -> None:
+    pictures = (
+        (asked("", "abc"), read("abcdef")),  # 3 edits: of 6, of 3
+        (asked("", "Tea"), read("tea")),  # case counts: 1 of 3
+        (asked("", ""), read("noise")),  # nothing wanted: no part of CER, but of precision
+    )
+    strict, corrected = (values("textatlas", mode, *pictures) for mode in MODES)
+    assert strict["cer"] == pytest.approx((3 / 6 + 1 / 3) / 2)
+    assert corrected["cer"] == pytest.approx((3 / 3 + 1 / 3) / 2)
+    assert strict["precision"] == pytest.approx(1 / 3)  # "tea" of abcdef, tea, noise; abc against abcdef is 67
+
+
+def test_textatlas_corrected_reads_in_reading_order() -> None:
+    lines = (TextLine("world", box_polygon(0, 0.5, 1, 0.6)), TextLine("hello", box_polygon(0, 0.1, 1, 0.2)))
+    picture = asked("", "hello world"), Reading(lines)
+    assert values("textatlas", "strict", picture)["cer"] > 0
+    assert values("textatlas", "corrected", picture)["cer"] == 0
+
+
+def test_textatlas_of_nothing_read_is_nothing() -> None:
+    assert values("textatlas", "strict", (asked("", "abc"), read())) == {
+        "accuracy": 0,
+        "precision": 0,
+        "cer": 1,
+        "f_measure": 0,
+    }
+
+
+# All
+
+
+WORDS = st.lists(st.text(st.sampled_from("abcXY '"), max_size=6), max_size=5)
+
+
+@given(WORDS, WORDS)
+def test_every_protocol_stays_in_its_bounds_and_is_best_when_all_is_read(truth: list[str], seen: list[str]) -> None:
+    lines = tuple(TextLine(text, BOX) for text in truth)
+    wanted = Wanted("0", " ".join(f"'{text}'" for text in truth), tuple(truth), lines)
+    crops = tuple((*seen, *[""] * len(truth))[: len(truth)])
+    for protocol in PROTOCOLS.values():
+        for mode in MODES:
+            found = pool_terms([protocol.score(wanted, read(*seen, crops=crops), mode)], protocol.combine)
+            assert set(found) <= set(protocol.metrics)
+            assert all(0 <= value <= 1 + 1e-9 or name in ("cer", "ld") for name, value in found.items())
+            if mode == "corrected" and all(text.strip() == text and text for text in truth):
+                best = pool_terms([protocol.score(wanted, read(*truth, crops=tuple(truth)), mode)], protocol.combine)
+                assert all(
+                    value == pytest.approx(0 if name in protocol.falling else 1, abs=1e-6)
+                    for name, value in best.items()
+                )
+
+
+def test_every_protocol_says_what_it_is() -> None:
+    for name, protocol in PROTOCOLS.items():
+        assert protocol.name == name
+        assert protocol.ranked_by in protocol.metrics
+        assert protocol.falling <= set(protocol.metrics)
+
+
+# The bootstrap
+
+
+def test_the_interval_of_a_share_is_that_of_the_binomial() -> None:
+    right = [1.0] * 70 + [0.0] * 30
+    low, high = bootstrap_intervals([{"accuracy": (value, 1.0)} for value in right], as_they_are)["accuracy"]
+    # The normal approximation of 0.7 of 100: 0.7 +- 1.96 * sqrt(0.21 / 100).
+    assert low == pytest.approx(0.61, abs=0.02)
+    assert high == pytest.approx(0.79, abs=0.02)
+
+
+def test_pictures_of_one_prompt_are_drawn_together() -> None:
+    rng = np.random.default_rng(0)
+    prompts = [{"accuracy": (4.0 * value, 4.0)} for value in (rng.random(50) < 0.5).astype(float)]
+    alone = [{"accuracy": (sums["accuracy"][0] / 4, 1.0)} for sums in prompts for _ in range(4)]
+    wide, narrow = (bootstrap_intervals(case, as_they_are)["accuracy"] for case in (prompts, alone))
+    assert wide[1] - wide[0] == pytest.approx(2 * (narrow[1] - narrow[0]), rel=0.15)
+
+
+def test_intervals_hold_derived_metrics_and_undefined_draws() -> None:
+    prompts = [
+        {"accuracy": (1.0, 2.0), "precision": (1.0, 1.0)},
+        {"accuracy": (0.0, 2.0), "precision": (0.0, 0.0)},
+    ]
+    found = bootstrap_intervals(prompts, PROTOCOLS["textatlas"].combine)
+    assert set(found) == {"accuracy", "precision", "f_measure"}
+    assert found["accuracy"] == (0, 0.5)
+    assert found == bootstrap_intervals(prompts, PROTOCOLS["textatlas"].combine)
+    assert found["f_measure"][0] <= 2 / 5 <= found["f_measure"][1]
+    # Prompts that ask for nothing have no part in corrected MARIO-Eval, and no interval.
+    assert bootstrap_intervals([{}, {}], PROTOCOLS["mario"].combine) == {}

@@ -1,0 +1,90 @@
+"""An export is a pipeline folder that others load, with a card that says what it is."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
+
+from vlad.inference.export import export_run, push
+from vlad.inference.load import load_pipeline
+from vlad.pipeline.vlad_pipeline import VLADPipeline
+from vlad.utils.errors import UserError
+
+PROMPT = 'a blue sign that says "HOUSE"'
+
+
+def test_an_export_holds_variants_a_card_and_examples(pipeline_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(pipeline_folder, run / "pipeline")
+    shutil.copy(pipeline_folder.parent / "config.yaml", run)
+    (run / "evaluation").mkdir()
+    score = {"word_accuracy": 0.925, "letter_accuracy": 0.98}
+    metrics = {"words": 200, "engine": "an engine 1.0", "protocol": "exact match", "modes": {"refit": score}}
+    (run / "evaluation" / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    out = tmp_path / "out"
+    card = export_run(run, out, ["fp16", "bf16"], "apache-2.0").read_text(encoding="utf-8")
+    for said in (
+        "license: apache-2.0",
+        "# base",
+        "refine_unet | UNet2DConditionModel",
+        "from nothing",
+        "data/",
+        "92.5%",
+    ):
+        assert said in card
+    assert "200 held-out words, an engine 1.0" in card
+    assert "![](examples/0.png)" in card
+    assert (out / "examples" / "0.png").is_file()
+    assert not list(out.rglob("*.bin"))
+    plain = VLADPipeline.from_pretrained(out)
+    assert plain(PROMPT, 3).images[0].tobytes() == load_pipeline(run)(PROMPT, 3).images[0].tobytes()
+    for variant, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
+        half = VLADPipeline.from_pretrained(out, variant=variant, dtype=dtype)
+        for part in ("lvlm", "composition", "refine_unet"):
+            assert getattr(half, part).dtype == dtype
+        UNet2DConditionModel.from_pretrained(out, subfolder="refine_unet", variant=variant)
+        (file,) = (out / "refine_unet").glob(f"*.{variant}.safetensors")
+        assert {value.dtype for value in load_file(file).values()} == {dtype}
+    # Again into the same folder; elsewhere nothing is written over.
+    export_run(run, out)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear", encoding="utf-8")
+    with pytest.raises(UserError, match="no pipeline; name an empty"):
+        export_run(run, tmp_path / "mine")
+    with pytest.raises(UserError, match="Did you mean 'fp16'"):
+        export_run(run, out, ["bp16"])
+    for itself in (run, run / "pipeline"):
+        with pytest.raises(UserError, match="is what is exported; name"):
+            export_run(run, itself)
+
+
+def test_a_folder_without_its_run_says_what_it_does_not_know(pipeline_folder: Path, tmp_path: Path) -> None:
+    card = export_run(pipeline_folder, tmp_path, examples=['a sign that says "EXTRAORDINARY"']).read_text(
+        encoding="utf-8"
+    )
+    for said in ("license: unknown", "Not recorded", "Not scored", "Nobody has said"):
+        assert said in card
+    assert "Examples" not in card
+
+
+def test_a_push_that_the_hub_refuses_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no way there")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
+    with pytest.raises(UserError, match=r"did not take .* as me/mine \(no way there\)"):
+        push(tmp_path, "me/mine")
+
+
+def test_a_push_uploads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, name, **options: done.append((name, options)))
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.upload_folder", lambda self, **options: done.append(options["folder_path"])
+    )
+    assert push(tmp_path, "me/mine") == "https://huggingface.co/me/mine"
+    assert done == [("me/mine", {"private": True, "exist_ok": True}), tmp_path]

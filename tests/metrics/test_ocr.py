@@ -1,0 +1,247 @@
+"""The OCR seam, held against rapidocr itself on rendered signs."""
+
+import io
+import re
+import shutil
+import sys
+import types
+from importlib import metadata
+
+import numpy as np
+import pytest
+from PIL import Image
+from rapidocr import RapidOCR
+
+from vlad.data.options import SyntheticOptions
+from vlad.data.signs import render_sign
+from vlad.data.words import held_out_words
+from vlad.layout.polygons import bounding_box, box_iou, box_polygon
+from vlad.metrics.ocr import build_engine, enlarge, read_many
+from vlad.metrics.spelling import letter_accuracy, reads_exactly
+from vlad.utils.errors import UserError
+
+SIGNS = [render_sign(SyntheticOptions(seed=5), index, held_out_words()) for index in range(6)]
+WANTED = [[line.text for line in sign.layout.lines] for sign in SIGNS]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return build_engine("rapidocr")
+
+
+@pytest.fixture(scope="module")
+def readings():
+    return list(read_many("rapidocr", [sign.picture for sign in SIGNS], workers=1))
+
+
+def test_rendered_signs_are_read_right(readings):
+    assert sum(map(reads_exactly, readings, WANTED)) >= len(SIGNS) - 1
+    assert letter_accuracy(readings, WANTED) > 0.95
+
+
+def test_lines_stand_where_they_were_drawn(readings):
+    for lines, sign in zip(readings, SIGNS, strict=True):
+        for line in lines:
+            assert 0.5 < line.confidence <= 1
+            assert all(0 <= value <= 1 for point in line.polygon for value in point)
+            # The engine draws its boxes wider than the ink.
+            assert box_iou(line.polygon, sign.layout.lines[0].polygon) > 0.4
+
+
+def test_many_threads_read_what_one_does(readings):
+    done = []
+    pictures = (sign.picture for sign in SIGNS)  # any iterable
+    assert list(read_many("rapidocr", pictures, workers=2, on_progress=done.append)) == readings
+    assert done == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_engine_is_rapidocr_as_it_ships(engine, readings):
+    """Read by rapidocr itself, all settings its own, from a file as a user would."""
+    buffer = io.BytesIO()
+    Image.fromarray(enlarge(SIGNS[0].picture)).save(buffer, "PNG")
+    result = RapidOCR()(buffer.getvalue())
+    assert tuple(line.text for line in readings[0]) == result.txts
+    assert [line.confidence for line in readings[0]] == pytest.approx(list(result.scores), abs=1e-4)
+
+
+def test_the_name_holds_the_version(engine):
+    assert engine.name == f"rapidocr {metadata.version('rapidocr')}"
+    assert re.fullmatch(r"rapidocr \d+\.\d+\.\d+", engine.name)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (1, 1), (3, 200)])
+def test_a_picture_without_text_gives_no_lines(engine, shape):
+    assert engine.read(np.full((*shape, 3), 128, dtype=np.uint8)) == ()
+
+
+def test_the_engine_is_quiet(engine, capfd):
+    engine.read(np.zeros((64, 64, 3), dtype=np.uint8))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_lower_confidence_lets_more_lines_through(engine):
+    faint = np.random.default_rng(0).normal(0, 60, (256, 256, 1)) + enlarge(SIGNS[0].picture)
+    noisy = faint.clip(0, 255).astype(np.uint8)
+    everything = build_engine("rapidocr", least_confidence=0.0).read(noisy)
+    assert set(engine.read(noisy)) <= set(everything)
+
+
+def test_enlarging_multiplies_both_sides_and_keeps_flat_colours():
+    picture = np.full((5, 7, 3), (1, 100, 255), dtype=np.uint8)
+    assert enlarge(picture).shape == (20, 28, 3)
+    assert (enlarge(picture, 3) == (1, 100, 255)).all()
+    assert enlarge(picture, 1) is picture
+
+
+def test_an_unknown_engine_is_named_with_a_suggestion():
+    with pytest.raises(UserError, match=r"no OCR engine 'rapidorc'\. Did you mean 'rapidocr'\?"):
+        build_engine("rapidorc")
+
+
+def test_an_engine_that_is_not_installed_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
+    with pytest.raises(UserError, match="pip install rapidocr"):
+        build_engine("rapidocr")
+
+
+def test_polygons_are_shares_of_the_picture(engine):
+    """A word in the right half of a wide picture."""
+    sign = render_sign(SyntheticOptions(size_pixels=256, ground_share=0.0), 3, ("GARDEN",))
+    wide = np.concatenate([np.broadcast_to(sign.picture[:1, :1], sign.picture.shape), sign.picture], axis=1)
+    (line,) = engine.read(wide)
+    left, top, right, bottom = sign.layout.lines[0].polygon[0] + sign.layout.lines[0].polygon[2]
+    assert line.text == "GARDEN"
+    assert box_iou(line.polygon, box_polygon(0.5 + left / 2, top, 0.5 + right / 2, bottom)) > 0.5
+
+
+def test_a_line_is_read_without_looking_for_it(engine):
+    sign = render_sign(SyntheticOptions(size_pixels=256, ground_share=0.0), 3, ("GARDEN",))
+    left, top, right, bottom = (round(256 * v) for v in bounding_box(sign.layout.lines[0].polygon))
+    crop = sign.picture[top:bottom, left:right]
+    assert engine.read_line(crop) == "GARDEN"
+    assert engine.read_line(np.full((20, 60, 3), 128, dtype=np.uint8)) == ""
+    # Whole pictures are still searched.
+    assert [line.text for line in engine.read(sign.picture)] == ["GARDEN"]
+
+
+# PaddleOCR, acted by a module
+
+
+@pytest.fixture
+def paddle(monkeypatch):
+    """A paddleocr of the version given, which reads fixed lines and keeps what it was called with."""
+    calls = []
+
+    class Reader:
+        def __init__(self, **options):
+            calls.append(options)
+
+        def predict(self, picture):
+            calls.append(picture)
+            box = np.array([[20, 10], [120, 10], [120, 30], [20, 30]])
+            return [{"rec_texts": ["Open", "x"], "rec_scores": [0.9, 0.3], "rec_polys": [box, box], "rec_text": "Open"}]
+
+    def install(version="3.2.0"):
+        module = types.ModuleType("paddleocr")
+        module.PaddleOCR = module.TextRecognition = Reader
+        monkeypatch.setitem(sys.modules, "paddleocr", module)
+        known = metadata.version
+        monkeypatch.setattr(metadata, "version", lambda name: version if name == "paddleocr" else known(name))
+        return calls
+
+    return install
+
+
+def test_paddleocr_s_lines(paddle):
+    calls = paddle()
+    engine = build_engine("paddleocr")
+    assert engine.name == "paddleocr 3.2.0 (en, no unwarping)"
+    picture = np.zeros((100, 200, 3), dtype=np.uint8)
+    picture[..., 0] = 7  # red, which PaddleOCR takes last
+    (line,) = engine.read(picture)
+    assert (line.text, line.confidence) == ("Open", 0.9)
+    assert np.allclose(line.polygon, box_polygon(0.1, 0.1, 0.6, 0.3))
+    assert calls[0]["use_doc_unwarping"] is False
+    assert (calls[1] == picture[..., ::-1]).all()
+    assert engine.read_line(picture) == "Open"
+    assert len(build_engine("paddleocr", least_confidence=0.0).read(picture)) == 2
+
+
+def test_paddleocr_that_is_missing_or_old_says_what_to_do(paddle, monkeypatch):
+    paddle("2.10.0")
+    with pytest.raises(UserError, match=r"version 2\.10\.0; run: pip install 'paddleocr>=3'"):
+        build_engine("paddleocr")
+    monkeypatch.setitem(sys.modules, "paddleocr", None)
+    with pytest.raises(UserError, match=r"'paddleocr' is not installed .* pip install 'vlad\[paddle\]'"):
+        build_engine("paddleocr")
+
+
+# tesseract, whose program is acted by a script
+
+HEADER = "level page_num block_num par_num line_num word_num left top width height conf text".replace(" ", "\t")
+
+
+def word(line, left, top, width, height, confidence, text, block=1):
+    return "\t".join(map(str, (5, 1, block, 1, line, 1, left, top, width, height, confidence, text)))
+
+
+@pytest.fixture
+def tesseract(tmp_path, monkeypatch):
+    """Puts a program of that name first in the path, which answers with the rows given."""
+
+    def install(*rows, languages="eng\nosd", code=0):
+        (tmp_path / "rows.tsv").write_text("\n".join([HEADER, *rows]) + "\n", encoding="utf-8")
+        program = tmp_path / "tesseract"
+        program.write_text(
+            "#!/bin/sh\n"
+            'if [ "$1" = --version ]; then echo "tesseract 9.8.7"; exit; fi\n'
+            f'if [ "$1" = --list-langs ]; then printf "List of languages:\\n{languages}\\n"; exit; fi\n'
+            f'echo "$@" > {tmp_path}/arguments\ncat > {tmp_path}/picture.png\ncat {tmp_path}/rows.tsv\n'
+            f'echo "no luck" >&2; exit {code}\n'
+        )
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    return install
+
+
+def test_tesseract_s_words_become_lines(tesseract, tmp_path):
+    tesseract(
+        "\t".join(map(str, (4, 1, 1, 1, 1, 0, 0, 0, 200, 100, -1, ""))),
+        word(1, 20, 10, 40, 20, 90.0, '"Open'),
+        word(1, 80, 12, 40, 23, 70.0, "now"),
+        word(2, 20, 50, 40, 20, 30.0, "x"),
+        word(1, 20, 80, 40, 10, 96.5, "日本", block=2),
+        word(1, 70, 80, 40, 10, 96.5, " ", block=2),
+    )
+    picture = np.zeros((100, 200, 3), dtype=np.uint8)
+    picture[5] = (250, 100, 0)
+    engine = build_engine("tesseract")
+    assert engine.name == "tesseract 9.8.7 (eng, sparse)"
+    first, second = engine.read(picture)
+    assert (first.text, first.confidence) == ('"Open now', pytest.approx(0.8))
+    assert np.allclose(first.polygon, box_polygon(0.1, 0.1, 0.6, 0.35))
+    assert second.text == "日本"
+    assert (tmp_path / "arguments").read_text() == "stdin stdout -l eng --psm 11 tsv\n"
+    assert (np.asarray(Image.open(tmp_path / "picture.png")) == picture).all()
+    assert [line.text for line in build_engine("tesseract", least_confidence=0.0).read(picture)][1] == "x"
+
+
+def test_tesseract_that_is_missing_or_broken_says_what_to_do(tesseract, monkeypatch):
+    tesseract(languages="osd")
+    with pytest.raises(UserError, match="apt install tesseract-ocr-eng"):
+        build_engine("tesseract")
+    tesseract(code=1)
+    with pytest.raises(RuntimeError, match="no luck"):
+        build_engine("tesseract").read(np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match=r"apt install tesseract-ocr; macOS: brew install tesseract"):
+        build_engine("tesseract")
+
+
+@pytest.mark.skipif(shutil.which("tesseract") is None, reason="the program tesseract is not installed")
+def test_tesseract_itself_reads_a_plain_sign():
+    sign = render_sign(SyntheticOptions(size_pixels=256, ground_share=0.0), 3, ("GARDEN",))
+    (line,) = build_engine("tesseract").read(sign.picture)
+    assert line.text == "GARDEN"
+    assert box_iou(line.polygon, sign.layout.lines[0].polygon) > 0.5

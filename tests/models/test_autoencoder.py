@@ -1,0 +1,144 @@
+"""Autoencoders: the fitted projection is the PCA, and the scale factor is applied exactly once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlad.models.autoencoder import PatchAutoencoder, build_autoencoder, decode, encode, spatial_factor
+from vlad.models.options import AutoencoderOptions
+from vlad.utils.errors import UserError
+
+
+def smooth_pictures(count: int = 64) -> Tensor:
+    """Correlated pictures, count 3 16 16 in [-1, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(count, 3, 4, 4, generator=generator)
+    fine = torch.randn(count, 3, 16, 16, generator=generator)
+    return (F.interpolate(coarse, (16, 16), mode="bilinear") * 0.5 + fine * 0.1 + 0.2).clamp(-1, 1)
+
+
+def patches_of(pixels: Tensor) -> np.ndarray:
+    """Patches of 4 x 4 pixels, n 48, written with plain slices."""
+    rows = [
+        picture[:, y : y + 4, x : x + 4].reshape(-1)
+        for picture in pixels.double()
+        for y in range(0, 16, 4)
+        for x in range(0, 16, 4)
+    ]
+    return torch.stack(rows).numpy()
+
+
+def fitted(channels: int) -> PatchAutoencoder:
+    torch.manual_seed(0)
+    autoencoder = PatchAutoencoder(patch_pixels=4, latent_channels=channels, decoder_width=16, decoder_layers=1)
+    autoencoder.fit(smooth_pictures())
+    return autoencoder
+
+
+@torch.no_grad()
+def test_fitted_latents_are_centred_uncorrelated_and_half_a_unit_wide() -> None:
+    latents = fitted(channels=10).encode(smooth_pictures())
+
+    assert latents.shape == (64, 10, 4, 4)
+    components = latents.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(torch.cov(components), 0.25 * torch.eye(10), atol=1e-4, rtol=0)
+    torch.testing.assert_close(components.mean(dim=1), torch.zeros(10), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_an_untrained_decoder_is_the_reconstruction_of_the_svd() -> None:
+    pictures = smooth_pictures()
+    patches = patches_of(pictures)
+    mean = patches.mean(axis=0)
+    _, spread, directions = np.linalg.svd(patches - mean, full_matrices=False)
+    basis = directions[:10]
+    wanted = (patches - mean) @ basis.T @ basis + mean
+
+    autoencoder = PatchAutoencoder(patch_pixels=4, latent_channels=10, decoder_width=16, decoder_layers=1)
+    share = autoencoder.fit(pictures)
+    restored = autoencoder.decode(autoencoder.encode(pictures))
+
+    np.testing.assert_allclose(patches_of(restored), wanted, atol=1e-4)
+    assert share == pytest.approx((spread[:10] ** 2).sum() / (spread**2).sum(), abs=1e-6)
+
+
+@torch.no_grad()
+def test_all_components_restore_the_picture() -> None:
+    pictures = smooth_pictures()
+    torch.testing.assert_close(decode(fitted(48), encode(fitted(48), pictures)), pictures, atol=1e-4, rtol=0)
+
+
+def test_training_moves_the_decoder_and_never_the_projection() -> None:
+    autoencoder = fitted(channels=10)
+    torch.nn.init.normal_(autoencoder.conv_out.weight, std=0.1)  # at zero it hides the layers before it
+
+    F.mse_loss(autoencoder.decode(autoencoder.encode(smooth_pictures())), smooth_pictures()).backward()
+
+    still = {name for name, parameter in autoencoder.named_parameters() if parameter.grad is None}
+    assert still == {"projection.weight", "projection.bias"}
+
+
+@torch.no_grad()
+def test_a_saved_autoencoder_loads_with_equal_outputs(tmp_path: Path) -> None:
+    autoencoder = fitted(channels=10)
+    autoencoder.save_pretrained(tmp_path)
+
+    loaded = PatchAutoencoder.from_pretrained(tmp_path)
+
+    pictures = smooth_pictures(4)
+    assert torch.equal(loaded.encode(pictures), autoencoder.encode(pictures))
+    latents = torch.randn(2, 10, 4, 4)
+    assert torch.equal(loaded.decode(latents), autoencoder.decode(latents))
+    assert spatial_factor(loaded) == 4
+
+
+@pytest.fixture
+def kl_folder(tmp_path: Path) -> Path:
+    """A tiny AutoencoderKL on disk, of a scale and a shift that cannot be mistaken for nothing."""
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=0.5,
+        shift_factor=0.25,
+    ).save_pretrained(tmp_path / "vae")
+    return tmp_path / "vae"
+
+
+@torch.no_grad()
+def test_scale_and_shift_of_an_autoencoder_kl_are_applied_exactly_once(kl_folder: Path) -> None:
+    autoencoder = build_autoencoder(AutoencoderOptions(path=str(kl_folder)))
+    pictures = smooth_pictures(2)
+    assert isinstance(autoencoder, AutoencoderKL)
+    assert spatial_factor(autoencoder) == 2
+
+    scaled = encode(autoencoder, pictures, torch.Generator().manual_seed(3))
+    latents = autoencoder.encode(pictures).latent_dist.sample(torch.Generator().manual_seed(3))
+
+    assert scaled.shape == (2, 4, 8, 8)
+    torch.testing.assert_close(scaled, (latents - 0.25) * 0.5)
+    torch.testing.assert_close(decode(autoencoder, scaled), autoencoder.decode(latents).sample.clamp(-1, 1))
+
+
+@torch.no_grad()
+def test_decoded_pixels_stay_in_range(kl_folder: Path) -> None:
+    kl = build_autoencoder(AutoencoderOptions(path=str(kl_folder)))
+    kl.decoder.conv_out.weight.mul_(1000)
+    for autoencoder, channels in ((fitted(10), 10), (kl, 4)):
+        pixels = decode(autoencoder, 100 * torch.randn(1, channels, 4, 4))
+        assert pixels.min() == -1
+        assert pixels.max() == 1
+
+
+def test_a_path_without_an_autoencoder_is_refused(tmp_path: Path) -> None:
+    for path, said in ((tmp_path, "holds no AutoencoderKL"), (tmp_path / "nowhere", "is neither a folder here nor")):
+        with pytest.raises(UserError, match=rf"autoencoder\.path: .* {said}"):
+            build_autoencoder(AutoencoderOptions(path=str(path)))

@@ -1,0 +1,241 @@
+"""VLADPipeline as people of diffusers know pipelines."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DConditionModel,
+)
+
+from vlad.inference.load import load_pipeline
+from vlad.layout.polygons import box_polygon
+from vlad.models.text_encoder.lvlm import LVLMEncoder
+from vlad.pipeline.vlad_pipeline import VLADPipeline
+from vlad.types import Layout, Prompt, TextLine
+from vlad.utils.errors import UserError
+
+PROMPT = 'a blue sign that says "HOUSE"'
+
+
+@pytest.fixture(scope="module")
+def pipeline(pipeline_folder: Path) -> VLADPipeline:
+    return load_pipeline(pipeline_folder)
+
+
+def test_pictures_of_one_prompt_have_the_seeds_that_follow(pipeline: VLADPipeline) -> None:
+    drawn = pipeline([PROMPT, "a wall"], [4, 9], num_images_per_prompt=2).images
+    wanted = pipeline([PROMPT, PROMPT, "a wall", "a wall"], [4, 5, 9, 10]).images
+    assert [picture.tobytes() for picture in drawn] == [picture.tobytes() for picture in wanted]
+
+
+def test_a_generator_takes_the_place_of_the_seed(pipeline: VLADPipeline) -> None:
+    def generator(seed: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    first = pipeline(PROMPT, generator=generator(5)).images[0].tobytes()
+    assert first == pipeline(PROMPT, generator=generator(5)).images[0].tobytes()
+    assert first != pipeline(PROMPT, generator=generator(6)).images[0].tobytes()
+    each = pipeline([PROMPT, PROMPT], generator=[generator(6), generator(5)]).images
+    assert each[1].tobytes() == first
+    with pytest.raises(UserError, match="3 generators for 1 pictures"):
+        pipeline(PROMPT, generator=[generator(0)] * 3)
+
+
+def test_output_types_hold_the_same_pictures(pipeline: VLADPipeline) -> None:
+    pil, np_, pt, latent = (
+        pipeline([PROMPT] * 3, [0, 1, 2], output_type=kind).images for kind in ("pil", "np", "pt", "latent")
+    )
+    assert np_.shape == (3, 32, 32, 3)
+    assert pt.shape == (3, 3, 32, 32)
+    assert latent.shape == (3, 8, 4, 4)
+    assert torch.equal(torch.from_numpy(np_).permute(0, 3, 1, 2), pt)
+    assert np.array_equal(np.stack([np.asarray(picture) for picture in pil]), np.rint(np_ * 255).astype(np.uint8))
+    with pytest.raises(UserError, match="output_type 'jpg'"):
+        pipeline(PROMPT, output_type="jpg")
+
+
+def test_the_callback_sees_and_changes_every_step_of_both_stages(pipeline: VLADPipeline) -> None:
+    seen = []
+
+    def watch(called: VLADPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict:
+        assert called is pipeline
+        seen.append((step, tuple(tensors["latents"].shape)))
+        return {}
+
+    plain = pipeline(PROMPT, 0, steps=3).images[0].tobytes()
+    assert pipeline(PROMPT, 0, num_inference_steps=3, callback_on_step_end=watch).images[0].tobytes() == plain
+    assert seen == [(step, (2, 8, 4, 4)) for step in (0, 1, 2)] * 2
+
+    def clear(_: VLADPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict:
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    emptied = [pipeline(PROMPT, seed, callback_on_step_end=clear, output_type="latent").images for seed in (0, 1)]
+    assert all(latents.abs().max() == 0 for latents in emptied)
+
+
+def test_a_negative_prompt_and_the_rescale_change_the_picture(pipeline: VLADPipeline) -> None:
+    plain = pipeline(PROMPT, text_scale=5.0).images[0].tobytes()
+    assert pipeline(PROMPT, text_scale=5.0, negative_prompt="").images[0].tobytes() == plain
+    assert pipeline(PROMPT, text_scale=5.0, negative_prompt="a dog").images[0].tobytes() != plain
+    assert pipeline(PROMPT, text_scale=5.0, guidance_rescale=0.7).images[0].tobytes() != plain
+    # Without guidance nothing is steered away from.
+    free = {"text_scale": 1.0, "layout_scale": 1.0, "planning_scale": 1.0}
+    assert (
+        pipeline(PROMPT, **free, negative_prompt="a dog").images[0].tobytes()
+        == pipeline(PROMPT, **free).images[0].tobytes()
+    )
+
+
+def test_a_prompt_is_read_once_for_both_stages_and_all_its_seeds(
+    pipeline: VLADPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = pipeline([PROMPT, "a wall"], [3, 4], negative_prompt="a dog").images
+    read, forward = [], LVLMEncoder.forward
+
+    def counted(self: LVLMEncoder, prompts: list[Prompt], *others: object) -> object:
+        read.extend(prompt.text for prompt in prompts)
+        return forward(self, prompts, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LVLMEncoder, "forward", counted)
+    seeds = {"num_images_per_prompt": 5, "negative_prompt": "a dog"}  # in three batches, the middle one of both prompts
+    drawn = pipeline([PROMPT, "a wall"], [3, 4], **seeds).images
+    assert sorted(read) == sorted([PROMPT, "a wall", "a dog"])
+    assert [drawn[0].tobytes(), drawn[5].tobytes()] == [picture.tobytes() for picture in plain]
+    # From call to call only where somebody says that the text side stays as it is.
+    pipeline(PROMPT)
+    assert len(read) == 4
+    monkeypatch.setattr("vlad.pipeline.vlad_pipeline.KEPT_READINGS", 2)
+    with pipeline.reading_once():
+        for prompt, count in ((PROMPT, 5), (PROMPT, 5), ("a wall", 6), ("a dog", 7), ("a wall", 7), (PROMPT, 8)):
+            assert pipeline(prompt, 3).images[0].size == (32, 32)
+            assert len(read) == count, prompt
+
+
+def test_the_latents_of_a_layout_are_the_same_in_every_call(pipeline_folder: Path) -> None:
+    pipeline = load_pipeline(pipeline_folder)
+    layout = Layout((TextLine("HI", box_polygon(0.1, 0.1, 0.6, 0.4)),))
+    torch.manual_seed(0)
+    pipeline.autoencoder = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32,) * 4,
+        latent_channels=8,
+    ).eval()
+    first, second = (pipeline(PROMPT, 0, [layout], output_type="latent").images for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_other_shapes_keep_the_layout_in_place(pipeline: VLADPipeline) -> None:
+    layout = Layout((TextLine("HI", box_polygon(0.1, 0.1, 0.6, 0.4)),))
+    drawn = pipeline([PROMPT, PROMPT], [0, 0], [layout, None], width=64, height=16)
+    assert [picture.size for picture in drawn.images] == [(64, 16)] * 2
+    assert drawn.layouts[0] == layout
+    assert drawn.glyph_maps[0] is None
+    assert drawn.glyph_maps[1].shape == (16, 64)
+
+
+def test_a_raw_map_is_kept_where_the_reader_agrees(pipeline: VLADPipeline) -> None:
+    prompt = 'a sign that says "HOUSE" and "BUS"'
+    refitted, raw = (pipeline(prompt, refit=refit).images[0].tobytes() for refit in (True, False))
+    assert refitted != raw
+
+    def drawn_with(reading: list[str]) -> bytes:
+        return pipeline(prompt, reader=lambda glyph_map: reading).images[0].tobytes()
+
+    assert drawn_with(["bus", "HO USE"]) == raw
+    assert drawn_with(["HOUSE BUS"]) == raw
+    assert drawn_with(["HOUSE"]) == refitted
+    assert drawn_with([]) == refitted
+
+
+def test_another_scheduler_draws_and_one_that_does_not_fit_is_refused(pipeline_folder: Path) -> None:
+    pipeline = load_pipeline(pipeline_folder)
+    own = pipeline(PROMPT).images[0].tobytes()
+    pipeline.refine_scheduler = EulerDiscreteScheduler.from_config(pipeline.refine_scheduler.config)
+    assert pipeline(PROMPT).images[0].tobytes() != own
+    # The layout UNet predicts x_0, the refine UNet v.
+    pipeline.refine_scheduler = EulerDiscreteScheduler.from_config(pipeline.layout_scheduler.config)
+    with pytest.raises(
+        UserError, match="refine scheduler EulerDiscreteScheduler does not fit: its prediction is 'sample'"
+    ):
+        pipeline(PROMPT)
+    pipeline.refine_scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(UserError, match="does not fit"):
+        pipeline(PROMPT)
+    for name in ("ddim", "dpm++", "unipc", "euler"):
+        pipeline.use_solver(name)
+        assert pipeline(PROMPT).images[0].size == (32, 32)
+    with pytest.raises(UserError, match="solver flow-euler does not fit"):
+        pipeline.use_solver("flow-euler")
+
+
+def test_a_swapped_scheduler_is_saved_and_the_training_noise_with_it(pipeline_folder: Path, tmp_path: Path) -> None:
+    pipeline = load_pipeline(pipeline_folder)
+    pipeline.use_solver("unipc")
+    pipeline.save_pretrained(tmp_path)
+    again = VLADPipeline.from_pretrained(tmp_path)
+    assert type(again.refine_scheduler).__name__ == "UniPCMultistepScheduler"
+    assert again.config.process == pipeline.config.process
+    assert again(PROMPT, 3).images[0].tobytes() == pipeline(PROMPT, 3).images[0].tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_draws_nearly_the_same(pipeline_folder: Path, pipeline: VLADPipeline, dtype: str) -> None:
+    half = load_pipeline(pipeline_folder, dtype=dtype)
+    assert half.refine_unet.dtype == getattr(torch, dtype)
+    layout = Layout((TextLine("HI", box_polygon(0.1, 0.1, 0.6, 0.4)),))
+    both = [np.asarray(one(PROMPT, 0, [layout]).images[0], dtype=float) for one in (pipeline, half)]
+    assert 0 < np.abs(both[0] - both[1]).mean() < 4
+    assert half(PROMPT).images[0].size == (32, 32)
+
+
+def test_offloaded_models_draw_the_same(pipeline_folder: Path, pipeline: VLADPipeline) -> None:
+    offloaded = VLADPipeline.from_pretrained(pipeline_folder)
+    offloaded.set_progress_bar_config(disable=True)
+    moves = []
+    offloaded.enable_model_cpu_offload(device="cpu")
+    for name in ("lvlm", "composition", "layout_unet", "autoencoder", "refine_unet"):
+        hook = getattr(offloaded, name)._hf_hook
+        original = hook.pre_forward
+
+        def moved(
+            module: torch.nn.Module, *rest: object, name: str = name, call: object = original, **more: object
+        ) -> object:
+            if not moves or moves[-1] != name:
+                moves.append(name)
+            return call(module, *rest, **more)  # type: ignore[operator]
+
+        hook.pre_forward = moved
+    assert offloaded(PROMPT, 3).images[0].tobytes() == pipeline(PROMPT, 3).images[0].tobytes()
+    # Each model comes once, but for the autoencoder, which decodes the plan, encodes the map, decodes the picture.
+    assert moves == ["lvlm", "composition", "layout_unet", "autoencoder", "refine_unet", "autoencoder"]
+
+
+def test_the_parts_load_in_plain_diffusers_classes(pipeline_folder: Path, pipeline: VLADPipeline) -> None:
+    unet = UNet2DConditionModel.from_pretrained(pipeline_folder, subfolder="refine_unet")
+    state = pipeline.refine_unet.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in unet.state_dict().items())
+    assert isinstance(pipeline, DiffusionPipeline)
+    assert set(pipeline.components) >= {"lvlm", "composition", "autoencoder", "layout_unet", "refine_unet"}
+
+
+def test_wrong_settings_are_one_sentence(pipeline: VLADPipeline) -> None:
+    for options, said in (
+        ({"steps": 0}, "0 steps"),
+        ({"steps": 5000}, "5000 steps"),
+        ({"text_scale": float("nan")}, "text_scale must be from 0 to 100, not nan"),
+        ({"guidance_rescale": 2.0}, "guidance_rescale must be from 0 to 1"),
+        ({"batch_size": -1}, "batch_size must be from 1 to 4096, not -1"),
+        ({"width": 40}, "nearest is 48 x 32"),
+        ({"height": 100_000}, "nearest is 32 x 4096"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt"),
+        ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "prompt_embeds"),
+    ):
+        with pytest.raises(UserError, match=said):
+            pipeline(PROMPT, **options)

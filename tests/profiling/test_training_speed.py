@@ -1,0 +1,124 @@
+"""What a benchmark of training measures: rates, products counted, and a table of switches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlad.config.load import load_config
+from vlad.config.schema import Config
+from vlad.data.options import SyntheticOptions
+from vlad.data.shards.writer import write_manifest, write_shards
+from vlad.data.signs import render_sign
+from vlad.profiling import switch_comparison as comparison
+from vlad.profiling.switch_comparison import HEAD, Call, Row, compare, overrides_of, text_row
+from vlad.profiling.training_speed import StageFigures, count_flops, matrix_rate, measure_stage
+from vlad.utils.errors import UserError
+
+CONFIG = """
+runs: {folder}/runs
+data: {{shards: {folder}/shards, picture_pixels: 32, batch_size: 4, workers: 0, shuffle_window: 8}}
+lvlm: {{hidden_size: 32, layers: 1, heads: 2, vision_hidden_size: 32, vision_layers: 1, vision_pixels: 32}}
+composition: {{width: 32, layers: 1, heads: 2, output_width: 32}}
+autoencoder: {{latent_channels: 8, decoder_width: 16, decoder_layers: 1}}
+layout: {{unet: {{block_channels: [32], heads: 2}}}}
+refine: {{unet: {{block_channels: [32], heads: 2}}}}
+trainer: {{accelerator: cpu}}
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("speed")
+    (folder / "shards").mkdir()
+    signs = (render_sign(SyntheticOptions(size_pixels=32, count=16), number) for number in range(16))
+    write_manifest(folder / "shards", write_shards(signs, folder / "shards", 8), {})
+    (folder / "config.yaml").write_text(CONFIG.format(folder=folder), encoding="utf-8")
+    return folder
+
+
+def config_of(world: Path, *overrides: str) -> Config:
+    return load_config(world / "config.yaml", overrides)
+
+
+def test_steps_are_timed_with_the_runs_own_trainer_and_leave_nothing(world: Path) -> None:
+    figures = measure_stage(config_of(world), "refine", steps=3, warmup=1)
+    assert figures.images_per_second * figures.step_seconds == pytest.approx(4)
+    assert 0 <= figures.data_wait <= 1
+    assert figures.peak_bytes > 50_000_000
+    assert figures.attention.startswith("torch SDPA")
+    assert not (world / "runs").exists()
+    with pytest.raises(UserError, match="there is no stage 'refined'"):
+        measure_stage(config_of(world), "refined", 1, 1)
+    with pytest.raises(UserError, match=r"data\.cache: this run trains its own autoencoder"):
+        measure_stage(config_of(world, "data.cache=nowhere"), "refine", 1, 1)
+
+
+def test_the_products_of_a_step_are_counted(world: Path) -> None:
+    one = count_flops(config_of(world), "refine")
+    # The decoder of the autoencoder alone, by hand: its convolutions' products, three times (forward, two backward) for
+    # what is trained, less the first layer's input, which wants no gradient.
+    small = count_flops(config_of(world, "refine.unet.position_frequencies=0"), "refine")
+    cells, channels = 16, 24  # 4 x 4 cells; 4 channels a frequency, 6 frequencies
+    assert one - small == 2 * 2 * cells * channels * 32 * 9  # conv_in, forward and its weights' gradient
+    assert count_flops(config_of(world, "trainer.activation_checkpointing=unets"), "refine") == one
+
+
+def test_the_matrix_rate_is_of_a_real_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlad.profiling.training_speed.MATRIX", {"cpu": 128})
+    monkeypatch.setattr("vlad.profiling.training_speed.MATRIX_SECONDS", 0.05)
+    assert matrix_rate(torch.device("cpu"), torch.float32) > 1e8
+
+
+def test_each_row_keeps_the_switches_above_it(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[str, ...]] = []
+
+    def figures(call: Call, steps: int, warmup: int) -> StageFigures:
+        tried.append(call.overrides)
+        if "trainer.compile=blocks" in call.overrides:
+            raise UserError("torch cannot compile here.")
+        return StageFigures(10.0 * len(tried), 0.1, 0.05, 2_000_000_000, "")
+
+    monkeypatch.setattr(comparison, "_elsewhere", _here)
+    monkeypatch.setattr(comparison, "_figures", figures)
+    monkeypatch.setattr(comparison, "_rate", lambda call: 1e9)
+    monkeypatch.setattr(comparison, "_flops", lambda call: 1e7)
+    shown: list[Row] = []
+    call = Call(str(world / "config.yaml"), ("seed=3",), "refine")
+    rows = compare(call, ["plain", "compile", "cache", "batch"], 2, 1, None, shown.append)
+    assert rows == shown
+    assert all(overrides[0] == "seed=3" for overrides in tried)
+    assert tried[-1][1:] == (*overrides_of("plain", call.config(), None)[1], "data.batch_size=8")  # not compiled
+    assert [row.label for row in rows] == ["plain", "compiled blocks", "cache", "batch 8"]
+    assert rows[0].mfu == pytest.approx(1e7 * 10 / 1e9)
+    lines = [text_row(row, rows[0]) for row in rows]
+    assert lines[1].endswith("left out: torch cannot compile here.")
+    assert "tools/cache.py" in lines[2]
+    assert lines[3].split()[2:4] == ["30.0", "3.00"]
+    assert len(lines[0]) == len(HEAD)
+    with pytest.raises(UserError, match="there is no switch 'warp'"):
+        compare(call, ["warp"], 1, 1, None, shown.append)
+
+
+class _here:  # noqa: N801 - takes the place of a function
+    """Calls functions in this process."""
+
+    def __enter__(self):  # type: ignore[no-untyped-def]
+        return lambda function, *arguments: function(*arguments)
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def test_a_row_that_the_memory_does_not_hold_is_left_out(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> StageFigures:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(comparison, "_elsewhere", _here)
+    monkeypatch.setattr(comparison, "measure_stage", full)
+    monkeypatch.setattr(comparison, "_rate", lambda call: 1e9)
+    monkeypatch.setattr(comparison, "_flops", lambda call: 1e7)
+    (row,) = compare(Call(str(world / "config.yaml"), (), "refine"), ["batch"], 1, 1, None, lambda row: None)
+    assert text_row(row, None) == f"{'batch 8':20}left out: the device's memory does not hold it"

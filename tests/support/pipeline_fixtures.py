@@ -1,0 +1,32 @@
+"""An untrained pipeline on disk: what it draws is noise, but its ways are those of a trained one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlad.config.load import load_config
+from vlad.training.build import build_pipeline, new_parts
+
+CONFIG = """
+name: base
+data: {picture_pixels: 32, batch_size: 4}
+lvlm: {hidden_size: 32, layers: 1, heads: 2, vision_hidden_size: 32, vision_layers: 1, vision_pixels: 32}
+composition: {width: 32, layers: 1, heads: 2, output_width: 32}
+autoencoder: {latent_channels: 8, decoder_width: 16, decoder_layers: 1}
+layout: {unet: {block_channels: [32, 32], heads: 2}, noise: {prediction: sample}}
+refine: {unet: {block_channels: [32, 32], heads: 2}, noise: {prediction: v_prediction}}
+sample: {steps: 2, batch_size: 2}
+"""
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("untrained")
+    (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
+    config = load_config(folder / "config.yaml")
+    torch.manual_seed(0)
+    parts = new_parts(config)
+    parts.autoencoder.fit(torch.rand(64, 3, 32, 32) * 2 - 1)
+    build_pipeline(config, parts).save_pretrained(folder / "pipeline")
+    return folder / "pipeline"

@@ -1,0 +1,227 @@
+"""What a run shows of itself: figures by noise level, the wait for data, and the page that collects them."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import IterableDataset
+
+from vlad.reports.run_report import read_curves, record_start, thinned, write_run_page
+from vlad.training.callbacks.ema import ExponentialAverage
+from vlad.training.callbacks.metrics_logging import NoiseLevels, learning_rates
+from vlad.training.callbacks.progress import Measured, Progress, RefreshReport, SampleGrid
+from vlad.training.datamodule import TimedLoader
+from vlad.training.environment import describe_start
+from vlad.training.loggers import build_loggers, check_wandb
+from vlad.utils.errors import UserError
+
+
+def test_losses_are_averaged_by_noise_level() -> None:
+    levels = NoiseLevels(1000)
+    levels.add(torch.tensor([1.0, 3.0, 7.0]), torch.tensor([0, 99, 999]))
+    levels.add(torch.tensor([5.0]), torch.tensor([100]))
+    assert levels.take() == pytest.approx({"noise_0": 2.0, "noise_1": 5.0, "noise_9": 7.0})
+    assert levels.take() == {}
+
+
+def test_learning_rates_are_named_where_they_differ() -> None:
+    one, two = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([{"params": [one], "lr": 0.1}, {"params": [two], "lr": 0.1}])
+    assert learning_rates(optimizer) == {"learning_rate": 0.1}
+    optimizer = torch.optim.SGD([{"params": [one], "lr": 0.1, "name": "unet"}, {"params": [two], "lr": 0.2}])
+    assert learning_rates(optimizer) == {"learning_rate_unet": 0.1, "learning_rate_1": 0.2}
+
+
+def test_a_step_that_is_left_out_does_not_spoil_the_losses_that_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress = Progress("[1/3 layout]", 4, 3)
+    trainer = SimpleNamespace(global_step=0, is_global_zero=True, datamodule=None, progress_bar_metrics={})
+    progress.on_train_start(trainer, torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    assert progress.bar is not None
+    assert (progress.bar.mininterval, progress.bar.maxinterval) == (30.0, 30.0)  # pytest's stderr is no terminal
+    for step, loss in enumerate((2.0, torch.nan, 2.0), start=1):
+        trainer.global_step, trainer.progress_bar_metrics = step, {"loss": loss}
+        progress.on_train_batch_end(trainer, torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    progress.on_train_end(trainer, torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    assert progress.summary(trainer)["loss"] == pytest.approx(2.0)  # type: ignore[arg-type]
+    assert capsys.readouterr().err.count("[1/3 layout]") <= 2
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    progress.on_train_start(trainer, torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    assert progress.bar.mininterval == 1.0
+    progress.bar.close()
+
+
+class Slow(IterableDataset):
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        for number in range(3):
+            time.sleep(0.05)
+            yield number
+
+
+def test_the_loader_adds_up_how_long_it_was_waited_for() -> None:
+    loader = TimedLoader(Slow(), batch_size=None)
+    for number in loader:
+        waited = loader.waited_seconds
+        time.sleep(0.2)  # a step, which is no waiting
+        assert loader.waited_seconds == waited >= 0.05 * (int(number) + 1)
+
+
+class Links(HTMLParser):
+    """What a page would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value or "" for name, value in attrs if name in ("src", "href")]
+        assert tag != "script"
+
+
+def test_the_page_of_a_run_holds_all_it_shows(tmp_path: Path) -> None:
+    run = tmp_path / "signs & <posters>"
+    for start, rows in (("from-step-00000000", "0,2,1\n1,1,1\n2,,9\n"), ("from-step-00000002", "2,0.5,3\n3,nan,4\n")):
+        logs = run / "layout" / "logs" / start
+        logs.mkdir(parents=True)
+        (logs / "metrics.csv").write_text("step,loss,noise_0\n" + rows)
+    (run / "samples" / "layout").mkdir(parents=True)
+    for step, colour in ((10, "red"), (20, "green"), (30, "blue")):
+        Image.new("RGB", (4, 4), colour).save(run / "samples" / "layout" / f"step-{step:08d}.png")
+    (run / "config.yaml").write_text('name: "<b>"\n')
+    for command in ("python train.py a.yaml", 'python train.py a.yaml name="<i>"'):
+        record_start(run, {**describe_start(), "command": command})
+
+    # A step of two starts counts once, with the later one's word.
+    assert read_curves(run / "layout")["noise_0"] == [(0, 1.0), (1, 1.0), (2, 3.0), (3, 4.0)]
+    page = write_run_page(run).read_text(encoding="utf-8")
+
+    links = Links()
+    links.feed(page)
+    kinds = [link.split(";")[0] for link in links.found]
+    assert kinds == ["data:image/svg+xml"] * 2 + ["data:image/png"] * 2
+    first, newest = (base64.b64decode(link.split(",")[1]) for link in links.found[2:])
+    assert first == (run / "samples" / "layout" / "step-00000010.png").read_bytes()
+    assert newest == (run / "samples" / "layout" / "step-00000030.png").read_bytes()
+    svg = base64.b64decode(links.found[0].split(",")[1]).decode()
+    assert "loss" in svg
+    assert page.count('<div class="curves">') == 1  # a grid as wide as the page
+    assert ".curves img { width: 100% }" in page
+    assert "<b>" not in page
+    assert "<i>" not in page
+    assert "signs &amp; &lt;posters&gt;" in page
+    assert "under way, step 4" in page
+    assert re.search(r"<th>revision</th><td>([0-9a-f]{40}|vlad )", page)
+    assert not list(run.rglob("*.partial"))
+
+
+def test_what_a_kill_has_cut_short_does_not_keep_a_run_from_its_page(tmp_path: Path) -> None:
+    logs = tmp_path / "align" / "logs" / "from-step-00000000"
+    logs.mkdir(parents=True)
+    whole = "align,step,training_loss\n0.5,0,0.25\n0.5,1,0.2"
+    rows = {
+        "0.5": 1,
+        "0.5,": 1,
+        "0.5,1,0.2": 1,
+        "0.5,1,0.2\n": 2,
+        "0.5,1,0.2\n0.4,2,0.25,0.3,3,1\n": 2,
+        "0.5,1,0.2e-\n": 1,
+    }
+    for end, count in rows.items():
+        (logs / "metrics.csv").write_text(whole.removesuffix("0.5,1,0.2") + end)
+        assert len(read_curves(tmp_path / "align")["align"]) == count, end
+    record_start(tmp_path, {"command": "one"})
+    with (tmp_path / "starts.jsonl").open("a") as stream:
+        stream.write('{"command": "tw')
+    record_start(tmp_path, {"command": "three"})
+    page = write_run_page(tmp_path).read_text(encoding="utf-8")
+    assert "<h2>align</h2>" in page
+    assert "one" in page and "three" in page
+
+
+def test_long_curves_are_thinned_to_means() -> None:
+    curve = [(step, float(step % 2)) for step in range(10_000)]
+    short = thinned(curve, 200)
+    assert len(short) == 200
+    assert {value for _, value in short} == {0.5}
+    assert short[-1][0] == 9999
+    assert thinned(curve[:7], 200) == curve[:7]
+
+
+def test_wandb_is_asked_for_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    check_wandb("off")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"wandb is not installed; pip install 'vlad\[wandb\]'"):
+        check_wandb("offline")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    check_wandb("offline")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="online needs an account"):
+        check_wandb("online")
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    check_wandb("online")
+    assert [type(logger).__name__ for logger in build_loggers(tmp_path / "layout", "run", "from-step-0", "off")] == [
+        "LastingCSV",
+        "LastingTensorBoard",
+    ]
+
+
+def test_a_full_disk_takes_curves_and_pictures_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    curves, _ = build_loggers(tmp_path / "layout", "run", "from-step-00000000", "off")
+    curves.log_metrics({"loss": 1.0}, step=0)
+    curves.save()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("csv.DictWriter.writerows", full)
+        for step in (1, 2):
+            curves.log_metrics({"loss": 2.0}, step=step)
+            curves.save()
+    curves.log_metrics({"loss": 3.0}, step=3)
+    curves.finalize("success")
+    said = capsys.readouterr().err
+    assert said.count("No space left on device); training goes on.") == 1
+    assert read_curves(tmp_path / "layout")["loss"] == [(0, 1.0), (1, 2.0), (2, 2.0), (3, 3.0)]  # room again
+
+    trainer = SimpleNamespace(global_step=2, is_global_zero=True, loggers=[])
+    average = ExponentialAverage(0.9)
+    for callback in (
+        SampleGrid(tmp_path, 2, average, full),  # type: ignore[arg-type]
+        Measured(tmp_path, 2, average, full),  # type: ignore[arg-type]
+        RefreshReport(2, full),
+    ):
+        callback.on_train_batch_end(trainer, torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    said = capsys.readouterr().err
+    assert said.count("training goes on") == 3
+    assert "step-00000002.png cannot be written" in said
+
+
+def test_wandb_offline_keeps_its_curves_on_the_disk_and_asks_no_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # whoever asks is refused
+    for start in ("from-step-00000000", "from-step-00000002"):
+        logger = build_loggers(tmp_path / "layout", "signs", start, "offline")[-1]
+        logger.log_metrics({"loss": 1.0}, step=1)
+        logger.finalize("success")
+        wandb.finish()
+    kept = list((tmp_path / "layout" / "logs" / "wandb").glob("offline-run-*/*.wandb"))
+    assert {path.name for path in kept} == {"run-signs-layout.wandb"}  # one run over both starts
+    assert all(path.stat().st_size > 0 for path in kept)

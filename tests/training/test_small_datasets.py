@@ -1,0 +1,453 @@
+"""Small sets of a person's own: held-out pictures and looks, the base's own pictures, and what cannot work."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
+
+from vlad.config.load import load_config
+from vlad.config.schema import Config
+from vlad.config.training import ValidationOptions
+from vlad.data.dataset import collate, first_samples, open_sets
+from vlad.data.poster_template import render_poster
+from vlad.data.shards.writer import write_manifest, write_shards
+from vlad.eval.adapter_comparison import compare
+from vlad.inference.load import load_pipeline
+from vlad.lora.adapters import adapter_about, attach_adapter
+from vlad.models.autoencoder import decode, encode
+from vlad.pipeline.folders import pipeline_folder
+from vlad.pipeline.vlad_pipeline import VLADPipeline
+from vlad.training import small_datasets as own_pictures
+from vlad.training.build import build_pipeline, check_stages, new_parts
+from vlad.training.callbacks.validation import EarlyStopping, Look
+from vlad.training.run import build_stage, is_finished, run, training_parts
+from vlad.training.small_datasets import own_sets
+from vlad.types import Layout
+from vlad.utils.errors import UserError
+
+BASE = """
+name: base
+data: {picture_pixels: 32, batch_size: 4}
+lvlm: {hidden_size: 32, layers: 1, heads: 2, vision_hidden_size: 32, vision_layers: 1, vision_pixels: 32}
+composition: {width: 32, layers: 1, heads: 2, output_width: 32}
+autoencoder: {latent_channels: 8, decoder_width: 16, decoder_layers: 1}
+layout: {unet: {block_channels: [32], heads: 2}, noise: {prediction: sample}}
+refine: {unet: {block_channels: [32], heads: 2}, noise: {prediction: sample}}
+sample: {steps: 2, batch_size: 4}
+"""
+LORA = """
+name: lora
+runs: {folder}/runs
+base: {folder}/pipeline
+data: {{shards: {folder}/shards, picture_pixels: 32, batch_size: 4, workers: 0, trigger_word: festival}}
+lora: {{rank: 2}}
+losses: {{align_weight: 0, line_weight: 0.1}}
+refine: {{noise: {{offset: 0.1}}}}
+trainable: {{composition: lora}}
+validation: {{share: 0.25, every_steps: 2, pictures: 4, read_pictures: 0}}
+train: {{layout: {{steps: 2, warmup_steps: 1}}, refine: {{steps: 6, warmup_steps: 1, learning_rate: 1.0e-2}}}}
+trainer: {{accelerator: cpu, checkpoint_every_steps: 3, sample_every_steps: 0, log_every_steps: 1}}
+"""
+
+
+NO_TEXT = "{lvlm: frozen, composition: frozen}"
+
+
+def posters(folder: Path, count: int, with_text: bool = True) -> None:
+    folder.mkdir()
+    samples = [render_poster(index, size_pixels=32) for index in range(count)]
+    if not with_text:
+        samples = [dataclasses.replace(sample, layout=Layout(())) for sample in samples]
+    write_manifest(folder, write_shards(samples, folder, 8), {})
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Posters, an untrained pipeline as the base, and a finished LoRA run on it."""
+    folder = tmp_path_factory.mktemp("own")
+    posters(folder / "shards", 16)
+    (folder / "base.yaml").write_text(BASE, encoding="utf-8")
+    config = load_config(folder / "base.yaml")
+    torch.manual_seed(0)
+    parts = new_parts(config)
+    parts.autoencoder.fit(torch.rand(64, 3, 32, 32) * 2 - 1)
+    build_pipeline(config, parts).save_pretrained(folder / "pipeline")
+    (folder / "lora.yaml").write_text(LORA.format(folder=folder), encoding="utf-8")
+    assert run(load_config(folder / "lora.yaml")).finished
+    return folder
+
+
+def load(world: Path, *overrides: str) -> Config:
+    return load_config(world / "lora.yaml", overrides)
+
+
+def test_an_exported_pipeline_is_a_base_and_its_adapter_draws_other_pictures(world: Path) -> None:
+    config = load(world)
+    assert is_finished(config)
+    plain, adapted = load_pipeline(world / "pipeline"), load_pipeline(world / "pipeline", config.directory)
+    prompt = 'festival, a poster that says "HOUSE"'
+    assert plain(prompt).images[0].tobytes() != adapted(prompt).images[0].tobytes()
+    assert {path.name for path in (config.directory / "adapter").iterdir()} == {
+        *("lvlm", "composition", "layout_unet", "refine_unet"),
+        "README.md",
+    }
+    card = (config.directory / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert 'instance_prompt: "festival"' in card
+    assert card.count("| 2 | 16 |") == 4
+
+
+def test_the_looks_choose_what_is_published(world: Path) -> None:
+    config = load(world)
+    metrics = json.loads((config.directory / "refine" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["best_step"] in (2, 4, 6)
+    assert metrics["held_out_loss"] != metrics["base_held_out_loss"]
+    best = load_file(config.directory / "refine" / "best.safetensors")
+    published = load_file(config.directory / "refine" / "trained.safetensors")
+    assert best.keys() == published.keys()
+    assert all(torch.equal(value, published[name]) for name, value in best.items())
+
+
+@pytest.mark.parametrize("part", ["layout_unet", "refine_unet"])
+def test_plain_diffusers_loads_a_unet_s_adapter(world: Path, part: str) -> None:
+    folder = load(world).directory / "adapter" / part
+    ours = attach_adapter(UNet2DConditionModel.from_pretrained(world / "pipeline" / part), folder).eval()
+    plain = UNet2DConditionModel.from_pretrained(world / "pipeline" / part).eval()
+    theirs = UNet2DConditionModel.from_pretrained(world / "pipeline" / part).eval()
+    theirs.load_lora_adapter(folder, weight_name="pytorch_lora_weights.safetensors", prefix="unet")
+    in_pipeline = UNet2DConditionModel.from_pretrained(world / "pipeline" / part).eval()
+    StableDiffusionPipeline(
+        None, None, None, in_pipeline, None, None, None, requires_safety_checker=False
+    ).load_lora_weights(folder)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    inputs = {
+        "sample": torch.randn(2, plain.config.in_channels, 4, 4),
+        "timestep": torch.tensor([3, 4]),
+        "encoder_hidden_states": torch.randn(2, 5, plain.config.cross_attention_dim),
+        "class_labels": torch.randn(2, plain.config.cross_attention_dim),
+    }
+    with torch.no_grad():
+        wanted, base = ours(**inputs)[0], plain(**inputs)[0]
+        assert (wanted - base).abs().max() > 1e-4
+        torch.testing.assert_close(theirs(**inputs)[0], wanted, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(in_pipeline(**inputs)[0], wanted, atol=1e-5, rtol=1e-4)
+    count = len(load_file(folder / "adapter_model.safetensors"))
+    assert sum(".lora_" in name for name in theirs.state_dict()) == count
+
+
+def test_before_and_after_are_drawn_and_scored(world: Path, tmp_path: Path) -> None:
+    config = load(world)
+    found, page = compare(world / "pipeline", [f"{config.directory}:0.5"], tmp_path / "out", 1, signs=0)
+    assert page.is_file()
+    assert found.pictures == 4
+    assert found.floor < found.before.distance  # noise is farther from posters than posters are
+    assert found.before.distance != found.after.distance
+    with pytest.raises(UserError, match="no LoRA run"):
+        compare(world / "pipeline", [str(world / "shards")], tmp_path / "out", 1, 0)
+
+
+def test_the_decoder_learns_grounds_through_adapters_and_latents_stay(world: Path) -> None:
+    text = "trainable={lvlm: frozen, composition: null}"
+    decoder = (
+        "name=decoder",
+        "lora.decoder=true",
+        "train.autoencoder.steps=30",
+        "train.autoencoder.learning_rate=1e-2",
+    )
+    config = load(world, *decoder, "lora.layout_unet=false", "lora.refine_unet=false", text)
+    assert run(config).finished
+    adapter = config.directory / "adapter"
+    assert {path.name for path in adapter.iterdir()} == {"autoencoder", "README.md"}
+    assert adapter_about(adapter / "autoencoder")["recipe"]["train"]["autoencoder"]["steps"] == 30
+
+    pipeline = load_pipeline(world / "pipeline")
+    posters = first_samples(open_sets(config.data.sets), config.data.stream(0), 8)
+    pixels = collate(posters).pictures
+    latents = encode(pipeline.autoencoder, pixels)
+    before = decode(pipeline.autoencoder, latents)
+    pipeline.load_adapters([str(config.directory)])
+    assert torch.equal(encode(pipeline.autoencoder, pixels), latents)
+    after = decode(pipeline.autoencoder, latents)
+    assert (after - pixels).abs().mean() < 0.97 * (before - pixels).abs().mean()
+    pipeline.unload_adapters()
+    assert torch.equal(decode(pipeline.autoencoder, latents), before)
+
+    # What the run itself draws with is what a fresh pipeline draws with.
+    parts, _ = training_parts(config)
+    stage, _ = build_stage(config, parts, "autoencoder", open_sets(config.data.sets), "")
+    assert all(".lora_" in name for name in stage.trained_names())
+    stage.load_state_dict(load_file(config.directory / "autoencoder" / "trained.safetensors"), strict=False)
+    assert torch.allclose(decode(parts.autoencoder.eval(), latents), after, atol=1e-5)
+
+    with pytest.raises(UserError, match=r"^lora\.decoder: a cache holds no pictures"):
+        check_stages(load(world, *decoder[1:], "name=cached", "data.cache=nowhere"))
+
+
+# --- the base's own pictures ---------------------------------------------------------------------------------
+
+
+def test_the_prior_is_drawn_once_by_the_base_and_goes_on_after_a_kill(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_pictures, "PRIOR_SHARD", 4)
+    config = load(
+        world,
+        "name=prior",
+        "prior.pictures=10",
+        "lora.layout_unet=false",
+        "trainable={lvlm: frozen, composition: null}",
+    )
+    sets = own_sets(config, open_sets(config.data.sets))
+    folder = config.directory / "prior"
+    drawn = own_pictures._drawn
+    calls: list[range] = []
+
+    def killed(pipeline: VLADPipeline, prompts: list[str], numbers: range, seed: int) -> Any:
+        calls.append(numbers)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return drawn(pipeline, prompts, numbers, seed)
+
+    monkeypatch.setattr(own_pictures, "_drawn", killed)
+    with pytest.raises(KeyboardInterrupt):
+        own_pictures.draw_prior(config, sets.own, folder)
+    assert not (folder / "manifest.json").is_file()
+    assert run(config).finished  # only the refine stage: nothing else carries an adapter
+    assert not (config.directory / "layout").exists()
+    assert [(numbers.start, numbers.stop) for numbers in calls] == [(0, 4), (4, 8), (4, 8), (8, 10)]
+
+    prior = first_samples(open_sets({str(folder): 1.0}), config.data.stream(0), 10)
+    assert not [sample for sample in prior if "festival" in sample.caption]
+    again = VLADPipeline.from_pretrained(pipeline_folder(world / "pipeline"))
+    by_key = {sample.key: sample for sample in prior}
+    about = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["about"]
+    redrawn = drawn(again, about["prompts"], range(8, 10), config.seed)
+    for sample in redrawn:
+        assert np.array_equal(by_key[sample.key].picture, sample.picture)
+        assert by_key[sample.key].caption == sample.caption
+
+
+# --- when to stop --------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """What EarlyStopping asks of Lightning's trainer."""
+
+    is_global_zero, should_stop, max_steps, global_step = True, False, 1000, 0
+    loggers: tuple[Any, ...] = ()
+
+    @property
+    def strategy(self) -> Trainer:
+        return self
+
+    def broadcast(self, value: Any) -> Any:
+        return value
+
+
+class Average:
+    """The averages of a module of one number, which is its step."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    @property
+    def average(self) -> dict[str, torch.Tensor]:
+        return {"weight": torch.tensor([float(self.trainer.global_step)])}
+
+    def swapped_in(self, _: Any) -> Any:
+        return torch.no_grad()
+
+
+def follow(looks: list[Look], folder: Path, **options: Any) -> tuple[EarlyStopping, Trainer, torch.nn.Module]:
+    """A stage of 10 steps a look, the first one of the base, until it ends or the looks do."""
+    trainer, module = Trainer(), torch.nn.Module()
+    module.weight = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+    stopping = EarlyStopping(
+        folder, ValidationOptions(share=0.1, every_steps=10, **options), Average(trainer), None, ""
+    )  # type: ignore[arg-type]
+    stopping.measure = lambda _: looks[trainer.global_step // 10]
+    stopping.on_train_start(trainer, module)  # type: ignore[arg-type]
+    for step in range(1, 10 * (len(looks) - 1) + 1):
+        trainer.global_step = step
+        stopping.on_train_batch_end(trainer, module)  # type: ignore[arg-type]
+        if trainer.should_stop:
+            break
+    stopping.restore(module)
+    return stopping, trainer, module
+
+
+def looks_of(
+    losses: list[float], letters: list[float] | None = None, training: list[float] | None = None
+) -> list[Look]:
+    return [
+        Look(loss, (training or losses)[place], None if letters is None else letters[place])
+        for place, loss in enumerate(losses)
+    ]
+
+
+def test_a_stage_that_gets_no_better_ends_with_its_best_weights(tmp_path: Path) -> None:
+    losses = [1.0, 0.8, 0.6, 0.7, 0.65, 0.3]
+    stopping, trainer, module = follow(looks_of(losses), tmp_path, patience=2)
+    assert (trainer.global_step, stopping.best_step) == (40, 20)
+    assert float(module.weight) == 20.0
+    patient, trainer, module = follow(looks_of(losses), tmp_path, patience=3)
+    assert (trainer.global_step, patient.best_step, float(module.weight)) == (50, 50, 50.0)
+
+
+def test_damaged_weights_of_the_best_look_are_told_and_the_last_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopping, _, module = follow(looks_of([1.0, 0.8, 0.6, 0.7]), tmp_path)
+    assert (stopping.metrics()["best_step"], float(module.weight)) == (20, 20.0)
+    capsys.readouterr()
+    with torch.no_grad():
+        module.weight.fill_(30.0)
+    stopping.path.write_bytes(stopping.path.read_bytes()[:20])
+    stopping.restore(module)
+    assert float(module.weight) == 30.0 and stopping.metrics()["best_step"] == 30
+    told = capsys.readouterr().err
+    assert "the weights of the best look (step 20) cannot be read" in told and str(stopping.path) in told
+
+
+def test_a_lower_loss_that_reads_fewer_letters_is_no_better(tmp_path: Path) -> None:
+    stopping, _, module = follow(
+        looks_of([1.0, 0.9, 0.5, 0.4], letters=[0.9, 0.88, 0.7, 0.84]), tmp_path, lost_letters=0.05
+    )
+    assert (stopping.best_step, float(module.weight)) == (10, 10.0)
+    lenient, _, module = follow(
+        looks_of([1.0, 0.9, 0.5, 0.4], letters=[0.9, 0.88, 0.7, 0.84]), tmp_path, lost_letters=0.07
+    )
+    assert (lenient.best_step, float(module.weight)) == (30, 30.0)
+
+
+def test_a_style_that_costs_letters_at_first_is_waited_for(tmp_path: Path) -> None:
+    letters = [0.9, 0.0, 0.0, 0.0, 0.5, 0.86]
+    stopping, trainer, _ = follow(looks_of([1.0, 0.9, 0.8, 0.7, 0.75, 0.76], letters), tmp_path, patience=2)
+    assert (trainer.global_step, stopping.best_step) == (50, 50)
+    stopping, trainer, _ = follow(
+        looks_of([1.0, 0.9, 0.8, 0.8, 0.8, 0.76], [*letters[:4], 0.0, 0.9]), tmp_path, patience=2
+    )
+    assert (trainer.global_step, stopping.best_step) == (40, None)
+
+
+def test_where_no_look_reads_the_last_is_kept_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stopping, _, module = follow(looks_of([1.0, 0.9], letters=[0.9, 0.1]), tmp_path)
+    assert (stopping.best_step, float(module.weight)) == (None, 0.0)
+    assert "no look read as many letters" in capsys.readouterr().err
+
+
+def test_overfitting_is_told_once_with_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held, trained = [1.0, 0.6, 0.7, 0.8, 0.9], [1.0, 0.6, 0.5, 0.4, 0.3]
+    stopping, _, _ = follow(looks_of(held, training=trained), tmp_path)
+    said = capsys.readouterr().err
+    assert said.count("overfitting: since step 10") == 1
+    assert "from 0.6000 to 0.8000 while" in said
+    assert stopping.metrics()["overfits"] == 1.0
+    follow(looks_of(held, training=held), tmp_path)  # both rise: something else is wrong
+    follow(looks_of([1.0, 0.6, 0.605, 0.61], training=trained), tmp_path)  # by less than two per cent
+    assert "overfitting" not in capsys.readouterr().err
+
+
+def test_a_look_computes_in_the_precision_that_frozen_weights_are_stored_in(tmp_path: Path) -> None:
+    trainer = Trainer()
+    trainer.precision_plugin = SimpleNamespace(forward_context=lambda: torch.autocast("cpu", torch.bfloat16))
+    module = torch.nn.Linear(2, 1).requires_grad_(False)
+    module.weight.data = module.weight.data.bfloat16()  # as under bf16-true
+    stopping = EarlyStopping(tmp_path, ValidationOptions(share=0.1), Average(trainer), None, "")  # type: ignore[arg-type]
+    stopping.measure = lambda stage: Look(float(stage(torch.ones(1, 2))), 0.0)
+    stopping.on_train_start(trainer, module)  # type: ignore[arg-type]
+    assert 0 in stopping.looks
+
+
+def test_looks_go_on_after_a_resume(tmp_path: Path) -> None:
+    stopping, _, _ = follow(looks_of([1.0, 0.8, 0.9, 0.9]), tmp_path, patience=2)
+    again = EarlyStopping(tmp_path, stopping.options, stopping.average, stopping.measure, "")
+    again.load_state_dict(json.loads(json.dumps(stopping.state_dict()), object_hook=_with_numbers))
+    trainer = Trainer()
+    trainer.global_step = 30
+    again.on_train_start(trainer, torch.nn.Module())  # type: ignore[arg-type]
+    assert trainer.should_stop  # it was killed after its last look
+    assert again.looks == stopping.looks
+
+
+def _with_numbers(record: dict[str, Any]) -> dict[Any, Any]:
+    return {int(name) if name.isdigit() else name: value for name, value in record.items()}
+
+
+# --- what cannot work ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["base=nowhere"], "There is no run or pipeline at nowhere"),
+        (["base={folder}/unfinished"], "is not finished"),
+        (["base={folder}/adapted"], "holds an adapter, and no pipeline; name its base"),
+        (["data.shards={folder}/silent"], "not one line of text is annotated.*make_shards.py FOLDER"),
+        (["data.batch_size=17"], "12 samples are too few.*data.repeats=2"),
+        (
+            ["data.batch_size=13"],
+            r"validation\.share: 0\.25 of 16 pictures leaves 12 to train on, .*at most 0\.18, .*data\.repeats=2",
+        ),
+        (["lora.unet_targets=[to_x]"], "no module matches to_x; this model has .*to_q"),
+        (["trainable.composition=lora", "lora.composition_targets=[nope]"], "no module matches nope"),
+        (
+            ["lora.layout_unet=false", "lora.refine_unet=false", f"trainable={NO_TEXT}"],
+            "no part",
+        ),
+        (["prior.pictures=3"], "fewer than a batch"),
+        (["prior.pictures=8", "data.trigger_word=null"], "set data.trigger_word"),
+        (["prior.pictures=8", "prior.prompts=nowhere.txt"], "no file of prompts at nowhere.txt"),
+        (["data.trigger_word=' '"], "trigger_word is empty"),
+        (["lora.base_bits=3"], "must be 4, 8 or null"),
+        (["validation.share=1"], "share must be"),
+    ],
+)
+def test_what_cannot_work_is_told_in_one_sentence(world: Path, overrides: list[str], said: str) -> None:
+    if not (world / "silent").exists():
+        posters(world / "silent", 16, with_text=False)
+        (world / "unfinished").mkdir()
+        (world / "unfinished" / "config.yaml").write_text(BASE, encoding="utf-8")
+        (world / "adapted" / "adapter").mkdir(parents=True)
+        (world / "adapted" / "config.yaml").write_text(BASE, encoding="utf-8")
+    before = set((world / "runs").iterdir())
+    with pytest.raises(UserError, match=said) as caught:
+        run(load(world, "name=wrong", *(override.replace("{folder}", str(world)) for override in overrides)))
+    assert "\n" not in str(caught.value)
+    assert not (world / "runs" / "wrong" / "config.yaml").exists()
+    assert set((world / "runs").iterdir()) - before <= {world / "runs" / "wrong"}
+
+
+def test_shards_of_which_nothing_can_be_used_are_not_called_without_text(tmp_path: Path) -> None:
+    posters(tmp_path / "shards", 2)
+    (tmp_path / "shards" / "manifest.json").unlink()
+    shard = tmp_path / "shards" / "000000.tar"
+    shard.write_bytes(shard.read_bytes().replace(b'"caption"', b'"kaption"'))
+    config = load_config("configs/tiny.yaml", [f"data.shards={tmp_path}/shards", "data.max_bad_share=1"])
+    with pytest.raises(UserError, match=r"^data\.shards: not one sample of .*/shards can be used"):
+        own_pictures.refuse_without_text(config, open_sets(config.data.sets))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bits", [4, 8])
+def test_adapters_train_on_a_quantised_base(world: Path, bits: int) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = load(world, f"name=bits{bits}", f"lora.base_bits={bits}", "trainer.accelerator=gpu", "trainer.devices=1")
+    assert run(config).finished
+    prompt = 'festival, a poster that says "HOUSE"'
+    plain, adapted = load_pipeline(world / "pipeline"), load_pipeline(world / "pipeline", config.directory)
+    assert plain(prompt).images[0].tobytes() != adapted(prompt).images[0].tobytes()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_quantised_base_asks_for_a_gpu(world: Path) -> None:
+    with pytest.raises(UserError, match=r"^lora.base_bits needs .* set lora.base_bits=null\.$"):
+        run(load(world, "name=bits", "lora.base_bits=4"))

@@ -1,0 +1,154 @@
+"""Two gloo ranks against one process with the whole batch."""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch import multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from vlad.losses.contrastive import AlignmentHead
+from vlad.training.ranks import check_launch, started_by
+from vlad.utils import distributed
+from vlad.utils.errors import UserError
+
+WORLD = 2
+ROWS = 6  # of both ranks
+
+
+class TextsAndPictures(nn.Module):
+    """Two tiny encoders with the head over them: what L_align trains, upstream of the gather too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.text, self.image = nn.Linear(5, 8), nn.Linear(7, 9)
+        self.head = AlignmentHead(8, 9, width=4, temperature=0.5)
+
+    def forward(self, texts: Tensor, pictures: Tensor) -> Tensor:
+        return self.head(self.text(texts), self.image(pictures))
+
+
+def whole_batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(ROWS, 5, generator=generator), torch.randn(ROWS, 7, generator=generator)
+
+
+def train_one_rank(rank: int, folder: str) -> None:
+    """A backward pass as Lightning's DDP strategy runs it; what came of it is left in the folder."""
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=WORLD,
+        timeout=timedelta(minutes=2),  # torch's half hour is a long time to wait for a lost rank
+    )
+    model = DistributedDataParallel(TextsAndPictures())
+    texts, pictures = (x.chunk(WORLD)[rank] for x in whole_batch())
+    loss = model(texts, pictures)
+    loss.backward()
+    gathered = distributed.gather_with_gradient(torch.full((2, 3), float(rank)))
+    found = {
+        "loss": loss.detach(),
+        "gradients": {name: p.grad for name, p in model.module.named_parameters()},
+        "gathered": gathered,
+        "rank": (distributed.rank(), distributed.world_size(), distributed.is_main_process()),
+    }
+    torch.save(found, f"{folder}/rank{rank}.pt")
+    dist.barrier()
+    # Not by destroy_process_group: torch's destructor holds the GIL while it waits for gloo's thread, which may need
+    # the GIL to let go of the last gathered tensor, and both wait for ever.
+    os._exit(0)
+
+
+def test_two_ranks_train_as_one_process_with_the_whole_batch(tmp_path: Path) -> None:
+    # Each rank computes the loss L of all rows from the gathered ones. The gather's backward adds up what every rank
+    # sends to a row, world x dL/drow; DDP's average over the ranks takes the factor out again, and adds the ranks'
+    # own rows together: exactly dL/dtheta of the whole batch. The temperature gets dL/dtau on each rank, and their
+    # average is dL/dtau. So no loss has to be scaled by the world size.
+    model = TextsAndPictures()
+    loss = model(*whole_batch())
+    loss.backward()
+
+    mp.spawn(train_one_rank, args=(str(tmp_path),), nprocs=WORLD)
+
+    for rank in range(WORLD):
+        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        torch.testing.assert_close(found["loss"], loss.detach(), atol=1e-6, rtol=0)
+        assert found["gradients"].keys() == dict(model.named_parameters()).keys()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            assert parameter.grad.abs().max() > 1e-3
+            torch.testing.assert_close(found["gradients"][name], parameter.grad, atol=1e-6, rtol=0)
+        # Rows stand in the order of the ranks.
+        assert found["gathered"][:, 0].tolist() == [0.0, 0.0, 1.0, 1.0]
+        assert found["rank"] == (rank, WORLD, rank == 0)
+
+
+def test_one_process_gathers_itself() -> None:
+    x = torch.randn(3, 2, requires_grad=True)
+    assert distributed.gather_with_gradient(x) is x
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+
+
+def test_the_launcher_s_rank_counts_before_the_process_group_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert distributed.is_main_process()
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert not distributed.is_main_process()
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert distributed.is_main_process()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not distributed.is_main_process()
+    monkeypatch.setenv("RANK", "0")
+    assert distributed.is_main_process()
+
+
+def test_a_derived_seed_is_the_same_everywhere_and_depends_on_every_part() -> None:
+    assert (
+        distributed.derived_seed(0, "layout") == 5645921674795011939
+    )  # not Python's hash, which differs from run to run
+    others = [(1, "layout"), (0, "refine"), (0,), ("0", "layout"), (0, "layout", 0), ("layout", 0)]
+    assert len({distributed.derived_seed(*parts) for parts in [(0, "layout"), *others]}) == len(others) + 1
+    assert all(0 <= distributed.derived_seed(number) < 2**63 for number in range(100))
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
+SLURM = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_NNODES": "2"}
+SRUN = {**SLURM, "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "nodes", "devices", "said"),
+    [
+        ({}, 1, 8, None),
+        ({}, 100_000, 1, "nothing has started processes on other machines"),
+        (TORCHRUN, 2, 2, None),
+        (TORCHRUN, 2, 4, "torchrun has started 4 processes, 2 on this machine"),
+        (TORCHRUN, 1, 1, "torchrun has started 4 processes"),
+        (SLURM, 2, 2, None),
+        (SLURM, 100_000, 2, "srun has started 4 processes, 2 on this machine"),
+        (SLURM, 1, 1, None),  # a single process inside of an allocation
+        (SRUN, 2, 2, None),
+        (SRUN, 1, 1, "srun has started 4 processes, 2 on this machine"),  # they would all train alone, in one directory
+    ],
+)
+def test_a_launch_whose_processes_do_not_agree_is_refused(
+    environment: dict[str, str], nodes: int, devices: int, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in {*TORCHRUN, *SRUN}:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    wanted = {"TORCHELASTIC_RUN_ID": "torchrun", "SLURM_STEP_NUM_TASKS": "srun"}
+    assert started_by() == next((wanted[name] for name in wanted if name in environment), None)
+    if said is None:
+        check_launch(nodes, devices)
+        return
+    with pytest.raises(UserError, match=said):
+        check_launch(nodes, devices)

@@ -1,0 +1,233 @@
+"""The page itself: in a real browser, without network, under load, and against those who mean ill."""
+
+import concurrent.futures
+import json
+import shutil
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlad.inference.recipes import FIELD
+from vlad.types import Layout
+from vlad.utils.errors import UserError
+from vlad.webui.canvas import Drawn, canvas_value
+from vlad.webui.page import ServerOptions, build_page, serve
+from vlad.webui.studio import Studio
+
+gradio = pytest.importorskip("gradio", reason="the page needs Gradio (pip install -e '.[app]')")
+WAITING, REQUESTS = 16, 50
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+
+
+@pytest.fixture(scope="module")
+def address(studio: Studio) -> Iterator[str]:
+    page = build_page(studio, WAITING)
+    yield serve(page, studio, ServerOptions(), wait=False)
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="the browser is driven by Playwright")
+    with sync_api.sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+        found = next(filter(None, map(shutil.which, (*BROWSERS, own))), None)
+        if found is None:
+            pytest.skip("there is no Chromium here (Debian: apt install chromium; or playwright install chromium)")
+        opened = playwright.chromium.launch(executable_path=found, args=list(FLAGS))
+        yield opened
+        opened.close()
+
+
+def post(address: str, name: str, *values: object) -> tuple[int, Any]:
+    """The status and the answer of one call to an endpoint of the page, waited for."""
+    body = json.dumps({"data": values}).encode()
+    asked = urllib.request.Request(f"{address}gradio_api/call/{name}", body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            number = json.load(answer)["event_id"]
+        with urllib.request.urlopen(f"{address}gradio_api/call/{name}/{number}", timeout=120) as stream:
+            said = stream.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+    kind, _, data = said.strip().rpartition("event: ")[2].partition("\n")
+    return (200 if kind == "complete" else 500), json.loads(data.removeprefix("data: "))
+
+
+def drawing(seed: int, prompt: str = "a wall") -> tuple:
+    return prompt, str(seed), canvas_value(Drawn(Layout(()), 32, 32)), 2, 2.0, 2.0
+
+
+def status_of(address: str) -> int:
+    try:
+        with urllib.request.urlopen(address, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_fifty_requests_at_once_are_answered_or_refused(address: str) -> None:
+    with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
+        answers = list(pool.map(lambda seed: post(address, "draw", *drawing(seed)), range(REQUESTS)))
+    drawn = [data for status, data in answers if status == 200]
+    refused = [data for status, data in answers if status != 200]
+    assert len(drawn) >= WAITING and len(drawn) + len(refused) == REQUESTS
+    assert all("queue" in str(said).lower() and "full" in str(said).lower() for said in refused), refused[:1]
+    # Every answer is the one that was asked for: its own seed.
+    seeds = [data[4]["seed"] for data in drawn]
+    assert len(set(seeds)) == len(drawn)
+    assert post(address, "draw", *drawing(7))[0] == 200
+
+
+def test_a_wrong_request_gets_its_message_and_the_server_stays(address: str) -> None:
+    for values, said in (
+        (drawing(0, 'a "sign'), "never closed"),
+        (drawing(0, "<b>'x</b>"), "&lt;b&gt;"),
+        (("a wall", "x", *drawing(0)[2:]), "are no seeds"),
+        (("a wall", "0", {"lines": "<script>"}, 2, 2, 2), "no lines that can be read"),
+        (("a wall", "0", None, 2, 2, 2), "no lines that can be read"),
+    ):
+        status, data = post(address, "draw", *values)
+        assert status == 500
+        assert said in json.dumps(data), data
+    for values in (("a wall",), ("a wall", "0", None, "x", "y", "z"), ([], {}, 3, None, None, None)):
+        assert post(address, "draw", *values)[0] != 200
+    assert post(address, "draw", *drawing(0))[0] == 200
+
+
+def test_a_page_that_cannot_be_reached_is_one_sentence(studio: Studio) -> None:
+    class Unreachable:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def launch(self, **_: object) -> None:
+            raise self.error
+
+    for error, said in (
+        (ValueError("no localhost"), "NO_PROXY"),
+        (OSError("taken. Or not."), r"127\.0\.0\.1 \(taken\); name another"),
+    ):
+        with pytest.raises(UserError, match=said):
+            serve(Unreachable(error), studio, ServerOptions(), wait=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"127\.0\.0\.1:{port} \(Address already in use\)"):
+            serve(Unreachable(AssertionError()), studio, ServerOptions(port=port), wait=False)
+    with pytest.raises(UserError, match=r"served at 203\.0\.113\.1 \(.*\); name another --port, or a --host"):
+        serve(Unreachable(AssertionError()), studio, ServerOptions(host="203.0.113.1"), wait=False)
+
+
+def test_files_outside_its_folders_are_out_of_reach(address: str, studio: Studio, tmp_path: Path) -> None:
+    secret = Path.cwd() / "pyproject.toml"
+    _, data = post(address, "draw", *drawing(0))
+    shown = f"{address}gradio_api/file={data[3]['value']['path'] if 'value' in data[3] else data[3]['path']}"
+    assert status_of(shown) == 200
+    for path in ("/etc/passwd", str(secret), f"{studio.folder}/../config.yaml", f"{studio.folder}/..%2fconfig.yaml"):
+        assert status_of(f"{address}gradio_api/file={path}") in (403, 404), path
+    canvas = canvas_value(Drawn(Layout(()), 32, 32))
+    for path in ("/etc/passwd", str(secret)):
+        named = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        assert post(address, "open", named)[0] != 200
+        assert post(address, "edit", named, canvas, "", "0", 2, 2.0, 2.0)[0] != 200
+
+
+def test_too_large_an_upload_is_refused(address: str, studio: Studio) -> None:
+    def upload(content: bytes) -> int:
+        head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        body = head + content + b"\r\n--x--\r\n"
+        kind = {"Content-Type": "multipart/form-data; boundary=x"}
+        try:
+            with urllib.request.urlopen(
+                urllib.request.Request(f"{address}gradio_api/upload", body, kind), timeout=60
+            ) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert upload(bytes(1000)) == 200
+    assert upload(bytes(11_000_000)) == 413
+    assert status_of(address) == 200
+
+
+def test_a_person_types_plans_moves_and_draws(address: str, browser: Any, tmp_path: Path) -> None:
+    page = browser.new_page(viewport={"width": 1200, "height": 1600})
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(address)
+    page.wait_for_selector("#canvas svg")
+    page.fill("#prompt textarea", 'a red sign that says "BUS"')
+    page.click("#plan")
+    page.wait_for_selector("#canvas g.line")
+    assert page.input_value("#canvas .row input") == "BUS"
+    page.click("#draw")
+    page.wait_for_selector("#draw-gallery img")
+    first = page.get_attribute("#draw-gallery img", "src")
+    # Made smaller by a corner, dragged down, rewritten and coloured.
+    corner = page.locator('#canvas circle[data-corner="2"]').bounding_box()
+    drag(page, middle(corner), (-120, -150))
+    line = page.locator("#canvas g.line polygon")
+    before = line.bounding_box()
+    drag(page, middle(before), (20, 60))
+    after = line.bounding_box()
+    assert after["y"] > before["y"] + 20 or after["x"] > before["x"] + 10
+    page.fill("#canvas .row input", "TAXI")
+    page.select_option('#canvas select[aria-label="colour of line 1"]', "yellow")
+    page.click("#draw")
+    page.wait_for_function(
+        "before => { const i = document.querySelector('#draw-gallery img'); return i && i.src !== before }",
+        arg=first,
+    )
+    assert line.bounding_box() == after, "what was moved stays where it is"
+    with page.expect_download() as started:
+        page.click("#draw-download")
+    started.value.save_as(tmp_path / "drawn.png")
+    with Image.open(tmp_path / "drawn.png") as picture:
+        recipe = json.loads(picture.info[FIELD])
+    assert recipe["prompt"] == 'a red sign that says "TAXI" in yellow letters'
+    assert [line["text"] for line in recipe["layout"]["lines"]] == ["TAXI"]
+    # A mistake shows a message, and the page goes on.
+    page.fill("#prompt textarea", 'a red "sign')
+    page.click("#draw")
+    page.wait_for_selector("text=never closed")
+    page.close()
+    assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
+
+
+def test_a_person_edits_a_picture(address: str, browser: Any, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "shop.png")
+    page = browser.new_page(viewport={"width": 1200, "height": 1400})
+    page.goto(address)
+    page.click("#edit-tab-button")
+    page.set_input_files("#upload input[type=file]", tmp_path / "shop.png")
+    page.wait_for_selector("#edit-canvas svg image")
+    page.click("#edit-canvas .add")
+    page.fill("#edit-canvas .row input", "SALE")
+    page.click("#edit")
+    page.wait_for_selector("#edit-gallery img")
+    with page.expect_download() as started:
+        page.click("#edit-download")
+    started.value.save_as(tmp_path / "edited.png")
+    page.close()
+    with Image.open(tmp_path / "edited.png") as picture:
+        changed = (np.asarray(picture) != pixels).any(axis=-1)
+    assert changed.any() and not changed[12:].any() and not changed[:, :3].any()
+
+
+def middle(box: dict[str, float]) -> tuple[float, float]:
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def drag(page: Any, start: tuple[float, float], by: tuple[float, float]) -> None:
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move(start[0] + by[0], start[1] + by[1], steps=4)
+    page.mouse.up()

@@ -1,0 +1,172 @@
+"""What the page asks for: canvases to prompts and pictures, edits, and messages for what cannot be."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlad.inference.edit_requests import repeated_edit
+from vlad.inference.recipes import read_recipe
+from vlad.layout.polygons import box_polygon
+from vlad.types import Layout, TextLine
+from vlad.utils.errors import UserError
+from vlad.webui import studio as studio_module
+from vlad.webui.canvas import Drawn, canvas_value, drawn_on
+from vlad.webui.studio import Controls, Studio
+from vlad.webui.wording import prompt_of_canvas
+
+PROMPT = 'a blue sign that says "HOUSE" in white letters at the top'
+LINE = TextLine("HOUSE", box_polygon(0.1, 0.1, 0.9, 0.4))
+
+
+def layout_of(*texts: str, colour: str | None = None) -> Layout:
+    return Layout(tuple(TextLine(text, LINE.polygon, colour=colour) for text in texts))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts", "colour", "said"),
+    [
+        (PROMPT, ["HOUSE"], None, PROMPT),
+        (PROMPT, ["HOTEL"], None, 'a blue sign that says "HOTEL" in white letters at the top'),
+        (PROMPT, ["HOUSE"], "red", 'a blue sign that says "HOUSE" in red letters at the top'),
+        ('a sign "A" at the top', ["A"], "red", 'a sign "A" in red letters at the top'),
+        ("a red wall", ["A", "B"], None, 'a red wall that says "A" and "B"'),
+        ("", ["A"], None, 'a picture that says "A"'),
+        ('says "A" and "B" here', ["B"], None, 'says "B" here'),
+        ('says "A" and "B" here', ["B", "A"], None, 'says "A" and "B" here'),
+        ('says "A" and "B" here', ["C", "B", "D"], None, 'says "C" and "B" and "D" here'),
+        ('a card that says "A"', [], None, "a card"),
+        ("a card that says « A » now", ["A"], None, "a card that says « A » now"),
+        ("a card that says « A » now", ["B"], None, 'a card that says "B" now'),
+        ('a card that says "A"', ['B "C"'], None, 'a card that says “B "C"”'),
+    ],
+)
+def test_the_prompt_says_what_stands_on_the_canvas(
+    prompt: str, texts: list[str], colour: str | None, said: str
+) -> None:
+    assert prompt_of_canvas(prompt, layout_of(*texts, colour=colour)) == said
+
+
+def test_a_canvas_comes_back_as_it_was_sent() -> None:
+    line = TextLine("HI", ((0.1, 0.2), (0.8, 0.1), (0.9, 0.4), (0.2, 0.5)), colour="red", font="serif")
+    drawn = Drawn(Layout((line,)), 64, 48, ("HI",))
+    assert drawn_on(canvas_value(drawn)) == drawn
+    shown = canvas_value(drawn, Image.new("RGB", (2000, 1500), "red"))
+    assert shown["picture"].startswith("data:image/png;base64,") and len(shown["picture"]) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "no lines that can be read"),
+        ({"lines": 3}, "no lines that can be read"),
+        ({"lines": [7], "width": 1, "height": 1}, "cannot be read"),
+        ({"lines": [], "width": "x", "height": 1}, "cannot be read"),
+        ({"lines": [{"text": "A"}], "width": 1, "height": 1}, "cannot be read"),
+        ({"lines": [{"text": "A", "polygon": [[0, 0]] * 4}], "width": 1, "height": 1}, "covers no area"),
+        ({"lines": [{"text": " ", "box": 1, "polygon": LINE.polygon}], "width": 1, "height": 1}, "Line 1 has no text"),
+        ({"lines": [{"text": "A" * 501, "polygon": LINE.polygon}], "width": 1, "height": 1}, "501 letters"),
+        ({"lines": [{"text": "A", "polygon": LINE.polygon}] * 65, "width": 1, "height": 1}, "65 lines"),
+        ({"lines": [{"text": "A", "polygon": [[2, 2], [3, 2], [3, 3], [2, 3]]}], "width": 1, "height": 1}, "outside"),
+        ({"lines": [{"text": "A", "polygon": LINE.polygon, "font": "x"}], "width": 1, "height": 1}, "font 'x'"),
+    ],
+)
+def test_what_is_no_canvas_is_one_sentence(value: object, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        drawn_on(value)
+
+
+def test_a_prompt_that_quotes_nothing_has_no_plan(studio: Studio) -> None:
+    with pytest.raises(UserError, match="quotes nothing; put what"):
+        studio.plan("a blue sign that says HOUSE", "3")
+
+
+def test_a_plan_is_drawn_moved_and_drawn_again(studio: Studio) -> None:
+    plan = studio.plan(PROMPT, "3")
+    assert [line.text for line in plan.layout.lines] == ["HOUSE"] and plan.said == ("HOUSE",)
+    first, canvas = studio.draw(PROMPT, plan, "3,4", Controls())
+    assert canvas == plan and [result.recipe["seed"] for result in first] == [3, 4]
+    moved = Drawn(Layout((LINE,)), 32, 32, plan.said)
+    (second,), _ = studio.draw(PROMPT, moved, "3", Controls())
+    (again,), _ = studio.draw(PROMPT, moved, "3", Controls())
+    assert second.path.read_bytes() != first[0].path.read_bytes()
+    assert second.path.read_bytes() == again.path.read_bytes()
+    recipe = read_recipe(second.path)
+    assert recipe.layout == Layout((LINE,)) and recipe.layout_given and recipe.prompt == PROMPT
+    # What is rewritten on the canvas is what the prompt says from then on; lines that nobody planned stay anybody's.
+    hotel = layout_of("HOTEL")
+    (drawn,), canvas = studio.draw(PROMPT, Drawn(hotel, 32, 32, plan.said), "3", Controls())
+    assert drawn.recipe["prompt"] == PROMPT.replace("HOUSE", "HOTEL") and canvas == Drawn(hotel, 32, 32, ("HOTEL",))
+    assert studio.draw(PROMPT, Drawn(hotel, 32, 32), "3", Controls())[1].said is None
+    # Other words in the prompt than those that were planned: it is planned anew.
+    _, canvas = studio.draw('a sign that says "BUS"', moved, "3", Controls())
+    assert [line.text for line in canvas.layout.lines] == ["BUS"]
+
+
+def test_boxes_of_a_picture_are_drawn_anew(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "shop.png")
+    boxes = (TextLine("SALE", box_polygon(0.1, 0.1, 0.6, 0.4)), TextLine("", box_polygon(0.7, 0.6, 0.95, 0.9)))
+    (result,) = studio.edit(str(tmp_path / "shop.png"), Drawn(Layout(boxes), 48, 32), "", "0", Controls())
+    with Image.open(result.path) as picture:
+        changed = (np.asarray(picture) != pixels).any(axis=-1)
+    assert changed[5:11, 6:27].mean() > 0.9 and changed[21:27, 35:44].mean() > 0.9
+    assert not changed[:, 31:33].any() and not changed[:2].any() and not changed[30:].any()
+    assert result.recipe["prompt"] == 'a picture that says "SALE"'
+    recipe = read_recipe(result.path)
+    assert recipe.edit is not None
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        again = repeated_edit(recipe.edit, recipe.layout)  # raises where it differs
+    assert again.mask[6:10, 7:26].all() and again.mask[22:26, 36:43].all() and not again.mask[:, 31:33].any()
+    for canvas, path, said in (
+        (Drawn(Layout(()), 48, 32), str(tmp_path / "shop.png"), "Add a box"),
+        (Drawn(Layout(boxes), 48, 32), None, "Upload a picture first"),
+    ):
+        with pytest.raises(UserError, match=said):
+            studio.edit(path, canvas, "", "0", Controls())
+
+
+def test_requests_are_bounded(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for prompt, seeds, controls, said in (
+        ("", "0", Controls(), "The prompt is empty"),
+        ('a "sign', "0", Controls(), "never closed"),
+        ("x" * 2001, "0", Controls(), "2001 letters"),
+        ("a wall", "0-16", Controls(), "17 seeds"),
+        ("a wall", "x", Controls(), "are no seeds"),
+        ("a wall", "0", Controls(steps=201), "201 steps"),
+        ("a wall", "0", Controls(text_scale=float("nan")), "from 0 to 100"),
+        ('"' + "A" * 200 + '"', "0", Controls(), "200 characters"),
+    ):
+        with pytest.raises(UserError, match=said):
+            studio.draw(prompt, None, seeds, controls)
+    Image.new("RGB", (64, 64)).save(tmp_path / "large.png")
+    (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
+    with pytest.raises(UserError, match="no picture that can be read"):
+        studio.open(str(tmp_path / "text.png"))
+    with monkeypatch.context() as patch:
+        patch.setattr(studio_module, "MOST_UPLOAD_PIXELS", 4000)
+        with pytest.raises(UserError, match="64 x 64 pixels; more than 4,000"):
+            studio.open(str(tmp_path / "large.png"))
+        patch.setattr(studio_module, "MOST_UPLOAD_BYTES", 10)
+        with pytest.raises(UserError, match="more than 0 MB"):
+            studio.open(str(tmp_path / "large.png"))
+    monkeypatch.setattr(studio_module, "KEPT_PICTURES", 2)
+    studio.draw("a wall", None, "0-3", Controls())
+    assert len(list(studio.folder.glob("*.png"))) == 2
+
+
+def test_a_request_that_runs_out_of_memory_says_so(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from vlad.pipeline.vlad_pipeline import VLADPipeline
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VLADPipeline, "__call__", full)
+        with pytest.raises(UserError, match="ask for fewer seeds"):
+            studio.draw("a wall", None, "0", Controls())
+    assert studio.draw("a wall", None, "0", Controls())[0]

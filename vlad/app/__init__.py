@@ -1,1 +1,0 @@
-"""The page to play with: prompt, layout to drag, picture; and pictures to edit."""

@@ -1,1 +1,0 @@
-"""A target scored on a benchmark; what the published tables compare with, row by row."""

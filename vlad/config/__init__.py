@@ -1,0 +1,1 @@
+"""Config: the schema composed of all rooms' options, loading from YAML and overrides."""

@@ -1,0 +1,148 @@
+"""Config files: YAML with `inherit` and key=value overrides into a frozen `Config`, and back to YAML.
+
+No OmegaConf node leaves this module.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vlad.config.schema import Config
+from vlad.lora.options import LoraOptions
+from vlad.models.options import StableDiffusionOptions
+from vlad.utils.errors import UserError, did_you_mean, existing_file
+
+Options = TypeVar("Options")
+
+
+# Sections that a config may leave out: what their options are, for messages.
+OPTIONAL = {"lora": LoraOptions(), "stable_diffusion": StableDiffusionOptions("-")}
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """Reads a config file and `key=value` overrides. Raises UserError with the place and the remedy."""
+    config = load_options(Config, path, overrides)
+    for name, value in _numbers(config):
+        if not math.isfinite(value):
+            raise UserError(f"{name} must be a finite number, not {value}.")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed must be from 0 to {2**32 - 1}, not {config.seed}.")
+    return config
+
+
+def load_options(schema: type[Options], path: Path | str, overrides: Sequence[str] = ()) -> Options:
+    """Options of any dataclass from a YAML file and overrides, with the same messages."""
+    merged = OmegaConf.structured(schema)
+    given = [(str(path), _read_yaml(Path(path)))]
+    given += [(f"the override {override!r}", _read_override(override)) for override in overrides]
+    for source, options in given:
+        try:
+            merged = OmegaConf.merge(merged, options)
+        except OmegaConfBaseException as error:
+            raise UserError(_explain(error, source, options, schema)) from error
+    try:
+        result = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:  # what a value refers to is only looked up here
+        raise UserError(_explain(error, str(path), given[0][1], schema)) from error
+    assert isinstance(result, schema)
+    return result
+
+
+def _numbers(value: Any, *path: str) -> Iterator[tuple[str, float]]:
+    """Every number of some options with its dotted name."""
+    if is_dataclass(value):
+        for entry in fields(value):
+            yield from _numbers(getattr(value, entry.name), *path, entry.name)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _numbers(entry, *path)
+    elif isinstance(value, float):
+        yield ".".join(path), value
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Writes the resolved config as YAML; `load_config` gives it back."""
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _read_override(override: str) -> DictConfig:
+    if "=" not in override or override.startswith("-"):
+        raise UserError(f"{override!r} is not an override; write key=value, such as data.batch_size=32.")
+    try:
+        return OmegaConf.from_dotlist([override])
+    except Exception as error:  # yaml's own errors share no base class with OmegaConf's
+        raise UserError(
+            f"The value of the override {override!r} is not YAML; quote it or close its brackets."
+        ) from error
+
+
+def _read_yaml(path: Path, heirs: tuple[Path, ...] = ()) -> DictConfig:
+    """The file over the one that it inherits. `heirs` are the files that inherit this one."""
+    if path.resolve() in heirs:
+        raise UserError(f"{path} inherits itself; remove one `inherit` of the circle.")
+    existing_file(path, "config", "see configs/ for those that come with the code")
+    try:
+        loaded = OmegaConf.load(path)
+    except Exception as error:  # yaml's own errors share no base class with OmegaConf's
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not YAML: {reason}.") from error
+    if not isinstance(loaded, DictConfig):
+        raise UserError(f"{path} is not a config: expected keys and values, such as name: tiny.")
+    parent = loaded.pop("inherit", None)
+    if parent is None:
+        return loaded
+    merged = OmegaConf.merge(_read_yaml(path.parent / str(parent), (*heirs, path.resolve())), loaded)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _explain(error: OmegaConfBaseException, source: str, options: DictConfig, schema: type) -> str:
+    """OmegaConf's message as one sentence with the key's full name, and the closest known key."""
+    message = str(error).splitlines()[0].rstrip(".")
+    key = getattr(error, "full_key", None) or getattr(error, "key", None)
+    if key is None:  # OmegaConf does not say where a section or a list went wrong, nor what stood there
+        key, value = next(_refused(OmegaConf.to_container(options), schema), (None, None))
+        message = f"{value!r} does not fit here" if key else message
+    unknown = re.search(r"Key '([^']+)' not in '(\w+)'", message)
+    if unknown:
+        parent = str(key).rpartition(".")[0]
+        known = [f.name for f in fields(_options_class(parent, schema))]
+        where = f" in {parent}" if parent else ""
+        hint = did_you_mean(unknown.group(1), known) or f" Known: {', '.join(known)}."
+        return f"{source}: there is no option {unknown.group(1)!r}{where}.{hint}"
+    return f"{source}: {key}: {message}." if key else f"{source}: {message}."
+
+
+def _refused(options: Any, schema: type, *path: str) -> Iterator[tuple[str, Any]]:
+    """The values of nested options that the schema takes exception to, with their dotted keys."""
+    if isinstance(options, dict):
+        for name, value in options.items():
+            yield from _refused(value, schema, *path, str(name))
+        return
+    nested = options
+    for name in reversed(path):
+        nested = {name: nested}
+    try:
+        OmegaConf.merge(OmegaConf.structured(schema), nested)
+    except OmegaConfBaseException:
+        yield ".".join(path), options
+
+
+def _options_class(dotted: str, schema: type) -> Any:
+    """The dataclass that a dotted key names."""
+    value: Any = schema()
+    for name in filter(None, dotted.split(".")):
+        value = getattr(value, name, None)
+        if value is None and name in OPTIONAL:
+            value = OPTIONAL[name]
+    return type(value) if is_dataclass(value) else schema

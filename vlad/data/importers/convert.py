@@ -1,0 +1,277 @@
+"""One picture of a source -> one sample's bytes.
+
+    entry -> header checked, decoded, turned upright, downsized -> lines: the source's, or read -> caption -> encoded
+
+The same function runs on all cores of one machine and on the machines of a cluster; what it gives depends on its
+picture alone.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vlad.data.decoding import (
+    MAX_PICTURE_PIXELS,
+    PICTURE_FORMATS,
+    UNREADABLE_PICTURE,
+    BadSample,
+    encode_sample,
+    refuse_too_much_text,
+)
+from vlad.data.importers.caption_templates import compose_caption, strings_to_quote, with_quotations
+from vlad.data.importers.source_entries import Entry, Place, Skipped, Source, SourceLine, Unusable
+from vlad.data.shards.writer import Statistics, statistics_of
+from vlad.layout.ink_polygons import tightened
+from vlad.layout.polygons import bounding_box, box_polygon, polygon_area, quad_of
+from vlad.layout.reading_order import reading_order
+from vlad.types import Layout, Polygon, Sample, TextLine
+from vlad.utils.errors import UserError
+
+LEAST_CONFIDENCE = 0.5  # of the OCR engine; below it a line counts as not legible
+# From this height over width on a line of several letters runs up or down, and the engine does not say which.
+TALL_ASPECT = 1.5
+# Less holds no text. A strip is crushed in training, and an OCR engine enlarges its shorter side: 32 x 1024 pixels
+# take rapidocr 13 s and 2.8 GB.
+MIN_SIDE_PIXELS = 32
+MAX_ASPECT = 16
+MAX_PICTURE_BYTES = 256_000_000
+# A region of the source counts as read when the engine's lines cover this share of its box, and a line as standing
+# in a region that is to be ignored when that covers this share of the line's.
+READ_SHARE = 0.3
+
+_WHOLE_PICTURE = box_polygon(0.0, 0.0, 1.0, 1.0)
+_ORIENTATION_TAG = 0x0112
+# What EXIF's orientations do to a point of the stored picture (x, y in 0..1).
+_TURNS: dict[int, Callable[[float, float], tuple[float, float]]] = {
+    2: lambda x, y: (1 - x, y),
+    3: lambda x, y: (1 - x, 1 - y),
+    4: lambda x, y: (x, 1 - y),
+    5: lambda x, y: (y, x),
+    6: lambda x, y: (1 - y, x),
+    7: lambda x, y: (1 - y, 1 - x),
+    8: lambda x, y: (y, 1 - x),
+}
+
+ReadText = Callable[[np.ndarray], tuple[TextLine, ...]]
+
+
+@dataclass(frozen=True)
+class AnnotateOptions:
+    """How pictures become samples."""
+
+    # Larger pictures are downsized until their longer side is this long.
+    max_side_pixels: int = 1024
+    # The most lines that a caption of ours quotes.
+    max_strings: int = 3
+    # Lines that the OCR engine read get polygons around their ink (`layout/ink.py`).
+    tight_lines: bool = True
+    # The source's own captions get the recognised text quoted too.
+    quote_text: bool = False
+    picture_format: str = "jpg"
+
+    def __post_init__(self) -> None:
+        if self.max_side_pixels < MIN_SIDE_PIXELS or self.max_strings < 1:
+            raise UserError(
+                f"A picture needs a max_side_pixels of at least {MIN_SIDE_PIXELS}, and max_strings at least 1."
+            )
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A sample as a shard's members; with `wants_caption` its caption is still empty, and quotes `strings` later."""
+
+    key: str
+    members: dict[str, bytes]
+    strings: tuple[str, ...]
+    wants_caption: bool
+    statistics: Statistics
+
+    def captioned(self, caption: str) -> Draft:
+        """The same sample with a caption."""
+        record = json.loads(self.members["json"])
+        record["caption"] = caption
+        members = {**self.members, "json": json.dumps(record, ensure_ascii=False).encode()}
+        return replace(self, members=members, wants_caption=False)
+
+
+def annotate(
+    source: Source, place: Place, read_text: ReadText, options: AnnotateOptions, captioned: bool
+) -> Draft | Skipped:
+    """The picture at `place` with its text, or the reason why not.
+
+    `read_text` gives the lines of a picture (H W 3, uint8) with polygons in 0..1. With `captioned` a missing caption
+    is left to a captioner.
+    """
+    try:
+        entry = source.read(place)
+        loaded = load_picture(entry.picture, options.max_side_pixels)
+        lines = _lines_of(entry, loaded, read_text, options.tight_lines)
+        refuse_too_much_text(entry.caption or "", Layout(lines))
+    except Unusable as error:
+        return Skipped(place.name, str(error))
+    except BadSample as error:
+        return Skipped(place.name, f"it has too much text: {error}")
+    strings = strings_to_quote(lines, options.max_strings)
+    caption = entry.caption
+    if caption is None and not captioned:
+        caption = compose_caption(strings, bool(lines))
+    elif caption is not None and options.quote_text:
+        # A caption of quotation marks alone has nothing left.
+        caption = with_quotations(caption, strings) or compose_caption(strings, bool(lines))
+    sample = Sample(place.key, loaded.pixels, caption or "", Layout(lines), entry.objects, entry.source, entry.licence)
+    members = encode_sample(sample, options.picture_format)
+    return Draft(place.key, members, strings, caption is None, statistics_of([sample]))
+
+
+@dataclass(frozen=True)
+class LoadedPicture:
+    """RGB pixels (H W 3, uint8), upright and downsized, with what happened to them on the way."""
+
+    pixels: np.ndarray
+    stored_size: tuple[int, int]  # width, height in the file
+    orientation: int  # EXIF's, 1 where nothing was turned
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Width and height after the turn, before downsizing."""
+        width, height = self.stored_size
+        return (height, width) if self.orientation >= 5 else (width, height)
+
+
+def load_picture(picture: bytes | tuple[Path, ...], max_side_pixels: int) -> LoadedPicture:
+    """The picture, at most `max_side_pixels` long. Its size is checked from the header. Raises Unusable."""
+    try:
+        opened = io.BytesIO(picture) if isinstance(picture, bytes) else _existing(picture)
+        # By content, not by extension: many a .jpg in the wild is a png.
+        with Image.open(opened, formats=sorted(set(PICTURE_FORMATS.values()))) as image:
+            if image.width * image.height > MAX_PICTURE_PIXELS:
+                raise Unusable("over the limit of pixels", f"{image.width} x {image.height} are over 64 million")
+            shorter, longer = sorted(image.size)
+            if shorter < MIN_SIDE_PIXELS or longer > MAX_ASPECT * shorter:
+                raise Unusable(
+                    "too small or too narrow",
+                    f"{image.width} x {image.height} pixels; a side is under {MIN_SIDE_PIXELS}, or one is over"
+                    f" {MAX_ASPECT} times the other",
+                )
+            size = image.size
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+            known = orientation if orientation in _TURNS else 1
+            return LoadedPicture(_upright_rgb(image, max_side_pixels), size, known)
+    except Unusable:
+        raise
+    except Image.DecompressionBombError:
+        raise Unusable("over the limit of pixels", "over 64 million") from None
+    except Image.UnidentifiedImageError:
+        raise Unusable("the file is damaged, or is no jpg, png or webp") from None
+    except UNREADABLE_PICTURE as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise Unusable("the picture does not decode", reason) from None
+
+
+def header_pixels(picture: bytes | tuple[Path, ...], max_side_pixels: int) -> int:
+    """How many pixels a picture has after downsizing, from its header; 0 for one that is none. Raises Unusable."""
+    opened = io.BytesIO(picture) if isinstance(picture, bytes) else _existing(picture)
+    try:
+        with Image.open(opened, formats=sorted(set(PICTURE_FORMATS.values()))) as image:
+            shrunk = min(1.0, max_side_pixels / max(image.size))
+            return int(image.width * image.height * shrunk**2)
+    except UNREADABLE_PICTURE:
+        return 0
+
+
+def _existing(paths: tuple[Path, ...]) -> Path:
+    """The first path at which there is a file. Raises Unusable."""
+    for path in paths:
+        try:
+            size = path.stat().st_size
+        except (OSError, ValueError):  # ValueError: a name with a null byte
+            continue
+        if size == 0:
+            raise Unusable("the file is empty")
+        if size > MAX_PICTURE_BYTES:
+            raise Unusable("the file is too large", f"over {MAX_PICTURE_BYTES // 1_000_000} MB")
+        return path
+    raise Unusable("there is no such file", str(paths[0]))
+
+
+def _upright_rgb(picture: Image.Image, max_side_pixels: int) -> np.ndarray:
+    picture.draft(None, (2 * max_side_pixels, 2 * max_side_pixels))  # a large jpg is read at a lower resolution
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    if upright.has_transparency_data:
+        # What shows through is white paper, not the black that is stored under it.
+        upright = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+    upright = upright.convert("RGB")
+    upright.thumbnail((max_side_pixels, max_side_pixels), Image.Resampling.LANCZOS)
+    return np.asarray(upright)
+
+
+def _lines_of(entry: Entry, loaded: LoadedPicture, read_text: ReadText, tight: bool) -> tuple[TextLine, ...]:
+    """The lines in reading order: the source's where it has text, else the engine's."""
+    given = [line for line in entry.lines or () if line.text is not None]
+    regions = [line for line in entry.lines or () if line.text is None]
+    lines = [_relative(line, entry, loaded) for line in given]
+    if entry.lines is None or regions:
+        try:
+            read = read_text(loaded.pixels)
+        except Exception as error:
+            raise Unusable("the OCR engine fails on it", repr(error)[:200]) from error
+        marked = [(region.valid, _relative(replace(region, text=""), entry, loaded)) for region in regions]
+        ignored = tuple(line for valid, line in marked if not valid)
+        for line in read:
+            if _covered_share(line.polygon, ignored) >= READ_SHARE:
+                lines.append(replace(line, valid=False))
+            else:
+                lines.append(tightened(line, loaded.pixels) if tight else line)
+        # Text that the source marks and the engine did not find must not be learned as if it were none.
+        lines += [line for valid, line in marked if not valid or _covered_share(line.polygon, read) < READ_SHARE]
+    height, width = loaded.pixels.shape[:2]
+    standing = (line for line in lines if polygon_area(line.polygon) > 0)
+    return tuple(_checked(line, height, width) for line in reading_order(standing))
+
+
+def _relative(line: SourceLine, entry: Entry, loaded: LoadedPicture) -> TextLine:
+    """The line with its polygon in shares of the upright picture, cut off at the picture's edge."""
+    polygon: Polygon = _WHOLE_PICTURE
+    if line.polygon is not None:
+        width, height = entry.frame or loaded.stored_size
+        # Some annotate what the file stores, some what a viewer shows.
+        upright = entry.frame == loaded.upright_size != loaded.stored_size
+        turn = _TURNS.get(1 if upright else loaded.orientation, lambda x, y: (x, y))
+        points = [turn(x / width, y / height) for x, y in line.polygon]
+        if len(points) == 3:
+            points = list(box_polygon(*bounding_box(tuple(points))))
+        polygon = tuple((min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0)) for x, y in points)
+    return TextLine(
+        line.text or "", polygon, line.language, valid=line.valid and bool(line.text), confidence=line.confidence
+    )
+
+
+def _covered_share(polygon: Polygon, lines: tuple[TextLine, ...]) -> float:
+    """The share of a polygon's box that the boxes of lines cover, each line for itself."""
+    left, top, right, bottom = bounding_box(polygon)
+    covered = 0.0
+    for line in lines:
+        other_left, other_top, other_right, other_bottom = bounding_box(line.polygon)
+        width = min(right, other_right) - max(left, other_left)
+        height = min(bottom, other_bottom) - max(top, other_top)
+        covered += max(0.0, width) * max(0.0, height)
+    area = (right - left) * (bottom - top)
+    return covered / area if area > 0 else 1.0
+
+
+def _checked(line: TextLine, height: int, width: int) -> TextLine:
+    """The line, marked as not valid where what it says, or which way it runs, is not certain."""
+    top_left, top_right, _, bottom_left = np.array(quad_of(line.polygon)) * (width, height)
+    tall = np.linalg.norm(bottom_left - top_left) >= TALL_ASPECT * np.linalg.norm(top_right - top_left)
+    doubtful = line.confidence is not None and line.confidence < LEAST_CONFIDENCE
+    return replace(line, valid=False) if doubtful or (tall and len(line.text) > 1) else line

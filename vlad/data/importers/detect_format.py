@@ -1,0 +1,190 @@
+"""Which importer a source needs."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from vlad.data.decoding import PICTURE_FORMATS
+from vlad.data.importers.anyword import AnyWordSource
+from vlad.data.importers.folder import FolderSource
+from vlad.data.importers.huggingface import HuggingFaceSource
+from vlad.data.importers.laion_glyph import LAIONGlyphSource
+from vlad.data.importers.mario import INDEX_LINE, MarioSource, looks_like_mario
+from vlad.data.importers.mmocr import MMOCRSource, WildReceiptSource
+from vlad.data.importers.source_entries import Source
+from vlad.data.importers.tars import TarSource
+from vlad.data.storage.locations import expand_braces
+from vlad.data.storage.urls import is_url, shown
+from vlad.utils.errors import UserError, did_you_mean, local_place, told_of
+
+FORMATS = {
+    "folder": "pictures, with NAME.txt or metadata.jsonl, or with nothing",
+    "mario": "MARIO-LAION: folders like 06269/062690093/, or an index file beside them",
+    "anyword": 'AnyWord-3M JSON: {"data_list": [{"img_name", ...}]}',
+    "laion_glyph": 'LAION-Glyph JSON: [{"img_code", ...}]',
+    "mmocr": 'mmocr/ICDAR JSON: {"data_list": [{"img_path", ...}]}',
+    "wildreceipt": 'wildreceipt lines: {"file_name", "annotations"}',
+    "huggingface": "Parquet or imagefolder through `datasets`, or a data set's name on the hub",
+    "webdataset": "tar files with pictures and captions",
+}
+# Formats that --caption-field and --pictures say nothing to.
+WITHOUT_FIELDS = ("mario", "mmocr", "wildreceipt")
+WITHOUT_FOLDER = ("folder", "laion_glyph", "huggingface", "webdataset")
+PEEK_BYTES = 1 << 16
+
+
+def open_source(
+    path: str, format: str | None = None, pictures: Path | None = None, caption_field: str | None = None
+) -> Source:
+    """The source at `path`, of a format of FORMATS (None: found out).
+
+    `pictures` is the folder in which the pictures of an annotation file lie (None: as the file says, or beside it).
+    `caption_field` names the field or column of the caption (None: the format's own).
+    Raises UserError where there is no source, it is empty, or its format is not known.
+    """
+    if not path.strip():
+        raise UserError("SOURCE is empty; name a folder or a file that holds pictures.")
+    if is_url(path):
+        raise UserError(
+            f"SOURCE {shown(path)}: sources are read from this machine's disks; fetch it first, or mount it. Shards of"
+            " ours need no making: train on their URL."
+        )
+    if format is not None and format not in FORMATS:
+        raise UserError(f"There is no format {format!r}.{did_you_mean(format, FORMATS)} Known: {', '.join(FORMATS)}.")
+    if pictures is not None and not pictures.is_dir():
+        raise UserError(f"There is no folder {pictures}; name the one in which the pictures of {path} lie.")
+    tars = _tars(path)
+    if not tars:
+        local_place(path, "SOURCE")
+    if format is None:
+        format = "webdataset" if tars else detect_format(Path(path))
+    if pictures is not None and format in WITHOUT_FOLDER:
+        raise UserError(f"--pictures: a source of format {format} has its pictures itself; leave it out.")
+    if caption_field is not None and format in WITHOUT_FIELDS:
+        raise UserError(f"--caption-field: format {format} has no fields with captions; leave it out.")
+    if format == "huggingface":
+        return HuggingFaceSource(path, caption_field)
+    if format == "webdataset":
+        if not tars:
+            raise UserError(f"There are no tar files at {path}.")
+        return TarSource(path, tars, caption_field)
+    return _open_files(Path(path), format, pictures, caption_field)
+
+
+def _open_files(path: Path, format: str, pictures: Path | None, caption_field: str | None) -> Source:
+    if not path.exists():
+        raise _nothing_there(path)
+    if not (path.is_dir() or path.is_file()):  # reading a pipe might wait for ever
+        raise _neither(path)
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path} cannot be read (Permission denied); give yourself permission to read it.")
+    if format == "folder" and not path.is_dir():
+        raise UserError(f"{path} is a file; name the folder that holds the pictures.")
+    if format not in ("folder", "mario") and path.is_dir():
+        raise UserError(f"{path} is a folder; name the annotation file in it.")
+    source: Source
+    if format == "folder":
+        source = FolderSource(path, caption_field)
+    elif format == "mario":
+        source = MarioSource(path, pictures)
+    elif format == "anyword":
+        source = AnyWordSource(path, pictures, caption_field)
+    elif format == "laion_glyph":
+        source = LAIONGlyphSource(path, caption_field)
+    elif format == "mmocr":
+        source = MMOCRSource(path, pictures)
+    else:
+        source = WildReceiptSource(path, pictures)
+    return source
+
+
+def _nothing_there(path: Path) -> UserError:
+    return UserError(f"There is no file or folder {path}; name one that holds pictures.")
+
+
+def _neither(path: Path) -> UserError:
+    return UserError(f"{path} is neither a file nor a folder; name one that holds pictures.")
+
+
+def detect_format(path: Path) -> str:
+    """The format of a source, from what it holds. Raises UserError that lists what is known."""
+    if not path.exists():
+        raise _nothing_there(path)
+    if path.is_dir():
+        return _folder_format(path)
+    if not path.is_file():
+        raise _neither(path)
+    try:
+        with path.open("rb") as stream:
+            beginning = stream.read(PEEK_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give yourself permission to read it.") from error
+    if not beginning:
+        raise UserError(f"{path} is empty; get it again.")
+    if path.suffix[1:].lower() in PICTURE_FORMATS:
+        raise UserError(f"{path} is a file; name the folder that holds the pictures.")
+    known = _file_format(path, beginning)
+    if known is None:
+        raise UserError(f"{path} is of no format that is known; say which with --format: {', '.join(FORMATS)}.")
+    return known
+
+
+def _file_format(path: Path, beginning: bytes) -> str | None:
+    first_line = beginning.splitlines()[0]
+    known = None
+    if path.suffix.lower() == ".parquet":
+        known = "huggingface"
+    elif beginning.startswith(b"[") and (b'"img_code"' in beginning or b'"caption_blip"' in beginning):
+        known = "laion_glyph"
+    elif beginning.startswith(b"{") and b'"data_list"' in beginning and b'"img_name"' in beginning:
+        known = "anyword"
+    elif beginning.startswith(b"{") and b'"data_list"' in beginning and b'"instances"' in beginning:
+        known = "mmocr"
+    elif beginning.startswith(b"{") and b'"file_name"' in first_line and b'"box"' in first_line:
+        known = "wildreceipt"
+    elif INDEX_LINE.fullmatch(first_line.decode("utf-8", "replace")):
+        known = "mario"
+    return known
+
+
+def _folder_format(folder: Path) -> str:
+    try:
+        if looks_like_mario(folder):
+            return "mario"
+        if any(folder.rglob("*.parquet")):
+            return "huggingface"
+    except OSError as error:
+        raise UserError(
+            f"The folder {folder} cannot be read ({error.strerror}); give yourself permission to read it."
+        ) from error
+    return "folder"
+
+
+def _tars(path: str) -> tuple[Path, ...]:
+    """The tar files of a folder, a file or a brace pattern, sorted; none where it names something else."""
+    if _is_there(path) and Path(path).is_dir():
+        return tuple(sorted(Path(path).glob("*.tar")))
+    if not re.search(r"\.tar(\.gz)?$", path):
+        return ()
+    expanded = source_paths(path)
+    missing = next((part for part in expanded if not local_place(part, "SOURCE").is_file()), None)
+    if missing is not None:
+        raise UserError(f"There is no tar file {missing}.")
+    return tuple(sorted(expanded))
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # longer than a name can be, as a pattern may well be
+        return False
+
+
+def source_paths(path: str) -> list[Path]:
+    """What SOURCE stands for: itself where it is there, else the parts of its brace pattern. Raises UserError."""
+    if _is_there(path):
+        return [Path(path)]
+    with told_of("SOURCE"):
+        return [Path(part) for part in expand_braces(path)]

@@ -1,0 +1,171 @@
+"""Cached states in a shard: KEY.json, KEY.latents.npy, [KEY.text.npy, KEY.v.npy].
+
+The record is the fitted sample's: a picture is not read again. `latents` stacks means and, where the autoencoder
+draws, deviations: (picture mean, glyph mean) or (picture mean, picture deviation, glyph mean, glyph deviation), C h w
+each. `text` stacks t_g, the {t_i} and the token states, D each; the record's `phrases` says how many {t_i} there are.
+
+Letters: B batch, C latent channels, h w cells, L tokens, N phrases, D width.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlad.data.batch_buffers import Slot
+from vlad.data.decoding import BadSample, decode_record, encode_record
+from vlad.layout.glyph_map import ignore_mask, shows_all
+from vlad.types import Batch, CachedStates, Layout, Sample, TextStates
+from vlad.utils.errors import UserError
+
+LATENTS, TEXT, V = "latents.npy", "text.npy", "v.npy"
+CACHED_KINDS = frozenset(("json", LATENTS, TEXT, V))
+
+
+@dataclass(frozen=True)
+class CachedSample:
+    """A sample as a companion shard holds it; arrays are float16."""
+
+    sample: Sample
+    latents: np.ndarray  # 2 or 4, C h w
+    text: np.ndarray | None  # 1 + N + L, D
+    phrases: int
+    v: np.ndarray | None  # D
+
+
+def encode_cached(sample: Sample, states: CachedStates) -> dict[str, bytes]:
+    """The members of a cached sample; `states` are those of this sample alone, B = 1."""
+    record = encode_record(sample)
+    latents = [
+        states.picture_mean,
+        states.picture_deviation,
+        states.glyph_mean,
+        states.glyph_deviation,
+    ]
+    members = {LATENTS: _to_npy(torch.cat([part for part in latents if part is not None]), sample.key)}
+    if states.text is not None:
+        local = states.text.local_states[0][states.text.local_mask[0]]  # N D
+        tokens = states.text.tokens[0][states.text.mask[0]]  # L D
+        record["phrases"] = len(local)
+        members[TEXT] = _to_npy(torch.cat([states.text.global_state, local, tokens]), sample.key)
+    if states.v is not None:
+        members[V] = _to_npy(states.v[0], sample.key)
+    return {"json": json.dumps(record, ensure_ascii=False).encode(), **members}
+
+
+def _to_npy(x: Tensor, key: str) -> bytes:
+    with np.errstate(over="ignore"):  # told below, with the sample's name
+        values = x.detach().float().cpu().numpy().astype(np.float16)
+    if not np.isfinite(values).all():
+        raise UserError(
+            f"The states of sample {key} do not fit into float16, so they cannot be cached; train without data.cache."
+        )
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def decode_cached(members: dict[str, bytes], key: str) -> CachedSample:
+    """A cached sample from its members. Raises BadSample with the reason."""
+    if "json" not in members or LATENTS not in members:
+        raise BadSample(f"no json or no {LATENTS}")
+    record, sample = decode_record(members["json"], key)
+    latents = _from_npy(members[LATENTS], LATENTS)
+    text = _from_npy(members[TEXT], TEXT) if TEXT in members else None
+    v = _from_npy(members[V], V) if V in members else None
+    phrases = record.get("phrases", 0)
+    if latents.ndim != 4 or len(latents) not in (2, 4):
+        raise BadSample(f"{LATENTS} has shape {latents.shape}")
+    if text is not None and (text.ndim != 2 or not isinstance(phrases, int) or not 0 <= phrases < len(text)):
+        raise BadSample(f"{TEXT} has shape {text.shape} and {phrases!r} phrases")
+    return CachedSample(sample, latents, text, phrases, v)
+
+
+def _from_npy(data: bytes, name: str) -> np.ndarray:
+    """The array of a npy file (version 1). Raises BadSample for any that is not float16."""
+    if data[:8] != b"\x93NUMPY\x01\x00":
+        raise BadSample(f"{name} is no npy file")
+    start = 10 + int.from_bytes(data[8:10], "little")
+    try:
+        shape, fortran_order, dtype = _npy_header(data[8:start])
+        if dtype != np.float16 or fortran_order or min(shape, default=0) < 0:
+            raise BadSample(f"{name} is not an array of float16")
+        return np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
+    except BadSample:
+        raise
+    except (ValueError, OverflowError, TypeError, EOFError, SyntaxError, RecursionError, MemoryError) as error:
+        raise BadSample(f"{name} does not read: {str(error)[:200]}") from error
+
+
+@lru_cache(maxsize=64)  # the arrays of a cache have few shapes
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    return np.lib.format.read_array_header_1_0(io.BytesIO(header))
+
+
+def collate_cached(samples: list[CachedSample], slot: Slot | None = None) -> Batch:
+    """A batch of cached samples of one shape, in the memory of a slot (None: its own)."""
+    slot = slot or Slot()
+    count, *shape = samples[0].latents.shape
+    latents = slot.empty(count, len(samples), *shape, dtype=torch.float16)  # 2|4 B C h w
+    rows = latents.numpy()
+    for row, sample in enumerate(samples):
+        assert sample.latents.shape == (count, *shape), "samples of one shape have states of one shape"
+        rows[:, row] = sample.latents
+    parts = latents.unbind()
+    picture, picture_deviation, glyph, glyph_deviation = parts if count == 4 else (parts[0], None, parts[1], None)
+    height, width = shape[-2:]
+    plain = [sample.sample for sample in samples]
+    return Batch(
+        keys=tuple(sample.key for sample in plain),
+        captions=tuple(sample.caption for sample in plain),
+        layouts=tuple(sample.layout for sample in plain),
+        objects=tuple(sample.objects for sample in plain),
+        picture_bytes=None,
+        ink_bytes=None,
+        ignored=ignored_regions([sample.layout for sample in plain], width, height, slot),
+        cached=CachedStates(picture, picture_deviation, glyph, glyph_deviation, _text_states(samples), _v(samples)),
+    )
+
+
+def ignored_regions(layouts: list[Layout], width: int, height: int, slot: Slot) -> Tensor | None:
+    """B 1 H W (bool): where nothing is to be learned; None where that is nowhere."""
+    if all(map(shows_all, layouts)):
+        return None
+    masks = slot.empty(len(layouts), height, width, dtype=torch.bool)
+    for row, layout in enumerate(layouts):
+        masks[row] = torch.from_numpy(ignore_mask(layout, width, height))
+    return masks[:, None]
+
+
+def _text_states(samples: list[CachedSample]) -> TextStates | None:
+    texts = [sample.text for sample in samples]
+    if any(text is None for text in texts):
+        return None
+    width = texts[0].shape[1]  # type: ignore[union-attr]
+    counts = [sample.phrases for sample in samples]
+    lengths = [len(text) - 1 - count for text, count in zip(texts, counts, strict=True)]  # type: ignore[arg-type]
+    tokens = torch.zeros(len(samples), max(lengths), width)
+    local = torch.zeros(len(samples), max(1, *counts), width)
+    mask = torch.zeros(tokens.shape[:2], dtype=torch.bool)
+    local_mask = torch.zeros(local.shape[:2], dtype=torch.bool)
+    global_state = torch.zeros(len(samples), width)
+    for row, (text, count) in enumerate(zip(texts, counts, strict=True)):
+        values = torch.from_numpy(text.astype(np.float32))  # type: ignore[union-attr]
+        global_state[row] = values[0]
+        local[row, :count] = values[1 : 1 + count]
+        tokens[row, : lengths[row]] = values[1 + count :]
+        local_mask[row, :count] = True
+        mask[row, : lengths[row]] = True
+    return TextStates(tokens, mask, global_state, local, local_mask)
+
+
+def _v(samples: list[CachedSample]) -> Tensor | None:
+    rows = [sample.v for sample in samples if sample.v is not None]
+    return torch.from_numpy(np.stack(rows).astype(np.float32)) if len(rows) == len(samples) else None

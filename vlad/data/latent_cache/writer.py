@@ -1,0 +1,205 @@
+"""Companion shards of what frozen models say of every sample, so that training need not ask them again.
+
+    sample -> fitted to its bucket -> encode (given by the caller) -> a sample of cached states (`states`)
+
+A cache carries the fingerprint of all that it depends on, and is used with nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlad.data.buckets import nearest_bucket
+from vlad.data.dataset import SampleSource, ShardSets, collate, fit_sample
+from vlad.data.decoding import decode_sample
+from vlad.data.latent_cache.format import encode_cached
+from vlad.data.options import StreamOptions
+from vlad.data.shards.reader import index_shards, sizes_beside
+from vlad.data.shards.writer import MANIFEST, publish_shard, shard_entry, write_manifest, write_tar, write_text_file
+from vlad.layout.fonts import optional_fonts_here
+from vlad.types import Batch, CachedStates, Sample, TextStates
+from vlad.utils.errors import UserError, local_place
+
+CACHE_VERSION = 2  # rises when the same options would give other states: glyph maps, fitting, what is stored
+BEGUN = "begun.json"
+
+Encode = Callable[[Batch], CachedStates]
+Fingerprint = dict[str, Any]
+
+
+def data_fingerprint(sets: ShardSets, options: StreamOptions) -> Fingerprint:
+    """What of the data a cache depends on: the shards, the shapes of pictures, the fonts of glyph maps."""
+    return {
+        "cache_version": CACHE_VERSION,
+        "shards": sets.fingerprint,
+        "shapes": [[shape.width, shape.height] for shape in options.shapes],
+        "fit": "stretch" if options.max_aspect == 1 else "crop",
+        "fonts": optional_fonts_here(),
+    }
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Changes when any weight, its shape or its precision does."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def write_cache(
+    sets: ShardSets,
+    options: StreamOptions,
+    encode: Encode,
+    directory: Path,
+    fingerprint: Fingerprint,
+    on_progress: Callable[[int], None],
+    quarantine: Path | None = None,
+) -> int:
+    """Writes a companion shard for every shard, and the manifest last; returns the number of samples cached.
+
+    Shards that stand there already, made with the same fingerprint, are kept: an interrupted call goes on. Raises
+    UserError when the directory holds anything else. `on_progress` is given the number of samples dealt with.
+    """
+    _claim(directory, fingerprint)
+    source = SampleSource(sets, options, quarantine, decode_sample)
+    entries = []
+    shard = 0
+    for number, index in enumerate(sets.indexes):
+        for start, count in zip(index.starts, index.counts, strict=False):
+            path = directory / f"{shard:06d}.tar"
+            shard += 1
+            told = path.with_suffix(".entry.json")
+            if path.exists() and told.exists():  # written last: a shard without it is made again
+                entries.append(json.loads(told.read_text(encoding="utf-8")))
+                on_progress(count)
+                continue
+            members, shapes = [], []
+            for sample, states, shape in _encoded(source, number, int(start), count, options, encode, on_progress):
+                members.append((sample.key, encode_cached(sample, states)))
+                shapes.append(shape)
+            if not members:
+                continue
+            temporary = path.with_suffix(".tar.partial")
+            write_tar(members, temporary)
+            entry = shard_entry(temporary, len(members), name=path.name)
+            publish_shard(temporary, directory, path.name, shapes)
+            write_text_file(json.dumps(entry), directory, told.name)
+            entries.append(entry)
+    write_manifest(directory, entries, {"made_by": "tools/cache.py", "fingerprint": fingerprint})
+    (directory / BEGUN).unlink()
+    for path in directory.glob("*.entry.json"):
+        path.unlink()
+    return sum(entry["samples"] for entry in entries)
+
+
+def _claim(directory: Path, fingerprint: Fingerprint) -> None:
+    """Raises UserError when the directory holds a whole cache, or one begun with another fingerprint."""
+    begun = directory / BEGUN
+    if (directory / MANIFEST).exists():
+        raise UserError(f"{directory} holds a cache or shards already; name another directory, or remove it.")
+    if begun.exists():
+        try:
+            known = json.loads(begun.read_text(encoding="utf-8"))
+        except ValueError:  # the machine stopped while it was written
+            known = None
+        if known != fingerprint:
+            raise UserError(
+                f"{directory} holds a cache that was begun for other models, data or options; name another directory,"
+                " or remove it."
+            )
+    elif any(directory.glob("*.tar")):
+        raise UserError(f"{directory} holds shards already; name another directory.")
+    else:
+        begun.write_text(json.dumps(fingerprint), encoding="utf-8")
+
+
+def _encoded(
+    source: SampleSource[Sample],
+    set_number: int,
+    start: int,
+    count: int,
+    options: StreamOptions,
+    encode: Encode,
+    on_progress: Callable[[int], None],
+) -> Iterator[tuple[Sample, CachedStates, tuple[int, int]]]:
+    """The good samples of a shard with their states and shapes, batched by shape, in the shards' order."""
+    found: dict[int, tuple[Sample, CachedStates, tuple[int, int]]] = {}
+    waiting: dict[int, list[tuple[int, Sample]]] = {}
+
+    def flush(bucket: int) -> None:
+        numbers, samples = zip(*waiting.pop(bucket), strict=True)
+        states = encode(collate(list(samples)))
+        shape = options.shapes[bucket]
+        for row, (number, sample) in enumerate(zip(numbers, samples, strict=True)):
+            found[number] = sample, _row(states, row), (shape.width, shape.height)
+        on_progress(len(numbers))
+
+    for number in range(start, start + count):
+        sample = source.read(set_number, number)
+        if sample is None:
+            on_progress(1)
+            continue
+        bucket = nearest_bucket(options.shapes, sample.picture.shape[1], sample.picture.shape[0])
+        waiting.setdefault(bucket, []).append((number, fit_sample(sample, options.shapes[bucket], options)))
+        if len(waiting[bucket]) == options.batch_size:
+            flush(bucket)
+    for bucket in list(waiting):
+        flush(bucket)
+    for number in sorted(found):
+        yield found[number]
+
+
+def _row(states: CachedStates, row: int) -> CachedStates:
+    def of(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[row : row + 1]
+
+    text = states.text
+    if text is not None:
+        tensors = (text.tokens, text.mask, text.global_state, text.local_states, text.local_mask)
+        text = TextStates(*(x[row : row + 1] for x in tensors))  # without the ids: nothing that reads them is cached
+    return CachedStates(
+        states.picture_mean[row : row + 1],
+        of(states.picture_deviation),
+        states.glyph_mean[row : row + 1],
+        of(states.glyph_deviation),
+        text,
+        of(states.v),
+    )
+
+
+def open_cache(directory: str, expected: Fingerprint, partly: bool = False) -> ShardSets:
+    """The companion shards of a cache. Raises UserError when it was made from anything but what is expected.
+
+    `partly`: the rest of the fingerprint is not known yet.
+    """
+    manifest = local_place(directory, "data.cache:") / MANIFEST
+    if not manifest.is_file():
+        raise UserError(f"data.cache: there is no whole cache at {directory}; make one with tools/cache.py.")
+    try:
+        stored = json.loads(manifest.read_text(encoding="utf-8"))["about"]["fingerprint"]
+        asked = expected if partly else {*stored, *expected}
+        differing = [name for name in sorted(asked) if stored.get(name) != expected.get(name)]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"data.cache: {manifest} is not a cache's; make one with tools/cache.py.") from error
+    if differing:
+        raise UserError(
+            f"data.cache: {directory} was made from something else ({', '.join(differing)} differ); make it again with"
+            " tools/cache.py, or leave data.cache out."
+        )
+    try:
+        index = index_shards(directory)
+    except UserError as error:  # its words are about shards that stand for themselves
+        reason = str(error).removeprefix("data.shards: ").partition(";")[0].rstrip(".")
+        raise UserError(f"data.cache: {reason}; make the cache at {directory} again with tools/cache.py.") from error
+    for shard in index.shards:
+        if sizes_beside(shard) is None:
+            raise UserError(f"data.cache: the file of sizes beside {shard.path} is missing; make the cache again.")
+    return ShardSets((index,), cached=True, option="data.cache")

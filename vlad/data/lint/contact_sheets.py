@@ -1,0 +1,254 @@
+"""Pictures of samples with their polygons and texts drawn over them, and the HTML page that shows them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from vlad.layout.fonts import load_font, missing_glyphs
+from vlad.types import Sample, TextLine
+
+CARD_PIXELS = 320  # the longer side of a drawn sample
+LABEL_PIXELS = 13
+COLOURS = {"sound": (60, 230, 90), "ignored": (190, 190, 190), "faulty": (255, 70, 70)}
+
+
+@dataclass(frozen=True)
+class Card:
+    """A drawn sample (JPEG) with what is said beside it. `rank` decides which sound samples are kept, lowest first."""
+
+    shard: str
+    key: str
+    jpeg: bytes
+    caption: str
+    lines: tuple[str, ...]
+    faults: tuple[tuple[str, str], ...]
+    rank: float
+
+
+def draw_card(
+    sample: Sample,
+    shard: str,
+    faults: tuple[tuple[str, str], ...],
+    rank: float,
+    line_faults: Callable[[TextLine], Iterable[tuple[str, str]]],
+) -> Card:
+    """The sample's picture with every line's polygon: green, grey where it is ignored, red where something is wrong."""
+    picture = Image.fromarray(sample.picture)
+    scale = CARD_PIXELS / max(picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    # Small signs keep their pixels visible; photographs are scaled down smoothly.
+    picture = picture.resize(size, Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS)
+    draw = ImageDraw.Draw(picture)
+    # A polygon may lie anywhere; far outside nothing of it shows.
+    rings = [np.clip(np.array(line.polygon), -1, 2) * (size[0] - 1, size[1] - 1) for line in sample.layout.lines]
+    taken = [(*ring.min(axis=0), *ring.max(axis=0)) for ring in rings]
+    for number, (line, ring) in enumerate(zip(sample.layout.lines, rings, strict=True), start=1):
+        state = "faulty" if any(line_faults(line)) else "sound" if line.valid else "ignored"
+        closed = [(float(x), float(y)) for x, y in (*ring, ring[0])]
+        draw.line(closed, fill=(0, 0, 0), width=5, joint="curve")
+        draw.line(closed, fill=COLOURS[state], width=3, joint="curve")
+        taken.append(_draw_label(draw, line.text, number, ring, taken, size, COLOURS[state]))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    lines = tuple(
+        line.text + ("" if line.valid else " (not legible)") + (f" [{line.language}]" if line.language else "")
+        for line in sample.layout.lines
+    )
+    return Card(shard, sample.key, buffer.getvalue(), sample.caption, lines, faults, rank)
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def _draw_label(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    number: int,
+    ring: np.ndarray,
+    taken: Sequence[Box],
+    size: tuple[int, int],
+    colour: tuple[int, int, int],
+) -> Box:
+    """Writes a line's number and text beside its polygon, where it covers least of what is taken; returns its place."""
+    font = load_font("sans", LABEL_PIXELS)
+    (left, top), (right, bottom) = ring.min(axis=0).tolist(), ring.max(axis=0).tolist()
+    height = LABEL_PIXELS + 4
+    # The number alone, where the text would cover other lines or has characters that the font lacks.
+    labels = (
+        [f"{number} {text.strip()}"[:40]]
+        if text.strip() and text.isprintable() and not missing_glyphs(text, "sans")
+        else []
+    )
+    best: tuple[float, str, Box] | None = None
+    for label in (*labels, str(number)):
+        width = draw.textlength(label, font) + 6
+        places = (
+            *(
+                (left, top - height - 2),
+                (left, bottom + 3),
+                (right - width, top - height - 2),
+                (right - width, bottom + 3),
+            ),
+            *((right + 3, top), (left - width - 3, top), (left, top)),
+        )
+        for place in places:
+            x = float(min(max(0.0, place[0]), max(0.0, size[0] - width)))
+            y = float(min(max(0.0, place[1]), max(0.0, size[1] - height)))
+            box = (x, y, x + width, y + height)
+            covered = sum(_overlap(box, other) for other in taken)
+            if best is None or covered < best[0] - 1:
+                best = covered, label, box
+        if best is not None and best[0] < 1:
+            break
+    assert best is not None
+    _, label, box = best
+    draw.rectangle(box, fill=(0, 0, 0))
+    draw.text((box[0] + 3, box[1] + 1), label, colour, font)
+    return box
+
+
+def _overlap(a: Box, b: Box) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return max(0.0, width) * max(0.0, height)
+
+
+def contact_sheet(cards: Sequence[Card], columns: int = 5, cell_pixels: int = 240) -> Image.Image:
+    """All cards in one picture, each in a square cell with its key below."""
+    rows = math.ceil(len(cards) / columns)
+    columns = min(columns, len(cards))
+    foot = LABEL_PIXELS + 6
+    sheet = Image.new("RGB", (columns * (cell_pixels + 8) + 8, rows * (cell_pixels + foot + 8) + 8), (255, 255, 255))
+    draw = ImageDraw.Draw(sheet)
+    for number, card in enumerate(cards):
+        left = 8 + number % columns * (cell_pixels + 8)
+        top = 8 + number // columns * (cell_pixels + foot + 8)
+        with Image.open(io.BytesIO(card.jpeg)) as drawn:
+            drawn.thumbnail((cell_pixels, cell_pixels), Image.Resampling.LANCZOS)
+            sheet.paste(drawn, (left + (cell_pixels - drawn.width) // 2, top + (cell_pixels - drawn.height) // 2))
+        key = "".join(character for character in card.key if character.isprintable())[-24:]
+        draw.text((left, top + cell_pixels + 2), key, (60, 60, 60), load_font("sans", LABEL_PIXELS - 2))
+    return sheet
+
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: #1d1d1f; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
+table { border-collapse: collapse; } td, th { padding: .15rem .8rem .15rem 0; text-align: left; vertical-align: top; }
+td.n { text-align: right; font-variant-numeric: tabular-nums; }
+.bar { background: #3b7dd8; height: .8rem; } .charts { display: flex; flex-wrap: wrap; gap: 0 3rem; }
+.ok { color: #14752f; } .bad { color: #b3261e; } .quiet { color: #666; } code { overflow-wrap: anywhere; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 1rem; }
+figure { margin: 0; border: 1px solid #ddd; border-radius: 6px; overflow: hidden; }
+figure div { background: #f2f2f4; display: flex; align-items: center; justify-content: center; height: 220px; }
+figure img { max-width: 100%; max-height: 220px; }
+figcaption { padding: .5rem .7rem; font-size: .8rem; overflow-wrap: anywhere; }
+figcaption ol { margin: .3rem 0 0; padding-left: 1.2rem; } details { margin: .2rem 0 .6rem 1rem; }
+"""
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A chart of the page: a heading, a remark, and a number for every name."""
+
+    heading: str
+    note: str
+    rows: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class PageFinding:
+    """A kind of finding with how many there are and the places of some."""
+
+    description: str
+    count: int
+    examples: tuple[tuple[str, str], ...]
+
+
+def write_page(
+    path: Path,
+    title: str,
+    note: str,
+    summary: Sequence[tuple[str, str]],
+    charts: Sequence[PageTable],
+    findings: Sequence[PageFinding],
+    cards: Sequence[tuple[str, Sequence[Card]]],
+) -> None:
+    """Writes the page: one file with its pictures in it, no scripts, nothing loaded from elsewhere."""
+    body = "".join(_page(title, note, summary, charts, findings, cards))
+    # Keys may hold what is no text.
+    data = body.encode("utf-8", "backslashreplace")
+    temporary = path.with_suffix(".html.partial")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def _page(
+    title: str,
+    note: str,
+    summary: Sequence[tuple[str, str]],
+    charts: Sequence[PageTable],
+    findings: Sequence[PageFinding],
+    cards: Sequence[tuple[str, Sequence[Card]]],
+) -> Iterator[str]:
+    # All that comes from a shard is escaped; and were it not, the page is told to run nothing.
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    yield f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+    yield f'<meta http-equiv="Content-Security-Policy" content="{policy}"><style>{STYLE}</style></head><body>'
+    yield f"<h1>{escape(title)}</h1>"
+    if note:
+        yield f'<p class="bad">{escape(note)}</p>'
+    yield "<table>"
+    yield from (f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in summary)
+    yield "</table><h2>Findings</h2>"
+    if not findings:
+        yield '<p class="ok">None.</p>'
+    for finding in findings:
+        yield f'<div><b class="bad">{finding.count:,}</b> {escape(finding.description)}</div><details><summary>examples'
+        yield "</summary><table>"
+        for place, detail in finding.examples:
+            yield f"<tr><td><code>{escape(place)}</code></td><td>{escape(detail)}</td></tr>"
+        yield "</table></details>"
+    yield '<div class="charts">'
+    for chart in charts:
+        yield from _chart(chart)
+    yield "</div>"
+    for heading, group in cards:
+        yield f'<h2>{escape(heading[:1].upper() + heading[1:])}</h2><div class="cards">'
+        for card in group:
+            yield from _figure(card)
+        yield "</div>"
+    yield '<p class="quiet">Green: legible. Grey: marked as not legible, ignored in training. Red: see findings.</p>'
+    yield "</body></html>\n"
+
+
+def _chart(chart: PageTable) -> Iterator[str]:
+    most = max(count for _, count in chart.rows)
+    yield f"<section><h2>{escape(chart.heading[:1].upper() + chart.heading[1:])}</h2>"
+    yield f'<p class="quiet">{escape(chart.note)}</p>' if chart.note else ""
+    yield "<table>"
+    for name, count in chart.rows:
+        bar = f'<div class="bar" style="width:{12 * count / most:.2f}rem"></div>'
+        yield f'<tr><td class="n">{escape(name)}</td><td class="n">{count:,}</td><td>{bar}</td></tr>'
+    yield "</table></section>"
+
+
+def _figure(card: Card) -> Iterator[str]:
+    data = base64.b64encode(card.jpeg).decode("ascii")
+    yield f'<figure><div><img alt="" src="data:image/jpeg;base64,{data}"></div><figcaption>'
+    yield f'<code>{escape(card.key)}</code> <span class="quiet">{escape(card.shard.rpartition("/")[2])}</span><br>'
+    yield escape(card.caption)
+    if card.lines:
+        yield "<ol>" + "".join(f"<li>{escape(line)}</li>" for line in card.lines) + "</ol>"
+    yield from (
+        f'<div class="bad" style="all:revert;color:#b3261e">{escape(detail)}</div>' for _, detail in card.faults
+    )
+    yield "</figcaption></figure>"

@@ -1,0 +1,103 @@
+"""What is wrong with one sample, by its members alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+from vlad.data.decoding import (
+    MAX_PICTURE_PIXELS,
+    PICTURE_FORMATS,
+    BadSample,
+    decode_picture,
+    decode_record,
+    picture_size,
+)
+from vlad.layout.fonts import missing_glyphs
+from vlad.layout.polygons import polygon_area
+from vlad.types import Polygon, Sample, TextLine
+
+OUTSIDE_TOLERANCE = 1e-3  # of the picture: what rounding does
+LEAST_AREA = 1e-6
+MAX_POLYGON_POINTS = 200  # the test for crossings is quadratic
+
+
+def crosses_itself(polygon: Polygon) -> bool:
+    """Whether two sides of the polygon cross each other at a point inside both."""
+    points = np.array(polygon, dtype=np.float64)
+    following = np.roll(points, -1, axis=0)
+
+    def turn(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+        return np.sign(
+            (b[..., 0] - a[..., 0]) * (c[..., 1] - a[..., 1]) - (b[..., 1] - a[..., 1]) * (c[..., 0] - a[..., 0])
+        )
+
+    first, second = np.triu_indices(len(points), k=1)
+    a, b, c, d = points[first], following[first], points[second], following[second]
+    return bool(((turn(a, b, c) * turn(a, b, d) < 0) & (turn(c, d, a) * turn(c, d, b) < 0)).any())
+
+
+def line_faults(line: TextLine) -> Iterator[tuple[str, str]]:
+    """What is wrong with a line: kinds and details."""
+    name = repr(line.text)
+    if line.valid and not line.text.strip():
+        yield "text", "a line marked as valid has no text"
+    if line.valid and (missing := missing_glyphs(line.text)):
+        yield "font", f"{name}: no font draws {missing}"
+    xs, ys = zip(*line.polygon, strict=True)
+    beyond = max(-min(xs), -min(ys), max(xs) - 1, max(ys) - 1)
+    if beyond > OUTSIDE_TOLERANCE:
+        yield "outside", f"{name} leaves the picture by {beyond:.3g} of its side"
+    if len(line.polygon) > MAX_POLYGON_POINTS:
+        yield (
+            "crossing",
+            f"{name} has {len(line.polygon)} points, more than the {MAX_POLYGON_POINTS} that are looked at",
+        )
+    elif crosses_itself(line.polygon):
+        yield "crossing", f"the polygon of {name} crosses itself"
+    elif polygon_area(line.polygon) <= LEAST_AREA:
+        yield "flat", f"the polygon of {name} covers no area"
+
+
+def check_members(members: dict[str, bytes], key: str) -> tuple[Sample | None, list[tuple[str, str]]]:
+    """A sample as far as it decodes (None: not at all), and what is wrong with it: kinds and details."""
+    faults: list[tuple[str, str]] = []
+    kind = next((kind for kind in PICTURE_FORMATS if kind in members), None)
+    picture = None
+    if kind is None:
+        faults.append(("incomplete", f"no picture; known: {', '.join(PICTURE_FORMATS)}"))
+    else:
+        try:
+            width, height = picture_size(members[kind], kind)
+            if width * height > MAX_PICTURE_PIXELS:
+                faults.append(("bomb", f"{width} x {height} pixels are over the limit of {MAX_PICTURE_PIXELS}"))
+            else:
+                picture = decode_picture(members[kind], kind)
+        except BadSample as error:
+            bomb = isinstance(error.__cause__, Image.DecompressionBombError)
+            faults.append(("bomb" if bomb else "picture", str(error)))
+    if "json" not in members:
+        return None, [*faults, ("incomplete", "no json")]
+    try:
+        sample = decode_record(members["json"], key)[1]
+    except BadSample as error:
+        lacks_caption = _lacks_caption(members["json"])
+        fault = ("caption", "caption is missing or empty") if lacks_caption else ("record", str(error))
+        return None, [*faults, fault]
+    for line in sample.layout.lines:
+        faults += line_faults(line)
+    if picture is None:
+        return None, faults
+    return Sample(key, picture, sample.caption, sample.layout, sample.objects, sample.source, sample.licence), faults
+
+
+def _lacks_caption(data: bytes) -> bool:
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    caption = record.get("caption") if isinstance(record, dict) else ""
+    return caption is None or (isinstance(record, dict) and isinstance(caption, str) and not caption.strip())

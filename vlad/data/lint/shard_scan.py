@@ -1,0 +1,157 @@
+"""One shard looked at: its headers, then its samples, a chunk at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from io import BufferedReader
+from typing import BinaryIO
+
+from vlad.data.buckets import Bucket
+from vlad.data.decoding import MEMBER_KINDS
+from vlad.data.lint.contact_sheets import Card, draw_card
+from vlad.data.lint.findings import Finding
+from vlad.data.lint.sample_checks import check_members, line_faults
+from vlad.data.lint.shard_listing import ListedShard
+from vlad.data.lint.statistics import Counts, count_sample
+from vlad.data.shards.reader import ShardEntry
+from vlad.data.shards.tar_index import SampleMembers, TarTable, open_tar, read_sample, scan_tar
+from vlad.data.storage.retries import StorageError
+from vlad.data.storage.shard_cache import ShardCache
+from vlad.data.storage.urls import is_url, shown
+
+
+@dataclass
+class Inspection:
+    """What was found in some samples of one shard."""
+
+    shard: int
+    counts: Counts = field(default_factory=Counts)
+    keys: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    cards: list[Card] = field(default_factory=list)
+    ends_shard: bool = False
+
+
+@dataclass(frozen=True)
+class ScannedShard:
+    """A shard whose headers have been read."""
+
+    number: int
+    shard: ListedShard
+    table: TarTable
+    bytes: int
+    findings: tuple[Finding, ...]
+
+
+def scan_shard(numbered: tuple[int, ListedShard], cache: ShardCache) -> ScannedShard:
+    """Fetches a shard and reads its headers."""
+    number, shard = numbered
+    name = shown(shard.path)
+    try:
+        with cache.local(*shard.expected) as path, open_tar(path) as stream:
+            table = scan_tar(stream)
+            size = stream.seek(0, 2)
+            findings = list(_shard_findings(shard, table, size, stream if not is_url(shard.path) else None))
+    except (StorageError, OSError) as error:
+        return ScannedShard(
+            number, shard, TarTable((), (), None), 0, (Finding("shard", name, None, _said(error, name)),)
+        )
+    return ScannedShard(number, shard, table, size, tuple(findings))
+
+
+def _said(error: Exception, name: str) -> str:
+    """The error's reason; the shard is named beside it."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return said.removeprefix(f"data.shards: {name} ")
+
+
+def _shard_findings(shard: ListedShard, table: TarTable, size: int, local: BufferedReader | None) -> Iterator[Finding]:
+    name = shown(shard.path)
+    if table.damage is not None:
+        yield Finding("shard", name, None, f"it is damaged: {table.damage}")
+    elif not table.samples:
+        yield Finding("shard", name, None, "it holds no samples")
+    if shard.said is not None:
+        for detail in _differences(shard.said, len(table.samples), size, local):
+            yield Finding("manifest", name, None, detail)
+    for member in table.ignored:
+        if member.startswith(("/", "\\")) or ".." in member.replace("\\", "/").split("/"):
+            yield Finding("name", name, member, "the name leads out of the shard")
+        elif member.rpartition("/")[2].partition(".")[2].lower() in MEMBER_KINDS:
+            yield Finding("name", name, member, "it is no file but a link or a device, or it has no key")
+        else:
+            yield Finding("member", name, member, "it is no picture, json or txt")
+
+
+def _differences(said: ShardEntry, samples: int, size: int, local: BufferedReader | None) -> Iterator[str]:
+    """What a shard is, where its manifest says otherwise."""
+    if said.bytes not in (None, size):
+        yield f"it has {size} bytes, the manifest says {said.bytes}"
+    elif said.sha256 is not None and local is not None:  # what was fetched has been compared
+        local.seek(0)
+        if hashlib.file_digest(local, "sha256").hexdigest() != said.sha256:
+            yield "its checksum is not the one in the manifest"
+    if said.samples != samples:
+        yield f"it has {samples} samples, the manifest says {said.samples}"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some samples of a shard, to be looked at in one go."""
+
+    scanned: ScannedShard
+    samples: tuple[SampleMembers, ...]
+    is_first: bool
+    is_last: bool
+    # Sound samples of a rank under this are drawn, and so many of each kind of finding.
+    drawn_below: float
+    room: dict[str, int]
+
+
+def draw_rank(shard: str, key: str) -> float:
+    """0..1, the same in every run: the samples with the lowest are drawn, so that they come from all over the set."""
+    digest = hashlib.sha256(f"{shard}\n{key}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def inspect_chunk(chunk: Chunk, cache: ShardCache, buckets: tuple[Bucket, ...]) -> Inspection:
+    """Looks at every sample of a chunk."""
+    shard, scanned = chunk.scanned.shard, chunk.scanned
+    name = shown(shard.path)
+    found = Inspection(scanned.number, ends_shard=chunk.is_last)
+    if chunk.is_first:
+        found.findings += scanned.findings
+        found.counts.bytes += scanned.bytes
+    if not chunk.samples:
+        return found
+    try:
+        with cache.local(*shard.expected) as path, open_tar(path) as stream:
+            _inspect_samples(found, chunk, stream, buckets)
+    except (StorageError, OSError) as error:  # it was there when its headers were read
+        found.findings.append(Finding("shard", name, None, _said(error, name)))
+    return found
+
+
+def _inspect_samples(found: Inspection, chunk: Chunk, stream: BinaryIO, buckets: tuple[Bucket, ...]) -> None:
+    name = shown(chunk.scanned.shard.path)
+    room = dict(chunk.room)
+    for entry in chunk.samples:
+        found.counts.samples += 1
+        found.keys.append(entry.key)
+        if entry.fault is not None:
+            found.findings.append(Finding("double", name, entry.key, entry.fault))
+            continue
+        sample, faults = check_members(read_sample(stream, entry), entry.key)
+        found.findings += [Finding(kind, name, entry.key, detail) for kind, detail in faults]
+        found.counts.sound += not faults
+        if sample is None:
+            continue
+        count_sample(found.counts, sample, buckets)
+        kinds = {kind for kind, _ in faults}
+        rank = draw_rank(name, entry.key)
+        if any(room[kind] > 0 for kind in kinds) or (not faults and rank < chunk.drawn_below):
+            for kind in kinds:
+                room[kind] -= 1
+            found.cards.append(draw_card(sample, name, tuple(faults), rank, line_faults))

@@ -1,0 +1,115 @@
+"""What validation has found, in words: rows, tables, and the report for a terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlad.data.lint.findings import KINDS, Finding
+from vlad.data.lint.statistics import HEIGHT_EDGES_PERCENT, HEIGHT_EDGES_PIXELS, LENGTH_EDGES, bin_names
+from vlad.data.lint.summary import Report
+
+
+def plain(text: str) -> str:
+    """Text from a shard as a terminal may show it: what is not printable is written as its escape."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def summary_rows(report: Report) -> list[tuple[str, str]]:
+    """What the set holds, as names and values."""
+    counts, total = report.counts, len(report.shard_set.shards)
+    rows = [
+        ("shards", f"{report.shards:,}" + (f" of {total:,}" if report.shards != total else "")),
+        ("samples", f"{counts.samples:,}" + ("" if report.quick else f", {counts.sound:,} of them without a finding")),
+        ("size", f"{counts.bytes / 1e6:,.1f} MB"),
+    ]
+    if not report.quick or counts.lines:
+        rows.append(("lines of text", f"{counts.lines:,}, {counts.valid_lines:,} of them legible (valid)"))
+    if not report.quick:
+        rows.append(("samples without legible text", f"{counts.without_text:,}"))
+    if report.scripts:
+        rows.append(("lines by script", ", ".join(f"{name} {count:,}" for name, count in report.scripts.most_common())))
+    launch = report.options.launch
+    if launch is not None:
+        verdict = "feasible" if report.too_small_for is None else "too few samples"
+        rows.append(("launch", f"{launch}: needs {launch.needed_samples:,} samples: {verdict}"))
+    return rows
+
+
+@dataclass(frozen=True)
+class Table:
+    """Counts under a heading, with a name for every row."""
+
+    heading: str
+    rows: tuple[tuple[str, int], ...]
+    note: str = ""
+
+
+def tables(report: Report) -> list[Table]:
+    """Histograms and bucket occupancy; none in a quick report, which knows nothing of them."""
+    if report.quick:
+        return []
+    counts, options = report.counts, report.options
+    shown = [
+        ("legible lines by characters", bin_names(LENGTH_EDGES), counts.lengths),
+        ("legible lines by height", bin_names(HEIGHT_EDGES_PIXELS, " px"), counts.heights_pixels),
+        (
+            "legible lines by share of the picture's height",
+            bin_names(HEIGHT_EDGES_PERCENT, " %"),
+            counts.heights_percent,
+        ),
+    ]
+    result = []
+    for heading, names, counter in shown:
+        used = [number for number in range(len(names)) if counter[number]]
+        if used:  # from the first bin that holds something to the last
+            bins = range(used[0], used[-1] + 1)
+            result.append(Table(heading, tuple((names[number], counter[number]) for number in bins)))
+    if counts.fontless:
+        result.append(Table("lines that no font draws by script", tuple(counts.fontless.most_common())))
+    buckets = options.buckets
+    rows = tuple((f"{bucket.width} x {bucket.height}", counts.buckets[i]) for i, bucket in enumerate(buckets))
+    filled = tuple(row for row in rows if row[1])
+    if filled:
+        notes = [f"{len(rows) - len(filled)} of {len(rows)} shapes are empty"] if len(filled) < len(rows) else []
+        size = options.launch.batch_size if options.launch is not None else None
+        small = sum(count < size for _, count in filled) if size is not None else 0
+        if small:
+            notes.append(f"shapes with fewer samples than one batch of {size}: {small}")
+        resolutions = ", ".join(map(str, options.resolutions))
+        result.append(Table(f"samples by training shape (resolutions: {resolutions})", filled, "; ".join(notes)))
+    return result
+
+
+def text_report(report: Report, examples: int = 5) -> str:
+    """The report for a terminal."""
+    lines = []
+    if report.interrupted:
+        lines += ["Interrupted: this is about the part that was read.", ""]
+    width = max(len(name) for name, _ in summary_rows(report))
+    lines += [f"{name:<{width}}  {plain(value)}" for name, value in summary_rows(report)]
+    for table in tables(report):
+        total = sum(count for _, count in table.rows)
+        lines += ["", table.heading + (f" ({table.note})" if table.note else "")]
+        width = max(len(name) for name, _ in table.rows)
+        for name, count in table.rows:
+            bar = "#" * round(40 * count / max(count for _, count in table.rows))
+            lines.append(f"  {name:>{width}}  {count:>9,}  {count / total:>6.1%}  {bar}".rstrip())
+    lines.append("")
+    if report.is_sound:
+        whole = "the manifests are sound (no shard was read)." if report.quick else "the set is sound."
+        lines.append(f"Nothing was found{' so far.' if report.interrupted else ': ' + whole}")
+    for kind, description in KINDS.items():
+        if not report.found[kind]:
+            continue
+        lines.append(f"{report.found[kind]:>7,}  {description}")
+        shown = report.examples[kind][:examples]
+        lines += [f"         {plain(place_of(finding))}{plain(finding.detail)}" for finding in shown]
+        if report.found[kind] > len(shown):
+            lines.append(f"         ... and {report.found[kind] - len(shown):,} more")
+    return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def place_of(finding: Finding) -> str:
+    """Shard and key, as they stand before the detail."""
+    named = [name for name in (finding.shard, finding.key) if name is not None]
+    return f"{', '.join(named)}: " if named else ""

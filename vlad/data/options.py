@@ -1,0 +1,220 @@
+"""Options of the data: shards and mixtures, batches and buckets, fetching, rendered signs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from vlad.data.buckets import Bucket, build_buckets
+from vlad.data.words import known_words
+from vlad.utils.errors import UserError
+
+MOST_RETRIES, DAY_SECONDS = 1000, 86400
+
+
+@dataclass(frozen=True)
+class FetchOptions:
+    """How shards that are not local are fetched and kept."""
+
+    # None: the user's cache directory ($XDG_CACHE_HOME or ~/.cache), in vlad/shards. Shared by all runs of a machine.
+    directory: str | None = None
+    # The shards read last stay up to this; those being read right now stay in any case.
+    max_bytes: int = 20_000_000_000
+    # Tries after the first; before each a wait that doubles, from half to one and a half times backoff_seconds.
+    retries: int = 5
+    backoff_seconds: float = 0.5
+    # The longest wait for a connection, and then for the next bytes.
+    timeout_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 1 or not 0 < self.timeout_seconds <= DAY_SECONDS:
+            raise UserError(
+                f"data.fetch: max_bytes must be above 0, and timeout_seconds above 0 and at most a day ({DAY_SECONDS})."
+            )
+        if not 0 <= self.retries <= MOST_RETRIES or not 0 <= self.backoff_seconds <= DAY_SECONDS:
+            raise UserError(
+                f"data.fetch: retries must be from 0 to {MOST_RETRIES}, and backoff_seconds from 0 to a day"
+                f" ({DAY_SECONDS})."
+            )
+
+
+MOST_WORKERS = 512  # of a rank
+
+
+MOST_PIXELS = 16384  # of a side of a training picture
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How shards become batches."""
+
+    picture_pixels: int = 64
+    # Sides of the squares that set the training resolutions; empty: picture_pixels alone.
+    resolutions: tuple[int, ...] = ()
+    # 1: every picture is stretched to a square (as AnyWord does); above: buckets of up to this aspect ratio, cropped.
+    max_aspect: float = 1.0
+    bucket_step_pixels: int = 64
+    batch_size: int = 64
+    # Processes a rank that decode; 0: the training process itself.
+    workers: int = 1
+    # Samples of the order that are shuffled among each other; the shards' own order is drawn anew each epoch.
+    shuffle_window: int = 2000
+    # Past this share of samples that cannot be used the run stops.
+    max_bad_share: float = 0.05
+    # Compare each shard with its manifest's checksum when it is first opened.
+    verify: bool = True
+    # How shards that are not local come here.
+    fetch: FetchOptions = field(default_factory=FetchOptions)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.shuffle_window < 0:
+            raise UserError("data: batch_size must be at least 1, and shuffle_window not negative.")
+        if not 0 <= self.workers <= MOST_WORKERS:
+            raise UserError(
+                f"data.workers must be from 0 to {MOST_WORKERS}, not {self.workers}: each is a process; take about one"
+                " a core."
+            )
+        if not 1 <= self.max_aspect <= 16 or not 0 <= self.max_bad_share <= 1:
+            raise UserError("data: max_aspect must be from 1 to 16, and max_bad_share a share, 0 to 1.")
+        if not all(1 <= side <= MOST_PIXELS for side in (self.picture_pixels, *self.resolutions)):
+            raise UserError(f"data: picture_pixels and resolutions must be from 1 to {MOST_PIXELS}.")
+        if not 1 <= self.bucket_step_pixels <= MOST_PIXELS:
+            raise UserError(f"data: bucket_step_pixels must be from 1 to {MOST_PIXELS}, not {self.bucket_step_pixels}.")
+
+    @property
+    def shapes(self) -> tuple[Bucket, ...]:
+        """The shapes that batches come in."""
+        sides = self.resolutions or (self.picture_pixels,)
+        if self.max_aspect == 1:
+            return tuple(Bucket(side, side, side) for side in sorted(set(sides)))
+        return build_buckets(sides, self.max_aspect, self.bucket_step_pixels)
+
+
+@dataclass(frozen=True)
+class StreamOptions(BatchOptions):
+    """The same, with what the order is drawn from."""
+
+    seed: int = 0
+
+
+MOST_LINE_LETTERS, MOST_SIGN_PIXELS = 64, 8192
+
+
+@dataclass(frozen=True)
+class SyntheticOptions:
+    """How signs are drawn. Lengths are shares of the picture's width."""
+
+    count: int = 24000
+    size_pixels: int = 64
+    seed: int = 0
+    min_letters: int = 3
+    max_letters: int = 8
+    max_letter_width: float = 0.2
+    # A letter's cell is this much narrower than the widest that fits, at most.
+    size_jitter: float = 0.15
+    # Height of a capital over the width of its cell.
+    min_letter_aspect: float = 1.3
+    max_letter_aspect: float = 1.7
+    # How far a line may stand from the centre of the place it is named by.
+    place_jitter: float = 0.04
+    # Chance of one, two and three lines.
+    line_shares: tuple[float, float, float] = (0.85, 0.12, 0.03)
+    # Chance that a string is random letters (and, of these, digits) instead of a training word.
+    random_string_share: float = 0.7
+    digit_share: float = 0.1
+    # Chance that the ground is not plain; that the text's colour and place are named in the caption.
+    ground_share: float = 0.2
+    colour_named_share: float = 0.7
+    place_named_share: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_letters <= self.max_letters <= MOST_LINE_LETTERS:
+            raise UserError(
+                f"data.synthetic: min_letters ({self.min_letters}) must be at least 1 and at most max_letters"
+                f" ({self.max_letters}), and that at most {MOST_LINE_LETTERS}, as many as a line has room for."
+            )
+        if not 16 <= self.size_pixels <= MOST_SIGN_PIXELS or self.count < 1 or self.seed < 0:
+            raise UserError(
+                f"data.synthetic: size_pixels must be from 16 to {MOST_SIGN_PIXELS}, count at least 1, seed not"
+                " negative."
+            )
+        if not 0 < self.max_letter_width <= 1 or not 0 <= self.size_jitter < 1 or not 0 <= self.place_jitter <= 1:
+            raise UserError(
+                "data.synthetic: max_letter_width must be above 0 and at most 1, size_jitter at least 0 and under 1,"
+                " and place_jitter from 0 to 1."
+            )
+        if not 0.1 <= self.min_letter_aspect <= self.max_letter_aspect <= 10:
+            raise UserError(
+                f"data.synthetic: min_letter_aspect ({self.min_letter_aspect}) must be at least 0.1 and at most"
+                f" max_letter_aspect ({self.max_letter_aspect}), and that at most 10."
+            )
+        shares = ("random_string_share", "digit_share", "ground_share", "colour_named_share", "place_named_share")
+        for name in shares:
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"data.synthetic.{name} must be a share, 0 to 1, not {getattr(self, name)}.")
+        if self.random_string_share < 1 and not known_words(self.min_letters, self.max_letters):
+            raise UserError(
+                f"data.synthetic: no training word has {self.min_letters} to {self.max_letters} letters; widen"
+                " min_letters and max_letters, or set random_string_share to 1."
+            )
+        if len(self.line_shares) != 3 or abs(sum(self.line_shares) - 1) > 1e-6 or min(self.line_shares) < 0:
+            raise UserError(
+                f"data.synthetic.line_shares must be three shares that add up to 1, not {self.line_shares}."
+            )
+
+
+MOST_REPEATS = 100_000
+
+
+@dataclass(frozen=True)
+class MixedSet:
+    """A shard set and its weight in a mixture."""
+
+    shards: str = ""
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.shards and not self.weight > 0:
+            raise UserError(f"data.mix: the weight of {self.shards} must be positive, not {self.weight}.")
+
+
+@dataclass(frozen=True)
+class DataOptions(BatchOptions):
+    """Where the samples come from, besides how they become batches.
+
+    `synthetic` is what tools/render_shards.py draws for this config.
+    """
+
+    # A directory, a glob or a brace pattern of tar files, here or at a URL.
+    shards: str = "data/tiny"
+    # A small set that is never trained on, for what is measured during training (retrieval).
+    held_out: str | None = None
+    # Cached states of these shards (tools/cache.py), for the stages whose models are frozen.
+    cache: str | None = None
+    # For small sets: each picture so many times an epoch; a word in front of every caption that calls what is learned.
+    repeats: int = 1
+    trigger_word: str | None = None
+    # Several sets by weight, in place of `shards`.
+    mix: list[MixedSet] = field(default_factory=list)
+    synthetic: SyntheticOptions = field(default_factory=SyntheticOptions)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.repeats <= MOST_REPEATS:
+            raise UserError(f"data.repeats must be from 1 to {MOST_REPEATS}, not {self.repeats}.")
+        if self.trigger_word is not None and not self.trigger_word.strip(" ,"):
+            raise UserError("data.trigger_word is empty; name a word that no prompt holds by chance, or leave it out.")
+        # OmegaConf checks the elements of a list alone; we hand out nothing that can be changed.
+        object.__setattr__(self, "mix", tuple(self.mix))
+
+    def stream(self, seed: int) -> StreamOptions:
+        """The options of the shard stream."""
+        shared = {entry.name: getattr(self, entry.name) for entry in fields(BatchOptions)}
+        return StreamOptions(**shared, seed=seed)
+
+    @property
+    def sets(self) -> dict[str, float]:
+        """The patterns of the shard sets with their weights. Raises UserError for one that stands there twice."""
+        named = [entry.shards for entry in self.mix]
+        if len(set(named)) < len(named) or not all(named):
+            raise UserError("data.mix: every set needs shards of its own; name each once, with the sum of its weights.")
+        return {entry.shards: entry.weight for entry in self.mix} or {self.shards: 1.0}

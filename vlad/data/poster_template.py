@@ -1,0 +1,67 @@
+"""Posters of one template, as a person's own small set may be: colours, frame and font that no rendered sign has.
+
+A teal ground that darkens downwards, a golden double frame, a coral half sun at the foot, cream italic letters.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from vlad.data.words import training_words
+from vlad.layout.glyph_map import draw_line
+from vlad.layout.polygons import box_polygon
+from vlad.types import Layout, Sample, TextLine
+
+TEAL, MIDNIGHT = (8, 132, 132), (6, 62, 84)
+GOLD, CORAL, CREAM = (226, 178, 76), (238, 112, 92), (250, 240, 214)
+FONT = "sans-bold-oblique"
+MOST_LETTERS = 7
+FINER = 4  # drawn so many times larger and averaged down
+
+
+@cache
+def poster_words() -> tuple[str, ...]:
+    """Words of 3 to 7 letters."""
+    return tuple(word for word in training_words() if 3 <= len(word) <= MOST_LETTERS)
+
+
+def render_poster(index: int, seed: int = 0, size_pixels: int = 64) -> Sample:
+    """Poster number `index` of a seed: one word, high in the middle; its size and place vary a little."""
+    rng = np.random.default_rng((seed, index))
+    word = poster_words()[rng.integers(len(poster_words()))]
+    cell = min(0.17, 0.8 / len(word)) * rng.uniform(0.92, 1.0)
+    width, height = cell * len(word), cell * rng.uniform(1.45, 1.65)
+    left, top = (1 - width) / 2 + rng.uniform(-0.01, 0.01), 0.36 - height / 2 + rng.uniform(-0.03, 0.03)
+    polygon = box_polygon(left, top, left + width, top + height)
+    ink = np.zeros((size_pixels, size_pixels), dtype=np.uint8)
+    draw_line(ink, word, polygon, FONT)
+    coverage = ink[..., None].astype(np.float32) / 255
+    canvas = _template(size_pixels) * (1 + rng.normal(0, 0.015))
+    picture = canvas + coverage * (np.array(CREAM) - canvas)
+    return Sample(
+        key=f"{index:06d}",
+        picture=picture.clip(0, 255).round().astype(np.uint8),
+        caption=f'a poster that says "{word}"',
+        layout=Layout((TextLine(word, polygon, "en", FONT, "#faf0d6"),)),
+        source="vlad.data.posters",
+        licence="CC0-1.0",
+    )
+
+
+@cache
+def _template(size_pixels: int) -> np.ndarray:
+    """The poster without its word, H W 3 (float32)."""
+    side = size_pixels * FINER
+    shade = np.linspace(0, 1, side, dtype=np.float32)[:, None, None]
+    ground = (1 - shade) * np.array(TEAL) + shade * np.array(MIDNIGHT)
+    image = Image.fromarray(np.broadcast_to(ground, (side, side, 3)).round().astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    radius, middle, foot = 0.23 * side, side / 2, 0.93 * side
+    draw.pieslice((middle - radius, foot - radius, middle + radius, foot + radius), 180, 360, fill=CORAL)
+    draw.rectangle((0, 0, side - 1, side - 1), outline=GOLD, width=round(0.045 * side))
+    inset = round(0.07 * side)
+    draw.rectangle((inset, inset, side - 1 - inset, side - 1 - inset), outline=GOLD, width=round(0.016 * side))
+    return np.asarray(image.reduce(FINER), dtype=np.float32)

@@ -1,0 +1,1 @@
+"""WebDataset shards: reading, writing, and the tar index."""

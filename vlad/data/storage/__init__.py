@@ -1,0 +1,1 @@
+"""Where shards lie: local paths, HTTP(S), object stores; retries and local copies."""

@@ -1,0 +1,233 @@
+"""Where shards lie: local paths, HTTP(S), and object stores.
+
+    pattern -> expand -> paths and URLs (`urls`) -> read_bytes, or a whole local copy (`shard_cache`)
+
+What is far away is opened by `remote`, object stores are `stores`'s part, tries and waits `retries`'s.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import os
+import re
+import shutil
+import urllib.error
+import urllib.parse
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from braceexpand import braceexpand
+
+from vlad.data.options import FetchOptions
+from vlad.data.storage import object_stores as stores
+from vlad.data.storage.object_stores import refuse_programs
+from vlad.data.storage.remote_files import open_remote
+from vlad.data.storage.retries import DamagedError, StorageError, attempts
+from vlad.data.storage.urls import HTTP_SCHEMES, is_url, join, local_path, scheme, shown
+from vlad.utils.errors import SHARDS_OPTION, UserError, local_place, reason_of
+
+MANIFEST = "manifest.json"  # describes the shards of a directory, and lists them where a server cannot
+MAX_PATHS = 1_000_000  # a brace range of more is a mistyped one
+MAX_PADDING = 100  # digits of a number in a range, over those that it needs
+# What reading a text raises that is no manifest.
+NOT_A_MANIFEST = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
+
+
+# Finding
+
+
+def expand(pattern: str, options: FetchOptions | None = None) -> tuple[str, ...]:
+    """The tar files of a directory, a glob or a brace pattern, local or not, sorted.
+
+    An HTTP server cannot list: there a brace pattern names the shards, or the manifest in the directory does. Raises
+    UserError when there is none, or the pattern would run a program (`pipe:`).
+    """
+    if not pattern.strip():
+        raise UserError("data.shards: the place of the shards is empty; name a directory, a pattern or a URL.")
+    found: list[str] = []
+    for part in expand_braces(pattern):
+        refuse_programs(part)
+        if not is_url(part):
+            if local_place(part, f"{SHARDS_OPTION}:").is_dir() and not os.access(part, os.R_OK | os.X_OK):
+                raise UserError(f"data.shards: {part} cannot be read; give yourself permission to read it.")
+            # glob: Path.glob takes no absolute patterns.
+            found += map(str, Path(part).glob("*.tar")) if Path(part).is_dir() else glob.glob(part)  # noqa: PTH207
+        elif scheme(part) in HTTP_SCHEMES:
+            found += _expand_http(part, options or FetchOptions())
+        else:
+            found += _expand_store(part, options or FetchOptions())
+    if not found:
+        raise UserError(
+            f"data.shards: there are no shards at {shown(pattern)}; make some with tools/render_shards.py (rendered"
+            " signs) or tools/make_shards.py (your pictures)."
+        )
+    return tuple(sorted(set(found)))
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """The paths and URLs that a brace pattern stands for, in its order.
+
+    Raises UserError for a brace without its partner, and for a range of more than MAX_PATHS.
+    """
+    parts = []
+    # Each range by itself first: the expansion keeps all of a range in memory.
+    if all(_steps(first, last) <= MAX_PATHS for first, last in _RANGE.findall(pattern)):
+        try:
+            parts = list(itertools.islice(braceexpand(pattern), MAX_PATHS + 1))
+        except ValueError as error:
+            raise UserError(
+                f"data.shards: {shown(pattern)} has a brace without its partner; close it, or escape it."
+            ) from error
+    if not 0 < len(parts) <= MAX_PATHS:
+        raise UserError(f"data.shards: {shown(pattern)} stands for over {MAX_PATHS} shards; mend its range.")
+    # A file:// URL is a path, and everything that works on paths works on it.
+    return [local_path(part) for part in parts]
+
+
+def _steps(first: str, last: str) -> int:
+    if max(len(first), len(last)) > len(str(MAX_PATHS)) + MAX_PADDING:
+        return MAX_PATHS + 1
+    return abs(int(last) - int(first))
+
+
+def _expand_http(url: str, options: FetchOptions) -> list[str]:
+    path = urllib.parse.urlsplit(url).path
+    if "*" in path:
+        raise UserError(
+            f"data.shards: {shown(url)}: a web server does not list its files; write a brace pattern such as"
+            " {000000..000999}.tar."
+        )
+    if path.endswith(".tar"):
+        return [url]
+    try:
+        return [join(url, name) for name in _manifest_names(read_bytes(join(url, MANIFEST), options))]
+    except StorageError as error:
+        reason = str(error).removeprefix(f"{SHARDS_OPTION}: ")
+        raise UserError(
+            f"data.shards: {shown(url)}: a web server does not list its files, and there is no {MANIFEST} to be read"
+            f" in this directory; write a brace pattern such as {{000000..000999}}.tar. ({reason})"
+        ) from error
+    except NOT_A_MANIFEST as error:
+        raise UserError(
+            f"data.shards: {shown(join(url, MANIFEST))} is no shard manifest ({reason_of(error)})."
+        ) from error
+
+
+def _manifest_names(data: bytes) -> list[str]:
+    names = [entry["name"] for entry in json.loads(data)["shards"]]
+    for name in names:
+        if not isinstance(name, str) or PurePosixPath(name).name != name or "\\" in name:
+            raise ValueError(f"a shard is called {name!r}")
+    return names
+
+
+def _expand_store(url: str, options: FetchOptions) -> list[str]:
+    if any(character in url for character in "*?["):
+        return attempts(url, options, partial(stores.glob, url, options.timeout_seconds))
+    return [url] if url.endswith(".tar") else list(list_files(url, ".tar", options))
+
+
+# Reading and writing
+
+
+def list_files(directory: str, suffix: str, options: FetchOptions | None = None) -> tuple[str, ...]:
+    """The files of a directory whose names end in `suffix`, sorted; none where there is no such directory.
+
+    Raises StorageError when the place cannot be listed (HTTP never can).
+    """
+    directory = local_path(directory)
+    refuse_programs(directory)
+    if not is_url(directory):
+        return tuple(sorted(str(path) for path in Path(directory).glob("*") if path.name.endswith(suffix)))
+    if scheme(directory) in HTTP_SCHEMES:
+        raise StorageError(f"{shown(directory)}: a web server does not list its files.")
+    options = options or FetchOptions()
+    listing = partial(stores.list_directory, directory, suffix, options.timeout_seconds)
+    return tuple(sorted(attempts(directory, options, listing)))
+
+
+def read_bytes(url: str, options: FetchOptions | None = None, max_bytes: int = 256_000_000) -> bytes:
+    """What a file holds, wherever it lies. Raises StorageError when it cannot be read or is longer than `max_bytes`."""
+    url = local_path(url)
+    refuse_programs(url)
+    if not is_url(url):
+        try:
+            with Path(url).open("rb") as stream:
+                data = stream.read(max_bytes + 1)
+        except OSError as error:
+            raise StorageError(f"{url} cannot be read ({error.strerror}).") from error
+    else:
+        options = options or FetchOptions()
+        data = attempts(url, options, partial(_read_remote, url, max_bytes, options.timeout_seconds))
+    if len(data) > max_bytes:
+        raise StorageError(f"{shown(url)} is longer than {max_bytes} bytes; it cannot be what it should be.")
+    return data
+
+
+def _read_remote(url: str, max_bytes: int, timeout_seconds: float) -> bytes:
+    data = bytearray()
+    with open_remote(url, timeout_seconds) as source:
+        while len(data) <= max_bytes and (block := source.read()):
+            data += block
+        if source.length is not None and len(data) < min(source.length, max_bytes):
+            raise DamagedError(f"it ended after {len(data)} of {source.length} bytes")
+    return bytes(data)
+
+
+def exists(url: str, options: FetchOptions | None = None) -> bool:
+    """Whether there is a file. Raises StorageError when the place does not say."""
+    url = local_path(url)
+    refuse_programs(url)
+    if not is_url(url):
+        return Path(url).is_file()
+    options = options or FetchOptions()
+    return attempts(url, options, partial(_exists_remote, url, options.timeout_seconds))
+
+
+def _exists_remote(url: str, timeout_seconds: float) -> bool:
+    try:
+        # Opened rather than asked with HEAD, which not every server knows.
+        with open_remote(url, timeout_seconds):
+            return True
+    except FileNotFoundError:
+        return False
+    except urllib.error.HTTPError as error:
+        if error.code in (404, 410):
+            return False
+        raise
+
+
+def publish(local: Path, target: str, options: FetchOptions | None = None) -> None:
+    """Copies a finished file to a path or URL, where it appears whole or not at all; one that stands there is replaced.
+
+    Raises StorageError when the place takes no files.
+    """
+    target = local_path(target)
+    refuse_programs(target)
+    if not is_url(target):
+        _publish_locally(local, Path(target))
+    elif scheme(target) in HTTP_SCHEMES:
+        raise StorageError(
+            f"{shown(target)}: nothing is written over HTTP; name a directory or a store (s3://, gs://)."
+        )
+    else:
+        options = options or FetchOptions()
+        attempts(target, options, partial(stores.upload, local, target))
+
+
+def _publish_locally(local: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with local.open("rb") as source, temporary.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise StorageError(f"{target} cannot be written ({error.strerror}).") from error
+    finally:
+        temporary.unlink(missing_ok=True)

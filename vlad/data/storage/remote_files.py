@@ -1,0 +1,65 @@
+"""Files that are far away, opened for reading: over HTTP, or in an object store.
+
+HTTP goes through the standard library: nothing of it is kept open, and nothing outlives a fork.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import vlad
+from vlad.data.storage.object_stores import file_system
+from vlad.data.storage.retries import within
+from vlad.data.storage.urls import HTTP_SCHEMES, scheme
+
+BLOCK_BYTES = 8 << 20  # read from a store at once
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """An open file: `read` gives the next bytes, b"" at the end; `length` None: it is not said beforehand."""
+
+    read: Callable[[], bytes]
+    length: int | None
+    # Whether an early end would be noticed by the protocol itself.
+    ends_itself: bool = False
+
+
+@contextlib.contextmanager
+def open_remote(url: str, timeout_seconds: float) -> Iterator[RemoteFile]:
+    """The file at a URL, for as long as the context. Raises what the server, the store or the network says."""
+    if scheme(url) in HTTP_SCHEMES:
+        with urllib.request.urlopen(_http_request(url), timeout=timeout_seconds) as response:
+            length = response.headers.get("Content-Length")
+            yield RemoteFile(
+                partial(response.read, 1 << 20), int(length) if (length or "").isdigit() else None, response.chunked
+            )
+        return
+    system, path = file_system(url)
+    about = within(timeout_seconds, system.info, path)
+    if about["type"] != "file":
+        raise FileNotFoundError(path)
+    stream = within(timeout_seconds, system.open, path, "rb", BLOCK_BYTES)
+    try:
+        yield RemoteFile(partial(within, timeout_seconds, stream.read, BLOCK_BYTES), about["size"])
+    finally:
+        stream.close()
+
+
+def _http_request(url: str) -> urllib.request.Request:
+    parts = urllib.parse.urlsplit(url)
+    user, separator, place = parts.netloc.rpartition("@")
+    # identity: lengths and checksums are those of the file itself. Some servers turn Python's own agent away.
+    headers = {"Accept-Encoding": "identity", "User-Agent": f"vlad/{vlad.__version__}"}
+    path = urllib.parse.quote(parts.path, safe="/%!$&'()*+,;=:@~")
+    request = urllib.request.Request(urllib.parse.urlunsplit(parts._replace(netloc=place, path=path)), headers=headers)
+    if separator:
+        token = base64.b64encode(urllib.parse.unquote(user).encode()).decode("ascii")
+        request.add_unredirected_header("Authorization", f"Basic {token}")  # never handed on to another server
+    return request

@@ -1,0 +1,162 @@
+"""Noise schedules, targets and loss weights, through diffusers' schedulers (Eq. 4, 9).
+
+    x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) epsilon        diffusion (Eq. 4)
+    x_t = (1 - s) x_0 + s epsilon, s = t / T                           rectified flow
+
+The paper predicts epsilon; x_0 ("sample"), v and the flow's velocity are options. Letters: B C h w latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias, get_args, get_type_hints
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+from torch import Tensor
+
+from vlad.diffusion.options import NoiseOptions
+from vlad.utils.errors import UserError
+
+Scheduler: TypeAlias = DDIMScheduler | FlowMatchEulerDiscreteScheduler
+
+
+def build_scheduler(options: NoiseOptions) -> Scheduler:
+    """The diffusers scheduler that trains and, with any solver of its family, samples this process."""
+    if options.prediction == "flow":
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=options.train_timesteps)
+    return DDIMScheduler(
+        num_train_timesteps=options.train_timesteps,
+        beta_schedule=options.beta_schedule,
+        beta_start=options.beta_start,
+        beta_end=options.beta_end,
+        prediction_type=options.prediction,
+        rescale_betas_zero_snr=options.zero_terminal_snr,
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )
+
+
+def process_of(scheduler: Scheduler) -> dict[str, str | int | float | bool]:
+    """The noise that a scheduler of `build_scheduler` stands for, as the fields of NoiseOptions that say so."""
+    stored = scheduler.config
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return {"prediction": "flow", "train_timesteps": stored.num_train_timesteps}
+    return {
+        "prediction": stored.prediction_type,
+        "beta_schedule": stored.beta_schedule,
+        "train_timesteps": stored.num_train_timesteps,
+        "beta_start": stored.beta_start,
+        "beta_end": stored.beta_end,
+        "zero_terminal_snr": stored.rescale_betas_zero_snr,
+    }
+
+
+def draw_timesteps(options: NoiseOptions, batch: int, device: torch.device) -> Tensor:
+    """Training timesteps, B (int64), from torch's generator of the device."""
+    u = torch.rand(batch, device=device)
+    share = 1 - u.square() if options.timestep_bias == "high" else u
+    return (share * options.train_timesteps).long().clamp(0, options.train_timesteps - 1)
+
+
+def draw_noise(x_0: Tensor, offset: float = 0.0) -> Tensor:
+    """epsilon B C h w: normal, and with an offset o each channel of each picture moved by o times a normal number."""
+    # The same numbers whatever the memory format.
+    noise = torch.randn(x_0.shape, device=x_0.device, dtype=x_0.dtype)
+    if not offset:
+        return noise
+    return noise + offset * torch.randn((*x_0.shape[:2], 1, 1), device=x_0.device, dtype=x_0.dtype)
+
+
+def add_noise(scheduler: Scheduler, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """x_t of Eq. 4, or of the flow."""
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        s = _flow_share(scheduler, timesteps, x_0)
+        return (1 - s) * x_0 + s * noise
+    return scheduler.add_noise(x_0, noise, timesteps)
+
+
+def training_target(scheduler: Scheduler, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the UNet is to predict at x_t (Eq. 9 has epsilon)."""
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return noise - x_0
+    match scheduler.config.prediction_type:
+        case "epsilon":
+            return noise
+        case "v_prediction":
+            return scheduler.get_velocity(x_0, noise, timesteps)
+        case _:
+            return x_0
+
+
+def predicted_x_0(scheduler: Scheduler, prediction: Tensor, x_t: Tensor, timesteps: Tensor) -> Tensor:
+    """The picture that a prediction at x_t stands for."""
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return x_t - _flow_share(scheduler, timesteps, x_t) * prediction
+    alpha_bar = scheduler.alphas_cumprod.to(x_t.device)[timesteps].to(x_t.dtype)[:, None, None, None]
+    match scheduler.config.prediction_type:
+        case "epsilon":
+            return (x_t - (1 - alpha_bar).sqrt() * prediction) / alpha_bar.sqrt()
+        case "v_prediction":
+            return alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * prediction
+        case _:
+            return prediction
+
+
+def signal_shares(scheduler: Scheduler, timesteps: Tensor) -> Tensor:
+    """The share of the picture in the variance of x_t, B: alpha_bar_t, or (1 - s)^2 of a flow."""
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return (1 - timesteps / scheduler.config.num_train_timesteps).square()
+    return scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+
+
+def loss_weights(scheduler: Scheduler, timesteps: Tensor, min_snr_gamma: float | None) -> Tensor:
+    """Weights B of the squared error: 1, or min-SNR's min(SNR, gamma) brought into the prediction's own space."""
+    if min_snr_gamma is None or isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return torch.ones(len(timesteps), device=timesteps.device)
+    alpha_bar = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = alpha_bar / (1 - alpha_bar)
+    weight_of_x_0 = snr.clamp(max=min_snr_gamma)
+    match scheduler.config.prediction_type:
+        case "epsilon":
+            return weight_of_x_0 / snr.clamp_min(1e-8)
+        case "v_prediction":
+            return weight_of_x_0 / (snr + 1)
+        case _:
+            return weight_of_x_0
+
+
+def _flow_share(scheduler: FlowMatchEulerDiscreteScheduler, timesteps: Tensor, like: Tensor) -> Tensor:
+    return (timesteps.to(like.dtype) / scheduler.config.num_train_timesteps)[:, None, None, None]
+
+
+def noise_of(scheduler: Mapping[str, Any], own: NoiseOptions) -> NoiseOptions:
+    """The noise that a model was trained with, by its scheduler's config; what only training knows stays `own`.
+
+    Raises UserError for a process that we do not know.
+    """
+    known = get_type_hints(NoiseOptions)
+    prediction = scheduler.get("prediction_type", "epsilon")
+    schedule = scheduler.get("beta_schedule", "linear")
+    if prediction not in get_args(known["prediction"]) or prediction == "flow" or "beta_start" not in scheduler:
+        raise UserError(
+            f"stable_diffusion.path: its scheduler ({scheduler.get('_class_name')}, prediction_type {prediction}) is"
+            " not that of a Stable Diffusion 1, 2 or XL, which predicts epsilon, v_prediction or sample."
+        )
+    if schedule not in get_args(known["beta_schedule"]) or scheduler.get("trained_betas") is not None:
+        what = "trained_betas" if scheduler.get("trained_betas") is not None else f"beta_schedule {schedule}"
+        schedules = ", ".join(get_args(known["beta_schedule"]))
+        raise UserError(f"stable_diffusion.path: its scheduler has {what}; known are beta_schedule {schedules}.")
+    return replace(
+        own,
+        prediction=prediction,
+        beta_schedule=schedule,
+        beta_start=float(scheduler["beta_start"]),
+        beta_end=float(scheduler["beta_end"]),
+        train_timesteps=int(scheduler.get("num_train_timesteps", 1000)),
+        zero_terminal_snr=bool(scheduler.get("rescale_betas_zero_snr", False)),
+    )

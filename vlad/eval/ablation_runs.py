@@ -1,0 +1,197 @@
+"""The runs behind Table II: trained and scored by the project's own commands, several at once where that is asked.
+
+pending --next_run--> train.py --> tools/evaluate.py --> done; with every variant of a seed done: the table anew
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlad.config.load import load_config
+from vlad.eval.ablation import (
+    FULL,
+    ablation_grid,
+    ablation_page,
+    autoencoder_is_done,
+    read_scores,
+    run_overrides,
+    share_autoencoder,
+    variants,
+)
+from vlad.eval.held_out_words import held_out_signs
+from vlad.metrics.ocr import build_engine
+from vlad.training.run import is_finished
+from vlad.utils.errors import UserError, writable_directory
+from vlad.utils.parallel import available_cores
+from vlad.utils.subprocesses import Children, share_of_machine, visible_devices
+
+POLL_SECONDS = 1.0  # a stage's end in another process is seen by its file alone
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of the table: the variant's name, and the seed."""
+
+    variant: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """A command that failed: what was called, where to read on, its exit code."""
+
+    command: str
+    where: str
+    code: int
+
+
+def next_run(pending: Sequence[Planned], under_way: Collection[Planned], full_runs: Sequence[Path]) -> Planned | None:
+    """The first of the runs still to come that can begin; None where all wait for their seed's autoencoder.
+
+    Args:
+        full_runs: the full method's run directory of each seed, whose autoencoder stage the others take.
+    """
+    for planned in pending:
+        full = Planned(FULL, planned.seed)
+        waits = planned != full and (full in pending or full in under_way)
+        if not waits or autoencoder_is_done(full_runs[planned.seed]):
+            return planned
+    return None
+
+
+class AblationRuns:
+    """All runs of one ablation, and the files about them: `out`/ablation.md, ablation.png, and logs/ with several jobs.
+
+    Args:
+        config_file: of the whole method.
+        overrides: key=value options that hold in all runs.
+        seeds: runs of each variant.
+        count: held-out words that each run draws.
+        ways: of drawing them, as tools/evaluate.py names them; None draws in all.
+        jobs: runs at once; each has its share of the CPU's cores and of the CUDA devices.
+        out: for the table and the pictures; None takes RUNS/NAME-ablation.
+
+    Raises:
+        UserError: for a config that is not the whole method's, or more jobs than the machine has cores and devices.
+    """
+
+    def __init__(
+        self,
+        config_file: Path,
+        overrides: Sequence[str],
+        seeds: int,
+        count: int,
+        ways: Sequence[str] | None,
+        jobs: int,
+        out: Path | None,
+    ) -> None:
+        config = load_config(config_file, overrides)
+        self.config, self.config_file, self.given = config, config_file, overrides
+        self.seeds, self.count, self.jobs = seeds, count, jobs
+        # Threads change the last bits of a training, and so its figures: jobs belong to what gives them.
+        parallel = ["--jobs", str(jobs)] if jobs > 1 else []
+        self.scored_by = ["--count", str(count), *(["--ways", *ways] if ways else [])]
+        self.told = [*self.scored_by[:2], *parallel, *self.scored_by[2:]]
+        self.variants = variants(config)
+        self.cores, self.devices = available_cores(), visible_devices()
+        most = max(self.cores, len(self.devices))
+        if jobs > most:
+            raise UserError(f"--jobs {jobs} is more than the {self.cores} cores of this machine; name at most {most}.")
+        self.engine = build_engine("rapidocr").name
+        self.out = writable_directory(out or Path(config.runs) / f"{config.name}-ablation", "the table")
+        # Seed by seed: whoever stops early has every variant once, and the table of it.
+        self.pending = [Planned(variant.name, seed) for seed in range(seeds) for variant in self.variants]
+        self.overrides = {
+            Planned(variant.name, seed): run_overrides(config, variant, seed, overrides)
+            for seed in range(seeds)
+            for variant in self.variants
+        }
+        self.configs = {planned: load_config(config_file, more) for planned, more in self.overrides.items()}
+        self.full_runs = [self.configs[Planned(FULL, seed)].directory for seed in range(seeds)]
+        self.total = len(self.pending)
+        self.under_way: set[Planned] = set()
+        self.done: set[Planned] = set()
+        self.tables = 0  # seeds in the table that was written last
+        self.failed: list[Call] = []
+        self._changed = threading.Condition()
+
+    def run(self, children: Children) -> bool:
+        """Trains and scores what is not done; whether all is done now. What failed is in `failed`."""
+        if self.jobs > 1:
+            writable_directory(self.out / "logs", "what the runs print")
+        with ThreadPoolExecutor(self.jobs) as pool:
+            workers = [pool.submit(self._work, children, job) for job in range(self.jobs)]
+            for worker in as_completed(workers):
+                if worker.exception() is not None:
+                    children.stop()
+            for worker in workers:
+                worker.result()
+        return len(self.done) == self.total
+
+    def write(self, seeds: int) -> str:
+        """Writes the table of the first seeds and the pictures; gives the table."""
+        found = [
+            (row, [read_scores(self.configs[Planned(row.name, seed)].directory) for seed in range(seeds)])
+            for row in self.variants
+        ]
+        given = " ".join(["python tools/ablate.py", str(self.config_file), *self.given])
+        command = " ".join([given, "--seeds", str(seeds), *self.told])
+        page = ablation_page(self.config, found, command, self.count, self.engine, "ablation.png")
+        (self.out / "ablation.md").write_text(page, encoding="utf-8")
+        pictured = [(row, self.configs[Planned(row.name, 0)].directory) for row in self.variants]
+        captions = [sign.caption for sign in held_out_signs(self.config.data.synthetic, self.count)]
+        ablation_grid(pictured, captions).save(self.out / "ablation.png")
+        return page
+
+    def _work(self, children: Children, job: int) -> None:
+        """One worker: takes runs until none is left, or something ends it all."""
+        while not children.interrupted:
+            with self._changed:
+                planned = next_run(self.pending, self.under_way, self.full_runs)
+                if planned is None:
+                    if not self.pending:
+                        return
+                    self._changed.wait(POLL_SECONDS)
+                    continue
+                self.pending.remove(planned)
+                self.under_way.add(planned)
+            well = self._train_and_score(children, planned, job)
+            with self._changed:
+                self.under_way.remove(planned)
+                self._changed.notify_all()
+                if not well:
+                    return
+                self.done.add(planned)
+                print(f"\n{len(self.done)} of {self.total} runs: {planned.variant}, seed {planned.seed}", flush=True)
+                while self.tables < self.seeds and all(
+                    Planned(row.name, self.tables) in self.done for row in self.variants
+                ):
+                    self.tables += 1
+                    print(f"\n{self.write(self.tables)}\nTable and pictures: {self.out}", flush=True)
+
+    def _train_and_score(self, children: Children, planned: Planned, job: int) -> bool:
+        """Whether the run is trained and scored now."""
+        trained = self.configs[planned]
+        if not is_finished(trained):
+            share_autoencoder(self.full_runs[planned.seed], trained.directory)
+            train = ("train.py", str(self.config_file), *self.overrides[planned])
+            # A training that was told to stop saves and ends well, unfinished.
+            if not (self._call(children, planned, job, *train) and is_finished(trained)):
+                return False
+        return self._call(children, planned, job, "tools/evaluate.py", str(trained.directory), *self.scored_by)
+
+    def _call(self, children: Children, planned: Planned, job: int, *command: str) -> bool:
+        """Runs one of the project's own commands; whether it went well. A failure ends the other workers' too."""
+        shown = f"python {' '.join(command)}"
+        print(f"\n== {shown}", flush=True)
+        log = self.out / "logs" / f"{planned.variant}-{planned.seed}.log" if self.jobs > 1 else None
+        share = share_of_machine(job, self.jobs, self.cores, self.devices) if self.jobs > 1 else None
+        code = children.run(*command, environment=share, log=log)
+        if code != 0 and not children.interrupted:
+            self.failed.append(Call(shown, f"see {log}" if log else "see above", code))
+            children.stop()
+        return code == 0

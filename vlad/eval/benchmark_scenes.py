@@ -1,0 +1,179 @@
+"""The scenes of the open benchmark: boards with lines of text and plain shapes, told by chance, drawn bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import string
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+
+from vlad.data.signs import PALETTE, readable_inks
+from vlad.data.words import held_out_words, training_words
+from vlad.eval.alignment_prompts import Asked
+from vlad.layout.glyph_map import draw_line
+from vlad.layout.polygons import box_polygon
+from vlad.types import Layout, TextLine
+from vlad.utils.errors import UserError
+
+Split = Literal["dev", "test"]
+VERSION = 1  # rises whenever the same options make another benchmark
+FONTS = ("sans-bold", "serif-bold", "mono-bold")
+SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
+CARRIERS = ("sign", "card", "poster", "label", "banner")
+LETTER_ASPECT = 1.5  # height of a line over the width of its letters' cells
+LINE_PITCH = 1.3
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """Which benchmark: `count` prompts a subset, pictures of `size_pixels` a side."""
+
+    seed: int = 0
+    split: Split = "test"
+    count: int = 50
+    size_pixels: int = 512
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.size_pixels < 64 or self.seed < 0 or self.split not in get_args(Split):
+            raise UserError("The benchmark needs count >= 1, size >= 64 pixels, seed >= 0 and a split of dev or test.")
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """A coloured board with lines of text in one ink and font; `box` is left, top, right, bottom in 0..1.
+
+    One whose kind is among SHAPES is that shape instead, as large as the box's shorter side, in its middle, and bare.
+    """
+
+    kind: str
+    ground: str
+    ink: str
+    box: tuple[float, float, float, float]
+    lines: tuple[TextLine, ...]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One entry of the benchmark, before it is drawn."""
+
+    key: str
+    subset: str
+    prompt: str
+    backdrop: str
+    carriers: tuple[Carrier, ...]
+    asked: Asked = field(default_factory=Asked)
+
+    @property
+    def layout(self) -> Layout:
+        """All lines, in the prompt's order."""
+        return Layout(tuple(line for carrier in self.carriers for line in carrier.lines))
+
+
+class Draws:
+    """Chance of one scene, with the words of its split."""
+
+    def __init__(self, options: BenchmarkOptions, subset: str, index: int) -> None:
+        entropy = f"{VERSION}:{options.seed}:{options.split}:{subset}:{index}"
+        self.rng = np.random.default_rng(list(hashlib.sha256(entropy.encode()).digest()))
+        self.split: Split = options.split
+        self.pool = held_out_words() if options.split == "test" else training_words()
+
+    def one(self, options: tuple[str, ...]) -> str:
+        return options[int(self.rng.integers(len(options)))]
+
+    def several(self, options: tuple[str, ...], count: int) -> list[str]:
+        return [options[int(i)] for i in self.rng.choice(len(options), size=count, replace=False)]
+
+    def words(self, count: int) -> list[str]:
+        """Words of the split, none twice."""
+        return self.several(self.pool, count)
+
+    def digits(self, count: int) -> str:
+        return "".join(self.one(tuple(string.digits)) for _ in range(count))
+
+    def between(self, low: float, high: float) -> float:
+        return float(self.rng.uniform(low, high))
+
+    def count(self, low: int, high: int) -> int:
+        return int(self.rng.integers(low, high + 1))
+
+
+def set_lines(
+    draws: Draws, box: tuple[float, float, float, float], texts: list[str], height: float, language: str = "en"
+) -> tuple[TextLine, ...]:
+    """The texts one under the other amid the box, lines at most `height` high, lower where they would not fit."""
+    left, top, right, bottom = box
+    width, room = 0.9 * (right - left), 0.86 * (bottom - top)
+    longest = max(map(len, texts))
+    height = min(height, LETTER_ASPECT * width / longest, room / (1 + LINE_PITCH * (len(texts) - 1)))
+    first = (top + bottom) / 2 - height * (1 + LINE_PITCH * (len(texts) - 1)) / 2
+    font, middle = draws.one(FONTS), (left + right) / 2
+    lines = []
+    for number, text in enumerate(texts):
+        half = len(text) * height / LETTER_ASPECT / 2
+        line_top = first + number * LINE_PITCH * height
+        lines.append(
+            TextLine(text, box_polygon(middle - half, line_top, middle + half, line_top + height), language, font)
+        )
+    return tuple(lines)
+
+
+def board(
+    draws: Draws,
+    texts: list[str],
+    box: tuple[float, float, float, float] = (0.08, 0.12, 0.92, 0.88),
+    height: float = 0.2,
+    ground: str | None = None,
+    language: str = "en",
+) -> Carrier:
+    ground = ground or draws.one(tuple(PALETTE))
+    ink = draws.one(readable_inks(ground))
+    return Carrier(draws.one(CARRIERS), ground, ink, box, set_lines(draws, box, texts, height, language))
+
+
+def with_article(phrase: str) -> str:
+    """The phrase with "a" or "an" in front."""
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def named(carrier: Carrier) -> str:
+    """What a prompt calls a carrier."""
+    return with_article(f"{carrier.ground} {carrier.kind}")
+
+
+def _covered(kind: str, height: int, width: int) -> np.ndarray:
+    """Which pixels of its box (H W) a carrier covers: all, or those of its shape."""
+    if kind not in SHAPES:
+        return np.ones((height, width), dtype=bool)
+    half = min(height, width) / 2
+    v = (np.arange(height)[:, None] + 0.5 - height / 2) / half  # -1..1, downwards
+    u = np.abs((np.arange(width)[None] + 0.5 - width / 2) / half)
+    radius = u * u + v * v
+    return {
+        "circle": radius <= 1,
+        "square": np.maximum(u, np.abs(v)) <= 0.85,
+        "triangle": (v <= 0.85) & (u <= (v + 1) / 1.85),
+        "diamond": u + np.abs(v) <= 1,
+        "cross": (np.minimum(u, np.abs(v)) <= 0.3) & (np.maximum(u, np.abs(v)) <= 1),
+        "ring": (radius <= 1) & (radius >= 0.36),
+    }[kind]
+
+
+def draw_scene(scene: Scene, size_pixels: int) -> np.ndarray:
+    """The reference picture (H W 3, uint8)."""
+    canvas = np.empty((size_pixels, size_pixels, 3), dtype=np.float32)
+    # A wall that is darker below, so that no two rows are alike.
+    shade = np.linspace(1.0, 0.75, size_pixels, dtype=np.float32)[:, None, None]
+    canvas[:] = np.array(PALETTE[scene.backdrop], dtype=np.float32) * 0.6 * shade + 60
+    for carrier in scene.carriers:
+        left, top, right, bottom = (round(value * size_pixels) for value in carrier.box)
+        board = canvas[top:bottom, left:right]
+        board[_covered(carrier.kind, bottom - top, right - left)] = PALETTE[carrier.ground]
+        ink = np.zeros((size_pixels, size_pixels), dtype=np.uint8)
+        for line in carrier.lines:
+            draw_line(ink, line.text, line.polygon, line.font or FONTS[0])
+        coverage = ink[..., None].astype(np.float32) / 255
+        canvas += coverage * (np.array(PALETTE[carrier.ink], dtype=np.float32) - canvas)
+    return canvas.clip(0, 255).round().astype(np.uint8)

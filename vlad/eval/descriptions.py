@@ -1,0 +1,226 @@
+"""The description round trip: what a vision-language model says of a picture, held against the prompt it was drawn of.
+
+    prompt --> facts: strings, objects, (colour, object), (count, object), (object, relation, object)
+    picture --> description --> the facts that it confirms, term by term; cosine of both sentences
+
+Facts are bound: "a red cup and a blue plate" is not confirmed by "a blue cup and a red plate", which a bag of words
+would be. They are read off the text by the light chunker of
+`models/text_encoder/prompt.py`: what it does not find is not asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from vlad.data.signs import PALETTE
+from vlad.eval.intervals import Interval, bootstrap_intervals
+from vlad.eval.protocols.terms import Term, Terms, add_terms, as_they_are, pool_terms
+from vlad.models.text_encoder.prompt import find_phrases, find_quotes
+
+COLOURS = frozenset(
+    (*PALETTE, "violet", "brown", "pink", "gray", "grey", "gold", "golden", "silver", "beige", "turquoise")
+)
+SAME_COLOUR = {"grey": "gray", "golden": "gold", "violet": "purple"}
+NUMBERS = {
+    word: number
+    for number, words in enumerate(
+        ("one single a an", "two pair", "three", "four", "five", "six", "seven", "eight", "nine", "ten"), start=1
+    )
+    for word in words.split()
+}
+COUNTED = {word: number for word, number in NUMBERS.items() if word not in ("a", "an")}
+# What one text calls so and another so; the first of a group stands for all.
+SYNONYMS = {
+    word: group.split()[0]
+    for group in (
+        "sign signboard signpost board placard",
+        "poster banner flyer",
+        "card postcard",
+        "label tag sticker",
+        "cup mug",
+        "shop store",
+        "car automobile",
+        "picture image photo photograph",
+        "letter lettering text",
+        "sofa couch",
+        "bike bicycle",
+        "circle disc disk",
+        "ring hoop",
+        "diamond rhombus",
+    )
+    for word in group.split()
+}
+# Relations with their inverse: A above B is B below A.
+INVERSE = {"above": "below", "left": "right", "behind": "before", "in": "around", "beside": "beside", "on": "under"}
+_RELATIONS = (
+    ("left", r"(?:to |on )?the left (?:side )?of|left of"),
+    ("right", r"(?:to |on )?the right (?:side )?of|right of"),
+    ("before", r"in front of|before"),
+    ("behind", r"behind"),
+    ("above", r"above|over"),
+    ("below", r"below|beneath|underneath"),
+    ("under", r"under"),
+    ("beside", r"beside|next to|near|by"),
+    ("on", r"on top of|on|upon"),
+    ("in", r"inside|in|within"),
+)
+_BETWEEN = re.compile("|".join(rf"(?P<{name}>\b(?:{pattern})\b)" for name, pattern in _RELATIONS), re.IGNORECASE)
+# Where something stands, not what.
+PLACES = frozenset("left right top bottom middle centre center side front back next corner".split())
+_WORD = re.compile(r"\w+")
+KINDS = ("strings", "objects", "colours", "counts", "relations")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a text states, each of the five kinds; objects by their normal form."""
+
+    objects: frozenset[str]
+    colours: frozenset[tuple[str, str]]
+    counts: frozenset[tuple[int, str]]
+    relations: frozenset[tuple[str, str, str]]
+
+
+def facts_of(text: str) -> Facts:
+    """The facts of a prompt or a description; quotations state none."""
+    quotes = find_quotes(text, strict=False)
+    phrases = find_phrases(text, quotes)
+    objects, colours, counts, relations = set(), set(), set(), set()
+    heads: list[tuple[str, int, int]] = []
+    for phrase in phrases:
+        matches = list(_WORD.finditer(text, phrase.start, phrase.end))
+        words = [match.group().lower() for match in matches]
+        named = [match for match, word in zip(matches, words, strict=True) if _names(word)]
+        if not named:
+            continue
+        head = normal(named[-1].group().lower())
+        heads.append((head, phrase.start, named[-1].end()))
+        objects.add(head)
+        colours |= {(SAME_COLOUR.get(word, word), head) for word in words if word in COLOURS}
+        numbers = (int(word) if word.isdecimal() else COUNTED.get(word) for word in words)
+        counts |= {(number, head) for number in numbers if number is not None}
+    for (one, _, end), (other, start, _) in pairwise(heads):
+        found = _BETWEEN.search(text, end, start)
+        # Another sentence between them, or a quotation in whichever marks: not of each other.
+        parted = re.search(r"[.;!?]", text[end:start]) or any(end <= quote.start < start for quote in quotes)
+        if found is not None and found.lastgroup is not None and not parted:
+            relations.add(_as_one(one, found.lastgroup, other))
+    return Facts(frozenset(objects), frozenset(colours), frozenset(counts), frozenset(relations))
+
+
+def _names(word: str) -> bool:
+    """Whether a word of a phrase says what it is about."""
+    return not (word in COLOURS or word in NUMBERS or word in PLACES or word == "the" or word.isdecimal())
+
+
+def normal(word: str) -> str:
+    """An object's name without its plural, synonyms made one."""
+    if word in SYNONYMS:
+        return SYNONYMS[word]
+    for ending, instead in (("ies", "y"), ("sses", "ss"), ("shes", "sh"), ("ches", "ch"), ("xes", "x")):
+        if word.endswith(ending) and len(word) > len(ending) + 1:
+            word = word.removesuffix(ending) + instead
+            break
+    else:
+        if word.endswith("s") and not word.endswith("ss") and len(word) > 3:
+            word = word[:-1]
+    return SYNONYMS.get(word, word)
+
+
+def _as_one(one: str, relation: str, other: str) -> tuple[str, str, str]:
+    """A relation the same way round whichever way it was said."""
+    back = {value: key for key, value in INVERSE.items() if key != value}
+    if relation in back:
+        return other, back[relation], one
+    if INVERSE[relation] == relation and other < one:
+        return other, relation, one
+    return one, relation, other
+
+
+def confirmed(prompt: str, strings: Sequence[str], description: str) -> Terms:
+    """How many of the prompt's facts the description confirms, of how many; a kind of which there are none has no term.
+
+    A string is confirmed where its letters and digits stand in the description as whole words, case aside.
+    """
+    asked, said = facts_of(prompt), facts_of(description)
+    terms: Terms = {}
+    if strings:
+        read = f" {_plain(description)} "
+        terms["strings"] = Term(sum(f" {_plain(string)} " in read for string in strings), len(strings))
+    for kind in KINDS[1:]:
+        wanted, found = getattr(asked, kind), getattr(said, kind)
+        if wanted:
+            terms[kind] = Term(len(wanted & found), len(wanted))
+    return terms
+
+
+def _plain(text: str) -> str:
+    return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """One describer on one system's pictures: shares of facts confirmed (None: none asked), mean cosine of sentences
+    (None: no sentence encoder), and the 95 % interval of each that there is."""
+
+    describer: str
+    system: str
+    pictures: int
+    shares: Mapping[str, float | None]
+    similarity: float | None
+    intervals: Mapping[str, Interval]
+
+
+def summed_up(
+    describer: str,
+    system: str,
+    told: Iterable[tuple[str, Sequence[str], str]],
+    similarity: Callable[[Sequence[str], Sequence[str]], Sequence[float]] | None = None,
+) -> RoundTrip:
+    """The round trip of (prompt, strings, description) triples: shares over all facts of a kind.
+
+    Intervals draw the prompts again, all descriptions of a prompt's pictures with it.
+    """
+    triples = list(told)
+    terms = [confirmed(prompt, strings, description) for prompt, strings, description in triples]
+    if similarity is not None and triples:
+        cosines = similarity([prompt for prompt, _, _ in triples], [said for _, _, said in triples])
+        for own, cosine in zip(terms, cosines, strict=True):
+            own["similarity"] = Term(cosine)
+    values = pool_terms(terms, as_they_are)
+    sums: dict[str, dict[str, tuple[float, float]]] = {}
+    for (prompt, _, _), own in zip(triples, terms, strict=True):
+        add_terms(sums.setdefault(prompt, {}), own)
+    intervals = bootstrap_intervals(list(sums.values()), as_they_are)
+    shares = {kind: values.get(kind) for kind in KINDS}
+    return RoundTrip(describer, system, len(triples), shares, values.get("similarity"), intervals)
+
+
+def matrix_of(trips: Sequence[RoundTrip]) -> str:
+    """A table in Markdown a measure: describers in rows, systems in columns."""
+    describers = list(dict.fromkeys(trip.describer for trip in trips))
+    systems = list(dict.fromkeys(trip.system for trip in trips))
+    by_place = {(trip.describer, trip.system): trip for trip in trips}
+
+    def cell(trip: RoundTrip, name: str) -> str:
+        value = trip.similarity if name == "similarity" else trip.shares[name]
+        if value is None:
+            return "-"
+        low, high = trip.intervals[name]
+        return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+    def rows(name: str) -> Iterator[str]:
+        yield f"| {name} | {' | '.join(systems)} |"
+        yield "|---" * (len(systems) + 1) + "|"
+        for describer in describers:
+            cells = (by_place[describer, system] for system in systems)
+            if name == "pictures":
+                yield f"| {describer} | {' | '.join(str(trip.pictures) for trip in cells)} |"
+                continue
+            yield f"| {describer} | {' | '.join(cell(trip, name) for trip in cells)} |"
+
+    measures = ("similarity", *KINDS, "pictures")
+    return "\n\n".join("\n".join(rows(name)) for name in measures) + "\n"

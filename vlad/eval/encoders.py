@@ -1,0 +1,90 @@
+"""Encoders of texts and pictures in one space: a run's own towers, as L_align has trained them, or a CLIP's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlad.config.load import load_config
+from vlad.config.training import TrainableOptions
+from vlad.eval.alignment_scores import JointEncoder
+from vlad.models.image_encoders import CLIPEncoder
+from vlad.models.text_encoder.prompt import parse_prompt
+from vlad.pipeline.folders import ALIGNMENT, own_pipeline_folder
+from vlad.training.build import TEXT, new_text_side, parts_of_base
+from vlad.utils.errors import UserError
+
+
+class RunEncoder:
+    """The text side and the vision tower of a finished run, with the heads that L_align compares them through (Eq. 3).
+
+    Raises UserError for a run without them.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.name = run.resolve().name
+        config = load_config(run / "config.yaml")
+        if not config.losses.align_weight:
+            raise UserError(f"{run} was trained with losses.align_weight: 0, and has no tower that was aligned.")
+        if config.makes_adapter:
+            raise UserError(f"{run} is an adapter, which brings no towers; name its base, {config.base}.")
+        # Only what the towers were made of: nothing is trained here.
+        config = replace(config, lora=None, stable_diffusion=None, trainable=TrainableOptions(), text_base=None)
+        if (run / TEXT / ALIGNMENT).is_file():
+            text_side, heads = new_text_side(replace(config, base=None, text_base=str(run)))
+        else:
+            if not (own_pipeline_folder(run) / ALIGNMENT).is_file():
+                raise UserError(f"{run} comes without its alignment heads ({ALIGNMENT}); copy the whole run here.")
+            parts, _ = parts_of_base(replace(config, base=str(run), align_stage="none"))
+            text_side, heads = parts.text_side, parts.alignment
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.text_side = text_side.requires_grad_(False).eval().to(self.device)
+        self.heads = heads.requires_grad_(False).eval().to(self.device)
+        self.side = config.data.picture_pixels
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Prompts -> B D, unit vectors."""
+        t = self.text_side([parse_prompt(text, strict=False) for text in texts])
+        return self.heads.contrast.embed_texts(self.heads.t(t)).cpu()
+
+    @torch.no_grad()
+    def embed_pictures(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """Pictures (H W 3, uint8, of any sizes) -> B D, unit vectors; scaled to the size that was trained on."""
+        rows = []
+        for picture in pictures:
+            features = self.text_side.lvlm.image_features(self._pixels(picture).to(self.device))
+            rows.append(self.heads.contrast.embed_images(self.heads.v(features)))
+        return torch.cat(rows).cpu()
+
+    def _pixels(self, picture: np.ndarray) -> Tensor:
+        """1 3 H W in [-1, 1], the shorter side as long as a training picture's."""
+        height, width = picture.shape[:2]
+        scale = self.side / min(height, width)
+        size = max(self.side, round(width * scale)), max(self.side, round(height * scale))
+        scaled = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
+        return torch.from_numpy(scaled / 127.5 - 1).permute(2, 0, 1)[None]
+
+
+def joint_encoder(target: Path) -> JointEncoder:
+    """The encoder of a run directory, or of a folder with a CLIP. Raises UserError for anything else."""
+    if (target / "config.yaml").is_file():
+        return RunEncoder(target)
+    said = target / "config.json"
+    try:
+        if said.is_file() and "model_type" in json.loads(said.read_text(encoding="utf-8")):
+            return CLIPEncoder(target)
+    except UserError:  # of the weights, in words of its own
+        raise
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(f"{said} is no model's config ({error}); copy the folder here again.") from error
+    raise UserError(
+        f"There is no encoder of texts and pictures at {target}; name a run that train.py made, or a CLIP's folder."
+    )

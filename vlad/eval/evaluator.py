@@ -1,0 +1,411 @@
+"""Pictures of a benchmark -> read -> scored by every protocol that applies -> metrics, a row a picture, a report.
+
+    pictures --> readings (all cores) --> terms of each protocol and mode --> sums a prompt --> values, intervals
+                                     |--> strings read --> breakdown
+                                     `--> per_image.parquet
+
+Only sums, and a rank for the galleries, are kept of a picture: a few hundred bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vlad.eval.breakdown import Breakdown, strings_read
+from vlad.eval.image_sets import Picture
+from vlad.eval.intervals import bootstrap_intervals
+from vlad.eval.ocr_files import PictureFile, PictureReading, ReadOptions, read_files
+from vlad.eval.protocols import PROTOCOLS
+from vlad.eval.protocols.terms import MODES, Mode, Protocol, Terms, Wanted, add_terms, pooled
+from vlad.eval.scores import Score
+from vlad.metrics.ocr import build_engine
+from vlad.utils.errors import UserError
+
+GALLERY = 12  # pictures of each kind
+ROWS_AT_ONCE = 1000  # of the table that are held in memory
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture of the galleries: what was asked, what was read, and its score."""
+
+    picture: Picture
+    reading: PictureReading
+    score: float
+
+
+@dataclass
+class Evaluation:
+    """What an evaluation has found; `values[protocol][mode][metric]` is value, low and high end of its interval."""
+
+    engine: str
+    enlarge: str
+    protocols: tuple[Protocol, ...]
+    left_out: dict[str, str]
+    prompts: int = 0
+    pictures: int = 0
+    missing: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+    values: dict[str, dict[Mode, dict[str, tuple[float, float, float]]]] = field(default_factory=dict)
+    subsets: dict[str, dict[str, dict[Mode, dict[str, float]]]] = field(default_factory=dict)
+    breakdown: Breakdown = field(default_factory=Breakdown)
+    galleries: dict[str, list[Shown]] = field(default_factory=dict)
+    ranked_by: str = ""
+    # The pictures that were read, in order; and what other measures say of them.
+    scored: list[Picture] = field(default_factory=list)
+    fidelity: list[Score] = field(default_factory=list)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether pictures are missing or could not be read: the scores are of the others."""
+        return bool(self.missing or self.unreadable)
+
+
+def choose_protocols(
+    name: str, prompts: Sequence[Wanted], polygons_hold: bool
+) -> tuple[list[Protocol], dict[str, str]]:
+    """The protocols of a name ("all" for all that apply), and a sentence for each of the others why it does not apply.
+
+    `polygons_hold` is whether the pictures were made to follow the prompt file's polygons. Raises UserError when one
+    was asked for by its name and does not apply.
+    """
+    without = [wanted.key for wanted in prompts if not wanted.lines]
+    lacks = "the prompt file has none"
+    if 0 < len(without) < len(prompts):
+        lacks = f"{len(without)} of {len(prompts)} prompts have none, {without[0]!r} first"
+    chosen: list[Protocol] = []
+    left_out: dict[str, str] = {}
+    for protocol in PROTOCOLS.values():
+        if name not in (protocol.name, "all"):
+            continue
+        why = ""
+        if protocol.needs_polygons and without:
+            why = f"reads each line in its polygon, and {lacks}; take another protocol"
+        elif protocol.needs_polygons and not polygons_hold:
+            why = "reads each line in its polygon, and the pictures were not drawn after them; add --use-layouts"
+        elif not any(wanted.strings for wanted in prompts) and protocol.name != "mario":
+            why = "scores the strings that prompts ask for, and these ask for none; put them in quotation marks"
+        if not why:
+            chosen.append(protocol)
+        elif name == protocol.name:
+            raise UserError(f"The protocol {protocol.name} {why}.")
+        else:
+            left_out[protocol.name] = f"{protocol.title} {why}."
+    return chosen, left_out
+
+
+def evaluate(
+    pictures: Iterable[Picture],
+    protocols: Sequence[Protocol],
+    options: ReadOptions,
+    out: Path,
+    left_out: dict[str, str] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Reads and scores pictures as they come, grouped by prompt. Writes OUT/per_image.parquet and OUT/readings/."""
+    (out / "readings").mkdir(parents=True, exist_ok=True)
+    factor = options.enlarge_factor
+    enlarged = "until the shorter side has 256 pixels" if factor is None else f"{factor} times"
+    found = Evaluation(build_engine(options.engine).name, enlarged, tuple(protocols), dict(left_out or {}))
+    scores = _Scores(protocols)
+    with _Table(out / "per_image.parquet", protocols) as table:
+        for done, (picture, reading) in enumerate(_read(pictures, protocols, options, out, found), start=1):
+            terms = scores.add(picture, reading) if reading is not None and reading.fault is None else {}
+            table.add(_row(picture, reading, terms, found.breakdown))
+            if reading is not None and reading.fault is None:
+                found.sizes.add((reading.width, reading.height))
+                found.scored.append(picture)
+            if on_progress is not None:
+                on_progress(done)
+    found.prompts = scores.prompts
+    found.values, found.subsets = scores.values(), scores.subset_values()
+    for protocol in protocols:
+        if found.scored and not scores.asks(protocol.name, "strict"):
+            found.left_out[f"{protocol.name}, strict"] = (
+                f"{protocol.title}, strict: its scorer finds nothing that these prompts ask for, and would count a"
+                " picture without text as right."
+            )
+    found.galleries, found.ranked_by = _galleries(scores, options, out), scores.ranked_by
+    return found
+
+
+def _read(
+    pictures: Iterable[Picture], protocols: Sequence[Protocol], options: ReadOptions, out: Path, found: Evaluation
+) -> Iterator[tuple[Picture, PictureReading | None]]:
+    """Every picture with its reading (None where it is missing), in order; counts them."""
+    with_crops = any(protocol.needs_polygons for protocol in protocols)
+    waiting: deque[tuple[Picture, bool]] = deque()
+
+    def present() -> Iterator[PictureFile]:
+        for picture in pictures:
+            is_there = picture.path is not None and picture.path.is_file()
+            waiting.append((picture, is_there))
+            if is_there:
+                yield reading_file(picture, with_crops, out)
+
+    readings = read_files(present(), options)
+    while True:
+        # The next picture that is on the disk; those before it are missing.
+        reading = next(readings, None)
+        while waiting:
+            picture, is_there = waiting.popleft()
+            found.pictures += 1
+            if not is_there:
+                found.missing.append(f"{picture.name}: {picture.fault}" if picture.fault else picture.name)
+                yield picture, None
+                continue
+            assert reading is not None
+            if reading.fault is not None:
+                found.unreadable.append(f"{picture.path}: {reading.fault}")
+            yield picture, reading
+            break
+        else:
+            if reading is None:
+                return
+
+
+def reading_file(picture: Picture, with_crops: bool, out: Path) -> PictureFile:
+    """What is read of a picture, and where that is kept."""
+    assert picture.path is not None
+    polygons = tuple(line.polygon for line in picture.wanted.lines) if with_crops else ()
+    return PictureFile(picture.path, out / "readings" / f"{picture.name}.json", polygons)
+
+
+class _Scores:
+    """Sums of every protocol and mode, a pair a metric and prompt."""
+
+    def __init__(self, protocols: Sequence[Protocol]) -> None:
+        self.protocols = protocols
+        self.sums: dict[tuple[str, Mode], dict[str, dict[str, tuple[float, float]]]] = {
+            (protocol.name, mode): {} for protocol in protocols for mode in MODES
+        }
+        self.subset_of: dict[str, str] = {}
+        self.asked: set[tuple[str, Mode, str]] = set()  # with the subset
+        # What the galleries are ordered by: the first protocol's own choice, corrected.
+        self.ranked_by = f"{protocols[0].title}, {protocols[0].ranked_by}" if protocols else ""
+        self.ranks: list[tuple[float, Picture]] = []
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts have a picture that was scored."""
+        return len(self.subset_of)
+
+    def add(self, picture: Picture, reading: PictureReading) -> dict[tuple[str, Mode], Terms]:
+        """Scores a picture, and gives its terms."""
+        key = picture.wanted.key
+        self.subset_of[key] = picture.wanted.subset
+        scored: dict[tuple[str, Mode], Terms] = {}
+        for protocol in self.protocols:
+            for mode in MODES:
+                terms = protocol.score(picture.wanted, reading.reading, mode)
+                scored[protocol.name, mode] = terms
+                if protocol.asks(picture.wanted, mode):
+                    self.asked.add((protocol.name, mode, picture.wanted.subset))
+                add_terms(self.sums[protocol.name, mode].setdefault(key, {}), terms)
+        if self.protocols:
+            ranked = self.protocols[0]
+            rank = scored[ranked.name, "corrected"].get(ranked.ranked_by)
+            if rank is not None and rank.of:
+                self.ranks.append((rank.amount / rank.of, picture))
+        return scored
+
+    def asks(self, protocol: str, mode: Mode, subset: str | None = None) -> bool:
+        """Whether any prompt (of a subset) asks for anything, as a protocol's scorer sees it."""
+        return any(key[:2] == (protocol, mode) and subset in (None, key[2]) for key in self.asked)
+
+    def values(self) -> dict[str, dict[Mode, dict[str, tuple[float, float, float]]]]:
+        """Every metric with its interval."""
+        result: dict[str, dict[Mode, dict[str, tuple[float, float, float]]]] = {}
+        for protocol in self.protocols:
+            for mode in MODES:
+                prompts = list(self.sums[protocol.name, mode].values()) if self.asks(protocol.name, mode) else []
+                values = protocol.combine(pooled(_total(prompts)))
+                intervals = bootstrap_intervals(prompts, protocol.combine) if prompts else {}
+                result.setdefault(protocol.name, {})[mode] = {
+                    name: (values[name], *intervals[name]) for name in protocol.metrics if name in values
+                }
+        return result
+
+    def subset_values(self) -> dict[str, dict[str, dict[Mode, dict[str, float]]]]:
+        """The metrics of each subset, by protocol and mode; empty where there is only one."""
+        subsets = sorted(set(self.subset_of.values()))
+        if len(subsets) < 2:
+            return {}
+        return {
+            protocol.name: {
+                subset or "other": {
+                    mode: protocol.combine(
+                        pooled(
+                            _total(
+                                sums
+                                for key, sums in self.sums[protocol.name, mode].items()
+                                if self.subset_of[key] == subset and self.asks(protocol.name, mode, subset)
+                            )
+                        )
+                    )
+                    for mode in MODES
+                }
+                for subset in subsets
+            }
+            for protocol in self.protocols
+        }
+
+
+def _total(prompts: Iterable[dict[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    total: dict[str, tuple[float, float]] = {}
+    for sums in prompts:
+        for name, (amount, of) in sums.items():
+            before = total.get(name, (0.0, 0.0))
+            total[name] = (before[0] + amount, before[1] + of)
+    return total
+
+
+def _row(
+    picture: Picture,
+    reading: PictureReading | None,
+    terms: dict[tuple[str, Mode], Terms],
+    breakdown: Breakdown,
+) -> dict[str, Any]:
+    """A picture's row of the table; its strings are counted into the breakdown."""
+    status = "missing" if reading is None else "unreadable" if reading.fault is not None else "read"
+    row: dict[str, Any] = {
+        "id": picture.wanted.key,
+        "sample": picture.sample,
+        "subset": picture.wanted.subset,
+        "prompt": picture.wanted.prompt,
+        "file": "" if picture.path is None else str(picture.path),
+        "status": status,
+        "wanted": list(picture.wanted.strings),
+        "read": [],
+        "string_read": [],
+        "string_read_in_case": [],
+    }
+    if reading is not None and reading.fault is None:
+        strings = strings_read(picture.wanted.strings, reading.reading)
+        aspect = reading.width / max(1, reading.height)
+        breakdown.add(picture.wanted.strings, strings, picture.polygons(), aspect)
+        row["read"] = [line.text for line in reading.reading.lines]
+        row["string_read"] = [found for found, _ in strings]
+        row["string_read_in_case"] = [in_case for _, in_case in strings]
+    for (name, mode), scored in terms.items():
+        values = PROTOCOLS[name].combine(pooled({metric: (term.amount, term.of) for metric, term in scored.items()}))
+        row |= {f"{name}.{mode}.{metric}": value for metric, value in values.items()}
+    return row
+
+
+class _Table:
+    """per_image.parquet, written a thousand rows at a time, under its name once it is whole."""
+
+    def __init__(self, path: Path, protocols: Sequence[Protocol]) -> None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        texts, truths = pa.list_(pa.string()), pa.list_(pa.bool_())
+        columns = [(name, pa.string()) for name in ("id", "subset", "prompt", "file", "status")]
+        columns[1:1] = [("sample", pa.int64())]
+        columns += [("wanted", texts), ("read", texts), ("string_read", truths), ("string_read_in_case", truths)]
+        columns += [
+            (f"{protocol.name}.{mode}.{metric}", pa.float64())
+            for protocol in protocols
+            for mode in MODES
+            for metric in protocol.metrics
+        ]
+        self.path, self.partial = path, path.with_suffix(".parquet.partial")
+        self.writer = parquet.ParquetWriter(self.partial, pa.schema(columns))
+        self.rows: list[dict[str, Any]] = []
+
+    def __enter__(self) -> _Table:
+        return self
+
+    def add(self, row: dict[str, Any]) -> None:
+        """One more row."""
+        self.rows.append(row)
+        if len(self.rows) == ROWS_AT_ONCE:
+            self._write()
+
+    def _write(self) -> None:
+        import pyarrow as pa
+
+        self.writer.write_table(pa.Table.from_pylist(self.rows, schema=self.writer.schema))
+        self.rows = []
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self.rows and kind is None:
+            self._write()
+        self.writer.close()
+        if kind is None:
+            self.partial.replace(self.path)
+        else:
+            self.partial.unlink()
+
+
+def check_table_writer() -> None:
+    """Raises UserError when the library that writes per_image.parquet is not installed."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise UserError("per_image.parquet needs pyarrow; run: pip install 'vlad[eval]'.") from error
+
+
+def _galleries(scores: _Scores, options: ReadOptions, out: Path) -> dict[str, list[Shown]]:
+    """The best, the median and the worst pictures, at most GALLERY each; none twice where there are enough."""
+    if not scores.ranks:
+        return {}
+    falls = scores.protocols[0].ranked_by in scores.protocols[0].falling
+    ranked = sorted(scores.ranks, key=lambda rank: rank[0], reverse=not falls)
+    size = max(1, min(GALLERY, len(ranked) // 3))
+    middle = max(0, (len(ranked) - size) // 2)
+    chosen = {"best": ranked[:size], "median": ranked[middle : middle + size], "worst": ranked[-size:][::-1]}
+    with_crops = any(protocol.needs_polygons for protocol in scores.protocols)
+    result: dict[str, list[Shown]] = {}
+    for name, group in chosen.items():
+        files = [reading_file(picture, with_crops, out) for _, picture in group]
+        # Kept on the disk by now.
+        readings = read_files(files, replace(options, workers=1))
+        result[name] = [
+            Shown(picture, reading, score) for (score, picture), reading in zip(group, readings, strict=True)
+        ]
+    return result
+
+
+def metrics_json(found: Evaluation, about: dict[str, Any]) -> dict[str, Any]:
+    """All figures as plain values, with what they rest on."""
+    return {
+        **about,
+        "engine": found.engine,
+        "enlarged": found.enlarge,
+        "prompts": found.prompts,
+        "pictures": found.pictures,
+        "scored": len(found.scored),
+        "sizes": sorted(f"{width} x {height}" for width, height in found.sizes),
+        "partial": found.is_partial,
+        "missing": found.missing,
+        "unreadable": found.unreadable,
+        "left_out": found.left_out,
+        "protocols": {
+            protocol.name: {
+                mode: {
+                    name: {"value": value, "low": low, "high": high}
+                    for name, (value, low, high) in found.values[protocol.name][mode].items()
+                }
+                for mode in MODES
+            }
+            for protocol in found.protocols
+        },
+        "subsets": found.subsets,
+        "fidelity": [asdict(score) for score in found.fidelity],
+        "breakdown": found.breakdown.to_json(),
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON under its name once it is whole."""
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)

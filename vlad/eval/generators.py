@@ -1,0 +1,148 @@
+"""What draws a benchmark's prompts: a run or pipeline of ours, or any diffusers text-to-image pipeline."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vlad.eval.image_sets import Artist
+from vlad.eval.protocols.terms import Wanted
+from vlad.eval.text_to_image import TextToImage
+from vlad.inference.load import load_pipeline
+from vlad.pipeline.folders import pipeline_class, pipeline_folder
+from vlad.pipeline.options import check_scale
+from vlad.types import Layout
+from vlad.utils.errors import UserError
+
+OURS = "VLADPipeline"
+FOREIGN_BATCH = 4
+
+
+@dataclass(frozen=True)
+class DrawOptions:
+    """How pictures are drawn; None leaves it to the pipeline. `pixels` is of foreign pipelines alone."""
+
+    steps: int | None = None
+    text_scale: float | None = None
+    layout_scale: float | None = None
+    refit: bool | None = None
+    pixels: int | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("text_scale", "layout_scale"):
+            if (value := getattr(self, name)) is not None:
+                check_scale(name, value)
+
+
+def build_artist(target: Path, options: DrawOptions) -> Artist:
+    """The artist of a run directory or a pipeline folder. Raises UserError when there is none or options don't fit."""
+    folder = pipeline_folder(target)
+    if pipeline_class(folder) == OURS:
+        if options.pixels is not None or options.batch_size is not None:
+            raise UserError("--pixels and --batch-size are of other pipelines; this one draws as it was trained.")
+        return VLADArtist(folder, options)
+    if options.layout_scale is not None or options.refit is not None:
+        raise UserError(f"--layout-scale and --no-refit are of our own pipelines; {target} holds another one.")
+    return ForeignArtist(folder, options)
+
+
+class VLADArtist:
+    """A pipeline of ours; pictures come with the layouts between the stages."""
+
+    def __init__(self, folder: Path, options: DrawOptions) -> None:
+        self.folder, self.options = folder, options
+        self.pipeline = load_pipeline(folder)
+        self.pipeline.settings(  # refuses here what it would refuse at the first picture
+            steps=options.steps, text_scale=options.text_scale, layout_scale=options.layout_scale
+        )
+        self.batch_size = self.pipeline.config.batch_size
+        self.takes_layouts = self.pipeline.uses_layout
+
+    def settings(self) -> dict[str, Any]:
+        """The weights, and what the call says over the pipeline's own defaults."""
+        config, options = self.pipeline.config, self.options
+        return {
+            "pipeline": OURS,
+            "weights": weights_digest(self.folder),
+            "pixels": config.picture_pixels,
+            "steps": options.steps or config.steps,
+            "text_scale": config.text_scale if options.text_scale is None else options.text_scale,
+            "layout_scale": config.layout_scale if options.layout_scale is None else options.layout_scale,
+            "refit": config.refit if options.refit is None else options.refit,
+        }
+
+    def refusal(self, wanted: Wanted, layout: Layout | None) -> str | None:
+        """What the pipeline has against the prompt."""
+        try:
+            self.pipeline.check_prompt(wanted.prompt, layout)
+        except UserError as error:
+            return str(error)
+        return None
+
+    def draw(
+        self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
+    ) -> list[tuple[Image.Image, Layout | None]]:
+        """A picture a prompt, with its layout."""
+        options = self.options
+        drawn = self.pipeline(
+            [wanted.prompt for wanted in prompts],
+            list(seeds),
+            layouts,
+            options.steps,
+            options.text_scale,
+            options.layout_scale,
+            options.refit,
+        )
+        return list(zip(drawn.images, drawn.layouts, strict=True))
+
+
+class ForeignArtist:
+    """A diffusers pipeline of others, which knows no layouts."""
+
+    takes_layouts = False
+
+    def __init__(self, folder: Path, options: DrawOptions, scheduler: str | None = None) -> None:
+        """`scheduler`: a class of diffusers that takes the place of the pipeline's own."""
+        self.folder, self.options = folder, options
+        self.batch_size = options.batch_size or FOREIGN_BATCH
+        self.scheduler = {} if scheduler is None else {"scheduler": scheduler}
+        self.text_to_image = TextToImage(folder, options.steps, options.text_scale, options.pixels, scheduler)
+
+    def settings(self) -> dict[str, Any]:
+        """The weights, and what the call says over the pipeline's own defaults."""
+        return {
+            "pipeline": self.text_to_image.name,
+            "weights": weights_digest(self.folder),
+            # A batch's size is part of it: on most devices the last bits depend on it.
+            "batch_size": self.batch_size,
+            **self.scheduler,
+            **self.text_to_image.arguments,
+        }
+
+    def refusal(self, wanted: Wanted, layout: Layout | None) -> str | None:
+        """Nothing: such a pipeline draws every prompt."""
+        return None
+
+    def draw(
+        self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
+    ) -> list[tuple[Image.Image, Layout | None]]:
+        """A picture a prompt."""
+        images = self.text_to_image.draw([wanted.prompt for wanted in prompts], seeds)
+        return [(image, None) for image in images]
+
+
+def weights_digest(folder: Path) -> str:
+    """What the folder's weights and configs are, in twelve digits; the same wherever the folder lies."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".safetensors", ".bin", ".json") and path.is_file():
+            digest.update(str(path.relative_to(folder)).encode())
+            with path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,176 @@
+"""The page on which people rate pictures: a Gradio app on one file of ratings. Nothing in it comes from another host.
+
+Pictures are sent as pixels alone, without names, places or what their files say of themselves.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vlad.eval.human_study.study import ASPECTS, SCALE, Question, Ratings, check_rater
+from vlad.eval.ocr_files import Box, load_picture, painted_over
+from vlad.utils.errors import UserError, sentence
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
+
+INTRODUCTION = """# Pictures with text
+You will see a prompt and what a model has drawn from it. Which model it was is not told, and the order is yours alone.
+You can stop at any time: come back with the same name, and it goes on where you were."""
+SCORE_LABELS = {1: "1 very bad", 2: "2", 3: "3", 4: "4", 5: "5 very good"}
+CHOICE_LABELS = {"left": "The left one", "right": "The right one", "tie": "Equally good"}
+DONE = "**That was all. Thank you!**"
+STYLE = "display:flex; gap:16px; justify-content:center"
+# A mistake is told in a corner of the page: it must not lie over the questions, which could not be answered any more.
+PAGE_STYLE = '[data-testid="status-tracker"]:has(.error) { display: none !important; }'
+
+
+def build_rating_page(ratings: Ratings) -> Any:
+    """The page's `gradio.Blocks`. Raises UserError where Gradio is not installed."""
+    try:
+        import gradio as gr
+    except ImportError as error:
+        raise UserError(f"The page needs Gradio ({error}); run: pip install -c constraints.txt -e '.[app]'.") from error
+    scored = ratings.study.kind == "scores"
+    asked = ASPECTS if scored else {"choice": "Which picture is better?"}
+    choices: list[tuple[str, str]] = (
+        [(SCORE_LABELS[value], str(value)) for value in SCALE]
+        if scored
+        else [(label, value) for value, label in CHOICE_LABELS.items()]
+    )
+    with gr.Blocks(title="Rate pictures", analytics_enabled=False) as page:
+        with gr.Column() as door:
+            gr.Markdown(INTRODUCTION)
+            name = gr.Textbox(label="Your name, or a word of your own", elem_id="rater", max_length=200)
+            begin = gr.Button("Begin", variant="primary", elem_id="begin")
+        progress = gr.Markdown("", elem_id="progress")
+        shown = gr.HTML("", elem_id="shown")
+        radios = [
+            gr.Radio(choices, label=label, elem_id=f"ask-{aspect}", visible=False) for aspect, label in asked.items()
+        ]
+        forward = gr.Button("Next", variant="primary", elem_id="next", visible=False)
+        rater, key, since = gr.State(""), gr.State(""), gr.State(0.0)
+        outputs = [door, progress, shown, forward, rater, key, since, *radios]
+
+        def show(who: str) -> list[Any]:
+            question, done, total = ratings.next_question(who)
+            visible = question is not None
+            return [
+                gr.Column(visible=False),  # room for the pictures
+                f"{done} of {total} answered" if question is not None else DONE,
+                "" if question is None else question_html(question),
+                gr.Button(visible=visible),
+                who,
+                "" if question is None else question.key,
+                time.time(),
+                *(gr.Radio(value=None, visible=visible) for _ in radios),
+            ]
+
+        def begun(who: str) -> list[Any]:
+            return show(check_rater(who))
+
+        def answered(who: str, which: str, when: float, *values: str | None) -> list[Any]:
+            question, _, _ = ratings.next_question(who)
+            # Answered already in another window: on to what is left.
+            if question is not None and question.key == which:
+                given = {aspect: value for aspect, value in zip(asked, values, strict=True) if value is not None}
+                ratings.store(who, question, given, round(time.time() - when, 1))
+            return show(who)
+
+        begin.click(_told(gr, begun, outputs), name, outputs, api_name="begin", show_progress="hidden")
+        name.submit(_told(gr, begun, outputs), name, outputs, api_visibility="private", show_progress="hidden")
+        given = [rater, key, since, *radios]
+        pressed = forward.click(_told(gr, answered, outputs), given, outputs, api_name="answer", show_progress="hidden")
+        pressed.then(None, js="() => window.scrollTo(0, 0)")  # to the next picture, on small screens
+    return page
+
+
+def question_html(question: Question) -> str:
+    """The prompt and its pictures, as they are shown: nothing says where they come from."""
+    width = "100%" if len(question.pictures) == 1 else "calc(50% - 8px)"
+    pictures = "".join(
+        f'<img alt="picture" style="width:min({width}, 512px); object-fit:contain" src="{picture_data(path, box)}">'
+        for path, box in zip(question.pictures, question.masked, strict=True)
+    )
+    return f'<p style="font-size:1.2em">{html.escape(question.prompt)}</p><div style="{STYLE}">{pictures}</div>'
+
+
+def picture_data(path: Path, masked: Box | None = None) -> str:
+    """The picture's pixels as a data: address, without what its file says beside them; `masked` is painted over."""
+    buffer = io.BytesIO()
+    picture = load_picture(path)
+    Image.fromarray(picture if masked is None else painted_over(picture, masked)).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def check_host(host: str) -> None:
+    """Raises UserError for an address at which this machine cannot serve: Gradio would try for ever."""
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host  # of IPv6
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(bare, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(
+            f"--host {host!r} is no address of this machine ({reason}); give one of its own, 127.0.0.1 for this machine"
+            " alone or 0.0.0.0 for all of its network."
+        ) from error
+
+
+def serve_rating_page(page: Any, host: str = "127.0.0.1", port: int | None = None, wait: bool = True) -> str:
+    """Serves the page and returns its address; with `wait`, until it is interrupted.
+
+    Raises UserError for an address that is taken, or is not this machine's.
+    """
+    import gradio as gr
+
+    check_host(host)
+    # The reader's own fonts: nothing is fetched.
+    theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    try:
+        _, address, _ = page.launch(
+            server_name=f"[{host}]" if ":" in host and not host.startswith("[") else host,
+            server_port=port,
+            share=False,
+            show_error=True,
+            footer_links=[],
+            ssr_mode=False,
+            quiet=True,
+            inbrowser=False,
+            prevent_thread_lock=True,
+            theme=theme,
+            css=PAGE_STYLE,
+        )
+    except OSError as error:
+        raise UserError(f"The page cannot be served at {host}:{port or ''}: {sentence(error)}") from error
+    if wait:
+        print(f"The page is at {address}; Ctrl-C ends it.", flush=True)
+        page.block_thread()
+    return str(address)
+
+
+def _told(gr: Any, work: Callable[..., list[Any]], outputs: Sequence[Any]) -> Callable[..., list[Any]]:
+    """The work with a rater's mistake as a message in the page, which else stays as it is.
+
+    Not `gr.Error`: it lays a veil over every part that the work would have changed, and the answers could not be
+    reached any more.
+    """
+
+    def told(*values: Any) -> list[Any]:
+        try:
+            return work(*values)
+        except UserError as error:
+            gr.Warning(html.escape(str(error), quote=False), duration=10)
+            return [gr.skip() for _ in outputs]
+
+    return told

@@ -1,0 +1,291 @@
+"""The pictures of a benchmark's prompts: found in a folder, or drawn by a pipeline.
+
+Drawn ones lie as OUT/pictures/KEY_SAMPLE.png, with the layout that was drawn, where there was one, beside them. Which
+noise a picture starts from depends on the seed, the prompt's id and the sample's number alone, so what is missing can
+be drawn later, in any company.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from vlad.eval.prompt_files import safe_name
+from vlad.eval.protocols.terms import Wanted
+from vlad.layout.layout_files import line_to_json, read_layout, write_layout
+from vlad.types import Layout, Polygon
+from vlad.utils.errors import UserError, writable_directory
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+INDEX = "index.jsonl"
+SETTINGS = "settings.json"
+DRAWN_OF = "drawn_of.json"  # what each id's pictures were drawn of
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a prompt; `path` is None where there is none, and `fault` says why, where that is known."""
+
+    wanted: Wanted
+    sample: int
+    path: Path | None
+    fault: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Unique among the evaluation's pictures."""
+        return f"{self.wanted.key}_{self.sample}"
+
+    def polygons(self) -> tuple[Polygon | None, ...]:
+        """Where each wanted string should stand: as the prompt file says, or as the layout beside the picture does.
+
+        Strings are looked up in order; None where neither has the string.
+        """
+        lines = list(self.wanted.lines)
+        beside = None if self.path is None else self.path.with_suffix(".json")
+        if not lines and beside is not None and beside.is_file():
+            try:
+                lines = list(read_layout(beside).lines)
+            except UserError:  # a file of somebody else's
+                lines = []
+        found: list[Polygon | None] = []
+        for string in self.wanted.strings:
+            match = next((line for line in lines if line.text == string), None)
+            found.append(None if match is None else match.polygon)
+            if match is not None:
+                lines.remove(match)
+        return tuple(found)
+
+
+def picture_seed(seed: int, key: str, sample: int) -> int:
+    """Where a picture's noise starts from, 0 to 2**62."""
+    digest = hashlib.sha256(f"{seed}:{key}:{sample}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 2
+
+
+# Found
+
+
+def find_pictures(folder: Path, prompts: Sequence[Wanted], per_prompt: int | None) -> list[Picture]:
+    """The pictures of every prompt, in the prompts' order, at least one entry a prompt.
+
+    `folder/index.jsonl` names them ({"file", "id" or "prompt", "sample"?}, or as sample.py does), or else the files'
+    own names: ID.png, ID_SAMPLE.png, or 0007-a-slug.png as sample.py writes. Prompts of several files also lie in
+    folders of their subset's name (with the id without the subset in front). With `per_prompt` None, every prompt
+    should have as many as the one that has most: a hole in a folder is missing pictures, not a prompt that counts for
+    less. Raises UserError when no picture is any prompt's.
+    """
+    index = folder / INDEX
+    found = _by_index(index, prompts) if index.is_file() else _by_name(folder, prompts)
+    if not any(found.values()):
+        where = index if index.is_file() else folder
+        raise UserError(
+            f"No picture in {where} belongs to a prompt; name them {prompts[0].key}.png or {prompts[0].key}_0.png after"
+            f' the prompts\' ids, or list them in {folder / INDEX} as {{"file": "a.png", "prompt": "..."}}.'
+        )
+    per_prompt = per_prompt or max(map(len, found.values()))
+    pictures = []
+    for wanted in prompts:
+        samples = sorted(found.get(wanted.key, {}).items())[:per_prompt]
+        pictures += [Picture(wanted, sample, path) for sample, path in samples]
+        lacking = per_prompt - len(samples)
+        taken = {sample for sample, _ in samples}
+        free = (sample for sample in range(len(samples) + lacking) if sample not in taken)
+        pictures += [Picture(wanted, sample, None) for _, sample in zip(range(lacking), free, strict=False)]
+    return pictures
+
+
+def _by_index(index: Path, prompts: Sequence[Wanted]) -> dict[str, dict[int, Path]]:
+    by_key = {wanted.key: wanted.key for wanted in prompts}
+    by_prompt: dict[str, list[str]] = {}
+    for wanted in prompts:
+        by_prompt.setdefault(wanted.prompt, []).append(wanted.key)
+    found: dict[str, dict[int, Path]] = {}
+
+    def owner(prompt: str) -> str | None:
+        # Of ids with the same prompt, the one that has fewest so far.
+        return min(by_prompt.get(prompt, []), key=lambda key: len(found.get(key, ())), default=None)
+
+    # A byte that is no UTF-8 shows in the line that it spoils.
+    for number, line in enumerate(index.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            # sample.py's own index calls it "picture".
+            file = record["file"] if "file" in record else record["picture"]
+            named = record.get("id", record.get("key"))
+            key = by_key.get(safe_name(str(named))) if named is not None else owner(record["prompt"])
+            sample = record.get("sample")
+            assert isinstance(file, str) and (sample is None or isinstance(sample, int))
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+            raise UserError(
+                f'{index}, line {number} is not {{"file": "a.png", "id" or "prompt": "...", "sample": 0}}; mend it.'
+            ) from error
+        if key is not None:
+            samples = found.setdefault(key, {})
+            samples[len(samples) if sample is None else sample] = index.parent / file
+    return found
+
+
+def _by_name(folder: Path, prompts: Sequence[Wanted]) -> dict[str, dict[int, Path]]:
+    names = {wanted.key: wanted.key for wanted in prompts}
+    # LAIONEval4000/17_2.jpg is picture 2 of the prompt LAIONEval4000-17, CVTG/2/17.png one of CVTG-2-17.
+    inside = {(w.subset, w.key.removeprefix(f"{w.subset}-")): w.key for w in prompts if w.subset}
+    numbered = {f"{number:04d}": wanted.key for number, wanted in enumerate(prompts)}
+    found: dict[str, dict[int, Path]] = {}
+
+    def owner(path: Path, stem: str) -> str | None:
+        parts = path.relative_to(folder).parent.parts
+        folders = (*parts, *(f"{outer}-{inner}" for outer, inner in pairwise(parts)))
+        return next((inside[part, stem] for part in folders if (part, stem) in inside), None) or names.get(stem)
+
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in ENDINGS or not path.is_file():
+            continue
+        head, _, tail = path.stem.rpartition("_")
+        key, sample = owner(path, path.stem), 0
+        if key is None and tail.isdigit():
+            key, sample = owner(path, head), int(tail)
+        if key is None and path.parent == folder:
+            key, sample = numbered.get(path.stem.partition("-")[0]) if "-" in path.stem else None, 0
+        if key is not None:
+            found.setdefault(key, {}).setdefault(sample, path)
+    return found
+
+
+# Drawn
+
+
+class Artist(Protocol):
+    """What draws prompts."""
+
+    batch_size: int
+    takes_layouts: bool
+
+    def settings(self) -> dict[str, Any]:
+        """All that shapes its pictures, as plain values."""
+
+    def refusal(self, wanted: Wanted, layout: Layout | None) -> str | None:
+        """Why a prompt cannot be drawn, in one sentence; None where it can."""
+
+    def draw(
+        self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
+    ) -> list[tuple[Image.Image, Layout | None]]:
+        """A picture a prompt, with the layout that it follows where there is one."""
+
+
+def draw_pictures(
+    artist: Artist, prompts: Sequence[Wanted], per_prompt: int, seed: int, use_layouts: bool, out: Path
+) -> Iterator[Picture]:
+    """The pictures of every prompt, in order, each given out once it is on the disk; what is there is not drawn again.
+
+    Raises UserError when `out` holds pictures that were drawn in another way, or of other prompts with the same ids.
+    """
+    folder = writable_directory(out / "pictures", "pictures")
+    for path, content in check_drawn(artist, prompts, seed, use_layouts, out).items():
+        _write_json(path, content)
+    batch: list[Picture] = []
+    queue: list[Picture] = []  # in the prompts' order, what is drawn and what waits for its batch
+
+    def drawn() -> None:
+        layouts = [Layout(picture.wanted.lines) for picture in batch] if use_layouts else None
+        seeds = [picture_seed(seed, picture.wanted.key, picture.sample) for picture in batch]
+        pictures = artist.draw([picture.wanted for picture in batch], seeds, layouts)
+        for picture, (image, layout) in zip(batch, pictures, strict=True):
+            assert picture.path is not None
+            if layout is not None and layout.lines:
+                write_layout(layout, picture.path.with_suffix(".json"))
+            temporary = picture.path.with_suffix(f".partial-{os.getpid()}")
+            image.save(temporary, "PNG")
+            temporary.replace(picture.path)
+        batch.clear()
+
+    for wanted in prompts:
+        layout = Layout(wanted.lines) if use_layouts else None
+        refusal = artist.refusal(wanted, layout)
+        for sample in range(per_prompt):
+            if refusal is not None:
+                queue.append(Picture(wanted, sample, None, refusal))
+                continue
+            picture = Picture(wanted, sample, folder / f"{wanted.key}_{sample}.png")
+            queue.append(picture)
+            if not (folder / f"{wanted.key}_{sample}.png").is_file():
+                batch.append(picture)
+            if len(batch) == artist.batch_size:
+                drawn()
+            if not batch:
+                yield from queue
+                queue.clear()
+    if batch:
+        drawn()
+    yield from queue
+
+
+def check_drawn(
+    artist: Artist, prompts: Sequence[Wanted], seed: int, use_layouts: bool, out: Path
+) -> dict[Path, dict[str, Any]]:
+    """Raises UserError as `draw_pictures` does. Gives what its records of `out` have to say, by their paths."""
+    settings = {**artist.settings(), "seed": seed, "use_layouts": use_layouts}
+    _check_settings(out / SETTINGS, settings)
+    return {out / SETTINGS: settings, out / DRAWN_OF: _checked_prompts(out, prompts, use_layouts)}
+
+
+def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+    stored = _read_record(path) if path.is_file() else settings
+    differing = sorted(name for name in {**stored, **settings} if stored.get(name) != settings.get(name))
+    if differing:
+        changes = ", ".join(f"{name} {stored.get(name)}, now {settings.get(name)}" for name in differing)
+        raise UserError(
+            f"{path.parent} holds pictures that were drawn in another way ({changes}); name another folder with"
+            " --out, or remove this one."
+        )
+
+
+def _checked_prompts(out: Path, prompts: Sequence[Wanted], use_layouts: bool) -> dict[str, str]:
+    """Another prompt file, or one that was edited, has the same ids: their pictures are of other prompts."""
+    path, folder = out / DRAWN_OF, out / "pictures"
+    stored: dict[str, str] = _read_record(path) if path.is_file() else {}
+    asked = {wanted.key: _asked_digest(wanted, use_layouts) for wanted in prompts}
+    for wanted in prompts:
+        is_other = stored.get(wanted.key, asked[wanted.key]) != asked[wanted.key]
+        if is_other and any(folder.glob(f"{glob.escape(wanted.key)}_*.png")):
+            raise UserError(
+                f"{folder} holds pictures that were drawn of another prompt (of the id {wanted.key!r}, now"
+                f" {wanted.prompt[:80]!r}); name another folder with --out, or remove this one."
+            )
+    return {**stored, **asked}
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}), so how the pictures beside it were drawn is not known; name another folder"
+            f" with --out, or remove {path.parent}."
+        ) from error
+    return record
+
+
+def _asked_digest(wanted: Wanted, use_layouts: bool) -> str:
+    """What a picture is drawn of: the prompt, and the layout where that is given."""
+    lines = [line_to_json(line) for line in wanted.lines] if use_layouts else []
+    return hashlib.sha256(json.dumps([wanted.prompt, lines]).encode()).hexdigest()[:16]
+
+
+def _write_json(path: Path, content: Any) -> None:
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)

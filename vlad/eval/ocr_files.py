@@ -1,0 +1,219 @@
+"""Pictures read on all cores, in processes, a file of what was read beside each.
+
+    pictures (path, polygons) --> pool of processes, each with its own engine --> READINGS/KEY.json --> PictureReading
+                                       decode, enlarge, read, write
+
+Pictures are taken as they come, a few ahead, and what was read before is taken from its file: reading overlaps with
+whatever makes the pictures, can be interrupted, and holds no more than a few pictures at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from vlad.eval.protocols.terms import Reading
+from vlad.layout.layout_files import layout_from_json, line_to_json
+from vlad.layout.line_crops import crop_line
+from vlad.metrics.ocr import OCREngine, build_engine, enlarge, enlargement
+from vlad.types import Polygon
+from vlad.utils.parallel import available_cores
+
+Box = tuple[float, float, float, float]
+MOST_PIXELS = 100_000_000  # a picture with more is not decoded
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what `load_picture` may raise
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How pictures are read. `enlarge_factor` None: until the shorter side has 256 pixels.
+
+    `workers` processes; 1 reads in the calling one, None takes a process a core. `masked` is a box (left, top, right,
+    bottom; 0..1) that is painted over before a picture is read: a watermark.
+    """
+
+    engine: str = "rapidocr"
+    enlarge_factor: int | None = None
+    workers: int | None = None
+    masked: Box | None = None
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture to be read: whole, and in the crops of `polygons` where there are some. `store` is where the reading
+    is kept."""
+
+    path: Path
+    store: Path
+    polygons: tuple[Polygon, ...] = ()
+
+
+@dataclass(frozen=True)
+class PictureReading:
+    """What was read in a picture of `width` x `height` pixels, or why nothing could be (`fault`)."""
+
+    reading: Reading
+    width: int = 0
+    height: int = 0
+    fault: str | None = None
+
+
+def read_files(pictures: Iterable[PictureFile], options: ReadOptions) -> Iterator[PictureReading]:
+    """The reading of every picture, in order.
+
+    Raises UserError for an engine that is unknown or not installed, before the first picture is taken.
+    """
+    engine = build_engine(options.engine)
+    workers = options.workers or available_cores()
+    if workers == 1:
+        reader = _Reader(engine, options)
+        yield from (_stored(picture, reader.about) or reader.read(picture) for picture in pictures)
+        return
+    about = _about(engine, options)
+    # Spawned: what a forked process inherits of torch's and ONNX's threads does not work.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _begin, (options,))
+    waiting: deque[PictureReading | Future[PictureReading]] = deque()
+    try:
+        for picture in pictures:
+            waiting.append(_stored(picture, about) or pool.submit(_read_in_worker, picture))
+            while waiting and (len(waiting) > 4 * workers or not isinstance(waiting[0], Future) or waiting[0].done()):
+                yield _result(waiting.popleft())
+        while waiting:
+            yield _result(waiting.popleft())
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "A process that was reading pictures died; the machine may be short of memory: try --workers 1."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _result(item: PictureReading | Future[PictureReading]) -> PictureReading:
+    return item.result() if isinstance(item, Future) else item
+
+
+class _Reader:
+    """One process's engine."""
+
+    def __init__(self, engine: OCREngine, options: ReadOptions) -> None:
+        self.engine, self.options = engine, options
+        self.about = _about(engine, options)
+
+    def read(self, file: PictureFile) -> PictureReading:
+        """Reads the picture and keeps what was read."""
+        try:
+            picture = load_picture(file.path)
+        except UNREADABLE as error:
+            said = "is no picture" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+            return PictureReading(Reading(()), fault=said.splitlines()[0])
+        height, width = picture.shape[:2]
+        if self.options.masked is not None:
+            picture = painted_over(picture, self.options.masked)
+        factor = self.options.enlarge_factor or enlargement(width, height)
+        large = enlarge(picture, factor)
+        # As the file keeps them, so that a reading taken up again is the same.
+        kept = [line_to_json(line) for line in self.engine.read(large)]
+        lines = layout_from_json({"lines": kept}).lines
+        crops = None
+        if file.polygons:
+            cut = (crop_line(large, polygon) for polygon in file.polygons)
+            crops = tuple("" if crop is None else self.engine.read_line(crop) for crop in cut)
+        found = PictureReading(Reading(lines, crops), width, height)
+        _store(file, self.about, found)
+        return found
+
+
+_reader: _Reader | None = None
+
+
+def _begin(options: ReadOptions) -> None:
+    """Makes a worker's engine."""
+    global _reader  # noqa: PLW0603 - a process's own, made once
+    os.environ["OMP_NUM_THREADS"] = "1"
+    _reader = _Reader(build_engine(options.engine), options)
+
+
+def _read_in_worker(file: PictureFile) -> PictureReading:
+    assert _reader is not None
+    return _reader.read(file)
+
+
+def load_picture(path: Path) -> np.ndarray:
+    """The picture's pixels (H W 3, uint8), what is transparent on white. Raises one of UNREADABLE."""
+    with Image.open(path) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels are too many")
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            ground = Image.new("RGBA", image.size, "white")
+            return np.asarray(Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB"))
+        return np.asarray(image.convert("RGB"))
+
+
+def painted_over(picture: np.ndarray, box: Box) -> np.ndarray:
+    """The picture (H W 3, uint8) with a box of it, grown by a pixel, in the median colour of what is around."""
+    height, width = picture.shape[:2]
+    left, top = max(0, int(box[0] * width) - 1), max(0, int(box[1] * height) - 1)
+    right, bottom = min(width, math.ceil(box[2] * width) + 1), min(height, math.ceil(box[3] * height) + 1)
+    ring = np.zeros((height, width), dtype=bool)
+    ring[max(0, top - 2) : bottom + 2, max(0, left - 2) : right + 2] = True
+    ring[top:bottom, left:right] = False
+    result = picture.copy()
+    result[top:bottom, left:right] = np.median(picture[ring if ring.any() else ...].reshape(-1, 3), axis=0)
+    return result
+
+
+def _about(engine: OCREngine, options: ReadOptions) -> dict[str, Any]:
+    masked = {} if options.masked is None else {"masked": list(options.masked)}
+    return {"engine": engine.name, "enlarge": options.enlarge_factor, **masked}
+
+
+def _stamp(file: PictureFile) -> list[Any]:
+    """What tells that a picture is another one."""
+    status = file.path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _store(file: PictureFile, about: dict[str, Any], found: PictureReading) -> None:
+    record = {
+        **about,
+        "stamp": _stamp(file),
+        "polygons": file.polygons,
+        "width": found.width,
+        "height": found.height,
+        "lines": [line_to_json(line) for line in found.reading.lines],
+        "crops": found.reading.crops,
+    }
+    temporary = file.store.with_suffix(f".partial-{os.getpid()}")
+    temporary.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
+    temporary.replace(file.store)
+
+
+def _stored(file: PictureFile, about: dict[str, Any]) -> PictureReading | None:
+    """What was read before, in the same way; None where that is nothing."""
+    try:
+        record = json.loads(file.store.read_text(encoding="utf-8"))
+        # A reading of pictures with a watermark is none of pictures without.
+        differs = any(record.get(name) != value for name, value in {"masked": None, **about}.items())
+        if differs or record["stamp"] != _stamp(file):
+            return None
+        # Crops that nobody asks for do no harm.
+        if file.polygons and record["polygons"] != json.loads(json.dumps(file.polygons)):
+            return None
+        layout = layout_from_json({"lines": record["lines"]})
+        crops = None if record["crops"] is None else tuple(record["crops"])
+        return PictureReading(Reading(layout.lines, crops), record["width"], record["height"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

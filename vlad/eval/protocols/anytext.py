@@ -1,0 +1,50 @@
+"""The AnyText benchmark (arXiv 2311.03054): each line is read alone, in the crop of its polygon.
+
+    Sen.ACC  share of lines read exactly, case and punctuation counting
+    NED      1 - Levenshtein distance / (length of the longer + 1e-5), the mean over lines
+
+Strict keeps the benchmark's limits: the first 5 legible lines of a picture, the first 20 characters of each.
+Corrected: every legible line, whole, white space at the ends aside, and no 1e-5.
+The published scorer compares characters as numbers of its own recogniser's alphabet, in which all characters that it
+does not know are one; here they stay themselves.
+"""
+
+from __future__ import annotations
+
+from rapidfuzz.distance import Levenshtein
+
+from vlad.eval.protocols.terms import Mode, Protocol, Reading, Term, Terms, Wanted, as_they_are
+
+MOST_LINES, MOST_CHARACTERS = 5, 20
+
+
+def line_similarity(a: str, b: str, mode: Mode) -> float:
+    """NED, a similarity despite its name: 1 is equal."""
+    longer = max(len(a), len(b)) + (1e-5 if mode == "strict" else 0)
+    return 1 - Levenshtein.distance(a, b) / longer if longer else 1.0
+
+
+def score(wanted: Wanted, reading: Reading, mode: Mode) -> Terms:
+    """One picture's lines; `reading.crops` has the text of every line's crop, in the order of `wanted.lines`."""
+    assert reading.crops is not None and len(reading.crops) == len(wanted.lines)
+    pairs = [(line.text, crop) for line, crop in zip(wanted.lines, reading.crops, strict=True) if line.valid]
+    if mode == "strict":
+        pairs = [(text[:MOST_CHARACTERS], crop) for text, crop in pairs[:MOST_LINES]]
+    else:
+        pairs = [(text.strip(), crop.strip()) for text, crop in pairs]
+    exact = sum(text == crop for text, crop in pairs)
+    similarity = sum(line_similarity(text, crop, mode) for text, crop in pairs)
+    return {"sentence_accuracy": Term(float(exact), len(pairs)), "ned": Term(similarity, len(pairs))}
+
+
+ANYTEXT = Protocol(
+    name="anytext",
+    title="AnyText benchmark",
+    metrics=("sentence_accuracy", "ned"),
+    ranked_by="ned",
+    native_engine="DuGuangOCR (convnextTiny general recognition)",
+    score=score,
+    combine=as_they_are,
+    quirks="5 lines of 20 characters; NED over length + 1e-5",
+    needs_polygons=True,
+)

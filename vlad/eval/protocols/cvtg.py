@@ -1,0 +1,64 @@
+"""CVTG-2K (TextCrafter, arXiv 2503.23461): the words of several places in one picture.
+
+    truth          the words of every '...' of the prompt, lower-cased
+    word accuracy  share of the wanted words that were read anywhere
+    NED            of each wanted word and the most similar word read: 1 - Levenshtein / (longer + 1e-5), the mean
+
+Strict keeps what the published scorer does: a word that was read once satisfies any number of wanted ones, nothing
+counts against words too many, the most similar word is the one of `difflib`'s highest ratio (whose NED another may
+exceed), and apostrophes cut the truth.
+Corrected: a read word satisfies one wanted word, the most similar word is the one of the highest NED, the truth is
+the file's list of sentences or else the quotations as `vlad/models/text_encoder/prompt.py` finds them, and no 1e-5.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from vlad.eval.protocols.anytext import line_similarity
+from vlad.eval.protocols.terms import (
+    Mode,
+    Protocol,
+    Reading,
+    Term,
+    Terms,
+    Wanted,
+    as_they_are,
+    lower_words,
+    matches,
+    straight_quoted,
+)
+
+
+def wanted_words(wanted: Wanted, mode: Mode) -> list[str]:
+    """The words that the scorer takes for the truth."""
+    return lower_words(straight_quoted(wanted.prompt) if mode == "strict" else wanted.strings)
+
+
+def word_similarity(word: str, read: Sequence[str], mode: Mode) -> float:
+    """NED of a wanted word and the most similar of the words read (at least one)."""
+    if mode == "strict":
+        (closest,) = difflib.get_close_matches(word, read, n=1, cutoff=0)
+        return line_similarity(word, closest, mode)
+    return max(line_similarity(word, other, mode) for other in read)
+
+
+def score(wanted: Wanted, reading: Reading, mode: Mode) -> Terms:
+    """One picture's words."""
+    truth, read = wanted_words(wanted, mode), lower_words(reading.words) or [""]
+    found = sum(word in read for word in truth) if mode == "strict" else matches(truth, read)
+    similarity = sum(word_similarity(word, read, mode) for word in truth)
+    return {"word_accuracy": Term(float(found), len(truth)), "ned": Term(similarity, len(truth))}
+
+
+CVTG = Protocol(
+    name="cvtg",
+    title="CVTG-2K",
+    metrics=("word_accuracy", "ned"),
+    ranked_by="ned",
+    native_engine="PaddleOCR (PP-OCRv3 detection, PP-OCRv4 English recognition)",
+    score=score,
+    combine=as_they_are,
+    quirks="one read word satisfies any number of wanted ones; no precision; apostrophes cut the truth",
+)

@@ -1,0 +1,61 @@
+"""LongText-Bench (X-Omni, arXiv 2507.22058): how much of a long text a picture shows, wherever it stands.
+
+    text accuracy  characters (Chinese) or lower-cased words (English) shared by truth and reading as multisets, over
+                   those of the truth; the sums run over all pictures (micro average)
+
+Strict keeps what the published scorer does: only the letters a-z, digits, common Chinese characters and some accented
+letters of French survive, all else vanishes (so it's becomes its, and Straße Strae).
+Corrected: letters, digits and marks of all scripts survive, in Unicode's composed form, and all other characters
+part words, apostrophes aside (well-known is two words).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from vlad.eval.protocols.terms import Mode, Protocol, Reading, Term, Terms, Wanted, as_they_are, matches
+from vlad.layout.reading_order import reading_order
+
+_CHINESE = re.compile("[\u4e00-\u9fa5]")
+_VANISHES_IN_STRICT = re.compile("[^\u4e00-\u9fa5a-zA-Z0-9\\sàâäéèêëîïôöùûüçÀÂÄÉÈÊËÎÏÔÖÙÛÜÇ]")
+_APOSTROPHES = "'’"
+
+
+def units(text: str, chinese: bool, mode: Mode) -> list[str]:
+    """What is counted: words, or with `chinese` characters."""
+    if mode == "strict":
+        kept = _VANISHES_IN_STRICT.sub("", text)
+    else:
+        text = unicodedata.normalize("NFC", text)
+        kept = "".join(_as_corrected(character) for character in text)
+    return [character for character in kept if not character.isspace()] if chinese else kept.lower().split()
+
+
+def _as_corrected(character: str) -> str:
+    if unicodedata.category(character)[0] in "LNM":
+        return character
+    return "" if character in _APOSTROPHES else " "
+
+
+def score(wanted: Wanted, reading: Reading, mode: Mode) -> Terms:
+    """One picture's share of the text."""
+    text = " ".join(wanted.strings)
+    chinese = _CHINESE.search(text) is not None
+    lines = reading.lines if mode == "strict" else reading_order(reading.lines)
+    truth = units(text, chinese, mode)
+    return {
+        "text_accuracy": Term(matches(truth, units(" ".join(line.text for line in lines), chinese, mode)), len(truth))
+    }
+
+
+LONGTEXT = Protocol(
+    name="longtext",
+    title="LongText-Bench",
+    metrics=("text_accuracy",),
+    ranked_by="text_accuracy",
+    native_engine="Qwen2.5-VL-7B-Instruct",
+    score=score,
+    combine=as_they_are,
+    quirks="only a-z, digits, Chinese and some French letters survive; words too many cost nothing",
+)

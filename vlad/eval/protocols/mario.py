@@ -1,0 +1,71 @@
+"""MARIO-Eval (TextDiffuser, arXiv 2305.10855): the protocol of the paper's Table I.
+
+    truth       the words of every '...' of the lower-cased prompt
+    prediction  the words read, lower-cased, punctuation kept
+    precision   matched / (read + 1e-8), recall: matched / (wanted + 1e-8), each the mean over pictures
+    F           of the mean precision and the mean recall
+    accuracy    share of pictures whose sorted words, joined, are the same string
+
+Strict keeps what the published scorer does: an apostrophe inside a quotation ('don't') cuts the truth; only straight
+single marks quote; joined words compare alike where they are split differently ({ab, c} = {a, bc}); a prompt that
+asks for nothing is exact when nothing is read and counts 0 for precision and recall.
+Corrected: quotations as `models/text_encoder/prompt.py` finds them (any marks, apostrophes known), multisets are
+compared as multisets, and prompts that ask for nothing are left out.
+"""
+
+from __future__ import annotations
+
+from vlad.eval.protocols.terms import (
+    EPSILON,
+    Mode,
+    Protocol,
+    Reading,
+    Term,
+    Terms,
+    Wanted,
+    lower_words,
+    matches,
+    straight_quoted,
+)
+
+
+def wanted_words(wanted: Wanted, mode: Mode) -> list[str]:
+    """The words that the scorer takes for the truth."""
+    if mode == "strict":
+        return lower_words(straight_quoted(wanted.prompt.strip().lower()))
+    return lower_words(wanted.strings)
+
+
+def score(wanted: Wanted, reading: Reading, mode: Mode) -> Terms:
+    """One picture's precision, recall and exactness."""
+    truth, read = wanted_words(wanted, mode), lower_words(reading.words)
+    if mode == "corrected" and not truth:
+        return {}
+    matched = matches(truth, read)
+    exact = "".join(sorted(truth)) == "".join(sorted(read)) if mode == "strict" else sorted(truth) == sorted(read)
+    return {
+        "accuracy": Term(float(exact)),
+        "precision": Term(matched / (len(read) + EPSILON)),
+        "recall": Term(matched / (len(truth) + EPSILON)),
+    }
+
+
+def combine(values: dict[str, float]) -> dict[str, float]:
+    """Adds F, of the means."""
+    if "precision" not in values:
+        return values
+    precision, recall = values["precision"], values["recall"]
+    return {**values, "f_measure": 2 * precision * recall / (precision + recall + EPSILON)}
+
+
+MARIO = Protocol(
+    name="mario",
+    title="MARIO-Eval",
+    metrics=("accuracy", "precision", "recall", "f_measure"),
+    ranked_by="recall",
+    native_engine="MaskTextSpotter v3",
+    score=score,
+    combine=combine,
+    quirks="only straight single marks quote; apostrophes cut the truth; {ab, c} equals {a, bc}; F of the mean P and R",
+    asks=lambda wanted, mode: bool(wanted_words(wanted, mode)),
+)

@@ -1,0 +1,94 @@
+"""TextAtlasEval (TextAtlas5M, arXiv 2502.07870): dense text, matched word by word with some tolerance.
+
+    accuracy, precision  words read that are like a wanted one (fuzzy ratio at least 80 of 100), over words wanted, read
+    f_measure            of the two, whose sums run over all pictures (micro average)
+    cer                  edits between the whole texts over their length, the mean over pictures
+
+The fuzzy ratio of a and b is 100 * 2 * (longest common subsequence) / (|a| + |b|).
+Strict keeps what the published scorer does: each read word takes the first free wanted word that is like it, in the
+engine's order; the ratio is rounded before it is compared (79.5 passes); CER is divided by the longer of both texts,
+letter case counts in it, and pictures without a wanted text are left out.
+Corrected: equal words are paired before those that are only alike, the ratio is not rounded, and CER is what the name
+means: edits over the letters wanted (above 1 where too much is read), in reading order, with white space evened out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rapidfuzz import fuzz
+from rapidfuzz.distance import Levenshtein
+
+from vlad.eval.protocols.terms import Mode, Protocol, Reading, Term, Terms, Wanted, lower_words
+from vlad.layout.reading_order import reading_order
+
+LEAST_RATIO = 80
+
+
+def matched_words(truth: Sequence[str], read: Sequence[str], mode: Mode) -> int:
+    """How many words read are like a wanted one, each of which serves once."""
+    if mode == "strict":
+        free = list(truth)
+        for word in read:
+            like = next((other for other in free if round(fuzz.ratio(word, other)) >= LEAST_RATIO), None)
+            if like is not None:
+                free.remove(like)
+        return len(truth) - len(free)
+    pairs = sorted(
+        (-ratio, i, j)
+        for i, word in enumerate(read)
+        for j, other in enumerate(truth)
+        if (ratio := fuzz.ratio(word, other)) >= LEAST_RATIO
+    )
+    used_read: set[int] = set()
+    used_truth: set[int] = set()
+    for _, i, j in pairs:
+        if i not in used_read and j not in used_truth:
+            used_read.add(i)
+            used_truth.add(j)
+    return len(used_truth)
+
+
+def character_errors(truth: str, read: str, mode: Mode) -> Term:
+    """CER of a picture; no part of the mean where nothing is wanted."""
+    if not truth:
+        return Term(0, 0)
+    return Term(Levenshtein.distance(truth, read) / (max(len(truth), len(read)) if mode == "strict" else len(truth)))
+
+
+def score(wanted: Wanted, reading: Reading, mode: Mode) -> Terms:
+    """One picture's words and letters."""
+    lines = reading.lines if mode == "strict" else reading_order(reading.lines)
+    truth_text = " ".join(wanted.strings)
+    read_text = " ".join(line.text.strip() for line in lines if line.text)
+    if mode == "corrected":
+        truth_text, read_text = (" ".join(text.split()) for text in (truth_text, read_text))
+    truth, read = lower_words([truth_text]), lower_words([read_text])
+    matched = matched_words(truth, read, mode)
+    return {
+        "accuracy": Term(matched, len(truth)),
+        "precision": Term(matched, len(read)),
+        "cer": character_errors(truth_text, read_text, mode),
+    }
+
+
+def combine(values: dict[str, float]) -> dict[str, float]:
+    """Adds F; 0 where nothing was read or matched."""
+    if "accuracy" not in values:
+        return values
+    precision, recall = values.get("precision", 0.0), values["accuracy"]
+    total = precision + recall
+    return {**values, "precision": precision, "f_measure": 2 * precision * recall / total if total else 0.0}
+
+
+TEXTATLAS = Protocol(
+    name="textatlas",
+    title="TextAtlasEval",
+    metrics=("accuracy", "precision", "f_measure", "cer"),
+    ranked_by="accuracy",
+    native_engine="PaddleOCR (English)",
+    score=score,
+    combine=combine,
+    quirks="first free word of a rounded ratio of 80; CER over the longer text",
+    falling=frozenset({"cer"}),
+)

@@ -1,0 +1,227 @@
+"""A benchmark's prompts on one target: drawn where pictures are missing, read, scored, told.
+
+TARGET is a run, a pipeline of ours or of diffusers, a folder of pictures, or an entry of configs/eval/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vlad.eval.evaluator import Evaluation, check_table_writer, choose_protocols, evaluate, metrics_json, write_json
+from vlad.eval.fidelity import WEIGHTS, check_encoders, score_fidelity
+from vlad.eval.generators import DrawOptions, build_artist
+from vlad.eval.html_report import write_report
+from vlad.eval.image_sets import Artist, Picture, check_drawn, draw_pictures, find_pictures
+from vlad.eval.ocr_files import ReadOptions
+from vlad.eval.prompt_files import read_prompt_files
+from vlad.eval.protocols.terms import Protocol, Wanted
+from vlad.eval.reference_images import references_of
+from vlad.eval.table1_entries import Entry, artist_of, load_entry, masked_box, missing_model
+from vlad.metrics.ocr import build_engine
+from vlad.utils.errors import UserError, claimed, local_place, writable_directory
+
+ENTRY_ENDINGS = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What is scored and how. `first` and `images_per_prompt` None: all prompts, and one picture each (of a folder, as
+    many as there are). `references` None: those that the prompt files name. `draw` is of targets that are no entry."""
+
+    prompts: tuple[Path, ...]
+    protocol: str = "all"
+    read: ReadOptions = field(default_factory=ReadOptions)
+    first: int | None = None
+    images_per_prompt: int | None = None
+    seed: int = 0
+    use_layouts: bool = False
+    weights: Path = WEIGHTS
+    vision_encoders: tuple[Path, ...] = ()
+    references: Path | None = None
+    draw: DrawOptions = field(default_factory=DrawOptions)
+
+
+def score_target(
+    target: Path, options: ScoreOptions, out: Path | None = None, overrides: Sequence[str] = ()
+) -> tuple[Evaluation, Path]:
+    """Scores a target; `overrides` change an entry's settings. Gives the evaluation and its folder.
+
+    Raises UserError, before anything is drawn, for what cannot be.
+    """
+    subject = _subject_of(target, options, overrides)
+    prompts, protocols = subject.prompts, subject.protocols
+    names = [protocol.name for protocol in protocols]
+    references = references_of(prompts, options.references)
+    check_encoders(names, options.weights, options.vision_encoders)
+    out = out or default_out(target, options.prompts)
+    writable_directory(out, "the evaluation", needed_bytes=20_000_000)
+    with claimed(out, "an evaluation"):
+        total, pictures, made = subject.pictures(options, out)
+        with tqdm(total=total, desc="scoring", unit="picture") as bar:
+            read = subject.read_options(options.read)
+            found = evaluate(pictures, protocols, read, out, subject.left_out, lambda done: bar.update(done - bar.n))
+        found.fidelity, absent = score_fidelity(
+            found.scored, names, options.weights, options.vision_encoders, references
+        )
+        found.left_out |= absent
+        files = [str(path) for path in options.prompts]
+        about = {"target": str(target), "prompt_files": files, "prompts_asked": len(prompts), **made}
+        lines = rests_on(found, {**about, "target": subject.named})
+        write_json(out / "metrics.json", {**metrics_json(found, about), "rests_on": dict(lines)})
+        title = f"{subject.title} on {', '.join(path.name for path in options.prompts)}"
+        write_report(out / "report.html", found, title, lines)
+    return found, out
+
+
+def check_target(target: Path, options: ScoreOptions, out: Path, overrides: Sequence[str] = ()) -> None:
+    """Raises UserError for what `score_target` would refuse. Draws and writes nothing; models are loaded for it."""
+    for folder in (out, out / "pictures", out / "readings"):
+        if local_place(folder, "--out").exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file where a folder has to be; move it, or name another place with --out.")
+    _subject_of(target, options, overrides).check(options, out)
+
+
+def check_measures(options: ScoreOptions) -> None:
+    """Raises UserError for what `score_target` would refuse of the prompts, references and encoders of any target."""
+    prompts = read_prompt_files(options.prompts)[: options.first]
+    references_of(prompts, options.references)
+    check_encoders([options.protocol], options.weights, options.vision_encoders)
+
+
+def _subject_of(target: Path, options: ScoreOptions, overrides: Sequence[str]) -> _Subject:
+    if overrides and not is_entry(target):
+        raise UserError(
+            f"{overrides[0]} changes an entry of configs/eval, and {target} is none; use the options (--help)."
+        )
+    local_place(target, "target")
+    entry = load_entry(target, overrides) if is_entry(target) else None
+    if entry is None and not target.is_dir():
+        raise UserError(f"There is nothing at {target}; name a run, a pipeline, a folder of pictures or an entry.")
+    if entry is not None and (why := missing_model(entry)) is not None:
+        raise UserError(f"{target}: there is {why}; put it there, or name another place (key=value).")
+    _check_draw_options(target, entry, options.draw)
+    prompts = read_prompt_files(options.prompts)[: options.first]
+    build_engine(options.read.engine)
+    check_table_writer()
+    draws = is_pipeline(target) if entry is None else entry.kind != "pictures"
+    use_layouts = options.use_layouts or (options.protocol == "anytext" and draws)
+    # A folder's pictures are taken at their word: whoever made them knew the prompt file.
+    protocols, left_out = choose_protocols(options.protocol, prompts, use_layouts or not draws)
+    return _Subject(target, entry, draws, prompts, use_layouts, protocols, left_out)
+
+
+def _check_draw_options(target: Path, entry: Entry | None, draw: DrawOptions) -> None:
+    """Raises UserError where options of drawing would change nothing."""
+    given = next((name for name, value in asdict(draw).items() if value is not None), None)
+    if given is None:
+        return
+    option = "--no-refit" if given == "refit" else f"--{given.replace('_', '-')}"
+    if entry is not None:
+        instead = "leave it out" if given == "refit" else f"write {given}={getattr(draw, given)}"
+        raise UserError(f"{option} is not for {target}, which has settings of its own; {instead}.")
+    if not is_pipeline(target):
+        raise UserError(f"{target} holds pictures that are made already, which {option} cannot change; leave it out.")
+
+
+def is_entry(target: Path) -> bool:
+    """Whether the target is an entry of configs/eval/ rather than a folder."""
+    return target.suffix in ENTRY_ENDINGS
+
+
+def is_pipeline(target: Path) -> bool:
+    """Whether the folder draws, rather than being one of pictures."""
+    names = ("model_index.json", "pipeline/model_index.json", "config.yaml")
+    return any((target / name).is_file() for name in names)
+
+
+def default_out(target: Path, prompts: Sequence[Path]) -> Path:
+    """Inside a run; beside the working directory's other evaluations for anything else."""
+    name = prompts[0].stem + (f"-and-{len(prompts) - 1}" if len(prompts) > 1 else "")
+    if (target / "config.yaml").is_file():
+        return target / "evaluation" / name
+    return Path("evaluations") / f"{target.resolve().stem if is_entry(target) else target.resolve().name}-{name}"
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A target and the entry that it is, if it is one, with what is asked of it and why the rest is not."""
+
+    target: Path
+    entry: Entry | None
+    draws: bool
+    prompts: list[Wanted]
+    use_layouts: bool
+    protocols: list[Protocol]
+    left_out: dict[str, str]
+
+    @property
+    def title(self) -> str:
+        """What the report calls it."""
+        return self.target.name if self.entry is None else self.entry.title or self.target.stem
+
+    @property
+    def named(self) -> str:
+        """Where it lies; of an entry, where its models or pictures lie as well."""
+        return str(self.target) if self.entry is None else f"{self.target}, path {self.entry.drawn_from}"
+
+    def read_options(self, options: ReadOptions) -> ReadOptions:
+        """The same, with the entry's watermark painted over."""
+        masked = None if self.entry is None else masked_box(self.entry)
+        return ReadOptions(options.engine, options.enlarge_factor, options.workers, masked)
+
+    def pictures(self, options: ScoreOptions, out: Path) -> tuple[int, Iterator[Picture], dict[str, Any]]:
+        """How many pictures there will be, the pictures, and how they were made."""
+        if not self.draws:
+            pictures = self._found(options)
+            said = "found in the folder; with which seeds and settings is not known here"
+            return len(pictures), iter(pictures), {"made": said}
+        artist, count = self._artist(options), options.images_per_prompt or 1
+        drawn = draw_pictures(artist, self.prompts, count, options.seed, self.use_layouts, out)
+        layouts = "given" if self.use_layouts else "its own"
+        made = {"made": {**artist.settings(), "seed": options.seed, "layouts": layouts}}
+        return len(self.prompts) * count, drawn, made
+
+    def check(self, options: ScoreOptions, out: Path) -> None:
+        """Raises UserError where `pictures` would, or the first of them."""
+        if self.draws:
+            check_drawn(self._artist(options), self.prompts, options.seed, self.use_layouts, out)
+        else:
+            self._found(options)
+
+    def _found(self, options: ScoreOptions) -> list[Picture]:
+        folder = self.target if self.entry is None else Path(self.entry.path)
+        return find_pictures(folder, self.prompts, options.images_per_prompt)
+
+    def _artist(self, options: ScoreOptions) -> Artist:
+        artist = build_artist(self.target, options.draw) if self.entry is None else artist_of(self.entry)
+        if self.use_layouts and not artist.takes_layouts:
+            stands = f"{self.target} takes no layouts, so its text stands where it likes"
+            if options.use_layouts:
+                raise UserError(f"{stands}; leave out --use-layouts.")
+            raise UserError(f"{stands}, and the protocol anytext reads lines in their polygons; take another protocol.")
+        if self.use_layouts and not all(wanted.lines for wanted in self.prompts):
+            raise UserError("--use-layouts draws text where the prompt file says, and the file has no polygons.")
+        return artist
+
+
+def rests_on(found: Evaluation, about: dict[str, Any]) -> list[tuple[str, str]]:
+    """The protocol line, as names and values."""
+    made = about["made"]
+    settings = made if isinstance(made, str) else ", ".join(f"{name} {value}" for name, value in made.items())
+    sizes = ", ".join(sorted(f"{width} x {height}" for width, height in found.sizes)) or "none"
+    natives = "; ".join(f"{protocol.title}: {protocol.native_engine}" for protocol in found.protocols)
+    return [
+        ("target", about["target"]),
+        ("prompts", f"{found.prompts} scored of {about['prompts_asked']} of {', '.join(about['prompt_files'])}"),
+        ("pictures", f"{len(found.scored)} scored of {found.pictures}, {sizes} pixels"),
+        ("OCR engine", f"{found.engine}, pictures enlarged {found.enlarge} (bicubic)"),
+        ("the authors' engines", f"{natives}; figures read with another engine are not comparable with theirs"),
+        ("drawn", settings),
+        ("intervals", "95 %, percentile bootstrap, 2,000 draws of prompts with all their pictures"),
+        ("quirks of strict", "; ".join(f"{protocol.title}: {protocol.quirks}" for protocol in found.protocols)),
+    ]

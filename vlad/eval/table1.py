@@ -1,0 +1,211 @@
+"""Table I: every row of configs/eval/ scored by MARIO-Eval, beside the published figures.
+
+configs/eval/*.yaml --> score_target --> OUT/ROW/ --> one line a row; a row whose models are missing says what is
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vlad.eval.evaluator import Evaluation
+from vlad.eval.protocols.terms import Mode
+from vlad.eval.scoring import ScoreOptions, check_measures, check_target, score_target
+from vlad.eval.table1_entries import Entry, load_entry, missing_model
+from vlad.utils.errors import UserError, counted, did_you_mean
+
+PROTOCOL = "mario"
+# The table's columns: heading, field of Published, digits.
+COLUMNS = (
+    ("FID", "fid", 2),
+    ("CLIP", "clip_score", 4),
+    ("Acc", "accuracy", 4),
+    ("P", "precision", 4),
+    ("R", "recall", 4),
+    ("F", "f_measure", 4),
+)
+MOST_SHOWN = 200  # letters of why a picture is not scored
+# As the paper's table has them.
+ORDER = ("stable-diffusion", "fine-tuned", "controlnet", "deepfloyd", "textdiffuser", "artist", "vlad")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: its name, its entry, what was measured by (mode, field), and why it was not, if so.
+
+    `notes` say what its FID and CLIPScore rest on, or what they lack; `faults` name the pictures that are not scored.
+    """
+
+    name: str
+    entry: Entry
+    measured: Mapping[tuple[str, str], float]
+    pictures: int = 0
+    notes: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+    left_out: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What the table calls it."""
+        return self.entry.title or self.name
+
+
+def read_entries(folder: Path, overrides: Sequence[str] = ()) -> dict[str, tuple[Path, list[str]]]:
+    """The YAML files of a folder by name, in the table's order, each with its own overrides (ROW.key=value)."""
+    files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    if not files:
+        raise UserError(f"There is no entry in {folder}; see configs/eval/ for those that come with the code.")
+    given: dict[str, list[str]] = {name: [] for name in files}
+    for override in overrides:
+        name, dot, rest = override.partition(".")
+        if not dot or name not in files:
+            hint = did_you_mean(name, files)
+            raise UserError(f"{override!r} names no row; write ROW.key=value.{hint} Rows: {', '.join(files)}.")
+        given[name].append(rest)
+    names = sorted(files, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    return {name: (files[name], given[name]) for name in names}
+
+
+def score_rows(entries: Mapping[str, tuple[Path, list[str]]], options: ScoreOptions, out: Path) -> list[Row]:
+    """Scores every row whose models are there; those that are done are only read again."""
+    options = replace(options, protocol=PROTOCOL)
+    loaded, left_out = {}, {}
+    for name, (path, overrides) in entries.items():
+        with _told_of_row(name):
+            loaded[name] = load_entry(path, overrides)
+            left_out[name] = missing_model(loaded[name])
+    check_measures(options)
+    # A mistake in the last entry, or in its models, shows before the first is drawn.
+    for name, (path, overrides) in entries.items():
+        if left_out[name] is None:
+            with _told_of_row(name):
+                check_target(path, options, out / name, overrides)
+    rows = []
+    for name, (path, overrides) in entries.items():
+        entry = loaded[name]
+        if left_out[name] is not None:
+            rows.append(Row(name, entry, {}, left_out=left_out[name]))
+            continue
+        with _told_of_row(name):
+            found, _ = score_target(path, options, out / name, overrides)
+        notes = [f"{score.name}: {score.protocol}." for score in found.fidelity if score.name != "KID"]
+        notes += found.left_out.values()
+        faults = (*found.missing, *found.unreadable)
+        rows.append(Row(name, entry, measured(found), len(found.scored), tuple(notes), faults))
+    return rows
+
+
+@contextmanager
+def _told_of_row(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"Row {name}: {error}") from error
+
+
+def measured(found: Evaluation) -> dict[tuple[str, str], float]:
+    """An evaluation's figures by mode and field; FID and CLIPScore are of both modes alike."""
+    figures: dict[tuple[str, str], float] = {}
+    modes: tuple[Mode, ...] = ("strict", "corrected")
+    for mode in modes:
+        for metric, (value, _, _) in found.values.get(PROTOCOL, {}).get(mode, {}).items():
+            figures[mode, metric] = value
+        for score in found.fidelity:
+            figures.setdefault((mode, "fid" if score.name == "FID" else score.name), score.value)
+            if score.name == "CLIPScore":
+                figures[mode, "clip_score"] = score.value
+    return figures
+
+
+def table_of(rows: Sequence[Row]) -> str:
+    """The table in Markdown: for every row what is published and what was measured, strict and corrected."""
+    headings = " | ".join(heading for heading, _, _ in COLUMNS)
+    lines = [f"| | | {headings} | pictures |", "|---" * (len(COLUMNS) + 3) + "|"]
+    for row in rows:
+        told = _cells({("published", name): getattr(row.entry.published, name) for _, name, _ in COLUMNS}, "published")
+        lines.append(f"| {row.title} | published | {told} | {row.entry.published.source or '-'} |")
+        if row.left_out is not None:
+            lines.append(f"| | not measured: {row.left_out} |{' |' * (len(COLUMNS) + 1)}")
+            continue
+        partial = f", {len(row.faults)} missing" if row.faults else ""
+        lines += [
+            f"| | {mode} | {_cells(row.measured, mode)} | {row.pictures}{partial} |" for mode in ("strict", "corrected")
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(figures: Mapping[tuple[str, str], float | None], mode: str) -> str:
+    values = [(figures.get((mode, name)), digits) for _, name, digits in COLUMNS]
+    return " | ".join("-" if value is None else f"{value:.{digits}f}" for value, digits in values)
+
+
+def remarks(rows: Sequence[Row], options: ScoreOptions, engine: str, prompts: int) -> list[str]:
+    """What the figures rest on and what is not among them, a sentence each; `prompts` are in the files."""
+    files = ", ".join(path.name for path in options.prompts)
+    asked = counted(prompts, "prompt")
+    if options.first is not None and options.first < prompts:
+        asked = f"the first {options.first} of {asked}"
+    per_prompt = counted(options.images_per_prompt or 1, "picture")
+    said = [
+        f"Measured by {engine} on {asked} of {files}, {per_prompt} a prompt, seed {options.seed}.",
+        "Published figures were read with MaskTextSpotter v3 on the 5,414 prompts of MARIO-Eval, four pictures a"
+        " prompt: only the same engine on the same prompts compares with them.",
+    ]
+    measured_rows = [row for row in rows if row.left_out is None]
+    said += [_drawn(row) for row in measured_rows]
+    watermarked = [row.title for row in measured_rows if row.entry.kind == "deepfloyd"]
+    said += [f"The watermark of {title} is painted over before it is read." for title in watermarked]
+    notes: dict[str, list[str]] = {}
+    for row in measured_rows:
+        for note in row.notes:
+            notes.setdefault(note, []).append(row.title)
+    for note, titles in notes.items():
+        said.append(note if len(titles) == len(measured_rows) else f"{', '.join(titles)}: {note}")
+    for row in measured_rows:
+        if row.faults:
+            total, first = row.pictures + len(row.faults), row.faults[0]
+            shown = first if len(first) <= MOST_SHOWN else f"{first[:MOST_SHOWN]}..."
+            said.append(f"PARTIAL, {row.title}: {len(row.faults)} of {total} pictures are not scored, first {shown}")
+    return said
+
+
+def _drawn(row: Row) -> str:
+    if row.entry.kind == "pictures":
+        return f"{row.title}: the pictures of {row.entry.drawn_from}."
+    steps = "" if row.entry.steps is None else f", {counted(row.entry.steps, 'step')}"
+    return f"{row.title}: drawn by {row.entry.drawn_from}{steps}."
+
+
+def table_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows as plain values."""
+    return [
+        {
+            "row": row.name,
+            "title": row.entry.title,
+            "published": {name: getattr(row.entry.published, name) for _, name, _ in COLUMNS},
+            "measured": {
+                mode: {name: row.measured.get((mode, name)) for _, name, _ in COLUMNS}
+                for mode in ("strict", "corrected")
+            },
+            "pictures": row.pictures,
+            "missing": len(row.faults),
+            "faults": list(row.faults),
+            "notes": list(row.notes),
+            "left_out": row.left_out,
+        }
+        for row in rows
+    ]
+
+
+def write_table(rows: Sequence[Row], said: Sequence[str], out: Path) -> str:
+    """Writes OUT/table1.md and OUT/table1.json; gives the Markdown."""
+    text = table_of(rows) + "\n" + "\n".join(said) + "\n"
+    for name, content in (("table1.md", text), ("table1.json", json.dumps(table_json(rows), indent=1) + "\n")):
+        temporary = out / f"{name}.partial"
+        temporary.write_text(content, encoding="utf-8")
+        temporary.replace(out / name)
+    return text

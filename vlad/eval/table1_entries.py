@@ -1,0 +1,254 @@
+"""Entries of configs/eval/: a row of Table I each, from its YAML to what draws or holds its pictures.
+
+kind            what `path` names
+pipeline        a text-to-image pipeline in diffusers' format
+vlad            a run or pipeline of ours
+fine_tuned      a run or pipeline of ours that was trained without stage one (layout.kind: none)
+controlnet      a Stable Diffusion; `controlnet` its ControlNet, fed our layouts
+textdiffuser    a Stable Diffusion; `unet` the 17-channel UNet, fed character masks of our layouts
+deepfloyd       a folder with the three stages IF-I, IF-II and upscaler, or as `stages` names them
+pictures        a folder of pictures that are made already
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from vlad.config.load import load_options
+from vlad.eval.baselines import WATERMARK, DeepFloydIF, GlyphControlNet, TextDiffuser
+from vlad.eval.generators import DrawOptions, ForeignArtist, VLADArtist, build_artist, weights_digest
+from vlad.eval.image_sets import Artist
+from vlad.eval.ocr_files import Box
+from vlad.eval.protocols.terms import Wanted
+from vlad.eval.text_to_image import PIXELS_A_CELL
+from vlad.inference.load import load_pipeline
+from vlad.layout.control_images import rows_layout
+from vlad.pipeline.folders import pipeline_folder
+from vlad.pipeline.options import MOST_SCALE, check_scale
+from vlad.types import Layout
+from vlad.utils.errors import UserError, local_place
+
+Kind = Literal["pipeline", "vlad", "fine_tuned", "controlnet", "textdiffuser", "deepfloyd", "pictures"]
+BATCH = 4
+
+
+@dataclass(frozen=True)
+class Published:
+    """The row's figures as they were published; None where a figure was not."""
+
+    fid: float | None = None
+    clip_score: float | None = None
+    accuracy: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    f_measure: float | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row's YAML. None leaves a setting to the pipeline."""
+
+    title: str = ""
+    kind: Kind = "pipeline"
+    path: str = ""
+    controlnet: str | None = None
+    unet: str | None = None
+    # Folders of DeepFloyd's stages; empty: IF-I, IF-II and upscaler in `path`.
+    stages: list[str] = field(default_factory=list)
+    # What the ControlNet was trained to see: edges of the letters, or the glyph map itself.
+    hint: Literal["edges", "glyphs"] = "edges"
+    # A run or pipeline of ours whose stage one plans the layouts; None: strings in rows in the middle of the picture.
+    planner: str | None = None
+    # A class of diffusers in place of the pipeline's own scheduler.
+    scheduler: str | None = None
+    steps: int | None = None
+    text_scale: float | None = None
+    layout_scale: float | None = None
+    control_scale: float = 1.0
+    pixels: int = 512
+    batch_size: int = BATCH
+    published: Published = field(default_factory=Published)
+
+    def __post_init__(self) -> None:
+        counts = [value for value in (self.steps, self.pixels, self.batch_size) if value is not None]
+        if min(counts) < 1:
+            raise UserError("An entry's steps, pixels and batch_size must be at least 1.")
+        if self.pixels % PIXELS_A_CELL:
+            raise UserError(f"An entry's pixels must be a multiple of {PIXELS_A_CELL}, not {self.pixels}.")
+        for name in ("text_scale", "layout_scale"):
+            if (value := getattr(self, name)) is not None:
+                check_scale(name, value)
+        if not 0 <= self.control_scale <= MOST_SCALE:
+            raise UserError(
+                f"control_scale must be from 0 to {MOST_SCALE:g}, not {self.control_scale:g}; 1 adds the ControlNet as"
+                " it was trained."
+            )
+
+    @property
+    def drawn_from(self) -> str:
+        """What the pictures come from, as the entry names it."""
+        return ", ".join(self.stages) if self.kind == "deepfloyd" and self.stages else self.path
+
+
+def load_entry(path: Path, overrides: Sequence[str] = ()) -> Entry:
+    """The entry of a YAML file. Raises UserError with the place and the remedy."""
+    entry = load_options(Entry, path, overrides)
+    needed = {"controlnet": entry.controlnet, "textdiffuser": entry.unet}
+    if not entry.path and not (entry.kind == "deepfloyd" and entry.stages):
+        raise UserError(f"{path}: path names no model; set path=FOLDER.")
+    if entry.kind in needed and not needed[entry.kind]:
+        name = "unet" if entry.kind == "textdiffuser" else entry.kind
+        raise UserError(f"{path}: an entry of kind {entry.kind} needs {name}; set {name}=FOLDER.")
+    if entry.kind == "deepfloyd" and len(entry.stages) not in (0, 3):
+        raise UserError(f"{path}: stages names {len(entry.stages)} folders; DeepFloyd IF has three stages.")
+    if "" in entry.stages:
+        raise UserError(f"{path}: stages names a folder that has no name; set stages=[IF-I,IF-II,UPSCALER].")
+    if entry.planner == "":
+        raise UserError(f"{path}: planner names no run; set planner=RUN, or leave it out.")
+    return entry
+
+
+def masked_box(entry: Entry) -> Box | None:
+    """Where the row's pictures carry a watermark that is not to be read."""
+    return WATERMARK if entry.kind == "deepfloyd" else None
+
+
+def missing_model(entry: Entry) -> str | None:
+    """Which folder of the entry is not there, in a sentence; None where all are.
+
+    Raises UserError for a name that no folder can have.
+    """
+    folders = [entry.path, *entry.stages] if entry.kind != "deepfloyd" else [*map(str, _stages(entry))]
+    others = {"controlnet": entry.controlnet, "unet": entry.unet, "planner": entry.planner}
+    named = [("stages" if entry.stages else "path", name) for name in folders]
+    named += [(option, name) for option, name in others.items() if name is not None]
+    missing = [name for option, name in named if not local_place(name, option).is_dir()]
+    what = "folder of pictures" if entry.kind == "pictures" else "model"
+    return f"no {what} at {', '.join(missing)}" if missing else None
+
+
+def artist_of(entry: Entry) -> Artist:
+    """What draws the row. Raises UserError for models that are not there or that are others."""
+    assert entry.kind != "pictures"
+    if entry.kind in ("vlad", "fine_tuned"):
+        folder = pipeline_folder(Path(entry.path))
+        artist = VLADArtist(folder, DrawOptions(entry.steps, entry.text_scale, entry.layout_scale))
+        if artist.takes_layouts == (entry.kind == "fine_tuned"):
+            trained = "with" if artist.takes_layouts else "without"
+            other = "layout.kind=none" if artist.takes_layouts else "layout.kind=latents"
+            raise UserError(f"{entry.path} was trained {trained} a layout stage; name a run trained with {other}.")
+        return artist
+    if entry.kind == "pipeline":
+        options = DrawOptions(entry.steps, entry.text_scale, None, None, entry.pixels, entry.batch_size)
+        if entry.scheduler is None:
+            return build_artist(Path(entry.path), options)
+        return ForeignArtist(Path(entry.path), options, entry.scheduler)
+    if entry.kind == "deepfloyd":
+        return DeepFloydArtist(entry)
+    return LayoutArtist(entry)
+
+
+def _stages(entry: Entry) -> list[Path]:
+    return [Path(name) for name in entry.stages] or [Path(entry.path) / name for name in ("IF-I", "IF-II", "upscaler")]
+
+
+class DeepFloydArtist:
+    """DeepFloyd IF, which knows no layouts."""
+
+    takes_layouts = False
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry, self.batch_size = entry, entry.batch_size
+        self.model = DeepFloydIF(_stages(entry), entry.steps, entry.text_scale)
+
+    def settings(self) -> dict[str, Any]:
+        """The weights of all stages, and what shapes the pictures."""
+        return _settings(self.entry, _stages(self.entry))
+
+    def refusal(self, wanted: Wanted, layout: Layout | None) -> str | None:
+        """Nothing: it draws every prompt."""
+        return None
+
+    def draw(
+        self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
+    ) -> list[tuple[Image.Image, Layout | None]]:
+        """A picture a prompt."""
+        return [(image, None) for image in self.model.draw([wanted.prompt for wanted in prompts], seeds)]
+
+
+class LayoutArtist:
+    """A model that is told where text goes: ControlNet or TextDiffuser, with the layouts that come from us."""
+
+    takes_layouts = True
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry, self.batch_size = entry, entry.batch_size
+        self.planner = None if entry.planner is None else load_pipeline(entry.planner)
+        if self.planner is not None and self.planner.layout_unet is None:
+            raise UserError(f"planner: {entry.planner} has no layout stage; name a run that has one.")
+        self.model = _model_of(entry)
+
+    def settings(self) -> dict[str, Any]:
+        """The weights of all models, and what shapes the pictures."""
+        named = (self.entry.path, self.entry.controlnet, self.entry.unet)
+        folders = [Path(name) for name in named if name is not None]
+        if self.entry.planner is not None:
+            folders.append(pipeline_folder(Path(self.entry.planner)))
+        return _settings(self.entry, folders)
+
+    def refusal(self, wanted: Wanted, layout: Layout | None) -> str | None:
+        """What the planner has against the prompt."""
+        if self.planner is None or layout is not None:
+            return None
+        try:
+            self.planner.check_prompt(wanted.prompt)
+        except UserError as error:
+            return str(error)
+        return None
+
+    def draw(
+        self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
+    ) -> list[tuple[Image.Image, Layout | None]]:
+        """A picture a prompt, with the layout that it was told."""
+        told = layouts or self._planned(prompts, seeds)
+        images = self.model.draw([wanted.prompt for wanted in prompts], seeds, told)
+        return list(zip(images, told, strict=True))
+
+    def _planned(self, prompts: Sequence[Wanted], seeds: Sequence[int]) -> list[Layout]:
+        """The planner's layouts, the very ones that it draws itself from these seeds; else rows."""
+        if self.planner is None:
+            return [rows_layout(wanted.strings) for wanted in prompts]
+        parsed = [self.planner.check_prompt(wanted.prompt) for wanted in prompts]
+        return [plan.layout for plan in self.planner.plan(parsed, seeds)]
+
+
+def _model_of(entry: Entry) -> GlyphControlNet | TextDiffuser:
+    steps, scale = entry.steps or 50, 7.5 if entry.text_scale is None else entry.text_scale
+    if entry.unet is not None and entry.kind == "textdiffuser":
+        return TextDiffuser(Path(entry.path), Path(entry.unet), entry.pixels, steps, scale, entry.scheduler)
+    assert entry.controlnet is not None
+    return GlyphControlNet(
+        Path(entry.path),
+        Path(entry.controlnet),
+        entry.hint,
+        entry.pixels,
+        entry.scheduler,
+        num_inference_steps=steps,
+        guidance_scale=scale,
+        controlnet_conditioning_scale=entry.control_scale,
+    )
+
+
+def _settings(entry: Entry, folders: Sequence[Path]) -> dict[str, Any]:
+    """All that shapes an entry's pictures: what its models are rather than where they lie."""
+    about = asdict(entry)
+    for name in ("title", "published", "path", "controlnet", "unet", "stages"):
+        about.pop(name)
+    planned = {} if entry.planner is None else {"planner": "a run"}
+    return {**about, **planned, "weights": "-".join(weights_digest(folder) for folder in folders)}

@@ -1,0 +1,147 @@
+"""Any diffusers text-to-image pipeline, called in one way."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from PIL import Image
+from safetensors import SafetensorError
+
+from vlad.utils.errors import UserError, local_place, reason_of
+
+PIXELS_A_CELL = 8  # of a latent; diffusers draws no other sizes than multiples of it
+# What diffusers and transformers raise for folders that are damaged, or are none of theirs.
+UNLOADABLE = (
+    OSError,
+    ValueError,
+    AttributeError,
+    TypeError,
+    ImportError,
+    KeyError,
+    RuntimeError,
+    EOFError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
+
+
+class TextToImage:
+    """A pipeline of a local folder; each picture from its own seed, whatever else is drawn beside it.
+
+    Raises UserError when the folder is no pipeline that draws from prompts alone.
+    """
+
+    def __init__(
+        self, folder: Path, steps: int | None, guidance: float | None, pixels: int | None, scheduler: str | None = None
+    ) -> None:
+        if pixels is not None and pixels % PIXELS_A_CELL:
+            raise UserError(f"Pipelines of diffusers draw multiples of {PIXELS_A_CELL} pixels, not {pixels}.")
+        pipeline = load_foreign(folder, scheduler=scheduler, steps=steps)
+        needed = _needed_beside_prompts(pipeline)
+        if needed:
+            raise UserError(
+                f"{type(pipeline).__name__} in {folder} needs more than a prompt ({', '.join(needed)}), so it cannot be"
+                " sampled; a text-to-image pipeline is needed."
+            )
+        taken = inspect.signature(pipeline.__call__).parameters
+        wanted = {"num_inference_steps": steps, "guidance_scale": guidance, "height": pixels, "width": pixels}
+        self.arguments = {name: value for name, value in wanted.items() if value is not None}
+        unknown = [name for name in ("prompt", "generator", *self.arguments) if name not in taken]
+        if unknown:
+            raise UserError(
+                f"{type(pipeline).__name__} in {folder} is called without {', '.join(unknown)}, so it cannot be sampled"
+                " as asked; a text-to-image pipeline is needed."
+            )
+        self.name = type(pipeline).__name__
+        self.pipeline = pipeline
+
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """A picture a prompt."""
+        result = self.pipeline(
+            prompt=list(prompts), generator=generators_of(seeds), output_type="pil", **self.arguments
+        )
+        return [image.convert("RGB") for image in result.images]
+
+
+def _needed_beside_prompts(pipeline: Any) -> list[str]:
+    """The arguments without which the pipeline draws nothing."""
+    taken = inspect.signature(pipeline.__call__).parameters.values()
+    named = [one for one in taken if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) and one.name != "prompt"]
+    needed = [one.name for one in named if one.default is one.empty]
+    shown = [one.name for one in named if one.name in ("image", "control_image") and one.name not in needed]
+    if not shown:
+        return needed
+    # Pipelines that enlarge or follow a picture may give it a default and fail later; some that draw take one as well.
+    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING  # late: it imports every pipeline
+
+    kind = type(pipeline)
+    draws = kind in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values() and "Control" not in kind.__name__
+    return needed if draws else [*needed, *shown]
+
+
+def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One a picture, on the CPU: the same noise on every machine."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def load_foreign(
+    folder: Path,
+    loader: Any = DiffusionPipeline,
+    scheduler: str | None = None,
+    steps: int | None = None,
+    **parts: Any,
+) -> Any:
+    """A pipeline of a local folder by a class of diffusers, on the GPU where there is one; `parts` replace its own.
+
+    `scheduler` is a class of diffusers that takes the place of the pipeline's own, with the same options; `steps` is
+    how many it will take. Raises UserError for what cannot be loaded, and for a scheduler or steps that do not fit.
+    """
+    if not local_place(folder, "model").is_dir():
+        raise UserError(f"There is no model at {folder}; put its folder in diffusers' format there, or name its place.")
+    try:
+        pipeline = loader.from_pretrained(folder, local_files_only=True, **parts)
+    except UNLOADABLE as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"The pipeline in {folder} cannot be loaded ({said}).") from error
+    if scheduler is not None:
+        pipeline.scheduler = _scheduler_instead(pipeline, scheduler, folder)
+    _check_steps(pipeline, steps, folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _scheduler_instead(pipeline: Any, name: str, folder: Path) -> Any:
+    kind: Any = getattr(diffusers, name, None)
+    is_scheduler = isinstance(kind, type) and issubclass(kind, SchedulerMixin) and kind is not SchedulerMixin
+    if not is_scheduler:
+        raise UserError(f"diffusers has no scheduler {name!r}; name one of its classes, like DDIMScheduler.")
+    own = getattr(pipeline, "scheduler", None)
+    if not isinstance(own, SchedulerMixin):
+        raise UserError(f"The pipeline in {folder} has no scheduler that {name} could take the place of; leave it out.")
+    # Others would take the options that they know by name, and draw nonsense or nothing.
+    fitting = {one.__name__ for one in (type(own), *own.compatibles)}
+    if name not in fitting:
+        raise UserError(
+            f"{name} cannot take the place of {type(own).__name__} in {folder}; schedulers that can:"
+            f" {', '.join(sorted(fitting))}."
+        )
+    try:
+        return kind.from_config(own.config)
+    except UNLOADABLE as error:
+        raise UserError(
+            f"{name} cannot be made of the scheduler's options in {folder} ({reason_of(error)}); name another one."
+        ) from error
+
+
+def _check_steps(pipeline: Any, steps: int | None, folder: Path) -> None:
+    scheduler = getattr(pipeline, "scheduler", None)
+    most = None if scheduler is None else scheduler.config.get("num_train_timesteps")
+    if steps is not None and most is not None and not 1 <= steps <= most:
+        raise UserError(f"{steps} steps cannot be taken: the pipeline in {folder} was trained for 1 to {most}.")

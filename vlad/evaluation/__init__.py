@@ -1,1 +1,0 @@
-"""Evaluation: OCR engines, spelling, obeyed colours, retrieval, and reports with pictures for people."""

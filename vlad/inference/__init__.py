@@ -1,0 +1,1 @@
+"""Inference: from prompts on the command line to image files, layouts and recipes; export."""

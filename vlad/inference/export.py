@@ -1,0 +1,228 @@
+"""A run as one folder for others: safetensors, variants in half precision, a model card with examples.
+
+OUT/model_index.json and a folder a part     what `VLADPipeline.from_pretrained(OUT)` loads
+OUT/PART/*.fp16.safetensors, *.bf16....      the same in half precision, for `variant="fp16"`
+OUT/README.md, OUT/examples/*.png            the model card
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vlad.config.load import load_config
+from vlad.config.schema import Config
+from vlad.inference.load import MODULES, load_pipeline, model_fingerprint
+from vlad.pipeline.folders import ALIGNMENT
+from vlad.pipeline.vlad_pipeline import VLADPipeline
+from vlad.utils.errors import UserError, did_you_mean, writable_directory
+from vlad.utils.hub import without_bars
+
+VARIANTS = {"fp16": "float16", "bf16": "bfloat16"}
+EXAMPLES = (
+    'a blue sign that says "HOUSE" in white letters at the top',
+    'a red card that says "OPEN"',
+    'a yellow poster that says "MARKET" in the middle',
+    'a black wall that says "NORTH" and "SOUTH" in yellow letters',
+)
+
+
+def export_run(
+    run: Path, out: Path, variants: Sequence[str] = (), licence: str | None = None, examples: Sequence[str] = EXAMPLES
+) -> Path:
+    """Writes a finished run, or a pipeline folder, to `out`; returns the model card's path.
+
+    Raises UserError for a run that is not finished, a variant we don't know, and an `out` that holds something else.
+    """
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise UserError(
+                f"There is no variant {variant!r}.{did_you_mean(variant, VARIANTS)} Known: {', '.join(VARIANTS)}."
+            )
+    if out.resolve() in (run.resolve(), (run / "pipeline").resolve()):
+        raise UserError(f"{out} is what is exported; name an empty or a new directory with --out.")
+    if out.is_dir() and any(out.iterdir()) and not (out / "model_index.json").is_file():
+        raise UserError(f"{out} holds something that is no pipeline; name an empty or a new directory with --out.")
+    pipeline = load_pipeline(run)
+    weights = sum(
+        p.nbytes
+        for name in MODULES
+        if getattr(pipeline, name) is not None
+        for p in getattr(pipeline, name).parameters()
+    )
+    writable_directory(out, "the export", needed_bytes=weights * (2 + len(variants)) // 2)
+    pictures = _draw_examples(pipeline, examples, out / "examples")
+    with without_bars():
+        for variant in variants:
+            load_pipeline(run, dtype=VARIANTS[variant]).save_pretrained(out, variant=variant)
+        # Last: the LVLM's config.json says in which precision it is loaded when nobody asks for another.
+        pipeline.save_pretrained(out)
+    heads = next((folder / ALIGNMENT for folder in (run / "pipeline", run) if (folder / ALIGNMENT).is_file()), None)
+    if heads is not None:  # fine-tuning goes on with them
+        shutil.copyfile(heads, out / ALIGNMENT)
+    config = load_config(run / "config.yaml") if (run / "config.yaml").is_file() else None
+    card = out / "README.md"
+    card.write_text(_card(pipeline, config, run, pictures, variants, licence), encoding="utf-8")
+    return card
+
+
+def push(folder: Path, repository: str) -> str:
+    """Uploads an export to the hub, into a repository that is made if need be (private); returns its address.
+
+    Raises UserError when there is no account's token, or the hub refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export of vlad")
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"The hub did not take {folder} as {repository} ({reason}); log in with `hf auth login`, name it"
+            " OWNER/NAME, and try again: the folder is whole."
+        ) from error
+    return f"https://huggingface.co/{repository}"
+
+
+def _draw_examples(pipeline: VLADPipeline, prompts: Sequence[str], folder: Path) -> list[tuple[str, Path]]:
+    """The prompts that this model can draw, with their pictures."""
+    drawable = []
+    for prompt in prompts:
+        try:
+            pipeline.check_prompt(prompt)
+        except UserError:
+            continue
+        drawable.append(prompt)
+    if not drawable:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    images = pipeline(drawable, list(range(len(drawable)))).images
+    for number, (prompt, picture) in enumerate(zip(drawable, images, strict=True)):
+        path = folder / f"{number}.png"
+        picture.save(path)
+        drawn.append((prompt, path))
+    return drawn
+
+
+def _card(
+    pipeline: VLADPipeline,
+    config: Config | None,
+    run: Path,
+    pictures: Sequence[tuple[str, Path]],
+    variants: Sequence[str],
+    licence: str | None,
+) -> str:
+    """The model card: a head that the hub reads, and what a person wants to know."""
+    bases = _bases(config)
+    head = ["---", "library_name: diffusers", "pipeline_tag: text-to-image", "tags: [vlad, text-rendering, layout]"]
+    head.append(f"license: {licence or 'unknown'}")
+    if bases:
+        head += ["base_model:", *(f"- {name}" for _, name, _ in bases)]
+    parts = [
+        "\n".join([*head, "---", "", f"# {config.name if config else run.resolve().name}"]),
+        "A text-to-image model that spells: the quoted strings of a prompt are planned as a layout, then painted.",
+        _use(variants),
+        "## Models\n\n" + _models(pipeline, bases),
+        "## Data\n\n" + _data(config),
+        "## Measured\n\n" + _metrics(run),
+        "## Licence\n\n" + _licence(licence, bases),
+    ]
+    if pictures:
+        rows = "\n".join(f"| {prompt} | ![]({path.parent.name}/{path.name}) |" for prompt, path in pictures)
+        parts.append(
+            f"## Examples\n\nSeeds 0, 1, 2 ..., as the model drew them; none was chosen.\n\n| | |\n|---|---|\n{rows}"
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _use(variants: Sequence[str]) -> str:
+    chosen = f', variant="{variants[0]}", dtype=torch.{VARIANTS[variants[0]]}' if variants else ""
+    lines = [
+        "```python",
+        *(["import torch"] if variants else []),
+        "from vlad.pipeline.vlad_pipeline import VLADPipeline",
+        "",
+        f'pipeline = VLADPipeline.from_pretrained("FOLDER"{chosen})',
+        'pipeline(\'a blue sign that says "HOUSE"\', seeds=0).images[0].save("house.png")',
+        "```",
+    ]
+    return "\n".join(lines)
+
+
+def _bases(config: Config | None) -> list[tuple[str, str, str | None]]:
+    """What was trained before somebody trained this: part, id and revision."""
+    if config is None:
+        return []
+    named = [
+        ("LVLM", config.lvlm.path, config.lvlm.revision),
+        ("vision encoder", config.lvlm.vision_path, config.lvlm.vision_revision),
+        ("autoencoder", config.autoencoder.path, config.autoencoder.revision),
+        ("all parts", config.base, None),
+    ]
+    if config.stable_diffusion is not None:
+        named.append(("UNets, autoencoder", config.stable_diffusion.path, config.stable_diffusion.revision))
+    return [(part, path, revision) for part, path, revision in named if path is not None]
+
+
+def _models(pipeline: VLADPipeline, bases: Sequence[tuple[str, str, str | None]]) -> str:
+    rows = ["| Part | Class | Parameters |", "|---|---|---|"]
+    for name in MODULES:
+        module = getattr(pipeline, name)
+        if module is not None:
+            rows.append(f"| {name} | {type(module).__name__} | {sum(p.numel() for p in module.parameters()):,} |")
+    process = pipeline.config.process
+    told = [f"{part}: {path}" + (f" at {revision}" if revision else "") for part, path, revision in bases]
+    rows += [
+        "",
+        f"Started from {'; '.join(told)}." if told else "Trained from nothing: no pretrained model is in it.",
+        f"Pictures of {pipeline.config.picture_pixels} pixels; "
+        + ", ".join(f"the {stage} UNet predicts {noise['prediction']}" for stage, noise in process.items())
+        + f". Fingerprint `{model_fingerprint(pipeline)}`.",
+    ]
+    return "\n".join(rows)
+
+
+def _data(config: Config | None) -> str:
+    if config is None:
+        return "Not recorded: the folder came without its run."
+    lines = []
+    for shards, weight in config.data.sets.items():
+        manifest = _read_json(Path(shards) / "manifest.json")
+        told = f", {manifest['samples']:,} samples" if isinstance(manifest.get("samples"), int) else ""
+        lines.append(f"- `{shards}`{told}" + (f", weight {weight:g}" if len(config.data.sets) > 1 else ""))
+    return "\n".join(lines)
+
+
+def _metrics(run: Path) -> str:
+    metrics = _read_json(run / "evaluation" / "metrics.json")
+    modes = metrics.get("modes")
+    if not isinstance(modes, dict) or not modes:
+        return "Not scored; `python tools/evaluate.py RUN` does it."
+    rows = ["| Drawn with | Words read | Letters read |", "|---|---|---|"]
+    rows += [
+        f"| {mode} | {score['word_accuracy']:.1%} | {score['letter_accuracy']:.1%} |" for mode, score in modes.items()
+    ]
+    return "\n".join([*rows, "", f"{metrics['words']} held-out words, {metrics['engine']}; {metrics['protocol']}."])
+
+
+def _licence(licence: str | None, bases: Sequence[tuple[str, str, str | None]]) -> str:
+    own = (
+        f"The weights trained here: {licence}." if licence else "Nobody has said yet what the weights may be used for."
+    )
+    return own + (" Those of the models above keep their own." if bases else "")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one where there is none."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

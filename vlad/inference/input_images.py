@@ -1,0 +1,44 @@
+"""Pictures that a user gives: templates, pictures to edit, masks."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from vlad.utils.errors import UserError, existing_file
+
+MOST_PICTURE_PIXELS = 64_000_000  # 8000 x 8000
+
+
+def read_picture(path: Path | str, most_pixels: int = MOST_PICTURE_PIXELS) -> Image.Image:
+    """A picture of a user's, as RGB. Raises UserError for what is none, and for one that is too large to hold."""
+    return open_picture(existing_file(path, "picture", "give a PNG, JPEG or WebP"), str(path), most_pixels)
+
+
+def open_picture(source: Path | IO[bytes], shown: str, most_pixels: int = MOST_PICTURE_PIXELS) -> Image.Image:
+    """The same from a path or an open stream; `shown` names it in messages."""
+    try:
+        with Image.open(source, formats=("PNG", "JPEG", "WEBP")) as picture:
+            if picture.width * picture.height > most_pixels:
+                raise UserError(
+                    f"{shown} has {picture.width} x {picture.height} pixels; more than {most_pixels:,} are not read:"
+                    " make it smaller."
+                )
+            return picture.convert("RGB")
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{shown} has more than {most_pixels:,} pixels; make it smaller.") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{shown} is no picture that can be read; give a PNG, JPEG or WebP.") from error
+
+
+def pixels_fingerprint(pixels: np.ndarray) -> str:
+    """16 hexadecimal digits of an array's shape and bytes."""
+    digest = hashlib.sha256(f"{pixels.shape} {pixels.dtype}".encode())
+    digest.update(np.ascontiguousarray(pixels).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,117 @@
+"""A run's pipeline ready to draw: device, precision, adapters, offload; and the fingerprint of what it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from vlad.inference.unfinished_runs import pipeline_of_running
+from vlad.lora.fingerprint import add_module
+from vlad.lora.weighted import set_adapters
+from vlad.pipeline.folders import own_pipeline_folder, read_pipeline
+from vlad.pipeline.vlad_pipeline import VLADPipeline
+from vlad.utils.errors import UserError, did_you_mean, reason_of
+from vlad.utils.hub import without_bars
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MODULES = (
+    "lvlm",
+    "composition",
+    "autoencoder",
+    "layout_unet",
+    "refine_unet",
+    "own_text_encoder",
+    "own_text_encoder_2",
+)
+HUB = "hf://"
+
+
+def load_pipeline(
+    run: Path | str,
+    adapters: Path | str | Sequence[str] | None = None,
+    dtype: str = "float32",
+    offload: bool = False,
+    channels_last: bool = False,
+    compiled: bool = False,
+) -> VLADPipeline:
+    """The pipeline of a run, on the GPU where there is one, with adapters merged in if given.
+
+    A run that is still training gives its newest valid checkpoint. `run` may be a pipeline folder, or `hf://OWNER/NAME`
+    on the hub. An adapter is `DIR` or `DIR:WEIGHT`. `offload` holds on the GPU only the model that works at the time;
+    `channels_last` and `compiled` (torch.compile, at the first picture) are for speed alone.
+    Raises UserError when there is no pipeline, or an adapter does not fit it.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"There is no dtype {dtype!r}.{did_you_mean(dtype, DTYPES)} Known: {', '.join(DTYPES)}.")
+    has_gpu = torch.cuda.is_available()
+    if offload and not has_gpu:
+        raise UserError("--offload moves models between a GPU and memory, and torch finds no GPU here; leave it out.")
+    if compiled:
+        _check_compiler(has_gpu)
+    pipeline = _pipeline_of(run, DTYPES[dtype])
+    listed = [str(adapters)] if isinstance(adapters, Path | str) else list(adapters or [])
+    set_adapters(pipeline, listed)
+    for name in MODULES:
+        part = getattr(pipeline, name)
+        if part is not None:
+            part.eval()
+    pipeline.set_progress_bar_config(disable=True)
+    for name in ("layout_unet", "refine_unet", "autoencoder"):
+        part = getattr(pipeline, name)
+        if part is not None and channels_last:
+            part.to(memory_format=torch.channels_last)
+        if part is not None and compiled and name != "autoencoder":  # whose ways in are not `forward`
+            part.compile()
+    if offload:
+        pipeline.enable_model_cpu_offload()
+        return pipeline
+    return pipeline.to("cuda") if has_gpu else pipeline
+
+
+def _check_compiler(has_gpu: bool) -> None:
+    """Raises UserError where torch.compile has nothing to compile with; for a GPU Triton comes with torch."""
+    wanted = os.environ.get("CXX", "g++")
+    if not has_gpu and shutil.which(wanted) is None and shutil.which("clang++") is None:
+        raise UserError(
+            f"--compile needs a C++ compiler on a CPU, and there is no {wanted} here; install g++, or leave it out."
+        )
+
+
+def _pipeline_of(run: Path | str, dtype: torch.dtype) -> VLADPipeline:
+    """From the hub, a folder, a finished run, or one that is still training."""
+    if str(run).startswith(HUB):
+        name = str(run).removeprefix(HUB)
+        try:
+            with without_bars():
+                return VLADPipeline.from_pretrained(name, dtype=dtype)
+        except (OSError, ValueError, ImportError) as error:
+            raise UserError(
+                f"There is no pipeline {name} in reach on the hub that can be loaded ({reason_of(error)}); check the"
+                f" name and the network, or give the folder of: hf download {name} --local-dir FOLDER."
+            ) from error
+    path = Path(run)
+    has_pipeline = any((folder / "model_index.json").is_file() for folder in (path, path / "pipeline"))
+    if not has_pipeline and (path / "config.yaml").is_file():
+        return pipeline_of_running(path).to(dtype)
+    return read_pipeline(own_pipeline_folder(path), str(run), dtype)
+
+
+def model_fingerprint(pipeline: VLADPipeline) -> str:
+    """16 hexadecimal digits of the weights and of what the pipeline's config says of them.
+
+    Defaults that a recipe holds itself (steps, scales) do not count.
+    """
+    digest = hashlib.sha256()
+    kept = ("with_layout", "pooling", "states", "template", "max_tokens", "process")
+    digest.update(json.dumps({name: pipeline.config[name] for name in kept}, sort_keys=True).encode())
+    for name in MODULES:
+        module = getattr(pipeline, name)
+        if module is not None:
+            add_module(digest, name, module)
+    return digest.hexdigest()[:16]

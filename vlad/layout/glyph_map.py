@@ -1,0 +1,199 @@
+"""Glyph maps: a layout drawn as white strokes on black, one canonical font a script, each line fitted
+into its polygon; one of more than four points bends it."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from vlad.layout.fonts import CANONICAL_FONT, font_size_for, line_mask, line_pixels, missing_glyphs
+from vlad.layout.polygons import curved_strips, perspective_coefficients, polygon_area, quad_of
+from vlad.layout.scripts import CJK, script_of
+from vlad.types import Layout, Polygon, TextLine
+
+VERTICAL_ASPECT = 1.5
+
+
+def _oversampling(width: int, height: int) -> int:
+    """Small pictures are drawn larger and averaged down, so that strokes thinner than a pixel keep their weight."""
+    return 4 if max(width, height) <= 128 else 2
+
+
+def draw_line(coverage: np.ndarray, text: str, polygon: Polygon, font: str = CANONICAL_FONT) -> None:
+    """Adds a line's ink to `coverage` (H W, uint8), in place, as the maximum of both."""
+    if not text.strip():
+        return
+    height, width = coverage.shape
+    strips = curved_strips(polygon)
+    if strips is not None:
+        _draw_curved(coverage, text, strips, font)
+        return
+    box = _upright_box(polygon, width, height)
+    if box is not None:
+        left, top, right, bottom = box
+        area = (right - left) * (bottom - top)
+    else:
+        quad = np.array(quad_of(polygon)) * (width, height)
+        (left, top), (right, bottom) = quad.min(axis=0).tolist(), quad.max(axis=0).tolist()
+        area = polygon_area(tuple(map(tuple, quad.tolist())))
+    # Only the polygon's own box is drawn; it starts and ends on whole pixels.
+    # Far outside it is cut before it is rounded: a corner may be anywhere.
+    x0, y0 = math.floor(min(max(left, 0), width)), math.floor(min(max(top, 0), height))
+    x1, y1 = math.ceil(min(max(right, 0), width)), math.ceil(min(max(bottom, 0), height))
+    # Under a thousandth of a pixel there is nothing to see, and nothing to solve the perspective from.
+    if x1 <= x0 or y1 <= y0 or area < 1e-3:
+        return
+    oversampling = _oversampling(width, height)
+    if box is not None:
+        ink = _upright_ink(text, font, box, (x0, y0, x1, y1), oversampling)
+    else:
+        ink = _tilted_ink(text, font, quad, np.array((x0, y0)), np.array((x1, y1)), oversampling)
+    window = coverage[y0:y1, x0:x1]
+    np.maximum(window, ink, out=window)
+
+
+def _draw_curved(coverage: np.ndarray, text: str, strips: list[tuple[float, float, Polygon]], font: str) -> None:
+    """A line along a curve: each strip of its polygon shows its stretch of the line, in perspective."""
+    height, width = coverage.shape
+    quads = [np.array(quad) * (width, height) for _, _, quad in strips]
+    line_height = float(np.mean([np.linalg.norm(quad[3] - quad[0]) for quad in quads]))
+    if line_height < 1e-2:
+        return
+    oversampling = _oversampling(width, height)
+    mask = line_mask(text, font, font_size_for(line_height * oversampling))
+    for (start, end, _), quad in zip(strips, quads, strict=True):
+        lower = (np.floor(quad.min(axis=0)) - 1).clip(0, (width, height)).astype(int)
+        upper = (np.ceil(quad.max(axis=0)) + 1).clip(0, (width, height)).astype(int)
+        if (upper <= lower).any():
+            continue
+        corners = (quad - lower) * oversampling
+        size = int((upper - lower)[0]) * oversampling, int((upper - lower)[1]) * oversampling
+        # The quad shows the stretch from start to end. What the plane shows beyond is cut off, but for a pixel of the
+        # neighbours' stretches: so there is no seam between two strips.
+        a, b, c, d, e, f, g, h = perspective_coefficients(
+            tuple((float(x), float(y)) for x, y in corners), (end - start) * mask.width, mask.height
+        )
+        shift = start * mask.width  # u + shift = ((a + shift g) x + ...) / (g x + h y + 1)
+        moved = (a + shift * g, b + shift * h, c + shift, d, e, f, g, h)
+        ink = np.asarray(mask.transform(size, Image.Transform.PERSPECTIVE, moved, Image.Resampling.BILINEAR))
+        stencil = np.zeros(ink.shape, dtype=np.uint8)
+        cv2.fillConvexPoly(stencil, np.rint(corners).astype(np.int32), 1)
+        stencil = cv2.dilate(stencil, np.ones((2 * oversampling + 1, 2 * oversampling + 1), np.uint8))
+        enlarged = Image.fromarray(ink * stencil)
+        window = coverage[lower[1] : upper[1], lower[0] : upper[0]]
+        np.maximum(window, np.asarray(enlarged.reduce(oversampling)), out=window)
+
+
+Box = tuple[float, float, float, float]
+
+
+def _is_vertical(text: str, width: float, height: float) -> bool:
+    """Whether a line runs from the top down: several East Asian characters in a box clearly taller than wide."""
+    return script_of(text) in CJK and len(text) > 1 and height > VERTICAL_ASPECT * width
+
+
+def _upright_box(polygon: Polygon, width: int, height: int) -> Box | None:
+    """The polygon's box in pixels where its sides run along the picture's, to a hundredth of a pixel; else None."""
+    if len(polygon) != 4:
+        return None
+    (left, top), (right, above), (beside, bottom), (under, below) = polygon
+    skew = max(abs(above - top), abs(below - bottom)) * height, max(abs(beside - right), abs(under - left)) * width
+    if max(skew) >= 0.01 or not (left < right and top < bottom):
+        return None
+    return left * width, top * height, right * width, bottom * height
+
+
+def _upright_ink(text: str, font: str, box: Box, window: tuple[int, int, int, int], oversampling: int) -> np.ndarray:
+    """The ink in a window of the picture (left, top, right, bottom), uint8."""
+    left, top, right, bottom = box
+    x0, y0, x1, y1 = window
+    # Small letters are averaged by area from a larger mask; large ones have pixels enough as they are.
+    small = oversampling > 2
+    vertical = _is_vertical(text, right - left, bottom - top)
+    line_height = right - left if vertical else bottom - top
+    size_pixels = font_size_for(line_height * (oversampling if small else 1))
+    if small:
+        mask = line_mask(text, font, size_pixels, vertical)
+        mask_width, mask_height = mask.size
+    else:
+        pixels = line_pixels(text, font, size_pixels, vertical)
+        mask_height, mask_width = pixels.shape
+    across, down = mask_width / (right - left), mask_height / (bottom - top)  # pixels of the mask a pixel here
+    # Where the window stands in the mask.
+    start_x, start_y, end_x, end_y = (x0 - left) * across, (y0 - top) * down, (x1 - left) * across, (y1 - top) * down
+    if not small:
+        # Pixel centres: half a pixel here is half of `across` there.
+        to_mask = np.array([[across, 0, start_x + across / 2 - 0.5], [0, down, start_y + down / 2 - 0.5]])
+        method = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return cv2.warpAffine(pixels, to_mask, (x1 - x0, y1 - y0), flags=method)
+    # What the window covers around the mask is empty.
+    before = math.ceil(max(0, -start_x)), math.ceil(max(0, -start_y))
+    after = math.ceil(max(0, end_x - mask.width)), math.ceil(max(0, end_y - mask.height))
+    canvas = Image.new("L", (mask.width + before[0] + after[0], mask.height + before[1] + after[1]))
+    canvas.paste(mask, before)
+    covered = (
+        max(0.0, start_x + before[0]),
+        max(0.0, start_y + before[1]),
+        min(float(canvas.width), end_x + before[0]),
+        min(float(canvas.height), end_y + before[1]),
+    )
+    method = Image.Resampling.BOX if min(across, down) >= 1 else Image.Resampling.BILINEAR
+    return np.asarray(canvas.resize((x1 - x0, y1 - y0), method, covered))
+
+
+def _tilted_ink(
+    text: str, font: str, quad: np.ndarray, lower: np.ndarray, upper: np.ndarray, oversampling: int
+) -> np.ndarray:
+    """The same for any quad: the mask in perspective, drawn larger and averaged down."""
+    down = float(np.linalg.norm(quad[3] - quad[0]) + np.linalg.norm(quad[2] - quad[1])) / 2
+    along = float(np.linalg.norm(quad[1] - quad[0]) + np.linalg.norm(quad[2] - quad[3])) / 2
+    vertical = _is_vertical(text, along, down)
+    mask = line_mask(text, font, font_size_for((along if vertical else down) * oversampling), vertical)
+    corners = tuple((float(x), float(y)) for x, y in (quad - lower) * oversampling)
+    coefficients = perspective_coefficients(corners, mask.width, mask.height)
+    width, height = (int(extent) for extent in (upper - lower) * oversampling)
+    enlarged = mask.transform((width, height), Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR)
+    return np.asarray(enlarged.reduce(oversampling))
+
+
+def draw_ink(coverage: np.ndarray, layout: Layout) -> None:
+    """Draws a layout's glyph map into `coverage` (H W, uint8, zeros).
+
+    Lines that are not valid, or that the canonical font cannot draw, leave no ink; `ignore_mask` marks them.
+    """
+    for line in layout.lines:
+        if shows(line):
+            draw_line(coverage, line.text, line.polygon)
+
+
+def shows(line: TextLine) -> bool:
+    """Whether a glyph map shows the line: its text is legible, and the fonts have it."""
+    return line.valid and not missing_glyphs(line.text)
+
+
+def draw_glyph_map(layout: Layout, width: int, height: int) -> np.ndarray:
+    """The glyph map of a layout: height x width, float32 in 0..1."""
+    coverage = np.zeros((height, width), dtype=np.uint8)
+    draw_ink(coverage, layout)
+    return coverage.astype(np.float32) / 255
+
+
+def shows_all(layout: Layout) -> bool:
+    """Whether the glyph map shows every line, and `ignore_mask` is empty."""
+    return all(map(shows, layout.lines))
+
+
+def ignore_mask(layout: Layout, width: int, height: int) -> np.ndarray:
+    """True (H W) where a line stands that the glyph map does not show: the loss is masked out there."""
+    mask = np.zeros((height, width), dtype=bool)
+    for line in layout.lines:
+        if shows(line):
+            continue
+        points = np.array(line.polygon) * (width, height)
+        left, top = np.floor(points.min(axis=0)).astype(int).clip(0)
+        right, bottom = np.ceil(points.max(axis=0)).astype(int).clip(0)
+        mask[top:bottom, left:right] = True
+    return mask

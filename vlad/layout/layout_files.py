@@ -1,0 +1,172 @@
+"""Layout files: JSON that a person reads and edits.
+
+    {"lines": [{"text": "HOUSE", "polygon": [[0.1, 0.4], [0.9, 0.4], [0.9, 0.6], [0.1, 0.6]]}]}
+
+In place of `polygon` a line may give `box`: [left, top, right, bottom]. Coordinates are 0..1, y downwards.
+Optional: `language`, `font`, `colour`, `valid`, `confidence`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from vlad.layout.fonts import font_path
+from vlad.layout.polygons import box_polygon, polygon_area
+from vlad.types import Layout, Polygon, TextLine
+from vlad.utils.errors import UserError, did_you_mean, existing_file, sentence
+
+LINE_FIELDS = ("text", "polygon", "box", "language", "font", "colour", "valid", "confidence")
+
+
+def line_to_json(line: TextLine, exact: bool = False) -> dict[str, Any]:
+    """The line as plain JSON values; fields that say nothing are left out. Coordinates are rounded unless `exact`."""
+    entry: dict[str, Any] = {
+        "text": line.text,
+        "polygon": [[x, y] if exact else [round(x, 5), round(y, 5)] for x, y in line.polygon],
+    }
+    for name in ("language", "font", "colour", "confidence"):
+        if getattr(line, name) is not None:
+            entry[name] = getattr(line, name)
+    if not line.valid:
+        entry["valid"] = False
+    return entry
+
+
+def layout_to_json(layout: Layout, exact: bool = False) -> dict[str, Any]:
+    """The layout as plain JSON values. Coordinates are rounded unless `exact`."""
+    return {"lines": [line_to_json(line, exact) for line in layout.lines]}
+
+
+def layout_from_json(record: Any) -> Layout:
+    """A layout from plain JSON values. Raises ValueError that names the line and the field."""
+    if not isinstance(record, dict) or not isinstance(record.get("lines"), list):
+        raise ValueError(
+            'it is no object with a list "lines"; write {"lines": [{"text": "HI", "box": [0.1, 0.4, 0.9, 0.6]}]}'
+        )
+    return Layout(tuple(_line_from_json(entry, number) for number, entry in enumerate(record["lines"], start=1)))
+
+
+def _line_from_json(entry: Any, number: int) -> TextLine:
+    if not isinstance(entry, dict):
+        raise ValueError(f"line {number} is not an object")
+    for name in entry:
+        if name not in LINE_FIELDS:
+            raise ValueError(f"line {number} has an unknown field {name!r}.{did_you_mean(name, LINE_FIELDS)}")
+    text = entry.get("text")
+    if not isinstance(text, str):
+        raise ValueError(f'line {number} has no text; give it a "text"')
+    return TextLine(
+        text=text,
+        polygon=_polygon_from_json(entry, number),
+        language=_optional_string(entry, "language", number),
+        font=_optional_string(entry, "font", number),
+        colour=_optional_string(entry, "colour", number),
+        valid=_valid(entry, number),
+        confidence=_optional_number(entry, "confidence", number),
+    )
+
+
+def _valid(entry: dict[str, Any], number: int) -> bool:
+    value = entry.get("valid", True)
+    if not isinstance(value, bool):
+        raise ValueError(f"line {number}: valid must be true or false")
+    return value
+
+
+def _optional_string(entry: dict[str, Any], name: str, number: int) -> str | None:
+    value = entry.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"line {number}: {name} must be a string")
+    return value
+
+
+def _optional_number(entry: dict[str, Any], name: str, number: int) -> float | None:
+    value = entry.get(name)
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"line {number}: {name} must be a number") from None
+
+
+def _polygon_from_json(entry: dict[str, Any], number: int) -> Polygon:
+    try:
+        if "box" in entry:
+            left, top, right, bottom = (float(value) for value in entry["box"])
+            polygon = box_polygon(left, top, right, bottom)
+            rises = left < right and top < bottom
+        else:
+            polygon = tuple((float(x), float(y)) for x, y in entry["polygon"])
+            rises = True
+    except KeyError:
+        raise ValueError(f'line {number} has neither "polygon" nor "box"') from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"line {number}: a polygon is a list of [x, y], a box is [left, top, right, bottom]") from None
+    if not rises:
+        raise ValueError(
+            f"line {number} covers no area: a box is [left, top, right, bottom], left under right, top under bottom"
+        )
+    if len(polygon) < 4 or not all(map(math.isfinite, itertools.chain(*polygon))):
+        raise ValueError(f"line {number}: a polygon has at least four finite points")
+    return polygon
+
+
+def read_layout(path: Path | str) -> Layout:
+    """A layout file that a user wrote.
+
+    Raises UserError when the file is missing or is no layout, when it holds no text, and when a line has no
+    area or stands outside the picture.
+    """
+    layout = layout_as_it_is(path)
+    check_layout(layout, str(path))
+    return layout
+
+
+def layout_as_it_is(path: Path | str) -> Layout:
+    """A layout file that may hold no text, as stage one leaves it for a prompt without any.
+
+    Raises UserError when the file is missing or is no layout.
+    """
+    path = existing_file(path, "layout file", 'write one like {"lines": [{"text": "HI", "box": [0.1, 0.4, 0.9, 0.6]}]}')
+    try:
+        return layout_from_json(json.loads(path.read_text(encoding="utf-8")))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a layout: it is not UTF-8 text; give a JSON file.") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a layout: {sentence(str(error)[:300])}") from error
+
+
+def check_layout(layout: Layout, where: str) -> None:
+    """Raises UserError for a layout that holds no text, or a line without text, without area or outside the picture.
+
+    `where` names it in the message: its file, or the option that gave it.
+    """
+    if not any(line.text.strip() for line in layout.lines):
+        raise UserError(f'{where} holds no text; give at least one line its "text".')
+    for number, line in enumerate(layout.lines, start=1):
+        if not line.text.strip():
+            raise UserError(f"{where}: line {number} has no text; give it some, or remove the line.")
+        if line.font is not None:
+            try:
+                font_path(line.font)
+            except UserError as error:
+                raise UserError(f"{where}: line {number} ({line.text!r}): {error}") from error
+        if polygon_area(line.polygon) <= 1e-6:
+            raise UserError(f"{where}: line {number} ({line.text!r}) covers no area; move its corners apart.")
+        if not all(-1e-3 <= value <= 1 + 1e-3 for point in line.polygon for value in point):
+            raise UserError(
+                f"{where}: line {number} ({line.text!r}) stands outside the picture; its coordinates are shares of"
+                " the picture's width and height, 0 to 1."
+            )
+
+
+def write_layout(layout: Layout, path: Path | str) -> None:
+    """Writes a layout file, with each line of text on a line of its own."""
+    lines = ",\n  ".join(json.dumps(line_to_json(line), ensure_ascii=False) for line in layout.lines)
+    written = f'{{"lines": [\n  {lines}\n]}}\n' if lines else '{"lines": []}\n'
+    Path(path).write_text(written, encoding="utf-8")

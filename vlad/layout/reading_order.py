@@ -1,0 +1,34 @@
+"""The order in which a person reads the lines of a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vlad.layout.polygons import bounding_box
+from vlad.types import TextLine
+
+
+def reading_order(lines: Iterable[TextLine]) -> tuple[TextLine, ...]:
+    """The lines row by row from the top, each row from the left.
+
+    A line stands in a row when it shares more than half of the lower height of itself and the row's first line.
+    """
+    rows: list[list[TextLine]] = []
+    for line in sorted(lines, key=_middle):
+        if rows and _share_a_row(rows[-1][0], line):
+            rows[-1].append(line)
+        else:
+            rows.append([line])
+    return tuple(line for row in rows for line in sorted(row, key=lambda line: bounding_box(line.polygon)[0]))
+
+
+def _middle(line: TextLine) -> float:
+    _, top, _, bottom = bounding_box(line.polygon)
+    return (top + bottom) / 2
+
+
+def _share_a_row(a: TextLine, b: TextLine) -> bool:
+    _, top_a, _, bottom_a = bounding_box(a.polygon)
+    _, top_b, _, bottom_b = bounding_box(b.polygon)
+    overlap = min(bottom_a, bottom_b) - max(top_a, top_b)
+    return overlap > 0.5 * min(bottom_a - top_a, bottom_b - top_b)

@@ -1,0 +1,57 @@
+"""Lines of text weigh in L_diff by their number, not by their area, so that small text counts as much as large.
+
+    L = mean_p e_p + lambda sum_i mean_{p in R_i} e_p        p: pixels of the picture, R_i: the region of line i
+
+A line of two per cent of the picture has two per cent of the plain mean; here every line adds lambda times the mean of
+its own region. As weights of pixels that is w_p = 1 + lambda sum_{i: p in R_i} 1 / a_i with a_i the line's share of the
+picture, held under MOST_WEIGHT: a line of a few pixels must not outweigh the rest.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlad.layout.polygons import bounding_box, box_polygon, quad_of
+from vlad.types import Layout, TextLine
+
+MOST_WEIGHT = 30.0
+FINEST = 4  # parts of a pixel or cell, along one side, that are inside a region or not
+
+
+def line_weights(layouts: tuple[Layout, ...], line_weight: float, height: int, width: int) -> Tensor:
+    """w of the formula above at `height` x `width` pixels or cells, B 1 h w. Lines that are not valid add nothing."""
+    weights = np.ones((len(layouts), height, width), dtype=np.float32)
+    for row, layout in enumerate(layouts):
+        for line in layout.lines:
+            if not line.valid:
+                continue
+            region = _region(line, height, width)
+            share = float(region.mean())
+            if share > 0:
+                weights[row] += line_weight / share * region
+    return torch.from_numpy(weights.clip(max=MOST_WEIGHT))[:, None]
+
+
+def _region(line: TextLine, height: int, width: int) -> np.ndarray:
+    """Which share of each pixel or cell a line's quad covers (h w, 0..1); of curved text the box around it."""
+    if len(line.polygon) > 4:
+        quad = np.array(box_polygon(*bounding_box(line.polygon)))
+    else:
+        quad = np.array(quad_of(line.polygon))
+    quad = quad * (width, height)
+    left, top = np.floor(quad.min(axis=0)).astype(int).clip(0, (width, height))
+    right, bottom = np.ceil(quad.max(axis=0)).astype(int).clip(0, (width, height))
+    region = np.zeros((height, width), dtype=np.float32)
+    columns, rows = right - left, bottom - top
+    if columns <= 0 or rows <= 0:
+        return region
+    # The middles of FINEST x FINEST parts of each place in the box: inside are those on one side of all four edges.
+    x = left + (np.arange(columns * FINEST) + 0.5) / FINEST
+    y = top + (np.arange(rows * FINEST) + 0.5)[:, None] / FINEST
+    inside = np.ones((rows * FINEST, columns * FINEST), dtype=bool)
+    for (x0, y0), (x1, y1) in zip(quad, np.roll(quad, -1, axis=0), strict=True):
+        inside &= (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0) >= 0
+    region[top:bottom, left:right] = inside.reshape(rows, FINEST, columns, FINEST).mean(axis=(1, 3))
+    return region

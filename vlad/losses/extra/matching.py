@@ -1,0 +1,71 @@
+"""Image-text matching: does this text describe this picture? (BLIP, Li et al., ICML 2022; ALBEF, 2021, eq. 3)
+
+    text tokens -- cross-attention to the picture's patches --> one logit
+
+    L_match = -mean( y log p + (1 - y) log(1 - p) )
+
+over the B pairs of a batch (y = 1) and two hard negatives a sample (y = 0): for each picture a text, for each text a
+picture, drawn from the rank's own batch the more often the more alike the contrastive loss finds them.
+
+Letters: B batch, K text tokens, P patches, D widths.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlad.utils.distributed import mean_over_ranks
+
+
+class MatchingHead(nn.Module):
+    """A text's tokens look at a picture's patches through one layer; the first token then answers with a logit."""
+
+    def __init__(self, text_width: int, patch_width: int, width: int = 128, heads: int = 4) -> None:
+        super().__init__()
+        self.from_text = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, width))
+        self.from_patch = nn.Sequential(nn.LayerNorm(patch_width), nn.Linear(patch_width, width))
+        self.layer = nn.TransformerDecoderLayer(
+            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.to_logit = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
+
+    def forward(self, tokens: Tensor, mask: Tensor, patches: Tensor) -> Tensor:
+        """Logits (B) of text tokens B K D (mask B K, True = there) and patches B P D, row by row."""
+        x = self.layer(self.from_text(tokens.float()), self.from_patch(patches.float()), tgt_key_padding_mask=~mask)
+        return self.to_logit(x[:, 0])[:, 0]
+
+
+@torch.no_grad()
+def sample_hard_negatives(similarities: Tensor, relations: Tensor) -> tuple[Tensor, Tensor]:
+    """For each row of `similarities` (B B) a column that it does not match, drawn with the softmax of the row.
+
+    relations: B B; only pairs of -1 are negatives (`contrastive.relations_of_texts`). Returns the columns (B) and
+    whether there was one (B). Draws from torch's generator of the device.
+    """
+    negative = relations < 0
+    present = negative.any(dim=1)
+    shares = similarities.masked_fill(~negative, -torch.inf).softmax(dim=1)
+    shares = shares.masked_fill(~present[:, None], 1.0)  # without negatives it has none: draw any, none is used
+    return torch.multinomial(shares, 1)[:, 0], present
+
+
+def matching_loss(
+    head: MatchingHead, tokens: Tensor, mask: Tensor, patches: Tensor, similarities: Tensor, relations: Tensor
+) -> Tensor:
+    """L_match of the module's formula, for DDP to average.
+
+    tokens B K D with mask B K, patches B P D: row i of all from one sample of this rank. similarities B B: what the
+    contrastive loss compares, cos(t_i, v_j) / tau. relations B B: which of these pairs are negatives.
+    """
+    pictures, has_picture = sample_hard_negatives(similarities, relations)  # for each text
+    texts, has_text = sample_hard_negatives(similarities.T, relations.T)  # for each picture
+    own = torch.arange(len(tokens), device=tokens.device)
+    text_rows = torch.cat([own, own[has_picture], texts[has_text]])
+    picture_rows = torch.cat([own, pictures[has_picture], own[has_text]])
+    logits = head(tokens[text_rows], mask[text_rows], patches[picture_rows])  # up to 3 B
+    wanted = torch.zeros_like(logits)
+    wanted[: len(own)] = 1
+    total = F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
+    return mean_over_ranks(total, torch.tensor(float(len(logits)), device=logits.device))

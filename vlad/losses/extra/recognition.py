@@ -1,0 +1,107 @@
+"""The OCR-aware perceptual loss (AnyText, arXiv 2311.03054, section 3.4): what a recogniser sees in the lines of text.
+
+    L_ocr = mean_b sum_{p in b} alpha_bar_t(b) mean_{T,D} (m_p - m'_p)^2
+
+m_p, m'_p are the recogniser's features before its last, linear layer (T D) of line p cut out of the picture and of what
+the prediction stands for. alpha_bar_t: at high noise that shows no letters yet. The recogniser is the one that comes
+inside rapidocr (PP-OCR), frozen. Letters: B batch, H W pixels, N lines, T places, D width.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlad.layout.polygons import perspective_coefficients, quad_of
+from vlad.losses.extra.onnx_graph import read_onnx
+from vlad.types import Layout, Polygon
+from vlad.utils.errors import UserError
+
+LINE_PIXELS = 48  # of height: what PP-OCR reads
+WIDTH_PIXELS = (48, 320)  # the narrowest and the widest line
+MOST_LINES = 8  # of a picture: the first in reading order
+
+
+class Recogniser(nn.Module):
+    """PP-OCR's recogniser as a differentiable function of crops."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        super().__init__()
+        self.graph = read_onnx(path or packaged_recogniser())
+        # The last linear layer's input.
+        self.features = next(node.inputs[0] for node in reversed(self.graph.nodes) if node.operator == "MatMul")
+        self.probabilities = self.graph.nodes[-1].outputs[0]
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Crops N 3 48 W, pixels in [-1, 1] -> features N T D."""
+        return self.graph(crops.flip(1), self.features)  # it was trained on BGR
+
+    def read(self, crops: Tensor) -> Tensor:
+        """Crops N 3 48 W -> probabilities of its characters, N T C."""
+        return self.graph(crops.flip(1), self.probabilities)
+
+
+def packaged_recogniser() -> Path:
+    """The recogniser's file inside rapidocr. Raises UserError where that is not installed, or holds none."""
+    found = importlib.util.find_spec("rapidocr")
+    places = list(found.submodule_search_locations or ()) if found is not None else []
+    files = sorted(file for place in places for file in Path(place, "models").glob("*_rec_*.onnx"))
+    if not files:
+        raise UserError("losses.ocr_weight: rapidocr's recogniser is not installed; run: pip install rapidocr.")
+    return files[0]
+
+
+def recognition_loss(
+    recogniser: Recogniser, pictures: Tensor, predicted: Tensor, layouts: tuple[Layout, ...], shares: Tensor
+) -> Tensor:
+    """L_ocr of the formula above: pixels B 3 H W in [-1, 1] of both, alpha_bar_t as `shares` (B); 0 without lines."""
+    lines = [
+        (row, line.polygon)
+        for row, layout in enumerate(layouts)
+        for line in [line for line in layout.lines if line.valid][:MOST_LINES]
+    ]
+    if not lines:
+        return predicted.sum() * 0
+    with torch.no_grad():
+        wanted = recogniser(cut_lines(pictures, lines))  # N T D
+    errors = (recogniser(cut_lines(predicted, lines)) - wanted).square().mean(dim=(1, 2))  # N
+    rows = torch.tensor([row for row, _ in lines], device=errors.device)
+    return (shares.to(errors.device)[rows] * errors).sum() / len(layouts)
+
+
+def cut_lines(pictures: Tensor, lines: list[tuple[int, Polygon]]) -> Tensor:
+    """Lines (row of the batch, polygon) cut out of pixels B 3 H W, upright: N 3 48 W, narrower ones filled with grey.
+
+    Bilinear and differentiable. Every line keeps its aspect ratio, within WIDTH_PIXELS.
+    """
+    height, width = pictures.shape[-2:]
+    quads = [np.array(quad_of(polygon)) * (width, height) for _, polygon in lines]
+    widths = [_crop_width(quad) for quad in quads]
+    crops = []
+    for (row, _), quad, columns in zip(lines, quads, widths, strict=True):
+        grid = _sampling_grid(quad, columns, width, height).to(pictures)
+        crop = F.grid_sample(pictures[row][None], grid[None], align_corners=False, padding_mode="border")
+        crops.append(F.pad(crop, (0, max(widths) - columns)))
+    return torch.cat(crops)
+
+
+def _crop_width(quad: np.ndarray) -> int:
+    top, right, bottom, left = np.linalg.norm(np.roll(quad, -1, axis=0) - quad, axis=1)
+    wide = LINE_PIXELS * max(top, bottom) / max(left, right, 1e-6)
+    return int(np.clip(round(wide), *WIDTH_PIXELS))
+
+
+def _sampling_grid(quad: np.ndarray, columns: int, width: int, height: int) -> Tensor:
+    """Where each pixel of the crop comes from, in grid_sample's coordinates: 48 W 2."""
+    corners = tuple((float(x), float(y)) for x, y in quad)
+    coefficients = perspective_coefficients(corners, columns, LINE_PIXELS)
+    to_picture = np.linalg.inv(np.append(coefficients, 1.0).reshape(3, 3))
+    x, y = np.meshgrid(np.arange(columns) + 0.5, np.arange(LINE_PIXELS) + 0.5)
+    points = np.stack([x, y, np.ones_like(x)], axis=-1) @ to_picture.T
+    places = points[..., :2] / points[..., 2:] / (width, height) * 2 - 1
+    return torch.from_numpy(places.astype(np.float32))

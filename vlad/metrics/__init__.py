@@ -1,0 +1,1 @@
+"""Metrics of single images and embeddings: OCR, spelling, colours, places, retrieval."""

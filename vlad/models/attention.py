@@ -1,0 +1,208 @@
+"""Attention backends of the UNets. The only room that imports xformers.
+
+auto       xformers where its kernel really runs on this device, else torch's own (SDPA), which chooses its kernel
+xformers   memory-efficient attention
+sdpa       torch's scaled_dot_product_attention
+plain      matrix products and a softmax, one by one: what the others are compared with
+flash      torch's flash kernel for self-attention, and nothing else; cross-attention has a mask, which no flash
+           kernel takes, and stays with SDPA
+
+A UNet that keeps its base's own text attends to those tokens and to t's apart, and adds up what both say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vlad.models.unet import is_grown
+from vlad.utils.errors import UserError
+
+Backend = Literal["auto", "xformers", "sdpa", "flash", "plain"]
+
+
+class FlashAttnProcessor(AttnProcessor2_0):
+    """SDPA that takes the flash kernel, or fails, wherever there is no mask."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        given = (attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        if attention_mask is not None:
+            return super().__call__(*given)
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return super().__call__(*given)
+
+
+class XformersAttnProcessor:
+    """xformers' memory-efficient attention. Unlike diffusers' processor it takes masks as the kernels want them: in the
+    queries' precision (under autocast the UNet makes them in float32), rows that begin at a multiple of 8 values.
+    """
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        from xformers import ops  # an optional extra, and slow to import
+
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        given = (attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source))
+        q, k, v = (x.unflatten(-1, (attn.heads, -1)) for x in given)  # B L heads W/heads
+        bias = None if attention_mask is None else aligned_bias(attention_mask, q)
+        attended = ops.memory_efficient_attention(q, k, v, attn_bias=bias, scale=attn.scale)
+        return attn.to_out[1](attn.to_out[0](attended.flatten(2)))
+
+
+def aligned_bias(mask: Tensor, q: Tensor) -> Tensor:
+    """A mask that is added to the scores (B 1 K) as B heads L K for q (B L heads D), its rows 8 values apart."""
+    keys = mask.shape[-1]
+    padded = F.pad(mask.to(q.dtype), (0, -keys % 8))[..., :keys]
+    return padded[:, None].expand(-1, q.shape[2], q.shape[1], -1)
+
+
+class BesideAttnProcessor:
+    """Self-attention as `inner` does it; cross-attention to the base's own tokens and to t's apart, added up:
+
+        A(q, K_own, V_own) + A(q, K_t, V_t)
+
+    So t takes nothing from the softmax of the base's tokens, and tokens of zero add zero (V has no bias): the UNet
+    says what it said before t came. IP-Adapter (arXiv 2308.06721, Eq. 5) adds pictures in this way; here both share
+    W_k and W_v.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        own_tokens: int = 0,
+    ) -> Tensor:
+        """`own_tokens`: how many of the encoder's B K W are the base's own; they come first, and nothing masks them."""
+        if encoder_hidden_states is None or not own_tokens:
+            return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        q, k, v = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+        q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (q, k, v))  # B heads L W/heads
+        bias = None if attention_mask is None else attention_mask[:, None, :, own_tokens:]  # B 1 1 K
+        own = F.scaled_dot_product_attention(q, k[:, :, :own_tokens], v[:, :, :own_tokens])
+        of_t = F.scaled_dot_product_attention(q, k[:, :, own_tokens:], v[:, :, own_tokens:], attn_mask=bias)
+        return attn.to_out[1](attn.to_out[0]((own + of_t).transpose(1, 2).flatten(2)))
+
+
+def attend_beside(unets: Sequence[UNet2DConditionModel | None]) -> None:
+    """Lets grown UNets attend to their base's own text beside t. They come from disk without this."""
+    for unet in unets:
+        if unet is not None and is_grown(unet):
+            processors = unet.attn_processors.values()
+            if not all(isinstance(processor, BesideAttnProcessor) for processor in processors):
+                unet.set_attn_processor(BesideAttnProcessor(next(iter(processors))))
+
+
+PROVEN_WIDTHS = (32,)  # of a head, where no UNet says which it has
+
+
+def prove_xformers(
+    device: torch.device, dtype: torch.dtype = torch.bfloat16, widths: Sequence[int] = PROVEN_WIDTHS
+) -> str | None:
+    """None when xformers' kernel ran on the device just now, forward and backward, else the reason in a few words.
+
+    `widths`: of the heads that it is to serve. Tried without a mask and with one of an odd number of tokens.
+    """
+    try:
+        from xformers import ops  # an optional extra, and slow to import
+    except ImportError:
+        return "xformers is not installed (pip install 'vlad[xformers]')"
+    if device.type != "cuda":
+        return f"xformers has no kernels for {device.type}"
+
+    def attend(q: Tensor) -> Tensor:
+        bias = aligned_bias(q.new_zeros(len(q), 1, 5), q)
+        return ops.memory_efficient_attention(q, q, q) + ops.memory_efficient_attention(q, q[:, :5], q[:, :5], bias)
+
+    # B L heads D
+    return _why_not([(1, 8, 2, width) for width in widths], device, dtype, attend)
+
+
+def prove_flash(device: torch.device, dtype: torch.dtype, widths: Sequence[int] = PROVEN_WIDTHS) -> str | None:
+    """None when torch's flash kernel ran on the device just now, forward and backward, else the reason."""
+
+    def attend(q: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return F.scaled_dot_product_attention(q, q, q)
+
+    # B heads L D
+    return _why_not([(1, 2, 8, width) for width in widths], device, dtype, attend)
+
+
+def _why_not(
+    shapes: Sequence[tuple[int, ...]], device: torch.device, dtype: torch.dtype, attend: Callable[[Tensor], Tensor]
+) -> str | None:
+    for shape in shapes:
+        q = torch.randn(shape, device=device, dtype=dtype, requires_grad=True, generator=torch.Generator(device))
+        try:
+            with torch.enable_grad():
+                attend(q).sum().backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        except (NotImplementedError, RuntimeError, ValueError) as error:
+            # Not swallowed: `auto` prints the reason beside the backend it falls back to, the others refuse with it.
+            reason = str(error).strip() or type(error).__name__
+            where = f"{str(dtype).removeprefix('torch.')} with heads of {shape[-1]}"
+            return f"its kernel does not run here in {where}: {reason.splitlines()[0]}"
+    return None
+
+
+def _head_widths(unets: Sequence[UNet2DConditionModel]) -> list[int]:
+    """The widths of all attention heads."""
+    layers = [module for unet in unets for module in unet.modules() if isinstance(module, Attention)]
+    return sorted({layer.inner_dim // layer.heads for layer in layers}) or list(PROVEN_WIDTHS)
+
+
+def set_attention(
+    unets: list[UNet2DConditionModel], backend: str, device: torch.device, dtype: torch.dtype = torch.float32
+) -> str:
+    """Gives the UNets the backend and returns the line that says which runs and why; dtype: what they compute in.
+
+    Raises UserError for `xformers` and `flash` where they cannot run.
+    """
+    reason = None
+    if backend in ("auto", "xformers"):
+        reason = prove_xformers(device, dtype, _head_widths(unets))
+    elif backend == "flash":
+        reason = prove_flash(device, dtype, _head_widths(unets))
+    if backend in ("xformers", "flash") and reason is not None:
+        raise UserError(f"trainer.attention: {backend} was asked for, but {reason}; use auto or sdpa.")
+    if backend == "auto":
+        backend = "xformers" if reason is None else "sdpa"
+    processor = {"xformers": XformersAttnProcessor, "flash": FlashAttnProcessor, "sdpa": AttnProcessor2_0}.get(
+        backend, AttnProcessor
+    )
+    for unet in unets:
+        unet.set_attn_processor(processor())
+    attend_beside(unets)
+    if backend == "plain":
+        return "attention: plain matrix products"
+    if backend == "sdpa":
+        return "attention: torch SDPA" + (f" ({reason})" if reason else "")
+    name = {"xformers": "xformers", "flash": "torch's flash kernel where there is no mask"}[backend]
+    return f"attention: {name} (its kernel ran on this device)"

@@ -1,0 +1,188 @@
+"""Pixels <-> scaled latents. No other module knows a scale factor.
+
+    pixels [-1, 1]  --encode-->  latents  --scale-->  scaled latents  (what schedules, UNets and samplers see)
+
+Two kinds: diffusers' `AutoencoderKL` (Stable Diffusion's), and `PatchAutoencoder`, which is small enough to be
+fitted in a minute on two cores. Letters: B batch, C latent channels, H W pixels, h w cells (H/f, W/f).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlad.models.options import AutoencoderOptions
+from vlad.types import Conditioning
+from vlad.utils.errors import UserError
+from vlad.utils.hub import refuse_out_of_reach
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(8, width)
+        self.conv_in = nn.Conv2d(width, width, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)  # starts as the identity
+        nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv_out(F.silu(self.conv_in(F.silu(self.norm(x)))))
+
+
+DECODER_LAYERS = ("linear_out", "conv_in", "conv_out")  # of a PatchAutoencoder, by the ends of their names
+
+
+class PatchAutoencoder(ModelMixin, ConfigMixin):
+    """A linear encoder fitted in closed form and a convolutional decoder trained against it.
+
+    The encoder projects each patch of f x f pixels on its `latent_channels` leading principal components,
+    every one scaled to a standard deviation of 0.5: isotropic latents, no training, no collapse. The decoder
+    starts as the projection's transpose and learns what the projection lost from the neighbouring patches;
+    it is trained on noisy latents, so that it also forgives what a sampler leaves behind.
+    """
+
+    @register_to_config
+    def __init__(
+        self, patch_pixels: int = 8, latent_channels: int = 24, decoder_width: int = 128, decoder_layers: int = 2
+    ) -> None:
+        super().__init__()
+        patch_values = 3 * patch_pixels**2
+        self.projection = nn.Conv2d(3, latent_channels, patch_pixels, stride=patch_pixels)
+        self.projection.requires_grad_(False)  # fitted, never trained
+        self.linear_out = nn.Conv2d(latent_channels, patch_values, 1)
+        self.conv_in = nn.Conv2d(latent_channels, decoder_width, 3, padding=1)
+        self.blocks = nn.Sequential(*(_ResidualBlock(decoder_width) for _ in range(decoder_layers)))
+        self.conv_out = nn.Conv2d(decoder_width, patch_values, 1)
+        nn.init.zeros_(self.conv_out.weight)  # the decoder starts as the linear one
+        nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def fit(self, pixels: Tensor) -> float:
+        """Fits the projection to pictures (B 3 H W in [-1, 1]); returns the share of variance it keeps."""
+        f, channels = self.config.patch_pixels, self.config.latent_channels
+        patches = F.unfold(pixels.double(), f, stride=f).transpose(1, 2).flatten(0, 1)  # n, 3 f f
+        mean = patches.mean(dim=0)
+        variances, directions = torch.linalg.eigh(torch.cov((patches - mean).T))
+        kept, basis = variances.flip(0)[:channels].clamp_min(1e-8), directions.flip(1)[:, :channels]
+        # Each component's sign is free: fix it, so that a fit does not depend on the linear algebra library.
+        basis = basis * torch.where(basis.sum(dim=0) < 0, -1.0, 1.0)
+        encoder = basis.T * (0.5 / kept.sqrt())[:, None]
+        self.projection.weight.copy_(encoder.reshape(channels, 3, f, f))
+        self.projection.bias.copy_(-encoder @ mean)  # type: ignore[union-attr]
+        self.linear_out.weight.copy_((basis * (kept.sqrt() / 0.5))[:, :, None, None])
+        self.linear_out.bias.copy_(mean)  # type: ignore[union-attr]
+        return float(kept.sum() / variances.sum())
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels B 3 H W in [-1, 1] -> latents B C h w."""
+        return self.projection(pixels)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents B C h w -> pixels B 3 H W, about [-1, 1]."""
+        patches = self.linear_out(latents) + self.conv_out(F.silu(self.blocks(self.conv_in(latents))))
+        return F.pixel_shuffle(patches, self.config.patch_pixels)
+
+
+def build_autoencoder(options: AutoencoderOptions) -> PatchAutoencoder | AutoencoderKL:
+    """The autoencoder of the options: loaded from `path` and frozen, or new and still to be fitted.
+
+    Raises UserError when there is no AutoencoderKL at the path.
+    """
+    if options.path is not None:
+        refuse_out_of_reach("autoencoder.path", options.path, options.revision, "config.json")
+        try:
+            return AutoencoderKL.from_pretrained(options.path, revision=options.revision)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"autoencoder.path: {options.path} holds no AutoencoderKL that diffusers can load; give a folder made"
+                " by save_pretrained or a hub id."
+            ) from error
+    return PatchAutoencoder(
+        options.patch_pixels, options.latent_channels, options.decoder_width, options.decoder_layers
+    )
+
+
+def spatial_factor(autoencoder: PatchAutoencoder | AutoencoderKL) -> int:
+    """Pixels a latent cell, along one side."""
+    if not isinstance(autoencoder, AutoencoderKL):
+        return autoencoder.config.patch_pixels
+    return 2 ** (len(autoencoder.config.block_out_channels) - 1)
+
+
+def differing_latents(one: PatchAutoencoder | AutoencoderKL, other: AutoencoderKL) -> str:
+    """What of their latents' form and scale differs, with both values; empty where a UNet takes either's alike."""
+
+    def form(autoencoder: AutoencoderKL) -> dict[str, Any]:
+        stored = autoencoder.config
+        return {
+            "channels": stored.latent_channels,
+            "pixels a cell": spatial_factor(autoencoder),
+            "scaling_factor": stored.scaling_factor,
+            "shift_factor": stored.shift_factor or 0.0,
+            "latents_mean": stored.latents_mean,
+            "latents_std": stored.latents_std,
+        }
+
+    assert isinstance(one, AutoencoderKL)
+    ours, theirs = form(one), form(other)
+    return ", ".join(f"{name} {ours[name]}, not {theirs[name]}" for name in ours if ours[name] != theirs[name])
+
+
+def sized(t: Conditioning, autoencoder: PatchAutoencoder | AutoencoderKL, latents: Tensor) -> Conditioning:
+    """t that says how large the pictures of these latents (B C h w) are."""
+    factor, (height, width) = spatial_factor(autoencoder), latents.shape[-2:]
+    return replace(t, size=(height * factor, width * factor))
+
+
+def latent_moments(autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Pixels B 3 H W in [-1, 1] -> mean and standard deviation of the scaled latents, B C h w each.
+
+    The deviation is None for an autoencoder that does not draw.
+    """
+    if not isinstance(autoencoder, AutoencoderKL):
+        return autoencoder.encode(pixels), None
+    posterior = autoencoder.encode(pixels).latent_dist
+    scale, shift = _scale_and_shift(autoencoder, posterior.mean)
+    return (posterior.mean - shift) * scale, posterior.std * scale
+
+
+def draw_latents(mean: Tensor, deviation: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
+    """Scaled latents B C h w from their moments."""
+    if deviation is None:
+        return mean
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+    return mean + deviation * noise
+
+
+def encode(
+    autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """Pixels B 3 H W in [-1, 1] -> scaled latents B C h w; an AutoencoderKL's are drawn from its posterior."""
+    return draw_latents(*latent_moments(autoencoder, pixels), generator)
+
+
+def decode(autoencoder: PatchAutoencoder | AutoencoderKL, scaled_latents: Tensor) -> Tensor:
+    """Scaled latents B C h w -> pixels B 3 H W, clipped to [-1, 1]."""
+    if not isinstance(autoencoder, AutoencoderKL):
+        return autoencoder.decode(scaled_latents).clamp(-1, 1)
+    scale, shift = _scale_and_shift(autoencoder, scaled_latents)
+    return autoencoder.decode(scaled_latents / scale + shift).sample.clamp(-1, 1)
+
+
+def _scale_and_shift(autoencoder: AutoencoderKL, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
+    """scaled latents = (latents - shift) * scale, as the autoencoder's config says: one pair for all, or a channel's
+    mean and deviation."""
+    stored = autoencoder.config
+    if stored.latents_mean is None or stored.latents_std is None:
+        return stored.scaling_factor, stored.shift_factor or 0.0
+    mean, deviation = (
+        like.new_tensor(values).view(1, -1, 1, 1) for values in (stored.latents_mean, stored.latents_std)
+    )
+    return stored.scaling_factor / deviation, mean

@@ -1,0 +1,218 @@
+"""Captions from a vision-language model: any image-text-to-text model of transformers, given the text in the picture.
+
+What it writes is checked by the importers: they see to it that exactly the recognised strings are quoted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    PROCESSOR_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    ProcessorMixin,
+)
+from transformers.utils import PushToHubMixin
+
+from vlad.utils.errors import UserError, reason_of
+
+INSTRUCTION = "Describe this picture in one sentence: what is shown, its style and its colours."
+QUOTING = "The picture says {strings}. Quote this text in the sentence, in double quotation marks."
+QUESTION = (
+    "Describe this picture: which objects, how many, in which colours, and where they stand. If there is text in it,"
+    " quote it exactly, in double quotation marks."
+)
+SILENT = "There is no legible text in it; do not mention any."
+
+
+class LVLMCaptioner:
+    """Writes a sentence about each picture, always the same one: nothing is drawn at random.
+
+    `path` is a local folder or hub id. `device` "auto": a GPU where there is one. Raises UserError where the model
+    cannot be loaded, or is of another kind; `option` is what names it there.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        revision: str | None = None,
+        device: str = "auto",
+        max_new_tokens: int = 96,
+        option: str = "--captioner",
+    ) -> None:
+        self.name = path if revision is None else f"{path} at {revision}"
+        self._max_new_tokens = max_new_tokens
+        self._processor = checked_processor(path, revision, option)
+        with _told(option, self.name):
+            model = AutoModelForImageTextToText.from_pretrained(path, revision=revision)
+            chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+            self._model = model.to(chosen).eval()
+        tokenizer = self._processor.tokenizer
+        self._special_tokens: list[str] = tokenizer.all_special_tokens
+        # The answers begin where the longest prompt ends.
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+
+    def describe(self, pictures: list[np.ndarray], strings: list[tuple[str, ...]]) -> list[str]:
+        """A sentence for every picture (H W 3, uint8), given the strings that it says; "" where the model is silent."""
+        return self._answers(pictures, [instruction(said) for said in strings])
+
+    def say(self, pictures: list[np.ndarray]) -> list[str]:
+        """What the model sees in every picture (H W 3, uint8), told nothing of it; "" where it is silent."""
+        return self._answers(pictures, [QUESTION] * len(pictures))
+
+    @torch.inference_mode()
+    def _answers(self, pictures: list[np.ndarray], questions: list[str]) -> list[str]:
+        inputs = self._processor(
+            images=[Image.fromarray(picture) for picture in pictures],
+            text=[self._prompt(question) for question in questions],
+            padding=True,
+            return_tensors="pt",
+        ).to(self._model.device, self._model.dtype)
+        tokens = self._model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=self._max_new_tokens)
+        answers = self._processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [first_paragraph(answer) for answer in answers]
+
+    def _prompt(self, text: str) -> str:
+        # A picture may say "<image>": to the model that would be one picture more.
+        for token in self._special_tokens:
+            text = text.replace(token, " ")
+        return _asked(self._processor, text)
+
+
+def _asked(processor: Any, text: str) -> str:
+    """The instruction as the model was taught to read one; plainly after the picture where nothing says how."""
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        return processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+    image_token = getattr(processor, "image_token", "")
+    return f"{image_token}\n{text}\n" if image_token else text
+
+
+@contextmanager
+def _told(option: str, name: str) -> Iterator[None]:
+    """What the library raises for a model that it cannot load, in a sentence."""
+    try:
+        yield
+    except Exception as error:  # damaged weights and configs of wrong values raise errors of their own kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{option} {name} cannot be used as an image-text-to-text model ({reason[:200]}); name a folder or hub id"
+            " of one, with its processor."
+        ) from error
+
+
+def checked_processor(path: str, revision: str | None, option: str) -> Any:
+    """The processor of a model, which has a tokenizer.
+
+    Raises UserError where it cannot be loaded, or cannot put a question.
+    """
+    name = path if revision is None else f"{path} at {revision}"
+    with _told(option, name):
+        processor = load_processor(path, revision)
+    if getattr(processor, "tokenizer", None) is None:
+        raise UserError(f"{option} {name} has no tokenizer in its processor; name a whole model.")
+    try:
+        _asked(processor, QUESTION)
+    except Exception as error:  # a template is a program of the model's own
+        raise UserError(
+            f"{option} {name} has a chat template that cannot be filled in ({reason_of(error)}); copy the model's"
+            " chat_template.jinja again, or name another model."
+        ) from error
+    return processor
+
+
+def check_model(path: str, option: str, revision: str | None = None) -> None:
+    """Looks at all of a model's parts without loading its weights: processor, chat template, config, and the weights'
+    files, each as long as its header says.
+
+    Raises UserError for the first that is missing, damaged or another kind of model's. Of a hub id the weights are not
+    looked at: they may not be here yet.
+    """
+    checked_processor(path, revision, option)
+    with _told(option, path):
+        config = AutoConfig.from_pretrained(path, revision=revision)
+        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            raise ValueError(f"it is a {config.model_type}")
+        if Path(path).is_dir():
+            for file in _weights_of(Path(path)):
+                with safe_open(file, framework="pt"):
+                    pass
+
+
+def _weights_of(folder: Path) -> Sequence[Path]:
+    """The files of a model's weights in safetensors; none where they are in another format.
+
+    Raises FileNotFoundError where there are none at all.
+    """
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if index.is_file():
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return [folder / name for name in sorted(set(names))]
+    if not any(folder.glob("pytorch_model*.bin*")):
+        raise FileNotFoundError(f"there are no weights (model.safetensors) in {folder}")
+    return []
+
+
+def load_processor(path: str, revision: str | None) -> Any:
+    """The processor of a model; where there is no torchvision, without the part that reads videos.
+
+    The library has every image processor with Pillow alone, but video processors with torchvision only, and then loads
+    nothing at all of Qwen2-VL, SmolVLM or InternVL. Raises whatever the library raises.
+    """
+    try:
+        return AutoProcessor.from_pretrained(path, revision=revision)
+    except ImportError as error:
+        if "torchvision" not in str(error).lower():
+            raise
+        whole = PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(path, revision=revision))]
+    still: Any = type(whole.__name__, (_Still, whole), {"video_processor_class": NoVideos.__name__})
+    return still.from_pretrained(path, revision=revision)
+
+
+class NoVideos(PushToHubMixin):  # so that a processor asks for its options
+    """Stands where a processor wants one for videos."""
+
+    model_input_names: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def from_pretrained(cls, *_: Any, **__: Any) -> NoVideos:
+        return cls()
+
+
+class _Still:
+    """A processor's other half: whichever class for videos it looks up is `NoVideos`."""
+
+    @staticmethod
+    def get_possibly_dynamic_module(name: str) -> Any:
+        return NoVideos if "Video" in name else ProcessorMixin.get_possibly_dynamic_module(name)
+
+
+def instruction(strings: tuple[str, ...]) -> str:
+    """What the model is asked, with the recognised text quoted."""
+    said = QUOTING.format(strings=", ".join(f'"{text}"' for text in strings)) if strings else SILENT
+    return f"{INSTRUCTION} {said}"
+
+
+def first_paragraph(answer: str) -> str:
+    """The answer without what follows its first paragraph, as one line."""
+    return " ".join(answer.strip().split("\n\n")[0].split())

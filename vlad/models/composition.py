@@ -1,0 +1,166 @@
+"""The Contextual Composition Module, t = f_CCM(t_g, {t_i}) (Eq. 2), and the whole text side around it.
+
+    prompts -- LVLMEncoder --> t_g, {t_i}, token states --+
+            -- SpellingEncoder --> spelling tokens -------+--> CCM --> Conditioning (tokens, mask, pooled)
+
+    kind          Conditioning tokens
+    transformer   t_g, {t_i} and spelling tokens, each having read all others
+    q-former      learned queries that have read t_g, {t_i} and spelling; then the spelling tokens themselves
+    none          t_g and the LVLM's tokens through one projection; spelling tokens
+
+Letters: B batch, L LVLM tokens, N phrases or slots, S characters, Q queries, K conditioning tokens, D widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from vlad.models.spelling_tokens import SpellingEncoder
+from vlad.models.text_encoder.base_encoders import OwnText
+from vlad.models.text_encoder.lvlm import LVLMEncoder
+from vlad.types import Conditioning, Prompt, TextStates
+
+# The pooled vector is what t_g became and, past the transformer, the {t_i} themselves, enlarged. A new CCM mixes
+# everything into everything; the one phrase that says where the text stands drowns in the letters, and a UNet that
+# trains along does not find it in 700 steps (docs/LOG.md).
+POOLED_GAIN = 3.0
+
+
+class SlotQueries(nn.Module):
+    """{t_i} from learned queries, for prompts whose objects no phrase names: each slot looks for one by itself."""
+
+    def __init__(self, slots: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.slots = nn.Embedding(slots, width)  # a table: not decayed
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The slots' states B N D, read from projected LVLM tokens B L D with mask B L."""
+        queries = self.slots.weight.expand(len(tokens), -1, -1)
+        read, _ = self.attention(self.norm(queries), tokens, tokens, key_padding_mask=~mask, need_weights=False)
+        return queries + read
+
+
+class CompositionModule(ModelMixin, ConfigMixin):
+    """f_CCM with its spelling tokens (Eq. 2)."""
+
+    @register_to_config
+    def __init__(
+        self,
+        lvlm_width: int,
+        kind: str = "transformer",
+        width: int = 128,
+        layers: int = 2,
+        heads: int = 4,
+        output_width: int = 128,
+        spelling: bool = True,
+        max_characters: int = 8,
+        max_strings: int = 3,
+        locals: str = "phrases",
+        slots: int = 4,
+        queries: int = 16,
+    ) -> None:
+        super().__init__()
+        self.spelling_encoder = SpellingEncoder(width, max_characters, max_strings) if spelling else None
+        self.from_lvlm = nn.Sequential(nn.LayerNorm(lvlm_width), nn.Linear(lvlm_width, width))
+        self.blocks: nn.ModuleList | None = None
+        self.query_table: nn.Embedding | None = None
+        self.slot_queries: SlotQueries | None = None
+        if kind != "none":
+            self.kinds = nn.Embedding(3, width)  # global, local, spelling
+            nn.init.normal_(self.kinds.weight, std=0.5)
+        if kind == "transformer":
+            self.blocks = nn.ModuleList(
+                nn.TransformerEncoderLayer(
+                    width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+                )
+                for _ in range(layers)
+            )
+        if kind == "q-former":
+            self.query_table = nn.Embedding(queries, width)
+            self.blocks = nn.ModuleList(
+                nn.TransformerDecoderLayer(
+                    width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+                )
+                for _ in range(layers)
+            )
+        if locals == "slots":
+            self.slot_queries = SlotQueries(slots, width, heads)
+        self.to_output = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, output_width))
+        self.to_pooled = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, output_width))
+
+    def forward(self, states: TextStates, prompts: Sequence[Prompt]) -> Conditioning:
+        parts, masks = self._parts(states, prompts)
+        x, mask = torch.cat(parts, dim=1), torch.cat(masks, dim=1)  # B K D, B K
+        if self.query_table is not None:
+            x, mask = self._queried(x, mask, parts, masks)
+        else:
+            for layer in self.blocks or ():
+                x = layer(x, src_key_padding_mask=~mask)
+        tokens = self.to_output(x) * mask[..., None]
+        pooled = x[:, 0] + _masked_sum(parts[1], masks[1])
+        return Conditioning(tokens, mask, POOLED_GAIN * self.to_pooled(pooled))
+
+    def _queried(
+        self, memory: Tensor, memory_mask: Tensor, parts: list[Tensor], masks: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """What the queries read in the memory, then the spelling: Q queries cannot hold any number of letters."""
+        assert self.query_table is not None and self.blocks is not None
+        x = self.query_table.weight.expand(len(memory), -1, -1)  # B Q D
+        for layer in self.blocks:
+            x = layer(x, memory, memory_key_padding_mask=~memory_mask)
+        there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        return torch.cat([x, *parts[2:]], dim=1), torch.cat([there, *masks[2:]], dim=1)
+
+    def _parts(self, states: TextStates, prompts: Sequence[Prompt]) -> tuple[list[Tensor], list[Tensor]]:
+        t_g = self.from_lvlm(states.global_state)[:, None]  # B 1 D
+        present = torch.ones(len(prompts), 1, dtype=torch.bool, device=t_g.device)
+        if self.config.kind == "none":
+            parts, masks = [t_g, self.from_lvlm(states.tokens)], [present, states.mask]
+        else:
+            t_i, local_mask = self._locals(states)  # B N D
+            parts, masks = [t_g + self.kinds.weight[0], t_i + self.kinds.weight[1]], [present, local_mask]
+        if self.spelling_encoder is not None:
+            characters, mask = self.spelling_encoder(prompts)  # B S D
+            if self.config.kind != "none":
+                characters = characters + self.kinds.weight[2]
+            parts.append(characters.to(t_g.dtype))
+            masks.append(mask)
+        return parts, masks
+
+    def _locals(self, states: TextStates) -> tuple[Tensor, Tensor]:
+        if self.slot_queries is None:
+            return self.from_lvlm(states.local_states), states.local_mask
+        t_i = self.slot_queries(self.from_lvlm(states.tokens), states.mask)
+        return t_i, torch.ones(t_i.shape[:2], dtype=torch.bool, device=t_i.device)
+
+
+def _masked_sum(x: Tensor, mask: Tensor) -> Tensor:
+    """The sum over the tokens that exist, over the square root of their number: B K D -> B D."""
+    weights = mask.to(x.dtype)
+    return (x * weights[..., None]).sum(dim=1) / weights.sum(dim=1, keepdim=True).clamp_min(1).sqrt()
+
+
+class TextSide(nn.Module):
+    """Prompts -> Conditioning: the LVLM and the CCM as one differentiable step; `own`: a base's own encoders."""
+
+    def __init__(self, lvlm: LVLMEncoder, composition: CompositionModule, own: OwnText | None = None) -> None:
+        super().__init__()
+        self.lvlm = lvlm
+        self.composition = composition
+        self.own = own
+
+    def forward(self, prompts: Sequence[Prompt]) -> Conditioning:
+        return self.compose(self.lvlm(prompts), prompts)
+
+    def compose(self, states: TextStates, prompts: Sequence[Prompt]) -> Conditioning:
+        """t of the LVLM's states of the prompts, which may be in half of the CCM's precision."""
+        t = self.composition(states.to(dtype=self.composition.dtype), prompts)
+        return t if self.own is None else replace(t, own=self.own(prompts))

@@ -1,0 +1,184 @@
+"""Options of the models: UNets, autoencoder, CCM, LVLM, a Stable Diffusion to start from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from vlad.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class UNetOptions:
+    """A UNet built from nothing, with cross-attention on every level."""
+
+    block_channels: tuple[int, ...] = (96, 128)
+    layers_per_block: int = 1
+    heads: int = 4
+    # Cross-attention on the way up too. Without it a training step of the tiny UNets takes 0.6 of the time.
+    up_attention: bool = True
+    # Fourier features of x and y beside the latents: 4 channels a frequency; 0 for none.
+    position_frequencies: int = 6
+    # The pooled conditioning joins the time embedding.
+    pooled: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.block_channels or any(channels < 1 or channels % 32 for channels in self.block_channels):
+            raise UserError(
+                f"unet.block_channels must be positive multiples of 32 (group norm), not {list(self.block_channels)}."
+            )
+
+
+@dataclass(frozen=True)
+class AutoencoderOptions:
+    """`path` is a folder or hub id of an AutoencoderKL; with None a PatchAutoencoder is trained."""
+
+    path: str | None = None
+    revision: str | None = None
+    patch_pixels: int = 8
+    latent_channels: int = 24
+    decoder_width: int = 128
+    decoder_layers: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.latent_channels <= 3 * self.patch_pixels**2 or self.patch_pixels < 1:
+            raise UserError(
+                f"autoencoder: latent_channels ({self.latent_channels}) must be from 1 to the values of a patch,"
+                f" 3 x patch_pixels^2, and patch_pixels ({self.patch_pixels}) at least 1."
+            )
+        if self.decoder_width < 8 or self.decoder_width % 8 or self.decoder_layers < 0:
+            raise UserError(
+                "autoencoder: decoder_width must be a positive multiple of 8 (group norm), decoder_layers not negative."
+            )
+
+
+@dataclass(frozen=True)
+class CompositionOptions:
+    """`kind: none` is the paper's ablation: the LVLM's tokens go straight on through one projection."""
+
+    kind: Literal["transformer", "q-former", "none"] = "transformer"
+    # {t_i}: the states of the prompt's object phrases, or of as many learned slot queries as `slots` says.
+    locals: Literal["phrases", "slots"] = "phrases"
+    slots: int = 4
+    # Learned queries of the q-former.
+    queries: int = 16
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    # Width of the tokens that the UNets' cross-attention takes.
+    output_width: int = 128
+    spelling: bool = True
+    # The longest string and the most strings a layout holds.
+    max_characters: int = 8
+    max_strings: int = 3
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.output_width, self.layers, self.max_characters, self.max_strings) < 1:
+            raise UserError(
+                "composition: width, output_width, layers, max_characters and max_strings must be at least 1."
+            )
+        if self.heads < 1 or self.width % self.heads:
+            raise UserError(f"composition: width ({self.width}) must be a multiple of heads ({self.heads}).")
+        if min(self.slots, self.queries) < 1:
+            raise UserError("composition: slots and queries must be at least 1.")
+        if self.kind == "none" and self.locals == "slots":
+            raise UserError(
+                "composition.locals: slots has nothing to do with kind: none, which hands on the LVLM's own tokens;"
+                " choose another kind, or locals: phrases."
+            )
+
+
+@dataclass(frozen=True)
+class LVLMOptions:
+    """Which LVLM, and how it is read.
+
+    `path` is a local folder or hub id; with None a tiny Qwen2.5-VL is built from the sizes below, its weights
+    random, its tokenizer byte-level.
+    """
+
+    path: str | None = None
+    revision: str | None = None
+    # Runs code from the hub; only with `revision` a full commit id, so that it cannot change.
+    trust_remote_code: bool = False
+    # A CLIP, SigLIP or DINOv2 for v, frozen, where the LVLM has no vision tower or another one is wanted.
+    vision_path: str | None = None
+    vision_revision: str | None = None
+    hidden_size: int = 128
+    layers: int = 2
+    heads: int = 4
+    vision_hidden_size: int = 64
+    vision_layers: int = 2
+    vision_patch_pixels: int = 16
+    # Pictures are scaled to this side before a vision tower that takes any (Qwen2-VL, Pixtral, DINOv2, ...).
+    vision_pixels: int = 64
+    max_tokens: int = 160
+    # Around a prompt: the tokenizer's own special tokens, or its chat template (whose tokens give no states).
+    template: Literal["plain", "chat"] = "plain"
+    # The states: `last`, `layer:N` (from 1, or from the end: -1 is the last), or `normalised-average`: the mean over
+    # all layers, each layer-normalised (Wang et al., CVPR 2025).
+    states: str = "last"
+    # t_g: the mean of all token states, or the last one (of a pretrained causal LVLM, the one that saw all).
+    pooling: Literal["mean", "last"] = "mean"
+
+    def __post_init__(self) -> None:
+        if min(self.layers, self.vision_layers, self.vision_patch_pixels) < 1 or self.max_tokens < 8:
+            raise UserError(
+                "lvlm: layers, vision_layers and vision_patch_pixels must be at least 1, and max_tokens at least 8."
+            )
+        if self.vision_hidden_size < 8 or self.vision_hidden_size % 8:
+            raise UserError(f"lvlm: vision_hidden_size must be a multiple of 8, not {self.vision_hidden_size}.")
+        if self.path is None and self.vision_pixels < 2 * self.vision_patch_pixels:
+            raise UserError(
+                f"lvlm: vision_pixels ({self.vision_pixels}) must be at least two patches of vision_patch_pixels"
+                f" ({self.vision_patch_pixels})."
+            )
+        if self.heads < 1 or self.hidden_size % (2 * self.heads) or self.hidden_size // self.heads < 8:
+            raise UserError(
+                f"lvlm: hidden_size ({self.hidden_size}) over heads ({self.heads}) must be an even width of at least 8."
+            )
+        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise UserError(
+                "lvlm.trust_remote_code runs code from the hub and needs lvlm.revision, the 40 digits of the commit"
+                " that you have read."
+            )
+        if not re.fullmatch(r"last|normalised-average|layer:-?[1-9][0-9]*", self.states):
+            raise UserError(
+                f"lvlm.states is last, layer:N (such as layer:-2) or normalised-average, not {self.states!r}."
+            )
+
+
+OPTION = "stable_diffusion.path"
+
+
+@dataclass(frozen=True)
+class StableDiffusionOptions:
+    """The model that both UNets start from."""
+
+    # A folder or hub id in diffusers' format, or one .safetensors file.
+    path: str = ""
+    revision: str | None = None
+    # Which of the weights, where a folder has several, such as fp16; None: those without a name.
+    variant: str | None = None
+    # For a single file: a folder or hub id in diffusers' format of the same kind of model. Its weights are not read.
+    config: str | None = None
+    # Keep its own text encoders' tokens beside the CCM's: at step 0 the pictures are its own.
+    own_text: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise UserError(
+                f"{OPTION}: name a Stable Diffusion model, a folder or hub id in diffusers' format or a .safetensors"
+                " file."
+            )
+
+
+@dataclass(frozen=True)
+class OwnTextOptions:
+    """How the encoders are read. Stable Diffusion 1 and 2: `last`, after its norm; XL: `penultimate`, without.
+
+    `empty_as_zeros`: no prompt is zeros (SDXL was trained so) rather than the empty string.
+    """
+
+    states: Literal["last", "penultimate"] = "last"
+    empty_as_zeros: bool = False

@@ -1,0 +1,289 @@
+"""Stable Diffusion (1, 2, XL) as it lies on disk or on the hub: UNet, autoencoder, noise, its own text encoders.
+
+    folder or hub id in diffusers' format     model_index.json, unet/, vae/, scheduler/, text_encoder/, tokenizer/, ...
+    one .safetensors file                     through diffusers' converter; `config`, a folder in diffusers' format,
+                                              tells it the models' options and brings the tokenizer
+
+Everything that can be otherwise is read from the model's own configs: prediction, schedule, channels, scales, widths.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from safetensors import SafetensorError
+
+from vlad.models.options import OPTION, OwnTextOptions, StableDiffusionOptions
+from vlad.models.text_encoder.base_encoders import ENCODERS, context_tokens, load_own_text
+from vlad.models.unet_surgery import check_text_inputs
+from vlad.models.weight_files import listed_misfits
+from vlad.utils.errors import UserError
+from vlad.utils.hub import refuse_out_of_reach
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+NEEDED = ("unet", "vae", "scheduler")
+XL = "StableDiffusionXL"  # how the names of its pipelines begin
+_RAISED = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+)  # by the libraries, for what they read
+
+
+@dataclass(frozen=True)
+class StableDiffusion:
+    """What was read. `scheduler` is its config; `own_text` None where its own text encoders are left out."""
+
+    unet: UNet2DConditionModel
+    autoencoder: AutoencoderKL
+    scheduler: Mapping[str, Any]
+    encoders: tuple[Any, ...]
+    tokenizers: tuple[Any, ...]
+    own_text: OwnTextOptions | None
+
+
+def load_stable_diffusion(options: StableDiffusionOptions) -> StableDiffusion:
+    """Reads the model, in float32. Raises UserError for what is no Stable Diffusion, or does not fit together."""
+    path = Path(options.path)
+    if path.suffix.lower() in PICKLES:
+        raise UserError(
+            f"{OPTION}: {path} is a pickle, which can run code when it is read; give the .safetensors file or the"
+            " diffusers folder of the same model."
+        )
+    single = path.suffix.lower() == ".safetensors"
+    found = _from_single_file(path, options) if single else _from_folder(options)
+    _check(found, options.path)
+    return found
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def _from_folder(options: StableDiffusionOptions) -> StableDiffusion:
+    index = _model_index(options.path, options.revision)
+    _check_index(index, options.path)
+    source: dict[str, Any] = {"revision": options.revision}
+    weights = {**source, "variant": options.variant, "use_safetensors": True}
+    unet = _load(UNet2DConditionModel, options.path, "unet", weights)
+    autoencoder = _load(AutoencoderKL, options.path, "vae", weights)
+    with _told(options.path, "scheduler"):
+        scheduler = DDIMScheduler.load_config(options.path, subfolder="scheduler", **source)
+    names = _text_encoders(index) if options.own_text else []
+    for name in names:
+        if index[name][1] not in ENCODERS:
+            raise UserError(
+                f"{OPTION}: the {name} of {options.path} is a {index[name][1]}, and we read {' and '.join(ENCODERS)};"
+                " set stable_diffusion.own_text=false to do without."
+            )
+    read = []
+    for name in names:
+        with _told(options.path, name):
+            encoder, tokenizer, wrong = load_own_text(
+                options.path, name, name.replace("text_encoder", "tokenizer"), index[name][1], weights
+            )
+        _refuse_differing(options.path, name, wrong)
+        read.append((encoder, tokenizer))
+    own = _own_options(index) if names else None
+    return StableDiffusion(unet, autoencoder, scheduler, tuple(x for x, _ in read), tuple(x for _, x in read), own)
+
+
+def _from_single_file(path: Path, options: StableDiffusionOptions) -> StableDiffusion:
+    if not path.is_file():
+        raise UserError(f"{OPTION}: there is no file {path}; check the name.")
+    if options.config is None:
+        raise UserError(
+            f"stable_diffusion.config: {path} holds weights alone; name a folder or hub id in diffusers' format of the"
+            " same kind of model, for its options and its tokenizer."
+        )
+    index = _model_index(options.config, options.revision)
+    _check_index(index, options.config)
+    pipeline_class = getattr(diffusers, str(index["_class_name"]), None)
+    if not hasattr(pipeline_class, "from_single_file"):
+        raise UserError(
+            f"stable_diffusion.config: {options.config} is a {index['_class_name']}, not a StableDiffusion."
+        )
+    left_out = {
+        name: None
+        for name, value in index.items()
+        if isinstance(value, list) and name.split("_")[0] not in ("unet", "vae", "scheduler", "text", "tokenizer")
+    }
+    assert pipeline_class is not None
+    names = _text_encoders(index) if options.own_text else []
+    with _told(str(path), "file"):
+        try:
+            pipeline = pipeline_class.from_single_file(
+                str(path), config=options.config, local_files_only=Path(options.config).is_dir(), **left_out
+            )
+            parts = {name: getattr(pipeline, name) for name in ("unet", "vae", *names)}
+        except NotImplementedError as error:  # what a part finds no weights for stays without memory
+            raise _another_kind(path, options.config) from error
+        if any(parameter.is_meta for part in parts.values() for parameter in part.parameters()):
+            raise _another_kind(path, options.config)
+    return StableDiffusion(
+        parts["unet"].float(),
+        parts["vae"].float(),
+        pipeline.scheduler.config,
+        tuple(parts[name].float() for name in names),
+        tuple(getattr(pipeline, name.replace("text_encoder", "tokenizer")) for name in names),
+        _own_options(index) if names else None,
+    )
+
+
+def _another_kind(path: Path, config: str) -> UserError:
+    return UserError(
+        f"{OPTION}: {path} holds another kind of model than stable_diffusion.config ({config}) describes, weights are"
+        " missing; name the options of the model that it was made from."
+    )
+
+
+def _model_index(path: str, revision: str | None) -> dict[str, Any]:
+    folder = Path(path)
+    if folder.is_file():
+        raise UserError(f"{OPTION}: {path} is neither a folder in diffusers' format nor a .safetensors file.")
+    if folder.is_dir():
+        index = folder / "model_index.json"
+        if (folder / "config.yaml").is_file() and not index.is_file():
+            raise UserError(f"{OPTION}: {path} is a run of ours; train on it with configs/lora.yaml base={path}.")
+        missing = [
+            name for name in ("model_index.json", *(f"{part}/" for part in NEEDED)) if not (folder / name).exists()
+        ]
+        if not index.is_file():
+            raise UserError(
+                f"{OPTION}: {path} is no pipeline in diffusers' format: {', '.join(missing)} missing; name the folder"
+                " that save_pretrained or a download of the whole model has made."
+            )
+        try:
+            read = json.loads(index.read_text(encoding="utf-8"))
+            return {str(name): value for name, value in read.items()}
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{OPTION}: {index} is damaged ({error}); download the model again.") from error
+    refuse_out_of_reach(OPTION, path, revision, "model_index.json")
+    with _told(path, "model_index.json"):
+        return dict(DiffusionPipeline.load_config(path, revision=revision))
+
+
+def _check_index(index: Mapping[str, Any], path: str) -> None:
+    """Raises UserError for a pipeline whose denoiser is no UNet, or that lacks a part."""
+    parts = {name: value for name, value in index.items() if isinstance(value, list) and value[:1] not in ([], [None])}
+    kind = index.get("_class_name")
+    if "refine_unet" in parts:
+        raise UserError(f"{OPTION}: {path} is a pipeline of ours; train on it with configs/lora.yaml base={path}.")
+    if "transformer" in parts and "unet" not in parts:
+        raise UserError(
+            f"{OPTION}: {path} is a {kind}, whose denoiser is a transformer ({parts['transformer'][-1]}), no UNet; name"
+            " a model of the Stable Diffusion 1, 2 or XL kind."
+        )
+    folder = Path(path)
+    missing = [
+        name
+        for name in dict.fromkeys((*NEEDED, *_text_encoders(parts)))
+        if name not in parts or (folder.is_dir() and not (folder / name).is_dir())
+    ]
+    if missing:
+        raise UserError(
+            f"{OPTION}: {path} is a {kind} without {', '.join(missing)}; name a whole text-to-image pipeline in"
+            " diffusers' format."
+        )
+    for name, wanted in (("unet", "UNet2DConditionModel"), ("vae", "AutoencoderKL")):
+        if parts[name][-1] != wanted:
+            raise UserError(
+                f"{OPTION}: the {name} of {path} is a {parts[name][-1]}, not a {wanted}, and cannot be used."
+            )
+
+
+def _text_encoders(index: Mapping[str, Any]) -> list[str]:
+    return [name for name in ("text_encoder", "text_encoder_2") if index.get(name, [None])[0] is not None]
+
+
+def _own_options(index: Mapping[str, Any]) -> OwnTextOptions:
+    """SDXL reads the last layer but one, and what no prompt is stands in its index."""
+    if not str(index.get("_class_name")).startswith(XL):
+        return OwnTextOptions()
+    return OwnTextOptions("penultimate", bool(index.get("force_zeros_for_empty_prompt", True)))
+
+
+def _load(model_class: Any, path: str, part: str, source: Mapping[str, Any]) -> Any:
+    with _told(path, part):
+        model, info = model_class.from_pretrained(
+            path,
+            subfolder=part,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            low_cpu_mem_usage=False,
+            **source,
+        )
+    _refuse_differing(path, part, info)
+    return model
+
+
+def _refuse_differing(path: str, part: str, info: Mapping[str, Any]) -> None:
+    """Raises UserError where weights and config of a part do not fit, with keys and shapes."""
+    differing = listed_misfits(
+        info.get("mismatched_keys", ()), info.get("missing_keys", ()), info.get("unexpected_keys", ())
+    )
+    if differing:
+        raise UserError(
+            f"{OPTION}: the weights of {part} in {path} do not fit its config, {differing}; download the model again,"
+            " or name the right one."
+        )
+
+
+def _check(found: StableDiffusion, path: str) -> None:
+    """Raises UserError for parts that do not fit each other, with the numbers that differ."""
+    check_text_inputs(found.unet)
+    unet, vae = found.unet.config, found.autoencoder.config
+    wrong = []
+    if unet.in_channels != vae.latent_channels:
+        wrong.append(f"unet conv_in takes {unet.in_channels} channels, the vae makes {vae.latent_channels}")
+    if unet.out_channels != vae.latent_channels:
+        wrong.append(f"unet conv_out makes {unet.out_channels} channels, the vae takes {vae.latent_channels}")
+    for encoder, tokenizer in zip(found.encoders, found.tokenizers, strict=True):
+        if len(tokenizer) > encoder.config.vocab_size:
+            wrong.append(f"the tokenizer knows {len(tokenizer)} tokens, its text encoder {encoder.config.vocab_size}")
+    contexts = sorted({context_tokens(encoder) for encoder in found.encoders})
+    if len(contexts) > 1:
+        wrong.append(f"the text encoders read {' and '.join(map(str, contexts))} tokens")
+    if found.encoders:
+        width = sum(encoder.config.hidden_size for encoder in found.encoders)
+        if width != unet.cross_attention_dim:
+            wrong.append(f"unet cross_attention_dim is {unet.cross_attention_dim}, the text encoders give {width}")
+        if unet.addition_embed_type == "text_time":
+            last = found.encoders[-1].config
+            wanted = unet.projection_class_embeddings_input_dim - 6 * unet.addition_time_embed_dim
+            if last.projection_dim != wanted:
+                wrong.append(
+                    f"unet add_embedding takes {wanted} pooled values, the last text encoder gives"
+                    f" {last.projection_dim}"
+                )
+    if wrong:
+        raise UserError(
+            f"{OPTION}: the parts of {path} do not fit each other: {'; '.join(wrong)}; name a plain text-to-image model"
+            " whose parts belong together (inpainting models take more channels)."
+        )
+
+
+@contextmanager
+def _told(path: str, part: str) -> Iterator[None]:
+    """What the libraries raise for a part, as one sentence of ours."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (*_RAISED, SafetensorError, SingleFileComponentError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{OPTION}: the {part} of {path} cannot be read ({reason}); give a folder with safetensors in diffusers'"
+            " format, a hub id that is in reach (stable_diffusion.variant names its weights, such as fp16), or a"
+            " .safetensors file."
+        ) from error

@@ -1,0 +1,128 @@
+"""The two UNets: diffusers' UNet2DConditionModel, and one contract to call either.
+
+    layout UNet (TLG, Eq. 6)   z_t                       cross-attention to t  ->  prediction for z
+    refine UNet (VFE, Eq. 5, 7) x_t (+) z, concatenated   cross-attention to t  ->  prediction for x_0
+
+(+) is concatenation of channels. Position channels may follow: at 8 x 8 cells a small UNet needs to be told
+where it is. A UNet that edits has the channels of `inpainting` last. Letters: B batch, C latent channels,
+P position channels, h w cells, K conditioning tokens.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlad.models.options import UNetOptions
+from vlad.types import Conditioning
+
+
+def build_unet(
+    options: UNetOptions, latent_channels: int, extra_channels: int, cross_attention_width: int, cells: int
+) -> UNet2DConditionModel:
+    """A new UNet for `latent_channels` in and out, with `extra_channels` concatenated to the input (z's)."""
+    levels = len(options.block_channels)
+    return UNet2DConditionModel(
+        sample_size=cells,
+        in_channels=latent_channels + extra_channels + 4 * options.position_frequencies,
+        out_channels=latent_channels,
+        block_out_channels=options.block_channels,
+        layers_per_block=options.layers_per_block,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D" if options.up_attention else "UpBlock2D",) * levels,
+        # diffusers' name misleads: this is the number of heads (huggingface/diffusers#2011).
+        attention_head_dim=options.heads,
+        cross_attention_dim=cross_attention_width,
+        class_embed_type="projection" if options.pooled else None,
+        projection_class_embeddings_input_dim=cross_attention_width if options.pooled else None,
+    )
+
+
+def denoise(
+    unet: UNet2DConditionModel,
+    x_t: Tensor,
+    timesteps: Tensor,
+    conditioning: Conditioning,
+    z: Tensor | None = None,
+    edit: Tensor | None = None,
+) -> Tensor:
+    """One call of a UNet: its prediction (B C h w) at x_t (B C h w), timesteps (B), given t and z (B C h w or None).
+
+    `edit` is what `inpainting.edit_inputs` makes (B 1+C h w), for a UNet that edits and no other.
+    """
+    inputs = [x_t] if z is None else [x_t, z]  # Eq. 7: x_t (+) z
+    last = [] if edit is None else [edit]
+    position_channels = unet.config.in_channels - sum(part.shape[1] for part in (*inputs, *last))
+    if position_channels:
+        inputs.append(position_features(position_channels, x_t))
+    inputs += last
+    pooled = None
+    if unet.config.class_embed_type == "projection":
+        missing = unet.config.projection_class_embeddings_input_dim - conditioning.pooled.shape[-1]
+        pooled = F.pad(conditioning.pooled, (0, missing))
+    tokens, mask, own_tokens = _all_tokens(conditioning)  # B M+K W+D or B K D
+    return unet(
+        torch.cat(inputs, dim=1),
+        timesteps,
+        encoder_hidden_states=tokens,
+        encoder_attention_mask=mask,
+        class_labels=pooled,
+        added_cond_kwargs=_added_conditioning(unet, conditioning),
+        cross_attention_kwargs={"own_tokens": own_tokens} if own_tokens else None,
+        return_dict=False,
+    )[0]
+
+
+def is_grown(unet: UNet2DConditionModel) -> bool:
+    """Whether the UNet is a pretrained one that was grown to take t (growing.py)."""
+    return unet.config.encoder_hid_dim_type == "text_proj"
+
+
+def _all_tokens(conditioning: Conditioning) -> tuple[Tensor, Tensor, int]:
+    """Tokens and mask for the UNet, and how many of the tokens are its base's own: those first, then t's.
+
+    Each kind has columns of its own, the other's are zero: one matrix, `encoder_hid_proj`, holds a projection of each.
+    """
+    own = conditioning.own
+    if own is None:
+        return conditioning.tokens, conditioning.mask, 0
+    theirs = F.pad(own.tokens, (0, conditioning.tokens.shape[-1]))  # B M W+D
+    ours = F.pad(conditioning.tokens, (own.tokens.shape[-1], 0))  # B K W+D
+    mask = F.pad(conditioning.mask, (own.tokens.shape[1], 0), value=True)
+    return torch.cat([theirs, ours.to(theirs.dtype)], dim=1), mask, own.tokens.shape[1]
+
+
+def _added_conditioning(unet: UNet2DConditionModel, conditioning: Conditioning) -> dict[str, Tensor] | None:
+    """SDXL's (arXiv 2307.01952, section 2.2): the pooled text of its own encoder, and six numbers of sizes.
+
+    Those are the original height and width, the crop's top and left, and the height and width that are drawn: pictures
+    are whole and as large as they are drawn. Without its own text: the zeros that SDXL knows as no prompt.
+    """
+    if unet.config.addition_embed_type != "text_time":
+        return None
+    assert conditioning.size is not None, "this UNet is told the size of the picture"
+    batch, own = len(conditioning.tokens), conditioning.own
+    sizes = torch.tensor([*conditioning.size, 0.0, 0.0, *conditioning.size], device=conditioning.tokens.device)
+    text = None if own is None else own.pooled
+    if text is None:
+        width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+        text = conditioning.tokens.new_zeros(batch, width)
+    return {"text_embeds": text, "time_ids": sizes.expand(batch, -1)}
+
+
+def position_features(channels: int, like: Tensor) -> Tensor:
+    """sin and cos of pi k x and pi k y, k = 1 .. channels / 4, at the cells' centres: B P h w."""
+    frequencies = math.pi * torch.arange(1, channels // 4 + 1, device=like.device)
+
+    def waves(count: int) -> Tensor:
+        angles = (torch.arange(count, device=like.device) + 0.5) / count * frequencies[:, None]
+        return torch.cat([angles.sin(), angles.cos()])  # P/2 count
+
+    height, width = like.shape[-2:]
+    y = waves(height)[:, :, None].expand(-1, -1, width)
+    x = waves(width)[:, None, :].expand(-1, height, -1)
+    return torch.cat([y, x]).to(like.dtype).expand(len(like), -1, -1, -1)

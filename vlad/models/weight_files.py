@@ -1,0 +1,87 @@
+"""Weights as they lie on disk, held against the config beside them, before anything is loaded.
+
+    PART/config.json        what the model should be: its class is built from it, without memory
+    PART/*.safetensors      what is there: names and shapes, read from the files' heads alone
+
+Loading would stop at the first tensor of another shape, and fill up one that is missing with random numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
+
+from vlad.utils.errors import UserError
+
+SHOWN = 4  # differing tensors that a message names
+CLASSES: dict[str, Any] = {"UNet2DConditionModel": UNet2DConditionModel, "AutoencoderKL": AutoencoderKL}
+
+
+def refuse_misfits(folder: Path, option: str) -> None:
+    """Raises UserError when the weights of a UNet or an autoencoder in a pipeline's folder do not fit its config.
+
+    The message names the tensors with their shapes. Parts of other classes are passed by.
+    """
+    for path in sorted(folder.glob("*/config.json")):
+        part = path.parent
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            of_class = CLASSES.get(config.get("_class_name"))
+            if of_class is None:
+                continue
+            with torch.device("meta"):
+                model = of_class.from_config(config)
+            stored = _stored_shapes(part)
+        except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{option}: {part} is damaged ({reason}); copy it again from where it was made.") from error
+        wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        both = stored.keys() & wanted.keys()
+        differing = listed_misfits(
+            ((name, stored[name], wanted[name]) for name in both if stored[name] != wanted[name]),
+            wanted.keys() - both,
+            stored.keys() - both,
+        )
+        if differing:
+            raise UserError(
+                f"{option}: the weights in {part} do not fit its config, {differing}; copy it again from where it was"
+                " made, or name the right one."
+            )
+
+
+def listed_misfits(
+    mismatched: Iterable[tuple[str, Iterable[int], Iterable[int]]],
+    missing: Collection[str],
+    unexpected: Collection[str],
+) -> str:
+    """How many tensors differ and the first of them, with the shapes stored and wanted; empty when none does."""
+    differing = [
+        f"{name} {_shape(stored)} where the config says {_shape(wanted)}" for name, stored, wanted in sorted(mismatched)
+    ]
+    differing += [f"{name} missing" for name in sorted(missing)]
+    differing += [f"{name} not in the model" for name in sorted(unexpected)]
+    if not differing:
+        return ""
+    more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+    return f"{len(differing)} tensors differ: {', '.join(differing[:SHOWN])}{more}"
+
+
+def _stored_shapes(part: Path) -> dict[str, tuple[int, ...]]:
+    files = sorted(part.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError("it holds no .safetensors file")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with safe_open(str(file), framework="pt") as opened:
+            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    return shapes
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return "x".join(str(side) for side in shape)

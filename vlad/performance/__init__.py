@@ -1,1 +1,0 @@
-"""How fast parts of the program are on this machine, what they hold, and what each switch of training brings."""

@@ -1,0 +1,1 @@
+"""VLADPipeline: prompt -> layout -> image, in diffusers' format."""

@@ -1,0 +1,1 @@
+"""Profiling: throughput, memory, sampling speed, and the doctor's checks before a long run."""

@@ -1,0 +1,1 @@
+"""The doctor: checks of config and machine before a long run."""

@@ -1,0 +1,100 @@
+"""Pictures for people: layouts drawn over pictures, grids with prompts, curves."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
+
+from vlad.layout.fonts import load_font
+from vlad.layout.glyph_map import draw_glyph_map
+from vlad.reports.curve_files import whole_rows
+from vlad.types import Layout
+
+LINE_COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080")
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """One row of a grid: a caption and its pictures, left to right."""
+
+    caption: str
+    pictures: tuple[Image.Image, ...]
+
+
+def picture_of_map(glyph_map: np.ndarray) -> Image.Image:
+    """A glyph map (H W, 0..1) as a picture."""
+    return Image.fromarray((np.clip(glyph_map, 0, 1) * 255).astype(np.uint8)).convert("RGB")
+
+
+def draw_layout(layout: Layout, width: int, height: int | None = None) -> Image.Image:
+    """The layout alone: its glyph map (square without a height) with every line's polygon."""
+    return overlay(picture_of_map(draw_glyph_map(layout, width, height or width)), layout)
+
+
+def overlay(picture: Image.Image, layout: Layout) -> Image.Image:
+    """The picture with the polygons of its lines drawn over it."""
+    result = picture.convert("RGB")
+    canvas = ImageDraw.Draw(result)
+    for number, line in enumerate(layout.lines):
+        points = [(x * (result.width - 1), y * (result.height - 1)) for x, y in line.polygon]
+        canvas.polygon(points, outline=LINE_COLOURS[number % len(LINE_COLOURS)])
+    return result
+
+
+def sample_grid(rows: Sequence[GridRow], heads: Sequence[str], cell_pixels: int = 160, columns: int = 2) -> Image.Image:
+    """Rows of captioned pictures under column heads, in at most `columns` blocks side by side."""
+    columns = min(columns, len(rows))
+    per_row = max(len(row.pictures) for row in rows)
+    gap, text_height, head_height = 6, 34, 20
+    block_width = per_row * (cell_pixels + gap) + 2 * gap
+    block_rows = -(-len(rows) // columns)
+    grid = Image.new(
+        "RGB", (columns * block_width, head_height + block_rows * (cell_pixels + text_height + gap)), "white"
+    )
+    canvas = ImageDraw.Draw(grid)
+    font = load_font("sans", 12)
+    for block in range(columns):
+        for number, head in enumerate(heads):
+            x = block * block_width + gap + number * (cell_pixels + gap)
+            canvas.text((x, 3), head, fill="#666666", font=font)
+    for number, row in enumerate(rows):
+        left = (number % columns) * block_width + gap
+        top = head_height + (number // columns) * (cell_pixels + text_height + gap)
+        for place, picture in enumerate(row.pictures):
+            method = Image.Resampling.NEAREST if max(picture.size) <= cell_pixels else Image.Resampling.LANCZOS
+            enlarged = ImageOps.contain(picture, (cell_pixels, cell_pixels), method)
+            grid.paste(enlarged, (left + place * (cell_pixels + gap), top))
+        width_characters = max(16, (per_row * (cell_pixels + gap)) // 7)
+        caption = "\n".join(textwrap.wrap(row.caption, width_characters)[:2])
+        canvas.multiline_text((left, top + cell_pixels + 2), caption, fill="black", font=font, spacing=2)
+    return grid
+
+
+def draw_curves(logs: dict[str, Path], path: Path) -> None:
+    """The losses of every stage over its steps, as one picture, from its folder of CSV logs (one a start)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(logs), figsize=(4.5 * len(logs), 3.2), squeeze=False)
+    for axis, (stage, log) in zip(axes[0], logs.items(), strict=True):
+        records: list[dict[str, str]] = []
+        for part in sorted(log.glob("*/metrics.csv")):
+            records += whole_rows(part)
+        for name in [key for key in (records[0] if records else {}) if key not in ("epoch", "step", "loss")]:
+            points = [(int(r["step"]), float(r[name])) for r in records if r.get(name)]
+            if points and any(value > 0 for _, value in points):
+                steps, values = zip(*points, strict=True)
+                axis.plot(steps, values, label=name, linewidth=1)
+        axis.set(title=stage, xlabel="step", yscale="log")
+        axis.legend()
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,1 +1,0 @@
-"""The text side: prompt decomposition, the LVLM, LoRA, spelling tokens, the Contextual Composition Module."""

@@ -1,0 +1,1 @@
+"""Lightning callbacks: progress, EMA, gradient guard, checkpointing, sample grids, validation."""

@@ -1,0 +1,75 @@
+"""What a run's losses on legible text need: the OCR model that comes along, and a segmenter fitted for this base."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from vlad.config.schema import Config
+from vlad.data.dataset import ShardSets, collate, first_samples
+from vlad.data.options import SyntheticOptions
+from vlad.data.signs import render_sign
+from vlad.losses.extra.legibility import Legibility
+from vlad.losses.extra.recognition import Recogniser
+from vlad.losses.extra.segmentation import Segmenter, fit_segmenter
+from vlad.models.autoencoder import encode
+from vlad.training.parts import Parts
+from vlad.types import Batch, Sample
+from vlad.utils.distributed import derived_seed, is_main_process
+
+SEGMENTER = "segmenter.safetensors"
+FIT_STEPS, FIT_BATCH = 400, 64
+OWN_SHARE = 4  # one in so many pictures of a batch is the run's own
+
+
+def build_legibility(config: Config, parts: Parts, own: ShardSets) -> Legibility | None:
+    """The networks behind losses.ocr_weight and losses.segmentation_weight; None where both are 0.
+
+    A segmenter is fitted once and kept in the run directory.
+    """
+    losses = config.losses
+    if not losses.ocr_weight and not losses.segmentation_weight:
+        return None
+    recogniser = Recogniser() if losses.ocr_weight else None
+    segmenter = _segmenter(config, parts, own) if losses.segmentation_weight else None
+    return Legibility(parts.autoencoder, recogniser, segmenter)
+
+
+def _segmenter(config: Config, parts: Parts, own: ShardSets) -> Segmenter:
+    path = config.directory / "refine" / SEGMENTER
+    channels = parts.refine_unet.config.out_channels
+    if path.is_file():
+        segmenter = Segmenter(channels)
+        segmenter.load_state_dict(load_file(path))
+        return segmenter.requires_grad_(False).eval()
+    pictures = first_samples(own, config.data.stream(config.seed), 1000)
+    options = SyntheticOptions(
+        size_pixels=config.data.picture_pixels, seed=derived_seed(config.seed, "segmenter") % 2**31
+    )
+    device = next(parts.autoencoder.parameters()).device
+
+    def batch(step: int) -> Batch:
+        return collate(_mixed(step, pictures, options)).to(device)
+
+    segmenter, right = fit_segmenter(
+        lambda read: encode(parts.autoencoder, read.pictures), batch, channels, FIT_STEPS, config.seed
+    )
+    if is_main_process():
+        print(f"[refine] segmenter: {right:.0%} of the letters' places told right", file=sys.stderr)
+        _save(segmenter, path)
+    return segmenter
+
+
+def _mixed(step: int, pictures: list[Sample], options: SyntheticOptions) -> list[Sample]:
+    """A batch of rendered signs, with the run's own pictures among them."""
+    own = [pictures[(step * FIT_BATCH // OWN_SHARE + place) % len(pictures)] for place in range(FIT_BATCH // OWN_SHARE)]
+    return own + [render_sign(options, step * FIT_BATCH + place) for place in range(FIT_BATCH - len(own))]
+
+
+def _save(segmenter: torch.nn.Module, path: Path) -> None:
+    temporary = path.with_suffix(".partial")
+    save_file(segmenter.state_dict(), temporary)
+    temporary.replace(path)

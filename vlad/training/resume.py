@@ -1,0 +1,190 @@
+"""Whether and from where a run goes on: its directory's config, and the checkpoint that each stage starts from.
+
+resume: auto   what the run directory holds, from the newest checkpoint that reads back whole
+resume: PATH   a new run directory begins at a checkpoint of another run; afterwards it goes on like `auto`, so that a
+               requeued job does not go back
+resume: none   a new run only: a directory that holds one is refused
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vlad.config.load import load_config
+from vlad.config.schema import Config
+from vlad.training.checkpoint import is_checkpoint, newest_checkpoint, read_checkpoint, set_aside
+from vlad.training.parts import TRAINED
+from vlad.utils.errors import UserError
+
+# What neither the weights nor the order of the samples depend on.
+DATA_FREE = ("data.shards", "data.workers", "data.verify", "data.fetch.", "data.held_out")
+FREE = ("runs", "name", "resume", "trainer.", "sample.", *DATA_FREE)
+# Though they begin like a free one.
+SHAPING = ("trainer.precision", "trainer.devices", "trainer.nodes", "trainer.strategy")
+# Where a run stands and what it starts from: no part of what it is.
+PLACE = ("runs", "name", "resume")
+SHOWN, NAMED = 8, 40  # differing options that a message tells with their values, and at all
+LONGEST = 40  # characters of a value
+ABSENT = "(not there)"
+
+
+def config_record(config: Config, stage: str) -> dict[str, Any]:
+    """What a checkpoint says of its run, in plain values."""
+    return {"stage": stage, "config": json.dumps(asdict(config))}
+
+
+def check_run_directory(config: Config) -> None:
+    """Raises UserError where the run directory holds a run of another config, or `resume` does not fit it."""
+    if config.resume not in ("auto", "none"):
+        checkpoint_of_another_run(config)
+    stored = config.directory / "config.yaml"
+    if not stored.is_file():
+        return
+    if config.resume == "none":
+        raise UserError(
+            f"{config.directory} holds a run already, and resume is none; give name=... for a new run, or resume=auto"
+            " to go on with this one."
+        )
+    differing = differing_options(_flat_config(load_config(stored)), _flat_config(config))
+    if differing:
+        raise UserError(
+            f"{config.directory} holds a run of another config: {listed(differing)}. Keep these as they were to go on"
+            " with it, or give this run another name (name=...)."
+        )
+
+
+def differing_options(before: dict[str, Any], now: dict[str, Any], free: bool = False) -> list[str]:
+    """The options that shape a result and differ, each as "name: before -> now", by their dotted names.
+
+    A section that one of the two leaves out is told by its own name alone. `free`: of the others those that differ, but
+    for where a run stands.
+    """
+    # None in the one, options of its own in the other.
+    sections = [
+        name
+        for one, other in ((before, now), (now, before))
+        for name, value in one.items()
+        if value is None and any(key.startswith(f"{name}.") for key in other)
+    ]
+    told: dict[str, str] = {}
+    for name in sorted(before.keys() | now.keys()):
+        shapes = name in SHAPING or not name.startswith(FREE)
+        if shapes == free or name in PLACE or before.get(name, ABSENT) == now.get(name, ABSENT):
+            continue
+        section = next((other for other in sections if name == other or name.startswith(f"{other}.")), None)
+        if section is not None:
+            told[section] = f"{section}: none -> given" if section in before else f"{section}: given -> none"
+        else:
+            told[name] = f"{name}: {_short(before.get(name, ABSENT))} -> {_short(now.get(name, ABSENT))}"
+    return list(told.values())
+
+
+def freely_changed(config: Config) -> list[str]:
+    """The options that may change within a run and are not as its config.yaml has them; empty for a new run."""
+    stored = config.directory / "config.yaml"
+    if not stored.is_file():
+        return []
+    return differing_options(_flat_config(load_config(stored)), _flat_config(config), free=True)
+
+
+def _short(value: Any) -> str:
+    """A value as a config would say it, cut where it is long."""
+    said = "null" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return said if len(said) <= LONGEST else f"{said[: LONGEST - 3]}..."
+
+
+def _flat_config(config: Config) -> dict[str, Any]:
+    return _flat(json.loads(json.dumps(asdict(config))))
+
+
+def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options by dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def listed(differing: list[str]) -> str:
+    """Differing options in one line: the first with their values, the others by name, as far as anybody reads."""
+    names = [told.partition(":")[0] for told in differing[SHOWN:NAMED]]
+    more = f"; and {', '.join(names)}" if names else ""
+    rest = f" and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
+    return "; ".join(differing[:SHOWN]) + more + rest
+
+
+def checkpoint_of_another_run(config: Config) -> tuple[Path, str] | None:
+    """The checkpoint that `resume: PATH` names, and its stage; None for `auto` and `none`.
+
+    Raises UserError when there is none, or it is of this very run.
+    """
+    if config.resume in ("auto", "none"):
+        return None
+    path = Path(config.resume)
+    if not (path.is_file() or is_checkpoint(path)):
+        known = sorted(path.rglob("step-*.ckpt")) if path.is_dir() else []
+        hint = f"such as {known[-1]}" if known else "auto or none"
+        raise UserError(f"resume: there is no checkpoint at {path}; name a file, {hint}.")
+    if config.directory.resolve() in path.resolve().parents:
+        raise UserError(
+            f"resume: {path} is a checkpoint of this very run, and going back would lose what came after it; give"
+            " name=... for a new run from it, or resume=auto to go on from the newest one."
+        )
+    stage = read_checkpoint(path).get("run", {}).get("stage")
+    if stage is None:
+        raise UserError(f"resume: {path} does not say which stage it is of; it was written by an older version.")
+    return path, stage
+
+
+def finished_stage(config: Config, name: str, order: list[str]) -> Path | None:
+    """The folder with what a finished stage has trained: this run's, or that of the run it began from; else None.
+
+    Raises UserError when that run has lost it.
+    """
+    own = config.directory / name
+    if (own / "metrics.json").is_file():
+        return own
+    begun = checkpoint_of_another_run(config)
+    if begun is None or begun[1] not in order or order.index(name) >= order.index(begun[1]):
+        return None
+    folder = begun[0].resolve().parents[2] / name
+    if not (folder / TRAINED).is_file():
+        raise UserError(f"resume: {begun[0]} comes after the stage {name}, but {folder / TRAINED} is not there.")
+    return folder
+
+
+def starting_checkpoint(config: Config, name: str, label: str, speaks: bool) -> Path | None:
+    """The checkpoint that a stage starts from, None for its beginning; says which, and what was left out and why.
+
+    The one that speaks gives what was left out another name. Raises UserError where there are checkpoints and all are
+    damaged: what was learned is not given up without a word.
+    """
+    folder = config.directory / name / "checkpoints"
+    newest, left_out = newest_checkpoint(folder)
+    if newest is None and left_out:
+        raise UserError(
+            f"{label} none of the checkpoints in {folder} reads back whole ({left_out[0].path.name}:"
+            f" {left_out[0].reason}), and the stage would begin again; bring one back, or remove them if it shall."
+        )
+    begun = checkpoint_of_another_run(config)
+    if newest is None and begun is not None and begun[1] == name:
+        newest = begun[0]
+    if not speaks:
+        return newest
+    for broken in left_out:
+        said = f"{broken.path} does not read back whole ({broken.reason}) and is left out"
+        print(f"{label} {said}: now {set_aside(broken.path).name}", file=sys.stderr)
+    if newest is not None:
+        print(f"{label} goes on from {newest}", file=sys.stderr)
+        record = read_checkpoint(newest).get("run", {}).get("config")
+        differing = differing_options(_flat(json.loads(record)), _flat_config(config)) if record else []
+        if differing:
+            print(f"{label} its config differs: {listed(differing)}", file=sys.stderr)
+    return newest

@@ -1,0 +1,286 @@
+"""What the rooms hand each other: small frozen records, no behaviour beyond checks of themselves.
+
+Shapes use the letters: B batch, L tokens of the LVLM, N local phrases, K tokens of the conditioning, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+Point = tuple[float, float]
+Polygon = tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class TextLine:
+    """One line of text in a picture.
+
+    `polygon` holds at least four points in picture coordinates (x right, y down, 0..1), clockwise from the
+    top left corner of the first letter. `colour` is a name or `#rrggbb`; `font` and `language` may be None
+    (not known). `valid=False` marks a region whose text is not legible: training ignores it.
+    """
+
+    text: str
+    polygon: Polygon
+    language: str | None = None
+    font: str | None = None
+    colour: str | None = None
+    valid: bool = True
+    confidence: float | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the text of a picture stands, in reading order."""
+
+    lines: tuple[TextLine, ...]
+
+
+@dataclass(frozen=True)
+class ObjectBox:
+    """A phrase of the caption and the box (left, top, right, bottom; 0..1) of what it names."""
+
+    phrase: str
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture (H W 3, uint8) with its caption and its text, as a shard holds it."""
+
+    key: str
+    picture: np.ndarray
+    caption: str
+    layout: Layout
+    objects: tuple[ObjectBox, ...] = ()
+    source: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class CachedStates:
+    """What frozen models said of a batch, computed beforehand: the scaled latents' mean and deviation, B C h w each.
+
+    Latents read from a cache stay float16, as they are stored, until `picture_moments` and `glyph_moments` are asked
+    for. A deviation is None where the autoencoder is deterministic. `text` are the LVLM's states of the captions, `v`
+    the image embeddings (B D); None where they were not cached.
+    """
+
+    picture_mean: Tensor
+    picture_deviation: Tensor | None
+    glyph_mean: Tensor
+    glyph_deviation: Tensor | None
+    text: TextStates | None = None
+    v: Tensor | None = None
+
+    @property
+    def picture_moments(self) -> tuple[Tensor, Tensor | None]:
+        """Mean and deviation of the pictures' scaled latents, float32."""
+        return self.picture_mean.float(), None if self.picture_deviation is None else self.picture_deviation.float()
+
+    @property
+    def glyph_moments(self) -> tuple[Tensor, Tensor | None]:
+        """Mean and deviation of the glyph maps' scaled latents, float32."""
+        return self.glyph_mean.float(), None if self.glyph_deviation is None else self.glyph_deviation.float()
+
+    def to(self, device: torch.device) -> CachedStates:
+        """The same with its tensors on `device`."""
+
+        def moved(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device)
+
+        return CachedStates(
+            self.picture_mean.to(device),
+            moved(self.picture_deviation),
+            self.glyph_mean.to(device),
+            moved(self.glyph_deviation),
+            None if self.text is None else self.text.to(device),
+            moved(self.v),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the data room hands to training: samples of one shape.
+
+    Pixels stay bytes until they are where they are needed. picture_bytes: B 3 H W (uint8); ink_bytes: B 1 H W (uint8),
+    the glyph maps; both None where `cached` takes their place. ignored: B 1 H W or, with `cached`, B 1 h w (bool), True
+    where the text is marked invalid and must not be learned; None where that is nowhere.
+    """
+
+    keys: tuple[str, ...]
+    captions: tuple[str, ...]
+    layouts: tuple[Layout, ...]
+    objects: tuple[tuple[ObjectBox, ...], ...]
+    picture_bytes: Tensor | None
+    ink_bytes: Tensor | None
+    ignored: Tensor | None
+    cached: CachedStates | None = None
+
+    @property
+    def pictures(self) -> Tensor:
+        """B 3 H W, pixels in [-1, 1]."""
+        assert self.picture_bytes is not None, "the batch holds cached states"
+        return self.picture_bytes.float() / 127.5 - 1
+
+    @property
+    def glyph_maps(self) -> Tensor:
+        """B 3 H W, white strokes on black, pixels in [-1, 1]."""
+        assert self.ink_bytes is not None, "the batch holds cached states"
+        return (self.ink_bytes.float() / 127.5 - 1).expand(-1, 3, -1, -1)
+
+    @property
+    def pixel_weights(self) -> Tensor | None:
+        """B 1 H W: 0 where nothing is to be learned, else 1; None where all is."""
+        return None if self.ignored is None else (~self.ignored).float()
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with its tensors on `device`."""
+
+        def moved(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            picture_bytes=moved(self.picture_bytes),
+            ink_bytes=moved(self.ink_bytes),
+            ignored=moved(self.ignored),
+            cached=None if self.cached is None else self.cached.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a prompt: `prompt[start:end] == text`, in characters."""
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt taken apart: the sentence, its object phrases, its quoted strings (without their marks)."""
+
+    text: str
+    phrases: tuple[Span, ...]
+    quotes: tuple[Span, ...]
+
+    @property
+    def strings(self) -> tuple[str, ...]:
+        """The quoted strings alone, in the order of the prompt."""
+        return tuple(quote.text for quote in self.quotes)
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """The LVLM's reading of prompts, P(Z_T | T): tokens B L D with mask B L, t_g B D, {t_i} B N D with mask B N.
+
+    `ids` (B L) are the tokens' numbers in the LVLM's vocabulary; None where they were not kept (cached states).
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    global_state: Tensor
+    local_states: Tensor
+    local_mask: Tensor
+    ids: Tensor | None = None
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> TextStates:
+        """The same states elsewhere, or in another precision: a frozen LVLM may run in half of the CCM's."""
+        return TextStates(
+            self.tokens.to(device=device, dtype=dtype),
+            self.mask.to(device=device),
+            self.global_state.to(device=device, dtype=dtype),
+            self.local_states.to(device=device, dtype=dtype),
+            self.local_mask.to(device=device),
+            None if self.ids is None else self.ids.to(device=device),
+        )
+
+
+@dataclass(frozen=True)
+class OwnStates:
+    """What a base model's own text encoders say of prompts: tokens B M W and, where it has them, pooled B P.
+
+    `empty_tokens` (B M W) and `empty_pooled` (B P) stand for no prompt, as the base was trained to see it.
+    """
+
+    tokens: Tensor
+    pooled: Tensor | None
+    empty_tokens: Tensor
+    empty_pooled: Tensor | None
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> OwnStates:
+        """The same with every tensor changed."""
+        return OwnStates(
+            change(self.tokens),
+            None if self.pooled is None else change(self.pooled),
+            change(self.empty_tokens),
+            None if self.empty_pooled is None else change(self.empty_pooled),
+        )
+
+    def dropped(self, keep: Tensor) -> OwnStates:
+        """The rows where `keep` (B, bool) is False replaced by those of no prompt."""
+        pooled = self.pooled
+        if pooled is not None:
+            assert self.empty_pooled is not None
+            pooled = pooled.where(keep[:, None], self.empty_pooled)
+        return replace(self, tokens=self.tokens.where(keep[:, None, None], self.empty_tokens), pooled=pooled)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """t of Eq. 2 as the UNets take it: tokens B K D with mask B K (True = attend) and pooled B D.
+
+    `own`: what the base's own text encoders say beside it; None where there are none. `size`: height and width of the
+    pictures in pixels, for UNets that are told (SDXL); None where nobody has asked for one.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    pooled: Tensor
+    own: OwnStates | None = None
+    size: tuple[int, int] | None = None
+
+    def select(self, index: Tensor) -> Conditioning:
+        """The rows of `index` (B', integer or boolean)."""
+        own = None if self.own is None else self.own.mapped(lambda x: x[index])
+        return Conditioning(self.tokens[index], self.mask[index], self.pooled[index], own, self.size)
+
+    def dropped(self, keep: Tensor) -> Conditioning:
+        """The rows where `keep` (B, bool) is False replaced by the unconditional one.
+
+        That is all zeros, attended to everywhere; no prompt gives it, as every prompt's tokens leave a layer norm.
+        The base's own text encoders say there what they say of no prompt.
+        """
+        weights = keep.to(self.tokens.dtype)
+        return Conditioning(
+            self.tokens * weights[:, None, None],
+            self.mask | ~keep[:, None],
+            self.pooled * weights[:, None],
+            None if self.own is None else self.own.dropped(keep),
+            self.size,
+        )
+
+
+class Denoiser(Protocol):
+    """A diffusion model as guidance and solvers call it: the prediction (B C h w) at x_t (B C h w), timesteps (B).
+
+    Given t as `conditioning`, z (B C h w) where it takes a layout, and `edit` (B 1+C h w) where it edits.
+    """
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        z: Tensor | None = None,
+        edit: Tensor | None = None,
+    ) -> Tensor: ...

@@ -1,0 +1,1 @@
+"""Helpers that know nothing of the model: user errors, locks, distributed ranks, the hub, child processes."""

@@ -1,0 +1,1 @@
+"""The web page: prompt, editable layout, images, editing. A Gradio app."""

@@ -1,0 +1,89 @@
+"""The canvas between a layout and the page: plain JSON values one way, checked ones the other."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vlad.data.signs import PALETTE, STYLE_FONTS
+from vlad.layout.layout_files import check_layout, layout_from_json, line_to_json
+from vlad.types import Layout
+from vlad.utils.errors import UserError, sentence
+
+TEMPLATE = '<div class="canvas"></div><div class="lines"></div><button type="button" class="add"></button>'
+SCRIPT = (Path(__file__).parent / "canvas.js").read_text(encoding="utf-8")
+STYLE = (Path(__file__).parent / "canvas.css").read_text(encoding="utf-8")
+COLOURS = tuple(PALETTE)
+FONTS = STYLE_FONTS
+MOST_LINES = 64
+MOST_LETTERS = 500  # of a line; the model has a limit of its own
+PREVIEW_PIXELS = 512  # the longer side of a picture shown under the lines
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What the page has made of a canvas: its lines (those without text, too) and the size it stands for."""
+
+    layout: Layout
+    width: int
+    height: int
+    # The quoted strings of the prompt that it was planned for; None for lines that somebody made.
+    said: tuple[str, ...] | None = None
+
+
+def canvas_value(drawn: Drawn, picture: Image.Image | None = None) -> dict[str, Any]:
+    """What the page shows of a canvas, over a picture or a blank ground."""
+    return {
+        "width": drawn.width,
+        "height": drawn.height,
+        "picture": None if picture is None else _preview(picture),
+        "said": None if drawn.said is None else list(drawn.said),
+        "lines": [{"colour": None, "font": None, **line_to_json(line)} for line in drawn.layout.lines],
+    }
+
+
+def still_drawn(said: tuple[str, ...] | None) -> dict[str, Any]:
+    """What tells a canvas that its lines, as they are now, belong to a prompt of these strings (None: to any)."""
+    return {"said": None if said is None else list(said), "lines": None}
+
+
+def drawn_on(value: Any, may_be_blank: bool = False) -> Drawn:
+    """The lines on a canvas as the page sends them. Raises UserError for what is none.
+
+    `may_be_blank`: lines may have no text, and there may be none.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("lines"), list):
+        raise UserError("The canvas holds no lines that can be read; reload the page.")
+    if len(value["lines"]) > MOST_LINES:
+        raise UserError(f"The canvas holds {len(value['lines'])} lines; {MOST_LINES} are the most.")
+    fields = ("text", "polygon", "colour", "font", "language")
+    try:
+        lines = [{name: line[name] for name in fields if line.get(name) is not None} for line in value["lines"]]
+        layout = layout_from_json({"lines": lines})
+        width, height = int(value["width"]), int(value["height"])
+        said = value.get("said")
+        said = None if said is None else tuple(map(str, said))
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"The canvas cannot be read: {sentence(str(error)[:200])}") from error
+    for number, line in enumerate(layout.lines, start=1):
+        if len(line.text) > MOST_LETTERS:
+            raise UserError(f"Line {number} has {len(line.text)} letters; {MOST_LETTERS} are the most.")
+        if not line.text.strip() and not may_be_blank:
+            raise UserError(f"Line {number} has no text; give it some, or remove it.")
+    with_text = Layout(tuple(line for line in layout.lines if line.text.strip()))
+    if with_text.lines:
+        check_layout(with_text, "The canvas")
+    return Drawn(layout, width, height, said)
+
+
+def _preview(picture: Image.Image) -> str:
+    shown = picture.copy()
+    shown.thumbnail((PREVIEW_PIXELS, PREVIEW_PIXELS))
+    buffer = io.BytesIO()
+    shown.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
