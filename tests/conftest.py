@@ -28,7 +28,7 @@ os.environ.setdefault("VLAD_FONTS", "")
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = (
-    "data.picture_pixels=32 lvlm.hidden_size=32 lvlm.layers=1 lvlm.heads=2 lvlm.vision_pixels=32 composition.width=32"
+    "data.image_pixels=32 lvlm.hidden_size=32 lvlm.layers=1 lvlm.heads=2 lvlm.vision_pixels=32 composition.width=32"
     " composition.layers=1 composition.heads=2 composition.output_width=32 autoencoder.latent_channels=8"
     " autoencoder.decoder_width=16 layout.unet.block_channels=[32] refine.unet.block_channels=[32] sample.steps=1"
     " sample.batch_size=2"

@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs at once, each with its share of the cores and GPUs (default: 1)"
     )
-    parser.add_argument("--out", type=Path, help="the table and the pictures; default: RUNS/NAME-ablation")
+    parser.add_argument("--out", type=Path, help="the table and the images; default: RUNS/NAME-ablation")
     arguments = parser.parse_intermixed_args()
     if min(arguments.seeds, arguments.count, arguments.jobs) < 1:
         raise UserError("--seeds, --count and --jobs must be at least 1.")

@@ -12,7 +12,7 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def main() -> None:
-    parser = OptionParser(description="Serves a page: prompt, layout to drag, picture; pictures to edit.")
+    parser = OptionParser(description="Serves a page: prompt, layout to drag, image; images to edit.")
     parser.add_argument("run", help="a run directory, a pipeline folder, or hf://OWNER/NAME on the hub")
     parser.add_argument("--adapter", action="append", default=[], metavar="DIR[:WEIGHT]", help="several add up")
     parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument(
         "--waiting", type=int, default=32, help="requests that may wait; more are refused (default: 32)"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where pictures are kept (default: a temporary folder)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where images are kept (default: a temporary folder)")
     arguments = parser.parse_args()
     if arguments.waiting < 1:
         raise UserError(f"--waiting must be at least 1, not {arguments.waiting}.")

@@ -65,7 +65,7 @@ def refit(arguments: argparse.Namespace) -> None:
 
 
 def sample(arguments: argparse.Namespace) -> None:
-    """Seconds a picture by stage, and diffusers' StableDiffusionPipeline with a UNet of the same size beside them."""
+    """Seconds an image by stage, and diffusers' StableDiffusionPipeline with a UNet of the same size beside them."""
     steps, batch = arguments.steps, arguments.batch_size
     if min(steps, batch) < 1:
         raise UserError("--steps and --batch-size must be at least 1.")
@@ -76,14 +76,14 @@ def sample(arguments: argparse.Namespace) -> None:
     asked = {"channels last": arguments.channels_last, "compiled": arguments.compile}
     pipeline = random_pipeline() if arguments.run is None else load_pipeline(arguments.run)
     figures = measure_sample(pipeline, steps, batch, faster=tuple(way for way, on in asked.items() if on))
-    print(f"{batch} pictures at once, {steps} steps a stage, guidance with two evaluations a step, float32")
+    print(f"{batch} images at once, {steps} steps a stage, guidance with two evaluations a step, float32")
     for part, seconds in figures.seconds.items():
-        print(f"  {part:58}{1000 * seconds:9.2f} ms a picture")
+        print(f"  {part:58}{1000 * seconds:9.2f} ms an image")
     print(f"  stage two takes {figures.ratio:.3f} of its time; at the peak our own took {figures.peak / 1e6:.0f} MB")
 
 
 def solvers(arguments: argparse.Namespace) -> None:
-    """Held-out words read in pictures of few steps, by solver that fits the run; both stages take as many steps."""
+    """Held-out words read in images of few steps, by solver that fits the run; both stages take as many steps."""
     if arguments.run is None:
         raise UserError("solvers needs a trained run: --run runs/tiny.")
     count, told = _count(arguments), "name a run directory that train.py made"
@@ -96,7 +96,7 @@ def solvers(arguments: argparse.Namespace) -> None:
 
 
 def ocr(arguments: argparse.Namespace) -> None:
-    """Pictures of 512 x 512 read a second, by one process and by one a core, and the memory they take."""
+    """Images of 512 x 512 read a second, by one process and by one a core, and the memory they take."""
     count = _count(arguments)
     from vlad.eval.ocr_speed import measure_reading
 
@@ -168,19 +168,19 @@ def build_parser() -> argparse.ArgumentParser:
         return made
 
     verb(render, 4000, "signs")
-    verb(data, 4000, "pictures")
+    verb(data, 4000, "images")
     of_text = verb(text, 320, "prompts")
     of_text.add_argument("--lvlm", help="a folder or hub id; without it a Qwen2.5-VL of 6 layers of 512")
     verb(refit, 500, "layouts")
     of_sample = verb(sample)
     of_sample.add_argument("--run", help="a run or pipeline; without it random weights of configs/tiny.yaml's sizes")
     of_sample.add_argument("--steps", type=int, default=10, help="solver steps of each stage (default: 10)")
-    of_sample.add_argument("--batch-size", type=int, default=16, help="pictures at once (default: 16)")
+    of_sample.add_argument("--batch-size", type=int, default=16, help="images at once (default: 16)")
     of_sample.add_argument("--channels-last", action="store_true", help="stage two once more in that format")
     of_sample.add_argument("--compile", action="store_true", help="stage two once more, compiled")
-    of_solvers = verb(solvers, 200, "pictures")
+    of_solvers = verb(solvers, 200, "images")
     of_solvers.add_argument("--run", help="a run directory that train.py made")
-    for reader in (of_solvers, verb(ocr, 1000, "pictures")):
+    for reader in (of_solvers, verb(ocr, 1000, "images")):
         reader.add_argument("--engine", default="rapidocr", help="which OCR engine (default: rapidocr)")
     of_train = verb(train)
     of_train.add_argument("config", nargs="*", metavar="CONFIG key=value ...", help="what train.py would be given")

@@ -1,6 +1,6 @@
 """Computes beforehand what frozen models say of every sample: python tools/cache.py CONFIG --out DIR [key=value ...]
 
-The autoencoder's latents of pictures and glyph maps; with trainable.lvlm=frozen the LVLM's states and image embeddings
+The autoencoder's latents of images and glyph maps; with trainable.lvlm=frozen the LVLM's states and image embeddings
 too. Then train with data.cache=DIR. Interrupted, the same command goes on after the last whole shard.
 """
 

@@ -72,7 +72,7 @@ def print_summary(run: Path, seconds: dict[str, float], samples: Path) -> None:
     print(f"\n{evaluation['words']} words that training never draws; {evaluation['protocol']}.")
     minutes = sum(seconds.values()) / 60
     print(f"This time: {times}; together {minutes:.1f} min; largest process {peak_gigabytes:.1f} GB.")
-    print(f"Pictures:  {samples}, on one page: {samples / 'grids/grid.png'}")
+    print(f"Images:  {samples}, on one page: {samples / 'grids/grid.png'}")
     print(f"Scored:    {run / 'evaluation'} (grids of all three ways)")
     print(f"Training:  {run / 'samples'}, {run / 'curves.png'}")
 

@@ -1,4 +1,4 @@
-"""Models describe pictures, and what they say is held against the prompts:
+"""Models describe images, and what they say is held against the prompts:
 
 python tools/describe.py vlad=FOLDER sd=FOLDER --prompts FILE --describer FOLDER [NAME=FOLDER ...]
 """
@@ -15,7 +15,7 @@ from typing import Any
 from vlad.utils.errors import UserError, run_command_line
 
 BATCH = 4
-NAMED = 5  # how many missing or unreadable pictures are named
+NAMED = 5  # how many missing or unreadable images are named
 
 
 def named(values: list[str]) -> dict[str, str]:
@@ -30,61 +30,61 @@ def named(values: list[str]) -> dict[str, str]:
     return found
 
 
-def descriptions(model: Any, pictures: list[Any], store: Path) -> Iterator[str]:
-    """What a model says of each picture, kept in a file of lines; what this model has said is not asked again."""
+def descriptions(model: Any, images: list[Any], store: Path) -> Iterator[str]:
+    """What a model says of each image, kept in a file of lines; what this model has said is not asked again."""
     from tqdm import tqdm
 
-    from vlad.eval.ocr_files import load_picture
+    from vlad.eval.ocr_files import load_image
 
     kept = kept_of(store, model.name)
-    missing = [picture for picture in pictures if stamp(picture.path) not in kept]
-    with store.open("a", encoding="utf-8") as stream, tqdm(total=len(missing), desc=store.stem, unit="picture") as bar:
+    missing = [image for image in images if stamp(image.path) not in kept]
+    with store.open("a", encoding="utf-8") as stream, tqdm(total=len(missing), desc=store.stem, unit="image") as bar:
         for start in range(0, len(missing), BATCH):
             batch = missing[start : start + BATCH]
-            for picture, said in zip(batch, model.say([load_picture(p.path) for p in batch]), strict=True):
-                kept[stamp(picture.path)] = said
-                record = {"model": model.name, "picture": stamp(picture.path), "said": said}
+            for image, said in zip(batch, model.say([load_image(p.path) for p in batch]), strict=True):
+                kept[stamp(image.path)] = said
+                record = {"model": model.name, "image": stamp(image.path), "said": said}
                 stream.write("\n" + json.dumps(record, ensure_ascii=False))
             stream.flush()
             bar.update(len(batch))
-    yield from (kept[stamp(picture.path)] for picture in pictures)
+    yield from (kept[stamp(image.path)] for image in images)
 
 
 def kept_of(store: Path, model: str) -> dict[str, str]:
-    """What a model has said of each picture already; a line that is cut off or damaged is left out, and asked again."""
+    """What a model has said of each image already; a line that is cut off or damaged is left out, and asked again."""
     kept: dict[str, str] = {}
     # Lines of bytes: a letter may be cut in two, and what was said may hold other line ends.
     for line in store.read_bytes().split(b"\n") if store.is_file() else ():
         try:
             record = json.loads(line.decode("utf-8"))
-            of, picture, said = (record[name] for name in ("model", "picture", "said"))
+            of, image, said = (record[name] for name in ("model", "image", "said"))
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
-        if of == model and isinstance(picture, str) and isinstance(said, str):
-            kept[picture] = said
+        if of == model and isinstance(image, str) and isinstance(said, str):
+            kept[image] = said
     return kept
 
 
 def stamp(path: Path) -> str:
-    """What tells a picture from another."""
+    """What tells an image from another."""
     status = path.stat()
     return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
 
 
 def is_readable(path: Path) -> bool:
-    """Whether a picture can be decoded."""
-    from vlad.eval.ocr_files import UNREADABLE, load_picture
+    """Whether an image can be decoded."""
+    from vlad.eval.ocr_files import UNREADABLE, load_image
 
     try:
-        load_picture(path)
+        load_image(path)
     except UNREADABLE:
         return False
     return True
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Describes pictures and compares what is said with their prompts.")
-    parser.add_argument("systems", nargs="+", metavar="NAME=FOLDER", help="pictures of each system, as evaluate.py's")
+    parser = argparse.ArgumentParser(description="Describes images and compares what is said with their prompts.")
+    parser.add_argument("systems", nargs="+", metavar="NAME=FOLDER", help="images of each system, as evaluate.py's")
     parser.add_argument(
         "--prompts", type=Path, nargs="+", required=True, metavar="FILE", help="what they were drawn of"
     )
@@ -101,7 +101,7 @@ def main() -> int:
 
     from vlad.eval.descriptions import matrix_of, summed_up
     from vlad.eval.evaluator import write_json
-    from vlad.eval.image_sets import find_pictures
+    from vlad.eval.image_sets import find_images
     from vlad.eval.prompt_files import read_prompt_files, safe_name
     from vlad.models.captioner import LVLMCaptioner, check_model
     from vlad.models.image_encoders import SentenceEncoder
@@ -113,14 +113,14 @@ def main() -> int:
     unreadable: list[str] = []
     for name, place in systems.items():
         if not Path(place).is_dir():
-            raise UserError(f"There is no folder of pictures at {place} ({name}).")
-        pictures = find_pictures(Path(place), prompts, None)
-        there = [(picture, picture.path) for picture in pictures if picture.path is not None]
-        absent += [f"{name} {picture.name}" for picture in pictures if picture.path is None]
+            raise UserError(f"There is no folder of images at {place} ({name}).")
+        images = find_images(Path(place), prompts, None)
+        there = [(image, image.path) for image in images if image.path is not None]
+        absent += [f"{name} {image.name}" for image in images if image.path is None]
         broken = {path for _, path in there if not is_readable(path)}
-        found[name] = [picture for picture, path in there if path not in broken]
+        found[name] = [image for image, path in there if path not in broken]
         unreadable += sorted(map(str, broken))
-    # The last describer's mistake shows before the first one has looked at all pictures.
+    # The last describer's mistake shows before the first one has looked at all images.
     for place in describers.values():
         check_model(place, "--describer")
     sentences = None if arguments.sentences is None else SentenceEncoder(arguments.sentences)
@@ -128,19 +128,19 @@ def main() -> int:
     trips = []
     for describer, place in describers.items():
         model = LVLMCaptioner(place, option="--describer")
-        for system, pictures in found.items():
+        for system, images in found.items():
             store = out / f"{safe_name(describer)}-of-{safe_name(system)}.jsonl"
-            said = list(descriptions(model, pictures, store))
-            told = [(p.wanted.prompt, p.wanted.strings, text) for p, text in zip(pictures, said, strict=True)]
+            said = list(descriptions(model, images, store))
+            told = [(p.wanted.prompt, p.wanted.strings, text) for p, text in zip(images, said, strict=True)]
             trips.append(summed_up(describer, system, told, sentences.similarity if sentences else None))
     text = matrix_of(trips)
     (out / "matrix.md").write_text(text, encoding="utf-8")
     write_json(out / "matrix.json", [dataclasses.asdict(trip) for trip in trips])
     print(text)
     if absent:
-        print(f"PARTIAL: {len(absent)} pictures are missing: {', '.join(absent[:NAMED])}.")
+        print(f"PARTIAL: {len(absent)} images are missing: {', '.join(absent[:NAMED])}.")
     if unreadable:
-        print(f"PARTIAL: {len(unreadable)} pictures cannot be read: {', '.join(unreadable[:NAMED])}.")
+        print(f"PARTIAL: {len(unreadable)} images cannot be read: {', '.join(unreadable[:NAMED])}.")
     if sentences is None:
         print("Similarity is left out: name a sentence encoder's folder with --sentences.")
     return 1 if absent or unreadable else 0

@@ -72,7 +72,7 @@ def evaluate_run(
         "words": count,
         "engine": name,
         "weights": weights,
-        "protocol": "picture enlarged 4 times (bicubic), exact match of the whole reading, case and spaces ignored",
+        "protocol": "image enlarged 4 times (bicubic), exact match of the whole reading, case and spaces ignored",
         "all_ways": {*wanted, *scored} >= set(possible),
         "modes": {},
     }
@@ -82,7 +82,7 @@ def evaluate_run(
             continue
         if mode not in wanted:
             continue
-        with tqdm(total=count, desc=f"scoring, {mode}", unit="picture") as bar:
+        with tqdm(total=count, desc=f"scoring, {mode}", unit="image") as bar:
 
             def show(done: int, bar: Any = bar) -> None:
                 bar.update(done - bar.n)
@@ -90,7 +90,7 @@ def evaluate_run(
             score, images, rows = score_spelling(pipeline, signs, mode, engine, show)
         metrics["modes"][mode] = dataclasses.asdict(score)
         folder = out / plain(mode)
-        writable_directory(folder, "pictures")
+        writable_directory(folder, "images")
         for stale in folder.glob("[0-9][0-9][0-9][0-9].png"):  # of another count of words
             stale.unlink()
         for number, image in enumerate(images):
@@ -143,12 +143,12 @@ def evaluate_editing(run: Path, count: int, engine: str) -> dict[str, Any]:
     config = load_config(existing_file(run / "config.yaml", "config", "name a run directory that train.py made"))
     out = run / "evaluation"
     writable_directory(out / "editing", "the evaluation", needed_bytes=20_000_000)
-    with tqdm(total=count, desc="scoring, editing", unit="picture") as bar:
+    with tqdm(total=count, desc="scoring, editing", unit="image") as bar:
         signs = held_out_signs(config.data.synthetic, count)
         score, images, rows = score_editing(pipeline, signs, engine, lambda done: bar.update(done - bar.n))
     for number, image in enumerate(images):
         image.save(out / "editing" / f"{number:04d}.png")
-    sample_grid(rows[:32], ("picture", "mask, line", "edited"), cell_pixels=128, columns=4).save(out / "editing.png")
+    sample_grid(rows[:32], ("image", "mask, line", "edited"), cell_pixels=128, columns=4).save(out / "editing.png")
     metrics = {"engine": name, **dataclasses.asdict(score)}
     write_metrics(out / "editing.json", metrics)
     return metrics
@@ -165,19 +165,19 @@ def print_editing(metrics: dict[str, Any], run: Path) -> None:
     """The scores of edits."""
     print(
         f"{metrics['words']} words of held-out signs replaced by others, read by {metrics['engine']}; masks cover"
-        f" {metrics['mean_mask_share']:.1%} of a picture"
+        f" {metrics['mean_mask_share']:.1%} of an image"
     )
     print(
         f"editing      words {metrics['word_accuracy']:6.1%}  letters {metrics['letter_accuracy']:6.1%}"
         f"  {metrics['pixels_changed_outside']} pixels changed outside the masks"
-        f"  {metrics['words'] / metrics['sampling_seconds']:.1f} pictures/s"
+        f"  {metrics['words'] / metrics['sampling_seconds']:.1f} images/s"
     )
     print_misread(metrics)
-    print(f"Pictures and grid: {run / 'evaluation'}")
+    print(f"Images and grid: {run / 'evaluation'}")
 
 
 def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Evaluation, Path]:
-    """Scores pictures of a benchmark's prompts, drawn where they are missing; the evaluation and its folder."""
+    """Scores images of a benchmark's prompts, drawn where they are missing; the evaluation and its folder."""
     from vlad.eval.prompt_files import prompts_and_overrides, read_prompt_files
     from vlad.metrics.ocr import build_engine
 
@@ -227,38 +227,38 @@ def evaluate_alignment(encoder: Path, arguments: argparse.Namespace) -> int:
     from vlad.eval.alignment_scores import contrasts_of, table_of
     from vlad.eval.encoders import joint_encoder
     from vlad.eval.evaluator import write_json
-    from vlad.eval.image_sets import find_pictures
-    from vlad.eval.ocr_files import UNREADABLE, load_picture
+    from vlad.eval.image_sets import find_images
+    from vlad.eval.ocr_files import UNREADABLE, load_image
     from vlad.eval.prompt_files import read_prompt_files
     from vlad.eval.scoring import default_out
     from vlad.utils.errors import writable_directory
 
     wanted = [prompt for prompt in read_prompt_files(arguments.prompts) if prompt.key in entries]
-    if arguments.pictures is None:
+    if arguments.images is None:
         places = [(prompt.key, Path(prompt.reference)) for prompt in wanted if prompt.reference is not None]
-        shown = "reference pictures"
-    elif arguments.pictures.is_dir():
-        found = find_pictures(arguments.pictures, wanted, arguments.images_per_prompt)
-        places = [(picture.wanted.key, picture.path) for picture in found if picture.path is not None]
-        shown = f"pictures of {arguments.pictures}"
+        shown = "reference images"
+    elif arguments.images.is_dir():
+        found = find_images(arguments.images, wanted, arguments.images_per_prompt)
+        places = [(image.wanted.key, image.path) for image in found if image.path is not None]
+        shown = f"images of {arguments.images}"
     else:
-        raise UserError(f"There is no folder of pictures at {arguments.pictures}.")
+        raise UserError(f"There is no folder of images at {arguments.images}.")
     places = [(key, path) for key, path in places if path.is_file()]
     missing = sorted(set(entries) - {key for key, _ in places})
     if not places:
-        raise UserError("The prompt file's reference pictures are not there; name a folder with --pictures.")
+        raise UserError("The prompt file's reference images are not there; name a folder with --images.")
     unreadable: list[str] = []
 
     def loaded(path: Path) -> np.ndarray | None:
         try:
-            return load_picture(path)
+            return load_image(path)
         except UNREADABLE:
             unreadable.append(str(path))
             return None
 
     model = joint_encoder(encoder)
     out = writable_directory(arguments.out or default_out(encoder, arguments.prompts), "the scores")
-    with tqdm(total=len(places), desc="embedding", unit="picture") as bar:
+    with tqdm(total=len(places), desc="embedding", unit="image") as bar:
         pairs = [(entries[key], partial(loaded, path)) for key, path in places]
         scores = contrasts_of(model, pairs, lambda done: bar.update(done - bar.n))
     table = table_of(scores)
@@ -274,7 +274,7 @@ def evaluate_alignment(encoder: Path, arguments: argparse.Namespace) -> int:
 
 
 def print_faults(faults: dict[str, list[str]], count: int, of_what: str) -> None:
-    """A line for each kind of pictures that are not scored."""
+    """A line for each kind of images that are not scored."""
     for what, names in faults.items():
         if names:
             more = f", and {len(names) - 5} more" if len(names) > 5 else ""
@@ -287,11 +287,11 @@ def print_evaluation(found: Evaluation, out: Path) -> None:
     from vlad.eval.html_report import text_table
 
     print(text_table(found))
-    print(f"{len(found.scored)} pictures of {found.prompts} prompts; in brackets, intervals of 95 %")
+    print(f"{len(found.scored)} images of {found.prompts} prompts; in brackets, intervals of 95 %")
     print(f"Read by {found.engine}, enlarged {found.enlarge}")
     for why in found.left_out.values():
         print(f"Left out: {why}")
-    print_faults({"missing": found.missing, "unreadable": found.unreadable}, found.pictures, "pictures")
+    print_faults({"missing": found.missing, "unreadable": found.unreadable}, found.images, "images")
     print(f"Report, metrics.json, per_image.parquet: {out}")
 
 
@@ -313,9 +313,7 @@ def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Scores spelling: a run on 200 held-out words, or with --prompts anything on a benchmark."
     )
-    parser.add_argument(
-        "target", type=Path, help="a run, a pipeline, a folder of pictures, or an entry of configs/eval"
-    )
+    parser.add_argument("target", type=Path, help="a run, a pipeline, a folder of images, or an entry of configs/eval")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of an entry")
     parser.add_argument("--protocol", choices=PROTOCOL_NAMES, help="default with --prompts: all")
     parser.add_argument("--prompts", type=Path, nargs="+", metavar="FILE", help="in the benchmark's own format")
@@ -325,7 +323,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, help="processes that read; default: one a core")
     parser.add_argument("--first", type=int, metavar="N", help="only the first N prompts")
     parser.add_argument("--images-per-prompt", type=int, help="default: 1; of a folder: those that are there")
-    parser.add_argument("--seed", type=int, default=0, help="of all pictures together (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of all images together (default: 0)")
     parser.add_argument("--steps", type=int, help="solver steps")
     parser.add_argument("--text-scale", type=float, help="guidance by the prompt")
     parser.add_argument("--layout-scale", type=float, help="guidance by the layout")
@@ -334,10 +332,10 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--weights", type=Path, default=Path("weights"), help="where Inception and CLIP are looked for")
     parser.add_argument("--vision-encoder", type=Path, action="append", default=[], metavar="DIR", help="for distances")
     parser.add_argument(
-        "--references", type=Path, metavar="DIR", help="real pictures for FID and KID; default: those the file names"
+        "--references", type=Path, metavar="DIR", help="real images for FID and KID; default: those the file names"
     )
-    parser.add_argument("--pixels", type=int, help="side of the pictures of a pipeline that is not ours")
-    parser.add_argument("--batch-size", type=int, help="pictures at once of a pipeline that is not ours (default: 4)")
+    parser.add_argument("--pixels", type=int, help="side of the images of a pipeline that is not ours")
+    parser.add_argument("--batch-size", type=int, help="images at once of a pipeline that is not ours (default: 4)")
     parser.add_argument("--count", type=int, default=200, help="without --prompts: how many words (default: 200)")
     parser.add_argument(
         "--ways", nargs="+", choices=WAYS, help="without --prompts: only these ways of drawing (default: all)"
@@ -346,7 +344,9 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--alignment", action="store_true", help="whether TARGET, a run or a CLIP's folder, reads more than words"
     )
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="with --alignment; default: the references")
+    parser.add_argument(
+        "--images", "--pictures", type=Path, metavar="DIR", help="with --alignment; default: the references"
+    )
     return parser
 
 
@@ -367,8 +367,8 @@ def main() -> int:
         if len(arguments.prompts or ()) != 1:
             raise UserError("--alignment takes one file of --prompts, the alignment.jsonl of tools/make_benchmark.py.")
         return evaluate_alignment(arguments.target, arguments)
-    if arguments.pictures is not None:
-        raise UserError("--pictures goes with --alignment; pictures to be read are the target itself.")
+    if arguments.images is not None:
+        raise UserError("--images goes with --alignment; images to be read are the target itself.")
     if arguments.prompts is not None:
         arguments.protocol = arguments.protocol or "all"
         found, out = evaluate_benchmark(arguments.target, arguments)
@@ -400,16 +400,16 @@ def print_spelling(metrics: dict[str, Any], run: Path) -> None:
             if colours[f"{name}s_right"] is not None
         )
         if score["places"]["places_right"] is not None:
-            # Of the pictures in which anything was read.
+            # Of the images in which anything was read.
             seen += f"  place {score['places']['places_right']:6.1%} of {score['places']['places_named']}"
         low, high = wilson_interval(round(score["word_accuracy"] * score["words"]), score["words"])
         rate = score["words"] / score["sampling_seconds"]
         print(
             f"{mode:12} words {score['word_accuracy']:6.1%} ({low:.1%} to {high:.1%})"
-            f"  letters {score['letter_accuracy']:6.1%}{seen}  {rate:.1f} pictures/s"
+            f"  letters {score['letter_accuracy']:6.1%}{seen}  {rate:.1f} images/s"
         )
         print_misread(score)
-    print(f"Pictures and grids: {run / 'evaluation'}")
+    print(f"Images and grids: {run / 'evaluation'}")
 
 
 if __name__ == "__main__":

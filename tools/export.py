@@ -8,7 +8,7 @@ from vlad.utils.errors import OptionParser, run_command_line
 
 
 def main() -> None:
-    parser = OptionParser(description="Writes a run's pipeline with a model card and example pictures.")
+    parser = OptionParser(description="Writes a run's pipeline with a model card and example images.")
     parser.add_argument("run", type=Path, help="a finished run directory, or a pipeline folder")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the folder goes")
     parser.add_argument("--variant", action="append", default=[], metavar="NAME", help="fp16 or bf16 beside float32")

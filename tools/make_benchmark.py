@@ -10,14 +10,14 @@ from vlad.utils.errors import run_command_line
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Renders an open benchmark: prompts, layouts and reference pictures, the same on every machine."
+        description="Renders an open benchmark: prompts, layouts and reference images, the same on every machine."
     )
     parser.add_argument("--out", type=Path, required=True, help="where it goes")
     parser.add_argument(
         "--split", choices=("test", "dev"), default="test", help="test: words that training never draws"
     )
     parser.add_argument("--count", type=int, default=50, help="prompts a subset (default: 50)")
-    parser.add_argument("--size", type=int, default=512, metavar="PIXELS", help="of the pictures (default: 512)")
+    parser.add_argument("--size", type=int, default=512, metavar="PIXELS", help="of the images (default: 512)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     arguments = parser.parse_args()
 
@@ -30,7 +30,7 @@ def main() -> None:
     options = BenchmarkOptions(arguments.seed, arguments.split, arguments.count, arguments.size)
     total = options.count * (len(SUBSETS) + len(ALIGNMENT_SUBSETS))
     writable_directory(arguments.out, "the benchmark", needed_bytes=total * options.size_pixels**2 // 8)
-    with tqdm(total=total, desc="rendering", unit="picture") as bar:
+    with tqdm(total=total, desc="rendering", unit="image") as bar:
         record = write_benchmark(options, arguments.out, lambda done: bar.update(done - bar.n))
     print(f"{total} prompts, split {options.split}, seed {options.seed}, {options.size_pixels} pixels: {arguments.out}")
     print(

@@ -1,6 +1,6 @@
 """Draws posters of one template into a folder: python tools/make_posters.py data/posters
 
-A stand-in for pictures of your own: NAME.png with its caption in NAME.txt, as make_shards.py takes them.
+A stand-in for images of your own: NAME.png with its caption in NAME.txt, as make_shards.py takes them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
     folder = writable_directory(arguments.folder, "posters")
     for index in range(arguments.count):
         poster = render_poster(index, arguments.seed, arguments.size_pixels)
-        Image.fromarray(poster.picture).save(folder / f"{poster.key}.png")
+        Image.fromarray(poster.image).save(folder / f"{poster.key}.png")
         (folder / f"{poster.key}.txt").write_text(poster.caption + "\n", encoding="utf-8")
     print(f"{arguments.count} posters are in {folder}; next: python tools/make_shards.py {folder} --out SHARDS")
 

@@ -1,6 +1,6 @@
 """Makes shards from what you have: python tools/make_shards.py SOURCE --out SHARDS
 
-SOURCE is a folder of pictures, or one of the formats that --help lists. Interrupted, the same command goes on after
+SOURCE is a folder of images, or one of the formats that --help lists. Interrupted, the same command goes on after
 the last whole shard, and the shards come out the same.
 """
 
@@ -54,14 +54,14 @@ def _main(arguments: argparse.Namespace) -> int:
         max_strings=arguments.max_strings,
         tight_lines=not arguments.loose_lines,
         quote_text=arguments.quote_text,
-        picture_format=arguments.picture_format,
+        image_format=arguments.image_format,
     )
     if arguments.workers is not None and not 1 <= arguments.workers <= MOST_WORKERS:
         raise UserError(
             f"--workers must be at least 1 and at most {MOST_WORKERS}, not {arguments.workers}: each is a process; take"
             " about one a core."
         )
-    source = open_source(arguments.source, arguments.format, arguments.pictures, arguments.caption_field)
+    source = open_source(arguments.source, arguments.format, arguments.images, arguments.caption_field)
     build_captioner = None
     if arguments.captioner is not None:
         build_captioner = functools.partial(
@@ -91,7 +91,7 @@ def _make(arguments: argparse.Namespace, recipe: Recipe, out: Output) -> int:
     count, pixels = _probe(source, options.max_side_pixels, arguments.caption_field)
     here_bytes = sum(path.stat().st_size for path in out.workplace.glob("*.tar"))
     # At a URL one shard at a time stands here.
-    needed = BYTES_A_PIXEL[options.picture_format] * pixels - here_bytes
+    needed = BYTES_A_PIXEL[options.image_format] * pixels - here_bytes
     if isinstance(out.target, Path):
         writable_directory(out.workplace, "a set of shards", int(needed))
     if arguments.engine == "ray":
@@ -108,7 +108,7 @@ def _make(arguments: argparse.Namespace, recipe: Recipe, out: Output) -> int:
         "engine": build_engine(arguments.ocr).name,
         "captioner": arguments.captioner,
         "captioner_revision": arguments.captioner_revision,
-        "picture_format": options.picture_format,
+        "image_format": options.image_format,
         "samples_per_shard": recipe.samples_per_shard,
         "max_strings": options.max_strings,
         "max_side_pixels": options.max_side_pixels,
@@ -125,7 +125,7 @@ def _make(arguments: argparse.Namespace, recipe: Recipe, out: Output) -> int:
     if done:
         places = sum(record.places for record in records)
         print(
-            f"{arguments.out} was begun: goes on after {counted(places, 'picture')} in {counted(len(done), 'shard')}.",
+            f"{arguments.out} was begun: goes on after {counted(places, 'image')} in {counted(len(done), 'shard')}.",
             flush=True,
         )
     for record in _made(recipe, out, done, arguments, count):
@@ -138,21 +138,25 @@ def _parse_arguments() -> argparse.Namespace:
     from vlad.data.importers.detect_format import FORMATS
 
     parser = argparse.ArgumentParser(
-        description="Makes shards from pictures and what is known about them.",
+        description="Makes shards from images and what is known about them.",
         epilog="Formats: "
         + "; ".join(f"{name} ({what})" for name, what in FORMATS.items())
         + ". Where a source has no lines of text, an OCR engine reads them. A caption stands in NAME.txt beside the"
-        " picture NAME.jpg, or in the source, or is written by --captioner, or is made of the text that was read."
+        " image NAME.jpg, or in the source, or is written by --captioner, or is made of the text that was read."
         " Interrupted, the same command goes on after the last whole shard.",
     )
     parser.add_argument("source", metavar="SOURCE", help="a folder, a file, tar files, or a data set's name on the hub")
     parser.add_argument("--out", required=True, metavar="DIRECTORY_OR_URL", help="where the shards go")
     parser.add_argument("--format", metavar="NAME", help="of the source, where it is not found out: see below")
-    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="where the pictures of an annotation file lie")
+    parser.add_argument(
+        "--images", "--pictures", type=Path, metavar="FOLDER", help="where the images of an annotation file lie"
+    )
     parser.add_argument("--caption-field", metavar="NAME", help="the field or column with the caption")
     parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="default 1000")
-    parser.add_argument("--picture-format", choices=("jpg", "png"), default="jpg", help="in the shards, default jpg")
-    parser.add_argument("--max-side-pixels", type=int, default=1024, metavar="N", help="of a picture, default 1024")
+    parser.add_argument(
+        "--image-format", "--picture-format", choices=("jpg", "png"), default="jpg", help="in the shards, default jpg"
+    )
+    parser.add_argument("--max-side-pixels", type=int, default=1024, metavar="N", help="of an image, default 1024")
     parser.add_argument("--max-strings", type=int, default=3, metavar="N", help="strings in a made caption, default 3")
     parser.add_argument(
         "--loose-lines", action="store_true", help="keep the engine's regions, which have room around the letters"
@@ -161,7 +165,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ocr", default="rapidocr", metavar="NAME", help="OCR engine: rapidocr (default) or tesseract")
     parser.add_argument("--captioner", metavar="MODEL", help="a folder or hub id of an image-text-to-text model")
     parser.add_argument("--captioner-revision", metavar="NAME", help="of the model on the hub")
-    parser.add_argument("--caption-batch", type=int, default=8, metavar="N", help="pictures at a time, default 8")
+    parser.add_argument("--caption-batch", type=int, default=8, metavar="N", help="images at a time, default 8")
     parser.add_argument("--device", default="auto", help="of the captioner: auto (default), cpu, cuda, ...")
     parser.add_argument("--engine", choices=("local", "ray"), default="local", help="one machine, or Ray's cluster")
     parser.add_argument("--workers", type=int, metavar="N", help="processes, default one a core")
@@ -274,9 +278,9 @@ def _refuse_source(source: str, target: Path | str) -> None:
 
 
 def _probe(source: Source, max_side_pixels: int, caption_field: str | None) -> tuple[int, float]:
-    """About how many pictures a source holds, and how many pixels they take, from the first ones.
+    """About how many images a source holds, and how many pixels they take, from the first ones.
 
-    Raises UserError where none of the first entries is such as the source's format has them, has its picture, or has
+    Raises UserError where none of the first entries is such as the source's format has them, has its image, or has
     a caption where the user says that it stands.
     """
     from vlad.data.importers.convert import header_pixels
@@ -289,20 +293,20 @@ def _probe(source: Source, max_side_pixels: int, caption_field: str | None) -> t
         try:
             entry = source.read(place)
             captions += entry.caption is not None
-            pixels += header_pixels(entry.picture, max_side_pixels)
+            pixels += header_pixels(entry.image, max_side_pixels)
         except Unusable as error:
             reasons.append(f"{place.name}: {error}")
     if not probed:
-        raise UserError(f"{source.path} is empty: it holds no pictures.")
-    # A folder names its pictures itself; an annotation file may be of another kind, or without its pictures.
+        raise UserError(f"{source.path} is empty: it holds no images.")
+    # A folder names its images itself; an annotation file may be of another kind, or without its images.
     if len(reasons) == probed and source.format != "folder":
         raise UserError(
             f"{_unusable(probed, f'of {source.path}', 'first ')} (format {source.format}; the first:"
-            f" {reasons[0]}); mend it, name the pictures' folder with --pictures, or another format with --format."
+            f" {reasons[0]}); mend it, name the images' folder with --images, or another format with --format."
         )
     if caption_field is not None and not captions and len(reasons) < probed:
         raise UserError(
-            f"--caption-field {caption_field}: none of the first {counted(probed, 'picture')} of {source.path} has text"
+            f"--caption-field {caption_field}: none of the first {counted(probed, 'image')} of {source.path} has text"
             " in such a field; name another, or leave it out."
         )
     count = source.count or round(probed / share if share else probed)
@@ -311,8 +315,8 @@ def _probe(source: Source, max_side_pixels: int, caption_field: str | None) -> t
 
 def _unusable(count: int, place: str, which: str = "") -> str:
     if count == 1:
-        return f"The only picture {place} cannot be used"
-    return f"Not one of the {which}{count} pictures {place} can be used"
+        return f"The only image {place} cannot be used"
+    return f"Not one of the {which}{count} images {place} can be used"
 
 
 def _made(
@@ -321,12 +325,12 @@ def _made(
     """The shards as they are finished, under a bar."""
     from tqdm import tqdm
 
-    from vlad.data.importers.make_shards import LEAST_PICTURES_A_PROCESS, make_shards_locally
+    from vlad.data.importers.make_shards import LEAST_IMAGES_A_PROCESS, make_shards_locally
     from vlad.utils.parallel import available_cores
 
     before = sum(record.places for record in done.values())
     remaining = max(0, count - before)
-    with tqdm(total=remaining, desc="reading pictures", unit="picture") as bar:
+    with tqdm(total=remaining, desc="reading images", unit="image") as bar:
         if arguments.engine == "ray":
             from vlad.data.importers.on_ray import make_shards_on_ray
 
@@ -335,13 +339,13 @@ def _made(
                 yield record
             return
 
-        def on_picture(place: Place) -> None:
+        def on_image(place: Place) -> None:
             if place.share:
                 bar.total = max(bar.n + 1, round((place.number + 1) / place.share) - before)
             bar.update()
 
-        workers = arguments.workers or max(1, min(available_cores(), remaining // LEAST_PICTURES_A_PROCESS))
-        yield from make_shards_locally(recipe, out.target, out.workplace, done, workers, on_picture)
+        workers = arguments.workers or max(1, min(available_cores(), remaining // LEAST_IMAGES_A_PROCESS))
+        yield from make_shards_locally(recipe, out.target, out.workplace, done, workers, on_image)
 
 
 def _finish(arguments: argparse.Namespace, out: Output, records: list[ShardRecord], about: dict[str, Any]) -> int:
@@ -368,9 +372,9 @@ def _finish(arguments: argparse.Namespace, out: Output, records: list[ShardRecor
 def _summary(out: str, shards: int, statistics: Any, skipped: list[Skipped]) -> str:
     illegible = statistics.lines - statistics.valid_lines
     lines = [
-        f"pictures taken: {statistics.samples} (shards: {shards}, at {out})",
+        f"images taken: {statistics.samples} (shards: {shards}, at {out})",
         f"lines of text: {statistics.lines}, of them marked as not legible: {illegible}",
-        f"pictures skipped: {len(skipped)}",
+        f"images skipped: {len(skipped)}",
     ]
     lines += [f"  {count} x {kind}" for kind, count in Counter(skip.kind for skip in skipped).most_common()]
     if skipped:

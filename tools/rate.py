@@ -25,9 +25,9 @@ def check_numbers(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Serves a page on which people rate anonymised pictures; --results prints the table."
+        description="Serves a page on which people rate anonymised images; --results prints the table."
     )
-    parser.add_argument("systems", nargs="+", metavar="NAME=FOLDER", help="pictures of each system, as evaluate.py's")
+    parser.add_argument("systems", nargs="+", metavar="NAME=FOLDER", help="images of each system, as evaluate.py's")
     parser.add_argument(
         "--prompts", type=Path, nargs="+", required=True, metavar="FILE", help="what they were drawn of"
     )
@@ -36,7 +36,7 @@ def main() -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="systems whose pictures carry DeepFloyd's watermark, which would tell who drew them: it is painted over",
+        help="systems whose images carry DeepFloyd's watermark, which would tell who drew them: it is painted over",
     )
     parser.add_argument("--pairs", action="store_true", help="choose between two, rather than 1 to 5 for each")
     parser.add_argument("--first", type=int, metavar="N", help="only the first N prompts")
@@ -80,7 +80,7 @@ def main() -> None:
     ratings = Ratings(arguments.out, study)
     left_out = len(prompts) - len(study.prompts)
     about = f"{len(study.prompts)} prompts, {len(systems)} systems; answers"
-    without = f"{left_out} prompts are left out: not every system has a picture of them.\n" if left_out else ""
+    without = f"{left_out} prompts are left out: not every system has an image of them.\n" if left_out else ""
     if arguments.results:
         print(table_of(results_of(ratings.answers(), sorted(systems), study.kind, arguments.seed)))
         print(f"{about} are in {arguments.out}\n{without}", end="")

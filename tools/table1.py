@@ -1,6 +1,6 @@
 """Table I, every row beside its published figures: python tools/table1.py --prompts FILE ... vlad.path=runs/NAME
 
-Run it again: pictures that are drawn and read already are not made twice.
+Run it again: images that are drawn and read already are not made twice.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def main() -> int:
     parser.add_argument("--workers", type=int, help="processes that read; default: one a core")
     parser.add_argument("--first", type=int, metavar="N", help="only the first N prompts")
     parser.add_argument("--images-per-prompt", type=int, default=4, help="as in MARIO-Eval: 4 (default)")
-    parser.add_argument("--seed", type=int, default=0, help="of all pictures together (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of all images together (default: 0)")
     parser.add_argument("--use-layouts", action="store_true", help="rows that take layouts get the prompt file's")
     parser.add_argument("--weights", type=Path, default=Path("weights"), help="where Inception and CLIP are looked for")
     parser.add_argument(
-        "--references", type=Path, metavar="DIR", help="real pictures for FID, such as MARIOEval with its sets' folders"
+        "--references", type=Path, metavar="DIR", help="real images for FID, such as MARIOEval with its sets' folders"
     )
     arguments = parser.parse_args()
     for name in ("workers", "first", "images_per_prompt"):

@@ -41,7 +41,7 @@ def _main(arguments: argparse.Namespace) -> int:
     from vlad.data.options import FetchOptions
     from vlad.data.storage.shard_cache import ShardCache
 
-    warnings.filterwarnings("ignore", module="PIL")  # of large pictures: they are found
+    warnings.filterwarnings("ignore", module="PIL")  # of large images: they are found
     options = _options(arguments)
     cache = ShardCache(FetchOptions(arguments.cache))
     shard_set = list_set(arguments.shards, cache.options)
@@ -80,7 +80,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("shards", help="a directory, a glob, a brace pattern or a URL (http, https, s3, gs, ...)")
     parser.add_argument("--quick", action="store_true", help="read the manifests alone")
     parser.add_argument(
-        "--html", type=Path, metavar="DIR", help=f"write {PAGE} (with pictures), {SHEET} and {FINDINGS} there"
+        "--html", type=Path, metavar="DIR", help=f"write {PAGE} (with images), {SHEET} and {FINDINGS} there"
     )
     parser.add_argument(
         "--resolutions",
@@ -94,7 +94,9 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--bucket-step", type=int, default=64, metavar="N", help="of their sides in pixels, default 64")
     parser.add_argument("--ranks", type=int, metavar="N", help="judge a launch of so many ranks")
     parser.add_argument("--batch-size", type=int, metavar="N", help="and so many samples a batch")
-    parser.add_argument("--pictures", type=int, default=25, metavar="N", help="sound samples on the page, default 25")
+    parser.add_argument(
+        "--images", "--pictures", type=int, default=25, metavar="N", help="sound samples on the page, default 25"
+    )
     parser.add_argument(
         "--cache", metavar="DIR", help="where shards from elsewhere are kept; default ~/.cache/vlad/shards"
     )
@@ -106,16 +108,16 @@ def _options(arguments: argparse.Namespace) -> ValidationOptions:
 
     asked = {"ranks": arguments.ranks, "batch_size": arguments.batch_size}
     given = {name: value for name, value in asked.items() if value is not None}
-    if arguments.pictures < 0:
-        raise UserError(f"--pictures must be at least 0, not {arguments.pictures}.")
+    if arguments.images < 0:
+        raise UserError(f"--images must be at least 0, not {arguments.images}.")
     options = ValidationOptions(
         resolutions=tuple(arguments.resolutions),
         max_aspect=arguments.max_aspect,
         bucket_step_pixels=arguments.bucket_step,
         launch=Launch(**given) if given else None,
-        # Pictures are drawn for the page alone.
-        pictures=arguments.pictures if arguments.html else 0,
-        pictures_a_kind=6 if arguments.html else 0,
+        # Images are drawn for the page alone.
+        images=arguments.images if arguments.html else 0,
+        images_a_kind=6 if arguments.html else 0,
     )
     # A resolution that fits no step is told before anything is read.
     assert options.buckets

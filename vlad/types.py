@@ -20,9 +20,9 @@ Polygon = tuple[Point, ...]
 
 @dataclass(frozen=True)
 class TextLine:
-    """One line of text in a picture.
+    """One line of text in an image.
 
-    `polygon` holds at least four points in picture coordinates (x right, y down, 0..1), clockwise from the
+    `polygon` holds at least four points in image coordinates (x right, y down, 0..1), clockwise from the
     top left corner of the first letter. `colour` is a name or `#rrggbb`; `font` and `language` may be None
     (not known). `valid=False` marks a region whose text is not legible: training ignores it.
     """
@@ -38,7 +38,7 @@ class TextLine:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the text of a picture stands, in reading order."""
+    """Where the text of an image stands, in reading order."""
 
     lines: tuple[TextLine, ...]
 
@@ -53,10 +53,10 @@ class ObjectBox:
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture (H W 3, uint8) with its caption and its text, as a shard holds it."""
+    """An image (H W 3, uint8) with its caption and its text, as a shard holds it."""
 
     key: str
-    picture: np.ndarray
+    image: np.ndarray
     caption: str
     layout: Layout
     objects: tuple[ObjectBox, ...] = ()
@@ -68,22 +68,22 @@ class Sample:
 class CachedStates:
     """What frozen models said of a batch, computed beforehand: the scaled latents' mean and deviation, B C h w each.
 
-    Latents read from a cache stay float16, as they are stored, until `picture_moments` and `glyph_moments` are asked
+    Latents read from a cache stay float16, as they are stored, until `image_moments` and `glyph_moments` are asked
     for. A deviation is None where the autoencoder is deterministic. `text` are the LVLM's states of the captions, `v`
     the image embeddings (B D); None where they were not cached.
     """
 
-    picture_mean: Tensor
-    picture_deviation: Tensor | None
+    image_mean: Tensor
+    image_deviation: Tensor | None
     glyph_mean: Tensor
     glyph_deviation: Tensor | None
     text: TextStates | None = None
     v: Tensor | None = None
 
     @property
-    def picture_moments(self) -> tuple[Tensor, Tensor | None]:
-        """Mean and deviation of the pictures' scaled latents, float32."""
-        return self.picture_mean.float(), None if self.picture_deviation is None else self.picture_deviation.float()
+    def image_moments(self) -> tuple[Tensor, Tensor | None]:
+        """Mean and deviation of the images' scaled latents, float32."""
+        return self.image_mean.float(), None if self.image_deviation is None else self.image_deviation.float()
 
     @property
     def glyph_moments(self) -> tuple[Tensor, Tensor | None]:
@@ -97,8 +97,8 @@ class CachedStates:
             return None if x is None else x.to(device)
 
         return CachedStates(
-            self.picture_mean.to(device),
-            moved(self.picture_deviation),
+            self.image_mean.to(device),
+            moved(self.image_deviation),
             self.glyph_mean.to(device),
             moved(self.glyph_deviation),
             None if self.text is None else self.text.to(device),
@@ -110,7 +110,7 @@ class CachedStates:
 class Batch:
     """What the data room hands to training: samples of one shape.
 
-    Pixels stay bytes until they are where they are needed. picture_bytes: B 3 H W (uint8); ink_bytes: B 1 H W (uint8),
+    Pixels stay bytes until they are where they are needed. image_bytes: B 3 H W (uint8); ink_bytes: B 1 H W (uint8),
     the glyph maps; both None where `cached` takes their place. ignored: B 1 H W or, with `cached`, B 1 h w (bool), True
     where the text is marked invalid and must not be learned; None where that is nowhere.
     """
@@ -119,16 +119,16 @@ class Batch:
     captions: tuple[str, ...]
     layouts: tuple[Layout, ...]
     objects: tuple[tuple[ObjectBox, ...], ...]
-    picture_bytes: Tensor | None
+    image_bytes: Tensor | None
     ink_bytes: Tensor | None
     ignored: Tensor | None
     cached: CachedStates | None = None
 
     @property
-    def pictures(self) -> Tensor:
+    def images(self) -> Tensor:
         """B 3 H W, pixels in [-1, 1]."""
-        assert self.picture_bytes is not None, "the batch holds cached states"
-        return self.picture_bytes.float() / 127.5 - 1
+        assert self.image_bytes is not None, "the batch holds cached states"
+        return self.image_bytes.float() / 127.5 - 1
 
     @property
     def glyph_maps(self) -> Tensor:
@@ -149,7 +149,7 @@ class Batch:
 
         return replace(
             self,
-            picture_bytes=moved(self.picture_bytes),
+            image_bytes=moved(self.image_bytes),
             ink_bytes=moved(self.ink_bytes),
             ignored=moved(self.ignored),
             cached=None if self.cached is None else self.cached.to(device),
@@ -240,7 +240,7 @@ class Conditioning:
     """t of Eq. 2 as the UNets take it: tokens B K D with mask B K (True = attend) and pooled B D.
 
     `own`: what the base's own text encoders say beside it; None where there are none. `size`: height and width of the
-    pictures in pixels, for UNets that are told (SDXL); None where nobody has asked for one.
+    images in pixels, for UNets that are told (SDXL); None where nobody has asked for one.
     """
 
     tokens: Tensor

@@ -11,7 +11,7 @@ steps=${STEPS:-30}
 
 for pixels in ${PIXELS:-256 512}; do
   name=sd15_$pixels
-  sized=(configs/sd15_size.yaml name="$name" data.shards="data/$name" data.picture_pixels="$pixels"
+  sized=(configs/sd15_size.yaml name="$name" data.shards="data/$name" data.image_pixels="$pixels"
     data.synthetic.size_pixels="$pixels" trainable.lvlm=frozen "$@")
   "$python" tools/render_shards.py "${sized[@]}"
   # A base with a frozen autoencoder, as caches and adapters need one: speed does not ask what weights have learnt.

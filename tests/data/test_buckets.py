@@ -1,4 +1,4 @@
-"""Buckets: shapes of one area, and polygons that move exactly with their pictures."""
+"""Buckets: shapes of one area, and polygons that move exactly with their images."""
 
 import dataclasses
 
@@ -14,12 +14,12 @@ from vlad.utils.errors import UserError
 
 
 def sample_of(width, height, *boxes, **fields):
-    """A picture whose red is its x and whose green is its y, both as shares of 250."""
+    """An image whose red is its x and whose green is its y, both as shares of 250."""
     x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
-    picture = np.zeros((height, width, 3), np.uint8)
-    picture[..., 0], picture[..., 1] = np.round(250 * x)[None], np.round(250 * y)[:, None]
+    image = np.zeros((height, width, 3), np.uint8)
+    image[..., 0], image[..., 1] = np.round(250 * x)[None], np.round(250 * y)[:, None]
     lines = tuple(TextLine(f"line {number}", box_polygon(*box), **fields) for number, box in enumerate(boxes))
-    return Sample("key", picture, "a caption", Layout(lines))
+    return Sample("key", image, "a caption", Layout(lines))
 
 
 def test_buckets_have_the_area_of_their_square():
@@ -41,7 +41,7 @@ def test_a_side_that_does_not_fit_the_step_is_refused():
         build_buckets((100,), 2.0, 64)
 
 
-def test_a_picture_goes_to_the_nearest_aspect_and_the_largest_resolution_it_fills():
+def test_a_image_goes_to_the_nearest_aspect_and_the_largest_resolution_it_fills():
     buckets = build_buckets((256, 512), 2.0, 64)
 
     def of(width, height):
@@ -61,21 +61,21 @@ sides = st.integers(20, 150)
 
 
 @given(sides, sides, st.lists(st.tuples(share, share, share, share), max_size=4), st.integers(0, 8))
-def test_polygons_move_with_their_pictures(width, height, corners, which):
+def test_polygons_move_with_their_images(width, height, corners, which):
     boxes = [(min(a, c), min(b, d), max(a, c) + 0.01, max(b, d) + 0.01) for a, b, c, d in corners]
     sample = sample_of(width, height, *boxes)
     buckets = build_buckets((48,), 3.0, 8)
     bucket = buckets[which % len(buckets)]
     fitted = fit_to_bucket(sample, bucket)
-    assert fitted.picture.shape == (bucket.height, bucket.width, 3)
+    assert fitted.image.shape == (bucket.height, bucket.width, 3)
     before = {line.text: line for line in sample.layout.lines}
     for line in fitted.layout.lines:
         for (x, y), (old_x, old_y) in zip(line.polygon, before[line.text].polygon, strict=True):
             column, row = int(np.floor(x * bucket.width)), int(np.floor(y * bucket.height))
             if not (1 <= column < bucket.width - 1 and 1 <= row < bucket.height - 1):
                 continue  # outside, or where scaling has nothing to lean on
-            red, green, _ = fitted.picture[row, column].astype(float)
-            # Within a pixel of either picture, and the rounding of the colours.
+            red, green, _ = fitted.image[row, column].astype(float)
+            # Within a pixel of either image, and the rounding of the colours.
             assert abs(red / 250 - old_x) < 1.5 / bucket.width * max(1, bucket.width / width) + 1.5 / width + 0.01
             assert abs(green / 250 - old_y) < 1.5 / bucket.height * max(1, bucket.height / height) + 1.5 / height + 0.01
 
@@ -90,8 +90,8 @@ def test_the_crop_keeps_the_text_where_it_can(start):
 
 
 def test_without_text_the_crop_stands_in_the_middle():
-    picture = fit_to_bucket(sample_of(300, 100), Bucket(100, 100, 100)).picture
-    assert picture[50, 50, 0] == pytest.approx(125, abs=2)
+    image = fit_to_bucket(sample_of(300, 100), Bucket(100, 100, 100)).image
+    assert image[50, 50, 0] == pytest.approx(125, abs=2)
 
 
 def test_a_line_that_is_cut_is_invalid_and_one_that_is_gone_is_left_out():

@@ -1,4 +1,4 @@
-"""Captions that quote exactly what a picture says."""
+"""Captions that quote exactly what an image says."""
 
 import pytest
 from hypothesis import given
@@ -22,7 +22,7 @@ from vlad.models.text_encoder.prompt import parse_prompt
         ('"9 TO 5" and "9"', ("9", "9 TO 5"), '"9 TO 5" and "9"'),
         ("REOPENED", ("OPEN",), 'REOPENED, with text that says "OPEN"'),
         ('A wall "painted" red', (), "A wall painted red"),
-        ("", ("OPEN",), 'a picture, with text that says "OPEN"'),
+        ("", ("OPEN",), 'an image, with text that says "OPEN"'),
         ("", (), ""),
         ("two signs: SALE", ("SALE", "SALE"), 'two signs: "SALE"'),
     ],

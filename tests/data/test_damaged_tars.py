@@ -18,7 +18,7 @@ from vlad.data.signs import render_sign
 from vlad.utils.errors import UserError
 
 SIGNS = [render_sign(SyntheticOptions(size_pixels=16), index) for index in range(6)]
-OPTIONS = StreamOptions(picture_pixels=16, batch_size=2, workers=0, shuffle_window=4, max_bad_share=1.0)
+OPTIONS = StreamOptions(image_pixels=16, batch_size=2, workers=0, shuffle_window=4, max_bad_share=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_a_damaged_shard_with_a_manifest_gives_its_own_samples_or_none(whole, pl
         except UnreadableSample as error:
             assert error.shard.endswith("000000.tar")
             continue
-        assert np.array_equal(decode_sample(raw.members, raw.key).picture, sign.picture)
+        assert np.array_equal(decode_sample(raw.members, raw.key).image, sign.image)
         assert raw.key == sign.key
     reader.close()
 
@@ -119,13 +119,13 @@ def test_every_sample_of_a_damaged_shard_is_read_or_listed(whole, place, seed):
     assert len(keys) == 6
     # A stand-in repeats a sample: six places, six samples or as many lines as are missing.
     assert len(set(keys)) + len(listed) >= 6 or len(set(keys)) == 1
-    for picture in batches[0].pictures:
-        assert np.isfinite(picture.numpy()).all()
+    for image in batches[0].images:
+        assert np.isfinite(image.numpy()).all()
 
 
 @settings(max_examples=max(200, settings.default.max_examples))
 @given(seed=st.integers(0, 2**63))
-def test_a_damaged_record_or_picture_is_a_bad_sample(whole, seed):
+def test_a_damaged_record_or_image_is_a_bad_sample(whole, seed):
     rng = random.Random(seed)
     sign = SIGNS[seed % len(SIGNS)]
     from vlad.data.decoding import encode_sample
@@ -142,7 +142,7 @@ def test_a_damaged_record_or_picture_is_a_bad_sample(whole, seed):
     except BadSample as error:
         assert str(error)
         return
-    assert sample.picture.ndim == 3
+    assert sample.image.ndim == 3
     assert sample.caption.strip()
 
 

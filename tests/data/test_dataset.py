@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from vlad.data.dataset import ShardBatches, collate, first_samples, open_sets, stretch_picture
+from vlad.data.dataset import ShardBatches, collate, first_samples, open_sets, stretch_image
 from vlad.data.decoding import decode_sample, encode_sample
 from vlad.data.options import StreamOptions, SyntheticOptions
 from vlad.data.shards.writer import write_manifest, write_shards
@@ -22,7 +22,7 @@ from vlad.utils.errors import UserError
 
 COUNT = 50
 SIGNS = [render_sign(SyntheticOptions(size_pixels=16), index) for index in range(COUNT)]
-OPTIONS = StreamOptions(picture_pixels=16, batch_size=4, workers=1, seed=3, shuffle_window=8)
+OPTIONS = StreamOptions(image_pixels=16, batch_size=4, workers=1, seed=3, shuffle_window=8)
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_a_resumed_run_reads_what_an_uninterrupted_one_would(tmp_path, as_rank, 
         for first in (1, 7, 22):
             tail = read_batches(sets, workers, 30 - first, first)
             assert keys_of(tail) == keys_of(whole[first:])
-            assert np.array_equal(tail[-1].picture_bytes, whole[-1].picture_bytes)
+            assert np.array_equal(tail[-1].image_bytes, whole[-1].image_bytes)
 
 
 def test_of_many_shards_two_ranks_of_four_workers_go_on_within_an_epoch(tmp_path, as_rank):
@@ -202,14 +202,14 @@ def test_a_weight_that_would_never_be_drawn_is_refused(shards):
 def test_batches_come_in_buckets(tmp_path):
     shapes = [(64, 64), (96, 40), (40, 96), (64, 60)]  # width, height
     samples = [
-        dataclasses.replace(sign, picture=np.zeros((*shapes[number % 4][::-1], 3), np.uint8))
+        dataclasses.replace(sign, image=np.zeros((*shapes[number % 4][::-1], 3), np.uint8))
         for number, sign in enumerate(SIGNS)
     ]
     write_shards(samples, tmp_path, samples_per_shard=20)
     sets = open_sets({str(tmp_path): 1.0})
-    options = {"picture_pixels": 64, "max_aspect": 3.0, "bucket_step_pixels": 16}
+    options = {"image_pixels": 64, "max_aspect": 3.0, "bucket_step_pixels": 16}
     whole = read_batches(sets, 0, 50, **options)
-    assert {tuple(batch.picture_bytes.shape[2:]) for batch in whole} == {(64, 64), (32, 96), (96, 32)}
+    assert {tuple(batch.image_bytes.shape[2:]) for batch in whole} == {(64, 64), (32, 96), (96, 32)}
     seen = [key for batch in whole for key in batch.keys]
     assert len(set(seen[:COUNT])) > COUNT - 12  # those that wait for their batch come with the next epoch's
     assert set(seen) == {sign.key for sign in SIGNS}
@@ -297,7 +297,7 @@ def test_the_first_samples_leave_bad_ones_out(tmp_path):
 
 
 def test_sizes_that_lie_are_told(tmp_path):
-    """Batches of one shape were planned with them: going on would crop pictures that need no cropping."""
+    """Batches of one shape were planned with them: going on would crop images that need no cropping."""
     write_manifest(tmp_path, write_shards(SIGNS, tmp_path), {})
     beside = tmp_path / "000000.sizes.json"
     record = json.loads(beside.read_text())
@@ -313,11 +313,11 @@ def test_sizes_that_lie_are_told(tmp_path):
 # Batches
 
 
-def test_a_batch_has_pictures_and_glyph_maps_between_minus_one_and_one():
-    batch = collate([stretch_picture(sign, 32) for sign in SIGNS[:3]])
-    assert batch.pictures.shape == batch.glyph_maps.shape == (3, 3, 32, 32)
+def test_a_batch_has_images_and_glyph_maps_between_minus_one_and_one():
+    batch = collate([stretch_image(sign, 32) for sign in SIGNS[:3]])
+    assert batch.images.shape == batch.glyph_maps.shape == (3, 3, 32, 32)
     assert batch.pixel_weights is None
-    for pixels in (batch.pictures, batch.glyph_maps):
+    for pixels in (batch.images, batch.glyph_maps):
         assert -1 <= pixels.min() < pixels.max() <= 1
     assert batch.captions == tuple(sign.caption for sign in SIGNS[:3])
     assert batch.objects == tuple(sign.objects for sign in SIGNS[:3])
@@ -333,8 +333,8 @@ def test_what_is_marked_invalid_has_no_weight():
     assert batch.glyph_maps[0].max() == -1
 
 
-def test_a_picture_of_another_shape_is_stretched():
-    wide = SIGNS[0].picture[:8]
-    sample = dataclasses.replace(SIGNS[0], picture=wide)
-    assert stretch_picture(sample, 24).picture.shape == (24, 24, 3)
-    assert stretch_picture(SIGNS[0], 16) is SIGNS[0]
+def test_a_image_of_another_shape_is_stretched():
+    wide = SIGNS[0].image[:8]
+    sample = dataclasses.replace(SIGNS[0], image=wide)
+    assert stretch_image(sample, 24).image.shape == (24, 24, 3)
+    assert stretch_image(SIGNS[0], 16) is SIGNS[0]

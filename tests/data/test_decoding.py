@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlad.data import decoding
-from vlad.data.decoding import PICTURE_FORMATS, BadSample, decode_picture, decode_sample, encode_sample
+from vlad.data.decoding import IMAGE_FORMATS, BadSample, decode_image, decode_sample, encode_sample
 from vlad.types import Layout, ObjectBox, Sample, TextLine
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
 # What UTF-8 can hold: no lone surrogates.
 words = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
@@ -32,17 +32,17 @@ lines = st.builds(
 )
 
 
-def encoded_picture(extension):
-    return encode_sample(Sample("key", PICTURE, "a sign", Layout(())), extension)[extension]
+def encoded_image(extension):
+    return encode_sample(Sample("key", IMAGE, "a sign", Layout(())), extension)[extension]
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(lines, max_size=4), words.filter(str.strip), st.none() | words)
 def test_a_sample_comes_back_as_it_was(drawn, caption, source):
     boxes = (ObjectBox("a sign", (0.0, 0.1, 0.5, 1.0)),)
-    sample = Sample("key", PICTURE, caption, Layout(tuple(drawn)), boxes, source, "CC0-1.0")
+    sample = Sample("key", IMAGE, caption, Layout(tuple(drawn)), boxes, source, "CC0-1.0")
     back = decode_sample(encode_sample(sample), "key")
-    assert np.array_equal(back.picture, PICTURE)
+    assert np.array_equal(back.image, IMAGE)
     assert (back.key, back.caption, back.objects) == ("key", caption, boxes)
     assert (back.source, back.licence) == (source, "CC0-1.0")
     assert len(back.layout.lines) == len(drawn)
@@ -54,22 +54,22 @@ def test_a_sample_comes_back_as_it_was(drawn, caption, source):
 
 
 @pytest.mark.parametrize("extension", ["jpg", "webp"])
-def test_a_lossy_picture_stays_close(extension):
+def test_a_lossy_image_stays_close(extension):
     flat = np.full((16, 16, 3), (200, 30, 40), dtype=np.uint8)
     back = decode_sample(encode_sample(Sample("key", flat, "a sign", Layout(())), extension), "key")
-    assert back.picture.shape == flat.shape
-    assert np.abs(back.picture.astype(int) - flat).max() < 12
+    assert back.image.shape == flat.shape
+    assert np.abs(back.image.astype(int) - flat).max() < 12
 
 
-def test_a_picture_of_another_mode_becomes_rgb():
+def test_a_image_of_another_mode_becomes_rgb():
     buffer = io.BytesIO()
     Image.new("L", (4, 3), 7).save(buffer, "PNG")
-    assert (decode_picture(buffer.getvalue(), "png") == np.full((3, 4, 3), 7)).all()
+    assert (decode_image(buffer.getvalue(), "png") == np.full((3, 4, 3), 7)).all()
 
 
 def claiming(width, height):
     """A small PNG whose header claims another size."""
-    data = bytearray(encoded_picture("png"))
+    data = bytearray(encoded_image("png"))
     data[16:24] = struct.pack(">II", width, height)
     data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
     return bytes(data)
@@ -79,20 +79,20 @@ def claiming(width, height):
 def test_a_pixel_bomb_is_refused_by_its_header(side):
     """9,000 x 9,000 is over our limit alone, 60,000 x 60,000 over Pillow's too."""
     with pytest.raises(BadSample):
-        decode_picture(claiming(side, side), "png")
+        decode_image(claiming(side, side), "png")
 
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"no picture", encoded_picture("png")[:-30], encoded_picture("jpg")],
+    [b"", b"no image", encoded_image("png")[:-30], encoded_image("jpg")],
     ids=["empty", "text", "cut off", "another format than its name says"],
 )
-def test_damaged_pictures_are_bad_samples(data):
+def test_damaged_images_are_bad_samples(data):
     with pytest.raises(BadSample, match="does not decode"):
-        decode_picture(data, "png")
+        decode_image(data, "png")
     # Said in the same words each time: quarantine.jsonl lists a sample once.
-    assert len({reason_for(lambda: decode_picture(data, "png")) for _ in range(3)}) == 1
-    assert " at 0x" not in reason_for(lambda: decode_picture(data, "png"))
+    assert len({reason_for(lambda: decode_image(data, "png")) for _ in range(3)}) == 1
+    assert " at 0x" not in reason_for(lambda: decode_image(data, "png"))
 
 
 def reason_for(decode):
@@ -107,9 +107,9 @@ def reason_for(decode):
 def test_a_thread_of_pixels_is_refused(extension):
     """Scaled to fill a square of 512 pixels, one of 2 x 8000 would be 512 x 2,048,000."""
     buffer = io.BytesIO()
-    Image.new("RGB", (2, 201)).save(buffer, PICTURE_FORMATS[extension])
+    Image.new("RGB", (2, 201)).save(buffer, IMAGE_FORMATS[extension])
     with pytest.raises(BadSample, match="2 x 201 pixels: one side is over 100 times the other"):
-        decode_picture(buffer.getvalue(), extension)
+        decode_image(buffer.getvalue(), extension)
 
 
 LINE = {"text": "A", "polygon": [[0, 0], [1, 0], [1, 1], [0, 1]]}
@@ -145,18 +145,18 @@ LINE = {"text": "A", "polygon": [[0, 0], [1, 0], [1, 1], [0, 1]]}
 def test_records_that_are_none_are_bad_samples(record):
     data = record if isinstance(record, bytes) else json.dumps(record).encode()
     with pytest.raises(BadSample):
-        decode_sample({"png": encoded_picture("png"), "json": data}, "key")
+        decode_sample({"png": encoded_image("png"), "json": data}, "key")
 
 
 def test_a_whole_surrogate_pair_is_a_character():
     data = json.dumps({"caption": "\U0001f600"}).encode()
     assert b"\\ud83d\\ude00" in data
-    assert decode_sample({"png": encoded_picture("png"), "json": data}, "key").caption == "\U0001f600"
+    assert decode_sample({"png": encoded_image("png"), "json": data}, "key").caption == "\U0001f600"
 
 
 def test_a_missing_member_is_named():
-    good = encode_sample(Sample("key", PICTURE, "a sign", Layout(())))
-    with pytest.raises(BadSample, match="no picture; known: jpg"):
+    good = encode_sample(Sample("key", IMAGE, "a sign", Layout(())))
+    with pytest.raises(BadSample, match="no image; known: jpg"):
         decode_sample({"json": good["json"], "gif": b""}, "key")
     with pytest.raises(BadSample, match="no json"):
         decode_sample({"png": good["png"]}, "key")
@@ -165,7 +165,7 @@ def test_a_missing_member_is_named():
 def test_a_huge_record_is_refused():
     data = json.dumps({"caption": "a" * 4_100_000}).encode()
     with pytest.raises(BadSample, match="over the size limit"):
-        decode_sample({"png": encoded_picture("png"), "json": data}, "key")
+        decode_sample({"png": encoded_image("png"), "json": data}, "key")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_more_text_than_can_be_meant_is_refused(record, said):
 
 
 def jpegs():
-    """Pictures of all kinds that a .jpg may be, sound and damaged."""
+    """Images of all kinds that a .jpg may be, sound and damaged."""
     rng = np.random.default_rng(0)
     rough = Image.fromarray(rng.integers(0, 256, (37, 53, 3), dtype=np.uint8)).resize((123, 91))
     for name, mode, options in (
@@ -215,7 +215,7 @@ def jpegs():
 def test_a_jpg_is_the_same_with_either_decoder(monkeypatch, name, data):
     def decoded():
         try:
-            return decode_picture(data, "jpg", np.full((91, 123, 3), 7, np.uint8))
+            return decode_image(data, "jpg", np.full((91, 123, 3), 7, np.uint8))
         except BadSample as error:
             return str(error)
 
@@ -227,9 +227,9 @@ def test_a_jpg_is_the_same_with_either_decoder(monkeypatch, name, data):
 
 
 @pytest.mark.parametrize("name", ["plain", "four inks"])  # libjpeg-turbo decodes the one, Pillow the other
-def test_a_picture_is_put_where_it_fits(name):
+def test_a_image_is_put_where_it_fits(name):
     data = dict(jpegs())[name]
     room = np.zeros((91, 123, 3), np.uint8)
-    assert np.shares_memory(decode_picture(data, "jpg", room), room) and room.any()
+    assert np.shares_memory(decode_image(data, "jpg", room), room) and room.any()
     other = np.zeros((90, 123, 3), np.uint8)
-    assert decode_picture(data, "jpg", other).shape == (91, 123, 3) and not other.any()
+    assert decode_image(data, "jpg", other).shape == (91, 123, 3) and not other.any()

@@ -1,4 +1,4 @@
-"""A folder of pictures: what becomes a sample, what is skipped and why, and the captions that are made."""
+"""A folder of images: what becomes a sample, what is skipped and why, and the captions that are made."""
 
 import errno
 import json
@@ -37,8 +37,8 @@ def save(path, colour="red", size=(40, 32), **options):
 def import_all(folder, lines=(OPEN,), **options):
     """The samples, decoded again, and what was skipped."""
     source = FolderSource(folder)
-    options = AnnotateOptions(picture_format="png", **options)
-    items = [annotate(source, place, lambda picture: tuple(lines), options, False) for place in source.places()]
+    options = AnnotateOptions(image_format="png", **options)
+    items = [annotate(source, place, lambda image: tuple(lines), options, False) for place in source.places()]
     assert source.count == len(items)
     return [item if isinstance(item, Skipped) else decode_sample(item.members, item.key) for item in items]
 
@@ -63,7 +63,7 @@ def refuse_reading(monkeypatch, path):
 # Finding
 
 
-def test_pictures_are_found_below_in_any_case_and_order(tmp_path):
+def test_images_are_found_below_in_any_case_and_order(tmp_path):
     names = ("b.JPG", "a/z.png", "a/b/c.WebP", "a-2.png", "a.png", "c.jpeg", "notes.txt", "d.gif", ".h/x.png", ".y.png")
     for name in names:
         path = tmp_path / name
@@ -75,8 +75,8 @@ def test_pictures_are_found_below_in_any_case_and_order(tmp_path):
     assert found == sorted(found) == ["a-2.png", "a.png", "a/b/c.WebP", "a/z.png", "b.JPG", "c.jpeg"]
 
 
-def test_a_folder_without_pictures_is_named(tmp_path):
-    with pytest.raises(UserError, match="There are no pictures"):
+def test_a_folder_without_images_is_named(tmp_path):
+    with pytest.raises(UserError, match="There are no images"):
         FolderSource(tmp_path)
 
 
@@ -94,7 +94,7 @@ def test_keys_have_no_dots_and_no_slashes():
     assert [keys.key_of(name) for name in ("a b/c.d", "ä/日本", ".", "v1.2/x")] == [
         "a_b_c_d",
         "ä_日本",
-        "picture",
+        "image",
         "v1_2_x",
     ]
 
@@ -107,7 +107,7 @@ def test_keys_are_unique_and_safe(names):
     assert all(re.fullmatch(r"[\w-]+", key) for key in keys)
 
 
-def test_pictures_whose_keys_collide_all_arrive(tmp_path):
+def test_images_whose_keys_collide_all_arrive(tmp_path):
     for name in ("a.jpg", "a.png", "a b.png", "a_b.png", "a-2.png"):
         save(tmp_path / "in" / name)
     samples = import_all(tmp_path / "in")
@@ -117,33 +117,33 @@ def test_pictures_whose_keys_collide_all_arrive(tmp_path):
     assert len(keys) == len(set(keys)) == 5
 
 
-# Pictures
+# Images
 
 
-def test_a_picture_becomes_a_sample(tmp_path):
+def test_a_image_becomes_a_sample(tmp_path):
     sample = import_one(save(tmp_path / "a.png", (200, 10, 20)))
     assert isinstance(sample, Sample)
-    assert sample.picture.shape == (32, 40, 3)
-    assert (sample.picture == (200, 10, 20)).all()
+    assert sample.image.shape == (32, 40, 3)
+    assert (sample.image == (200, 10, 20)).all()
     assert sample.layout.lines == (OPEN,)
     assert (sample.key, sample.caption) == ("a", 'a picture that says "OPEN"')
 
 
-def test_large_pictures_are_downsized(tmp_path):
+def test_large_images_are_downsized(tmp_path):
     save(tmp_path / "wide.png", size=(400, 100))
     save(tmp_path / "tall.jpg", size=(80, 1280))
     save(tmp_path / "small.webp", size=(64, 40))
-    shapes = [sample.picture.shape[:2] for sample in import_all(tmp_path, max_side_pixels=64)]
+    shapes = [sample.image.shape[:2] for sample in import_all(tmp_path, max_side_pixels=64)]
     assert shapes == [(40, 64), (64, 4), (16, 64)]  # small, tall, wide
 
 
 def test_the_camera_s_turn_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn clockwise brings it upright
-    picture = Image.new("RGB", (60, 40), "white")
-    picture.paste("black", (0, 0, 10, 40))  # on the left as stored
-    picture.save(tmp_path / "a.png", exif=exif)
-    upright = import_one(tmp_path / "a.png").picture
+    image = Image.new("RGB", (60, 40), "white")
+    image.paste("black", (0, 0, 10, 40))  # on the left as stored
+    image.save(tmp_path / "a.png", exif=exif)
+    upright = import_one(tmp_path / "a.png").image
     assert upright.shape == (60, 40, 3)
     assert (upright[:9] == 0).all()  # at the top as seen
     assert (upright[11:] == 255).all()
@@ -155,11 +155,11 @@ def test_every_mode_becomes_rgb_and_what_shows_through_is_white(tmp_path):
     Image.fromarray(np.full((32, 32), 0x80FF, dtype=np.uint16)).save(tmp_path / "c.png")
     Image.new("P", (32, 32)).save(tmp_path / "d.png", transparency=0)
     Image.new("CMYK", (32, 32), (0, 0, 0, 0)).save(tmp_path / "e.jpg")
-    values = [int(sample.picture[0, 0, 0]) for sample in import_all(tmp_path)]
+    values = [int(sample.image[0, 0, 0]) for sample in import_all(tmp_path)]
     assert values == [255, 77, 0x80, 255, 255]
 
 
-def test_a_picture_with_the_wrong_extension_is_taken(tmp_path):
+def test_a_image_with_the_wrong_extension_is_taken(tmp_path):
     save(tmp_path / "a.jpg", format="PNG")
     assert isinstance(import_one(tmp_path / "a.jpg"), Sample)
 
@@ -173,7 +173,7 @@ def png_claiming(path, width, height):
 
 def test_what_cannot_be_used_is_skipped_with_its_reason(tmp_path):
     (tmp_path / "a-empty.jpg").touch()
-    (tmp_path / "b-text.png").write_text("not a picture")
+    (tmp_path / "b-text.png").write_text("not an image")
     whole = save(tmp_path / "c-cut.png", size=(200, 200)).read_bytes()
     (tmp_path / "c-cut.png").write_bytes(whole[: len(whole) // 2])
     png_claiming(tmp_path / "d-bomb.png", 9_000, 9_000)
@@ -211,7 +211,7 @@ def test_what_cannot_be_used_is_skipped_with_its_reason(tmp_path):
 # Captions and lines
 
 
-def test_a_caption_beside_the_picture_is_taken(tmp_path):
+def test_a_caption_beside_the_image_is_taken(tmp_path):
     save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("\ufeff a red  wall \nsecond line\n", encoding="utf-8")
     save(tmp_path / "b.png")
@@ -329,8 +329,8 @@ def test_equal_lines_are_told_apart():
 
 def test_captions_without_legible_text():
     assert composed([], 3) == "a picture without text"
-    assert composed([line("XQ", 0.1, valid=False)], 3) == "a picture"
-    assert composed([line('"', 0.1)], 3) == "a picture"
+    assert composed([line("XQ", 0.1, valid=False)], 3) == "an image"
+    assert composed([line('"', 0.1)], 3) == "an image"
 
 
 def test_a_long_line_is_quoted_whole():

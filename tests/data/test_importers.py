@@ -26,15 +26,15 @@ from vlad.utils.errors import UserError
 READ = TextLine("READ", box_polygon(0.1, 0.1, 0.9, 0.3), confidence=0.9)
 
 
-def picture_bytes(size=(64, 64), colour="red", format="JPEG", **options):
+def image_bytes(size=(64, 64), colour="red", format="JPEG", **options):
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, format, **options)
     return buffer.getvalue()
 
 
 def import_all(source, lines=(READ,), **options):
-    options = AnnotateOptions(picture_format="png", **options)
-    items = [annotate(source, place, lambda picture: tuple(lines), options, False) for place in source.places()]
+    options = AnnotateOptions(image_format="png", **options)
+    items = [annotate(source, place, lambda image: tuple(lines), options, False) for place in source.places()]
     return [item if isinstance(item, Skipped) else decode_sample(item.members, item.key) for item in items]
 
 
@@ -47,7 +47,7 @@ def rounded(polygon):
 
 def mario_sample(folder, ocr="OPEN 51.2,51.2,256,51.2,256,102.4,51.2,102.4 0.98\n", caption="a door\nmore\n", **info):
     folder.mkdir(parents=True)
-    (folder / "image.jpg").write_bytes(picture_bytes((512, 512)))
+    (folder / "image.jpg").write_bytes(image_bytes((512, 512)))
     (folder / "caption.txt").write_text(caption)
     (folder / "ocr.txt").write_text(ocr)
     (folder / "info.json").write_text(json.dumps({"url": "http://x/1.jpg", "LICENSE": "?", **info}))
@@ -117,7 +117,7 @@ ANYWORD = {
 
 def test_anyword_entries_in_the_frame_of_512_pixels(tmp_path):
     (tmp_path / "imgs").mkdir()
-    (tmp_path / "imgs/1.jpg").write_bytes(picture_bytes((400, 200)))
+    (tmp_path / "imgs/1.jpg").write_bytes(image_bytes((400, 200)))
     path = anyword(tmp_path / "sub set.json", [ANYWORD], data_root="/somewhere/else")
     assert detect_format(path) == "anyword"
     (sample,) = import_all(open_source(str(path)))
@@ -129,7 +129,7 @@ def test_anyword_entries_in_the_frame_of_512_pixels(tmp_path):
 
 
 def test_text_can_be_quoted_into_captions_that_a_source_has(tmp_path):
-    (tmp_path / "1.jpg").write_bytes(picture_bytes())
+    (tmp_path / "1.jpg").write_bytes(image_bytes())
     source = open_source(str(anyword(tmp_path / "a.json", [ANYWORD])))
     (sample,) = import_all(source, quote_text=True)
     assert sample.caption == 'a dance sticker, with text that says "DANCE"'
@@ -138,14 +138,14 @@ def test_text_can_be_quoted_into_captions_that_a_source_has(tmp_path):
     assert sample.caption == "a picture without text"
 
 
-def test_pictures_lie_where_the_file_or_the_user_says(tmp_path):
+def test_images_lie_where_the_file_or_the_user_says(tmp_path):
     (tmp_path / "here").mkdir()
-    (tmp_path / "here/1.jpg").write_bytes(picture_bytes())
+    (tmp_path / "here/1.jpg").write_bytes(image_bytes())
     relative = anyword(tmp_path / "a.json", [ANYWORD], data_root="here")
     assert len(import_all(open_source(str(relative)))) == 1
     for name in ("1.jpg", "some/where/1.jpg", "/abs/1.jpg"):
         path = anyword(tmp_path / "b.json", [{**ANYWORD, "img_name": name}])
-        (sample,) = import_all(open_source(str(path), pictures=tmp_path / "here"))
+        (sample,) = import_all(open_source(str(path), images=tmp_path / "here"))
         assert isinstance(sample, Sample)
     (climbing,) = import_all(open_source(str(anyword(tmp_path / "b.json", [{**ANYWORD, "img_name": "../x/1.jpg"}]))))
     assert climbing.kind == "its name leads out of the folder"
@@ -164,7 +164,7 @@ def test_pictures_lie_where_the_file_or_the_user_says(tmp_path):
     ],
 )
 def test_a_wrong_field_is_named(tmp_path, change, said):
-    (tmp_path / "1.jpg").write_bytes(picture_bytes())
+    (tmp_path / "1.jpg").write_bytes(image_bytes())
     (item,) = import_all(open_source(str(anyword(tmp_path / "a.json", [{**ANYWORD, **change}]))))
     assert item.name == "a.json, entry 1 (line 1)"
     assert item.reason.startswith(said)
@@ -173,10 +173,10 @@ def test_a_wrong_field_is_named(tmp_path, change, said):
 # LAION-Glyph
 
 
-def test_laion_glyph_entries_with_their_pictures_inside(tmp_path):
+def test_laion_glyph_entries_with_their_images_inside(tmp_path):
     entry = {
         "img_id": 7,
-        "img_code": base64.b64encode(picture_bytes((200, 100))).decode(),
+        "img_code": base64.b64encode(image_bytes((200, 100))).decode(),
         "caption_origin": "from the web",
         "caption_blip": "from a model",
         "ocr_info": [[[[20, 10], [100, 10], [100, 30], [20, 30]], ["OPEN", 0.9]]],
@@ -205,7 +205,7 @@ def mmocr(path, instances, **entry):
     record = {"img_path": "imgs/1.jpg", "height": 100, "width": 200, "instances": instances, **entry}
     path.write_text(json.dumps({"metainfo": {"task_name": "x"}, "data_list": [record]}))
     (path.parent / "imgs").mkdir(exist_ok=True)
-    (path.parent / "imgs/1.jpg").write_bytes(picture_bytes((200, 100)))
+    (path.parent / "imgs/1.jpg").write_bytes(image_bytes((200, 100)))
     return path
 
 
@@ -254,7 +254,7 @@ def test_wildreceipt_lines(tmp_path):
     record = {"file_name": "tests/data/1.jpeg", "height": 100, "width": 200, "annotations": entries}
     path = tmp_path / "data.txt"
     path.write_text(json.dumps(record) + "\n\n" + json.dumps({**record, "annotations": 5}) + "\n{\n")
-    (tmp_path / "1.jpeg").write_bytes(picture_bytes((200, 100)))
+    (tmp_path / "1.jpeg").write_bytes(image_bytes((200, 100)))
     assert detect_format(path) == "wildreceipt"
     sample, wrong, broken = import_all(open_source(str(path)))
     assert [(line.text, line.valid) for line in sample.layout.lines] == [("TOTAL", True), ("x", False)]
@@ -282,7 +282,7 @@ def test_corners_come_clockwise_from_the_top_left_however_they_began():
     # Where a turn keeps the size, an annotation's frame does not tell: it is taken for what the file stores.
     [*((orientation, False) for orientation in range(1, 9)), *((orientation, True) for orientation in range(5, 9))],
 )
-def test_polygons_turn_with_their_picture(tmp_path, orientation, of_the_upright):
+def test_polygons_turn_with_their_image(tmp_path, orientation, of_the_upright):
     """A black box on white: after any turn of the camera its polygon still lies on it."""
     stored = Image.new("RGB", (80, 60), "white")
     stored.paste("black", (8, 6, 40, 18))
@@ -291,17 +291,17 @@ def test_polygons_turn_with_their_picture(tmp_path, orientation, of_the_upright)
     stored.save(tmp_path / "1.png", exif=exif)
     box, size = [8, 6, 40, 18], (80, 60)
     if of_the_upright:
-        with Image.open(tmp_path / "1.png") as picture:
-            upright = ImageOps.exif_transpose(picture)
+        with Image.open(tmp_path / "1.png") as image:
+            upright = ImageOps.exif_transpose(image)
             ys, xs = np.nonzero(np.asarray(upright.convert("L")) < 128)
             box, size = [int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1], upright.size
     entry = {"img_path": "1.png", "width": size[0], "height": size[1], "instances": [{"bbox": box, "text": "I"}]}
     (tmp_path / "a.json").write_text(json.dumps({"data_list": [entry]}))
     (sample,) = import_all(open_source(str(tmp_path / "a.json")))
-    height, width = sample.picture.shape[:2]
+    height, width = sample.image.shape[:2]
     points = np.array(sample.layout.lines[0].polygon) * (width, height)
     left, top, right, bottom = (*points.min(axis=0).round().astype(int), *points.max(axis=0).round().astype(int))
-    dark = (sample.picture < 128).all(axis=2)
+    dark = (sample.image < 128).all(axis=2)
     assert dark[top:bottom, left:right].all()
     assert dark.sum() == (right - left) * (bottom - top)
 
@@ -313,10 +313,10 @@ def test_polygons_are_cut_off_at_the_edge_and_those_outside_are_dropped(tmp_path
     assert (line.text, rounded(line.polygon)[0]) == ("IN", (0.0, 0.1))
 
 
-def test_an_engine_that_fails_costs_one_picture(tmp_path):
-    (tmp_path / "1.png").write_bytes(picture_bytes(format="PNG"))
+def test_an_engine_that_fails_costs_one_image(tmp_path):
+    (tmp_path / "1.png").write_bytes(image_bytes(format="PNG"))
 
-    def fail(picture):
+    def fail(image):
         raise RuntimeError("out of ideas")
 
     source = open_source(str(tmp_path))
@@ -337,18 +337,18 @@ def tar(path, *members):
 
 
 def test_tars_with_captions(tmp_path):
-    jpg = picture_bytes()
+    jpg = image_bytes()
     tar(
         tmp_path / "0.tar",
         ("a/1.jpg", jpg),
         ("a/1.txt", b"a wall\n"),
         ("2.json", b'{"caption": "a door", "url": "http://x"}'),
-        ("2.webp", picture_bytes(format="WEBP")),
+        ("2.webp", image_bytes(format="WEBP")),
         ("3.pyd", b"not looked at"),
         ("/4.jpg", jpg),
         ("../5.jpg", jpg),
     )
-    tar(tmp_path / "1.tar", ("6.jpg", jpg), ("6.json", b"["), ("a/1.png", picture_bytes(format="PNG")))
+    tar(tmp_path / "1.tar", ("6.jpg", jpg), ("6.json", b"["), ("a/1.png", image_bytes(format="PNG")))
     for path in (str(tmp_path), f"{tmp_path}/{{0..1}}.tar"):
         source = open_source(path)
         assert source.format == "webdataset"
@@ -365,12 +365,12 @@ def test_our_own_shards_come_through_with_their_lines(tmp_path):
     sample = Sample("k", np.full((40, 50, 3), 9, np.uint8), "a door", Layout((line,)), source="s", licence="CC0")
     write_shards([sample], tmp_path)
     (again,) = import_all(open_source(str(tmp_path)))
-    assert (again.picture == sample.picture).all()
+    assert (again.image == sample.image).all()
     assert (again.caption, again.layout, again.source, again.licence) == ("a door", sample.layout, "s", "CC0")
 
 
 def test_a_broken_tar_is_named(tmp_path):
-    path = tar(tmp_path / "0.tar", ("1.jpg", picture_bytes()))
+    path = tar(tmp_path / "0.tar", ("1.jpg", image_bytes()))
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(UserError, match=r"0\.tar is not a whole tar file"):
         import_all(open_source(str(path)))
@@ -380,8 +380,8 @@ def test_a_broken_tar_is_named(tmp_path):
         open_source(f"{tmp_path}/{{{','.join(map(str, range(100, 300)))}}}.tar")
 
 
-def test_a_picture_that_stands_there_twice_is_skipped(tmp_path):
-    path = tar(tmp_path / "0.tar", ("1.jpg", picture_bytes()), ("1.JPG", picture_bytes(colour="blue")))
+def test_a_image_that_stands_there_twice_is_skipped(tmp_path):
+    path = tar(tmp_path / "0.tar", ("1.jpg", image_bytes()), ("1.JPG", image_bytes(colour="blue")))
     (item,) = import_all(open_source(str(path)))
     assert item.reason == "a member stands there twice: jpg"
 
@@ -389,7 +389,7 @@ def test_a_picture_that_stands_there_twice_is_skipped(tmp_path):
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
 def test_damage_anywhere_in_a_source_s_tar_is_one_sentence(tmp_path, ending):
     """Compressed, the damage is found by other libraries than tarfile."""
-    whole = tar(tmp_path / "whole.tar", *((f"{number}.jpg", picture_bytes()) for number in range(9))).read_bytes()
+    whole = tar(tmp_path / "whole.tar", *((f"{number}.jpg", image_bytes()) for number in range(9))).read_bytes()
     whole = gzip.compress(whole, mtime=0) if ending == ".tar.gz" else whole
     path, rng = tmp_path / f"0{ending}", random.Random(0)
     for _ in range(60):
@@ -411,7 +411,7 @@ def test_a_header_of_gigabytes_is_not_read_into_memory(tmp_path):
 
 
 def test_a_field_that_is_asked_for_goes_before_the_text_beside(tmp_path):
-    members = ("1.jpg", picture_bytes()), ("1.txt", b"a wall"), ("1.json", b'{"title": "a door"}')
+    members = ("1.jpg", image_bytes()), ("1.txt", b"a wall"), ("1.json", b'{"title": "a door"}')
     path = str(tar(tmp_path / "0.tar", *members))
     captions = [
         [source.read(place).caption for place in source.places()]
@@ -425,7 +425,7 @@ def test_a_field_that_is_asked_for_goes_before_the_text_beside(tmp_path):
 
 def test_parquet_through_datasets(tmp_path):
     datasets = pytest.importorskip("datasets", reason="the extra hf is not installed")
-    rows = {"image": [{"bytes": picture_bytes(), "path": None}] * 2, "text": ["a  wall", None], "n": [1, 2]}
+    rows = {"image": [{"bytes": image_bytes(), "path": None}] * 2, "text": ["a  wall", None], "n": [1, 2]}
     features = datasets.Features(
         {"image": datasets.Image(), "text": datasets.Value("string"), "n": datasets.Value("int64")}
     )
@@ -445,7 +445,7 @@ def test_parquet_through_datasets(tmp_path):
 
 def test_an_imagefolder_through_datasets(tmp_path):
     pytest.importorskip("datasets", reason="the extra hf is not installed")
-    (tmp_path / "1.jpg").write_bytes(picture_bytes())
+    (tmp_path / "1.jpg").write_bytes(image_bytes())
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.jpg", "text": "a wall"}\n')
     (sample,) = import_all(open_source(str(tmp_path), "huggingface"))
     assert sample.caption == "a wall"
@@ -477,7 +477,7 @@ def test_an_unknown_format_lists_what_is_known(tmp_path):
     with pytest.raises(UserError, match="name the annotation file in it"):
         open_source(str(tmp_path), "anyword")
     with pytest.raises(UserError, match="There is no folder"):
-        open_source(str(tmp_path / "a.csv"), "anyword", pictures=tmp_path / "none")
+        open_source(str(tmp_path / "a.csv"), "anyword", images=tmp_path / "none")
     os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
     with pytest.raises(UserError, match="is neither a file nor a folder"):
         open_source(str(tmp_path / "pipe"), "mmocr")

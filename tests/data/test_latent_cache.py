@@ -17,12 +17,12 @@ from vlad.types import CachedStates, TextStates
 from vlad.utils.errors import UserError
 
 SIGNS = [render_sign(SyntheticOptions(size_pixels=16 + 8 * (index % 2)), index) for index in range(23)]
-OPTIONS = StreamOptions(picture_pixels=16, batch_size=4, workers=0, shuffle_window=8)
+OPTIONS = StreamOptions(image_pixels=16, batch_size=4, workers=0, shuffle_window=8)
 
 
 def encode(batch):
     """Stands in for the models: states that can be told apart, of as many tokens as the caption has letters."""
-    mean = batch.pictures[:, :2, ::8, ::8]
+    mean = batch.images[:, :2, ::8, ::8]
     lengths = [len(caption) for caption in batch.captions]
     tokens = torch.zeros(len(lengths), max(lengths), 3)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
@@ -59,9 +59,9 @@ def test_a_batch_of_cached_states_is_what_the_models_would_say(shards, tmp_path)
     cached = open_cache(str(tmp_path / "cache"), fingerprint)
     for told, read in zip(ShardBatches(shards, OPTIONS, 12), ShardBatches(cached, OPTIONS, 12), strict=True):
         assert (read.keys, read.captions, read.objects) == (told.keys, told.captions, told.objects)
-        assert read.picture_bytes is None
+        assert read.image_bytes is None
         states, expected = read.cached, encode_drawn(told)
-        for name in ("picture_moments", "glyph_moments"):
+        for name in ("image_moments", "glyph_moments"):
             for moment, true_moment in zip(getattr(states, name), getattr(expected, name), strict=True):
                 assert moment.dtype == torch.float32
                 assert torch.equal(moment, true_moment.half().float()), name
@@ -75,7 +75,7 @@ def test_cached_batches_come_in_buckets_too(shards, tmp_path):
     options = dataclasses.replace(OPTIONS, resolutions=(16, 24), max_aspect=1.0)
     _, fingerprint = made(shards, tmp_path / "cache", options)
     cached = open_cache(str(tmp_path / "cache"), fingerprint)
-    shapes = {tuple(batch.cached.picture_mean.shape[2:]) for batch in ShardBatches(cached, options, 20)}
+    shapes = {tuple(batch.cached.image_mean.shape[2:]) for batch in ShardBatches(cached, options, 20)}
     assert shapes == {(2, 2), (3, 3)}
     told = [batch.keys for batch in ShardBatches(shards, options, 20)]
     assert [batch.keys for batch in ShardBatches(cached, options, 20)] == told

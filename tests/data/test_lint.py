@@ -135,13 +135,13 @@ def test_relative_spellings_find_the_manifest(directory, tmp_path, monkeypatch):
 
 SIGN = SIGNS[0]
 FAULTS = {
-    "no picture": ({"json": members_of(SIGN)["json"]}, "incomplete"),
+    "no image": ({"json": members_of(SIGN)["json"]}, "incomplete"),
     "no record": ({"png": members_of(SIGN)["png"]}, "incomplete"),
-    "garbage for a picture": ({**members_of(SIGN), "png": b"no picture"}, "picture"),
-    "half a picture": ({**members_of(SIGN), "png": members_of(SIGN)["png"][:200]}, "picture"),
+    "garbage for an image": ({**members_of(SIGN), "png": b"no image"}, "image"),
+    "half an image": ({**members_of(SIGN), "png": members_of(SIGN)["png"][:200]}, "image"),
     "another format than its name says": (
         {"jpg": members_of(SIGN)["png"], "json": members_of(SIGN)["json"]},
-        "picture",
+        "image",
     ),
     "a pixel bomb": ({**members_of(SIGN), "png": png_header_of(10_000, 8_000)}, "bomb"),
     "a pixel bomb that Pillow refuses": ({**members_of(SIGN), "png": png_header_of(60_000, 60_000)}, "bomb"),
@@ -363,11 +363,11 @@ def make_shard(directory, count):
 # Bounds
 
 
-def test_examples_and_pictures_are_few_whatever_is_found(directory, tmp_path):
+def test_examples_and_images_are_few_whatever_is_found(directory, tmp_path):
     lines = [line("什么")]
     write_tar(directory / "0.tar", [(f"{number:04d}", members_of(SIGN, lines=lines)) for number in range(200)])
     write_tar(directory / "1.tar", [(f"s{number:04d}", members_of(SIGN)) for number in range(200)])
-    options = {"examples": 3, "pictures": 5, "pictures_a_kind": 2}
+    options = {"examples": 3, "images": 5, "images_a_kind": 2}
     report, findings = check(directory, tmp_path, **options)
     assert len(findings) == report.found["font"] == 200
     assert len(report.examples["font"]) == 3
@@ -383,8 +383,8 @@ def test_examples_and_pictures_are_few_whatever_is_found(directory, tmp_path):
 def test_the_drawn_samples_are_those_of_the_lowest_rank(directory, tmp_path):
     """Not the first ones: they come from all over the set."""
     write_shards(SIGNS, directory, samples_per_shard=30)
-    every = check(directory, tmp_path, pictures=150)[0].cards()[0][1]
-    few = check(directory, tmp_path, pictures=10)[0].cards()[0][1]
+    every = check(directory, tmp_path, images=150)[0].cards()[0][1]
+    few = check(directory, tmp_path, images=10)[0].cards()[0][1]
     assert len(every) == 150
     assert few == sorted(every, key=lambda card: card.rank)[:10]
     assert len({card.shard for card in few}) > 2
@@ -446,7 +446,7 @@ def test_a_value_is_in_the_bin_that_names_it(value):
     assert len(bin_names(HEIGHT_EDGES_PIXELS)) == len(HEIGHT_EDGES_PIXELS)
 
 
-# Pictures and words
+# Images and words
 
 
 def a_card(sample, faults=()):
@@ -478,7 +478,7 @@ def test_a_polygon_is_drawn_in_the_colour_of_its_state(made, strong):
         assert (coloured.argmax(axis=1) == strong).mean() > 0.95
 
 
-def test_pictures_of_any_shape_are_drawn():
+def test_images_of_any_shape_are_drawn():
     for shape in ((1, 1), (1, 500), (700, 3), (1000, 900)):
         sample = Sample("a", np.zeros((*shape, 3), np.uint8), "a", Layout((TextLine("A", BOX),)))
         assert max(pixels(a_card(sample)).shape) == 320

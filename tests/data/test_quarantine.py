@@ -18,9 +18,9 @@ def test_two_processes_list_a_sample_once(tmp_path):
     path = tmp_path / "quarantine.jsonl"
     first, second = Quarantine(path), Quarantine(path)
     for quarantine, key in ((first, "a"), (second, "a"), (second, "b"), (first, "b"), (first, "c"), (second, "a")):
-        quarantine.add(key, "0.tar", "no picture")
+        quarantine.add(key, "0.tar", "no image")
     assert listed(path) == ["a", "b", "c"]
-    Quarantine(path).add("b", "0.tar", "no picture")  # a resumed run
+    Quarantine(path).add("b", "0.tar", "no image")  # a resumed run
     Quarantine(path).add("b", "0.tar", "no json")
     assert listed(path) == ["a", "b", "c", "b"]
 
@@ -50,7 +50,7 @@ def test_a_long_list_is_not_read_again_for_each_sample(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "open", lambda self, mode: Counted(plain(self, mode)))
     for number in range(100):
-        quarantine.add(str(number), "0.tar", "no picture")
+        quarantine.add(str(number), "0.tar", "no image")
     assert max(read) < 100
     monkeypatch.undo()
     assert len(listed(path)) == 100
@@ -59,7 +59,7 @@ def test_a_long_list_is_not_read_again_for_each_sample(tmp_path, monkeypatch):
 def test_keys_that_are_no_text_are_listed(tmp_path):
     path = tmp_path / "quarantine.jsonl"
     for _ in range(2):
-        Quarantine(path).add("a\udcff", "0.tar", "no\npicture")
+        Quarantine(path).add("a\udcff", "0.tar", "no\nimage")
     assert len(path.read_bytes().splitlines()) == 1
 
 

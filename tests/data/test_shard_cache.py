@@ -302,7 +302,7 @@ def test_training_reads_from_a_store_what_it_reads_locally(s3, tmp_path):
         publish(path, f"s3://shards/signs/{path.name}")
     fetch = FetchOptions(directory=str(tmp_path / "cache"))
     options = StreamOptions(
-        picture_pixels=16, resolutions=(16, 24), batch_size=4, shuffle_window=8, workers=2, fetch=fetch
+        image_pixels=16, resolutions=(16, 24), batch_size=4, shuffle_window=8, workers=2, fetch=fetch
     )
     batches = []
     for place in (str(tmp_path / "local"), "s3://shards/signs"):
@@ -322,4 +322,4 @@ def test_a_shard_that_is_gone_stops_the_run_with_its_name(s3, tmp_path):
     sets = open_sets({"s3://shards/gone": 1.0}, fetch)
     s3.rm("shards/gone/000000.tar")
     with pytest.raises(StorageError, match=r"s3://shards/gone/000000\.tar"):
-        list(ShardBatches(sets, StreamOptions(picture_pixels=16, batch_size=4, fetch=fetch), 1))
+        list(ShardBatches(sets, StreamOptions(image_pixels=16, batch_size=4, fetch=fetch), 1))

@@ -11,7 +11,7 @@ import pytest
 
 from vlad.data.decoding import decode_sample, encode_sample
 from vlad.data.options import SyntheticOptions
-from vlad.data.shards.reader import ShardReader, UnreadableSample, index_shards, picture_sizes, read_members
+from vlad.data.shards.reader import ShardReader, UnreadableSample, image_sizes, index_shards, read_members
 from vlad.data.shards.writer import shard_entry, write_manifest, write_shards
 from vlad.data.signs import render_sign
 from vlad.data.storage.locations import expand
@@ -42,7 +42,7 @@ def test_what_is_written_is_read_back(shards):
     back = [decode_sample(members, key) for path in expand(str(shards)) for key, members in read_members(path)]
     assert [sample.key for sample in back] == [sign.key for sign in SIGNS]
     for sample, sign in zip(back, SIGNS, strict=True):
-        assert np.array_equal(sample.picture, sign.picture)
+        assert np.array_equal(sample.image, sign.image)
         assert (sample.caption, sample.objects) == (sign.caption, sign.objects)
         assert [line.text for line in sample.layout.lines] == [line.text for line in sign.layout.lines]
 
@@ -196,7 +196,7 @@ def test_any_sample_is_read_by_its_number(shards):
     for number in (0, 19, 20, 49, 3):
         raw = reader.read(number)
         assert raw.key == SIGNS[number].key
-        assert np.array_equal(decode_sample(raw.members, raw.key).picture, SIGNS[number].picture)
+        assert np.array_equal(decode_sample(raw.members, raw.key).image, SIGNS[number].image)
     reader.close()
 
 
@@ -232,21 +232,21 @@ def test_what_stands_before_the_damage_is_still_read(tmp_path):
     assert caught.value.shard == str(path)
 
 
-def test_picture_sizes_stand_beside_a_shard_or_are_read_from_it(tmp_path):
+def test_image_sizes_stand_beside_a_shard_or_are_read_from_it(tmp_path):
     signs = [render_sign(SyntheticOptions(size_pixels=16 + 8 * (index % 3)), index) for index in range(9)]
     entries = write_shards(signs, tmp_path, samples_per_shard=4)
     write_manifest(tmp_path, entries, {})
-    expected = [list(sign.picture.shape[1::-1]) for sign in signs]
-    assert picture_sizes(index_shards(str(tmp_path))).tolist() == expected
+    expected = [list(sign.image.shape[1::-1]) for sign in signs]
+    assert image_sizes(index_shards(str(tmp_path))).tolist() == expected
     for path in tmp_path.glob("*.sizes.json"):
         path.unlink()
-    assert picture_sizes(index_shards(str(tmp_path))).tolist() == expected
+    assert image_sizes(index_shards(str(tmp_path))).tolist() == expected
 
 
 def test_sizes_of_another_shard_are_not_believed(tmp_path):
     write_manifest(tmp_path, write_shards(SIGNS[:3], tmp_path), {})
     (tmp_path / "000000.sizes.json").write_text('{"bytes": 1, "sizes": [[1, 2], [3, 4], [5, 6]]}')
-    assert picture_sizes(index_shards(str(tmp_path))).tolist() == [[16, 16]] * 3
+    assert image_sizes(index_shards(str(tmp_path))).tolist() == [[16, 16]] * 3
 
 
 @pytest.mark.parametrize("sizes", [[[1, 2]], [[1, 2]] * 4, [[1, 2, 3]] * 3, [[0, 1]] * 3, [[1, -2]] * 3, 5, [["a"]]])
@@ -254,4 +254,4 @@ def test_sizes_that_cannot_be_those_of_the_shard_are_not_believed(tmp_path, size
     write_manifest(tmp_path, write_shards(SIGNS[:3], tmp_path), {})
     record = {"bytes": (tmp_path / "000000.tar").stat().st_size, "sizes": sizes}
     (tmp_path / "000000.sizes.json").write_text(json.dumps(record))
-    assert picture_sizes(index_shards(str(tmp_path))).tolist() == [[16, 16]] * 3
+    assert image_sizes(index_shards(str(tmp_path))).tolist() == [[16, 16]] * 3

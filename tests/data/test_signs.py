@@ -34,8 +34,8 @@ def test_ink_lies_inside_the_polygons_and_fills_their_height():
     options = SyntheticOptions(size_pixels=192, ground_share=0, line_shares=(0.4, 0.3, 0.3))
     for index in range(40):
         sign = render_sign(options, index)
-        ground = sign.picture[0, 0].astype(int)  # plain grounds have one colour
-        ink = np.abs(sign.picture.astype(int) - ground).max(axis=-1) > 0
+        ground = sign.image[0, 0].astype(int)  # plain grounds have one colour
+        ink = np.abs(sign.image.astype(int) - ground).max(axis=-1) > 0
         for line in sign.layout.lines:
             left, top, right, bottom = (value * 192 for value in bounding_box(line.polygon))
             window = slice(int(top), int(np.ceil(bottom))), slice(int(left), int(np.ceil(right)))
@@ -45,7 +45,7 @@ def test_ink_lies_inside_the_polygons_and_fills_their_height():
         assert not ink.any()
 
 
-def test_lines_stand_inside_the_picture_and_apart(signs):
+def test_lines_stand_inside_the_image_and_apart(signs):
     for sign in signs:
         boxes = [bounding_box(line.polygon) for line in sign.layout.lines]
         assert all(0 <= value <= 1 for box in boxes for value in box)
@@ -54,7 +54,7 @@ def test_lines_stand_inside_the_picture_and_apart(signs):
 
 def test_a_sign_depends_on_options_seed_and_index_alone(signs):
     later = render_sign(dataclasses.replace(OPTIONS, count=5), 7)
-    assert np.array_equal(later.picture, signs[7].picture)
+    assert np.array_equal(later.image, signs[7].image)
     assert (later.caption, later.layout, later.key) == (signs[7].caption, signs[7].layout, signs[7].key)
     other_seed = render_sign(dataclasses.replace(OPTIONS, seed=1), 7)
     assert other_seed.caption != later.caption

@@ -27,14 +27,14 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> ShardSets:
 
 
 def keys_read(sets: ShardSets, batches: int, batch_size: int = 5) -> list[str]:
-    options = StreamOptions(picture_pixels=16, batch_size=batch_size, workers=0, shuffle_window=6, seed=3)
+    options = StreamOptions(image_pixels=16, batch_size=batch_size, workers=0, shuffle_window=6, seed=3)
     return [key for batch in ShardBatches(sets, options, batches) for key in batch.keys]
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
 def test_what_is_held_out_is_never_trained_on_and_all_else_is(sets: ShardSets, share: float) -> None:
     training, held_out = hold_out(sets, share, seed=1)
-    held = {sample.key for sample in first_samples(held_out, StreamOptions(picture_pixels=16), 100)}
+    held = {sample.key for sample in first_samples(held_out, StreamOptions(image_pixels=16), 100)}
     assert len(held) == max(1, round(share * 20))
     read = keys_read(training, batches=40)
     assert held.isdisjoint(read)
@@ -72,7 +72,7 @@ def test_the_choice_is_part_of_what_a_run_goes_on_with(sets: ShardSets) -> None:
 def test_a_trigger_word_stands_once_in_every_caption_and_only_in_its_own_set(sets: ShardSets, tmp_path: Path) -> None:
     other = signs(tmp_path / "other", 10, seed=5)
     both = joined(with_prefix(sets, "neon style"), other, share=0.25)
-    options = StreamOptions(picture_pixels=16, batch_size=8, workers=0, shuffle_window=6)
+    options = StreamOptions(image_pixels=16, batch_size=8, workers=0, shuffle_window=6)
     captions = [caption for batch in ShardBatches(both, options, 250) for caption in batch.captions]
     with_word = [caption for caption in captions if caption.startswith("neon style, a")]
     assert len(with_word) / len(captions) == pytest.approx(0.75, abs=0.002)  # 2000 places: two blocks of the mixture

@@ -61,7 +61,7 @@ def test_diffusion_noise_is_equation_4(schedule: str) -> None:
     )
 
 
-def test_the_flow_goes_straight_from_picture_to_noise() -> None:
+def test_the_flow_goes_straight_from_image_to_noise() -> None:
     scheduler = build_scheduler(NoiseOptions(prediction="flow", train_timesteps=1000))
     x_0, noise = latents()
     s = (TIMESTEPS / 1000.0)[:, None, None, None].double()

@@ -47,7 +47,7 @@ def test_scores_by_hand() -> None:
         "s, reworded, as texts": 2 / 4,
         "s, every wording": 0,
     }
-    # A picture that the prompt describes, and one of another prompt: shares are over prompts.
+    # An image that the prompt describes, and one of another prompt: shares are over prompts.
     second = Entry("b", "s", "prompt", Asked(SWAPPED, ("same",)))
     found_both = score_contrasts([(entry, vector(1, 0)), (second, vector(1, 0.15))], texts)
     assert values(found_both) == {
@@ -90,7 +90,7 @@ def test_zero_shot_by_hand() -> None:
     }
     found = score_contrasts([(entries[0], vector(1, 0.1)), (entries[1], vector(0.1, 1))], texts)
     assert values(found) == {
-        # The cat's picture is nearer to "the dog!", the dog's to "the cat!".
+        # The cat's image is nearer to "the dog!", the dog's to "the cat!".
         "t, zero-shot animal": 2 / 4,
         "t, zero-shot animal, together": 1,
         "t, zero-shot animal: a {}": 1,
@@ -103,7 +103,7 @@ def test_zero_shot_by_hand() -> None:
 
 
 class Reader:
-    """Reads every text as numbers of what it says (`meaning`), and knows each picture by its one number."""
+    """Reads every text as numbers of what it says (`meaning`), and knows each image by its one number."""
 
     name = "reader"
 
@@ -114,8 +114,8 @@ class Reader:
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         return torch.eye(self.width)[[self.meanings[text] for text in texts]]
 
-    def embed_pictures(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        return torch.eye(self.width)[[int(picture[0, 0, 0]) for picture in pictures]]
+    def embed_images(self, images: Sequence[np.ndarray]) -> Tensor:
+        return torch.eye(self.width)[[int(image[0, 0, 0]) for image in images]]
 
 
 def test_a_bag_of_words_shows_and_one_who_reads_gets_all() -> None:
@@ -127,13 +127,13 @@ def test_a_bag_of_words_shows_and_one_who_reads_gets_all() -> None:
     meanings: dict[str, int] = {}
     for number, entry in enumerate(entries):
         for one in entry.asked.swapped:
-            meanings.setdefault(one.prompt, len(entries))  # what no picture shows
+            meanings.setdefault(one.prompt, len(entries))  # what no image shows
         meanings |= dict.fromkeys((entry.prompt, *entry.asked.same), number)
-    pictures = [np.full((2, 2, 3), number, dtype=np.uint8) for number in range(len(entries))]
+    images = [np.full((2, 2, 3), number, dtype=np.uint8) for number in range(len(entries))]
     done: list[int] = []
     found = contrasts_of(
         Reader(meanings),
-        [(entry, lambda picture=picture: picture) for entry, picture in zip(entries, pictures, strict=True)],  # type: ignore[misc]
+        [(entry, lambda image=image: image) for entry, image in zip(entries, images, strict=True)],  # type: ignore[misc]
         done.append,
     )
     assert done == [24]

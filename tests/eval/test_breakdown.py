@@ -51,9 +51,9 @@ def test_letter_case(text, case):
     assert case_of(text) == case
 
 
-def test_heights_are_shares_of_the_picture_s_height_also_of_tilted_text():
+def test_heights_are_shares_of_the_image_s_height_also_of_tilted_text():
     assert height_share(box_polygon(0.1, 0.2, 0.9, 0.3)) == pytest.approx(0.1)
-    # Turned by 45 degrees in a picture twice as wide as high: sides of (0.05 * 2, 0.1) of its height.
+    # Turned by 45 degrees in an image twice as wide as high: sides of (0.05 * 2, 0.1) of its height.
     tilted = ((0.2, 0.2), (0.4, 0.6), (0.35, 0.7), (0.15, 0.3))
     assert height_share(tilted, aspect=2) == pytest.approx(0.02**0.5)
 

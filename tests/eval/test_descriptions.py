@@ -73,12 +73,12 @@ def test_the_matrix_has_a_cell_for_each_describer_and_system() -> None:
     assert trips[1].shares == dict.fromkeys(trips[0].shares, 0)
     text = matrix_of(trips)
     assert "| similarity | a | b |" in text and "| one | 0.500 (0.500 to 0.500) | - |" in text
-    assert "| pictures | a | b |\n|---|---|---|\n| one | 1 | 1 |\n| other | 1 | 0 |" in text
+    assert "| images | a | b |\n|---|---|---|\n| one | 1 | 1 |\n| other | 1 | 0 |" in text
     assert "| colours | a | b |\n|---|---|---|\n| one | 0.500 (0.500 to 0.500) | 0.000 (0.000 to 0.000) |" in text
     assert "| other | 0.000 (0.000 to 0.000) | - |" in text
 
 
-def test_intervals_draw_prompts_with_all_their_pictures() -> None:
+def test_intervals_draw_prompts_with_all_their_images() -> None:
     # One prompt is read every time, another one never: a draw of the two has none, one or both of the first.
     told = [("a sign", ("TEA",), "TEA"), ("a wall", ("JAM",), "")]
     (few, many) = (summed_up("one", "a", told * times, lambda _, said: [1.0] * len(said)) for times in (1, 8))

@@ -1,4 +1,4 @@
-"""A run's own towers as one encoder of texts and pictures, and the command that asks them what they read."""
+"""A run's own towers as one encoder of texts and images, and the command that asks them what they read."""
 
 import importlib
 import json
@@ -22,7 +22,7 @@ from vlad.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
-    "data.picture_pixels=32 lvlm.hidden_size=32 lvlm.layers=1 lvlm.heads=2 lvlm.vision_pixels=32 composition.width=32"
+    "data.image_pixels=32 lvlm.hidden_size=32 lvlm.layers=1 lvlm.heads=2 lvlm.vision_pixels=32 composition.width=32"
     " composition.layers=1 composition.heads=2 composition.output_width=32 autoencoder.latent_channels=8"
     " autoencoder.decoder_width=16 layout.kind=none refine.unet.block_channels=[32]"
 ).split()
@@ -45,22 +45,22 @@ def make_run(folder: Path, *overrides: str) -> tuple[Config, Parts]:
 
 
 @pytest.mark.parametrize("overrides", [[], ["align_stage=only", "losses.image_pooling=attention"]])
-def test_texts_and_pictures_are_embedded_as_the_loss_sees_them(overrides: list[str], tmp_path: Path) -> None:
+def test_texts_and_images_are_embedded_as_the_loss_sees_them(overrides: list[str], tmp_path: Path) -> None:
     config, parts = make_run(tmp_path, *overrides)
     parts.text_side.eval()
     encoder = joint_encoder(config.directory)
     assert encoder.name == "run"
-    pictures = np.random.default_rng(0).integers(256, size=(2, 32, 32, 3)).astype(np.uint8)
+    images = np.random.default_rng(0).integers(256, size=(2, 32, 32, 3)).astype(np.uint8)
     with torch.no_grad():
         t = parts.alignment.t(parts.text_side([parse_prompt(text) for text in TEXTS]))
-        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
         v = parts.alignment.v(parts.text_side.lvlm.image_features(pixels))
-        texts, images = parts.alignment.contrast.embed_texts(t), parts.alignment.contrast.embed_images(v)
+        texts, embedded = parts.alignment.contrast.embed_texts(t), parts.alignment.contrast.embed_images(v)
     torch.testing.assert_close(encoder.embed_texts(TEXTS), texts)
-    torch.testing.assert_close(encoder.embed_pictures(list(pictures)), images)
-    # A larger picture, and a wide one, are scaled.
-    larger = pictures[0].repeat(2, axis=0).repeat(2, axis=1)
-    assert encoder.embed_pictures([larger, larger[:, :80]]).shape == images.shape
+    torch.testing.assert_close(encoder.embed_images(list(images)), embedded)
+    # A larger image, and a wide one, are scaled.
+    larger = images[0].repeat(2, axis=0).repeat(2, axis=1)
+    assert encoder.embed_images([larger, larger[:, :80]]).shape == embedded.shape
 
 
 def test_the_command_scores_a_run_and_says_what_is_missing(
@@ -83,33 +83,33 @@ def test_the_command_scores_a_run_and_says_what_is_missing(
     assert scores["relations, order"]["bag_of_words"] == scores["relations, order"]["chance"] == 0.5
     assert scores["counting, all"]["prompts"] == 2 and scores["counting, all"]["chance"] == 1 / 5
     assert (out / "alignment.md").read_text(encoding="utf-8") in capsys.readouterr().out
-    # Pictures of a system in the references' place; one of them is missing.
-    pictures = tmp_path / "drawn"
-    (tmp_path / "benchmark" / "pictures").rename(pictures)
-    (pictures / "relations-0001.png").unlink()
-    (pictures / "counting-0000.png").write_bytes(b"no picture")
-    assert run(config.directory, *prompts, "--pictures", pictures, "--out", tmp_path / "out") == 1
+    # Images of a system in the references' place; one of them is missing.
+    images = tmp_path / "drawn"
+    (tmp_path / "benchmark" / "images").rename(images)
+    (images / "relations-0001.png").unlink()
+    (images / "counting-0000.png").write_bytes(b"no image")
+    assert run(config.directory, *prompts, "--images", images, "--out", tmp_path / "out") == 1
     told = capsys.readouterr().out
-    assert "PARTIAL, 1 of 8 prompts missing: relations-0001\n" in told and "run on 6 pictures of" in told
-    assert f"PARTIAL, 1 of 8 prompts unreadable: {pictures / 'counting-0000.png'}\n" in told
-    for path in pictures.glob("*.png"):
-        path.write_bytes(b"no picture")
-    with pytest.raises(UserError, match="None of the pictures can be read"):
-        run(config.directory, *prompts, "--pictures", pictures)
-    with pytest.raises(UserError, match=r"reference pictures are not there; name a folder with --pictures"):
+    assert "PARTIAL, 1 of 8 prompts missing: relations-0001\n" in told and "run on 6 images of" in told
+    assert f"PARTIAL, 1 of 8 prompts unreadable: {images / 'counting-0000.png'}\n" in told
+    for path in images.glob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(UserError, match="None of the images can be read"):
+        run(config.directory, *prompts, "--images", images)
+    with pytest.raises(UserError, match=r"reference images are not there; name a folder with --images"):
         run(config.directory, *prompts)
-    with pytest.raises(UserError, match=r"There is no folder of pictures at nowhere"):
-        run(config.directory, *prompts, "--pictures", "nowhere")
+    with pytest.raises(UserError, match=r"There is no folder of images at nowhere"):
+        run(config.directory, *prompts, "--images", "nowhere")
     with pytest.raises(UserError, match=r"takes one file of --prompts"):
         run(config.directory, "--alignment")
     with pytest.raises(UserError, match=r"asks nothing of an encoder"):
         run(config.directory, "--alignment", "--prompts", tmp_path / "benchmark" / "prompts.jsonl")
-    with pytest.raises(UserError, match=r"--pictures goes with --alignment"):
-        run(config.directory, "--pictures", pictures)
+    with pytest.raises(UserError, match=r"--images goes with --alignment"):
+        run(config.directory, "--images", images)
 
 
 def test_what_has_no_towers_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="There is no encoder of texts and pictures at"):
+    with pytest.raises(UserError, match="There is no encoder of texts and images at"):
         joint_encoder(tmp_path)
     for content in ("{", "3", "\x00"):
         (tmp_path / "config.json").write_text(content, encoding="utf-8")

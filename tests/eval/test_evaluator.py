@@ -1,4 +1,4 @@
-"""An evaluation from pictures to files: found or drawn, read, scored, told."""
+"""An evaluation from images to files: found or drawn, read, scored, told."""
 
 import json
 import time
@@ -18,8 +18,8 @@ from vlad.data.words import held_out_words
 from vlad.eval import ocr_files as reading_files
 from vlad.eval.evaluator import choose_protocols, evaluate, metrics_json
 from vlad.eval.html_report import text_table, write_report
-from vlad.eval.image_sets import Picture, check_drawn, draw_pictures, find_pictures, picture_seed
-from vlad.eval.ocr_files import PictureFile, ReadOptions, load_picture, read_files
+from vlad.eval.image_sets import BenchmarkImage, check_drawn, draw_images, find_images, image_seed
+from vlad.eval.ocr_files import ImageFile, ReadOptions, load_image, read_files
 from vlad.eval.prompt_files import quoted
 from vlad.eval.protocols import PROTOCOLS
 from vlad.eval.protocols.terms import Wanted
@@ -57,24 +57,24 @@ class Painter:
         self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
     ) -> list[tuple[Image.Image, Layout | None]]:
         self.drawn += [(wanted.key, seed) for wanted, seed in zip(prompts, seeds, strict=True)]
-        return [(Image.fromarray(SIGNS[int(w.key)].picture), SIGNS[int(w.key)].layout) for w in prompts]
+        return [(Image.fromarray(SIGNS[int(w.key)].image), SIGNS[int(w.key)].layout) for w in prompts]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a picture of every prompt."""
-    pictures = tmp_path / "made"
-    pictures.mkdir()
+    """A folder with an image of every prompt."""
+    images = tmp_path / "made"
+    images.mkdir()
     for number, sign in enumerate(SIGNS):
-        Image.fromarray(sign.picture).save(pictures / f"{number}.png")
-    return pictures
+        Image.fromarray(sign.image).save(images / f"{number}.png")
+    return images
 
 
-def test_true_pictures_score_full_marks_by_every_protocol(folder: Path, tmp_path: Path) -> None:
+def test_true_images_score_full_marks_by_every_protocol(folder: Path, tmp_path: Path) -> None:
     protocols, left_out = choose_protocols("all", PROMPTS, polygons_hold=True)
     assert (len(protocols), left_out) == (6, {})
-    found = evaluate(find_pictures(folder, PROMPTS, None), protocols, ONE, tmp_path)
-    assert (found.prompts, found.pictures, found.is_partial, found.sizes) == (6, 6, False, {(64, 64)})
+    found = evaluate(find_images(folder, PROMPTS, None), protocols, ONE, tmp_path)
+    assert (found.prompts, found.images, found.is_partial, found.sizes) == (6, 6, False, {(64, 64)})
     for name, modes in found.values.items():
         for metric, (value, low, high) in modes["corrected"].items():
             best = 0 if metric in PROTOCOLS[name].falling else 1
@@ -103,17 +103,17 @@ def test_true_pictures_score_full_marks_by_every_protocol(folder: Path, tmp_path
     assert json.loads(json.dumps(metrics))["protocols"]["cvtg"]["corrected"]["ned"]["value"] == pytest.approx(1)
 
 
-def test_missing_and_unreadable_pictures_are_counted_and_named(folder: Path, tmp_path: Path) -> None:
+def test_missing_and_unreadable_images_are_counted_and_named(folder: Path, tmp_path: Path) -> None:
     (folder / "0.png").unlink()
-    (folder / "3.png").write_bytes(b"no picture")
+    (folder / "3.png").write_bytes(b"no image")
     whole = (folder / "4.png").read_bytes()
     (folder / "4.png").write_bytes(whole[: len(whole) // 2])
     (folder / "5.png").unlink()
-    found = evaluate(find_pictures(folder, PROMPTS, None), [PROTOCOLS["mario"]], ONE, tmp_path)
+    found = evaluate(find_images(folder, PROMPTS, None), [PROTOCOLS["mario"]], ONE, tmp_path)
     assert found.is_partial
     assert found.missing == ["0_0", "5_0"]
     assert [fault.partition(": ")[0] for fault in found.unreadable] == [str(folder / "3.png"), str(folder / "4.png")]
-    assert found.unreadable[0].endswith("is no picture")
+    assert found.unreadable[0].endswith("is no image")
     # The scores are of the other two.
     assert found.prompts == 2
     assert found.values["mario"]["corrected"]["recall"][0] == pytest.approx(1, abs=1e-6)
@@ -121,45 +121,45 @@ def test_missing_and_unreadable_pictures_are_counted_and_named(folder: Path, tmp
     assert [row["status"] for row in rows] == ["missing", "read", "read", "unreadable", "unreadable", "missing"]
     write_report(tmp_path / "report.html", found, "x", [])
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "of 6 pictures 2 are missing and 2 cannot be read" in page and "missing: 5_0" in page
+    assert "of 6 images 2 are missing and 2 cannot be read" in page and "missing: 5_0" in page
 
 
 def test_what_was_read_is_not_read_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = find_pictures(folder, PROMPTS[:3], None)
-    first = evaluate(pictures, [PROTOCOLS["anytext"]], ONE, tmp_path)
+    images = find_images(folder, PROMPTS[:3], None)
+    first = evaluate(images, [PROTOCOLS["anytext"]], ONE, tmp_path)
     reads: list[Path] = []
-    load = reading_files.load_picture
+    load = reading_files.load_image
 
     def counted(path: Path) -> np.ndarray:
         reads.append(path)
         return load(path)
 
-    monkeypatch.setattr(reading_files, "load_picture", counted)
-    assert evaluate(pictures, [PROTOCOLS["anytext"]], ONE, tmp_path).values == first.values
-    # Whole pictures were read as well: a protocol without crops needs no more.
-    evaluate(pictures, [PROTOCOLS["mario"]], ONE, tmp_path)
+    monkeypatch.setattr(reading_files, "load_image", counted)
+    assert evaluate(images, [PROTOCOLS["anytext"]], ONE, tmp_path).values == first.values
+    # Whole images were read as well: a protocol without crops needs no more.
+    evaluate(images, [PROTOCOLS["mario"]], ONE, tmp_path)
     assert reads == []
-    Image.fromarray(SIGNS[1].picture[:, ::-1].copy()).save(folder / "0.png")
-    evaluate(pictures, [PROTOCOLS["mario"]], ONE, tmp_path)
+    Image.fromarray(SIGNS[1].image[:, ::-1].copy()).save(folder / "0.png")
+    evaluate(images, [PROTOCOLS["mario"]], ONE, tmp_path)
     assert reads == [folder / "0.png"]
-    evaluate(pictures, [PROTOCOLS["mario"]], ReadOptions(enlarge_factor=3, workers=1), tmp_path)
+    evaluate(images, [PROTOCOLS["mario"]], ReadOptions(enlarge_factor=3, workers=1), tmp_path)
     assert len(reads) == 4
 
 
 def test_processes_read_what_one_does(folder: Path, tmp_path: Path) -> None:
-    def files(name: str) -> list[PictureFile]:
+    def files(name: str) -> list[ImageFile]:
         (tmp_path / name).mkdir()
         found = [
-            PictureFile(folder / f"{n}.png", tmp_path / name / f"{n}.json", (sign.layout.lines[0].polygon,))
+            ImageFile(folder / f"{n}.png", tmp_path / name / f"{n}.json", (sign.layout.lines[0].polygon,))
             for n, sign in enumerate(SIGNS[:3])
         ]
-        return [*found, PictureFile(folder / "none.png", tmp_path / name / "none.json")]
+        return [*found, ImageFile(folder / "none.png", tmp_path / name / "none.json")]
 
     alone = list(read_files(files("one"), ONE))
     several = files("two")
 
-    def drawn() -> Iterator[PictureFile]:
-        """Gives the others only once the first is read: reading does not wait for the last picture."""
+    def drawn() -> Iterator[ImageFile]:
+        """Gives the others only once the first is read: reading does not wait for the last image."""
         yield several[0]
         while not several[0].store.is_file():
             time.sleep(0.05)
@@ -170,43 +170,43 @@ def test_processes_read_what_one_does(folder: Path, tmp_path: Path) -> None:
     assert [reading.reading.crops for reading in alone[:2]] == [(SIGNS[n].layout.lines[0].text,) for n in range(2)]
 
 
-def test_few_pictures_are_taken_ahead_of_the_readings(tmp_path: Path) -> None:
+def test_few_images_are_taken_ahead_of_the_readings(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     taken = 0
 
-    def pictures() -> Iterator[PictureFile]:
+    def images() -> Iterator[ImageFile]:
         nonlocal taken
         for number in range(14):
             taken += 1
-            yield PictureFile(tmp_path / "a.png", tmp_path / f"{number}.json")
+            yield ImageFile(tmp_path / "a.png", tmp_path / f"{number}.json")
 
-    ahead = [taken - done for done, _ in enumerate(read_files(pictures(), ReadOptions(workers=2)), start=1)]
+    ahead = [taken - done for done, _ in enumerate(read_files(images(), ReadOptions(workers=2)), start=1)]
     assert len(ahead) == 14
     assert max(ahead) <= 8
 
 
-def test_pictures_are_drawn_once_and_go_on_where_they_stopped(tmp_path: Path) -> None:
-    def drawn(painter: Painter, prompts: Sequence[Wanted] = PROMPTS, seed: int = 0) -> list[Picture]:
-        return list(draw_pictures(painter, prompts, 2, seed, False, tmp_path))
+def test_images_are_drawn_once_and_go_on_where_they_stopped(tmp_path: Path) -> None:
+    def drawn(painter: Painter, prompts: Sequence[Wanted] = PROMPTS, seed: int = 0) -> list[BenchmarkImage]:
+        return list(draw_images(painter, prompts, 2, seed, False, tmp_path))
 
     stopped = Painter()
-    pictures = draw_pictures(stopped, PROMPTS, 2, 0, False, tmp_path)
-    assert [next(pictures).name for _ in range(2)] == ["0_0", "0_1"]
-    pictures.close()  # type: ignore[attr-defined]
+    images = draw_images(stopped, PROMPTS, 2, 0, False, tmp_path)
+    assert [next(images).name for _ in range(2)] == ["0_0", "0_1"]
+    images.close()  # type: ignore[attr-defined]
     assert len(stopped.drawn) == 4
-    (tmp_path / "pictures" / "0_1.png").unlink()
+    (tmp_path / "images" / "0_1.png").unlink()
     later = Painter()
     found = drawn(later)
-    assert [picture.name for picture in found] == [f"{n}_{s}" for n in range(6) for s in range(2)]
-    assert all(picture.path is not None and picture.path.is_file() for picture in found)
+    assert [image.name for image in found] == [f"{n}_{s}" for n in range(6) for s in range(2)]
+    assert all(image.path is not None and image.path.is_file() for image in found)
     assert sorted(key for key, _ in later.drawn) == [*"022334455"]
     assert drawn(Painter()) == found
-    # The same noise, whatever else is drawn beside it; another for every picture.
+    # The same noise, whatever else is drawn beside it; another for every image.
     assert len({seed for _, seed in (*stopped.drawn, *later.drawn)}) == 12
-    assert ("0", picture_seed(0, "0", 1)) in later.drawn
-    # The layout beside the picture says how high its letters are.
+    assert ("0", image_seed(0, "0", 1)) in later.drawn
+    # The layout beside the image says how high its letters are.
     bare = Wanted("0", PROMPTS[0].prompt, PROMPTS[0].strings)
-    beside = Picture(bare, 0, tmp_path / "pictures" / "0_0.png").polygons()
+    beside = BenchmarkImage(bare, 0, tmp_path / "images" / "0_0.png").polygons()
     assert np.allclose(beside[0], SIGNS[0].layout.lines[0].polygon, atol=1e-4)
     with pytest.raises(UserError, match=r"drawn in another way \(steps 1, now 2\); name another folder"):
         drawn(Painter(steps=2))
@@ -214,10 +214,10 @@ def test_pictures_are_drawn_once_and_go_on_where_they_stopped(tmp_path: Path) ->
         drawn(Painter(), seed=1)
 
 
-def test_pictures_of_another_prompt_are_not_scored_for_the_one_that_has_its_id_now(tmp_path: Path) -> None:
+def test_images_of_another_prompt_are_not_scored_for_the_one_that_has_its_id_now(tmp_path: Path) -> None:
     def drawn(prompts: Sequence[Wanted], use_layouts: bool = False, out: Path = tmp_path) -> list[tuple[str, int]]:
         painter = Painter()
-        list(draw_pictures(painter, prompts, 1, 0, use_layouts, out))
+        list(draw_images(painter, prompts, 1, 0, use_layouts, out))
         return painter.drawn
 
     assert len(drawn(PROMPTS[:2])) == 2
@@ -225,8 +225,8 @@ def test_pictures_of_another_prompt_are_not_scored_for_the_one_that_has_its_id_n
     edited = [replace(PROMPTS[0], prompt="a sign that says 'OTHER'"), *PROMPTS[1:]]
     with pytest.raises(UserError, match=r"drawn of another prompt \(of the id '0', now \"a sign that says 'OTHER'\"\)"):
         drawn(edited)
-    (tmp_path / "pictures" / "0_0.png").unlink()
-    assert [key for key, _ in drawn(edited[:3])] == ["0"], "whose pictures are removed is drawn anew"
+    (tmp_path / "images" / "0_0.png").unlink()
+    assert [key for key, _ in drawn(edited[:3])] == ["0"], "whose images are removed is drawn anew"
     # Layouts count where they are given, and nowhere else.
     moved = [replace(PROMPTS[1], lines=PROMPTS[2].lines)]
     assert drawn(moved) == []
@@ -241,8 +241,8 @@ def test_prompts_that_ask_for_nothing_are_scored_where_that_is_defined(tmp_path:
     for wanted in prompts:
         Image.new("RGB", (32, 32)).save(tmp_path / "made" / f"{wanted.key}.png")
     protocols, _ = choose_protocols("all", prompts, polygons_hold=False)
-    found = evaluate(find_pictures(tmp_path / "made", prompts, None), protocols, ONE, tmp_path)
-    # The published scorer counts a blank picture as right here: a figure that nobody should take for a score.
+    found = evaluate(find_images(tmp_path / "made", prompts, None), protocols, ONE, tmp_path)
+    # The published scorer counts a blank image as right here: a figure that nobody should take for a score.
     assert found.values["mario"] == {"strict": {}, "corrected": {}}
     assert "would count a picture without text as right" in found.left_out["mario, strict"]
     write_report(tmp_path / "report.html", found, "x", [])
@@ -255,7 +255,7 @@ def test_one_prompt_that_asks_is_enough_for_the_strict_figures_of_all(tmp_path: 
     for wanted in prompts:
         Image.new("RGB", (32, 32)).save(tmp_path / "made" / f"{wanted.key}.png")
     protocols, _ = choose_protocols("mario", prompts, polygons_hold=False)
-    found = evaluate(find_pictures(tmp_path / "made", prompts, None), protocols, ONE, tmp_path)
+    found = evaluate(find_images(tmp_path / "made", prompts, None), protocols, ONE, tmp_path)
     assert found.values["mario"]["strict"]["accuracy"][0] == 0.5 and "mario, strict" not in found.left_out
     assert found.subsets["mario"]["other"]["strict"]["accuracy"] == 0
 
@@ -270,13 +270,13 @@ def test_damaged_records_of_what_was_drawn_are_told(name: str, damaged: str, tmp
 
 def test_prompts_that_cannot_be_drawn_are_missing_with_the_reason(tmp_path: Path) -> None:
     prompts = [PROMPTS[0], Wanted("x", "long " * 50, ("long",)), PROMPTS[1]]
-    pictures = draw_pictures(Painter(), prompts, 1, 0, False, tmp_path)
-    found = evaluate(pictures, [PROTOCOLS["mario"]], ONE, tmp_path)
+    images = draw_images(Painter(), prompts, 1, 0, False, tmp_path)
+    found = evaluate(images, [PROTOCOLS["mario"]], ONE, tmp_path)
     assert found.missing == ["x_0: too long"]
-    assert (found.prompts, found.pictures) == (2, 3)
+    assert (found.prompts, found.images) == (2, 3)
 
 
-def test_pictures_are_found_by_name_by_index_and_in_subsets_folders(tmp_path: Path) -> None:
+def test_images_are_found_by_name_by_index_and_in_subsets_folders(tmp_path: Path) -> None:
     def touch(*names: str) -> Path:
         for name in names:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -284,7 +284,7 @@ def test_pictures_are_found_by_name_by_index_and_in_subsets_folders(tmp_path: Pa
         return tmp_path
 
     def names(folder: Path, prompts: Sequence[Wanted], per_prompt: int | None = None) -> list[tuple[str, str | None]]:
-        found = find_pictures(folder, prompts, per_prompt)
+        found = find_images(folder, prompts, per_prompt)
         return [(p.name, None if p.path is None else str(p.path.relative_to(folder))) for p in found]
 
     a, b = Wanted("cat_1", "a cat", ()), Wanted("b", "a dog", ())
@@ -302,18 +302,18 @@ def test_pictures_are_found_by_name_by_index_and_in_subsets_folders(tmp_path: Pa
         encoding="utf-8",
     )
     assert names(tmp_path, [a, b], 2)[::2] == [("cat_1_5", "cat_1.png"), ("b_0", "other.png")]
-    # Two ids of one prompt share its pictures.
+    # Two ids of one prompt share its images.
     twins = [b, Wanted("b2", "a dog", ())]
     assert names(tmp_path, twins) == [("b_0", "other.png"), ("b2_0", "b_1.jpg")]
-    lines = [{"picture": f"{name}.jpg", "prompt": "a dog", "seed": seed} for name, seed in (("b_1", 3), ("b_2", 4))]
+    lines = [{"image": f"{name}.jpg", "prompt": "a dog", "seed": seed} for name, seed in (("b_1", 3), ("b_2", 4))]
     (tmp_path / "index.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     assert names(tmp_path, [b]) == [("b_0", "b_1.jpg"), ("b_1", "b_2.jpg")], "as sample.py writes it"
     (tmp_path / "index.jsonl").write_text('{"file": 3, "prompt": "a dog"}', encoding="utf-8")
     with pytest.raises(UserError, match=r"index.jsonl, line 1 is not"):
-        find_pictures(tmp_path, [b], None)
+        find_images(tmp_path, [b], None)
     (tmp_path / "index.jsonl").unlink()
     with pytest.raises(UserError, match=r"name them zzz.png or zzz_0.png"):
-        find_pictures(tmp_path, [Wanted("zzz", "", ())], None)
+        find_images(tmp_path, [Wanted("zzz", "", ())], None)
 
     mario = [Wanted("TMDB-0", "", (), subset="TMDB"), Wanted("Draw-0", "", (), subset="Draw")]
     touch("TMDB/images_0/0_0.jpg", "Draw/images_1/0_1.jpg")
@@ -343,24 +343,24 @@ def test_protocols_are_chosen_by_what_the_prompts_have() -> None:
         choose_protocols("cvtg", [Wanted("0", "a cat", ())], True)
 
 
-def test_transparent_pictures_are_seen_on_white(tmp_path: Path) -> None:
+def test_transparent_images_are_seen_on_white(tmp_path: Path) -> None:
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "a.png")
-    assert (load_picture(tmp_path / "a.png") == 255).all()
+    assert (load_image(tmp_path / "a.png") == 255).all()
 
 
-def test_small_pictures_are_enlarged_to_256_pixels() -> None:
+def test_small_images_are_enlarged_to_256_pixels() -> None:
     assert [enlargement(64, 64), enlargement(512, 300), enlargement(100, 1000), enlargement(255, 256)] == [4, 1, 3, 2]
 
 
 def test_a_crop_is_the_polygon_s_own_pixels() -> None:
-    picture = np.zeros((40, 80, 3), dtype=np.uint8)
-    picture[10:20, 20:60] = np.arange(40, dtype=np.uint8)[None, :, None]
-    crop = crop_line(picture, box_polygon(0.25, 0.25, 0.75, 0.5))
-    assert (crop == picture[10:20, 20:60]).all()
+    image = np.zeros((40, 80, 3), dtype=np.uint8)
+    image[10:20, 20:60] = np.arange(40, dtype=np.uint8)[None, :, None]
+    crop = crop_line(image, box_polygon(0.25, 0.25, 0.75, 0.5))
+    assert (crop == image[10:20, 20:60]).all()
     # Text that runs down is turned.
-    assert (crop_line(picture, box_polygon(0.25, 0.25, 0.375, 0.75)) == np.rot90(picture[10:30, 20:30])).all()
-    # A picture turned by 90 degrees: the crop of the turned polygon is what it was.
-    turned = np.rot90(picture, -1)
+    assert (crop_line(image, box_polygon(0.25, 0.25, 0.375, 0.75)) == np.rot90(image[10:30, 20:30])).all()
+    # An image turned by 90 degrees: the crop of the turned polygon is what it was.
+    turned = np.rot90(image, -1)
     corners = ((0.75, 0.25), (0.75, 0.75), (0.5, 0.75), (0.5, 0.25))
-    assert (crop_line(turned, corners) == picture[10:20, 20:60]).all()
-    assert crop_line(picture, box_polygon(0.5, 0.5, 0.5, 0.9)) is None
+    assert (crop_line(turned, corners) == image[10:20, 20:60]).all()
+    assert crop_line(image, box_polygon(0.5, 0.5, 0.5, 0.9)) is None

@@ -25,7 +25,7 @@ from vlad.eval.fidelity import (
     score_distances,
     score_fidelity,
 )
-from vlad.eval.image_sets import Picture
+from vlad.eval.image_sets import BenchmarkImage
 from vlad.eval.protocols.terms import Wanted
 from vlad.eval.reference_images import references_of
 from vlad.models.image_encoders import CLIPEncoder, VisionEncoder
@@ -33,17 +33,17 @@ from vlad.utils.errors import UserError
 
 
 class Means:
-    """Compares pictures by the mean colours of their quarters."""
+    """Compares images by the mean colours of their quarters."""
 
     name = "means"
 
-    def features(self, pictures) -> Tensor:
-        return torch.stack([torch.from_numpy(_quarters(np.asarray(picture))) for picture in pictures])
+    def features(self, images) -> Tensor:
+        return torch.stack([torch.from_numpy(_quarters(np.asarray(image))) for image in images])
 
 
-def _quarters(picture: np.ndarray) -> np.ndarray:
-    height, width = picture.shape[0] // 2, picture.shape[1] // 2
-    parts = [picture[y : y + height, x : x + width] for y in (0, height) for x in (0, width)]
+def _quarters(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[0] // 2, image.shape[1] // 2
+    parts = [image[y : y + height, x : x + width] for y in (0, height) for x in (0, width)]
     return np.stack([part.mean(axis=(0, 1)) for part in parts]).ravel()[:4] / 255
 
 
@@ -53,9 +53,9 @@ def paint(folder: Path, seed: int, count: int = 40, shift: int = 0) -> list[Path
     paths = []
     for number in range(count):
         colours = rng.integers(0, 180, (2, 2, 3)) + shift
-        picture = np.kron(colours, np.ones((8, 8, 1))).astype(np.uint8)
+        image = np.kron(colours, np.ones((8, 8, 1))).astype(np.uint8)
         paths.append(folder / f"{number}_0.png")
-        Image.fromarray(picture).save(paths[-1])
+        Image.fromarray(image).save(paths[-1])
     return paths
 
 
@@ -98,7 +98,7 @@ def test_distances_are_those_of_the_library_and_of_the_formula(tmp_path: Path) -
     kernels = [(a @ b.T / 4 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
     within = sum((k.sum() - np.trace(k)) / (40 * 39) for k in kernels[:2])
     assert found.kid == pytest.approx(within - 2 * kernels[2].mean(), abs=1e-5)
-    assert str(found) == "means, 40 pictures against 40 references, once"
+    assert str(found) == "means, 40 images against 40 references, once"
 
 
 def test_distances_average_over_sample_numbers_and_are_nothing_between_equals(tmp_path: Path) -> None:
@@ -110,8 +110,8 @@ def test_distances_average_over_sample_numbers_and_are_nothing_between_equals(tm
     assert both.fid == pytest.approx((same.fid + far.fid) / 2, rel=1e-6)
     assert both.kid == pytest.approx((same.kid + far.kid) / 2, rel=1e-4)
     uneven = score_distances(Means(), real, [real, other[:30]])
-    assert str(uneven) == "means, 30 to 40 pictures against 40 references, 2 times"
-    with pytest.raises(UserError, match="at least two pictures"):
+    assert str(uneven) == "means, 30 to 40 images against 40 references, 2 times"
+    with pytest.raises(UserError, match="at least two images"):
         score_distances(Means(), real[:1], [other])
 
 
@@ -160,32 +160,34 @@ def test_clip_scores_are_scaled_cosines_of_prefixed_prompts(clip: Path, tmp_path
     assert len(set(found)) > 1 and max(found) > 0
 
 
-def test_a_clips_folder_is_an_encoder_of_texts_and_pictures(clip: Path) -> None:
+def test_a_clips_folder_is_an_encoder_of_texts_and_images(clip: Path) -> None:
     encoder = joint_encoder(clip)
     texts = ["a cat", "a longer text"]
-    pictures = [np.random.default_rng(n).integers(256, size=(20 + n, 30, 3)).astype(np.uint8) for n in range(2)]
+    images = [np.random.default_rng(n).integers(256, size=(20 + n, 30, 3)).astype(np.uint8) for n in range(2)]
     model, tokenizer = CLIPModel.from_pretrained(clip), CLIPTokenizer.from_pretrained(clip)
     with torch.no_grad():
         tokens = tokenizer(texts, padding=True, truncation=True, max_length=20, return_tensors="pt")
-        found = model(**tokens, pixel_values=CLIPEncoder(clip).prepare(pictures))
+        found = model(**tokens, pixel_values=CLIPEncoder(clip).prepare(images))
     cosines = torch.nn.functional.cosine_similarity
     assert cosines(encoder.embed_texts(texts), found.text_embeds).tolist() == pytest.approx([1, 1])
-    assert cosines(encoder.embed_pictures(pictures), found.image_embeds).tolist() == pytest.approx([1, 1])
+    assert cosines(encoder.embed_images(images), found.image_embeds).tolist() == pytest.approx([1, 1])
 
 
 def test_every_score_tells_what_it_rests_on_or_what_is_missing(clip: Path, tmp_path: Path) -> None:
     drawn, real = paint(tmp_path / "drawn", 1, 6), paint(tmp_path / "real", 0, 6)
-    pictures = [Picture(Wanted(str(n), "a cat", (), reference=str(real[n])), 0, path) for n, path in enumerate(drawn)]
+    images = [
+        BenchmarkImage(Wanted(str(n), "a cat", (), reference=str(real[n])), 0, path) for n, path in enumerate(drawn)
+    ]
     torch.manual_seed(0)
     dino = tmp_path / "dinov2-tiny"
     config = Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=14, patch_size=7)
     Dinov2Model(config).save_pretrained(dino)
-    references = references_of([picture.wanted for picture in pictures])
-    scores, left_out = score_fidelity(pictures, ["mario", "cvtg"], clip.parent, [dino], references)
+    references = references_of([image.wanted for image in images])
+    scores, left_out = score_fidelity(images, ["mario", "cvtg"], clip.parent, [dino], references)
     assert [score.name for score in scores] == ["CLIPScore", "FID", "KID"]
-    assert scores[0].protocol == "clip-vit-base-patch32, prefix 'A photo depicts', scale 1, 6 pictures"
+    assert scores[0].protocol == "clip-vit-base-patch32, prefix 'A photo depicts', scale 1, 6 images"
     assert scores[0].low is not None and scores[0].low <= scores[0].value <= scores[0].high
-    assert scores[1].protocol == "dinov2-tiny, 6 pictures against 6 references, once"
+    assert scores[1].protocol == "dinov2-tiny, 6 images against 6 references, once"
     encoder = VisionEncoder(dino)
     with torch.no_grad():
         pixels = encoder.prepare([np.asarray(Image.open(drawn[0]))])
@@ -193,21 +195,21 @@ def test_every_score_tells_what_it_rests_on_or_what_is_missing(clip: Path, tmp_p
     assert torch.allclose(encoder.features([np.asarray(Image.open(drawn[0]))]), first, atol=1e-6)
     assert "put the folder of openai/clip-vit-large-patch14 (hf download) at" in left_out["clip score, cvtg"]
     assert f"put {INCEPTION} (from NVIDIA's stylegan3 metrics) at {clip.parent / INCEPTION}" in left_out["fid"]
-    bare = [Picture(Wanted("0", "a cat", ()), 0, drawn[0])]
+    bare = [BenchmarkImage(Wanted("0", "a cat", ()), 0, drawn[0])]
     assert "names none as reference" in score_fidelity(bare, [], tmp_path, [])[1]["fid"]
     # Prompts without references take no part, and what is broken costs FID alone.
-    more = [*pictures, Picture(Wanted("x", "a dog", ()), 0, paint(tmp_path / "more", 3, 1, 70)[0])]
+    more = [*images, BenchmarkImage(Wanted("x", "a dog", ()), 0, paint(tmp_path / "more", 3, 1, 70)[0])]
     again, _ = score_fidelity(more, ["mario"], clip.parent, [dino], references)
     assert (again[1].value, again[1].protocol) == (pytest.approx(scores[1].value), scores[1].protocol)
     assert score_fidelity([], ["mario"], clip.parent, [dino], references)[0] == []
-    real[5].write_bytes(b"no picture")
-    found, why = score_fidelity(pictures, ["mario"], clip.parent, [dino], references)
+    real[5].write_bytes(b"no image")
+    found, why = score_fidelity(images, ["mario"], clip.parent, [dino], references)
     assert [score.name for score in found] == ["CLIPScore"]
-    assert why["fid"] == f"FID and KID cannot read the picture {real[5]}; put a whole one there."
+    assert why["fid"] == f"FID and KID cannot read the image {real[5]}; put a whole one there."
     real[5].unlink()
-    found, why = score_fidelity(pictures, ["mario"], clip.parent, [dino], references)
+    found, why = score_fidelity(images, ["mario"], clip.parent, [dino], references)
     assert [score.name for score in found] == ["CLIPScore"]
-    assert f"1 of 6 reference pictures are not there, {real[5]} first" in why["fid"]
+    assert f"1 of 6 reference images are not there, {real[5]} first" in why["fid"]
 
 
 def test_the_references_are_a_folder_s_or_those_of_its_sets(tmp_path: Path) -> None:
@@ -219,10 +221,10 @@ def test_the_references_are_a_folder_s_or_those_of_its_sets(tmp_path: Path) -> N
     assert (set(found.paths), found.prompts) == (set(paths), {"TMDB-0", "TMDB-1"})
     whole = references_of(prompts, tmp_path / "TMDB")
     assert (set(whole.paths), len(whole.prompts)) == (set(paths), 4)
-    with pytest.raises(UserError, match="no folder of reference pictures at"):
+    with pytest.raises(UserError, match="no folder of reference images at"):
         references_of(prompts, tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="There is no reference picture in"):
+    with pytest.raises(UserError, match="There is no reference image in"):
         references_of(prompts, tmp_path / "empty")
 
 
@@ -254,8 +256,8 @@ def test_inception_is_a_torchscript_file(tmp_path: Path) -> None:
     torch.jit.script(Graph()).save(str(tmp_path / INCEPTION))
     encoders, left_out = find_encoders(tmp_path, [])
     assert left_out == {}
-    picture = np.random.default_rng(0).integers(0, 255, (5, 7, 3)).astype(np.uint8)
-    assert np.allclose(encoders[0].features([picture]).numpy()[0], picture.mean(axis=(0, 1)), rtol=1e-5)
+    image = np.random.default_rng(0).integers(0, 255, (5, 7, 3)).astype(np.uint8)
+    assert np.allclose(encoders[0].features([image]).numpy()[0], image.mean(axis=(0, 1)), rtol=1e-5)
     (tmp_path / "bad.pt").write_bytes(b"x")
     with pytest.raises(UserError, match="is no TorchScript file"):
         Inception(tmp_path / "bad.pt")

@@ -30,7 +30,7 @@ OBSERVERS = [
 
 
 def systems_in(folder: Path, *names: str) -> dict[str, Path]:
-    """A folder a system, each picture of its own colour."""
+    """A folder a system, each image of its own colour."""
     for number, name in enumerate(names):
         (folder / name).mkdir()
         for wanted in PROMPTS:
@@ -103,10 +103,10 @@ def test_everybody_is_asked_everything_once_in_a_balanced_order(study: Study, tm
     assert set(firsts.values()) == {1} and len(firsts) == 12
 
     pairs = make_study("pairs", {name: tmp_path / name for name in "abc"}, PROMPTS)
-    first, second = ({frozenset(q.pictures): q.pictures for q in questions_of(pairs, number)} for number in (0, 1))
+    first, second = ({frozenset(q.images): q.images for q in questions_of(pairs, number)} for number in (0, 1))
     assert len(first) == 12 and first.keys() == second.keys()
     assert all(first[pair] == second[pair][::-1] for pair in first), "sides change from rater to rater"
-    left = Counter(pictures[0].parent.name for pictures in first.values())
+    left = Counter(images[0].parent.name for images in first.values())
     assert max(left.values()) - min(left.values()) <= 2
 
 
@@ -146,10 +146,10 @@ def test_many_raters_at_once_lose_nothing(study: Study, tmp_path: Path) -> None:
     assert len(ratings.answers()) == 4 * 4 * 3
 
 
-def test_a_picture_that_cannot_be_shown_is_named_before_anybody_comes(tmp_path: Path) -> None:
+def test_a_image_that_cannot_be_shown_is_named_before_anybody_comes(tmp_path: Path) -> None:
     folders = systems_in(tmp_path, "a", "b")
-    (folders["b"] / "2.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"b/2\.png cannot be read as a picture; put a whole one there, or remove it"):
+    (folders["b"] / "2.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"b/2\.png cannot be read as an image; put a whole one there, or remove it"):
         make_study("pairs", folders, PROMPTS)
     (folders["b"] / "2.png").unlink()
     assert list(make_study("pairs", folders, PROMPTS).prompts) == ["0", "1", "3"]
@@ -199,7 +199,7 @@ def test_what_is_no_study_is_told(study: Study, tmp_path: Path) -> None:
     folders = {name: tmp_path / name for name in "ab"}
     with pytest.raises(UserError, match="at least two systems"):
         make_study("scores", {"a": tmp_path / "a"}, PROMPTS)
-    with pytest.raises(UserError, match="no folder of pictures"):
+    with pytest.raises(UserError, match="no folder of images"):
         make_study("scores", {**folders, "z": tmp_path / "z"}, PROMPTS)
     Ratings(tmp_path / "r.sqlite", study)
     with pytest.raises(UserError, match="another study"):

@@ -36,7 +36,7 @@ def test_the_same_options_make_the_same_bytes(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         write_benchmark(SMALL, tmp_path / name)
     assert files(tmp_path / "a") == files(tmp_path / "b")
-    assert len(list((tmp_path / "a" / "pictures").glob("*.png"))) == 3 * (len(SUBSETS) + len(ALIGNMENT_SUBSETS))
+    assert len(list((tmp_path / "a" / "images").glob("*.png"))) == 3 * (len(SUBSETS) + len(ALIGNMENT_SUBSETS))
     # Once more where it is: nothing is done, and another benchmark is refused.
     assert write_benchmark(SMALL, tmp_path / "a") == json.loads(files(tmp_path / "b")["benchmark.json"])
     with pytest.raises(UserError, match="holds another benchmark"):
@@ -50,7 +50,7 @@ def test_the_text_subsets_are_those_of_version_1_and_an_older_folder_gets_the_ot
     whole = files(tmp_path)
     older = {name: value for name, value in about.items() if not name.startswith("alignment")}
     (tmp_path / "benchmark.json").write_text(json.dumps(older), encoding="utf-8")
-    for name in ("alignment.jsonl", *(f"pictures/{subset}-0001.png" for subset in ALIGNMENT_SUBSETS)):
+    for name in ("alignment.jsonl", *(f"images/{subset}-0001.png" for subset in ALIGNMENT_SUBSETS)):
         (tmp_path / name).unlink()
     assert write_benchmark(SMALL, tmp_path) == about
     assert files(tmp_path) == whole
@@ -70,14 +70,14 @@ def test_the_prompt_file_is_read_back_with_polygons_and_references(tmp_path: Pat
     prompts = read_prompt_files([tmp_path / "prompts.jsonl"])
     for wanted, scene in zip(prompts, scenes(SMALL), strict=True):
         assert (wanted.key, wanted.subset, wanted.prompt) == (scene.key, scene.subset, scene.prompt)
-        # What the prompt quotes is what the picture shows, in this order.
+        # What the prompt quotes is what the image shows, in this order.
         assert wanted.strings == quoted(scene.prompt) == tuple(line.text for line in scene.layout.lines)
         assert wanted.reference is not None
         assert (np.asarray(Image.open(wanted.reference)) == draw_scene(scene, 64)).all()
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])
-def test_every_entry_can_be_drawn_and_stands_inside_its_picture(split: str) -> None:
+def test_every_entry_can_be_drawn_and_stands_inside_its_image(split: str) -> None:
     subsets = (*SUBSETS, *ALIGNMENT_SUBSETS)
     for scene in scenes(BenchmarkOptions(split=split, count=30), subsets):  # type: ignore[arg-type]
         assert parse_prompt(scene.prompt).strings
@@ -98,7 +98,7 @@ def test_small_print_is_small() -> None:
 
 
 def can_be_drawn_in_training(text: str) -> bool:
-    """Whether the training pictures' renderer may write this: training words, and runs of capitals and digits."""
+    """Whether the training images' renderer may write this: training words, and runs of capitals and digits."""
     if text in training_words():
         return True
     reserved = text in held_out_words() or text in rare_words()
@@ -162,10 +162,10 @@ def test_what_is_counted_is_what_is_drawn() -> None:
     counts = set()
     for scene in scenes(BenchmarkOptions(count=20), ["counting"]):
         *shapes, sign = scene.carriers
-        picture = draw_scene(scene, 256)
+        image = draw_scene(scene, 256)
         # Columns in which a shape's colour stands, on the shapes' side of the sign.
         left, top, right, bottom = (round(value * 256) for value in shapes[0].box)
-        own = (picture[top:bottom] == picture[(top + bottom) // 2, left : (left + right) // 2 + 1][-1]).all(axis=2)
+        own = (image[top:bottom] == image[(top + bottom) // 2, left : (left + right) // 2 + 1][-1]).all(axis=2)
         if shapes[0].kind != "ring":  # whose middle is bare
             assert runs(own.any(axis=0)) == len(shapes)
         said = scene.prompt if scene.prompt.split()[0] in NUMBERS.values() else ""
@@ -188,7 +188,7 @@ def test_every_shape_covers_its_middle_or_its_edge_and_no_corner() -> None:
         assert (covered == covered[:, ::-1]).all()
 
 
-def test_a_templates_picture_is_asked_for_its_word_and_its_colour(tmp_path: Path) -> None:
+def test_a_templates_image_is_asked_for_its_word_and_its_colour(tmp_path: Path) -> None:
     write_benchmark(SMALL, tmp_path)
     entries = [entry for entry in read_entries(tmp_path / "alignment.jsonl") if entry.subset == "templates"]
     for entry in entries:

@@ -31,16 +31,16 @@ def read(*lines: str, crops: tuple[str, ...] | None = None) -> Reading:
     )
 
 
-def values(name: str, mode: str, *pictures: tuple[Wanted, Reading]) -> dict[str, float]:
+def values(name: str, mode: str, *images: tuple[Wanted, Reading]) -> dict[str, float]:
     protocol = PROTOCOLS[name]
-    return pool_terms((protocol.score(wanted, reading, mode) for wanted, reading in pictures), protocol.combine)
+    return pool_terms((protocol.score(wanted, reading, mode) for wanted, reading in images), protocol.combine)
 
 
 # MARIO-Eval
 
 
-def test_mario_averages_over_pictures_and_takes_f_of_the_means() -> None:
-    pictures = (
+def test_mario_averages_over_images_and_takes_f_of_the_means() -> None:
+    images = (
         (asked("A sign 'Hello World'"), read("hello", "WORLD", "x")),  # P 2/3, R 2/2, not exact
         (asked("A cup 'Tea'"), read("tea")),  # 1, 1, exact
         (asked("A mug 'Hot Hot'"), read("hot")),  # P 1/1, R 1/2: multisets
@@ -48,7 +48,7 @@ def test_mario_averages_over_pictures_and_takes_f_of_the_means() -> None:
     )
     precision, recall = (2 / 3 + 1 + 1 + 0) / 4, (1 + 1 + 1 / 2 + 0) / 4
     for mode in MODES:
-        found = values("mario", mode, *pictures)
+        found = values("mario", mode, *images)
         assert found == pytest.approx(
             {
                 "accuracy": 1 / 4,
@@ -58,7 +58,7 @@ def test_mario_averages_over_pictures_and_takes_f_of_the_means() -> None:
             },
             abs=1e-6,
         )
-    # The mean of the pictures' own F would be another figure.
+    # The mean of the images' own F would be another figure.
     assert found["f_measure"] != pytest.approx((0.8 + 1 + 2 / 3 + 0) / 4, abs=1e-3)
 
 
@@ -68,31 +68,31 @@ def test_mario_keeps_punctuation_and_lowers_case() -> None:
 
 
 def test_mario_s_apostrophe_cuts_the_truth() -> None:
-    picture = asked("A poster 'Don't Panic' on a wall"), read("Don't", "Panic")
+    image = asked("A poster 'Don't Panic' on a wall"), read("Don't", "Panic")
     # Strict: '...' finds "don" alone. Nothing that was read is it.
-    assert values("mario", "strict", picture)["recall"] == 0
-    assert values("mario", "strict", (picture[0], read("Don")))["accuracy"] == 1
-    assert values("mario", "corrected", picture) == pytest.approx(
+    assert values("mario", "strict", image)["recall"] == 0
+    assert values("mario", "strict", (image[0], read("Don")))["accuracy"] == 1
+    assert values("mario", "corrected", image) == pytest.approx(
         {"accuracy": 1, "precision": 1, "recall": 1, "f_measure": 1}, abs=1e-6
     )
 
 
 def test_mario_s_accuracy_confuses_words_that_are_split_differently() -> None:
-    picture = asked("'ab c'"), read("a", "bc")
-    assert values("mario", "strict", picture) == pytest.approx(
+    image = asked("'ab c'"), read("a", "bc")
+    assert values("mario", "strict", image) == pytest.approx(
         {"accuracy": 1, "precision": 0, "recall": 0, "f_measure": 0}
     )
-    assert values("mario", "corrected", picture)["accuracy"] == 0
+    assert values("mario", "corrected", image)["accuracy"] == 0
 
 
 def test_mario_takes_straight_single_marks_alone_when_strict() -> None:
-    picture = asked('a sign that says "HOUSE"'), read("HOUSE")
+    image = asked('a sign that says "HOUSE"'), read("HOUSE")
     # Nothing is asked for, so reading something is wrong, and nothing is right.
-    assert values("mario", "strict", picture)["accuracy"] == 0
-    assert values("mario", "strict", (picture[0], read())) == pytest.approx(
+    assert values("mario", "strict", image)["accuracy"] == 0
+    assert values("mario", "strict", (image[0], read())) == pytest.approx(
         {"accuracy": 1, "precision": 0, "recall": 0, "f_measure": 0}
     )
-    assert values("mario", "corrected", picture)["accuracy"] == 1
+    assert values("mario", "corrected", image)["accuracy"] == 1
     assert values("mario", "corrected", (asked("a cat"), read("HOUSE"))) == {}
 
 
@@ -104,15 +104,15 @@ def anytext(*lines: tuple[str, bool]) -> Wanted:
 
 
 def test_anytext_scores_lines_with_their_case() -> None:
-    picture = anytext(("HOUSE", True), ("Tea", True)), read(crops=("HOUSE", "tea"))
-    strict = values("anytext", "strict", picture)
+    image = anytext(("HOUSE", True), ("Tea", True)), read(crops=("HOUSE", "tea"))
+    strict = values("anytext", "strict", image)
     assert strict["sentence_accuracy"] == 1 / 2
     # "Tea" against "tea": one edit of 3 letters.
     assert strict["ned"] == pytest.approx((1 + 1 - 1 / 3.00001) / 2, abs=1e-9)
-    assert values("anytext", "corrected", picture)["ned"] == pytest.approx((1 + 2 / 3) / 2)
+    assert values("anytext", "corrected", image)["ned"] == pytest.approx((1 + 2 / 3) / 2)
 
 
-def test_anytext_averages_over_lines_not_pictures() -> None:
+def test_anytext_averages_over_lines_not_images() -> None:
     many = anytext(*[("A", True)] * 3), read(crops=("A", "A", "A"))
     one = anytext(("B", True)), read(crops=("x",))
     assert values("anytext", "strict", many, one)["sentence_accuracy"] == 3 / 4
@@ -136,22 +136,22 @@ def test_anytext_ned_of_empty_text() -> None:
 # CVTG-2K
 
 
-def test_cvtg_counts_words_over_all_pictures() -> None:
-    pictures = (
+def test_cvtg_counts_words_over_all_images() -> None:
+    images = (
         (asked("'Big Sale' and 'Today'"), read("big sale", "junk")),  # 2 of 3
         (asked("'Open'"), read()),  # 0 of 1
     )
     for mode in MODES:
-        found = values("cvtg", mode, *pictures)
+        found = values("cvtg", mode, *images)
         assert found["word_accuracy"] == 2 / 4
         # "today" is like none: every word read is 5 edits of 5 letters away. Of nothing, "open" is all edits.
         assert found["ned"] == pytest.approx((1 + 1 + 0 + 0) / 4, abs=1e-5)
 
 
 def test_cvtg_strict_lets_one_word_satisfy_many() -> None:
-    picture = asked("'go go go'"), read("go")
-    assert values("cvtg", "strict", picture)["word_accuracy"] == 1
-    assert values("cvtg", "corrected", picture)["word_accuracy"] == 1 / 3
+    image = asked("'go go go'"), read("go")
+    assert values("cvtg", "strict", image)["word_accuracy"] == 1
+    assert values("cvtg", "corrected", image)["word_accuracy"] == 1 / 3
 
 
 def test_cvtg_strict_takes_difflib_s_nearest_word() -> None:
@@ -165,27 +165,27 @@ def test_cvtg_strict_takes_difflib_s_nearest_word() -> None:
 
 
 def test_cvtg_takes_the_sentences_of_the_file_when_corrected() -> None:
-    picture = asked("A poster 'Don't Panic'", "Don't Panic"), read("don't panic")
-    assert values("cvtg", "strict", picture)["word_accuracy"] == 0
-    assert values("cvtg", "corrected", picture)["word_accuracy"] == 1
+    image = asked("A poster 'Don't Panic'", "Don't Panic"), read("don't panic")
+    assert values("cvtg", "strict", image)["word_accuracy"] == 0
+    assert values("cvtg", "corrected", image)["word_accuracy"] == 1
 
 
 # LongText-Bench
 
 
-def test_longtext_counts_words_as_multisets_over_all_pictures() -> None:
-    pictures = (
+def test_longtext_counts_words_as_multisets_over_all_images() -> None:
+    images = (
         (asked("", "The cat, the hat."), read("THE cat", "extra")),  # the, cat of the, cat, the, hat
         (asked("", "Open"), read("open now")),
     )
     for mode in MODES:
-        assert values("longtext", mode, *pictures) == {"text_accuracy": 3 / 5}
+        assert values("longtext", mode, *images) == {"text_accuracy": 3 / 5}
 
 
 def test_longtext_counts_chinese_by_characters() -> None:
-    picture = asked("", "生日快乐, 生!"), read("乐快 日")
+    image = asked("", "生日快乐, 生!"), read("乐快 日")
     for mode in MODES:
-        assert values("longtext", mode, picture) == {"text_accuracy": 3 / 5}
+        assert values("longtext", mode, image) == {"text_accuracy": 3 / 5}
 
 
 def test_longtext_strict_drops_letters_that_it_does_not_know() -> None:
@@ -201,16 +201,16 @@ def test_longtext_strict_drops_letters_that_it_does_not_know() -> None:
 
 
 def test_glyphcontrol_looks_for_the_word_among_the_detections() -> None:
-    pictures = (
+    images = (
         (asked('"Tea"'), read("Tea", "x")),  # exact
         (asked('"Tea"'), read("tea")),  # any case; 1 edit
         (asked('"Tea"'), read("hot Tea")),  # a detection of two words; 4 edits
         (asked('"Tea"'), read()),  # nothing found
     )
-    assert values("glyphcontrol", "strict", *pictures) == pytest.approx(
+    assert values("glyphcontrol", "strict", *images) == pytest.approx(
         {"accuracy": 1 / 4, "accuracy_any_case": 2 / 4, "ld": (0 + 1 + 4) / 3}
     )
-    assert values("glyphcontrol", "corrected", *pictures) == pytest.approx(
+    assert values("glyphcontrol", "corrected", *images) == pytest.approx(
         {"accuracy": 2 / 4, "accuracy_any_case": 3 / 4, "ld": (0 + 1 + 0 + 3) / 4}
     )
 
@@ -218,14 +218,14 @@ def test_glyphcontrol_looks_for_the_word_among_the_detections() -> None:
 # TextAtlasEval
 
 
-def test_textatlas_matches_with_tolerance_over_all_pictures() -> None:
-    pictures = (
+def test_textatlas_matches_with_tolerance_over_all_images() -> None:
+    images = (
         # "hello" is like "hallo" (8/10 = 80), "wurst" not like "world" (4/10), "x" is too much: 1 of 2, read 3.
         (asked("", "Hello World"), read("hallo", "wurst x")),
         (asked("", "open"), read("open")),
     )
     for mode in MODES:
-        found = values("textatlas", mode, *pictures)
+        found = values("textatlas", mode, *images)
         assert (found["accuracy"], found["precision"]) == (2 / 3, 2 / 4)
         assert found["f_measure"] == pytest.approx(2 * (2 / 3) * (1 / 2) / (2 / 3 + 1 / 2))
 
@@ -245,12 +245,12 @@ def test_textatlas_strict_takes_the_first_free_word() -> None:
 
 
 def test_textatlas_cer_over_the_longer_text_or_the_wanted_one() -> None:
-    pictures = (
+    images = (
         (asked("", "abc"), read("abcdef")),  # 3 edits: of 6, of 3
         (asked("", "Tea"), read("tea")),  # case counts: 1 of 3
         (asked("", ""), read("noise")),  # nothing wanted: no part of CER, but of precision
     )
-    strict, corrected = (values("textatlas", mode, *pictures) for mode in MODES)
+    strict, corrected = (values("textatlas", mode, *images) for mode in MODES)
     assert strict["cer"] == pytest.approx((3 / 6 + 1 / 3) / 2)
     assert corrected["cer"] == pytest.approx((3 / 3 + 1 / 3) / 2)
     assert strict["precision"] == pytest.approx(1 / 3)  # "tea" of abcdef, tea, noise; abc against abcdef is 67
@@ -258,9 +258,9 @@ def test_textatlas_cer_over_the_longer_text_or_the_wanted_one() -> None:
 
 def test_textatlas_corrected_reads_in_reading_order() -> None:
     lines = (TextLine("world", box_polygon(0, 0.5, 1, 0.6)), TextLine("hello", box_polygon(0, 0.1, 1, 0.2)))
-    picture = asked("", "hello world"), Reading(lines)
-    assert values("textatlas", "strict", picture)["cer"] > 0
-    assert values("textatlas", "corrected", picture)["cer"] == 0
+    image = asked("", "hello world"), Reading(lines)
+    assert values("textatlas", "strict", image)["cer"] > 0
+    assert values("textatlas", "corrected", image)["cer"] == 0
 
 
 def test_textatlas_of_nothing_read_is_nothing() -> None:
@@ -314,7 +314,7 @@ def test_the_interval_of_a_share_is_that_of_the_binomial() -> None:
     assert high == pytest.approx(0.79, abs=0.02)
 
 
-def test_pictures_of_one_prompt_are_drawn_together() -> None:
+def test_images_of_one_prompt_are_drawn_together() -> None:
     rng = np.random.default_rng(0)
     prompts = [{"accuracy": (4.0 * value, 4.0)} for value in (rng.random(50) < 0.5).astype(float)]
     alone = [{"accuracy": (sums["accuracy"][0] / 4, 1.0)} for sums in prompts for _ in range(4)]

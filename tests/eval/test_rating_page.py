@@ -34,7 +34,7 @@ def browser() -> Iterator[Any]:
 
 
 def ratings_in(folder: Path, kind: Any) -> Ratings:
-    """Two systems whose pictures say in their files who drew them."""
+    """Two systems whose images say in their files who drew them."""
     told = PngImagePlugin.PngInfo()
     told.add_text("recipe", "secretsystem")
     for name, colour in (("secretsystem", "red"), ("other", "blue")):
@@ -68,12 +68,12 @@ def test_a_watermark_is_painted_over_for_its_system_alone(tmp_path: Path) -> Non
         np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
         for data in re.findall(r"base64,([^\"]+)", question_html(question))
     ]
-    for picture, path in zip(shown, question.pictures, strict=True):
-        assert picture.any() == (path.parent.name == "other")
+    for image, path in zip(shown, question.images, strict=True):
+        assert image.any() == (path.parent.name == "other")
 
 
 def check_look(page: Any, kind: str) -> None:
-    """The name has made room; the pictures fill a small screen, one as wide as the other, and nothing is wider."""
+    """The name has made room; the images fill a small screen, one as wide as the other, and nothing is wider."""
     assert not page.locator("#rater").is_visible()
     before = page.viewport_size
     page.set_viewport_size({"width": 390, "height": 800})

@@ -16,7 +16,7 @@ from PIL import Image
 
 from vlad.eval.baselines import WATERMARK, DeepFloydIF, TextDiffuser, load_character_unet
 from vlad.eval.fidelity import INCEPTION
-from vlad.eval.image_sets import picture_seed
+from vlad.eval.image_sets import image_seed
 from vlad.eval.ocr_files import painted_over
 from vlad.eval.protocols.terms import Wanted
 from vlad.eval.scoring import ScoreOptions
@@ -53,7 +53,7 @@ def test_there_is_an_entry_for_each_row_with_its_published_figures() -> None:
         "controlnet": "controlnet",
         "deepfloyd": "deepfloyd",
         "textdiffuser": "textdiffuser",
-        "artist": "pictures",
+        "artist": "images",
         "vlad": "vlad",
     }
     for entry in entries.values():
@@ -82,7 +82,7 @@ def test_a_letter_s_box_holds_its_class() -> None:
     assert set(np.unique(edges)) == {0, 255} and not edges[:20].any() and edges.mean() < 40
 
 
-def test_rows_hold_all_words_inside_the_picture() -> None:
+def test_rows_hold_all_words_inside_the_image() -> None:
     texts = ["The quick brown fox", "jumps", "supercalifragilisticexpialidocious"]
     layout = rows_layout(texts)
     assert " ".join(line.text for line in layout.lines) == " ".join(texts)
@@ -95,8 +95,8 @@ def test_rows_hold_all_words_inside_the_picture() -> None:
 def test_textdiffuser_takes_seventeen_channels_in_its_order(stable_diffusion: Path, character_unet: Path) -> None:
     """The loop against one step by hand."""
     model = TextDiffuser(stable_diffusion, character_unet, 16, 1, 3.0, "DDPMScheduler")
-    picture = model.draw(["a sign"], [7], [HELLO])[0]
-    assert picture.size == (16, 16)
+    image = model.draw(["a sign"], [7], [HELLO])[0]
+    assert image.size == (16, 16)
 
     pipeline, unet = model.pipeline, load_character_unet(character_unet)
     generator = torch.Generator().manual_seed(7)
@@ -115,7 +115,7 @@ def test_textdiffuser_takes_seventeen_channels_in_its_order(stable_diffusion: Pa
     x_0 = scheduler.step(without + 3 * (told - without), t, x_t, generator=[generator]).prev_sample
     pixels = pipeline.vae.decode(x_0 / 0.18215).sample
     expected = ((pixels[0] / 2 + 0.5).clamp(0, 1) * 255).round().detach().permute(1, 2, 0).numpy()
-    assert np.abs(np.asarray(picture).astype(int) - expected).max() <= 1
+    assert np.abs(np.asarray(image).astype(int) - expected).max() <= 1
 
 
 def test_layouts_shape_what_is_drawn(
@@ -129,7 +129,7 @@ def test_layouts_shape_what_is_drawn(
         entry = Entry(path=str(stable_diffusion), pixels=16, steps=2, **options)
         artist = artist_of(entry)
         wanted = Wanted("0", "a sign that says 'HELLO'", ("HELLO",))
-        seed = [picture_seed(0, "0", 0)]
+        seed = [image_seed(0, "0", 0)]
         (own, layout), (again, _), (other, _) = (
             artist.draw([wanted], seed, layouts)[0] for layouts in (None, [HELLO], [OTHER])
         )
@@ -144,13 +144,13 @@ def test_layouts_shape_what_is_drawn(
     assert "The string" in str(planned.refusal(Wanted("1", f"'{'long ' * 20}'", ()), None))
 
 
-def test_deepfloyd_marks_its_pictures_where_the_mask_is(deepfloyd: Path) -> None:
+def test_deepfloyd_marks_its_images_where_the_mask_is(deepfloyd: Path) -> None:
     model = DeepFloydIF([deepfloyd / name for name in ("IF-I", "IF-II", "upscaler")], 2, None)
-    pictures = [np.asarray(image) for image in model.draw(["a sign", "a cat"], [1, 2])]
-    assert [picture.shape for picture in pictures] == [(64, 64, 3)] * 2
-    assert (pictures[0] != pictures[1]).any()
+    images = [np.asarray(drawn) for drawn in model.draw(["a sign", "a cat"], [1, 2])]
+    assert [image.shape for image in images] == [(64, 64, 3)] * 2
+    assert (images[0] != images[1]).any()
     alone = np.asarray(model.draw(["a sign"], [1])[0])
-    assert np.abs(alone.astype(int) - pictures[0]).max() <= 1, "a picture does not depend on its neighbours"
+    assert np.abs(alone.astype(int) - images[0]).max() <= 1, "an image does not depend on its neighbours"
     model.third.watermarker = None
     bare = np.asarray(model.draw(["a sign"], [1])[0])
     marked = (alone != bare).any(axis=-1)
@@ -201,10 +201,10 @@ def test_the_table_of_all_rows(
     assert "watermark of DeepFloyd IF is painted over" in printed and "not measured" not in printed
     # Why a column is empty is told once for all rows, with what goes where.
     assert printed.count("CLIPScore (clip-vit-base-patch32, prefix 'A photo depicts', scale 1) needs its CLIP") == 1
-    assert printed.count("FID and KID compare with real pictures, and the prompt file names none") == 1
+    assert printed.count("FID and KID compare with real images, and the prompt file names none") == 1
     rows = json.loads((tmp_path / "out" / "table1.json").read_text(encoding="utf-8"))
     names = ["stable-diffusion", "fine-tuned", "controlnet", "deepfloyd", "textdiffuser", "artist", "vlad"]
-    assert [(row["row"], row["pictures"], row["missing"]) for row in rows] == [(name, 2, 0) for name in names]
+    assert [(row["row"], row["images"], row["missing"]) for row in rows] == [(name, 2, 0) for name in names]
     assert rows[-1]["measured"]["strict"]["accuracy"] == 0 and rows[-1]["measured"]["strict"]["fid"] is None
     metrics = json.loads((tmp_path / "out" / "vlad" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["rests_on"]["target"].endswith(f"vlad.yaml, path {ours}")
@@ -219,13 +219,13 @@ def test_the_table_of_all_rows(
     shutil.rmtree(tmp_path / "made")
     assert table1(*call) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert "not measured: no folder of pictures at" in capsys.readouterr().out
+    assert "not measured: no folder of images at" in capsys.readouterr().out
     with pytest.raises(UserError, match="steps 1, now 2"):
         table1(*call, "vlad.steps=2", "--rows", "vlad")
 
 
-def test_what_a_row_lacks_or_rests_on_is_told_once_and_its_missing_pictures_named() -> None:
-    shared, own = "FID needs weights.", "CLIPScore: clip, prefix 'A photo depicts', scale 1, 3 pictures."
+def test_what_a_row_lacks_or_rests_on_is_told_once_and_its_missing_images_named() -> None:
+    shared, own = "FID needs weights.", "CLIPScore: clip, prefix 'A photo depicts', scale 1, 3 images."
     rows = [
         Row(
             "vlad",
@@ -235,23 +235,23 @@ def test_what_a_row_lacks_or_rests_on_is_told_once_and_its_missing_pictures_name
             (shared, own),
             ("7_0: The string is too long.",),
         ),
-        Row("artist", Entry(title="ARTIST", kind="pictures", path="made"), {}, 4, (shared,)),
+        Row("artist", Entry(title="ARTIST", kind="images", path="made"), {}, 4, (shared,)),
         Row("deepfloyd", Entry(title="DeepFloyd IF", kind="deepfloyd"), {}, left_out="no model at x"),
     ]
     said = remarks(rows, ScoreOptions(prompts=(Path("p.txt"),), first=3), "some engine 1", 5)
-    assert said[0] == "Measured by some engine 1 on the first 3 of 5 prompts of p.txt, 1 picture a prompt, seed 0."
+    assert said[0] == "Measured by some engine 1 on the first 3 of 5 prompts of p.txt, 1 image a prompt, seed 0."
     assert said[2:] == [
         "VLAD: drawn by runs/tiny, 50 steps.",
-        "ARTIST: the pictures of made.",
+        "ARTIST: the images of made.",
         shared,
         f"VLAD: {own}",
-        "PARTIAL, VLAD: 1 of 4 pictures are not scored, first 7_0: The string is too long.",
+        "PARTIAL, VLAD: 1 of 4 images are not scored, first 7_0: The string is too long.",
     ]
     assert "| 3, 1 missing |" in table_of(rows)
 
 
-def test_fid_is_of_the_sets_that_have_real_pictures(table1: Callable[..., int], tmp_path: Path) -> None:
-    """As MARIO-Eval lies on a disk: a folder a set, with real pictures in some."""
+def test_fid_is_of_the_sets_that_have_real_images(table1: Callable[..., int], tmp_path: Path) -> None:
+    """As MARIO-Eval lies on a disk: a folder a set, with real images in some."""
 
     class Graph(torch.nn.Module):
         def __init__(self) -> None:
@@ -280,9 +280,9 @@ def test_fid_is_of_the_sets_that_have_real_pictures(table1: Callable[..., int], 
     where = ("--weights", tmp_path / "weights", "--references", tmp_path / "MARIOEval", "--out", tmp_path / "out")
     assert table1("--prompts", *prompts, *given, *where) == 0
     (row,) = json.loads((tmp_path / "out" / "table1.json").read_text(encoding="utf-8"))
-    assert row["pictures"] == 6 and row["measured"]["strict"]["fid"] > 0
-    assert row["notes"][0] == "FID: inception-2015-12-05, 3 pictures against 4 references, once."
-    with pytest.raises(UserError, match="no folder of reference pictures"):
+    assert row["images"] == 6 and row["measured"]["strict"]["fid"] > 0
+    assert row["notes"][0] == "FID: inception-2015-12-05, 3 images against 4 references, once."
+    with pytest.raises(UserError, match="no folder of reference images"):
         table1("--prompts", *prompts, *given, "--references", tmp_path / "none", "--out", tmp_path / "out")
 
 
@@ -308,7 +308,7 @@ def test_fid_is_of_the_sets_that_have_real_pictures(table1: Callable[..., int], 
         (["controlnet.controlnet=''"], "set controlnet=FOLDER"),
         (["--out", ""], "--out names no folder"),
         (["--out", "x" * 300], "--out 'x+...' is no place for files"),
-        (["--references", "none"], "^There is no folder of reference pictures at none"),
+        (["--references", "none"], "^There is no folder of reference images at none"),
         (["--rows", "vald"], "There is no row 'vald'.* Did you mean 'vlad'"),
     ],
 )
@@ -333,7 +333,7 @@ def test_a_late_row_s_mistake_is_told_before_the_first_is_drawn(
     call = ("--prompts", tmp_path / "p.txt", *first, "--images-per-prompt", 1)
     with pytest.raises(UserError, match=r"Row vlad: .* was trained with a layout stage"):
         table1(*call, f"vlad.path={ours}", "vlad.kind=fine_tuned", "--out", tmp_path / "other")
-    with pytest.raises(UserError, match=r"Row artist: No picture in .* belongs to a prompt"):
+    with pytest.raises(UserError, match=r"Row artist: No image in .* belongs to a prompt"):
         table1(*call, f"artist.path={stable_diffusion}", "--out", tmp_path / "other")
     assert (
         table1(*call[:2], f"vlad.path={ours}", "vlad.steps=1", "--images-per-prompt", 1, "--out", tmp_path / "out") == 0
@@ -342,12 +342,12 @@ def test_a_late_row_s_mistake_is_told_before_the_first_is_drawn(
         table1(*call, f"vlad.path={ours}", "vlad.steps=2", "--out", tmp_path / "out")
     with pytest.raises(UserError, match="Row vlad: 1001 steps cannot be taken"):
         table1(*call, f"vlad.path={ours}", "vlad.steps=1001", "--out", tmp_path / "other")
-    for folder, file in (("file", "vlad"), ("deep", "vlad/pictures")):
+    for folder, file in (("file", "vlad"), ("deep", "vlad/images")):
         (tmp_path / folder / file).parent.mkdir(parents=True)
         (tmp_path / folder / file).write_text("", encoding="utf-8")
         with pytest.raises(UserError, match=f"Row vlad: .*{file} is a file where a folder has to be"):
             table1(*call, f"vlad.path={ours}", "--out", tmp_path / folder)
-    drawn = [path.parent.parent.name for path in tmp_path.rglob("pictures/*.png")]
+    drawn = [path.parent.parent.name for path in tmp_path.rglob("images/*.png")]
     assert drawn == ["vlad"]
 
 

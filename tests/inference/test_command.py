@@ -22,11 +22,11 @@ def call(*options: object) -> int:
 
 
 def pixels(path: Path) -> bytes:
-    with Image.open(path) as picture:
-        return picture.tobytes()
+    with Image.open(path) as image:
+        return image.tobytes()
 
 
-def pictures(out: Path) -> list[str]:
+def images(out: Path) -> list[str]:
     return sorted(path.name for path in out.glob("*.png"))
 
 
@@ -34,14 +34,14 @@ def test_every_seed_of_every_prompt_is_drawn_with_its_files(pipeline_folder: Pat
     out = tmp_path / "out"
     assert call(pipeline_folder, "--prompt", BLUE, "--prompt", RED, "--seeds", "0,5", "--out", out) == 0
     names = [f"{name}-s{seed}" for name in (BLUE_NAME, RED_NAME) for seed in (0, 5)]
-    assert pictures(out) == [f"{name}.png" for name in names]
+    assert images(out) == [f"{name}.png" for name in names]
     for name in names:
         assert (out / "layouts" / f"{name}.json").is_file()
         assert (out / "layouts" / f"{name}.png").is_file()
         assert (out / "layouts" / f"{name}-plan.png").is_file()
     assert (out / "grids" / "grid.png").is_file()
     index = [json.loads(line) for line in (out / "index.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [entry["picture"] for entry in index] == [f"{name}.png" for name in names]
+    assert [entry["image"] for entry in index] == [f"{name}.png" for name in names]
     assert [(entry["prompt"], entry["seed"]) for entry in index] == [(BLUE, 0), (BLUE, 5), (RED, 0), (RED, 5)]
     assert not list(out.rglob("*.partial"))
 
@@ -58,7 +58,7 @@ def test_what_is_there_is_kept_and_what_is_missing_is_drawn(
     gone.unlink()
     # A kill can leave half a line at the end of the index.
     with (out / "index.jsonl").open("a", encoding="utf-8") as stream:
-        stream.write('{"picture": "0000')
+        stream.write('{"image": "0000')
     assert call(*asked) == 0
     assert "3 of them were there before" in capsys.readouterr().out
     assert pixels(gone) == first
@@ -82,7 +82,7 @@ def test_a_bad_line_is_told_and_the_others_are_drawn(
     assert "EXTRAORDINARY" in said
     assert "2 of 4 prompts" in said
     # The third line keeps its number: once the second is mended, nothing moves.
-    assert pictures(tmp_path / "out") == [f"{BLUE_NAME}-s0.png", "0002-a-red-sign-that-says-bus-s0.png"]
+    assert images(tmp_path / "out") == [f"{BLUE_NAME}-s0.png", "0002-a-red-sign-that-says-bus-s0.png"]
 
 
 def test_a_layout_of_other_words_than_the_prompts_is_told_once(
@@ -91,7 +91,7 @@ def test_a_layout_of_other_words_than_the_prompts_is_told_once(
     line = ("--line", "HOUSE@0.1,0.1,0.9,0.4")
     assert call(pipeline_folder, "--prompt", BLUE, *line, "--out", tmp_path / "same") == 0
     said = capsys.readouterr()
-    assert "1 picture in" in said.out and "the layout" not in said.err
+    assert "1 image in" in said.out and "the layout" not in said.err
     asked = ("--prompt", RED, "--prompt", BLUE, "--prompt", "a wall")
     assert call(pipeline_folder, *asked, *line, "--out", tmp_path / "other") == 0
     (told,) = [told for told in capsys.readouterr().err.splitlines() if "the layout" in told]
@@ -108,7 +108,7 @@ def test_a_prompt_that_quotes_nothing_is_told_and_drawn(
     assert call(pipeline_folder, *asked, "--out", tmp_path / "mixed") == 0
     (told,) = [told for told in capsys.readouterr().err.splitlines() if "quotes nothing" in told]
     assert told.startswith("--prompt: ") and "quotation marks" in told and "1 more" in told
-    assert len(pictures(tmp_path / "mixed")) == 3
+    assert len(images(tmp_path / "mixed")) == 3
     given = ("--line", "HOUSE@0.1,0.1,0.9,0.4", "--out", tmp_path / "given")
     assert call(pipeline_folder, "--prompt", "a wall", *given) == 0
     assert "put what" not in capsys.readouterr().err
@@ -135,7 +135,7 @@ def test_what_cannot_be_is_told_before_a_model_is_loaded(
         call(tmp_path, *asked, *options)
 
 
-def test_a_picture_is_repeated_from_its_own_recipe(
+def test_a_image_is_repeated_from_its_own_recipe(
     pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, again = tmp_path / "first", tmp_path / "again"
@@ -143,33 +143,33 @@ def test_a_picture_is_repeated_from_its_own_recipe(
     more = ("--guidance-rescale", 0.5, "--negative-prompt", "a dog", "--size", "48x32", "--no-refit", "--batch-size", 3)
     asked = ("--prompt", BLUE, "--prompt", RED, "--seed", "3-4", *options, *more)
     assert call(pipeline_folder, *asked, "--out", first) == 0
-    picture = first / f"{RED_NAME}-s4.png"
-    with Image.open(picture) as drawn:
+    image = first / f"{RED_NAME}-s4.png"
+    with Image.open(image) as drawn:
         assert drawn.size == (48, 32)
-    assert call("--from", picture, "--out", again) == 0
+    assert call("--from", image, "--out", again) == 0
     repeated = again / "0000-a-red-sign-that-says-bus-s4.png"
-    assert pixels(repeated) == pixels(picture)
+    assert pixels(repeated) == pixels(image)
     assert "pixel for pixel" in capsys.readouterr().out
-    assert read_recipe(repeated) == read_recipe(picture)
+    assert read_recipe(repeated) == read_recipe(image)
     # One thing changed, the rest as it was.
-    assert call("--from", picture, "--seed", 9, "--out", again) == 0
+    assert call("--from", image, "--seed", 9, "--out", again) == 0
     other = read_recipe(again / "0000-a-red-sign-that-says-bus-s9.png")
-    assert other.settings == read_recipe(picture).settings
+    assert other.settings == read_recipe(image).settings
     assert other.solvers == ("DPMSolverMultistepScheduler",) * 2
 
 
 def test_a_given_layout_is_repeated_to_its_last_digit(pipeline_folder: Path, tmp_path: Path) -> None:
     line = "HOUSE@0.1234567891,0.2000000003,0.9000000001,0.6"
     assert call(pipeline_folder, "--prompt", BLUE, "--line", line, "--out", tmp_path / "first") == 0
-    picture = tmp_path / "first" / f"{BLUE_NAME}-s0.png"
-    recipe = read_recipe(picture)
+    image = tmp_path / "first" / f"{BLUE_NAME}-s0.png"
+    recipe = read_recipe(image)
     assert recipe.layout_given
     assert recipe.layout.lines[0].polygon[0] == (0.1234567891, 0.2000000003)
-    assert call("--from", picture, "--out", tmp_path / "again") == 0
-    assert pixels(tmp_path / "again" / picture.name) == pixels(picture)
+    assert call("--from", image, "--out", tmp_path / "again") == 0
+    assert pixels(tmp_path / "again" / image.name) == pixels(image)
 
 
-def test_another_model_does_not_repeat_a_picture(pipeline_folder: Path, tmp_path: Path) -> None:
+def test_another_model_does_not_repeat_a_image(pipeline_folder: Path, tmp_path: Path) -> None:
     import shutil
 
     import torch
@@ -180,9 +180,9 @@ def test_another_model_does_not_repeat_a_picture(pipeline_folder: Path, tmp_path
     weights = next((other / "refine_unet").glob("*.safetensors"))
     state = load_file(weights)
     save_file({name: value + 0.01 * torch.ones_like(value) for name, value in state.items()}, weights)
-    picture = tmp_path / "out" / f"{BLUE_NAME}-s0.png"
+    image = tmp_path / "out" / f"{BLUE_NAME}-s0.png"
     with pytest.raises(UserError, match="drawn by another model"):
-        call(other, "--from", picture, "--out", tmp_path / "again")
+        call(other, "--from", image, "--out", tmp_path / "again")
     with pytest.raises(UserError, match="another model"):
         call(other, "--prompt", BLUE, "--out", tmp_path / "out")
 
@@ -190,7 +190,7 @@ def test_another_model_does_not_repeat_a_picture(pipeline_folder: Path, tmp_path
 def test_layouts_alone_can_be_edited_and_drawn(pipeline_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert call(pipeline_folder, "--prompt", BLUE, "--layout-only", "--out", out) == 0
-    assert pictures(out) == []
+    assert images(out) == []
     file = out / "layouts" / f"{BLUE_NAME}-s0.json"
     layout = json.loads(file.read_text(encoding="utf-8"))
     layout["lines"][0]["polygon"] = [[0.1, 0.1], [0.9, 0.1], [0.9, 0.3], [0.1, 0.3]]
@@ -209,14 +209,14 @@ def test_what_somebody_breaks_in_a_layout_file_is_told_or_left_alone(pipeline_fo
     assert call(*asked) == 0
     file = tmp_path / "layouts" / f"{BLUE_NAME}-s0.json"
     file.write_text("{", encoding="utf-8")
-    # The picture has its own layout inside.
+    # The image has its own layout inside.
     assert call(*asked) == 0
     assert file.read_text(encoding="utf-8") == "{"
     with pytest.raises(UserError, match="is not JSON: line 1"):
         call(*asked, "--layout-only")
 
 
-def test_a_plan_stays_with_no_picture_but_its_own(pipeline_folder: Path, tmp_path: Path) -> None:
+def test_a_plan_stays_with_no_image_but_its_own(pipeline_folder: Path, tmp_path: Path) -> None:
     def sheet_width() -> int:
         with Image.open(tmp_path / "grids" / "grid.png") as sheet:
             return sheet.width
@@ -231,7 +231,7 @@ def test_a_plan_stays_with_no_picture_but_its_own(pipeline_folder: Path, tmp_pat
     assert sheet_width() < planned
 
 
-def test_a_picture_of_nothing_but_a_prompt_has_an_empty_layout(pipeline_folder: Path, tmp_path: Path) -> None:
+def test_a_image_of_nothing_but_a_prompt_has_an_empty_layout(pipeline_folder: Path, tmp_path: Path) -> None:
     assert call(pipeline_folder, "--prompt", "a wall", "--out", tmp_path) == 0
     assert call(pipeline_folder, "--prompt", "a wall", "--out", tmp_path) == 0
     assert read_recipe(tmp_path / "0000-a-wall-s0.png").layout.lines == ()
@@ -251,8 +251,8 @@ def test_a_memory_format_and_a_compiler_are_for_speed_alone(
     assert compiled == ["UNet2DConditionModel"] * 2
     both = []
     for way in ("plain", "fast"):
-        with Image.open(tmp_path / way / f"{BLUE_NAME}-s0.png") as picture:
-            both.append(np.asarray(picture, dtype=int))
+        with Image.open(tmp_path / way / f"{BLUE_NAME}-s0.png") as image:
+            both.append(np.asarray(image, dtype=int))
     assert np.abs(both[0] - both[1]).max() <= 1
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -261,15 +261,15 @@ def test_a_memory_format_and_a_compiler_are_for_speed_alone(
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_the_same_seed_gives_the_same_picture_whatever_the_batch_size(
+def test_the_same_seed_gives_the_same_image_whatever_the_batch_size(
     pipeline_folder: Path, tmp_path: Path, batch_size: int
 ) -> None:
     wanted, found = tmp_path / "wanted", tmp_path / "found"
     asked = (pipeline_folder, "--prompt", BLUE, "--prompt", RED, "--seed", "0-2", "--steps", 4)
     assert call(*asked, "--out", wanted) == 0
     assert call(*asked, "--out", found, "--batch-size", batch_size) == 0
-    assert pictures(found) == pictures(wanted)
-    for name in pictures(wanted):
+    assert images(found) == images(wanted)
+    for name in images(wanted):
         with Image.open(wanted / name) as first, Image.open(found / name) as second:
             difference = np.abs(np.asarray(first, dtype=int) - np.asarray(second, dtype=int))
         # Kernels of another shape round otherwise: a level of 256, and never more.
@@ -298,12 +298,12 @@ def test_when_memory_is_out_what_is_drawn_is_kept(
     asked = (pipeline_folder, "--prompt", BLUE, "--seed", "0-3", "--out", tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(VLADPipeline, "__call__", draw_once)
-        with pytest.raises(UserError, match=r"out with 2 pictures at once; 2 are drawn and kept.*--batch-size 1"):
+        with pytest.raises(UserError, match=r"out with 2 images at once; 2 are drawn and kept.*--batch-size 1"):
             call(*asked)
-    assert pictures(tmp_path) == [f"{BLUE_NAME}-s{seed}.png" for seed in (0, 1)]
+    assert images(tmp_path) == [f"{BLUE_NAME}-s{seed}.png" for seed in (0, 1)]
     assert len((tmp_path / "index.jsonl").read_text(encoding="utf-8").splitlines()) == 2
     assert call(*asked) == 0
-    assert len(pictures(tmp_path)) == 4
+    assert len(images(tmp_path)) == 4
 
 
 def test_sizes_are_told_with_the_nearest_that_fits(pipeline_folder: Path, tmp_path: Path) -> None:
@@ -315,19 +315,19 @@ def test_sizes_are_told_with_the_nearest_that_fits(pipeline_folder: Path, tmp_pa
     with pytest.raises(UserError, match="one of the two"):
         call(*asked, "--size", "48x32", "--aspect", "3:2")
     assert call(*asked, "--aspect", "3:1") == 0
-    with Image.open(tmp_path / f"{BLUE_NAME}-s0.png") as picture:
-        assert picture.size == (48, 16)
+    with Image.open(tmp_path / f"{BLUE_NAME}-s0.png") as image:
+        assert image.size == (48, 16)
     assert parse_size("96") == (96, 96)
 
 
 def test_the_text_of_a_template_stays_where_it_is(pipeline_folder: Path, tmp_path: Path) -> None:
     from vlad.layout.glyph_map import draw_glyph_map
     from vlad.layout.polygons import box_iou, box_polygon
-    from vlad.reports.image_grids import picture_of_map
+    from vlad.reports.image_grids import image_of_map
     from vlad.types import Layout, TextLine
 
     line = TextLine("HOUSE", box_polygon(0.2, 0.6, 0.8, 0.75))
-    picture_of_map(1 - draw_glyph_map(Layout((line,)), 256, 256)).save(tmp_path / "template.png")
+    image_of_map(1 - draw_glyph_map(Layout((line,)), 256, 256)).save(tmp_path / "template.png")
     assert (
         call(pipeline_folder, "--prompt", BLUE, "--template", tmp_path / "template.png", "--out", tmp_path / "out") == 0
     )
@@ -336,7 +336,7 @@ def test_the_text_of_a_template_stays_where_it_is(pipeline_folder: Path, tmp_pat
     assert box_iou(found.polygon, line.polygon) > 0.6
     Image.new("RGB", (64, 64), "white").save(tmp_path / "empty.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + os.urandom(50))
-    for name, said in (("empty.png", "no text"), ("broken.png", "no picture that"), ("none.png", "no picture")):
+    for name, said in (("empty.png", "no text"), ("broken.png", "no image that"), ("none.png", "no image")):
         with pytest.raises(UserError, match=said):
             call(pipeline_folder, "--prompt", BLUE, "--template", tmp_path / name, "--out", tmp_path / "out")
     with pytest.raises(UserError, match="--line and --template all say"):
@@ -359,9 +359,9 @@ def test_a_raw_map_that_reads_as_wanted_is_kept(
         call(*asked, "--out", tmp_path / "kept")
 
 
-def test_a_damaged_or_foreign_picture_is_no_recipe(tmp_path: Path) -> None:
+def test_a_damaged_or_foreign_image_is_no_recipe(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "foreign.png")
     (tmp_path / "broken.png").write_bytes(os.urandom(100))
-    for name, said in (("foreign.png", "no recipe"), ("broken.png", "no picture"), ("none.png", "no picture")):
+    for name, said in (("foreign.png", "no recipe"), ("broken.png", "no image"), ("none.png", "no image")):
         with pytest.raises(UserError, match=said):
             read_recipe(tmp_path / name)

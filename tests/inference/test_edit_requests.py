@@ -1,4 +1,4 @@
-"""sample.py --edit: a picture, a region and words come to one edit; what does not fit is one sentence."""
+"""sample.py --edit: an image, a region and words come to one edit; what does not fit is one sentence."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from sample import parser
 from vlad.config.load import load_config
 from vlad.inference.command import sample
 from vlad.inference.edit_requests import read_edit
-from vlad.inference.input_images import read_picture
+from vlad.inference.input_images import read_image
 from vlad.inference.recipes import read_recipe, recipe_from_json, recipe_to_json
 from vlad.training.build import build_pipeline, new_parts
 from vlad.utils.errors import UserError
@@ -53,7 +53,7 @@ def test_a_region_is_drawn_anew_and_the_rest_is_kept(editor: Path, shop: Path, t
     out = tmp_path / "out"
     assert call(editor, "--edit", shop, "--mask", REGION, "--line", "SALE", "--seed", "0-2", "--out", out) == 0
     drawn = sorted(out.glob("*.png"))
-    assert [path.name for path in drawn] == [f"0000-a-picture-that-says-sale-s{seed}.png" for seed in (0, 1, 2)]
+    assert [path.name for path in drawn] == [f"0000-a-image-that-says-sale-s{seed}.png" for seed in (0, 1, 2)]
     for path in drawn:
         different = changed(shop, path)
         rows, columns = np.flatnonzero(different.any(axis=1)), np.flatnonzero(different.any(axis=0))
@@ -61,7 +61,7 @@ def test_a_region_is_drawn_anew_and_the_rest_is_kept(editor: Path, shop: Path, t
         assert different[9:14, 14:34].mean() > 0.9
     recipe = read_recipe(drawn[0])
     assert [line.text for line in recipe.layout.lines] == ["SALE"]
-    assert recipe.edit is not None and recipe.edit.picture == str(shop)
+    assert recipe.edit is not None and recipe.edit.image == str(shop)
     # Another mask under the same names is not taken for what is there.
     with pytest.raises(UserError, match="another edit"):
         call(editor, "--edit", shop, "--mask", "0,0,0.5,0.5", "--line", "SALE", "--out", out)
@@ -78,7 +78,7 @@ def test_a_placed_line_brings_its_own_mask_and_no_line_removes_text(editor: Path
     asked = ("--edit", shop, "--mask", tmp_path / "mask.png", "--mask", "0.5,0.5,1,1")
     assert call(editor, *asked, "--out", tmp_path / "removed") == 0
     (removed,) = (tmp_path / "removed").glob("*.png")
-    assert removed.name == "0000-a-picture-without-text-s0.png"
+    assert removed.name == "0000-a-image-without-text-s0.png"
     different = changed(shop, removed)
     assert different[:9, :9].mean() > 0.9 and different[18:, 26:].mean() > 0.9
     assert not different[:14, 14:].any()
@@ -110,23 +110,23 @@ def test_words_come_from_lines_a_layout_or_the_prompt(shop: Path, tmp_path: Path
     assert edit_of("--mask", REGION, "--prompt", "a wall")[0] == []
 
 
-def test_an_edited_picture_is_repeated_from_its_recipe(
+def test_an_edited_image_is_repeated_from_its_recipe(
     editor: Path, shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = tmp_path / "first"
     assert call(editor, "--edit", shop, "--mask", REGION, "--line", "SALE", "--seed", 3, "--out", first) == 0
-    (picture,) = first.glob("*.png")
-    assert call("--from", picture, "--out", tmp_path / "again") == 0
+    (image,) = first.glob("*.png")
+    assert call("--from", image, "--out", tmp_path / "again") == 0
     assert "pixel for pixel" in capsys.readouterr().out
-    recipe = read_recipe(picture)
+    recipe = read_recipe(image)
     assert recipe_from_json(recipe_to_json(recipe)) == recipe
     # One thing changed, the rest as it was.
-    assert call("--from", picture, "--line", "AB@0.3,0.3,0.6,0.45", "--out", tmp_path / "other") == 0
+    assert call("--from", image, "--line", "AB@0.3,0.3,0.6,0.45", "--out", tmp_path / "other") == 0
     (other,) = (tmp_path / "other").glob("*.png")
-    assert changed(picture, other)[9:14, 14:34].any() and not changed(shop, other)[:7].any()
+    assert changed(image, other)[9:14, 14:34].any() and not changed(shop, other)[:7].any()
     Image.new("RGB", (48, 32), "red").save(shop)
-    with pytest.raises(UserError, match="is not what it was when the picture was edited"):
-        call("--from", picture, "--out", tmp_path / "again")
+    with pytest.raises(UserError, match="is not what it was when the image was edited"):
+        call("--from", image, "--out", tmp_path / "again")
 
 
 def test_an_older_recipe_knows_of_no_edit() -> None:
@@ -144,18 +144,18 @@ def test_an_older_recipe_knows_of_no_edit() -> None:
     ("options", "said"),
     [
         ([], "--edit needs to know where"),
-        (["--mask", "2,2,3,3"], "reaches outside the picture"),
-        (["--mask", "0.5,0.5,0.5,0.9"], "neither a picture nor a region"),
-        (["--mask", "0.1,0.2,0.3"], "neither a picture nor a region"),
-        (["--mask", "nan,0,1,1"], "There is no picture at nan,0,1,1"),
-        (["--mask", "{folder}/nothing.png"], "There is no picture at"),
-        (["--mask", "x" * 5000], "There is no picture at xxx"),
-        (["--mask", "{folder}/small.png"], "has 8 x 8 pixels and the picture 48 x 32"),
+        (["--mask", "2,2,3,3"], "reaches outside the image"),
+        (["--mask", "0.5,0.5,0.5,0.9"], "neither an image nor a region"),
+        (["--mask", "0.1,0.2,0.3"], "neither an image nor a region"),
+        (["--mask", "nan,0,1,1"], "There is no image at nan,0,1,1"),
+        (["--mask", "{folder}/nothing.png"], "There is no image at"),
+        (["--mask", "x" * 5000], "There is no image at xxx"),
+        (["--mask", "{folder}/small.png"], "has 8 x 8 pixels and the image 48 x 32"),
         (["--mask", "{folder}/black.png"], r"is empty \(nothing is white\)"),
-        (["--mask", "{folder}/broken.png"], "no picture that can be read"),
+        (["--mask", "{folder}/broken.png"], "no image that can be read"),
         (["--mask", REGION, "--line", " "], "--line holds no text"),
         (["--line", "A@0,0,1,1", "--line", "B"], "some do not; let all do"),
-        (["--line", "A@0.5,0.5,2,2"], "stands outside the picture"),
+        (["--line", "A@0.5,0.5,2,2"], "stands outside the image"),
         (["--mask", REGION, "--line", "A", "--prompt", 'a "B"'], "both say what to write"),
         (["--mask", REGION, "--size", "64"], "--size says nothing"),
         (["--mask", REGION, "--template", "x.png"], "--template says nothing"),
@@ -170,7 +170,7 @@ def test_what_is_no_edit_is_one_sentence(shop: Path, tmp_path: Path, options: li
         call("nowhere", "--edit", shop, *(option.format(folder=tmp_path) for option in options))
 
 
-def test_pictures_that_cannot_be_edited_are_refused(
+def test_images_that_cannot_be_edited_are_refused(
     editor: Path, pipeline_folder: Path, shop: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="not trained to edit"):
@@ -178,10 +178,10 @@ def test_pictures_that_cannot_be_edited_are_refused(
     Image.new("RGB", (50, 33)).save(tmp_path / "odd.png")
     with pytest.raises(UserError, match=r"50 x 33 pixels.*nearest is 48 x 32"):
         call(editor, "--edit", tmp_path / "odd.png", "--mask", REGION, "--line", "A", "--out", tmp_path / "out")
-    with pytest.raises(UserError, match="name the picture with --edit"):
+    with pytest.raises(UserError, match="name the image with --edit"):
         call(editor, "--mask", REGION, "--prompt", "a wall")
-    (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
-    with pytest.raises(UserError, match="no picture that can be read"):
+    (tmp_path / "text.png").write_text("no image", encoding="utf-8")
+    with pytest.raises(UserError, match="no image that can be read"):
         read_edit(str(tmp_path / "text.png"), [REGION], ["A"])
     with pytest.raises(UserError, match="48 x 32 pixels; more than 100"):
-        read_picture(shop, 100)
+        read_image(shop, 100)

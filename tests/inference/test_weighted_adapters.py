@@ -41,18 +41,18 @@ def weights(pipeline: VLADPipeline) -> torch.Tensor:
 
 def test_weights_add_up_and_come_out_again(pipeline_folder: Path, adapters: list[Path]) -> None:
     pipeline = load_pipeline(pipeline_folder)
-    plain, picture = weights(pipeline), pipeline(PROMPT).images[0].tobytes()
+    plain, image = weights(pipeline), pipeline(PROMPT).images[0].tobytes()
     changes = []
     for adapter in adapters:
         set_adapters(pipeline, [str(adapter)])
         changes.append(weights(pipeline) - plain)
-        assert pipeline(PROMPT).images[0].tobytes() != picture
+        assert pipeline(PROMPT).images[0].tobytes() != image
     assert (changes[0] - changes[1]).abs().max() > 1e-2
     pipeline.load_adapters([f"{adapters[0]}:0.5", f"{adapters[1]}=-2"])
     torch.testing.assert_close(weights(pipeline) - plain, 0.5 * changes[0] - 2 * changes[1], atol=1e-5, rtol=1e-4)
     pipeline.unload_adapters()
     assert torch.equal(weights(pipeline), plain)
-    assert pipeline(PROMPT).images[0].tobytes() == picture
+    assert pipeline(PROMPT).images[0].tobytes() == image
     # The keys of a plain module: nothing of the adapters is left.
     assert not [name for name in pipeline.refine_unet.state_dict() if "lora" in name or "base_layer" in name]
 

@@ -48,7 +48,7 @@ def test_a_rotated_line_is_drawn_inside_its_polygon(degrees):
     )
 
 
-def test_half_a_turn_turns_the_picture():
+def test_half_a_turn_turns_the_image():
     upright = draw_glyph_map(layout_of("HOUSE", rotated_box(0)), 128, 128)
     turned = draw_glyph_map(layout_of("HOUSE", rotated_box(180)), 128, 128)
     assert np.abs(turned - upright[::-1, ::-1]).mean() < 0.01
@@ -60,7 +60,7 @@ def test_the_ink_fills_the_height_of_the_polygon():
     assert abs(rows[-1] - 119) <= 1
 
 
-def test_thin_strokes_of_small_pictures_keep_their_weight():
+def test_thin_strokes_of_small_images_keep_their_weight():
     small, large = (draw_glyph_map(layout_of("HOUSE"), pixels, pixels).mean() for pixels in (32, 256))
     assert small == pytest.approx(large, rel=0.1)
 
@@ -84,7 +84,7 @@ def test_lines_that_are_shown_are_not_masked():
     assert not ignore_mask(layout_of("HOUSE"), 50, 50).any()
 
 
-def test_the_mask_of_a_line_outside_the_picture_is_empty():
+def test_the_mask_of_a_line_outside_the_image_is_empty():
     for box in ((-0.5, 0.1, -0.1, 0.9), (0.1, -0.6, 0.9, -0.2), (1.1, 0.1, 1.5, 0.9)):
         assert not ignore_mask(layout_of("HOUSE", box_polygon(*box), valid=False), 50, 50).any()
 

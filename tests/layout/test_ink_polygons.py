@@ -37,7 +37,7 @@ def test_a_region_with_room_comes_back_to_the_line_s_own_polygon(size):
         (line,) = sample.layout.lines
         loose = enlarged(line, 0.3)
         before.append(polygon_iou(loose.polygon, line.polygon))
-        after.append(polygon_iou(tightened(loose, sample.picture).polygon, line.polygon))
+        after.append(polygon_iou(tightened(loose, sample.image).polygon, line.polygon))
     assert np.mean(before) < 0.65
     assert np.mean(after) > 0.9
     assert min(after) > 0.8
@@ -48,31 +48,31 @@ def test_rules_and_shapes_beside_the_letters_are_not_taken_for_letters():
     for index in range(20):
         poster = render_poster(index)  # a double frame at both sides, a sun below
         (line,) = poster.layout.lines
-        found.append(polygon_iou(tightened(enlarged(line, 0.3), poster.picture).polygon, line.polygon))
+        found.append(polygon_iou(tightened(enlarged(line, 0.3), poster.image).polygon, line.polygon))
     assert np.mean(found) > 0.9
 
 
 def test_tilted_lines_stay_tilted():
     line = TextLine("TILTED", TILTED)
-    picture = painted(line, 256, (240, 230, 40), (20, 30, 120))
-    found = tightened(enlarged(line, 0.25), picture)
+    image = painted(line, 256, (240, 230, 40), (20, 30, 120))
+    found = tightened(enlarged(line, 0.25), image)
     assert polygon_iou(found.polygon, TILTED) > 0.9
 
 
 def test_a_tilt_of_a_pixel_is_the_engine_s_rounding():
     line = TextLine("STRAIGHT", box_polygon(0.1, 0.4, 0.9, 0.55))
-    picture = painted(line, 64, (255, 255, 255), (0, 0, 0))
+    image = painted(line, 64, (255, 255, 255), (0, 0, 0))
     rounded = TextLine("STRAIGHT", ((4 / 64, 22 / 64), (60 / 64, 23 / 64), (60 / 64, 39 / 64), (4 / 64, 38 / 64)))
-    found = tightened(rounded, picture)
+    found = tightened(rounded, image)
     assert len({y for _, y in found.polygon}) == 2
     assert polygon_iou(found.polygon, line.polygon) > 0.9
 
 
-def test_the_glyph_map_of_the_found_polygon_covers_the_picture_s_ink():
+def test_the_glyph_map_of_the_found_polygon_covers_the_image_s_ink():
     for text in ("ILL", "Jumpy", "A", "1 to 7"):  # narrow and hanging letters, a single one, spaces
         line = TextLine(text, box_polygon(0.3, 0.4, 0.3 + 0.08 * len(text), 0.55))
-        picture = painted(line, 256, (250, 250, 250), (10, 10, 10))
-        found = tightened(enlarged(line, 0.3), picture)
+        image = painted(line, 256, (250, 250, 250), (10, 10, 10))
+        found = tightened(enlarged(line, 0.3), image)
         ink, drawn = (draw_glyph_map(Layout((each,)), 256, 256) > 0.5 for each in (line, found))
         assert (ink & drawn).sum() / (ink | drawn).sum() > 0.8, text
 
@@ -86,8 +86,8 @@ def test_what_cannot_be_told_apart_stays_as_it_is():
     noise = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
     dot = plain.copy()
     dot[31:33, 31:33] = 255
-    for picture in (plain, faint, dot):
-        assert tightened(TextLine("WORD", box), picture).polygon == box
+    for image in (plain, faint, dot):
+        assert tightened(TextLine("WORD", box), image).polygon == box
     assert polygon_iou(tightened(TextLine("WORD", box), noise).polygon, box) > 0.8
     curved = (*box[:2], (0.8, 0.5), *box[2:], (0.2, 0.5))
     assert tightened(TextLine("WORD", curved), noise).polygon == curved
@@ -99,5 +99,5 @@ def test_a_region_without_room_does_not_lose_its_first_letter():
     coverage = np.zeros((128, 128), dtype=np.uint8)
     box = box_polygon(0.2, 0.4, 0.8, 0.6)
     draw_line(coverage, "SAIL", box)
-    picture = np.repeat(coverage[..., None], 3, axis=2)
-    assert polygon_iou(tightened(TextLine("SAIL", box), picture).polygon, box) > 0.9
+    image = np.repeat(coverage[..., None], 3, axis=2)
+    assert polygon_iou(tightened(TextLine("SAIL", box), image).polygon, box) > 0.9

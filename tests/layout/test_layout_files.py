@@ -50,7 +50,7 @@ def test_a_box_stands_for_its_polygon():
         (json.dumps({"lines": [{"text": "A", "polygon": [[0, 0], [1, 0], [1, 1]]}]}), "at least four"),
         (json.dumps({"lines": [HOUSE | {"box": [0.5, 0.5, 0.5, 0.9]}]}), "covers no area"),
         (json.dumps({"lines": [HOUSE | {"box": [0.9, 0.2, 0.3, 0.4]}]}), "covers no area"),
-        (json.dumps({"lines": [HOUSE | {"box": [10, 20, 300, 60]}]}), "outside the picture"),
+        (json.dumps({"lines": [HOUSE | {"box": [10, 20, 300, 60]}]}), "outside the image"),
         (json.dumps({"lines": [HOUSE | {"valid": "no"}]}), "line 1: valid must be true or false"),
     ],
 )
@@ -67,9 +67,9 @@ def test_mistakes_are_named(tmp_path, content, said):
 def test_a_missing_file_and_one_that_is_no_text_are_named(tmp_path):
     with pytest.raises(UserError, match="no layout file"):
         read_layout(tmp_path / "none.json")
-    (tmp_path / "picture.json").write_bytes(b"\x89PNG\xff\xfe")
+    (tmp_path / "image.json").write_bytes(b"\x89PNG\xff\xfe")
     with pytest.raises(UserError, match="not UTF-8"):
-        read_layout(tmp_path / "picture.json")
+        read_layout(tmp_path / "image.json")
 
 
 def test_a_written_layout_has_a_line_of_text_on_each_line(tmp_path):

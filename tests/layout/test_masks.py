@@ -14,8 +14,8 @@ from vlad.layout.masks import (
     edits_of,
     layout_of_edit,
     lines_inside,
+    mask_of_image,
     mask_of_lines,
-    mask_of_picture,
     mask_of_polygons,
     random_mask,
     touched_lines,
@@ -90,28 +90,28 @@ def test_strings_stand_inside_their_mask_in_their_order(
     assert lines_inside([], mask) == Layout(())
 
 
-def test_a_picture_and_a_mask_that_do_not_fit_are_refused() -> None:
-    picture = np.zeros((32, 64, 3), dtype=np.uint8)
-    with pytest.raises(UserError, match="mask has 64 x 64 pixels and the picture 64 x 32"):
-        Edit(picture, np.ones((64, 64), dtype=bool))
+def test_a_image_and_a_mask_that_do_not_fit_are_refused() -> None:
+    image = np.zeros((32, 64, 3), dtype=np.uint8)
+    with pytest.raises(UserError, match="mask has 64 x 64 pixels and the image 64 x 32"):
+        Edit(image, np.ones((64, 64), dtype=bool))
     with pytest.raises(UserError, match="mask is empty"):
-        Edit(picture, np.zeros((32, 64), dtype=bool))
+        Edit(image, np.zeros((32, 64), dtype=bool))
     with pytest.raises(UserError, match="one of the two is missing"):
-        edits_of(picture, None, 1)
-    with pytest.raises(UserError, match="1 pictures and 2 masks for 2 prompts"):
-        edits_of([picture], np.ones((32, 64), dtype=bool), 2)
+        edits_of(image, None, 1)
+    with pytest.raises(UserError, match="1 images and 2 masks for 2 prompts"):
+        edits_of([image], np.ones((32, 64), dtype=bool), 2)
     assert edits_of(None, None, 2) == [None, None]
 
 
-def test_pillow_pictures_and_arrays_make_the_same_edit() -> None:
+def test_pillow_images_and_arrays_make_the_same_edit() -> None:
     shown = Image.new("RGBA", (64, 32), (9, 8, 7, 255))
     mask = Image.new("L", (64, 32))
     mask.paste(255, (8, 4, 16, 12))
     first, second = edits_of(shown, mask, 2)
     assert first is not None and second is not None
-    assert first.picture.shape == (32, 64, 3) and (first.picture == (9, 8, 7)).all()
+    assert first.image.shape == (32, 64, 3) and (first.image == (9, 8, 7)).all()
     assert extent(first.mask) == (8, 4, 16, 12)
-    assert (first.mask == mask_of_picture(mask)).all()
+    assert (first.mask == mask_of_image(mask)).all()
     assert common_size([first, None, second]) == (32, 64)
     with pytest.raises(UserError, match="2 sizes"):
         common_size([first, Edit(np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), bool))])

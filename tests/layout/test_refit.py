@@ -125,7 +125,7 @@ def test_specks_make_no_line_and_no_string_no_layout() -> None:
     assert refit_layout(glyph_map, []) == Layout(())
 
 
-def test_an_empty_map_still_gives_every_string_a_place_inside_the_picture() -> None:
+def test_an_empty_map_still_gives_every_string_a_place_inside_the_image() -> None:
     found = refit_layout(np.zeros((64, 64), dtype=np.float32), ["ONE", "TWO", "THREE"])
     boxes = [bounding_box(line.polygon) for line in found.lines]
     assert [line.text for line in found.lines] == ["ONE", "TWO", "THREE"]

@@ -43,14 +43,14 @@ def test_each_query_begins_with_its_own_place() -> None:
     pool.to_value.bias.data.zero_()
     pool.to_value.weight.data[0, 0] = 1.0
     features = torch.zeros(16, 16, 64)
-    features[torch.arange(16), torch.arange(16), 0] = 1.0  # picture k has something in cell k alone
+    features[torch.arange(16), torch.arange(16), 0] = 1.0  # image k has something in cell k alone
     seen: list[torch.Tensor] = []
     pool.to_v.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].unflatten(1, (16, -1))[..., 0]))
 
     pool(features)
     pool(torch.zeros(1, 16, 64))
 
-    changes = seen[0] - seen[1]  # picture, query
+    changes = seen[0] - seen[1]  # image, query
     assert changes.argmax(dim=1).tolist() == list(range(16))
 
 

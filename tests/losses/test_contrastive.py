@@ -72,7 +72,7 @@ def test_matching_pairs_cost_less_than_mixed_ones() -> None:
 
 # --- any number of matches -----------------------------------------------------------------------------------
 
-RELATIONS = torch.tensor(  # of 5 texts to 3 pictures
+RELATIONS = torch.tensor(  # of 5 texts to 3 images
     [
         [1, -1, 1],
         [-1, 1, 0],
@@ -189,13 +189,13 @@ def further_texts(pooled: Tensor) -> FurtherTexts:
     return FurtherTexts(pooled, ROLES, torch.stack([ids_of(list(texts))[:, 0] for texts in FURTHER]))
 
 
-def test_rewordings_match_their_picture_and_swapped_captions_none() -> None:
+def test_rewordings_match_their_image_and_swapped_captions_none() -> None:
     ids = ids_of(BATCH)
 
     relations = further_texts(torch.zeros(3, 2, 8)).relations(relations_of_texts(ids), ids)
 
     assert relations.tolist() == [
-        [-1, 0, -1],  # "a blue car" is true of the second picture: no negative there
+        [-1, 0, -1],  # "a blue car" is true of the second image: no negative there
         [1, -1, -1],
         [-1, -1, -1],
         [0, 0, 0],  # there is none
@@ -233,7 +233,7 @@ def test_with_hard_negatives_the_loss_is_negclip_s() -> None:
     torch.manual_seed(0)
     t, v = (x[:3] for x in states())
     negatives = torch.randn(3, 8)
-    logits = F.normalize(v, dim=-1) @ F.normalize(torch.cat([t, negatives]), dim=-1).T / 0.1  # 3 pictures, 6 texts
+    logits = F.normalize(v, dim=-1) @ F.normalize(torch.cat([t, negatives]), dim=-1).T / 0.1  # 3 images, 6 texts
     wanted = (F.cross_entropy(logits, torch.arange(3)) + F.cross_entropy(logits[:, :3].T, torch.arange(3))) / 2
 
     relations = torch.cat([paired(3), torch.full((3, 3), -1)])

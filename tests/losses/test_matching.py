@@ -62,13 +62,13 @@ def test_the_head_sees_every_token_that_is_there_and_every_patch() -> None:
 def test_the_loss_is_the_binary_cross_entropy_of_pairs_and_hard_negatives() -> None:
     tokens, mask, patches = batch()
     matching = head()
-    # Each row's nearest is so near that it is always drawn: text 0 draws picture 1, and so on.
+    # Each row's nearest is so near that it is always drawn: text 0 draws image 1, and so on.
     similarities = 1000 * torch.tensor([[0.0, 2.0, 1.0], [1.0, 0.0, 2.0], [2.0, 1.0, 0.0]])
-    pictures, texts = [1, 2, 0], [2, 0, 1]
+    images, texts = [1, 2, 0], [2, 0, 1]
     total = 0.0
     for i in range(3):
-        for text, picture, wanted in ((i, i, 1), (i, pictures[i], 0), (texts[i], i, 0)):
-            logit = matching(tokens[[text]], mask[[text]], patches[[picture]]).item()
+        for text, image, wanted in ((i, i, 1), (i, images[i], 0), (texts[i], i, 0)):
+            logit = matching(tokens[[text]], mask[[text]], patches[[image]]).item()
             p = 1 / (1 + math.exp(-logit))
             total -= math.log(p if wanted else 1 - p)
 
@@ -85,7 +85,7 @@ def test_pairs_that_are_no_negatives_are_never_drawn() -> None:
     torch.testing.assert_close(loss, -logits.sigmoid().log().mean())
 
 
-def test_a_head_learns_which_texts_describe_which_pictures() -> None:
+def test_a_head_learns_which_texts_describe_which_images() -> None:
     torch.manual_seed(0)
     matching = MatchingHead(8, 8, width=16, heads=2)
     optimizer = torch.optim.Adam(matching.parameters(), lr=3e-3)

@@ -20,7 +20,7 @@ def recogniser() -> Recogniser:
     return Recogniser()
 
 
-def pictures(*layouts: Layout) -> torch.Tensor:
+def images(*layouts: Layout) -> torch.Tensor:
     """Glyph maps as pixels B 3 96 96 in [-1, 1]."""
     maps = np.stack([draw_glyph_map(layout, 96, 96) for layout in layouts])
     return torch.from_numpy(maps)[:, None].expand(-1, 3, -1, -1) * 2 - 1
@@ -43,23 +43,23 @@ def test_the_graph_computes_what_onnxruntime_does(recogniser: Recogniser) -> Non
 
 
 def test_lines_are_cut_out_upright() -> None:
-    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    picture = torch.nn.functional.avg_pool2d(picture, 5, 1, 2)  # smooth: sizes differ
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    image = torch.nn.functional.avg_pool2d(image, 5, 1, 2)  # smooth: sizes differ
     for line in (UPRIGHT, TILTED):
-        found = cut_lines(picture, [(0, line.polygon)])[0].permute(1, 2, 0).numpy()
-        large = torch.nn.functional.interpolate(picture, scale_factor=4, mode="bilinear")[0].permute(1, 2, 0)
+        found = cut_lines(image, [(0, line.polygon)])[0].permute(1, 2, 0).numpy()
+        large = torch.nn.functional.interpolate(image, scale_factor=4, mode="bilinear")[0].permute(1, 2, 0)
         wanted = crop_line(large.numpy().copy(), line.polygon)
         assert wanted is not None
         rows = np.linspace(0, wanted.shape[0] - 1, found.shape[0]).round().astype(int)
         columns = np.linspace(0, wanted.shape[1] - 1, found.shape[1]).round().astype(int)
         assert np.abs(found - wanted[rows][:, columns]).mean() < 0.02
-    both = cut_lines(picture, [(0, UPRIGHT.polygon), (0, TILTED.polygon)])
-    assert both.shape == (2, 3, 48, cut_lines(picture, [(0, UPRIGHT.polygon)]).shape[-1])
+    both = cut_lines(image, [(0, UPRIGHT.polygon), (0, TILTED.polygon)])
+    assert both.shape == (2, 3, 48, cut_lines(image, [(0, UPRIGHT.polygon)]).shape[-1])
 
 
 def test_the_loss_is_the_formula_and_has_a_gradient(recogniser: Recogniser) -> None:
     layouts = (Layout((UPRIGHT, TILTED)), Layout(()))
-    wanted = pictures(*layouts)
+    wanted = images(*layouts)
     predicted = (wanted + 0.1 * torch.randn(wanted.shape, generator=torch.Generator().manual_seed(2))).requires_grad_()
     shares = torch.tensor([0.7, 0.9])
     loss = recognition_loss(recogniser, wanted, predicted, layouts, shares)
@@ -76,9 +76,9 @@ def test_the_loss_is_the_formula_and_has_a_gradient(recogniser: Recogniser) -> N
 @torch.no_grad()
 def test_other_letters_are_farther_than_noise_and_unreadable_lines_count_for_nothing(recogniser: Recogniser) -> None:
     layout = Layout((UPRIGHT,))
-    wanted, one = pictures(layout), torch.ones(1)
+    wanted, one = images(layout), torch.ones(1)
     noisy = wanted + 0.05 * torch.randn(wanted.shape, generator=torch.Generator().manual_seed(3))
-    misspelt = pictures(Layout((TextLine("HORSE", UPRIGHT.polygon),)))
+    misspelt = images(Layout((TextLine("HORSE", UPRIGHT.polygon),)))
     near, far = (recognition_loss(recogniser, wanted, other, (layout,), one) for other in (noisy, misspelt))
     assert far > 2 * near
     unreadable = Layout((TextLine("HOUSE", UPRIGHT.polygon, valid=False),))

@@ -70,7 +70,7 @@ def test_a_box_without_area_takes_the_patch_it_stands_on(box: tuple[float, ...],
     torch.testing.assert_close(pool(*box), patches()[0][cell])
 
 
-def test_a_box_that_leaves_the_picture_is_cut_at_its_edge() -> None:
+def test_a_box_that_leaves_the_image_is_cut_at_its_edge() -> None:
     torch.testing.assert_close(pool(0.5, 0.0, 1.5, 1.0), patches()[0, :, 2:].mean(dim=(0, 1)))
     assert pool(2.0, 2.0, 3.0, 3.0).isfinite().all()
 

@@ -60,7 +60,7 @@ def test_a_segmenter_learns_the_letters_and_leaves_the_random_state() -> None:
     batch = collate([render_sign(options, index) for index in range(8)])
 
     def latents_of(read: Batch) -> torch.Tensor:
-        return F.pixel_unshuffle(read.pictures, 4)  # 48 channels, 8 x 8 cells
+        return F.pixel_unshuffle(read.images, 4)  # 48 channels, 8 x 8 cells
 
     torch.manual_seed(5)
     before = torch.get_rng_state()

@@ -15,7 +15,7 @@ SIGNS = [render_sign(SyntheticOptions(seed=11), index) for index in range(300)]
 def test_the_true_colours_are_measured_in_rendered_signs():
     grounds = inks = 0
     for sign in SIGNS:
-        ground, ink = measure_colours(sign.picture, sign.layout)
+        ground, ink = measure_colours(sign.image, sign.layout)
         grounds += nearest_colour(ground) == sign.caption.split()[1]
         inks += nearest_colour(ink) == sign.layout.lines[0].colour
     assert grounds >= 0.97 * len(SIGNS)
@@ -23,7 +23,7 @@ def test_the_true_colours_are_measured_in_rendered_signs():
 
 
 def test_the_score_of_true_signs():
-    score = score_colours([s.picture for s in SIGNS], [s.layout for s in SIGNS], [s.caption for s in SIGNS])
+    score = score_colours([s.image for s in SIGNS], [s.layout for s in SIGNS], [s.caption for s in SIGNS])
     assert score.grounds_named == len(SIGNS)
     assert score.inks_named == sum(" letters" in sign.caption for sign in SIGNS)
     assert score.grounds_right >= 0.97
@@ -35,25 +35,25 @@ def test_the_score_of_true_signs():
 
 def test_swapped_captions_score_badly():
     captions = [sign.caption for sign in SIGNS[1:]] + [SIGNS[0].caption]
-    score = score_colours([s.picture for s in SIGNS], [s.layout for s in SIGNS], captions)
+    score = score_colours([s.image for s in SIGNS], [s.layout for s in SIGNS], captions)
     assert score.grounds_right < 0.3
     assert score.inks_right < 0.5
     assert score.ground_distance > 80
 
 
 def test_a_sign_whose_letters_are_missing_has_no_right_ink():
-    picture = np.full((64, 64, 3), PALETTE["blue"], dtype=np.uint8)
+    image = np.full((64, 64, 3), PALETTE["blue"], dtype=np.uint8)
     layout = Layout((TextLine("HOUSE", box_polygon(0.1, 0.4, 0.9, 0.6)),))
-    score = score_colours([picture], [layout], ['a blue sign that says "HOUSE" in white letters'])
+    score = score_colours([image], [layout], ['a blue sign that says "HOUSE" in white letters'])
     assert (score.grounds_right, score.inks_right) == (1, 0)
     assert score.ground_distance == 0
 
 
 def test_what_no_caption_names_is_not_scored():
-    score = score_colours([SIGNS[0].picture], [SIGNS[0].layout], ["a poster"])
+    score = score_colours([SIGNS[0].image], [SIGNS[0].layout], ["a poster"])
     assert (score.grounds_named, score.inks_named) == (0, 0)
     assert score.grounds_right is score.inks_right is score.ground_distance is score.ink_distance is None
-    assert score_colours([SIGNS[0].picture], [Layout(())], [SIGNS[0].caption]).grounds_named == 0
+    assert score_colours([SIGNS[0].image], [Layout(())], [SIGNS[0].caption]).grounds_named == 0
 
 
 @pytest.mark.parametrize(

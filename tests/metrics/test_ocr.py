@@ -31,7 +31,7 @@ def engine():
 
 @pytest.fixture(scope="module")
 def readings():
-    return list(read_many("rapidocr", [sign.picture for sign in SIGNS], workers=1))
+    return list(read_many("rapidocr", [sign.image for sign in SIGNS], workers=1))
 
 
 def test_rendered_signs_are_read_right(readings):
@@ -50,15 +50,15 @@ def test_lines_stand_where_they_were_drawn(readings):
 
 def test_many_threads_read_what_one_does(readings):
     done = []
-    pictures = (sign.picture for sign in SIGNS)  # any iterable
-    assert list(read_many("rapidocr", pictures, workers=2, on_progress=done.append)) == readings
+    images = (sign.image for sign in SIGNS)  # any iterable
+    assert list(read_many("rapidocr", images, workers=2, on_progress=done.append)) == readings
     assert done == [1, 2, 3, 4, 5, 6]
 
 
 def test_the_engine_is_rapidocr_as_it_ships(engine, readings):
     """Read by rapidocr itself, all settings its own, from a file as a user would."""
     buffer = io.BytesIO()
-    Image.fromarray(enlarge(SIGNS[0].picture)).save(buffer, "PNG")
+    Image.fromarray(enlarge(SIGNS[0].image)).save(buffer, "PNG")
     result = RapidOCR()(buffer.getvalue())
     assert tuple(line.text for line in readings[0]) == result.txts
     assert [line.confidence for line in readings[0]] == pytest.approx(list(result.scores), abs=1e-4)
@@ -70,7 +70,7 @@ def test_the_name_holds_the_version(engine):
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (1, 1), (3, 200)])
-def test_a_picture_without_text_gives_no_lines(engine, shape):
+def test_a_image_without_text_gives_no_lines(engine, shape):
     assert engine.read(np.full((*shape, 3), 128, dtype=np.uint8)) == ()
 
 
@@ -80,17 +80,17 @@ def test_the_engine_is_quiet(engine, capfd):
 
 
 def test_lower_confidence_lets_more_lines_through(engine):
-    faint = np.random.default_rng(0).normal(0, 60, (256, 256, 1)) + enlarge(SIGNS[0].picture)
+    faint = np.random.default_rng(0).normal(0, 60, (256, 256, 1)) + enlarge(SIGNS[0].image)
     noisy = faint.clip(0, 255).astype(np.uint8)
     everything = build_engine("rapidocr", least_confidence=0.0).read(noisy)
     assert set(engine.read(noisy)) <= set(everything)
 
 
 def test_enlarging_multiplies_both_sides_and_keeps_flat_colours():
-    picture = np.full((5, 7, 3), (1, 100, 255), dtype=np.uint8)
-    assert enlarge(picture).shape == (20, 28, 3)
-    assert (enlarge(picture, 3) == (1, 100, 255)).all()
-    assert enlarge(picture, 1) is picture
+    image = np.full((5, 7, 3), (1, 100, 255), dtype=np.uint8)
+    assert enlarge(image).shape == (20, 28, 3)
+    assert (enlarge(image, 3) == (1, 100, 255)).all()
+    assert enlarge(image, 1) is image
 
 
 def test_an_unknown_engine_is_named_with_a_suggestion():
@@ -104,10 +104,10 @@ def test_an_engine_that_is_not_installed_says_how_to_get_it(monkeypatch):
         build_engine("rapidocr")
 
 
-def test_polygons_are_shares_of_the_picture(engine):
-    """A word in the right half of a wide picture."""
+def test_polygons_are_shares_of_the_image(engine):
+    """A word in the right half of a wide image."""
     sign = render_sign(SyntheticOptions(size_pixels=256, ground_share=0.0), 3, ("GARDEN",))
-    wide = np.concatenate([np.broadcast_to(sign.picture[:1, :1], sign.picture.shape), sign.picture], axis=1)
+    wide = np.concatenate([np.broadcast_to(sign.image[:1, :1], sign.image.shape), sign.image], axis=1)
     (line,) = engine.read(wide)
     left, top, right, bottom = sign.layout.lines[0].polygon[0] + sign.layout.lines[0].polygon[2]
     assert line.text == "GARDEN"
@@ -117,11 +117,11 @@ def test_polygons_are_shares_of_the_picture(engine):
 def test_a_line_is_read_without_looking_for_it(engine):
     sign = render_sign(SyntheticOptions(size_pixels=256, ground_share=0.0), 3, ("GARDEN",))
     left, top, right, bottom = (round(256 * v) for v in bounding_box(sign.layout.lines[0].polygon))
-    crop = sign.picture[top:bottom, left:right]
+    crop = sign.image[top:bottom, left:right]
     assert engine.read_line(crop) == "GARDEN"
     assert engine.read_line(np.full((20, 60, 3), 128, dtype=np.uint8)) == ""
-    # Whole pictures are still searched.
-    assert [line.text for line in engine.read(sign.picture)] == ["GARDEN"]
+    # Whole images are still searched.
+    assert [line.text for line in engine.read(sign.image)] == ["GARDEN"]
 
 
 # PaddleOCR, acted by a module
@@ -136,8 +136,8 @@ def paddle(monkeypatch):
         def __init__(self, **options):
             calls.append(options)
 
-        def predict(self, picture):
-            calls.append(picture)
+        def predict(self, image):
+            calls.append(image)
             box = np.array([[20, 10], [120, 10], [120, 30], [20, 30]])
             return [{"rec_texts": ["Open", "x"], "rec_scores": [0.9, 0.3], "rec_polys": [box, box], "rec_text": "Open"}]
 
@@ -156,15 +156,15 @@ def test_paddleocr_s_lines(paddle):
     calls = paddle()
     engine = build_engine("paddleocr")
     assert engine.name == "paddleocr 3.2.0 (en, no unwarping)"
-    picture = np.zeros((100, 200, 3), dtype=np.uint8)
-    picture[..., 0] = 7  # red, which PaddleOCR takes last
-    (line,) = engine.read(picture)
+    image = np.zeros((100, 200, 3), dtype=np.uint8)
+    image[..., 0] = 7  # red, which PaddleOCR takes last
+    (line,) = engine.read(image)
     assert (line.text, line.confidence) == ("Open", 0.9)
     assert np.allclose(line.polygon, box_polygon(0.1, 0.1, 0.6, 0.3))
     assert calls[0]["use_doc_unwarping"] is False
-    assert (calls[1] == picture[..., ::-1]).all()
-    assert engine.read_line(picture) == "Open"
-    assert len(build_engine("paddleocr", least_confidence=0.0).read(picture)) == 2
+    assert (calls[1] == image[..., ::-1]).all()
+    assert engine.read_line(image) == "Open"
+    assert len(build_engine("paddleocr", least_confidence=0.0).read(image)) == 2
 
 
 def test_paddleocr_that_is_missing_or_old_says_what_to_do(paddle, monkeypatch):
@@ -196,7 +196,7 @@ def tesseract(tmp_path, monkeypatch):
             "#!/bin/sh\n"
             'if [ "$1" = --version ]; then echo "tesseract 9.8.7"; exit; fi\n'
             f'if [ "$1" = --list-langs ]; then printf "List of languages:\\n{languages}\\n"; exit; fi\n'
-            f'echo "$@" > {tmp_path}/arguments\ncat > {tmp_path}/picture.png\ncat {tmp_path}/rows.tsv\n'
+            f'echo "$@" > {tmp_path}/arguments\ncat > {tmp_path}/image.png\ncat {tmp_path}/rows.tsv\n'
             f'echo "no luck" >&2; exit {code}\n'
         )
         program.chmod(0o755)
@@ -214,17 +214,17 @@ def test_tesseract_s_words_become_lines(tesseract, tmp_path):
         word(1, 20, 80, 40, 10, 96.5, "日本", block=2),
         word(1, 70, 80, 40, 10, 96.5, " ", block=2),
     )
-    picture = np.zeros((100, 200, 3), dtype=np.uint8)
-    picture[5] = (250, 100, 0)
+    image = np.zeros((100, 200, 3), dtype=np.uint8)
+    image[5] = (250, 100, 0)
     engine = build_engine("tesseract")
     assert engine.name == "tesseract 9.8.7 (eng, sparse)"
-    first, second = engine.read(picture)
+    first, second = engine.read(image)
     assert (first.text, first.confidence) == ('"Open now', pytest.approx(0.8))
     assert np.allclose(first.polygon, box_polygon(0.1, 0.1, 0.6, 0.35))
     assert second.text == "日本"
     assert (tmp_path / "arguments").read_text() == "stdin stdout -l eng --psm 11 tsv\n"
-    assert (np.asarray(Image.open(tmp_path / "picture.png")) == picture).all()
-    assert [line.text for line in build_engine("tesseract", least_confidence=0.0).read(picture)][1] == "x"
+    assert (np.asarray(Image.open(tmp_path / "image.png")) == image).all()
+    assert [line.text for line in build_engine("tesseract", least_confidence=0.0).read(image)][1] == "x"
 
 
 def test_tesseract_that_is_missing_or_broken_says_what_to_do(tesseract, monkeypatch):
@@ -242,6 +242,6 @@ def test_tesseract_that_is_missing_or_broken_says_what_to_do(tesseract, monkeypa
 @pytest.mark.skipif(shutil.which("tesseract") is None, reason="the program tesseract is not installed")
 def test_tesseract_itself_reads_a_plain_sign():
     sign = render_sign(SyntheticOptions(size_pixels=256, ground_share=0.0), 3, ("GARDEN",))
-    (line,) = build_engine("tesseract").read(sign.picture)
+    (line,) = build_engine("tesseract").read(sign.image)
     assert line.text == "GARDEN"
     assert box_iou(line.polygon, sign.layout.lines[0].polygon) > 0.5

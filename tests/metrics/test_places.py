@@ -38,7 +38,7 @@ def test_the_place_that_a_caption_names(caption, place):
         ([line(0.6, 0.7, 0.95, 0.9)], ("at the bottom", "on the right")),
         # Two lines are one block, whose middle counts.
         ([line(0.2, 0.3, 0.8, 0.45), line(0.2, 0.55, 0.8, 0.7)], ("in the middle", "")),
-        # A line over the whole picture stands nowhere else than in its centre.
+        # A line over the whole image stands nowhere else than in its centre.
         ([line(0, 0.7, 1, 0.9)], ("at the bottom", "")),
         ([line(-0.1, 0.7, 1.1, 0.9)], ("at the bottom", "")),
     ],
@@ -60,6 +60,6 @@ def test_the_lines_of_other_signs_do_not():
     assert score.places_right < 0.5
 
 
-def test_a_picture_without_a_reading_is_not_scored():
+def test_a_image_without_a_reading_is_not_scored():
     assert score_places([()], ['a sign that says "OPEN" at the top']).places_right is None
     assert score_places([TRUE_LINES[0]], ["a poster"]).places_named == 0

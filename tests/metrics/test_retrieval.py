@@ -1,4 +1,4 @@
-"""Retrieval figures against a sort written out, and the picture of the shared space."""
+"""Retrieval figures against a sort written out, and the image of the shared space."""
 
 from pathlib import Path
 
@@ -105,7 +105,7 @@ def test_few_pairs_of_few_dimensions_have_a_plane_too(pairs: int, width: int) ->
     assert plane.texts.isfinite().all()
 
 
-def test_the_picture_shows_both_sides_and_the_lines_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_image_shows_both_sides_and_the_lines_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts, images = embeddings(60)
 
     def draw(lines: int) -> np.ndarray:
@@ -115,7 +115,7 @@ def test_the_picture_shows_both_sides_and_the_lines_between(tmp_path: Path, monk
 
     without, some, joined = draw(0), draw(20), draw(300)
 
-    for colour in ((0x43, 0x63, 0xD8), (0xF5, 0x82, 0x31)):  # texts, pictures
+    for colour in ((0x43, 0x63, 0xD8), (0xF5, 0x82, 0x31)):  # texts, images
         assert (np.abs(without - colour).max(axis=2) < 12).sum() > 60 * 9
     changed, changed_by_all = ((np.abs(pixels - without).max(axis=2) > 30).sum() for pixels in (some, joined))
     assert 1000 < changed < changed_by_all

@@ -33,14 +33,14 @@ def test_lines_are_joined_in_reading_order():
     assert not reads_exactly(lines, ["C", "B", "A"])
 
 
-def test_shares_over_many_pictures():
+def test_shares_over_many_images():
     readings = [[line("HOUSE")], [line("GARDEM")], []]
     wanted = [["HOUSE"], ["GARDEN"], ["TREE"]]
     assert word_accuracy(readings, wanted) == pytest.approx(1 / 3)
     assert letter_accuracy(readings, wanted) == pytest.approx(1 - (0 + 1 + 4) / 15)
 
 
-def test_a_picture_full_of_letters_counts_for_nothing_not_less():
+def test_a_image_full_of_letters_counts_for_nothing_not_less():
     readings = [[line("X" * 100)], [line("AB")]]
     assert letter_accuracy(readings, [["AB"], ["AB"]]) == pytest.approx(0.5)
 

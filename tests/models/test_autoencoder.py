@@ -14,8 +14,8 @@ from vlad.models.options import AutoencoderOptions
 from vlad.utils.errors import UserError
 
 
-def smooth_pictures(count: int = 64) -> Tensor:
-    """Correlated pictures, count 3 16 16 in [-1, 1]."""
+def smooth_images(count: int = 64) -> Tensor:
+    """Correlated images, count 3 16 16 in [-1, 1]."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(count, 3, 4, 4, generator=generator)
     fine = torch.randn(count, 3, 16, 16, generator=generator)
@@ -25,8 +25,8 @@ def smooth_pictures(count: int = 64) -> Tensor:
 def patches_of(pixels: Tensor) -> np.ndarray:
     """Patches of 4 x 4 pixels, n 48, written with plain slices."""
     rows = [
-        picture[:, y : y + 4, x : x + 4].reshape(-1)
-        for picture in pixels.double()
+        image[:, y : y + 4, x : x + 4].reshape(-1)
+        for image in pixels.double()
         for y in range(0, 16, 4)
         for x in range(0, 16, 4)
     ]
@@ -36,13 +36,13 @@ def patches_of(pixels: Tensor) -> np.ndarray:
 def fitted(channels: int) -> PatchAutoencoder:
     torch.manual_seed(0)
     autoencoder = PatchAutoencoder(patch_pixels=4, latent_channels=channels, decoder_width=16, decoder_layers=1)
-    autoencoder.fit(smooth_pictures())
+    autoencoder.fit(smooth_images())
     return autoencoder
 
 
 @torch.no_grad()
 def test_fitted_latents_are_centred_uncorrelated_and_half_a_unit_wide() -> None:
-    latents = fitted(channels=10).encode(smooth_pictures())
+    latents = fitted(channels=10).encode(smooth_images())
 
     assert latents.shape == (64, 10, 4, 4)
     components = latents.transpose(0, 1).flatten(1)
@@ -52,32 +52,32 @@ def test_fitted_latents_are_centred_uncorrelated_and_half_a_unit_wide() -> None:
 
 @torch.no_grad()
 def test_an_untrained_decoder_is_the_reconstruction_of_the_svd() -> None:
-    pictures = smooth_pictures()
-    patches = patches_of(pictures)
+    images = smooth_images()
+    patches = patches_of(images)
     mean = patches.mean(axis=0)
     _, spread, directions = np.linalg.svd(patches - mean, full_matrices=False)
     basis = directions[:10]
     wanted = (patches - mean) @ basis.T @ basis + mean
 
     autoencoder = PatchAutoencoder(patch_pixels=4, latent_channels=10, decoder_width=16, decoder_layers=1)
-    share = autoencoder.fit(pictures)
-    restored = autoencoder.decode(autoencoder.encode(pictures))
+    share = autoencoder.fit(images)
+    restored = autoencoder.decode(autoencoder.encode(images))
 
     np.testing.assert_allclose(patches_of(restored), wanted, atol=1e-4)
     assert share == pytest.approx((spread[:10] ** 2).sum() / (spread**2).sum(), abs=1e-6)
 
 
 @torch.no_grad()
-def test_all_components_restore_the_picture() -> None:
-    pictures = smooth_pictures()
-    torch.testing.assert_close(decode(fitted(48), encode(fitted(48), pictures)), pictures, atol=1e-4, rtol=0)
+def test_all_components_restore_the_image() -> None:
+    images = smooth_images()
+    torch.testing.assert_close(decode(fitted(48), encode(fitted(48), images)), images, atol=1e-4, rtol=0)
 
 
 def test_training_moves_the_decoder_and_never_the_projection() -> None:
     autoencoder = fitted(channels=10)
     torch.nn.init.normal_(autoencoder.conv_out.weight, std=0.1)  # at zero it hides the layers before it
 
-    F.mse_loss(autoencoder.decode(autoencoder.encode(smooth_pictures())), smooth_pictures()).backward()
+    F.mse_loss(autoencoder.decode(autoencoder.encode(smooth_images())), smooth_images()).backward()
 
     still = {name for name, parameter in autoencoder.named_parameters() if parameter.grad is None}
     assert still == {"projection.weight", "projection.bias"}
@@ -90,8 +90,8 @@ def test_a_saved_autoencoder_loads_with_equal_outputs(tmp_path: Path) -> None:
 
     loaded = PatchAutoencoder.from_pretrained(tmp_path)
 
-    pictures = smooth_pictures(4)
-    assert torch.equal(loaded.encode(pictures), autoencoder.encode(pictures))
+    images = smooth_images(4)
+    assert torch.equal(loaded.encode(images), autoencoder.encode(images))
     latents = torch.randn(2, 10, 4, 4)
     assert torch.equal(loaded.decode(latents), autoencoder.decode(latents))
     assert spatial_factor(loaded) == 4
@@ -116,12 +116,12 @@ def kl_folder(tmp_path: Path) -> Path:
 @torch.no_grad()
 def test_scale_and_shift_of_an_autoencoder_kl_are_applied_exactly_once(kl_folder: Path) -> None:
     autoencoder = build_autoencoder(AutoencoderOptions(path=str(kl_folder)))
-    pictures = smooth_pictures(2)
+    images = smooth_images(2)
     assert isinstance(autoencoder, AutoencoderKL)
     assert spatial_factor(autoencoder) == 2
 
-    scaled = encode(autoencoder, pictures, torch.Generator().manual_seed(3))
-    latents = autoencoder.encode(pictures).latent_dist.sample(torch.Generator().manual_seed(3))
+    scaled = encode(autoencoder, images, torch.Generator().manual_seed(3))
+    latents = autoencoder.encode(images).latent_dist.sample(torch.Generator().manual_seed(3))
 
     assert scaled.shape == (2, 4, 8, 8)
     torch.testing.assert_close(scaled, (latents - 0.25) * 0.5)

@@ -38,7 +38,7 @@ from vlad.models.text_encoder.tiny_qwen import build_byte_tokenizer
 from vlad.types import TextLine
 from vlad.utils.errors import UserError
 
-PICTURES = [np.full((40, 60, 3), value, np.uint8) for value in (0, 90, 255)]
+IMAGES = [np.full((40, 60, 3), value, np.uint8) for value in (0, 90, 255)]
 STRINGS = [("OPEN",), (), ("A", "B")]
 
 
@@ -49,9 +49,9 @@ def folder(tmp_path_factory):
     tokenizer = build_byte_tokenizer()
     image_token = "<|image|>"
     size = {"height": 32, "width": 32}
-    pictures = CLIPImageProcessorPil(size=size, crop_size=size, do_resize=True)
+    images = CLIPImageProcessorPil(size=size, crop_size=size, do_resize=True)
     LlavaProcessor(
-        pictures,
+        images,
         tokenizer,
         patch_size=16,
         vision_feature_select_strategy="default",
@@ -89,10 +89,10 @@ def captioner(folder):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
-def test_a_model_that_takes_videos_too_reads_pictures_without_torchvision(tmp_path):
+def test_a_model_that_takes_videos_too_reads_images_without_torchvision(tmp_path):
     tokenizer = build_byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|image_pad|>", "<|video_pad|>"]})
-    picture, video = tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
+    image, video = tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
     tokenizer.save_pretrained(tmp_path)
     side = {"shortest_edge": 32 * 32, "longest_edge": 32 * 32}
     processor = Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, temporal_patch_size=2, size=side)
@@ -111,39 +111,39 @@ def test_a_model_that_takes_videos_too_reads_pictures_without_torchvision(tmp_pa
             **{"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "out_hidden_size": 32},
             **{"patch_size": 8, "window_size": 32, "fullatt_block_indexes": [0]},
         },
-        image_token_id=picture,
+        image_token_id=image,
         video_token_id=video,
     )
     Qwen2_5_VLForConditionalGeneration(config).save_pretrained(tmp_path)
 
     captioner = LVLMCaptioner(str(tmp_path), device="cpu", max_new_tokens=4)
 
-    prompts = [captioner._prompt("look") for _ in PICTURES]
-    inputs = captioner._processor(images=[Image.fromarray(p) for p in PICTURES], text=prompts, return_tensors="pt")
-    assert (inputs["input_ids"] == picture).sum() == inputs["image_grid_thw"].prod(dim=1).sum() // 4 > 0
-    assert len(captioner.say(PICTURES)) == len(PICTURES)
+    prompts = [captioner._prompt("look") for _ in IMAGES]
+    inputs = captioner._processor(images=[Image.fromarray(p) for p in IMAGES], text=prompts, return_tensors="pt")
+    assert (inputs["input_ids"] == image).sum() == inputs["image_grid_thw"].prod(dim=1).sum() // 4 > 0
+    assert len(captioner.say(IMAGES)) == len(IMAGES)
 
 
-def test_every_picture_gets_a_sentence_and_always_the_same(captioner):
-    captions = captioner.describe(PICTURES, STRINGS)
-    assert len(captions) == len(PICTURES)
-    assert captions == captioner.describe(PICTURES, STRINGS)
+def test_every_image_gets_a_sentence_and_always_the_same(captioner):
+    captions = captioner.describe(IMAGES, STRINGS)
+    assert len(captions) == len(IMAGES)
+    assert captions == captioner.describe(IMAGES, STRINGS)
     assert all(caption == " ".join(caption.split()) for caption in captions)
 
 
 def test_a_caption_is_the_model_s_own_greedy_answer(captioner, folder):
-    """Written by transformers itself, one token at a time, for one picture alone."""
+    """Written by transformers itself, one token at a time, for one image alone."""
     processor = AutoProcessor.from_pretrained(folder)
     model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
     text = f"<|image|>\n{instruction(STRINGS[0])}\n"
-    inputs = processor(images=[Image.fromarray(PICTURES[0])], text=[text], return_tensors="pt")
+    inputs = processor(images=[Image.fromarray(IMAGES[0])], text=[text], return_tensors="pt")
     tokens, start = inputs["input_ids"], inputs["input_ids"].shape[1]
     with torch.no_grad():
         for _ in range(8):
             logits = model(input_ids=tokens, pixel_values=inputs["pixel_values"]).logits
             tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
     wanted = first_paragraph(processor.decode(tokens[0, start:], skip_special_tokens=True))
-    assert captioner.describe(PICTURES[:1], STRINGS[:1]) == [wanted]
+    assert captioner.describe(IMAGES[:1], STRINGS[:1]) == [wanted]
 
 
 def test_a_model_s_own_way_to_be_asked_is_kept(folder, tmp_path):
@@ -155,8 +155,8 @@ def test_a_model_s_own_way_to_be_asked_is_kept(folder, tmp_path):
     assert captioner._prompt("What?") == "<|image|>What? ASSISTANT:"
 
 
-def test_a_picture_that_says_a_special_token_is_one_picture_still(captioner):
-    assert len(captioner.describe(PICTURES[:2], [("<|image|>",), ("OPEN",)])) == 2
+def test_a_image_that_says_a_special_token_is_one_image_still(captioner):
+    assert len(captioner.describe(IMAGES[:2], [("<|image|>",), ("OPEN",)])) == 2
 
 
 def test_the_instruction_quotes_what_was_read():
@@ -178,14 +178,13 @@ class Parrot:
 
     name = "parrot"
 
-    def describe(self, pictures, strings):
+    def describe(self, images, strings):
         return [
-            f'a "nice" picture {number} of {len(pictures)}, {picture.shape[1]} wide'
-            for number, picture in enumerate(pictures)
+            f'a "nice" image {number} of {len(images)}, {image.shape[1]} wide' for number, image in enumerate(images)
         ]
 
 
-def read_open(picture):
+def read_open(image):
     return (TextLine("OPEN", box_polygon(0.1, 0.1, 0.9, 0.3), confidence=0.9),)
 
 
@@ -204,7 +203,7 @@ def captions_of(folder, out, build_captioner, samples_per_shard=4, batch=2):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(6):
@@ -214,18 +213,18 @@ def pictures(tmp_path):
     return folder
 
 
-def test_missing_captions_are_written_in_batches_that_end_with_the_shard(pictures, tmp_path):
+def test_missing_captions_are_written_in_batches_that_end_with_the_shard(images, tmp_path):
     said = ', with text that says "OPEN"'
-    assert captions_of(pictures, tmp_path / "out", Parrot) == [
-        f"a nice picture 0 of 2, 40 wide{said}",
+    assert captions_of(images, tmp_path / "out", Parrot) == [
+        f"a nice image 0 of 2, 40 wide{said}",
         "written by hand",
-        f"a nice picture 1 of 2, 43 wide{said}",
-        f"a nice picture 0 of 2, 44 wide{said}",
-        f"a nice picture 1 of 2, 45 wide{said}",
+        f"a nice image 1 of 2, 43 wide{said}",
+        f"a nice image 0 of 2, 44 wide{said}",
+        f"a nice image 1 of 2, 45 wide{said}",
     ]
-    assert captions_of(pictures, tmp_path / "more", Parrot, samples_per_shard=5)[-2:] == [
-        f"a nice picture 0 of 1, 44 wide{said}",
-        f"a nice picture 0 of 1, 45 wide{said}",
+    assert captions_of(images, tmp_path / "more", Parrot, samples_per_shard=5)[-2:] == [
+        f"a nice image 0 of 1, 44 wide{said}",
+        f"a nice image 0 of 1, 45 wide{said}",
     ]
 
 
@@ -247,8 +246,8 @@ def test_the_command_line_takes_a_model_s_folder(tmp_path, folder, monkeypatch, 
     assert json.loads((out / "manifest.json").read_text())["about"]["captioner"] == str(folder)
 
 
-def test_a_model_s_captions_quote_the_text(pictures, tmp_path, folder):
-    captions = captions_of(pictures, tmp_path / "out", lambda: LVLMCaptioner(str(folder), None, "cpu", 8))
+def test_a_model_s_captions_quote_the_text(images, tmp_path, folder):
+    captions = captions_of(images, tmp_path / "out", lambda: LVLMCaptioner(str(folder), None, "cpu", 8))
     assert captions[1] == "written by hand"
     del captions[1]
     assert [parse_prompt(caption).strings for caption in captions] == [("OPEN",)] * 4
@@ -265,11 +264,11 @@ def describe():
     return tool
 
 
-def test_pictures_are_described_and_held_against_their_prompts(describe, folder, tmp_path, monkeypatch, capsys):
-    """tools/describe.py on tiny models: asked once for each picture, told nothing of it."""
+def test_images_are_described_and_held_against_their_prompts(describe, folder, tmp_path, monkeypatch, capsys):
+    """tools/describe.py on tiny models: asked once for each image, told nothing of it."""
     (tmp_path / "made").mkdir()
-    for number, picture in enumerate(PICTURES[:2]):
-        Image.fromarray(picture).save(tmp_path / "made" / f"{number}.png")
+    for number, image in enumerate(IMAGES[:2]):
+        Image.fromarray(image).save(tmp_path / "made" / f"{number}.png")
     (tmp_path / "p.txt").write_text("a red sign that says 'OPEN'\ntwo blue cups on a plate\n", encoding="utf-8")
     sentences = tmp_path / "sentences"
     build_byte_tokenizer().save_pretrained(sentences)
@@ -279,9 +278,9 @@ def test_pictures_are_described_and_held_against_their_prompts(describe, folder,
     asked = []
     say = LVLMCaptioner.say
 
-    def counted(self, pictures):
-        asked.extend(pictures)
-        return say(self, pictures)
+    def counted(self, images):
+        asked.extend(images)
+        return say(self, images)
 
     monkeypatch.setattr(LVLMCaptioner, "say", counted)
     given = [f"sys={tmp_path / 'made'}", "--prompts", tmp_path / "p.txt", "--describer", f"llava={folder}"]
@@ -295,7 +294,7 @@ def test_pictures_are_described_and_held_against_their_prompts(describe, folder,
     printed = capsys.readouterr().out
     assert "| similarity | sys |" in printed and "| relations | sys |" in printed
     (trip,) = json.loads((tmp_path / "out" / "matrix.json").read_text(encoding="utf-8"))
-    assert trip["pictures"] == 2 and -1 <= trip["similarity"] <= 1 and trip["shares"]["counts"] is not None
+    assert trip["images"] == 2 and -1 <= trip["similarity"] <= 1 and trip["shares"]["counts"] is not None
     assert run() == 0 and len(asked) == 2, "what was said is kept"
     # Another model of the same name has said nothing yet, and the last one's fault is told before the first begins.
     shutil.copytree(folder, tmp_path / "other")
@@ -307,31 +306,31 @@ def test_pictures_are_described_and_held_against_their_prompts(describe, folder,
     assert run() == 0 and len(asked) == 4
     given[4] = f"llava={folder}"
     asked[2:] = []
-    (tmp_path / "made" / "0.png").write_bytes(b"no picture")
+    (tmp_path / "made" / "0.png").write_bytes(b"no image")
     assert run() == 1 and len(asked) == 2
-    assert f"PARTIAL: 1 pictures cannot be read: {tmp_path / 'made' / '0.png'}" in capsys.readouterr().out
-    Image.fromarray(PICTURES[0]).save(tmp_path / "made" / "0.png")
+    assert f"PARTIAL: 1 images cannot be read: {tmp_path / 'made' / '0.png'}" in capsys.readouterr().out
+    Image.fromarray(IMAGES[0]).save(tmp_path / "made" / "0.png")
     (tmp_path / "made" / "1.png").unlink()
     assert run() == 1
-    assert "PARTIAL: 1 pictures are missing: sys 1_0." in capsys.readouterr().out
+    assert "PARTIAL: 1 images are missing: sys 1_0." in capsys.readouterr().out
     given[0] = "sys"
-    with pytest.raises(UserError, match="no folder of pictures at sys"):
+    with pytest.raises(UserError, match="no folder of images at sys"):
         run()
 
 
 def test_damaged_lines_of_what_was_said_are_asked_again(describe, tmp_path):
     store = tmp_path / "a-of-b.jsonl"
     assert describe.kept_of(store, "m") == {}
-    record = json.dumps({"model": "m", "picture": "p", "said": "né\u2028t"}, ensure_ascii=False).encode()
+    record = json.dumps({"model": "m", "image": "p", "said": "né\u2028t"}, ensure_ascii=False).encode()
     cut = record.replace(b'"p"', b'"q"').split(b"\xa9")[0]
-    store.write_bytes(b"\n".join([b"{oops}", b"[]", b'{"model": "m", "picture": "r"}', record, b"", cut]))
+    store.write_bytes(b"\n".join([b"{oops}", b"[]", b'{"model": "m", "image": "r"}', record, b"", cut]))
     assert describe.kept_of(store, "m") == {"p": "né\u2028t"} and describe.kept_of(store, "n") == {}
 
 
 def test_what_is_wrong_with_the_last_describer_shows_before_the_first_is_asked(describe, folder, tmp_path, monkeypatch):
     made, other = tmp_path / "made", tmp_path / "other"
     made.mkdir()
-    Image.fromarray(PICTURES[0]).save(made / "0.png")
+    Image.fromarray(IMAGES[0]).save(made / "0.png")
     (tmp_path / "p.txt").write_text("a red sign", encoding="utf-8")
     shutil.copytree(folder, other)
     given = [f"sys={made}", "--prompts", tmp_path / "p.txt", "--describer", folder, other, "--out", tmp_path / "out"]
@@ -351,12 +350,12 @@ def test_what_is_wrong_with_the_last_describer_shows_before_the_first_is_asked(d
     (other / "model.safetensors").unlink()
     refused("other cannot be used .*there are no weights")
     (other / "model.safetensors").write_bytes(whole)
-    (other / "chat_template.jinja").write_text("{{ raise_exception('no pictures') }}", encoding="utf-8")
-    refused("other has a chat template that cannot be filled in .*no pictures")
+    (other / "chat_template.jinja").write_text("{{ raise_exception('no images') }}", encoding="utf-8")
+    refused("other has a chat template that cannot be filled in .*no images")
 
 
 def test_damaged_or_other_encoders_are_refused(folder, tmp_path):
-    with pytest.raises(UserError, match="holds a llava model, which takes no pictures alone"):
+    with pytest.raises(UserError, match="holds a llava model, which takes no images alone"):
         VisionEncoder(folder)
     damaged = tmp_path / "damaged"
     shutil.copytree(folder, damaged)
@@ -364,7 +363,7 @@ def test_damaged_or_other_encoders_are_refused(folder, tmp_path):
     for encoder in (CLIPEncoder, VisionEncoder, SentenceEncoder):
         with pytest.raises(UserError, match="damaged holds no model that transformers can load"):
             encoder(damaged)
-    shutil.copytree(folder, tmp_path / "pictures")
-    CLIPVisionModel(LlavaConfig.from_pretrained(folder).vision_config).save_pretrained(tmp_path / "pictures")
+    shutil.copytree(folder, tmp_path / "images")
+    CLIPVisionModel(LlavaConfig.from_pretrained(folder).vision_config).save_pretrained(tmp_path / "images")
     with pytest.raises(UserError, match="holds a clip_vision_model model that encodes no texts alone"):
-        SentenceEncoder(tmp_path / "pictures")
+        SentenceEncoder(tmp_path / "images")

@@ -1,4 +1,4 @@
-"""The LVLM: any text in and out, states that no padding touches, pictures as the library's own processor cuts them."""
+"""The LVLM: any text in and out, states that no padding touches, images as the library's own processor cuts them."""
 
 import json
 from dataclasses import replace
@@ -124,7 +124,7 @@ def test_image_embeddings_have_the_width_of_t_and_carry_gradients() -> None:
     v[1].square().sum().backward()
     assert pixels.grad is not None
     assert pixels.grad[1].abs().max() > 0
-    assert pixels.grad[0].abs().max() == 0  # each picture by itself
+    assert pixels.grad[0].abs().max() == 0  # each image by itself
     assert all(parameter.grad is not None for parameter in encoder.model.visual.parameters())
 
 
@@ -141,7 +141,7 @@ def test_an_image_embedding_does_not_depend_on_its_batch() -> None:
 
 @pytest.mark.parametrize(("side", "patch"), [(32, 8), (56, 14)])
 def test_patches_are_those_of_the_library_s_processor(side: int, patch: int) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
     processor = Qwen2VLImageProcessorPil(
         patch_size=patch,
         merge_size=2,
@@ -150,9 +150,9 @@ def test_patches_are_those_of_the_library_s_processor(side: int, patch: int) -> 
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     )
-    wanted = processor(list(pictures), return_tensors="pt")
+    wanted = processor(list(images), return_tensors="pt")
 
-    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
     patches, grid = qwen_patches(pixels, side, patch, merge=2, frames=2)
 
     torch.testing.assert_close(patches, wanted["pixel_values"], atol=1e-5, rtol=0)

@@ -1,4 +1,4 @@
-"""Every family of `tiny_families.py`: saved, loaded as a hub id is, read, adapted, and its pictures read."""
+"""Every family of `tiny_families.py`: saved, loaded as a hub id is, read, adapted, and its images read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vlad.models.text_encoder.loading import load_lvlm, load_vision
 from vlad.models.text_encoder.lvlm import LVLMEncoder
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.models.text_encoder.tiny_qwen import build_byte_tokenizer
-from vlad.models.text_encoder.vision_tower import EQUAL_PICTURES
+from vlad.models.text_encoder.vision_tower import EQUAL_IMAGES
 from vlad.utils.errors import UserError
 
 PROMPTS = [
@@ -131,11 +131,11 @@ def test_states_of_a_prompt_do_not_depend_on_its_batch(name: str, encoders: Call
 
 
 @pytest.mark.parametrize("name", SEEING)
-def test_image_embeddings_are_each_picture_s_own(name: str, encoders: Callable[[str], LVLMEncoder]) -> None:
+def test_image_embeddings_are_each_image_s_own(name: str, encoders: Callable[[str], LVLMEncoder]) -> None:
     encoder = encoders(name)
     torch.manual_seed(1)
     pixels = torch.rand(3, 3, 40, 40) * 2 - 1  # not the tower's own size: scaled
-    pixels[1] = 0  # an evenly grey picture is a picture
+    pixels[1] = 0  # an evenly grey image is an image
     pixels.requires_grad_()
 
     v = encoder.image_embeddings(pixels)
@@ -152,7 +152,7 @@ def test_image_embeddings_are_each_picture_s_own(name: str, encoders: Callable[[
 
 @pytest.mark.parametrize("name", SEEING)
 @torch.no_grad()
-def test_a_patch_of_the_grid_stands_where_it_stands_in_the_picture(
+def test_a_patch_of_the_grid_stands_where_it_stands_in_the_image(
     name: str, encoders: Callable[[str], LVLMEncoder]
 ) -> None:
     encoder = encoders(name)
@@ -199,13 +199,13 @@ def test_the_parameters_that_are_read_are_those_with_gradients(
 ) -> None:
     encoder = copy.deepcopy(encoders(name))
     wanted = {key: parameter.requires_grad for key, parameter in encoder.named_parameters()}
-    for with_pictures in (False, True) if name in SEEING else (False,):
-        read = encoder.parameters_read(with_pictures)
+    for with_images in (False, True) if name in SEEING else (False,):
+        read = encoder.parameters_read(with_images)
 
         assert {key: parameter.requires_grad for key, parameter in encoder.named_parameters()} == wanted
         encoder.zero_grad()
         outputs = encoder(PROMPTS).tokens.square().sum()
-        if with_pictures:
+        if with_images:
             outputs = outputs + encoder.image_embeddings(torch.rand(2, 3, 32, 32)).square().sum()
         outputs.backward()
         assert {key for key, parameter in encoder.named_parameters() if parameter.grad is not None} == read
@@ -297,11 +297,11 @@ def test_a_family_without_a_vision_tower_says_what_to_do_for_v(name: str, folder
         load_lvlm(LVLMOptions(path=str(folders(name))))
 
 
-# --- pictures as the towers were trained on them -------------------------------------------------------------------
+# --- images as the towers were trained on them -------------------------------------------------------------------
 
 
 @torch.no_grad()
-def test_pictures_are_normalised_as_the_folder_says(folders: Folders, tmp_path: Path) -> None:
+def test_images_are_normalised_as_the_folder_says(folders: Folders, tmp_path: Path) -> None:
     pixels = torch.rand(2, 3, 32, 32) * 2 - 1
     for path in folders("clip").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -325,8 +325,8 @@ def test_without_a_processor_s_config_the_family_s_own_normalisation_holds(folde
     assert (list(reading.mean), list(reading.std)) == (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
 
 
-@pytest.mark.parametrize("side", [32, 48])  # one window a picture; windows that are shorter at the border
-def test_one_call_of_attention_for_all_pictures_changes_nothing(
+@pytest.mark.parametrize("side", [32, 48])  # one window an image; windows that are shorter at the border
+def test_one_call_of_attention_for_all_images_changes_nothing(
     folders: Folders, monkeypatch: pytest.MonkeyPatch, side: int
 ) -> None:
     encoder = load(folders("qwen2_5_vl"), with_vision=True)
@@ -335,13 +335,13 @@ def test_one_call_of_attention_for_all_pictures_changes_nothing(
     pixels = (torch.rand(3, 3, side, side) * 2 - 1).requires_grad_()
 
     def measured(attention: str) -> tuple[torch.Tensor, torch.Tensor]:
-        monkeypatch.setattr("vlad.models.text_encoder.vision_tower.EQUAL_PICTURES", attention)
+        monkeypatch.setattr("vlad.models.text_encoder.vision_tower.EQUAL_IMAGES", attention)
         visual.config._attn_implementation = attention
         features = encoder.image_features(pixels)
         (gradient,) = torch.autograd.grad(features.square().sum(), pixels)
         return features, gradient
 
-    torch.testing.assert_close(measured(EQUAL_PICTURES), measured("sdpa"))
+    torch.testing.assert_close(measured(EQUAL_IMAGES), measured("sdpa"))
 
 
 # --- what is saved comes back as it was read -----------------------------------------------------------------------

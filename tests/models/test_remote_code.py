@@ -86,7 +86,7 @@ def test_code_of_a_model_s_own_runs_only_when_it_is_trusted(own: Path, tmp_path:
 def test_a_pipeline_with_such_code_runs_it_only_where_this_very_code_is_trusted(
     own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny = "data.picture_pixels=32 composition.width=32 composition.layers=1 composition.heads=2"
+    tiny = "data.image_pixels=32 composition.width=32 composition.layers=1 composition.heads=2"
     tiny += " composition.output_width=32 autoencoder.latent_channels=8 autoencoder.decoder_width=16"
     tiny += " layout.unet.block_channels=[32] refine.unet.block_channels=[32] losses.align_weight=0"
     lvlm = [f"lvlm.path={own}", f"lvlm.revision={COMMIT}", "lvlm.trust_remote_code=true"]

@@ -128,7 +128,7 @@ def test_channels_are_added_in_any_number_and_never_removed(stand_ins: Path) -> 
     unet = load(stand_ins, "sd15").unet
     tokens, x_t = random(2, 3, 32), random(2, 4, 8, 8)
     before = unet(x_t, TIMESTEPS, tokens).sample
-    for channels in (8, 13):  # z; z, a mask and the masked picture
+    for channels in (8, 13):  # z; z, a mask and the masked image
         grow_conv_in(unet, channels)
         extra = random(2, channels - 4, 8, 8, seed=channels)
         assert torch.equal(unet(torch.cat([x_t, extra], dim=1), TIMESTEPS, tokens).sample, before)

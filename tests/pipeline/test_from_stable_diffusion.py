@@ -1,4 +1,4 @@
-"""Before anything is trained, a pipeline that starts from Stable Diffusion draws Stable Diffusion's own pictures."""
+"""Before anything is trained, a pipeline that starts from Stable Diffusion draws Stable Diffusion's own images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEEDS = [3, 4]
 LAYOUT = Layout((TextLine("HOUSE", ((0.1, 0.1), (0.9, 0.1), (0.9, 0.4), (0.1, 0.4))),))
 CONFIG = """
 name: start
-data: {{picture_pixels: 64, batch_size: 2}}
+data: {{image_pixels: 64, batch_size: 2}}
 stable_diffusion: {{path: {path}, own_text: true}}
 lvlm: {{hidden_size: 32, layers: 1, heads: 2, vision_hidden_size: 32, vision_layers: 1, vision_pixels: 32}}
 composition: {{width: 32, layers: 1, heads: 2, output_width: 40, max_characters: 8}}
@@ -49,7 +49,7 @@ AUTOENCODERS = {
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sd21", "sdxl"])
-def test_at_step_0_the_pictures_are_stable_diffusions(kind: str, tmp_path: Path) -> None:
+def test_at_step_0_the_images_are_stable_diffusions(kind: str, tmp_path: Path) -> None:
     save_stand_in(kind, tmp_path / kind, AUTOENCODERS[kind])  # type: ignore[arg-type]
     pipeline = untrained(tmp_path, tmp_path / kind)
     original = DiffusionPipeline.from_pretrained(tmp_path / kind)

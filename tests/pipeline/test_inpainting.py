@@ -73,20 +73,20 @@ def test_a_grown_unet_predicts_the_same_until_its_new_channels_weigh_something()
 
 def test_what_is_kept_is_kept_to_the_last_bit(autoencoder: PatchAutoencoder) -> None:
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    image = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
     mask = rng.random((32, 32)) < 0.5
     drawn = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    result = pasted(drawn, [Edit(picture, mask), None])
+    result = pasted(drawn, [Edit(image, mask), None])
     assert torch.equal(result[1], drawn[1])
     as_bytes = (result[0].permute(1, 2, 0) * 255).round().byte().numpy()
-    assert (as_bytes[~mask] == picture[~mask]).all()
+    assert (as_bytes[~mask] == image[~mask]).all()
     assert torch.equal(result[0][:, torch.from_numpy(mask)], drawn[0][:, torch.from_numpy(mask)])
 
 
 def test_rows_without_an_edit_are_zero_and_the_others_stand_alone(autoencoder: PatchAutoencoder) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    edit = Edit(picture, np.ones((32, 32), dtype=bool))
-    half = Edit(picture, np.arange(32)[:, None].repeat(32, axis=1) < 16)
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    edit = Edit(image, np.ones((32, 32), dtype=bool))
+    half = Edit(image, np.arange(32)[:, None].repeat(32, axis=1) < 16)
     cells, cpu = (CHANNELS, 4, 4), torch.device("cpu")
     together = inputs_of_edits(autoencoder, [edit, None, half], cells, cpu)
     assert together[1].abs().max() == 0

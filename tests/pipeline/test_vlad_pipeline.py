@@ -28,10 +28,10 @@ def pipeline(pipeline_folder: Path) -> VLADPipeline:
     return load_pipeline(pipeline_folder)
 
 
-def test_pictures_of_one_prompt_have_the_seeds_that_follow(pipeline: VLADPipeline) -> None:
+def test_images_of_one_prompt_have_the_seeds_that_follow(pipeline: VLADPipeline) -> None:
     drawn = pipeline([PROMPT, "a wall"], [4, 9], num_images_per_prompt=2).images
     wanted = pipeline([PROMPT, PROMPT, "a wall", "a wall"], [4, 5, 9, 10]).images
-    assert [picture.tobytes() for picture in drawn] == [picture.tobytes() for picture in wanted]
+    assert [image.tobytes() for image in drawn] == [image.tobytes() for image in wanted]
 
 
 def test_a_generator_takes_the_place_of_the_seed(pipeline: VLADPipeline) -> None:
@@ -43,11 +43,11 @@ def test_a_generator_takes_the_place_of_the_seed(pipeline: VLADPipeline) -> None
     assert first != pipeline(PROMPT, generator=generator(6)).images[0].tobytes()
     each = pipeline([PROMPT, PROMPT], generator=[generator(6), generator(5)]).images
     assert each[1].tobytes() == first
-    with pytest.raises(UserError, match="3 generators for 1 pictures"):
+    with pytest.raises(UserError, match="3 generators for 1 images"):
         pipeline(PROMPT, generator=[generator(0)] * 3)
 
 
-def test_output_types_hold_the_same_pictures(pipeline: VLADPipeline) -> None:
+def test_output_types_hold_the_same_images(pipeline: VLADPipeline) -> None:
     pil, np_, pt, latent = (
         pipeline([PROMPT] * 3, [0, 1, 2], output_type=kind).images for kind in ("pil", "np", "pt", "latent")
     )
@@ -55,7 +55,7 @@ def test_output_types_hold_the_same_pictures(pipeline: VLADPipeline) -> None:
     assert pt.shape == (3, 3, 32, 32)
     assert latent.shape == (3, 8, 4, 4)
     assert torch.equal(torch.from_numpy(np_).permute(0, 3, 1, 2), pt)
-    assert np.array_equal(np.stack([np.asarray(picture) for picture in pil]), np.rint(np_ * 255).astype(np.uint8))
+    assert np.array_equal(np.stack([np.asarray(image) for image in pil]), np.rint(np_ * 255).astype(np.uint8))
     with pytest.raises(UserError, match="output_type 'jpg'"):
         pipeline(PROMPT, output_type="jpg")
 
@@ -79,7 +79,7 @@ def test_the_callback_sees_and_changes_every_step_of_both_stages(pipeline: VLADP
     assert all(latents.abs().max() == 0 for latents in emptied)
 
 
-def test_a_negative_prompt_and_the_rescale_change_the_picture(pipeline: VLADPipeline) -> None:
+def test_a_negative_prompt_and_the_rescale_change_the_image(pipeline: VLADPipeline) -> None:
     plain = pipeline(PROMPT, text_scale=5.0).images[0].tobytes()
     assert pipeline(PROMPT, text_scale=5.0, negative_prompt="").images[0].tobytes() == plain
     assert pipeline(PROMPT, text_scale=5.0, negative_prompt="a dog").images[0].tobytes() != plain
@@ -106,7 +106,7 @@ def test_a_prompt_is_read_once_for_both_stages_and_all_its_seeds(
     seeds = {"num_images_per_prompt": 5, "negative_prompt": "a dog"}  # in three batches, the middle one of both prompts
     drawn = pipeline([PROMPT, "a wall"], [3, 4], **seeds).images
     assert sorted(read) == sorted([PROMPT, "a wall", "a dog"])
-    assert [drawn[0].tobytes(), drawn[5].tobytes()] == [picture.tobytes() for picture in plain]
+    assert [drawn[0].tobytes(), drawn[5].tobytes()] == [image.tobytes() for image in plain]
     # From call to call only where somebody says that the text side stays as it is.
     pipeline(PROMPT)
     assert len(read) == 4
@@ -134,7 +134,7 @@ def test_the_latents_of_a_layout_are_the_same_in_every_call(pipeline_folder: Pat
 def test_other_shapes_keep_the_layout_in_place(pipeline: VLADPipeline) -> None:
     layout = Layout((TextLine("HI", box_polygon(0.1, 0.1, 0.6, 0.4)),))
     drawn = pipeline([PROMPT, PROMPT], [0, 0], [layout, None], width=64, height=16)
-    assert [picture.size for picture in drawn.images] == [(64, 16)] * 2
+    assert [image.size for image in drawn.images] == [(64, 16)] * 2
     assert drawn.layouts[0] == layout
     assert drawn.glyph_maps[0] is None
     assert drawn.glyph_maps[1].shape == (16, 64)
@@ -213,7 +213,7 @@ def test_offloaded_models_draw_the_same(pipeline_folder: Path, pipeline: VLADPip
 
         hook.pre_forward = moved
     assert offloaded(PROMPT, 3).images[0].tobytes() == pipeline(PROMPT, 3).images[0].tobytes()
-    # Each model comes once, but for the autoencoder, which decodes the plan, encodes the map, decodes the picture.
+    # Each model comes once, but for the autoencoder, which decodes the plan, encodes the map, decodes the image.
     assert moves == ["lvlm", "composition", "layout_unet", "autoencoder", "refine_unet", "autoencoder"]
 
 

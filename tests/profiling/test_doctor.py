@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
 name: looked-at
 runs: {folder}/runs
-data: {{shards: {folder}/shards, picture_pixels: 32, batch_size: 4, workers: 0, shuffle_window: 8}}
+data: {{shards: {folder}/shards, image_pixels: 32, batch_size: 4, workers: 0, shuffle_window: 8}}
 lvlm: {{hidden_size: 32, layers: 1, heads: 2, vision_hidden_size: 32, vision_layers: 1, vision_pixels: 32}}
 composition: {{width: 32, layers: 1, heads: 2, output_width: 32}}
 autoencoder: {{latent_channels: 8, decoder_width: 16, decoder_layers: 1}}
@@ -54,11 +54,11 @@ def config_of(world: Path, *overrides: str) -> Config:
 def test_the_table_says_what_to_do_and_its_worst_line_is_the_exit_code() -> None:
     findings = [
         Finding("disk", "ok", "1 GB free"),
-        Finding("loader", "warn", "3 pictures/s " * 20, "Raise data.workers."),
+        Finding("loader", "warn", "3 images/s " * 20, "Raise data.workers."),
     ]
     lines = table(findings, 80).splitlines()
     assert lines[0] == "ok   disk    1 GB free"
-    assert lines[1].startswith("warn loader  3 pictures/s")
+    assert lines[1].startswith("warn loader  3 images/s")
     assert lines[-1].endswith("Raise data.workers.")
     assert max(map(len, lines)) <= 80
     assert exit_code(findings) == 0

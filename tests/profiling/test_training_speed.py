@@ -19,7 +19,7 @@ from vlad.utils.errors import UserError
 
 CONFIG = """
 runs: {folder}/runs
-data: {{shards: {folder}/shards, picture_pixels: 32, batch_size: 4, workers: 0, shuffle_window: 8}}
+data: {{shards: {folder}/shards, image_pixels: 32, batch_size: 4, workers: 0, shuffle_window: 8}}
 lvlm: {{hidden_size: 32, layers: 1, heads: 2, vision_hidden_size: 32, vision_layers: 1, vision_pixels: 32}}
 composition: {{width: 32, layers: 1, heads: 2, output_width: 32}}
 autoencoder: {{latent_channels: 8, decoder_width: 16, decoder_layers: 1}}

@@ -10,7 +10,7 @@ from vlad.training.build import build_pipeline, new_parts
 
 CONFIG = """
 name: base
-data: {picture_pixels: 32, batch_size: 4}
+data: {image_pixels: 32, batch_size: 4}
 lvlm: {hidden_size: 32, layers: 1, heads: 2, vision_hidden_size: 32, vision_layers: 1, vision_pixels: 32}
 composition: {width: 32, layers: 1, heads: 2, output_width: 32}
 autoencoder: {latent_channels: 8, decoder_width: 16, decoder_layers: 1}

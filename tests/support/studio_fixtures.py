@@ -8,7 +8,7 @@ from vlad.training.build import build_pipeline, new_parts
 from vlad.webui.studio import Studio
 
 CONFIG = """
-data: {picture_pixels: 32}
+data: {image_pixels: 32}
 lvlm: {hidden_size: 32, layers: 1, heads: 2, vision_hidden_size: 32, vision_layers: 1, vision_pixels: 32}
 composition: {width: 32, layers: 1, heads: 2, output_width: 32}
 autoencoder: {latent_channels: 8, decoder_width: 16, decoder_layers: 1}
@@ -31,4 +31,4 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
         if isinstance(part, torch.nn.Module):
             part.eval()
     pipeline.set_progress_bar_config(disable=True)
-    return Studio(pipeline, "runs/untrained", folder / "pictures")
+    return Studio(pipeline, "runs/untrained", folder / "images")

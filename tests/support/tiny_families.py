@@ -10,7 +10,7 @@ import torch
 import transformers as tf
 
 WORDS = 1024
-IMAGE = 3  # the token that stands for a picture
+IMAGE = 3  # the token that stands for an image
 TEXT: dict[str, Any] = {
     "vocab_size": WORDS,
     "hidden_size": 32,
@@ -236,10 +236,10 @@ class TinyFamily:
     """How a family's model is built, and in what its tests differ from a LLaVA's."""
 
     build: Callable[[], Any]
-    # Whether it has a vision tower, and whether gradients pass from its v to the picture.
+    # Whether it has a vision tower, and whether gradients pass from its v to the image.
     sees: bool = True
     seen_with_gradients: bool = True
-    # Whether what its tower makes is a grid of the picture's patches.
+    # Whether what its tower makes is a grid of the image's patches.
     grid: bool = True
     # What its attention's matrices are called.
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -278,7 +278,7 @@ TINY_FAMILIES = {
     "qwen3_vl": TinyFamily(qwen3_vl),
     "molmo2": TinyFamily(molmo2, tower_on_disk=("vision_backbone",)),
     "janus": TinyFamily(janus),
-    "emu3": TinyFamily(emu3, seen_with_gradients=False, grid=False),  # its pictures become tokens
+    "emu3": TinyFamily(emu3, seen_with_gradients=False, grid=False),  # its images become tokens
     "aria": TinyFamily(aria, grid=False),
     "internvl": TinyFamily(internvl),
     "paligemma": TinyFamily(

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MINIATURE = """
 name: mini
 runs: {runs}
-data: {{shards: {shards}, picture_pixels: 32, batch_size: 4, workers: 1, shuffle_window: 8}}
+data: {{shards: {shards}, image_pixels: 32, batch_size: 4, workers: 1, shuffle_window: 8}}
 lvlm: {{hidden_size: 32, layers: 1, heads: 2, vision_hidden_size: 32, vision_layers: 1, vision_pixels: 32}}
 composition: {{width: 32, layers: 1, heads: 2, output_width: 32}}
 autoencoder: {{latent_channels: 8, decoder_width: 16, decoder_layers: 1}}
@@ -120,7 +120,7 @@ def test_every_variant_is_trained_and_scored_once(
         "| without spelling tokens",
     ]
     assert "python tools/ablate.py" in table and "train.layout.steps=3 --seeds 1 --count 2" in table
-    assert "5 steps of 4 pictures in the layout and refine stages together (3 and 2;" in table
+    assert "5 steps of 4 images in the layout and refine stages together (3 and 2;" in table
     assert "Order by words: " in table and "full > without hierarchical guidance > without CCM." in table
     assert "(ablation.png)" in table and "2 held-out words a run, read by rapidocr" in table
     assert table in capsys.readouterr().out

@@ -62,7 +62,7 @@ def test_every_part_of_sampling_is_timed(monkeypatch: pytest.MonkeyPatch, capsys
 
 RUN = """
 name: untrained
-data: {picture_pixels: 32}
+data: {image_pixels: 32}
 lvlm: {hidden_size: 32, layers: 1, heads: 2, vision_hidden_size: 32, vision_layers: 1, vision_pixels: 32}
 composition: {width: 32, layers: 1, heads: 2, output_width: 32}
 autoencoder: {latent_channels: 8, decoder_width: 16, decoder_layers: 1}
@@ -90,10 +90,10 @@ def test_solvers_are_compared_by_the_words_that_are_read(
     monkeypatch.setattr(benchmark, "LEAST", 2)
     some = {name: SOLVERS[name] for name in ("flow-euler", "ddim", "unipc")}  # the first is for flows
     monkeypatch.setattr(reading, "SOLVERS", some)
-    # An engine that reads the first of two words in every picture, and finds no other word.
+    # An engine that reads the first of two words in every image, and finds no other word.
     first = held_out_signs(config.data.synthetic, 2)[0].layout.lines
     seen = []
-    monkeypatch.setattr(reading, "read_many", lambda _, pictures: [seen.append(p.shape) or first for p in pictures])
+    monkeypatch.setattr(reading, "read_many", lambda _, images: [seen.append(p.shape) or first for p in images])
     monkeypatch.setattr("sys.argv", ["benchmark.py", "solvers", "--run", str(tmp_path), "--count", "2"])
     benchmark.main()
     said = capsys.readouterr().out.splitlines()

@@ -45,13 +45,13 @@ def test_a_pipeline_of_ours_is_drawn_read_and_scored(
     out = tmp_path / "out"
     assert evaluate(ours, "--prompts", prompts, "--out", out, "--images-per-prompt", 2) == 0
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    assert (metrics["pictures"], metrics["prompts"], metrics["partial"]) == (4, 2, False)
+    assert (metrics["images"], metrics["prompts"], metrics["partial"]) == (4, 2, False)
     assert set(metrics["protocols"]) == {"mario", "cvtg", "longtext", "glyphcontrol", "textatlas"}
     assert metrics["made"]["steps"] == 1 and metrics["made"]["seed"] == 0
     assert metrics["rests_on"]["OCR engine"].startswith("rapidocr ")
     assert metrics["rests_on"]["prompts"] == f"2 scored of 2 of {prompts}"
     assert "MaskTextSpotter v3" in metrics["rests_on"]["the authors' engines"]
-    assert sorted(path.name for path in (out / "pictures").glob("*.png")) == [
+    assert sorted(path.name for path in (out / "images").glob("*.png")) == [
         "0_0.png",
         "0_1.png",
         "1_0.png",
@@ -59,11 +59,11 @@ def test_a_pipeline_of_ours_is_drawn_read_and_scored(
     ]
     assert (out / "report.html").is_file() and (out / "per_image.parquet").is_file()
     assert "Left out: AnyText benchmark reads each line in its polygon" in capsys.readouterr().out
-    # Drawn alone after the others, a picture is the same.
-    before = (out / "pictures" / "1_0.png").read_bytes()
-    (out / "pictures" / "1_0.png").unlink()
+    # Drawn alone after the others, an image is the same.
+    before = (out / "images" / "1_0.png").read_bytes()
+    (out / "images" / "1_0.png").unlink()
     assert evaluate(ours, "--prompts", prompts, "--out", out, "--images-per-prompt", 2) == 0
-    assert (out / "pictures" / "1_0.png").read_bytes() == before
+    assert (out / "images" / "1_0.png").read_bytes() == before
     with pytest.raises(UserError, match="steps 1, now 2"):
         evaluate(ours, "--prompts", prompts, "--out", out, "--steps", 2)
 
@@ -74,7 +74,7 @@ def test_a_prompt_that_the_model_refuses_makes_the_score_partial(
     (tmp_path / "p.txt").write_text(f"a 'B' sign\na sign '{'long ' * 20}'\n", encoding="utf-8")
     assert evaluate(ours, "--protocol", "mario", "--prompts", tmp_path / "p.txt", "--out", tmp_path / "out") == 1
     printed = capsys.readouterr().out
-    assert "PARTIAL, 1 of 2 pictures missing: 1_0: The string" in printed
+    assert "PARTIAL, 1 of 2 images missing: 1_0: The string" in printed
 
 
 def test_layouts_of_the_prompt_file_are_followed(evaluate: Run, ours: Path, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_layouts_of_the_prompt_file_are_followed(evaluate: Run, ours: Path, tmp_
     record = {"id": "x", "prompt": 'a sign that says "HELLO"', "lines": lines}
     (tmp_path / "p.jsonl").write_text(json.dumps(record), encoding="utf-8")
     assert evaluate(ours, "--protocol", "anytext", "--prompts", tmp_path / "p.jsonl", "--out", tmp_path / "out") == 0
-    layout = json.loads((tmp_path / "out" / "pictures" / "x_0.json").read_text(encoding="utf-8"))
+    layout = json.loads((tmp_path / "out" / "images" / "x_0.json").read_text(encoding="utf-8"))
     assert layout["lines"][0]["polygon"][0] == [0.1, 0.4]
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["made"]["layouts"] == "given" and list(metrics["protocols"]) == ["anytext"]
@@ -94,7 +94,7 @@ def test_a_pipeline_of_others_is_drawn_from_its_folder(
     def draw(out: str, *more: object) -> list[bytes]:
         size = ("--pixels", 16, "--steps", 2)
         assert evaluate(stable_diffusion, "--prompts", prompts, "--out", tmp_path / out, *size, *more) == 0
-        return [Image.open(tmp_path / out / "pictures" / f"{n}_0.png").tobytes() for n in range(2)]
+        return [Image.open(tmp_path / out / "images" / f"{n}_0.png").tobytes() for n in range(2)]
 
     first = draw("a")
     assert draw("b") == first
@@ -112,7 +112,7 @@ def test_options_that_would_change_nothing_are_refused(
     evaluate: Run, ours: Path, stable_diffusion: Path, prompts: Path, tmp_path: Path
 ) -> None:
     entry = tmp_path / "row.yaml"
-    entry.write_text(f"kind: pictures\npath: {tmp_path}\n", encoding="utf-8")
+    entry.write_text(f"kind: images\npath: {tmp_path}\n", encoding="utf-8")
     for call, said in (
         ((ours, "--steps", 5), "--steps does nothing on held-out words; it goes with --prompts FILE"),
         ((ours, "--out", tmp_path), "--out does nothing on held-out words"),
@@ -169,8 +169,8 @@ def test_settings_behind_the_prompt_files_are_an_entry_s_and_no_other_target_has
     evaluate: Run, prompts: Path, tmp_path: Path
 ) -> None:
     entry = tmp_path / "row.yaml"
-    entry.write_text(f"kind: pictures\npath: {tmp_path / 'none'}\n", encoding="utf-8")
-    with pytest.raises(UserError, match=f"there is no folder of pictures at {tmp_path / 'other'}"):
+    entry.write_text(f"kind: images\npath: {tmp_path / 'none'}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=f"there is no folder of images at {tmp_path / 'other'}"):
         evaluate(entry, "--prompts", prompts, f"path={tmp_path / 'other'}", "--out", tmp_path / "out")
     for behind in (("--prompts", prompts, "steps=3"), ("steps=3", "--prompts", prompts), ("steps=3",)):
         with pytest.raises(UserError, match=r"steps=3 changes an entry of configs/eval, and .* is none"):
@@ -186,29 +186,29 @@ def test_a_run_s_words_are_scored_once_and_anew_for_another_count(
     shutil.copytree(ours / "pipeline", run / "pipeline")
     save_config(load_config(ROOT / "configs" / "tiny.yaml"), run / "config.yaml")
     # A model that does not edit is refused before anything is begun.
-    with pytest.raises(UserError, match=r"not trained to edit pictures; train one with refine\.editing_share"):
+    with pytest.raises(UserError, match=r"not trained to edit images; train one with refine\.editing_share"):
         tool.evaluate_editing(run, 3, "rapidocr")
     assert "scoring" not in capsys.readouterr().err
     assert not (run / "evaluation").exists()
     first = json.loads(json.dumps(tool.evaluate_run(run, 3)))
     assert set(first["modes"]) == {"refit", "true layout", "raw"}
-    pictures = run / "evaluation" / "refit"
-    drawn = (pictures / "0001.png").stat().st_mtime_ns
+    images = run / "evaluation" / "refit"
+    drawn = (images / "0001.png").stat().st_mtime_ns
     assert tool.evaluate_run(run, 3) == first  # what is stored, nothing drawn again
-    assert (pictures / "0001.png").stat().st_mtime_ns == drawn
+    assert (images / "0001.png").stat().st_mtime_ns == drawn
     capsys.readouterr()
     assert tool.evaluate_run(run, 2)["words"] == 2
     assert "The figures of 3 words by rapidocr" in capsys.readouterr().out
-    assert [path.name for path in sorted(pictures.iterdir())] == ["0000.png", "0001.png"]
-    # One way alone: the pictures of the others, of an evaluation that gave way, go with its figures.
+    assert [path.name for path in sorted(images.iterdir())] == ["0000.png", "0001.png"]
+    # One way alone: the images of the others, of an evaluation that gave way, go with its figures.
     alone = tool.evaluate_run(run, 1, ways=["refit"])
     assert set(alone["modes"]) == {"refit"} and not (run / "evaluation" / "raw").exists()
-    drawn = (pictures / "0000.png").stat().st_mtime_ns
+    drawn = (images / "0000.png").stat().st_mtime_ns
     assert set(tool.evaluate_run(run, 1, ways=["refit"])["modes"]) == {"refit"}
     # The others join it, and it is not drawn again; nor is anything by a call for less.
     assert list(tool.evaluate_run(run, 1)["modes"]) == ["refit", "true layout", "raw"]
     assert set(tool.evaluate_run(run, 1, ways=["raw"])["modes"]) == {"refit", "true layout", "raw"}
-    assert (pictures / "0000.png").stat().st_mtime_ns == drawn
+    assert (images / "0000.png").stat().st_mtime_ns == drawn
     assert (run / "evaluation" / "raw" / "0000.png").is_file() and (run / "evaluation" / "raw.png").is_file()
     # A run that was trained on: what is stored is of other weights.
     weights = next((run / "pipeline" / "refine_unet").glob("*.safetensors"))

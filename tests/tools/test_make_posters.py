@@ -27,8 +27,8 @@ def test_a_folder_of_posters_with_their_captions(tmp_path: Path) -> None:
     assert len(list((tmp_path / "posters").glob("*.png"))) == 3
     for index in range(3):
         wanted = render_poster(index, seed=4)
-        with Image.open(tmp_path / "posters" / f"{wanted.key}.png") as picture:
-            assert np.array_equal(np.asarray(picture), wanted.picture)
+        with Image.open(tmp_path / "posters" / f"{wanted.key}.png") as image:
+            assert np.array_equal(np.asarray(image), wanted.image)
         caption = (tmp_path / "posters" / f"{wanted.key}.txt").read_text(encoding="utf-8")
         assert caption == f'a poster that says "{wanted.layout.lines[0].text}"\n'
     again = call(str(tmp_path / "posters"))
@@ -47,9 +47,9 @@ def test_posters_share_their_template_and_can_be_read() -> None:
     posters = [render_poster(index) for index in range(6)]
     assert set(poster_words()).isdisjoint(held_out_words())
     for poster in posters:
-        assert np.abs(poster.picture[52, 32].astype(int) - CORAL).max() < 16  # the sun
+        assert np.abs(poster.image[52, 32].astype(int) - CORAL).max() < 16  # the sun
         left, top, right, bottom = *poster.layout.lines[0].polygon[0], *poster.layout.lines[0].polygon[2]
-        inside = poster.picture[int(top * 64) : int(bottom * 64), int(left * 64) : int(right * 64)].astype(int)
+        inside = poster.image[int(top * 64) : int(bottom * 64), int(left * 64) : int(right * 64)].astype(int)
         assert np.abs(inside - CREAM).max(axis=-1).min() < 30  # letters
-    readings = list(read_many("rapidocr", [poster.picture for poster in posters]))
+    readings = list(read_many("rapidocr", [poster.image for poster in posters]))
     assert word_accuracy(readings, [[poster.layout.lines[0].text] for poster in posters]) >= 5 / 6

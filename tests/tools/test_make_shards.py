@@ -1,4 +1,4 @@
-"""make_shards from end to end, as a user runs it: pictures in, shards and a summary out, mistakes with exit code 2."""
+"""make_shards from end to end, as a user runs it: images in, shards and a summary out, mistakes with exit code 2."""
 
 import collections
 import errno
@@ -83,23 +83,23 @@ def read_all(shards) -> list[Sample]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Three signs (one in a folder below, one with its caption), one empty file, one that is no picture."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    """Three signs (one in a folder below, one with its caption), one empty file, one that is no image."""
+    folder = tmp_path_factory.mktemp("images")
     (folder / "more").mkdir()
     for sign, name in zip(SIGNS, ("a.PNG", "b.c.png", "more/d.webp"), strict=True):
-        Image.fromarray(sign.picture).save(folder / name, lossless=True)
+        Image.fromarray(sign.image).save(folder / name, lossless=True)
     (folder / "b.c.txt").write_text("the gate of a park\n")
     (folder / "e.jpg").touch()
-    (folder / "f.jpg").write_text("no picture")
+    (folder / "f.jpg").write_text("no image")
     return folder
 
 
 @pytest.fixture(scope="module")
-def made(pictures, tmp_path_factory):
+def made(images, tmp_path_factory):
     """Made by a process with two others."""
     out = tmp_path_factory.mktemp("made") / "shards"
-    process = start(pictures, "--out", out, "--samples-per-shard", 2, "--workers", 2)
+    process = start(images, "--out", out, "--samples-per-shard", 2, "--workers", 2)
     said, complaint = process.communicate(timeout=300)
     assert process.returncode == 0, complaint
     return said, complaint, out
@@ -107,7 +107,7 @@ def made(pictures, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def annotated(tmp_path_factory):
-    """120 small pictures whose lines an mmocr file gives: no engine is needed. Number 7 is missing."""
+    """120 small images whose lines an mmocr file gives: no engine is needed. Number 7 is missing."""
     folder = tmp_path_factory.mktemp("annotated")
     entries = []
     for number in range(120):
@@ -120,7 +120,7 @@ def annotated(tmp_path_factory):
     return folder / "lines.json"
 
 
-def test_pictures_become_samples_with_their_text(made):
+def test_images_become_samples_with_their_text(made):
     samples = read_all(made[2])
     assert [sample.key for sample in samples] == ["a", "b_c", "more_d"]
     assert [sample.caption for sample in samples] == [
@@ -137,21 +137,21 @@ def test_pictures_become_samples_with_their_text(made):
 
 def test_the_summary_names_everything_that_was_skipped(made):
     said, complaint, out = made
-    assert "pictures taken: 3 (shards: 2" in said
+    assert "images taken: 3 (shards: 2" in said
     assert "lines of text: 3, of them marked as not legible: 0" in said
-    assert "pictures skipped: 2\n  1 x the file is empty\n  1 x the file is damaged" in said
+    assert "images skipped: 2\n  1 x the file is empty\n  1 x the file is damaged" in said
     assert "\n  e.jpg: the file is empty\n  f.jpg: the file is damaged" in said
-    assert "picture/s" in complaint  # the bar, with its rate
+    assert "image/s" in complaint  # the bar, with its rate
     named = [json.loads(line)["name"] for line in (out / "skipped.jsonl").read_text().splitlines()]
     assert named == ["e.jpg", "f.jpg"]
 
 
-def test_the_manifest_says_what_is_in_the_shards_and_what_made_them(made, pictures):
+def test_the_manifest_says_what_is_in_the_shards_and_what_made_them(made, images):
     out = made[2]
     record = json.loads((out / "manifest.json").read_text())
     assert [(entry["name"], entry["samples"]) for entry in record["shards"]] == [("000000.tar", 2), ("000002.tar", 1)]
     assert record["about"]["engine"].startswith("rapidocr ")
-    assert (record["about"]["source"], record["about"]["format"]) == (pictures.name, "folder")
+    assert (record["about"]["source"], record["about"]["format"]) == (images.name, "folder")
     assert record["statistics"] == {
         "mean_width_pixels": 128.0,
         "mean_height_pixels": 128.0,
@@ -168,25 +168,25 @@ def test_the_manifest_says_what_is_in_the_shards_and_what_made_them(made, pictur
     assert sorted(path.name for path in out.iterdir()) == names
 
 
-def test_shards_that_are_there_are_kept_until_overwriting_is_asked_for(made, pictures, tool, refused, tmp_path):
+def test_shards_that_are_there_are_kept_until_overwriting_is_asked_for(made, images, tool, refused, tmp_path):
     out = tmp_path / "copy"
     shutil.copytree(made[2], out)
     before = contents(out)
-    assert "holds shards already" in refused(pictures, "--out", out)
-    assert "holds shards already" in refused(pictures, "--out", out, "--resume")
+    assert "holds shards already" in refused(images, "--out", out)
+    assert "holds shards already" in refused(images, "--out", out, "--resume")
     assert contents(out) == before
     # Fewer shards than before: none of the old ones stays behind.
     code, _, complaint = tool(
-        pictures, "--out", out, "--samples-per-shard", 10, "--overwrite", "--picture-format", "png", "--workers", 1
+        images, "--out", out, "--samples-per-shard", 10, "--overwrite", "--image-format", "png", "--workers", 1
     )
     assert code == 0, complaint
     assert sorted(path.name for path in out.iterdir()) == [
         *("000000.sizes.json", "000000.tar"),
         *("manifest.json", "skipped.jsonl"),
     ]
-    assert [sample.picture.tobytes() for sample in read_all(out)] == [sign.picture.tobytes() for sign in SIGNS]
+    assert [sample.image.tobytes() for sample in read_all(out)] == [sign.image.tobytes() for sign in SIGNS]
     # One process makes what three made.
-    assert tool(pictures, "--out", out, "--samples-per-shard", 2, "--overwrite", "--workers", 1)[0] == 0
+    assert tool(images, "--out", out, "--samples-per-shard", 2, "--overwrite", "--workers", 1)[0] == 0
     assert contents(out) == before
 
 
@@ -206,7 +206,7 @@ def test_a_killed_run_is_taken_up_and_makes_the_same_bytes(annotated, tool, tmp_
     code, out, _ = tool(annotated, "--out", killed, "--samples-per-shard", 1, "--workers", 1, "--resume")
     assert code == 0
     assert "was begun: goes on after" in out
-    assert "pictures taken: 119" in out
+    assert "images taken: 119" in out
     assert "  lines.json, entry 8" in out  # skipped in a process that is long dead
     assert contents(killed) == contents(whole)
 
@@ -250,7 +250,7 @@ def test_what_was_begun_otherwise_is_not_mixed(annotated, tool, refused, tmp_pat
     source.write_text(json.dumps({"data_list": entries}))
     code, said, _ = tool(*arguments, 50)
     assert code == 0
-    assert "goes on after 50 pictures in 1 shard." in said
+    assert "goes on after 50 images in 1 shard." in said
     shards = [f"00000{number}.{kind}" for number in range(3) for kind in ("sizes.json", "tar")]
     assert sorted(contents(out)) == [*shards, "manifest.json", "skipped.jsonl"]
 
@@ -303,7 +303,7 @@ def test_shards_go_to_a_url_one_by_one_and_the_manifest_last(annotated, tool, re
     assert arrived == ["000000.sizes.json", "000000.tar"]
     code, said, complaint = tool(*arguments, "s3://bucket/set/")
     assert code == 0, complaint
-    assert "goes on after 50 pictures" in said
+    assert "goes on after 50 images" in said
     shards = [f"00000{number}.{kind}" for number in range(3) for kind in ("sizes.json", "tar")]
     assert arrived == [*shards, "skipped.jsonl", "manifest.json"]
     assert list((tmp_path / "cache/vlad/make_shards").iterdir()) == []
@@ -320,7 +320,7 @@ def test_ray_makes_the_same_shards(annotated, tool, tmp_path):
     process = start(*arguments, tmp_path / "ray", "--engine", "ray")
     said, complaint = process.communicate(timeout=300)
     assert process.returncode == 0, complaint
-    assert "pictures taken: 119" in said
+    assert "images taken: 119" in said
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
 
 
@@ -358,56 +358,56 @@ def test_a_name_with_a_line_end_stays_in_its_line(tool, tmp_path):
     assert "  a\\n\\x1b[31m\\udcff.jpg: the file is empty" in said.splitlines()
 
 
-def test_a_folder_without_one_good_picture_is_refused(tool, tmp_path):
+def test_a_folder_without_one_good_image_is_refused(tool, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.jpg").touch()
     code, said, complaint = tool(tmp_path / "in", "--out", tmp_path / "out")
     assert code == 2
     assert "a.jpg: the file is empty" in said
-    assert "error: The only picture in" in complaint
+    assert "error: The only image in" in complaint
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_annotations_without_their_pictures_are_refused_at_the_door(annotated, refused, tmp_path):
+def test_annotations_without_their_images_are_refused_at_the_door(annotated, refused, tmp_path):
     lonely = tmp_path / "lines.json"
     lonely.write_bytes(annotated.read_bytes())
     said = refused(lonely, "--out", tmp_path / "out")
-    assert "Not one of the first 20 pictures" in said
-    assert "name the pictures' folder with --pictures" in said
+    assert "Not one of the first 20 images" in said
+    assert "name the images' folder with --images" in said
     lonely.write_text('{"data_list": [\n{"img_path": "1.png", "instances": 5}]}')
     assert 'lines.json, entry 1 (line 2): field "instances" is no list' in refused(lonely, "--out", tmp_path / "out")
     lonely.write_text('{"data_list": [{"instances": []}')
     assert "line 1: the file ends here" in refused(lonely, "--out", tmp_path / "out")
 
 
-def test_mistakes_are_refused_in_one_sentence(pictures, refused, tmp_path):
+def test_mistakes_are_refused_in_one_sentence(images, refused, tmp_path):
     out = tmp_path / "out"
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.jpg").write_bytes(b"x")
     assert "There is no file or folder" in refused(tmp_path / "none", "--out", out)
     assert "is a file; name the folder" in refused(tmp_path / "file.jpg", "--out", out)
-    assert "There are no pictures" in refused(tmp_path / "empty", "--out", out)
-    assert "There is no format 'foldr'. Did you mean 'folder'?" in refused(pictures, "--out", out, "--format", "foldr")
-    assert "Cannot write a set of shards" in refused(pictures, "--out", tmp_path / "file.jpg" / "below")
-    assert "--samples-per-shard must be at least 1" in refused(pictures, "--out", out, "--samples-per-shard", 0)
-    assert "--caption-batch must be at least 1" in refused(pictures, "--out", out, "--caption-batch", 0)
-    assert "--workers must be at least 1" in refused(pictures, "--out", out, "--workers", 0)
-    assert "max_strings" in refused(pictures, "--out", out, "--max-strings", 0)
+    assert "There are no images" in refused(tmp_path / "empty", "--out", out)
+    assert "There is no format 'foldr'. Did you mean 'folder'?" in refused(images, "--out", out, "--format", "foldr")
+    assert "Cannot write a set of shards" in refused(images, "--out", tmp_path / "file.jpg" / "below")
+    assert "--samples-per-shard must be at least 1" in refused(images, "--out", out, "--samples-per-shard", 0)
+    assert "--caption-batch must be at least 1" in refused(images, "--out", out, "--caption-batch", 0)
+    assert "--workers must be at least 1" in refused(images, "--out", out, "--workers", 0)
+    assert "max_strings" in refused(images, "--out", out, "--max-strings", 0)
     assert not out.exists()
-    assert "--out is empty" in refused(pictures, "--out", "")
-    assert "would run a program" in refused(pictures, "--out", "pipe:cat")
-    assert "nothing is written over HTTP" in refused(pictures, "--out", "http://localhost:1/shards")
-    assert "Nothing is deleted at a URL" in refused(pictures, "--out", "s3://bucket/shards", "--overwrite")
+    assert "--out is empty" in refused(images, "--out", "")
+    assert "would run a program" in refused(images, "--out", "pipe:cat")
+    assert "nothing is written over HTTP" in refused(images, "--out", "http://localhost:1/shards")
+    assert "Nothing is deleted at a URL" in refused(images, "--out", "s3://bucket/shards", "--overwrite")
     assert "SOURCE is empty" in refused("", "--out", out)
-    assert "fetch it first" in refused("s3://bucket/pictures", "--out", out)
+    assert "fetch it first" in refused("s3://bucket/images", "--out", out)
     assert "fetch it first" in refused("https://user:secret@host/a.tar", "--out", out)
     assert "secret" not in refused("https://user:secret@host/a.tar", "--out", out)
     assert not out.exists()
-    assert "Did you mean 'rapidocr'?" in refused(pictures, "--out", out, "--ocr", "rapidorc")
+    assert "Did you mean 'rapidocr'?" in refused(images, "--out", out, "--ocr", "rapidorc")
     assert list(out.iterdir()) == []
 
 
-def test_a_place_that_is_none_is_refused_in_one_sentence(pictures, refused, tmp_path):
+def test_a_place_that_is_none_is_refused_in_one_sentence(images, refused, tmp_path):
     """Names that the system does not take, ranges that would fill the memory; each with what it was given as."""
     out, long = tmp_path / "out", "x" * 300
     (tmp_path / "loop").symlink_to("loop")
@@ -416,32 +416,32 @@ def test_a_place_that_is_none_is_refused_in_one_sentence(pictures, refused, tmp_
     assert "SOURCE: " in refused(tmp_path / "{0..9.tar", "--out", out)
     assert "stands for over 1000000 shards" in refused(tmp_path / "{0..999999999999}.tar", "--out", out)
     assert "stands for over 1000000 shards" in refused(tmp_path / f"{{0..{'9' * 5000}}}.tar", "--out", out)
-    assert "--out 'xxx" in refused(pictures, "--out", long)
-    assert "--out " in refused(pictures, "--out", tmp_path / "loop")
+    assert "--out 'xxx" in refused(images, "--out", long)
+    assert "--out " in refused(images, "--out", tmp_path / "loop")
     for url in ("pipe:cat", "simplecache::s3://bucket/x", "s33://bucket/x", "zip://x"):
-        assert refused(pictures, "--out", url).startswith("error: --out: ")
-    assert "is where SOURCE stands" in refused(pictures, "--out", f"file://{pictures}")
+        assert refused(images, "--out", url).startswith("error: --out: ")
+    assert "is where SOURCE stands" in refused(images, "--out", f"file://{images}")
     assert not out.exists()
 
 
-def test_options_that_a_source_has_no_use_for_are_refused(annotated, pictures, refused, tmp_path):
+def test_options_that_a_source_has_no_use_for_are_refused(annotated, images, refused, tmp_path):
     out = tmp_path / "out"
     assert "format mmocr has no fields with captions" in refused(annotated, "--out", out, "--caption-field", "title")
-    assert "has its pictures itself" in refused(pictures, "--out", out, "--pictures", pictures)
-    assert 'has text in field "title"' in refused(pictures, "--out", out, "--caption-field", "title")
+    assert "has its images itself" in refused(images, "--out", out, "--images", images)
+    assert 'has text in field "title"' in refused(images, "--out", out, "--caption-field", "title")
     entries = tmp_path / "anyword.json"
     entry = {"img_name": "a.PNG", "caption": "a sign", "annotations": []}
     entries.write_text(json.dumps({"data_list": [entry]}))
-    said = refused(entries, "--out", out, "--pictures", pictures, "--caption-field", "title")
-    assert "--caption-field title: none of the first 1 picture " in said
+    said = refused(entries, "--out", out, "--images", images, "--caption-field", "title")
+    assert "--caption-field title: none of the first 1 image " in said
     assert list(out.iterdir()) == []
 
 
-def test_shards_never_replace_what_they_are_made_of(made, pictures, refused):
+def test_shards_never_replace_what_they_are_made_of(made, images, refused):
     before = contents(made[2])
     assert "is where SOURCE stands" in refused(made[2], "--out", made[2], "--overwrite")
     assert "is where SOURCE stands" in refused(made[2] / "{000000..000000}.tar", "--out", made[2], "--overwrite")
-    assert "is where SOURCE stands" in refused(pictures, "--out", pictures)
+    assert "is where SOURCE stands" in refused(images, "--out", images)
     assert contents(made[2]) == before
 
 
@@ -460,17 +460,17 @@ def test_one_directory_is_one_process_s(annotated, tool, refused, tmp_path):
     assert not (out / ".lock").exists()
 
 
-def test_a_full_disk_is_named_before_anything_is_read(pictures, refused, tmp_path, monkeypatch):
+def test_a_full_disk_is_named_before_anything_is_read(images, refused, tmp_path, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 10, 0))
-    assert "MB free, but a set of shards needs about" in refused(pictures, "--out", tmp_path / "out")
+    assert "MB free, but a set of shards needs about" in refused(images, "--out", tmp_path / "out")
 
 
-def test_help_and_a_wrong_picture_format_are_answered_by_the_parser(tool):
+def test_help_and_a_wrong_image_format_are_answered_by_the_parser(tool):
     code, said, _ = tool("--help")
     assert code == 0
     assert "NAME.txt" in said
     assert "LAION-Glyph" in said
-    code, _, complaint = tool("folder", "--out", "out", "--picture-format", "gif")
+    code, _, complaint = tool("folder", "--out", "out", "--image-format", "gif")
     assert code == 2
     assert "invalid choice: 'gif'" in complaint

@@ -41,7 +41,7 @@ def shards(tmp_path):
     return tmp_path / "shards"
 
 
-def test_a_sound_set_gives_0_and_a_page_with_pictures(shards, tmp_path):
+def test_a_sound_set_gives_0_and_a_page_with_images(shards, tmp_path):
     run = validate(shards, "--html", tmp_path / "page", "--resolutions", 64, "--batch-size", 20, "--ranks", 2)
     assert run.returncode == 0, run.stderr
     assert "the set is sound" in run.stdout
@@ -81,7 +81,7 @@ def test_a_wrong_call_gives_2_and_one_sentence(shards, tmp_path):
     assert "--resolutions: a resolution of 100 pixels is no multiple" in refused(shards, "--resolutions", 100)
     assert "--max-aspect" in refused(shards, "--max-aspect", 0.5)
     assert "--ranks" in refused(shards, "--ranks", 0)
-    assert "--pictures" in refused(shards, "--pictures", -1)
+    assert "--images" in refused(shards, "--images", -1)
     assert "nothing is written there" in refused(shards, "--html", shards)
     (tmp_path / "file").touch()
     assert "Cannot write the report" in refused(shards, "--html", tmp_path / "file")

@@ -53,7 +53,7 @@ def test_the_paper_s_kind_is_equation_3_and_the_multi_positive_one_knows_equal_c
     text_side, head, batch = parts("one-directional")
     prompts = [parse_prompt(caption) for caption in CAPTIONS]
     texts = head.from_text(text_side(prompts).pooled)
-    images = head.from_image(text_side.lvlm.image_embeddings(batch.pictures))
+    images = head.from_image(text_side.lvlm.image_embeddings(batch.images))
 
     assert align("one-directional")[0] == pytest.approx(contrastive_loss(texts, images, 0.07).item(), rel=1e-5)
     relations = relations_of_texts(text_ids(prompts))
@@ -110,7 +110,7 @@ def test_a_base_s_heads_start_any_kind() -> None:
 def test_a_base_without_alignment_heads_is_told(
     lora: str, said: str, ours: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = load_config("configs/tiny.yaml", ["data.picture_pixels=32", f"base={ours}", f"lora={lora}"])
+    config = load_config("configs/tiny.yaml", ["data.image_pixels=32", f"base={ours}", f"lora={lora}"])
     _, config = parts_of_base(config)
     assert f"{ours} comes without its alignment heads: {said}\n" in capsys.readouterr().err
     assert (config.losses.align_weight > 0) == (lora == "null")

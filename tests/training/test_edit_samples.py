@@ -25,7 +25,7 @@ from vlad.utils.errors import UserError
 CONFIG = """
 name: base
 runs: {folder}/runs
-data: {{shards: {folder}/shards, picture_pixels: 32, batch_size: 4, workers: 0, shuffle_window: 8}}
+data: {{shards: {folder}/shards, image_pixels: 32, batch_size: 4, workers: 0, shuffle_window: 8}}
 lvlm: {{hidden_size: 32, layers: 1, heads: 2, vision_hidden_size: 32, vision_layers: 1, vision_pixels: 32}}
 composition: {{width: 32, layers: 1, heads: 2, output_width: 32}}
 autoencoder: {{latent_channels: 8, decoder_width: 16, decoder_layers: 1}}
@@ -67,7 +67,7 @@ def test_mask_words_and_glyph_map_of_an_edit_belong_together() -> None:
             assert parse_prompt(after).strings == tuple(line.text for line in lines)
             assert made.batch.objects[i] == ()
     assert 0 < plain < sum(chosen)
-    assert torch.equal(made.batch.picture_bytes, batch.picture_bytes)
+    assert torch.equal(made.batch.image_bytes, batch.image_bytes)
     torch.manual_seed(0)
     assert torch.equal(make_edits(batch, 0.5).masks, made.masks)
     assert not make_edits(batch, 0.0).chosen.any()
@@ -116,35 +116,35 @@ def test_an_edit_changes_what_the_mask_covers_and_nothing_else(world: Path) -> N
     assert 0 < score.mean_mask_share < 1
     assert len(images) == len(rows) == score.words == 3
     for made, sign, image in zip(replacements(signs), signs, images, strict=True):
-        different = (np.asarray(image) != sign.picture).any(axis=-1)
+        different = (np.asarray(image) != sign.image).any(axis=-1)
         assert different[made.edit.mask].mean() > 0.5
         assert not different[~made.edit.mask].any()
         assert made.layout.lines[0].text != sign.layout.lines[0].text
-    # It still draws whole pictures, from prompts and with layouts, and the same ones beside an edit as alone.
+    # It still draws whole images, from prompts and with layouts, and the same ones beside an edit as alone.
     made = replacements(signs)[0]
     prompt = 'a blue sign that says "HOUSE"'
     assert pipeline(prompt).images[0].size == (32, 32)
-    alone = pipeline(prompt, 5, [made.layout], image=made.edit.picture, mask_image=made.edit.mask).images[0]
+    alone = pipeline(prompt, 5, [made.layout], image=made.edit.image, mask_image=made.edit.mask).images[0]
     both = pipeline(
-        [prompt, prompt], [5, 6], [made.layout, None], image=made.edit.picture, mask_image=made.edit.mask
+        [prompt, prompt], [5, 6], [made.layout, None], image=made.edit.image, mask_image=made.edit.mask
     ).images
     assert alone.tobytes() == both[0].tobytes()
 
 
 def test_what_cannot_be_edited_is_one_sentence(world: Path) -> None:
     base, edit = (load_pipeline(world / "runs" / name) for name in ("base", "edit"))
-    picture, mask = np.zeros((32, 32, 3), np.uint8), np.ones((32, 32), bool)
+    image, mask = np.zeros((32, 32, 3), np.uint8), np.ones((32, 32), bool)
     with pytest.raises(UserError, match="not trained to edit"):
-        base("a wall", image=picture, mask_image=mask)
+        base("a wall", image=image, mask_image=mask)
     with pytest.raises(UserError, match="32 x 32 pixels and keeps them"):
-        edit("a wall", image=picture, mask_image=mask, width=64)
+        edit("a wall", image=image, mask_image=mask, width=64)
     with pytest.raises(UserError, match="nearest is 40 x 32"):
         edit("a wall", image=np.zeros((32, 37, 3), np.uint8), mask_image=np.ones((32, 37), bool))
     with pytest.raises(UserError, match="outside the mask"):
         lone = np.zeros((32, 32), bool)
         lone[:2, :2] = True
         layout = replacements([render_sign(SyntheticOptions(size_pixels=32), i) for i in range(2)])[0].layout
-        edit("a wall", layouts=[layout], image=picture, mask_image=lone)
+        edit("a wall", layouts=[layout], image=image, mask_image=lone)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,6 @@ def test_two_ranks_learn_what_one_process_with_the_whole_batch_learns(
         curves.append([sum(float.fromhex(line["loss"]) for line in step) / ranks for step in zip(*lines, strict=True)])
         of_step = [sorted(key for line in step for key in line["keys"]) for step in zip(*lines, strict=True)]
         assert all(len(set(keys)) == 8 for keys in of_step)
-    # L_align over the pictures of both ranks, L_diff the mean of their means: the same numbers but for rounding.
+    # L_align over the images of both ranks, L_diff the mean of their means: the same numbers but for rounding.
     assert curves[1] == pytest.approx(curves[0], rel=2e-4)
     assert max(curves[0]) > 1.1 * min(curves[0])

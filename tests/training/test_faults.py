@@ -138,7 +138,7 @@ def test_a_loss_that_is_no_number_is_named_and_kept_and_stops_or_is_left_out(sig
     assert (record["rank"], record["batch"], record["loss"], record["step"]) == (1, 1, "nan", 1)
     assert ", ".join(record["keys"]) in told
     assert len(record["captions"]) == 4
-    assert load_file(about.with_suffix(".safetensors"))["picture_bytes"].shape == (4, 3, 32, 32)
+    assert load_file(about.with_suffix(".safetensors"))["image_bytes"].shape == (4, 3, 32, 32)
     assert len(list_checkpoints(tmp_path / "nan" / "autoencoder" / "checkpoints")) == 1
 
     overrides.append("trainer.on_nonfinite=skip")

@@ -85,10 +85,10 @@ def test_the_gpu_s_script_measures_what_it_has_made(tmp_path: Path) -> None:
     # Every option of every call exists, and the calls speak of one run, one set of signs and one cache.
     configs = [load_config(ROOT / "configs/sd15_size.yaml", [word for word in call if "=" in word]) for call in calls]
     assert {config.data.shards for config in configs} == {"data/sd15_512"}
-    assert {(config.data.batch_size, config.data.picture_pixels) for config in configs} == {(3, 512)}
+    assert {(config.data.batch_size, config.data.image_pixels) for config in configs} == {(3, 512)}
     assert str(configs[1].directory) == "runs/sd15_512"
     assert [config.base for config in configs] == [None, None, *["runs/sd15_512"] * 4]
-    assert all(caches_text(config) for config in configs[2:])  # or L_align would miss its pictures
+    assert all(caches_text(config) for config in configs[2:])  # or L_align would miss its images
     places = [call[call.index("--out" if "--out" in call else "--cache") + 1] for call in calls[2:]]
     assert set(places) == {"data/sd15_512_cache"}
     assert configs[-1].makes_adapter

@@ -38,7 +38,7 @@ class World:
 
     def __init__(self, model: Path, *overrides: str) -> None:
         small = ["lvlm.path=null", "composition.width=32", "composition.layers=1", "composition.heads=2"]
-        of_model = [f"stable_diffusion.path={model}", "data.picture_pixels=256", "data.batch_size=4"]
+        of_model = [f"stable_diffusion.path={model}", "data.image_pixels=256", "data.batch_size=4"]
         self.parts: Parts
         self.config: Config
         config = load_config(ROOT / "configs" / "sd15.yaml", [*small, *of_model, *overrides])
@@ -129,7 +129,7 @@ def test_ways_to_fit_go_on_until_it_fits(adapted: World, monkeypatch: pytest.Mon
     totals = [step.plan.total for step in every]
     assert len(every) == 7 and totals == sorted(totals, reverse=True) and totals[-1] < totals[0] / 2
     assert every[1].options == "+ data.batch_size=1 train.refine.accumulate_batches=32"
-    # As it is, one picture at a time, recomputed, frozen matrices in bf16: the rest changes no shape.
+    # As it is, one image at a time, recomputed, frozen matrices in bf16: the rest changes no shape.
     assert len(traced) == len(set(traced)) == 4
     enough = ways_to_fit(config, parts, "refine", room_bytes=totals[1] + CONTEXT_BYTES)
     assert [step.options for step in enough] == [step.options for step in every[:2]]
@@ -160,7 +160,7 @@ def test_the_command_prints_a_table_a_stage_and_refuses_nonsense(
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     command = importlib.import_module("plan")
     call = ["plan.py", str(ROOT / "configs" / "sd15.yaml"), f"stable_diffusion.path={model}", "lvlm.path=null"]
-    monkeypatch.setattr("sys.argv", [*call, "data.picture_pixels=64", "--gpu-gb", "12"])
+    monkeypatch.setattr("sys.argv", [*call, "data.image_pixels=64", "--gpu-gb", "12"])
     assert command.main() == 0
     said = capsys.readouterr().out
     assert said.count("as configured") == 2 and "which 'fits' counts" in said

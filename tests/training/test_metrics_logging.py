@@ -177,7 +177,7 @@ def test_wandb_is_asked_for_before_anything_is_trained(monkeypatch: pytest.Monke
     ]
 
 
-def test_a_full_disk_takes_curves_and_pictures_and_not_the_run(
+def test_a_full_disk_takes_curves_and_images_and_not_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     curves, _ = build_loggers(tmp_path / "layout", "run", "from-step-00000000", "off")

@@ -26,7 +26,7 @@ from vlad.utils.errors import UserError
 CONFIG = """
 name: phased
 runs: {folder}/runs
-data: {{shards: {folder}/shards, held_out: {folder}/shards, picture_pixels: 32, batch_size: 4, workers: 0}}
+data: {{shards: {folder}/shards, held_out: {folder}/shards, image_pixels: 32, batch_size: 4, workers: 0}}
 lvlm: {{hidden_size: 32, layers: 1, heads: 2, vision_hidden_size: 32, vision_layers: 1, vision_pixels: 32}}
 lora: {{rank: 2, lvlm_targets: [q_proj]}}
 composition: {{width: 32, layers: 1, heads: 2, output_width: 32}}

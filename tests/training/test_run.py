@@ -1,4 +1,4 @@
-"""A whole run on a world of its own: shards, three stages, stop and resume, pictures, an adapter; and wrong inputs."""
+"""A whole run on a world of its own: shards, three stages, stop and resume, images, an adapter; and wrong inputs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def config_text(folder: Path) -> str:
     return f"""
 name: base
 runs: {folder / "runs"}
-data: {{shards: {folder / "shards"}, picture_pixels: 32, batch_size: 4, workers: 1, shuffle_window: 8}}
+data: {{shards: {folder / "shards"}, image_pixels: 32, batch_size: 4, workers: 1, shuffle_window: 8}}
 lvlm: {{hidden_size: 32, layers: 1, heads: 2, vision_hidden_size: 32, vision_layers: 1, vision_pixels: 32}}
 composition: {{width: 32, layers: 1, heads: 2, output_width: 32}}
 autoencoder: {{latent_channels: 8, decoder_width: 16, decoder_layers: 1}}
@@ -183,13 +183,13 @@ def test_after_a_full_disk_and_past_a_damaged_checkpoint_a_run_ends_as_if_nothin
 def test_a_run_trains_on_every_shape(world: Path) -> None:
     (world / "shapes").mkdir()
     signs = [render_sign(SyntheticOptions(size_pixels=64), index) for index in range(24)]
-    cut = [dataclasses.replace(sign, picture=sign.picture[: 64 - 24 * (n % 2)]) for n, sign in enumerate(signs)]
+    cut = [dataclasses.replace(sign, image=sign.image[: 64 - 24 * (n % 2)]) for n, sign in enumerate(signs)]
     write_manifest(world / "shapes", write_shards(cut, world / "shapes", 16), {})
     overrides = ["data.max_aspect=2", "data.bucket_step_pixels=8", f"data.shards={world / 'shapes'}", "name=shapes"]
     config = load_config(world / "base.yaml", [*overrides, "data.resolutions=[32,48]"])
     assert len(config.data.stream(0).shapes) > 4
     assert run(config).finished
-    with pytest.raises(UserError, match=r"data.bucket_step_pixels: pictures of 28 pixels.*a multiple of 8"):
+    with pytest.raises(UserError, match=r"data.bucket_step_pixels: images of 28 pixels.*a multiple of 8"):
         run(load_config(world / "base.yaml", [*overrides[:1], "data.bucket_step_pixels=4", "name=wrong_step"]))
 
 
@@ -220,10 +220,10 @@ def test_a_run_on_cached_states_learns_the_same(world: Path) -> None:
     own = load_config(world / "base.yaml", ["name=own", f"data.cache={cache}"])
     with pytest.raises(UserError, match="trains its own autoencoder"):
         run(own)
-    wants_pictures = [f"base={world / 'runs' / 'base'}", "lora={rank: 2}", f"data.cache={cache}", "name=aligned"]
-    with pytest.raises(UserError, match=r"data.cache holds no pictures"):
-        run(load_config(world / "base.yaml", wants_pictures))
-    wants_patches = [*wants_pictures[:1], "trainable.lvlm=frozen", f"data.cache={cache}", "losses.region_weight=1"]
+    wants_images = [f"base={world / 'runs' / 'base'}", "lora={rank: 2}", f"data.cache={cache}", "name=aligned"]
+    with pytest.raises(UserError, match=r"data.cache holds no images"):
+        run(load_config(world / "base.yaml", wants_images))
+    wants_patches = [*wants_images[:1], "trainable.lvlm=frozen", f"data.cache={cache}", "losses.region_weight=1"]
     with pytest.raises(UserError, match=r"losses.region_weight: a cache keeps neither patches nor token ids"):
         run(load_config(world / "base.yaml", [*wants_patches, "name=patches"]))
 
@@ -282,7 +282,7 @@ def test_a_changed_config_does_not_go_on_in_the_same_directory(world: Path) -> N
         run(config)
 
 
-def test_a_picture_does_not_depend_on_its_company(world: Path) -> None:
+def test_a_image_does_not_depend_on_its_company(world: Path) -> None:
     pipeline = load_pipeline(world / "runs" / "base")
     others = ['a red sign that says "A" and "LONGER"', 'a white card that says "STREETS" in black letters', "a wall"]
     alone = pipeline(PROMPT, 7)
@@ -308,7 +308,7 @@ def test_the_pipeline_comes_back_from_its_folder(world: Path, tmp_path: Path) ->
     assert pipeline(PROMPT, 3).images[0].tobytes() == again(PROMPT, 3).images[0].tobytes()
 
 
-def test_a_lora_run_makes_an_adapter_that_changes_the_pictures(world: Path) -> None:
+def test_a_lora_run_makes_an_adapter_that_changes_the_images(world: Path) -> None:
     base = world / "runs" / "base"
     config = load_config(
         ROOT / "configs" / "lora.yaml",
@@ -316,7 +316,7 @@ def test_a_lora_run_makes_an_adapter_that_changes_the_pictures(world: Path) -> N
             f"base={base}",
             f"runs={world / 'runs'}",
             f"data.shards={world / 'shards'}",
-            "data.picture_pixels=32",
+            "data.image_pixels=32",
             "data.batch_size=4",
             "train.layout.steps=3",
             "train.refine.steps=3",
@@ -340,18 +340,18 @@ def call(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_sample_writes_pictures_layouts_and_a_grid(world: Path, tmp_path: Path) -> None:
+def test_sample_writes_images_layouts_and_a_grid(world: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f'{PROMPT}\na red sign that says "BUS"\n', encoding="utf-8")
     done = call("sample.py", str(world / "runs" / "base"), "--prompts", str(prompts), "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
-    pictures = sorted((tmp_path / "out").glob("*.png"))
-    assert [path.name for path in pictures] == [
+    images = sorted((tmp_path / "out").glob("*.png"))
+    assert [path.name for path in images] == [
         "0000-a-blue-sign-that-says-house-at-the-top-s0.png",
         "0001-a-red-sign-that-says-bus-s0.png",
     ]
-    assert np.asarray(Image.open(pictures[0])).shape == (32, 32, 3)
-    layout = json.loads((tmp_path / "out" / "layouts" / f"{pictures[1].stem}.json").read_text(encoding="utf-8"))
+    assert np.asarray(Image.open(images[0])).shape == (32, 32, 3)
+    layout = json.loads((tmp_path / "out" / "layouts" / f"{images[1].stem}.json").read_text(encoding="utf-8"))
     assert [line["text"] for line in layout["lines"]] == ["BUS"]
     assert (tmp_path / "out" / "grids" / "grid.png").is_file()
 
@@ -364,7 +364,7 @@ def test_two_processes_train_together(world: Path) -> None:
     assert done.returncode == 0, done.stderr
     directory = world / "runs" / "two"
     assert is_finished(load_config(directory / "config.yaml"))
-    # A step of two processes is twice as many pictures: the rate is counted over both.
+    # A step of two processes is twice as many images: the rate is counted over both.
     metrics = json.loads((directory / "layout" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["images_per_second"] * metrics["seconds"] == pytest.approx(
         2 * 2 * 2 * 4, rel=0.01

@@ -24,7 +24,7 @@ PROMPT = 'a blue sign that says "HOUSE" at the top'
 CONFIG = """
 name: adapted
 runs: {folder}/runs
-data: {{shards: {folder}/shards, picture_pixels: 32, batch_size: 4, workers: 1, shuffle_window: 8}}
+data: {{shards: {folder}/shards, image_pixels: 32, batch_size: 4, workers: 1, shuffle_window: 8}}
 lvlm: {{path: {folder}/qwen, vision_pixels: 32}}
 trainable: {{lvlm: lora}}
 lora: {{rank: 2}}

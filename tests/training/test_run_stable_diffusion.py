@@ -53,7 +53,7 @@ def overrides(world: Path, kind: str, *more: str) -> list[str]:
         f"runs={world / 'runs'}",
         f"name={kind}",
         f"data.shards={world / 'shards'}",
-        *("data.picture_pixels=64", "data.batch_size=2", "data.workers=0", "data.shuffle_window=8"),
+        *("data.image_pixels=64", "data.batch_size=2", "data.workers=0", "data.shuffle_window=8"),
         *("lvlm.path=null", "lvlm.hidden_size=32", "lvlm.layers=1", "lvlm.heads=2", "lvlm.vision_hidden_size=32"),
         *("composition.width=32", "composition.layers=1", "composition.heads=2", "composition.output_width=32"),
         *("train.layout.steps=2", "train.refine.steps=2", "trainer.accelerator=cpu", "trainer.precision=32-true"),
@@ -175,7 +175,7 @@ def test_an_autoencoder_of_other_latents_is_refused(
     [
         (["lora.rank=2", "lora.unet_targets=[to_q,of_another]"], "no module matches of_another; this model has"),
         (["lora.rank=2", "lora.unet_targets=[]"], "no module matches an empty list"),
-        (["data.picture_pixels=72"], "pictures of 72 pixels cannot be trained on"),
+        (["data.image_pixels=72"], "images of 72 pixels cannot be trained on"),
         (["data.batch_size=9"], "8 samples are too few"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Small sets of a person's own: held-out pictures and looks, the base's own pictures, and what cannot work."""
+"""Small sets of a person's own: held-out images and looks, the base's own images, and what cannot work."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vlad.lora.adapters import adapter_about, attach_adapter
 from vlad.models.autoencoder import decode, encode
 from vlad.pipeline.folders import pipeline_folder
 from vlad.pipeline.vlad_pipeline import VLADPipeline
-from vlad.training import small_datasets as own_pictures
+from vlad.training import small_datasets as own_images
 from vlad.training.build import build_pipeline, check_stages, new_parts
 from vlad.training.callbacks.validation import EarlyStopping, Look
 from vlad.training.run import build_stage, is_finished, run, training_parts
@@ -36,7 +36,7 @@ from vlad.utils.errors import UserError
 
 BASE = """
 name: base
-data: {picture_pixels: 32, batch_size: 4}
+data: {image_pixels: 32, batch_size: 4}
 lvlm: {hidden_size: 32, layers: 1, heads: 2, vision_hidden_size: 32, vision_layers: 1, vision_pixels: 32}
 composition: {width: 32, layers: 1, heads: 2, output_width: 32}
 autoencoder: {latent_channels: 8, decoder_width: 16, decoder_layers: 1}
@@ -48,12 +48,12 @@ LORA = """
 name: lora
 runs: {folder}/runs
 base: {folder}/pipeline
-data: {{shards: {folder}/shards, picture_pixels: 32, batch_size: 4, workers: 0, trigger_word: festival}}
+data: {{shards: {folder}/shards, image_pixels: 32, batch_size: 4, workers: 0, trigger_word: festival}}
 lora: {{rank: 2}}
 losses: {{align_weight: 0, line_weight: 0.1}}
 refine: {{noise: {{offset: 0.1}}}}
 trainable: {{composition: lora}}
-validation: {{share: 0.25, every_steps: 2, pictures: 4, read_pictures: 0}}
+validation: {{share: 0.25, every_steps: 2, images: 4, read_images: 0}}
 train: {{layout: {{steps: 2, warmup_steps: 1}}, refine: {{steps: 6, warmup_steps: 1, learning_rate: 1.0e-2}}}}
 trainer: {{accelerator: cpu, checkpoint_every_steps: 3, sample_every_steps: 0, log_every_steps: 1}}
 """
@@ -90,7 +90,7 @@ def load(world: Path, *overrides: str) -> Config:
     return load_config(world / "lora.yaml", overrides)
 
 
-def test_an_exported_pipeline_is_a_base_and_its_adapter_draws_other_pictures(world: Path) -> None:
+def test_an_exported_pipeline_is_a_base_and_its_adapter_draws_other_images(world: Path) -> None:
     config = load(world)
     assert is_finished(config)
     plain, adapted = load_pipeline(world / "pipeline"), load_pipeline(world / "pipeline", config.directory)
@@ -147,7 +147,7 @@ def test_before_and_after_are_drawn_and_scored(world: Path, tmp_path: Path) -> N
     config = load(world)
     found, page = compare(world / "pipeline", [f"{config.directory}:0.5"], tmp_path / "out", 1, signs=0)
     assert page.is_file()
-    assert found.pictures == 4
+    assert found.images == 4
     assert found.floor < found.before.distance  # noise is farther from posters than posters are
     assert found.before.distance != found.after.distance
     with pytest.raises(UserError, match="no LoRA run"):
@@ -170,7 +170,7 @@ def test_the_decoder_learns_grounds_through_adapters_and_latents_stay(world: Pat
 
     pipeline = load_pipeline(world / "pipeline")
     posters = first_samples(open_sets(config.data.sets), config.data.stream(0), 8)
-    pixels = collate(posters).pictures
+    pixels = collate(posters).images
     latents = encode(pipeline.autoencoder, pixels)
     before = decode(pipeline.autoencoder, latents)
     pipeline.load_adapters([str(config.directory)])
@@ -187,27 +187,27 @@ def test_the_decoder_learns_grounds_through_adapters_and_latents_stay(world: Pat
     stage.load_state_dict(load_file(config.directory / "autoencoder" / "trained.safetensors"), strict=False)
     assert torch.allclose(decode(parts.autoencoder.eval(), latents), after, atol=1e-5)
 
-    with pytest.raises(UserError, match=r"^lora\.decoder: a cache holds no pictures"):
+    with pytest.raises(UserError, match=r"^lora\.decoder: a cache holds no images"):
         check_stages(load(world, *decoder[1:], "name=cached", "data.cache=nowhere"))
 
 
-# --- the base's own pictures ---------------------------------------------------------------------------------
+# --- the base's own images ---------------------------------------------------------------------------------
 
 
 def test_the_prior_is_drawn_once_by_the_base_and_goes_on_after_a_kill(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own_pictures, "PRIOR_SHARD", 4)
+    monkeypatch.setattr(own_images, "PRIOR_SHARD", 4)
     config = load(
         world,
         "name=prior",
-        "prior.pictures=10",
+        "prior.images=10",
         "lora.layout_unet=false",
         "trainable={lvlm: frozen, composition: null}",
     )
     sets = own_sets(config, open_sets(config.data.sets))
     folder = config.directory / "prior"
-    drawn = own_pictures._drawn
+    drawn = own_images._drawn
     calls: list[range] = []
 
     def killed(pipeline: VLADPipeline, prompts: list[str], numbers: range, seed: int) -> Any:
@@ -216,9 +216,9 @@ def test_the_prior_is_drawn_once_by_the_base_and_goes_on_after_a_kill(
             raise KeyboardInterrupt
         return drawn(pipeline, prompts, numbers, seed)
 
-    monkeypatch.setattr(own_pictures, "_drawn", killed)
+    monkeypatch.setattr(own_images, "_drawn", killed)
     with pytest.raises(KeyboardInterrupt):
-        own_pictures.draw_prior(config, sets.own, folder)
+        own_images.draw_prior(config, sets.own, folder)
     assert not (folder / "manifest.json").is_file()
     assert run(config).finished  # only the refine stage: nothing else carries an adapter
     assert not (config.directory / "layout").exists()
@@ -231,7 +231,7 @@ def test_the_prior_is_drawn_once_by_the_base_and_goes_on_after_a_kill(
     about = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["about"]
     redrawn = drawn(again, about["prompts"], range(8, 10), config.seed)
     for sample in redrawn:
-        assert np.array_equal(by_key[sample.key].picture, sample.picture)
+        assert np.array_equal(by_key[sample.key].image, sample.image)
         assert by_key[sample.key].caption == sample.caption
 
 
@@ -395,7 +395,7 @@ def _with_numbers(record: dict[str, Any]) -> dict[Any, Any]:
         (["data.batch_size=17"], "12 samples are too few.*data.repeats=2"),
         (
             ["data.batch_size=13"],
-            r"validation\.share: 0\.25 of 16 pictures leaves 12 to train on, .*at most 0\.18, .*data\.repeats=2",
+            r"validation\.share: 0\.25 of 16 images leaves 12 to train on, .*at most 0\.18, .*data\.repeats=2",
         ),
         (["lora.unet_targets=[to_x]"], "no module matches to_x; this model has .*to_q"),
         (["trainable.composition=lora", "lora.composition_targets=[nope]"], "no module matches nope"),
@@ -403,9 +403,9 @@ def _with_numbers(record: dict[str, Any]) -> dict[Any, Any]:
             ["lora.layout_unet=false", "lora.refine_unet=false", f"trainable={NO_TEXT}"],
             "no part",
         ),
-        (["prior.pictures=3"], "fewer than a batch"),
-        (["prior.pictures=8", "data.trigger_word=null"], "set data.trigger_word"),
-        (["prior.pictures=8", "prior.prompts=nowhere.txt"], "no file of prompts at nowhere.txt"),
+        (["prior.images=3"], "fewer than a batch"),
+        (["prior.images=8", "data.trigger_word=null"], "set data.trigger_word"),
+        (["prior.images=8", "prior.prompts=nowhere.txt"], "no file of prompts at nowhere.txt"),
         (["data.trigger_word=' '"], "trigger_word is empty"),
         (["lora.base_bits=3"], "must be 4, 8 or null"),
         (["validation.share=1"], "share must be"),
@@ -433,7 +433,7 @@ def test_shards_of_which_nothing_can_be_used_are_not_called_without_text(tmp_pat
     shard.write_bytes(shard.read_bytes().replace(b'"caption"', b'"kaption"'))
     config = load_config("configs/tiny.yaml", [f"data.shards={tmp_path}/shards", "data.max_bad_share=1"])
     with pytest.raises(UserError, match=r"^data\.shards: not one sample of .*/shards can be used"):
-        own_pictures.refuse_without_text(config, open_sets(config.data.sets))
+        own_images.refuse_without_text(config, open_sets(config.data.sets))
 
 
 @pytest.mark.gpu

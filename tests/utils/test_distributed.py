@@ -20,7 +20,7 @@ WORLD = 2
 ROWS = 6  # of both ranks
 
 
-class TextsAndPictures(nn.Module):
+class TextsAndImages(nn.Module):
     """Two tiny encoders with the head over them: what L_align trains, upstream of the gather too."""
 
     def __init__(self) -> None:
@@ -29,8 +29,8 @@ class TextsAndPictures(nn.Module):
         self.text, self.image = nn.Linear(5, 8), nn.Linear(7, 9)
         self.head = AlignmentHead(8, 9, width=4, temperature=0.5)
 
-    def forward(self, texts: Tensor, pictures: Tensor) -> Tensor:
-        return self.head(self.text(texts), self.image(pictures))
+    def forward(self, texts: Tensor, images: Tensor) -> Tensor:
+        return self.head(self.text(texts), self.image(images))
 
 
 def whole_batch() -> tuple[Tensor, Tensor]:
@@ -47,9 +47,9 @@ def train_one_rank(rank: int, folder: str) -> None:
         world_size=WORLD,
         timeout=timedelta(minutes=2),  # torch's half hour is a long time to wait for a lost rank
     )
-    model = DistributedDataParallel(TextsAndPictures())
-    texts, pictures = (x.chunk(WORLD)[rank] for x in whole_batch())
-    loss = model(texts, pictures)
+    model = DistributedDataParallel(TextsAndImages())
+    texts, images = (x.chunk(WORLD)[rank] for x in whole_batch())
+    loss = model(texts, images)
     loss.backward()
     gathered = distributed.gather_with_gradient(torch.full((2, 3), float(rank)))
     found = {
@@ -70,7 +70,7 @@ def test_two_ranks_train_as_one_process_with_the_whole_batch(tmp_path: Path) -> 
     # sends to a row, world x dL/drow; DDP's average over the ranks takes the factor out again, and adds the ranks'
     # own rows together: exactly dL/dtheta of the whole batch. The temperature gets dL/dtau on each rank, and their
     # average is dL/dtau. So no loss has to be scaled by the world size.
-    model = TextsAndPictures()
+    model = TextsAndImages()
     loss = model(*whole_batch())
     loss.backward()
 

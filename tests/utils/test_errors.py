@@ -57,8 +57,8 @@ def test_a_directory_that_takes_no_files_is_told(tmp_path: Path, monkeypatch: py
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "write_bytes", refuse)
-    with pytest.raises(UserError, match=r"Cannot write pictures to .* \(Permission denied\)"):
-        writable_directory(tmp_path, "pictures")
+    with pytest.raises(UserError, match=r"Cannot write images to .* \(Permission denied\)"):
+        writable_directory(tmp_path, "images")
 
 
 def test_too_little_room_is_told_with_both_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,8 +189,8 @@ def test_a_person_types_plans_moves_and_draws(address: str, browser: Any, tmp_pa
     with page.expect_download() as started:
         page.click("#draw-download")
     started.value.save_as(tmp_path / "drawn.png")
-    with Image.open(tmp_path / "drawn.png") as picture:
-        recipe = json.loads(picture.info[FIELD])
+    with Image.open(tmp_path / "drawn.png") as image:
+        recipe = json.loads(image.info[FIELD])
     assert recipe["prompt"] == 'a red sign that says "TAXI" in yellow letters'
     assert [line["text"] for line in recipe["layout"]["lines"]] == ["TAXI"]
     # A mistake shows a message, and the page goes on.
@@ -201,7 +201,7 @@ def test_a_person_types_plans_moves_and_draws(address: str, browser: Any, tmp_pa
     assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
 
 
-def test_a_person_edits_a_picture(address: str, browser: Any, tmp_path: Path) -> None:
+def test_a_person_edits_a_image(address: str, browser: Any, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "shop.png")
     page = browser.new_page(viewport={"width": 1200, "height": 1400})
@@ -217,8 +217,8 @@ def test_a_person_edits_a_picture(address: str, browser: Any, tmp_path: Path) ->
         page.click("#edit-download")
     started.value.save_as(tmp_path / "edited.png")
     page.close()
-    with Image.open(tmp_path / "edited.png") as picture:
-        changed = (np.asarray(picture) != pixels).any(axis=-1)
+    with Image.open(tmp_path / "edited.png") as image:
+        changed = (np.asarray(image) != pixels).any(axis=-1)
     assert changed.any() and not changed[12:].any() and not changed[:, :3].any()
 
 

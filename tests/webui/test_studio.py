@@ -1,4 +1,4 @@
-"""What the page asks for: canvases to prompts and pictures, edits, and messages for what cannot be."""
+"""What the page asks for: canvases to prompts and images, edits, and messages for what cannot be."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def test_a_canvas_comes_back_as_it_was_sent() -> None:
     drawn = Drawn(Layout((line,)), 64, 48, ("HI",))
     assert drawn_on(canvas_value(drawn)) == drawn
     shown = canvas_value(drawn, Image.new("RGB", (2000, 1500), "red"))
-    assert shown["picture"].startswith("data:image/png;base64,") and len(shown["picture"]) < 100_000
+    assert shown["image"].startswith("data:image/png;base64,") and len(shown["image"]) < 100_000
 
 
 @pytest.mark.parametrize(
@@ -104,13 +104,13 @@ def test_a_plan_is_drawn_moved_and_drawn_again(studio: Studio) -> None:
     assert [line.text for line in canvas.layout.lines] == ["BUS"]
 
 
-def test_boxes_of_a_picture_are_drawn_anew(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_boxes_of_a_image_are_drawn_anew(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "shop.png")
     boxes = (TextLine("SALE", box_polygon(0.1, 0.1, 0.6, 0.4)), TextLine("", box_polygon(0.7, 0.6, 0.95, 0.9)))
     (result,) = studio.edit(str(tmp_path / "shop.png"), Drawn(Layout(boxes), 48, 32), "", "0", Controls())
-    with Image.open(result.path) as picture:
-        changed = (np.asarray(picture) != pixels).any(axis=-1)
+    with Image.open(result.path) as image:
+        changed = (np.asarray(image) != pixels).any(axis=-1)
     assert changed[5:11, 6:27].mean() > 0.9 and changed[21:27, 35:44].mean() > 0.9
     assert not changed[:, 31:33].any() and not changed[:2].any() and not changed[30:].any()
     assert result.recipe["prompt"] == 'a picture that says "SALE"'
@@ -122,7 +122,7 @@ def test_boxes_of_a_picture_are_drawn_anew(studio: Studio, tmp_path: Path, monke
     assert again.mask[6:10, 7:26].all() and again.mask[22:26, 36:43].all() and not again.mask[:, 31:33].any()
     for canvas, path, said in (
         (Drawn(Layout(()), 48, 32), str(tmp_path / "shop.png"), "Add a box"),
-        (Drawn(Layout(boxes), 48, 32), None, "Upload a picture first"),
+        (Drawn(Layout(boxes), 48, 32), None, "Upload an image first"),
     ):
         with pytest.raises(UserError, match=said):
             studio.edit(path, canvas, "", "0", Controls())
@@ -142,8 +142,8 @@ def test_requests_are_bounded(studio: Studio, tmp_path: Path, monkeypatch: pytes
         with pytest.raises(UserError, match=said):
             studio.draw(prompt, None, seeds, controls)
     Image.new("RGB", (64, 64)).save(tmp_path / "large.png")
-    (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
-    with pytest.raises(UserError, match="no picture that can be read"):
+    (tmp_path / "text.png").write_text("no image", encoding="utf-8")
+    with pytest.raises(UserError, match="no image that can be read"):
         studio.open(str(tmp_path / "text.png"))
     with monkeypatch.context() as patch:
         patch.setattr(studio_module, "MOST_UPLOAD_PIXELS", 4000)
@@ -152,7 +152,7 @@ def test_requests_are_bounded(studio: Studio, tmp_path: Path, monkeypatch: pytes
         patch.setattr(studio_module, "MOST_UPLOAD_BYTES", 10)
         with pytest.raises(UserError, match="more than 0 MB"):
             studio.open(str(tmp_path / "large.png"))
-    monkeypatch.setattr(studio_module, "KEPT_PICTURES", 2)
+    monkeypatch.setattr(studio_module, "KEPT_IMAGES", 2)
     studio.draw("a wall", None, "0-3", Controls())
     assert len(list(studio.folder.glob("*.png"))) == 2
 

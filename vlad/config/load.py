@@ -23,6 +23,13 @@ from vlad.utils.errors import UserError, did_you_mean, existing_file
 Options = TypeVar("Options")
 
 
+# Options of version 0.1 whose names have changed: configs of runs that were made with it load.
+RENAMED = {
+    "data.picture_pixels": "data.image_pixels",
+    "prior.pictures": "prior.images",
+    "validation.pictures": "validation.images",
+    "validation.read_pictures": "validation.read_images",
+}
 # Sections that a config may leave out: what their options are, for messages.
 OPTIONAL = {"lora": LoraOptions(), "stable_diffusion": StableDiffusionOptions("-")}
 
@@ -44,6 +51,7 @@ def load_options(schema: type[Options], path: Path | str, overrides: Sequence[st
     given = [(str(path), _read_yaml(Path(path)))]
     given += [(f"the override {override!r}", _read_override(override)) for override in overrides]
     for source, options in given:
+        _rename_options(options)
         try:
             merged = OmegaConf.merge(merged, options)
         except OmegaConfBaseException as error:
@@ -54,6 +62,16 @@ def load_options(schema: type[Options], path: Path | str, overrides: Sequence[st
         raise UserError(_explain(error, str(path), given[0][1], schema)) from error
     assert isinstance(result, schema)
     return result
+
+
+def _rename_options(options: DictConfig) -> None:
+    """Moves the values of `RENAMED` options to today's names, in place; those of today's names stay."""
+    for old, new in RENAMED.items():
+        section, _, key = old.rpartition(".")
+        values = options.get(section)
+        if isinstance(values, DictConfig) and key in values:
+            value = values.pop(key)
+            values.setdefault(new.rpartition(".")[2], value)
 
 
 def _numbers(value: Any, *path: str) -> Iterator[tuple[str, float]]:

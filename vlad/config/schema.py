@@ -43,7 +43,7 @@ class RefineOptions:
     noise: NoiseOptions = field(default_factory=NoiseOptions)
     # Stage one has trained the text side; True trains it on.
     train_text: bool = False
-    # The share of samples trained as edits: a part of the picture is given, the rest is drawn (docs/sampling.md). Above
+    # The share of samples trained as edits: a part of the image is given, the rest is drawn (docs/sampling.md). Above
     # 0 the UNet has input channels for it from the start; those of a base that has none are added and weigh nothing.
     editing_share: float = 0.0
 
@@ -83,7 +83,7 @@ class Config:
     sample: SampleOptions = field(default_factory=SampleOptions)
     # None: everything is trained in full; else adapters only, on `base`.
     lora: LoraOptions | None = None
-    # For small sets: pictures held out, and pictures of the base's own mixed in.
+    # For small sets: images held out, and images of the base's own mixed in.
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     prior: PriorOptions = field(default_factory=PriorOptions)
 

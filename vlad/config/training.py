@@ -188,14 +188,14 @@ class TextTraining:
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """Pictures held out of training, and what is done with them."""
+    """Images held out of training, and what is done with them."""
 
-    # Of the pictures, drawn from the run's seed; 0: none.
+    # Of the images, drawn from the run's seed; 0: none.
     share: float = 0.0
     every_steps: int = 50
     # At most so many are measured, and of these so many drawn and read (0: none).
-    pictures: int = 64
-    read_pictures: int = 16
+    images: int = 64
+    read_images: int = 16
     # Looks with neither a lower loss nor more letters, one after the other, until the stage ends; 0: never.
     patience: int = 0
     # A look that reads so much less of the letters than the base is no better, whatever its loss.
@@ -204,30 +204,30 @@ class ValidationOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1 or not 0 <= self.lost_letters <= 1:
             raise UserError("validation: share must be at least 0 and under 1, and lost_letters from 0 to 1.")
-        if min(self.every_steps, self.pictures) < 1 or min(self.read_pictures, self.patience) < 0:
+        if min(self.every_steps, self.images) < 1 or min(self.read_images, self.patience) < 0:
             raise UserError(
-                "validation: every_steps and pictures must be at least 1, read_pictures and patience not negative."
+                "validation: every_steps and images must be at least 1, read_images and patience not negative."
             )
 
 
-MOST_PRIOR_PICTURES = 100_000
+MOST_PRIOR_IMAGES = 100_000
 
 
 @dataclass(frozen=True)
 class PriorOptions:
-    """Prior preservation (DreamBooth, arXiv 2208.12242): the base's own pictures beside yours."""
+    """Prior preservation (DreamBooth, arXiv 2208.12242): the base's own images beside yours."""
 
     # How many are drawn; 0: none.
-    pictures: int = 0
+    images: int = 0
     # lambda: L = L_yours + lambda L_base's, as a share lambda / (1 + lambda) of the samples of a batch.
     weight: float = 1.0
     # A file of prompts, one a line; None: your own captions, without the trigger word.
     prompts: str | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.pictures <= MOST_PRIOR_PICTURES or not 0 < self.weight <= 100:
+        if not 0 <= self.images <= MOST_PRIOR_IMAGES or not 0 < self.weight <= 100:
             raise UserError(
-                f"prior: pictures must be from 0 to {MOST_PRIOR_PICTURES}, and weight positive and at most 100."
+                f"prior: images must be from 0 to {MOST_PRIOR_IMAGES}, and weight positive and at most 100."
             )
 
     @property

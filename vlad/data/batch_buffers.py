@@ -41,7 +41,7 @@ class BatchMemory:
         except (OSError, OverflowError, ValueError) as error:
             raise UserError(
                 f"data: {batches} batches of {batch_bytes / 1e6:,.0f} MB each do not fit into memory; lower"
-                " data.batch_size, data.picture_pixels, data.resolutions or data.workers."
+                " data.batch_size, data.image_pixels, data.resolutions or data.workers."
             ) from error
         _keep_freed_memory()
         self._bytes = torch.frombuffer(self._pages, dtype=torch.uint8)
@@ -106,7 +106,7 @@ class BatchMemory:
 
 
 def _keep_freed_memory() -> None:
-    """Lets this process, and those that are forked later, use again what a picture took when the next one is decoded.
+    """Lets this process, and those that are forked later, use again what an image took when the next one is decoded.
 
     glibc gives freed memory back to the system, and its pages are taken anew, from twice the size on of the largest
     block that was ever freed, at most 32 MiB: so we free one.

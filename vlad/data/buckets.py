@@ -1,8 +1,8 @@
-"""Aspect-ratio buckets: the shapes that pictures are trained at, and how a picture comes into its own.
+"""Aspect-ratio buckets: the shapes that images are trained at, and how an image comes into its own.
 
-    picture size -> nearest bucket -> scaled to cover it -> cropped beside the text where that is possible
+    image size -> nearest bucket -> scaled to cover it -> cropped beside the text where that is possible
 
-A batch holds pictures of one bucket. Sizes are (width, height) in pixels. Idea: NovelAI's aspect ratio bucketing.
+A batch holds images of one bucket. Sizes are (width, height) in pixels. Idea: NovelAI's aspect ratio bucketing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vlad.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Bucket:
-    """A shape of training pictures, in pixels; `side` is that of the square of its resolution."""
+    """A shape of training images, in pixels; `side` is that of the square of its resolution."""
 
     width: int
     height: int
@@ -52,14 +52,14 @@ def build_buckets(sides: tuple[int, ...], max_aspect: float, step_pixels: int) -
 
 
 def nearest_bucket(buckets: tuple[Bucket, ...], width: int, height: int) -> int:
-    """The number of the bucket that a picture is trained at."""
+    """The number of the bucket that an image is trained at."""
     return int(nearest_buckets(buckets, np.array([[width, height]]))[0])
 
 
 def nearest_buckets(buckets: tuple[Bucket, ...], sizes: np.ndarray) -> np.ndarray:
-    """The same for many pictures: sizes N 2 (width, height) -> numbers N.
+    """The same for many images: sizes N 2 (width, height) -> numbers N.
 
-    Each resolution has one bucket whose aspect is nearest to the picture's; of these the largest that the picture
+    Each resolution has one bucket whose aspect is nearest to the image's; of these the largest that the image
     covers without being enlarged is taken, or the smallest if it covers none.
     """
     shapes = np.array([(bucket.width, bucket.height) for bucket in buckets], dtype=np.float64)
@@ -81,22 +81,20 @@ def fit_to_bucket(sample: Sample, bucket: Bucket) -> Sample:
     The crop stands where most text stays whole, and among such places nearest to the middle. A line that is cut
     is marked as not valid, one that is gone is left out.
     """
-    height, width = sample.picture.shape[:2]
+    height, width = sample.image.shape[:2]
     scale = max(bucket.width / width, bucket.height / height)
     # Never under the bucket: rounding must not leave a row empty.
     scaled_width = max(bucket.width, round(width * scale))
     scaled_height = max(bucket.height, round(height * scale))
     left = _crop_start(sample.layout, 0, scaled_width, bucket.width)
     top = _crop_start(sample.layout, 1, scaled_height, bucket.height)
-    picture = sample.picture
+    image = sample.image
     if (scaled_width, scaled_height) != (width, height):
-        scaled = Image.fromarray(picture).resize(
-            (scaled_width, scaled_height), Image.Resampling.LANCZOS, reducing_gap=2
-        )
-        picture = np.asarray(scaled)
-    picture = picture[top : top + bucket.height, left : left + bucket.width]
+        scaled = Image.fromarray(image).resize((scaled_width, scaled_height), Image.Resampling.LANCZOS, reducing_gap=2)
+        image = np.asarray(scaled)
+    image = image[top : top + bucket.height, left : left + bucket.width]
     if (scaled_width, scaled_height) == (bucket.width, bucket.height):
-        return replace(sample, picture=picture)
+        return replace(sample, image=image)
 
     def moved(x: float, y: float) -> tuple[float, float]:
         return (x * scaled_width - left) / bucket.width, (y * scaled_height - top) / bucket.height
@@ -114,7 +112,7 @@ def fit_to_bucket(sample: Sample, bucket: Bucket) -> Sample:
         box = np.clip((*moved(*entry.box[:2]), *moved(*entry.box[2:])), 0.0, 1.0)
         if box[0] < box[2] and box[1] < box[3]:
             objects.append(ObjectBox(entry.phrase, tuple(float(value) for value in box)))  # type: ignore[arg-type]
-    return replace(sample, picture=picture, layout=Layout(tuple(lines)), objects=tuple(objects))
+    return replace(sample, image=image, layout=Layout(tuple(lines)), objects=tuple(objects))
 
 
 EDGE = 1e-6  # what rounding may put outside

@@ -28,7 +28,7 @@ from vlad.data.latent_cache.format import CACHED_KINDS, collate_cached, decode_c
 from vlad.data.options import FetchOptions, StreamOptions
 from vlad.data.quarantine import Quarantine
 from vlad.data.sample_order import BatchPlan, MixedOrder, SetOrder, plan_batches
-from vlad.data.shards.reader import ShardError, ShardIndex, ShardReader, UnreadableSample, index_shards, picture_sizes
+from vlad.data.shards.reader import ShardError, ShardIndex, ShardReader, UnreadableSample, image_sizes, index_shards
 from vlad.data.shards.writer import SIZES_SUFFIX
 from vlad.layout.glyph_map import draw_ink
 from vlad.types import Batch, Sample
@@ -46,7 +46,7 @@ class ShardSets:
 
     indexes: tuple[ShardIndex, ...]
     weights: tuple[float, ...] = (1.0,)
-    # Cached states (`states`) in place of pictures.
+    # Cached states (`states`) in place of images.
     cached: bool = False
     # What names the shards in the config, for messages.
     option: str = SHARDS_OPTION
@@ -223,7 +223,7 @@ class ShardBatches(IterableDataset):
         # Read here, once, before the workers are forked.
         self.buckets = (
             tuple(
-                nearest_buckets(self.shapes, picture_sizes(index, options.fetch))[sets.chosen(number)]
+                nearest_buckets(self.shapes, image_sizes(index, options.fetch))[sets.chosen(number)]
                 for number, index in enumerate(sets.indexes)
             )
             if len(self.shapes) > 1
@@ -245,11 +245,11 @@ class ShardBatches(IterableDataset):
         source = SampleSource(self.sets, self.options, self.quarantine, decode_sample)
         for plan in plans:
             shape, slot = self.shapes[plan.bucket], self.memory.take()
-            pictures = slot.empty(self.options.batch_size, shape.height, shape.width, 3)
-            samples = self._read(plan, source, pictures.numpy())
+            images = slot.empty(self.options.batch_size, shape.height, shape.width, 3)
+            samples = self._read(plan, source, images.numpy())
             for sample in samples:
                 self._check_shape(sample, plan.bucket)
-            yield collate([fit_sample(sample, shape, self.options) for sample in samples], slot, pictures), slot
+            yield collate([fit_sample(sample, shape, self.options) for sample in samples], slot, images), slot
 
     def _cached(self, plans: Iterator[BatchPlan]) -> Iterator[tuple[Batch, Slot]]:
         source = SampleSource(self.sets, self.options, self.quarantine, decode_cached)
@@ -264,12 +264,12 @@ class ShardBatches(IterableDataset):
             yield collate_cached(samples, slot), slot
 
     def _check_shape(self, sample: Sample, bucket: int) -> None:
-        """Raises ShardError for a picture that batches of another shape were planned with."""
-        height, width = sample.picture.shape[:2]
+        """Raises ShardError for an image that batches of another shape were planned with."""
+        height, width = sample.image.shape[:2]
         if self.buckets is not None and nearest_bucket(self.shapes, width, height) != bucket:
             raise ShardError(
                 f"{self.sets.option}: {sample.key} has {width} x {height} pixels, but the file of sizes beside its"
-                f" shard (*{SIZES_SUFFIX}) says otherwise; remove that file, and the pictures' own headers are read."
+                f" shard (*{SIZES_SUFFIX}) says otherwise; remove that file, and the images' own headers are read."
             )
 
     def _sample_bytes(self) -> int:
@@ -277,7 +277,7 @@ class ShardBatches(IterableDataset):
         if self.sets.cached:  # arrays as they are stored, and what is ignored
             stored = sum(shard.bytes or 0 for index in self.sets.indexes for shard in index.shards)
             return math.ceil(1.25 * stored / self.sets.samples)
-        return max(5 * shape.width * shape.height for shape in self.shapes) + ALIGNMENT_BYTES  # picture, ink, ignored
+        return max(5 * shape.width * shape.height for shape in self.shapes) + ALIGNMENT_BYTES  # image, ink, ignored
 
     def _read(self, plan: BatchPlan, source: SampleSource[Decoded], rows: np.ndarray | None = None) -> list[Decoded]:
         """The samples of a batch, each in its row if it fits; a good one stands in once more for a bad one."""
@@ -314,36 +314,36 @@ def first_samples(sets: ShardSets, options: StreamOptions, count: int) -> list[S
         at = order.places(place, 1)
         sample = source.read(int(at.sets[0]), int(at.samples[0]))
         if sample is not None:
-            found.append(stretch_picture(sample, options.picture_pixels))
+            found.append(stretch_image(sample, options.image_pixels))
     return found
 
 
 def fit_sample(sample: Sample, shape: Bucket, options: StreamOptions) -> Sample:
     """The sample at the shape that it is trained at."""
-    return stretch_picture(sample, shape.side) if options.max_aspect == 1 else fit_to_bucket(sample, shape)
+    return stretch_image(sample, shape.side) if options.max_aspect == 1 else fit_to_bucket(sample, shape)
 
 
-def stretch_picture(sample: Sample, side: int) -> Sample:
-    """The sample with its picture resized to side x side (as AnyWord does); polygons are relative and stay."""
-    if sample.picture.shape[:2] == (side, side):
+def stretch_image(sample: Sample, side: int) -> Sample:
+    """The sample with its image resized to side x side (as AnyWord does); polygons are relative and stay."""
+    if sample.image.shape[:2] == (side, side):
         return sample
-    picture = Image.fromarray(sample.picture).resize((side, side), Image.Resampling.LANCZOS, reducing_gap=2)
-    return replace(sample, picture=np.asarray(picture))
+    image = Image.fromarray(sample.image).resize((side, side), Image.Resampling.LANCZOS, reducing_gap=2)
+    return replace(sample, image=np.asarray(image))
 
 
-def collate(samples: list[Sample], slot: Slot | None = None, pictures: torch.Tensor | None = None) -> Batch:
+def collate(samples: list[Sample], slot: Slot | None = None, images: torch.Tensor | None = None) -> Batch:
     """A batch of samples of one shape, with their glyph maps, in the memory of a slot (None: its own).
 
-    `pictures` (B H W 3, uint8): where they shall stand, and some may stand already, each in its row.
+    `images` (B H W 3, uint8): where they shall stand, and some may stand already, each in its row.
     """
     slot = slot or Slot()
-    height, width = samples[0].picture.shape[:2]
-    pictures = slot.empty(len(samples), height, width, 3) if pictures is None else pictures
+    height, width = samples[0].image.shape[:2]
+    images = slot.empty(len(samples), height, width, 3) if images is None else images
     ink = slot.empty(len(samples), height, width).zero_()
-    picture_rows, ink_rows = pictures.numpy(), ink.numpy()
+    image_rows, ink_rows = images.numpy(), ink.numpy()
     for row, sample in enumerate(samples):
-        if not np.may_share_memory(picture_rows[row], sample.picture):
-            picture_rows[row] = sample.picture
+        if not np.may_share_memory(image_rows[row], sample.image):
+            image_rows[row] = sample.image
         draw_ink(ink_rows[row], sample.layout)
     return Batch(
         keys=tuple(sample.key for sample in samples),
@@ -351,7 +351,7 @@ def collate(samples: list[Sample], slot: Slot | None = None, pictures: torch.Ten
         layouts=tuple(sample.layout for sample in samples),
         objects=tuple(sample.objects for sample in samples),
         # In memory B H W 3, as they were decoded: nothing is copied, and convolutions like it.
-        picture_bytes=pictures.permute(0, 3, 1, 2),
+        image_bytes=images.permute(0, 3, 1, 2),
         ink_bytes=ink[:, None],
         ignored=ignored_regions([sample.layout for sample in samples], width, height, slot),
     )

@@ -6,7 +6,7 @@ A sample is `KEY.png` (or jpg, webp) beside `KEY.json`:
      "lines": [{"text": str, "polygon": [[x, y], ...], "language"?, "font"?, "colour"?, "valid"?, "confidence"?}],
      "objects"?: [{"phrase": str, "box": [left, top, right, bottom]}], "source"?: str, "licence"?: str}
 
-Coordinates are shares of the picture's width and height, 0..1.
+Coordinates are shares of the image's width and height, 0..1.
 """
 
 from __future__ import annotations
@@ -26,64 +26,64 @@ from PIL import Image, UnidentifiedImageError
 from vlad.layout.layout_files import layout_from_json, line_to_json
 from vlad.types import Layout, ObjectBox, Sample
 
-PICTURE_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
-MAX_PICTURE_PIXELS = 64_000_000
+IMAGE_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
+MAX_IMAGE_PIXELS = 64_000_000
 # Scaled until its shorter side fills a training shape, a thread of pixels would take all memory there is.
-MAX_PICTURE_ASPECT = 100
+MAX_IMAGE_ASPECT = 100
 MAX_JSON_BYTES = 4_000_000
-# Far above what any picture holds. A line's letters are drawn before they are fitted into it: memory is by the letter.
+# Far above what any image holds. A line's letters are drawn before they are fitted into it: memory is by the letter.
 MAX_CAPTION_CHARACTERS, MAX_LINES, MAX_LINE_CHARACTERS = 20_000, 2_000, 1_000
 # All that may stand in a shard, and how large one member may be. Arrays (npy) are cached states: `cache`.
-MEMBER_KINDS = frozenset((*PICTURE_FORMATS, "json", "txt"))
+MEMBER_KINDS = frozenset((*IMAGE_FORMATS, "json", "txt"))
 MAX_MEMBER_BYTES = 256_000_000
 
 
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
-# What Pillow raises for a picture that it cannot read.
-UNREADABLE_PICTURE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# What Pillow raises for an image that it cannot read.
+UNREADABLE_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 class BadSample(ValueError):  # noqa: N818 - it is about the sample, which the run goes on without
     """One sample cannot be used; its text says why. The run goes on without it."""
 
 
-def picture_size(data: bytes, extension: str) -> tuple[int, int]:
+def image_size(data: bytes, extension: str) -> tuple[int, int]:
     """Width and height from the header, nothing decoded. Raises BadSample."""
     try:
-        with Image.open(io.BytesIO(data), formats=[PICTURE_FORMATS[extension]]) as picture:
-            return picture.size
-    except UNREADABLE_PICTURE as error:
+        with Image.open(io.BytesIO(data), formats=[IMAGE_FORMATS[extension]]) as image:
+            return image.size
+    except UNREADABLE_IMAGE as error:
         raise _undecodable(error, extension) from error
 
 
-def decode_picture(data: bytes, extension: str, room: np.ndarray | None = None) -> np.ndarray:
+def decode_image(data: bytes, extension: str, room: np.ndarray | None = None) -> np.ndarray:
     """RGB pixels H W 3 (uint8). The size is checked from the header, before anything is decoded.
 
     They are put into `room` (uint8) where that has their very shape. Raises BadSample.
     """
-    pixels = _decode_jpeg(data, room) if PICTURE_FORMATS[extension] == "JPEG" else None
+    pixels = _decode_jpeg(data, room) if IMAGE_FORMATS[extension] == "JPEG" else None
     if pixels is not None:
         return pixels
     try:
-        with Image.open(io.BytesIO(data), formats=[PICTURE_FORMATS[extension]]) as picture:
-            _refuse_size(picture.width, picture.height)
+        with Image.open(io.BytesIO(data), formats=[IMAGE_FORMATS[extension]]) as image:
+            _refuse_size(image.width, image.height)
             # `convert` would copy what is RGB already.
-            pixels = np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+            pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
             if room is None or room.shape != pixels.shape:
                 return pixels
             room[:] = pixels
             return room
     except BadSample:
         raise
-    except UNREADABLE_PICTURE as error:
+    except UNREADABLE_IMAGE as error:
         raise _undecodable(error, extension) from error
 
 
 def _undecodable(error: Exception, extension: str) -> BadSample:
     # Pillow names the object in memory that it was given: the same sample would be told anew each time.
     reason = f"it is no {extension}" if isinstance(error, UnidentifiedImageError) else error
-    return BadSample(f"picture does not decode: {reason}")
+    return BadSample(f"image does not decode: {reason}")
 
 
 def _decode_jpeg(data: bytes, room: np.ndarray | None) -> np.ndarray | None:
@@ -106,14 +106,14 @@ def _decode_jpeg(data: bytes, room: np.ndarray | None) -> np.ndarray | None:
 
 
 def _refuse_size(width: int, height: int) -> None:
-    if width * height > MAX_PICTURE_PIXELS:
+    if width * height > MAX_IMAGE_PIXELS:
         raise BadSample(f"{width} x {height} pixels are over the limit")
-    if max(width, height) > MAX_PICTURE_ASPECT * min(width, height):
-        raise BadSample(f"{width} x {height} pixels: one side is over {MAX_PICTURE_ASPECT} times the other")
+    if max(width, height) > MAX_IMAGE_ASPECT * min(width, height):
+        raise BadSample(f"{width} x {height} pixels: one side is over {MAX_IMAGE_ASPECT} times the other")
 
 
 def decode_record(data: bytes, key: str) -> tuple[dict[str, Any], Sample]:
-    """A sample's record, and the sample without its picture (0 x 0 pixels). Raises BadSample with the reason."""
+    """A sample's record, and the sample without its image (0 x 0 pixels). Raises BadSample with the reason."""
     if len(data) > MAX_JSON_BYTES:
         raise BadSample("json is over the size limit")
     try:
@@ -157,14 +157,14 @@ def _refuse_half_characters(caption: str, layout: Layout, objects: tuple[ObjectB
 
 
 def decode_sample(members: dict[str, bytes], key: str, room: np.ndarray | None = None) -> Sample:
-    """A sample from its members by extension, its picture in `room` if it fits. Raises BadSample with the reason."""
-    extension = next((extension for extension in PICTURE_FORMATS if extension in members), None)
+    """A sample from its members by extension, its image in `room` if it fits. Raises BadSample with the reason."""
+    extension = next((extension for extension in IMAGE_FORMATS if extension in members), None)
     if extension is None:
-        raise BadSample(f"no picture; known: {', '.join(PICTURE_FORMATS)}")
+        raise BadSample(f"no image; known: {', '.join(IMAGE_FORMATS)}")
     if "json" not in members:
         raise BadSample("no json")
     _, sample = decode_record(members["json"], key)
-    return replace(sample, picture=decode_picture(members[extension], extension, room))
+    return replace(sample, image=decode_image(members[extension], extension, room))
 
 
 def encode_record(sample: Sample) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def encode_sample(sample: Sample, extension: str = "png") -> dict[str, bytes]:
     """The members of a sample by extension; `decode_sample` gives it back (a jpg's pixels up to its loss)."""
     buffer = io.BytesIO()
     options: dict[str, Any] = {"quality": 95} if extension == "jpg" else {}
-    Image.fromarray(sample.picture).save(buffer, PICTURE_FORMATS[extension], **options)
+    Image.fromarray(sample.image).save(buffer, IMAGE_FORMATS[extension], **options)
     # Half a character (a lone surrogate, as broken JSON has them) becomes a question mark: UTF-8 has no such thing.
     record = json.dumps(encode_record(sample), ensure_ascii=False).encode("utf-8", "replace")
     return {extension: buffer.getvalue(), "json": record}

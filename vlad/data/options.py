@@ -40,17 +40,17 @@ class FetchOptions:
 MOST_WORKERS = 512  # of a rank
 
 
-MOST_PIXELS = 16384  # of a side of a training picture
+MOST_PIXELS = 16384  # of a side of a training image
 
 
 @dataclass(frozen=True)
 class BatchOptions:
     """How shards become batches."""
 
-    picture_pixels: int = 64
-    # Sides of the squares that set the training resolutions; empty: picture_pixels alone.
+    image_pixels: int = 64
+    # Sides of the squares that set the training resolutions; empty: image_pixels alone.
     resolutions: tuple[int, ...] = ()
-    # 1: every picture is stretched to a square (as AnyWord does); above: buckets of up to this aspect ratio, cropped.
+    # 1: every image is stretched to a square (as AnyWord does); above: buckets of up to this aspect ratio, cropped.
     max_aspect: float = 1.0
     bucket_step_pixels: int = 64
     batch_size: int = 64
@@ -75,15 +75,15 @@ class BatchOptions:
             )
         if not 1 <= self.max_aspect <= 16 or not 0 <= self.max_bad_share <= 1:
             raise UserError("data: max_aspect must be from 1 to 16, and max_bad_share a share, 0 to 1.")
-        if not all(1 <= side <= MOST_PIXELS for side in (self.picture_pixels, *self.resolutions)):
-            raise UserError(f"data: picture_pixels and resolutions must be from 1 to {MOST_PIXELS}.")
+        if not all(1 <= side <= MOST_PIXELS for side in (self.image_pixels, *self.resolutions)):
+            raise UserError(f"data: image_pixels and resolutions must be from 1 to {MOST_PIXELS}.")
         if not 1 <= self.bucket_step_pixels <= MOST_PIXELS:
             raise UserError(f"data: bucket_step_pixels must be from 1 to {MOST_PIXELS}, not {self.bucket_step_pixels}.")
 
     @property
     def shapes(self) -> tuple[Bucket, ...]:
         """The shapes that batches come in."""
-        sides = self.resolutions or (self.picture_pixels,)
+        sides = self.resolutions or (self.image_pixels,)
         if self.max_aspect == 1:
             return tuple(Bucket(side, side, side) for side in sorted(set(sides)))
         return build_buckets(sides, self.max_aspect, self.bucket_step_pixels)
@@ -101,7 +101,7 @@ MOST_LINE_LETTERS, MOST_SIGN_PIXELS = 64, 8192
 
 @dataclass(frozen=True)
 class SyntheticOptions:
-    """How signs are drawn. Lengths are shares of the picture's width."""
+    """How signs are drawn. Lengths are shares of the image's width."""
 
     count: int = 24000
     size_pixels: int = 64
@@ -190,7 +190,7 @@ class DataOptions(BatchOptions):
     held_out: str | None = None
     # Cached states of these shards (tools/cache.py), for the stages whose models are frozen.
     cache: str | None = None
-    # For small sets: each picture so many times an epoch; a word in front of every caption that calls what is learned.
+    # For small sets: each image so many times an epoch; a word in front of every caption that calls what is learned.
     repeats: int = 1
     trigger_word: str | None = None
     # Several sets by weight, in place of `shards`.

@@ -40,10 +40,10 @@ def render_poster(index: int, seed: int = 0, size_pixels: int = 64) -> Sample:
     draw_line(ink, word, polygon, FONT)
     coverage = ink[..., None].astype(np.float32) / 255
     canvas = _template(size_pixels) * (1 + rng.normal(0, 0.015))
-    picture = canvas + coverage * (np.array(CREAM) - canvas)
+    image = canvas + coverage * (np.array(CREAM) - canvas)
     return Sample(
         key=f"{index:06d}",
-        picture=picture.clip(0, 255).round().astype(np.uint8),
+        image=image.clip(0, 255).round().astype(np.uint8),
         caption=f'a poster that says "{word}"',
         layout=Layout((TextLine(word, polygon, "en", FONT, "#faf0d6"),)),
         source="vlad.data.posters",

@@ -1,6 +1,6 @@
-"""Rendered signs: pictures that carry text, with the exact polygon of every line.
+"""Rendered signs: images that carry text, with the exact polygon of every line.
 
-    options, seed, index -> words -> layout -> caption, picture
+    options, seed, index -> words -> layout -> caption, image
 
 A sample is a function of (options, seed, index) alone, so any share of a set can be rendered anywhere. About
 2,000 samples a second and core at 64 pixels (`python tools/benchmark.py render`).
@@ -112,7 +112,7 @@ def _caption(carrier: str, ink: str | None, place: str, strings: list[str]) -> s
 
 
 def _paint(rng: np.random.Generator, ground: str, ink: str, look: str, coverage: np.ndarray) -> np.ndarray:
-    """The picture (H W 3, uint8): a ground of the look, the ink over it."""
+    """The image (H W 3, uint8): a ground of the look, the ink over it."""
     height, width = coverage.shape
     # Paint varies: a small shift of both colours keeps the model from learning eight exact values.
     ground_colour, ink_colour = (np.array(PALETTE[name]) + rng.normal(0, 4, 3) for name in (ground, ink))
@@ -127,8 +127,8 @@ def _paint(rng: np.random.Generator, ground: str, ink: str, look: str, coverage:
         frame[inset:-inset, inset:-inset] = 0.6
         frame[2 * inset : -2 * inset, 2 * inset : -2 * inset] = 0
         coverage = np.maximum(coverage, frame)
-    picture = canvas + coverage[..., None] * (ink_colour - canvas)
-    return picture.clip(0, 255).round().astype(np.uint8)
+    image = canvas + coverage[..., None] * (ink_colour - canvas)
+    return image.clip(0, 255).round().astype(np.uint8)
 
 
 def render_sign(options: SyntheticOptions, index: int, words: tuple[str, ...] | None = None) -> Sample:
@@ -158,7 +158,7 @@ def render_sign(options: SyntheticOptions, index: int, words: tuple[str, ...] | 
         draw_line(ink_bytes, line.text, line.polygon, font)
     return Sample(
         key=f"{index:08d}",
-        picture=_paint(rng, ground, ink, GROUNDS[kind], ink_bytes.astype(np.float32) / 255),
+        image=_paint(rng, ground, ink, GROUNDS[kind], ink_bytes.astype(np.float32) / 255),
         caption=_caption(_carrier(ground, kind), named_ink, place, strings),
         layout=Layout(tuple(lines)),
         objects=(ObjectBox(_carrier(ground, kind), (0.0, 0.0, 1.0, 1.0)),),

@@ -25,7 +25,7 @@ def hold_out(sets: ShardSets, share: float, seed: int) -> tuple[ShardSets, Shard
         count = max(1, round(share * index.samples))
         if count >= index.samples:
             raise UserError(
-                f"validation.share: {share:g} of {index.samples} pictures leaves none to train on; add pictures, or set"
+                f"validation.share: {share:g} of {index.samples} images leaves none to train on; add images, or set"
                 " validation.share=0."
             )
         drawn = np.random.default_rng(distributed.derived_seed(seed, "held out", number)).permutation(index.samples)

@@ -19,7 +19,7 @@ def all_words() -> tuple[str, ...]:
 
 @cache
 def held_out_words(seed: int = SPLIT_SEED) -> tuple[str, ...]:
-    """The words that no training picture carries: the 200 with the smallest hash under the seed."""
+    """The words that no training image carries: the 200 with the smallest hash under the seed."""
 
     def rank(word: str) -> bytes:
         return hashlib.sha256(f"{seed}:{word}".encode()).digest()
@@ -36,7 +36,7 @@ def training_words(seed: int = SPLIT_SEED) -> tuple[str, ...]:
 
 @cache
 def rare_words() -> frozenset[str]:
-    """Rare words of the open benchmark, upper case, none of them in words.txt; no training picture carries them."""
+    """Rare words of the open benchmark, upper case, none of them in words.txt; no training image carries them."""
     text = files("vlad.data").joinpath("rare_words.txt").read_text(encoding="ascii")
     return frozenset(word.upper() for word in text.split())
 

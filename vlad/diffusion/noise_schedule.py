@@ -64,7 +64,7 @@ def draw_timesteps(options: NoiseOptions, batch: int, device: torch.device) -> T
 
 
 def draw_noise(x_0: Tensor, offset: float = 0.0) -> Tensor:
-    """epsilon B C h w: normal, and with an offset o each channel of each picture moved by o times a normal number."""
+    """epsilon B C h w: normal, and with an offset o each channel of each image moved by o times a normal number."""
     # The same numbers whatever the memory format.
     noise = torch.randn(x_0.shape, device=x_0.device, dtype=x_0.dtype)
     if not offset:
@@ -94,7 +94,7 @@ def training_target(scheduler: Scheduler, x_0: Tensor, noise: Tensor, timesteps:
 
 
 def predicted_x_0(scheduler: Scheduler, prediction: Tensor, x_t: Tensor, timesteps: Tensor) -> Tensor:
-    """The picture that a prediction at x_t stands for."""
+    """The image that a prediction at x_t stands for."""
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         return x_t - _flow_share(scheduler, timesteps, x_t) * prediction
     alpha_bar = scheduler.alphas_cumprod.to(x_t.device)[timesteps].to(x_t.dtype)[:, None, None, None]
@@ -108,7 +108,7 @@ def predicted_x_0(scheduler: Scheduler, prediction: Tensor, x_t: Tensor, timeste
 
 
 def signal_shares(scheduler: Scheduler, timesteps: Tensor) -> Tensor:
-    """The share of the picture in the variance of x_t, B: alpha_bar_t, or (1 - s)^2 of a flow."""
+    """The share of the image in the variance of x_t, B: alpha_bar_t, or (1 - s)^2 of a flow."""
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         return (1 - timesteps / scheduler.config.num_train_timesteps).square()
     return scheduler.alphas_cumprod.to(timesteps.device)[timesteps]

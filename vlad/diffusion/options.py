@@ -23,7 +23,7 @@ class NoiseOptions:
     timestep_bias: Literal["uniform", "high"] = "uniform"
     # Hang et al. 2023: weights min(SNR, gamma) of the x_0 error. None: the plain squared error.
     min_snr_gamma: float | None = None
-    # Noise of this strength that is the same over a whole channel of a picture: it then learns to be darker or lighter
+    # Noise of this strength that is the same over a whole channel of an image: it then learns to be darker or lighter
     # all over, which zero-mean noise hides (Guttenberg 2023; 0.05 to 0.1 is usual).
     offset: float = 0.0
 

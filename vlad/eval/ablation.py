@@ -1,7 +1,7 @@
 """Table II: what each part is worth. The same training without it, several seeds, the same budget of steps.
 
 variant x seed --> train.py CONFIG overrides --> tools/evaluate.py RUN --> accuracies
-                                             --> mean and deviation over seeds, pictures side by side
+                                             --> mean and deviation over seeds, images side by side
 
 No variant changes what the autoencoder's stage sees: the variants of a seed share the one of the full method.
 """
@@ -24,7 +24,7 @@ from vlad.training.parts import TRAINED
 from vlad.utils.errors import UserError
 
 FULL = "full"
-GRID_PICTURES = 8
+GRID_IMAGES = 8
 AUTOENCODER = "autoencoder"  # the stage that is shared
 METRICS = "metrics.json"  # of a stage: its presence says that it is done
 # The way of drawing that a run is judged by: the product's, or all that it can do.
@@ -187,8 +187,8 @@ def _ranked(values: Mapping[str, float], digits: int) -> str:
     return told
 
 
-def ablation_page(config: Config, rows: Sequence[Row], command: str, count: int, engine: str, picture: str) -> str:
-    """The whole result in Markdown: command, table, what it rests on, every run's words, and the pictures."""
+def ablation_page(config: Config, rows: Sequence[Row], command: str, count: int, engine: str, image: str) -> str:
+    """The whole result in Markdown: command, table, what it rests on, every run's words, and the images."""
     train, seeds = config.train, len(rows[0][1])
     steps = train.layout.steps + train.refine.steps
     spreads = f"{seeds} seeds, mean ± standard deviation" if seeds > 1 else "One seed"
@@ -201,10 +201,10 @@ def ablation_page(config: Config, rows: Sequence[Row], command: str, count: int,
         f"{spreads}; {count} held-out words a run, read by {engine}. Words, letters, colours of the ground and of"
         " the letters where the prompt names them, and the place of the text where it names one: drawn with refit; by a"
         " model that knows no layouts, as it draws. Every run:"
-        f" {steps} steps of {config.data.batch_size} pictures in the layout and refine stages together"
+        f" {steps} steps of {config.data.batch_size} images in the layout and refine stages together"
         f" ({train.layout.steps} and {train.refine.steps}; without hierarchical guidance all of them refine), behind an"
         " autoencoder that the variants of a seed share. Differences from full are of runs with one seed. The last"
-        " column is the paper's, of other pictures and another engine.",
+        " column is the paper's, of other images and another engine.",
         "",
         order_line(rows),
         "",
@@ -215,19 +215,19 @@ def ablation_page(config: Config, rows: Sequence[Row], command: str, count: int,
             for variant, found in rows
         ),
         "",
-        f"![The first pictures of seed 0, a column a variant]({picture})",
+        f"![The first images of seed 0, a column a variant]({image})",
     ]
     return "\n".join(lines) + "\n"
 
 
 def ablation_grid(rows: Sequence[tuple[Variant, Path]], captions: Sequence[str]) -> Image.Image:
-    """The first pictures of one run of every variant side by side, a prompt a row."""
-    pictures = []
-    for number, caption in enumerate(captions[:GRID_PICTURES]):
+    """The first images of one run of every variant side by side, a prompt a row."""
+    images = []
+    for number, caption in enumerate(captions[:GRID_IMAGES]):
         row = []
         for _, run in rows:
             folder = main_mode(read_scores(run)).replace(" ", "-")
             with Image.open(run / "evaluation" / folder / f"{number:04d}.png") as image:
                 row.append(image.convert("RGB"))
-        pictures.append(GridRow(caption, tuple(row)))
-    return sample_grid(pictures, [variant.title for variant, _ in rows], cell_pixels=200, columns=1)
+        images.append(GridRow(caption, tuple(row)))
+    return sample_grid(images, [variant.title for variant, _ in rows], cell_pixels=200, columns=1)

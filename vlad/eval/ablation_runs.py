@@ -73,7 +73,7 @@ class AblationRuns:
         count: held-out words that each run draws.
         ways: of drawing them, as tools/evaluate.py names them; None draws in all.
         jobs: runs at once; each has its share of the CPU's cores and of the CUDA devices.
-        out: for the table and the pictures; None takes RUNS/NAME-ablation.
+        out: for the table and the images; None takes RUNS/NAME-ablation.
 
     Raises:
         UserError: for a config that is not the whole method's, or more jobs than the machine has cores and devices.
@@ -133,7 +133,7 @@ class AblationRuns:
         return len(self.done) == self.total
 
     def write(self, seeds: int) -> str:
-        """Writes the table of the first seeds and the pictures; gives the table."""
+        """Writes the table of the first seeds and the images; gives the table."""
         found = [
             (row, [read_scores(self.configs[Planned(row.name, seed)].directory) for seed in range(seeds)])
             for row in self.variants
@@ -171,7 +171,7 @@ class AblationRuns:
                     Planned(row.name, self.tables) in self.done for row in self.variants
                 ):
                     self.tables += 1
-                    print(f"\n{self.write(self.tables)}\nTable and pictures: {self.out}", flush=True)
+                    print(f"\n{self.write(self.tables)}\nTable and images: {self.out}", flush=True)
 
     def _train_and_score(self, children: Children, planned: Planned, job: int) -> bool:
         """Whether the run is trained and scored now."""

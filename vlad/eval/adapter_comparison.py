@@ -1,8 +1,8 @@
-"""A base and the same with adapters, side by side: how near both are to pictures that neither has seen; how they spell.
+"""A base and the same with adapters, side by side: how near both are to images that neither has seen; how they spell.
 
-OUT/before-after.png            prompt, before, after, the true picture, on the same seeds
+OUT/before-after.png            prompt, before, after, the true image, on the same seeds
 OUT/before, OUT/after, OUT/held-out
-                                the pictures that were scored
+                                the images that were scored
 OUT/metrics.json                distances, words and letters read
 """
 
@@ -32,15 +32,15 @@ from vlad.training.small_datasets import own_sets
 from vlad.types import Sample
 from vlad.utils.errors import UserError, writable_directory
 
-SHOWN = 8  # held-out pictures on the page
-SEED = 1000  # of the first picture
+SHOWN = 8  # held-out images on the page
+SEED = 1000  # of the first image
 
 
 @dataclass(frozen=True)
 class Drawn:
     """How one model draws the held-out captions, and signs as its base was trained on (None: not asked)."""
 
-    distance: float  # Frechet, of pixel features, to the held-out pictures
+    distance: float  # Frechet, of pixel features, to the held-out images
     words: float
     letters: float
     sign_words: float | None
@@ -49,9 +49,9 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The figures before and after, and what pictures of the training set are away from the held-out ones."""
+    """The figures before and after, and what images of the training set are away from the held-out ones."""
 
-    pictures: int
+    images: int
     before: Drawn
     after: Drawn
     floor: float
@@ -59,7 +59,7 @@ class Comparison:
 
 
 def compare(
-    base: Path, adapters: Sequence[str], out: Path, pictures_each: int = 2, signs: int = 100
+    base: Path, adapters: Sequence[str], out: Path, images_each: int = 2, signs: int = 100
 ) -> tuple[Comparison, Path]:
     """Draws what the adapter's run has held out, before and after, and scores both; also the page's path.
 
@@ -70,35 +70,35 @@ def compare(
     held, trained = _held_out(config)
     out = writable_directory(out, "the comparison")
     pipeline = load_pipeline(base)
-    pixels = pipeline.config.picture_pixels
-    samples = [sample for sample in held for _ in range(pictures_each)]
+    pixels = pipeline.config.image_pixels
+    samples = [sample for sample in held for _ in range(images_each)]
     asked = [sample.caption for sample in samples]
     wanted = [[line.text for line in sample.layout.lines if line.valid] for sample in samples]
     options = SyntheticOptions(size_pixels=pixels)
     asked_signs = held_out_signs(options, signs) if signs else []
-    references = _save([Image.fromarray(sample.picture) for sample in held], out / "held-out")
+    references = _save([Image.fromarray(sample.image) for sample in held], out / "held-out")
     encoder = PixelFeatures()
 
     def draw(name: str) -> tuple[Drawn, list[Image.Image]]:
-        pictures = _pictures(pipeline, asked)
-        distance = score_distances(encoder, references, [_save(pictures, out / name)]).fid
-        words, letters = _read(pictures, wanted)
-        own = _pictures(pipeline, [sign.caption for sign in asked_signs]) if asked_signs else []
+        images = _images(pipeline, asked)
+        distance = score_distances(encoder, references, [_save(images, out / name)]).fid
+        words, letters = _read(images, wanted)
+        own = _images(pipeline, [sign.caption for sign in asked_signs]) if asked_signs else []
         said = [[line.text for line in sign.layout.lines] for sign in asked_signs]
         signs_read = _read(own, said) if own else (None, None)
-        return Drawn(distance, words, letters, *signs_read), pictures
+        return Drawn(distance, words, letters, *signs_read), images
 
     before, plain = draw("before")
     pipeline.load_adapters(adapters)
     after, adapted = draw("after")
-    theirs = _save([Image.fromarray(sample.picture) for sample in trained], out / "trained")
+    theirs = _save([Image.fromarray(sample.image) for sample in trained], out / "trained")
     floor = score_distances(encoder, references, [theirs]).fid
     found = Comparison(len(samples), before, after, floor, encoder.name)
     page = out / "before-after.png"
     rows = [
-        GridRow(sample.caption, (plain[place], adapted[place], Image.fromarray(sample.picture)))
+        GridRow(sample.caption, (plain[place], adapted[place], Image.fromarray(sample.image)))
         for place, sample in enumerate(samples)
-        if place % pictures_each == 0
+        if place % images_each == 0
     ]
     sample_grid(rows[:SHOWN], ("before", "after", "held out"), cell_pixels=128).save(page)
     (out / "metrics.json").write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
@@ -108,7 +108,7 @@ def compare(
 def table(found: Comparison) -> str:
     """The comparison for a person."""
     rows: list[tuple[str, Any, Any]] = [
-        ("distance to held-out pictures", f"{found.before.distance:.3f}", f"{found.after.distance:.3f}"),
+        ("distance to held-out images", f"{found.before.distance:.3f}", f"{found.after.distance:.3f}"),
         ("words read", f"{found.before.words:.1%}", f"{found.after.words:.1%}"),
         ("letters read", f"{found.before.letters:.1%}", f"{found.after.letters:.1%}"),
     ]
@@ -116,7 +116,7 @@ def table(found: Comparison) -> str:
         rows.append(("words read on plain signs", f"{found.before.sign_words:.1%}", f"{found.after.sign_words:.1%}"))
     lines = [f"{'':32}{'before':>10}{'after':>10}"]
     lines += [f"{name:32}{before:>10}{after:>10}" for name, before, after in rows]
-    note = f"{found.pictures} pictures; Frechet distance of {found.encoder}; trained pictures: {found.floor:.3f}."
+    note = f"{found.images} images; Frechet distance of {found.encoder}; trained images: {found.floor:.3f}."
     return "\n".join([*lines, note])
 
 
@@ -127,7 +127,7 @@ def _config_of(adapter: str) -> Config:
     for run in (folder, folder.parent):
         if (run / "config.yaml").is_file():
             return load_config(run / "config.yaml")
-    raise UserError(f"{folder} is no LoRA run (config.yaml is missing); the run says which pictures it has held out.")
+    raise UserError(f"{folder} is no LoRA run (config.yaml is missing); the run says which images it has held out.")
 
 
 def _is_number(text: str) -> bool:
@@ -139,35 +139,35 @@ def _is_number(text: str) -> bool:
 
 
 def _held_out(config: Config) -> tuple[list[Sample], list[Sample]]:
-    """All held-out pictures of a run, and as many of those that it was trained on."""
+    """All held-out images of a run, and as many of those that it was trained on."""
     sets = own_sets(config, open_sets(config.data.sets, config.data.fetch))
     if sets.held_out is None:
-        raise UserError(f"{config.directory} has held out no pictures; train it with validation.share=0.2.")
+        raise UserError(f"{config.directory} has held out no images; train it with validation.share=0.2.")
     stream = config.data.stream(config.seed)
     held = first_samples(sets.held_out, stream, sets.held_out.samples)
     if len(held) < 2:
         raise UserError(
-            f"{config.directory} has held out {len(held)} of its pictures, and a distance needs at least two; train it"
-            " with a larger validation.share, or with more pictures."
+            f"{config.directory} has held out {len(held)} of its images, and a distance needs at least two; train it"
+            " with a larger validation.share, or with more images."
         )
     return held, first_samples(sets.own, stream, len(held))
 
 
-def _pictures(pipeline: VLADPipeline, prompts: list[str]) -> list[Image.Image]:
+def _images(pipeline: VLADPipeline, prompts: list[str]) -> list[Image.Image]:
     drawn: list[Image.Image] = pipeline(prompts, [SEED + place for place in range(len(prompts))]).images
     return drawn
 
 
-def _read(pictures: list[Image.Image], wanted: list[list[str]]) -> tuple[float, float]:
+def _read(images: list[Image.Image], wanted: list[list[str]]) -> tuple[float, float]:
     """Exact words and letters (0..1) that the OCR engine reads."""
-    arrays = [np.asarray(picture) for picture in pictures]
-    readings = list(read_many("rapidocr", arrays, enlargement(*pictures[0].size)))
+    arrays = [np.asarray(image) for image in images]
+    readings = list(read_many("rapidocr", arrays, enlargement(*images[0].size)))
     return word_accuracy(readings, wanted), letter_accuracy(readings, wanted)
 
 
-def _save(pictures: list[Image.Image], folder: Path) -> list[Path]:
+def _save(images: list[Image.Image], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{number:04d}.png" for number in range(len(pictures))]
-    for picture, path in zip(pictures, paths, strict=True):
-        picture.save(path)
+    paths = [folder / f"{number:04d}.png" for number in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
     return paths

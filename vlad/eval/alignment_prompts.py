@@ -1,4 +1,4 @@
-"""What is asked of a picture beside its prompt: prompts with something swapped, other wordings, zero-shot tasks.
+"""What is asked of an image beside its prompt: prompts with something swapped, other wordings, zero-shot tasks.
 
 {"id", "prompt", "subset", "swapped": [{"kind", "prompt"}], "same": [text],
  "zero_shot": [{"task", "answer", "templates": [text with {}]}]}                   a record of alignment.jsonl
@@ -18,7 +18,7 @@ from vlad.utils.errors import UserError, existing_file
 
 @dataclass(frozen=True)
 class Swapped:
-    """A prompt that the picture does not show, and what was swapped in it: "order", "colours", "count"."""
+    """A prompt that the image does not show, and what was swapped in it: "order", "colours", "count"."""
 
     kind: str
     prompt: str
@@ -26,7 +26,7 @@ class Swapped:
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """What the picture shows of a task ("word", "colour"), and the texts with {} in which the answer is put."""
+    """What the image shows of a task ("word", "colour"), and the texts with {} in which the answer is put."""
 
     task: str
     answer: str
@@ -35,7 +35,7 @@ class ZeroShot:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of a picture beside its prompt."""
+    """What is asked of an image beside its prompt."""
 
     swapped: tuple[Swapped, ...] = ()
     same: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Entry:
-    """A prompt of a subset with what is asked of its picture."""
+    """A prompt of a subset with what is asked of its image."""
 
     key: str
     subset: str

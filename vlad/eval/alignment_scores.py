@@ -1,13 +1,13 @@
-"""Whether an encoder of texts and pictures reads a prompt, or only the bag of its words.
+"""Whether an encoder of texts and images reads a prompt, or only the bag of its words.
 
-    picture, prompt, the prompt with something swapped  -> is the picture nearer to what it shows?
+    image, prompt, the prompt with something swapped  -> is the image nearer to what it shows?
     prompt, the same in other words, the swapped prompt -> is the prompt nearer to what it means?
-    picture, a word in many templates                   -> which word is it (zero-shot), whatever stands around it?
+    image, a word in many templates                   -> which word is it (zero-shot), whatever stands around it?
 
 "a red ring above a blue sign" and "a blue ring above a red sign" are one bag of words: an encoder that sees no more
 cannot tell them apart (Winoground, Thrush et al., CVPR 2022; ARO, Yuksekgonul et al., ICLR 2023), and takes the second
 for nearer to the first than "a blue board below a red hoop" (SugarCrepe++, Dumpala et al., NeurIPS 2024). What a bag of
-words gets, whose pictures are its own prompts, is computed by the same code and stands beside every score.
+words gets, whose images are its own prompts, is computed by the same code and stands beside every score.
 
 Letters: D width of the shared space.
 """
@@ -36,15 +36,15 @@ _WORD = re.compile(r"\w+")
 
 
 class JointEncoder(Protocol):
-    """What embeds texts and pictures in one space."""
+    """What embeds texts and images in one space."""
 
     name: str
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """B texts -> B D."""
 
-    def embed_pictures(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """B pictures (H W 3, uint8, of any sizes) -> B D."""
+    def embed_images(self, images: Sequence[np.ndarray]) -> Tensor:
+        """B images (H W 3, uint8, of any sizes) -> B D."""
 
 
 @dataclass(frozen=True)
@@ -107,23 +107,23 @@ def bag_of_words(texts: Sequence[str]) -> dict[str, Tensor]:
     return found
 
 
-def score_contrasts(pictures: Sequence[tuple[Entry, Tensor]], texts: Mapping[str, Tensor]) -> list[Contrast]:
-    """The scores of pictures (unit vectors, D) with their entries, given the unit vectors of all `wordings_of` them.
+def score_contrasts(images: Sequence[tuple[Entry, Tensor]], texts: Mapping[str, Tensor]) -> list[Contrast]:
+    """The scores of images (unit vectors, D) with their entries, given the unit vectors of all `wordings_of` them.
 
-    SUBSET, KIND               the picture is nearer to its prompt than to one with KIND swapped
+    SUBSET, KIND               the image is nearer to its prompt than to one with KIND swapped
     SUBSET, all                nearer than to all of its swapped prompts
     SUBSET, reworded           nearer to the prompt in other words than to the swapped prompts
     SUBSET, reworded, as texts the prompt itself is nearer to its rewordings than to the swapped prompts
     SUBSET, every wording      the prompt and all its rewordings are nearer than all swapped prompts
-    SUBSET, zero-shot TASK     the picture's answer is the nearest of all answers, the mean over templates
+    SUBSET, zero-shot TASK     the image's answer is the nearest of all answers, the mean over templates
     SUBSET, ..., together      the same, with the mean of the templates' vectors (CLIP, Radford et al., 2021)
     SUBSET, ..., worst, best   of the templates
 
     As near counts as half, of several as one of them.
     """
-    entries = [entry for entry, _ in pictures]
+    entries = [entry for entry, _ in images]
     bags = bag_of_words(wordings_of(entries))
-    own = _sums(pictures, texts)
+    own = _sums(images, texts)
     of_bag = _sums([(entry, bags[entry.prompt]) for entry in entries], bags)
     values, of_bags = _pooled(own), _pooled(of_bag)
     intervals = bootstrap_intervals(list(own.values()), as_they_are)
@@ -139,35 +139,35 @@ def score_contrasts(pictures: Sequence[tuple[Entry, Tensor]], texts: Mapping[str
 Sums = dict[str, tuple[float, float]]
 
 
-def _sums(pictures: Sequence[tuple[Entry, Tensor]], texts: Mapping[str, Tensor]) -> dict[str, Sums]:
-    """What each prompt's pictures add to each score: right, of how many."""
-    classes = _classes(entry for entry, _ in pictures)
+def _sums(images: Sequence[tuple[Entry, Tensor]], texts: Mapping[str, Tensor]) -> dict[str, Sums]:
+    """What each prompt's images add to each score: right, of how many."""
+    classes = _classes(entry for entry, _ in images)
     matrices = {
         place: torch.stack([texts[place[1].replace("{}", answer)] for answer in answers])  # C D
         for place, answers in classes.items()
     }
     found: dict[str, Sums] = {}
-    for entry, picture in pictures:
+    for entry, image in images:
         sums = found.setdefault(entry.key, {})
-        add_terms(sums, _judged(entry, picture, texts))
-        add_terms(sums, _zero_shot(entry, picture, matrices, classes))
+        add_terms(sums, _judged(entry, image, texts))
+        add_terms(sums, _zero_shot(entry, image, matrices, classes))
     return found
 
 
-def _judged(entry: Entry, picture: Tensor, texts: Mapping[str, Tensor]) -> Terms:
+def _judged(entry: Entry, image: Tensor, texts: Mapping[str, Tensor]) -> Terms:
     """Wordings of a prompt against the prompts with something swapped."""
     swapped, same = entry.asked.swapped, entry.asked.same
     if not swapped:
         return {}
     prompt = texts[entry.prompt]
-    shown, wrong = float(picture @ prompt), [float(picture @ texts[one.prompt]) for one in swapped]
+    shown, wrong = float(image @ prompt), [float(image @ texts[one.prompt]) for one in swapped]
     terms: Terms = {}
     for kind in dict.fromkeys(one.kind for one in swapped):
         of_kind = [other for one, other in zip(swapped, wrong, strict=True) if one.kind == kind]
         terms[f"{entry.subset}, {kind}"] = _nearer([shown], of_kind)
     terms[f"{entry.subset}, all"] = Term(_chosen(torch.tensor([shown, *wrong], dtype=torch.float64), 0))
     if same:
-        reworded = [float(picture @ texts[text]) for text in same]
+        reworded = [float(image @ texts[text]) for text in same]
         terms[f"{entry.subset}, reworded"] = _nearer(reworded, wrong)
         meant, apart = ([float(prompt @ texts[text]) for text in group] for group in (same, _prompts(entry)))
         terms[f"{entry.subset}, reworded, as texts"] = _nearer(meant, apart)
@@ -181,7 +181,7 @@ def _prompts(entry: Entry) -> tuple[str, ...]:
 
 def _zero_shot(
     entry: Entry,
-    picture: Tensor,
+    image: Tensor,
     matrices: Mapping[tuple[str, str], Tensor],
     classes: Mapping[tuple[str, str], tuple[str, ...]],
 ) -> Terms:
@@ -191,10 +191,10 @@ def _zero_shot(
         name = f"{entry.subset}, zero-shot {one.task}"
         places = [(one.task, template) for template in one.templates]
         number = classes[places[0]].index(one.answer)
-        right = [_chosen(matrices[place] @ picture, number) for place in places]
+        right = [_chosen(matrices[place] @ image, number) for place in places]
         terms[name] = Term(sum(right), len(right))
         together = F.normalize(torch.stack([matrices[place] for place in places]).mean(dim=0), dim=-1)
-        terms[f"{name}, together"] = Term(_chosen(together @ picture, number))
+        terms[f"{name}, together"] = Term(_chosen(together @ image, number))
         terms |= {f"{name}: {place[1]}": Term(value) for place, value in zip(places, right, strict=True)}
     return terms
 
@@ -255,23 +255,23 @@ def table_of(contrasts: Sequence[Contrast]) -> str:
 
 def contrasts_of(
     encoder: JointEncoder,
-    pictures: Sequence[tuple[Entry, Callable[[], np.ndarray | None]]],
+    images: Sequence[tuple[Entry, Callable[[], np.ndarray | None]]],
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Contrast]:
-    """The scores of an encoder on pictures (H W 3, uint8), each loaded when it is embedded; None is left out.
+    """The scores of an encoder on images (H W 3, uint8), each loaded when it is embedded; None is left out.
 
     Raises UserError when all are.
     """
     found: list[tuple[Entry, Tensor]] = []
-    for start in range(0, len(pictures), BATCH):
-        batch = pictures[start : start + BATCH]
-        loaded = [(entry, picture) for entry, load in batch if (picture := load()) is not None]
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
+        loaded = [(entry, image) for entry, load in batch if (image := load()) is not None]
         if loaded:
             with torch.no_grad():
-                vectors = encoder.embed_pictures([picture for _, picture in loaded])
+                vectors = encoder.embed_images([image for _, image in loaded])
             found += zip((entry for entry, _ in loaded), F.normalize(vectors.float().cpu(), dim=-1), strict=True)
         if on_progress is not None:
             on_progress(start + len(batch))
     if not found:
-        raise UserError("None of the pictures can be read; name a folder of whole ones with --pictures.")
+        raise UserError("None of the images can be read; name a folder of whole ones with --images.")
     return score_contrasts(found, embed_texts(encoder, wordings_of(entry for entry, _ in found)))

@@ -91,7 +91,7 @@ def _two_things(draws: Draws, shapes: tuple[str, ...]) -> tuple[Thing, str, Thin
 
 
 def _swaps(first: Thing, relation: str, second: Thing, word: str) -> tuple[Swapped, ...]:
-    """What the picture does not show, in the words of its prompt."""
+    """What the image does not show, in the words of its prompt."""
     return (
         Swapped("order", _related(second, relation, first, word)),
         Swapped("colours", _related((first[0], second[1]), relation, (second[0], first[1]), word)),

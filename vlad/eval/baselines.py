@@ -1,4 +1,4 @@
-"""The models that Table I compares with, each called in one way: prompts, seeds, layouts -> pictures.
+"""The models that Table I compares with, each called in one way: prompts, seeds, layouts -> images.
 
 ControlNet     a Stable Diffusion and a ControlNet of diffusers, fed the layout's glyph map or its edges
 DeepFloyd IF   three pipelines: 64 pixels, enlarged four times, enlarged four times again
@@ -68,10 +68,10 @@ class GlyphControlNet:
         self.hint, self.pixels, self.arguments = hint, pixels, arguments
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], layouts: Sequence[Layout]) -> list[Image.Image]:
-        """A picture a prompt."""
+        """An image a prompt."""
         result = self.pipeline(
             prompt=list(prompts),
-            image=[hint_picture(layout, self.hint, self.pixels) for layout in layouts],
+            image=[hint_image(layout, self.hint, self.pixels) for layout in layouts],
             height=self.pixels,
             width=self.pixels,
             generator=generators_of(seeds),
@@ -89,7 +89,7 @@ def _check_text_width(model: Path, taken: Any, folder: Path, given: Any) -> None
         )
 
 
-def hint_picture(layout: Layout, hint: Hint, pixels: int) -> Image.Image:
+def hint_image(layout: Layout, hint: Hint, pixels: int) -> Image.Image:
     """What a ControlNet sees of a layout: white on black, RGB."""
     if hint == "edges":
         return Image.fromarray(glyph_edges(layout, pixels, pixels)).convert("RGB")
@@ -123,7 +123,7 @@ class DeepFloydIF:
         self.guidance = {} if guidance is None else {"guidance_scale": guidance}
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        """A picture a prompt, watermarked where the first stage's folder has a watermark."""
+        """An image a prompt, watermarked where the first stage's folder has a watermark."""
         wanted, unwanted = self.first.encode_prompt(list(prompts))
         generators = generators_of(seeds)
         shared: dict[str, Any] = {
@@ -213,7 +213,7 @@ class TextDiffuser:
 
     @torch.no_grad()
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], layouts: Sequence[Layout]) -> list[Image.Image]:
-        """A picture a prompt."""
+        """An image a prompt."""
         vae, scheduler, generators = self.pipeline.vae, self.pipeline.scheduler, generators_of(seeds)
         wanted, unwanted = self.pipeline.encode_prompt(
             list(prompts), self.device, num_images_per_prompt=1, do_classifier_free_guidance=True
@@ -233,7 +233,7 @@ class TextDiffuser:
         return self.pipeline.image_processor.postprocess(pixels, output_type="pil")
 
     def _layout_channels(self, layouts: Sequence[Layout], generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """2B 8 h w of the character masks, 2B 5 h w of what is shown: nothing, the whole picture is to be drawn."""
+        """2B 8 h w of the character masks, 2B 5 h w of what is shown: nothing, the whole image is to be drawn."""
         vae = self.pipeline.vae
         grey = torch.zeros(1, 3, self.pixels, self.pixels, device=self.device)
         latents = torch.cat([vae.encode(grey).latent_dist.sample(own) for own in generators])  # B 4 h w

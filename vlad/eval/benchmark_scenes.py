@@ -28,7 +28,7 @@ LINE_PITCH = 1.3
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
-    """Which benchmark: `count` prompts a subset, pictures of `size_pixels` a side."""
+    """Which benchmark: `count` prompts a subset, images of `size_pixels` a side."""
 
     seed: int = 0
     split: Split = "test"
@@ -162,7 +162,7 @@ def _covered(kind: str, height: int, width: int) -> np.ndarray:
 
 
 def draw_scene(scene: Scene, size_pixels: int) -> np.ndarray:
-    """The reference picture (H W 3, uint8)."""
+    """The reference image (H W 3, uint8)."""
     canvas = np.empty((size_pixels, size_pixels, 3), dtype=np.float32)
     # A wall that is darker below, so that no two rows are alike.
     shade = np.linspace(1.0, 0.75, size_pixels, dtype=np.float32)[:, None, None]

@@ -1,7 +1,7 @@
 """Which texts fail: accuracy by height, length, number of lines, script and letter case.
 
 A wanted string counts as read when a run of the words that were read, joined, is the string, both without white space;
-so a word that the engine takes for two, or two for one, is not held against the picture. Each run serves once.
+so a word that the engine takes for two, or two for one, is not held against the image. Each run serves once.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from vlad.layout.polygons import quad_of
 from vlad.layout.reading_order import reading_order
 from vlad.types import Polygon
 
-# Shares of the picture's height, in percent: those of one picture hold for every size of it.
+# Shares of the image's height, in percent: those of one image hold for every size of it.
 HEIGHT_EDGES_PERCENT = (0, 2, 4, 6, 8, 12, 16, 24, 32)
 LENGTH_EDGES = (1, 3, 5, 7, 9, 13, 17, 25, 33)
 LINE_EDGES = (1, 2, 3, 4, 5, 6, 9)
 UNKNOWN = "unknown"
 DIMENSIONS = {
-    "height": "text height, % of the picture's",
+    "height": "text height, % of the image's",
     "length": "characters of the string",
-    "lines": "strings in the picture",
+    "lines": "strings in the image",
     "script": "script",
     "case": "letter case",
 }
@@ -78,7 +78,7 @@ def case_of(text: str) -> str:
 
 
 def height_share(polygon: Polygon, aspect: float = 1.0) -> float:
-    """Height of a line over the picture's: of its quad's left and right edges. `aspect` is the picture's width over
+    """Height of a line over the image's: of its quad's left and right edges. `aspect` is the image's width over
     its height."""
     (ax, ay), (bx, by), (cx, cy), (dx, dy) = quad_of(polygon)
     left = ((dx - ax) ** 2 * aspect**2 + (dy - ay) ** 2) ** 0.5
@@ -103,7 +103,7 @@ class Tally:
 
 @dataclass
 class Breakdown:
-    """Counts by dimension and bin; takes the same memory for any number of pictures."""
+    """Counts by dimension and bin; takes the same memory for any number of images."""
 
     tallies: dict[str, dict[str, Tally]] = field(default_factory=lambda: {name: {} for name in DIMENSIONS})
 
@@ -114,7 +114,7 @@ class Breakdown:
         polygons: Sequence[Polygon | None],
         aspect: float = 1.0,
     ) -> None:
-        """One picture's strings; a polygon is None where it is not known where the string stands."""
+        """One image's strings; a polygon is None where it is not known where the string stands."""
         for string, found, polygon in zip(strings, read, polygons, strict=True):
             height = UNKNOWN
             if polygon is not None:
@@ -163,7 +163,7 @@ class Breakdown:
 
 
 def draw_breakdown(breakdown: Breakdown, path: Path) -> None:
-    """The accuracies of all dimensions as one picture, with Wilson's 95 % intervals and counts."""
+    """The accuracies of all dimensions as one image, with Wilson's 95 % intervals and counts."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,7 +1,7 @@
-"""The description round trip: what a vision-language model says of a picture, held against the prompt it was drawn of.
+"""The description round trip: what a vision-language model says of an image, held against the prompt it was drawn of.
 
     prompt --> facts: strings, objects, (colour, object), (count, object), (object, relation, object)
-    picture --> description --> the facts that it confirms, term by term; cosine of both sentences
+    image --> description --> the facts that it confirms, term by term; cosine of both sentences
 
 Facts are bound: "a red cup and a blue plate" is not confirmed by "a blue cup and a red plate", which a bag of words
 would be. They are read off the text by the light chunker of
@@ -163,12 +163,12 @@ def _plain(text: str) -> str:
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """One describer on one system's pictures: shares of facts confirmed (None: none asked), mean cosine of sentences
+    """One describer on one system's images: shares of facts confirmed (None: none asked), mean cosine of sentences
     (None: no sentence encoder), and the 95 % interval of each that there is."""
 
     describer: str
     system: str
-    pictures: int
+    images: int
     shares: Mapping[str, float | None]
     similarity: float | None
     intervals: Mapping[str, Interval]
@@ -182,7 +182,7 @@ def summed_up(
 ) -> RoundTrip:
     """The round trip of (prompt, strings, description) triples: shares over all facts of a kind.
 
-    Intervals draw the prompts again, all descriptions of a prompt's pictures with it.
+    Intervals draw the prompts again, all descriptions of a prompt's images with it.
     """
     triples = list(told)
     terms = [confirmed(prompt, strings, description) for prompt, strings, description in triples]
@@ -217,10 +217,10 @@ def matrix_of(trips: Sequence[RoundTrip]) -> str:
         yield "|---" * (len(systems) + 1) + "|"
         for describer in describers:
             cells = (by_place[describer, system] for system in systems)
-            if name == "pictures":
-                yield f"| {describer} | {' | '.join(str(trip.pictures) for trip in cells)} |"
+            if name == "images":
+                yield f"| {describer} | {' | '.join(str(trip.images) for trip in cells)} |"
                 continue
             yield f"| {describer} | {' | '.join(cell(trip, name) for trip in cells)} |"
 
-    measures = ("similarity", *KINDS, "pictures")
+    measures = ("similarity", *KINDS, "images")
     return "\n\n".join("\n".join(rows(name)) for name in measures) + "\n"

@@ -23,7 +23,7 @@ from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.reports.image_grids import GridRow, overlay
 from vlad.types import Layout, Sample, TextLine
 
-MARGIN = 0.04  # of the picture: a longer word stays so far from its edges
+MARGIN = 0.04  # of the image: a longer word stays so far from its edges
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Replacement:
 
 @dataclass(frozen=True)
 class EditScore:
-    """Edits whose picture reads as the new word, letters right, pixels outside the masks that changed, time for all."""
+    """Edits whose image reads as the new word, letters right, pixels outside the masks that changed, time for all."""
 
     words: int
     word_accuracy: float
@@ -55,14 +55,14 @@ def replacements(signs: list[Sample]) -> list[Replacement]:
         following = words[number + 1 :] + words[:number]
         new = next(word for word in following if word != words[number])
         line = _in_place_of(sign.layout.lines[0], new)
-        height, width = sign.picture.shape[:2]
+        height, width = sign.image.shape[:2]
         mask = mask_of_lines([sign.layout.lines[0], line], width, height)
-        made.append(Replacement(Edit(sign.picture, mask), Layout((line,))))
+        made.append(Replacement(Edit(sign.image, mask), Layout((line,))))
     return made
 
 
 def _in_place_of(line: TextLine, text: str) -> TextLine:
-    """Another text with letters of the line's size about its centre, moved and narrowed where the picture ends."""
+    """Another text with letters of the line's size about its centre, moved and narrowed where the image ends."""
     left, top, right, bottom = bounding_box(line.polygon)
     half = min((right - left) / len(line.text) * len(text), 1 - 2 * MARGIN) / 2
     centre = min(max((left + right) / 2, MARGIN + half), 1 - MARGIN - half)
@@ -75,7 +75,7 @@ def score_editing(
     engine: str = "rapidocr",
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[EditScore, list[Image.Image], list[GridRow]]:
-    """Replaces the words of signs of one size and reads the results; also the pictures, and rows for a grid of all.
+    """Replaces the words of signs of one size and reads the results; also the images, and rows for a grid of all.
 
     Raises UserError for a pipeline that does not edit.
     """
@@ -86,15 +86,15 @@ def score_editing(
         [plain_prompt(strings) for strings in wanted],
         list(range(len(made))),
         [one.layout for one in made],
-        image=[one.edit.picture for one in made],
+        image=[one.edit.image for one in made],
         mask_image=[one.edit.mask for one in made],
     )
     seconds = time.monotonic() - started
-    pictures = [np.asarray(image) for image in drawn.images]
-    readings = list(read_many(engine, pictures, on_progress=on_progress))
+    images = [np.asarray(result) for result in drawn.images]
+    readings = list(read_many(engine, images, on_progress=on_progress))
     changed = sum(
-        int(((picture != one.edit.picture).any(axis=-1) & ~one.edit.mask).sum())
-        for picture, one in zip(pictures, made, strict=True)
+        int(((image != one.edit.image).any(axis=-1) & ~one.edit.mask).sum())
+        for image, one in zip(images, made, strict=True)
     )
     right = [reads_exactly(lines, strings) for lines, strings in zip(readings, wanted, strict=True)]
     score = EditScore(
@@ -111,13 +111,13 @@ def score_editing(
     rows = [
         GridRow(
             f"{'' if ok else 'MISREAD  '}{sign.layout.lines[0].text} > {strings[0]}",
-            (Image.fromarray(sign.picture), overlay(_masked(one.edit), one.layout), image),
+            (Image.fromarray(sign.image), overlay(_masked(one.edit), one.layout), result),
         )
-        for ok, sign, strings, one, image in zip(right, signs, wanted, made, drawn.images, strict=True)
+        for ok, sign, strings, one, result in zip(right, signs, wanted, made, drawn.images, strict=True)
     ]
     return score, drawn.images, rows
 
 
 def _masked(edit: Edit) -> Image.Image:
-    """The picture with grey in the mask's place: what the model is given."""
-    return Image.fromarray(np.where(edit.mask[..., None], np.uint8(127), edit.picture))
+    """The image with grey in the mask's place: what the model is given."""
+    return Image.fromarray(np.where(edit.mask[..., None], np.uint8(127), edit.image))

@@ -1,4 +1,4 @@
-"""Encoders of texts and pictures in one space: a run's own towers, as L_align has trained them, or a CLIP's folder."""
+"""Encoders of texts and images in one space: a run's own towers, as L_align has trained them, or a CLIP's folder."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class RunEncoder:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.text_side = text_side.requires_grad_(False).eval().to(self.device)
         self.heads = heads.requires_grad_(False).eval().to(self.device)
-        self.side = config.data.picture_pixels
+        self.side = config.data.image_pixels
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -56,20 +56,20 @@ class RunEncoder:
         return self.heads.contrast.embed_texts(self.heads.t(t)).cpu()
 
     @torch.no_grad()
-    def embed_pictures(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """Pictures (H W 3, uint8, of any sizes) -> B D, unit vectors; scaled to the size that was trained on."""
+    def embed_images(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Images (H W 3, uint8, of any sizes) -> B D, unit vectors; scaled to the size that was trained on."""
         rows = []
-        for picture in pictures:
-            features = self.text_side.lvlm.image_features(self._pixels(picture).to(self.device))
+        for image in images:
+            features = self.text_side.lvlm.image_features(self._pixels(image).to(self.device))
             rows.append(self.heads.contrast.embed_images(self.heads.v(features)))
         return torch.cat(rows).cpu()
 
-    def _pixels(self, picture: np.ndarray) -> Tensor:
-        """1 3 H W in [-1, 1], the shorter side as long as a training picture's."""
-        height, width = picture.shape[:2]
+    def _pixels(self, image: np.ndarray) -> Tensor:
+        """1 3 H W in [-1, 1], the shorter side as long as a training image's."""
+        height, width = image.shape[:2]
         scale = self.side / min(height, width)
         size = max(self.side, round(width * scale)), max(self.side, round(height * scale))
-        scaled = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
+        scaled = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
         return torch.from_numpy(scaled / 127.5 - 1).permute(2, 0, 1)[None]
 
 
@@ -86,5 +86,5 @@ def joint_encoder(target: Path) -> JointEncoder:
     except (ValueError, TypeError, OSError) as error:
         raise UserError(f"{said} is no model's config ({error}); copy the folder here again.") from error
     raise UserError(
-        f"There is no encoder of texts and pictures at {target}; name a run that train.py made, or a CLIP's folder."
+        f"There is no encoder of texts and images at {target}; name a run that train.py made, or a CLIP's folder."
     )

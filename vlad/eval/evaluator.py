@@ -1,10 +1,10 @@
-"""Pictures of a benchmark -> read -> scored by every protocol that applies -> metrics, a row a picture, a report.
+"""Images of a benchmark -> read -> scored by every protocol that applies -> metrics, a row an image, a report.
 
-    pictures --> readings (all cores) --> terms of each protocol and mode --> sums a prompt --> values, intervals
+    images --> readings (all cores) --> terms of each protocol and mode --> sums a prompt --> values, intervals
                                      |--> strings read --> breakdown
                                      `--> per_image.parquet
 
-Only sums, and a rank for the galleries, are kept of a picture: a few hundred bytes.
+Only sums, and a rank for the galleries, are kept of an image: a few hundred bytes.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from pathlib import Path
 from typing import Any
 
 from vlad.eval.breakdown import Breakdown, strings_read
-from vlad.eval.image_sets import Picture
+from vlad.eval.image_sets import BenchmarkImage
 from vlad.eval.intervals import bootstrap_intervals
-from vlad.eval.ocr_files import PictureFile, PictureReading, ReadOptions, read_files
+from vlad.eval.ocr_files import ImageFile, ImageReading, ReadOptions, read_files
 from vlad.eval.protocols import PROTOCOLS
 from vlad.eval.protocols.terms import MODES, Mode, Protocol, Terms, Wanted, add_terms, pooled
 from vlad.eval.scores import Score
 from vlad.metrics.ocr import build_engine
 from vlad.utils.errors import UserError
 
-GALLERY = 12  # pictures of each kind
+GALLERY = 12  # images of each kind
 ROWS_AT_ONCE = 1000  # of the table that are held in memory
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture of the galleries: what was asked, what was read, and its score."""
+    """An image of the galleries: what was asked, what was read, and its score."""
 
-    picture: Picture
-    reading: PictureReading
+    image: BenchmarkImage
+    reading: ImageReading
     score: float
 
 
@@ -48,7 +48,7 @@ class Evaluation:
     protocols: tuple[Protocol, ...]
     left_out: dict[str, str]
     prompts: int = 0
-    pictures: int = 0
+    images: int = 0
     missing: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     sizes: set[tuple[int, int]] = field(default_factory=set)
@@ -57,13 +57,13 @@ class Evaluation:
     breakdown: Breakdown = field(default_factory=Breakdown)
     galleries: dict[str, list[Shown]] = field(default_factory=dict)
     ranked_by: str = ""
-    # The pictures that were read, in order; and what other measures say of them.
-    scored: list[Picture] = field(default_factory=list)
+    # The images that were read, in order; and what other measures say of them.
+    scored: list[BenchmarkImage] = field(default_factory=list)
     fidelity: list[Score] = field(default_factory=list)
 
     @property
     def is_partial(self) -> bool:
-        """Whether pictures are missing or could not be read: the scores are of the others."""
+        """Whether images are missing or could not be read: the scores are of the others."""
         return bool(self.missing or self.unreadable)
 
 
@@ -72,7 +72,7 @@ def choose_protocols(
 ) -> tuple[list[Protocol], dict[str, str]]:
     """The protocols of a name ("all" for all that apply), and a sentence for each of the others why it does not apply.
 
-    `polygons_hold` is whether the pictures were made to follow the prompt file's polygons. Raises UserError when one
+    `polygons_hold` is whether the images were made to follow the prompt file's polygons. Raises UserError when one
     was asked for by its name and does not apply.
     """
     without = [wanted.key for wanted in prompts if not wanted.lines]
@@ -88,7 +88,7 @@ def choose_protocols(
         if protocol.needs_polygons and without:
             why = f"reads each line in its polygon, and {lacks}; take another protocol"
         elif protocol.needs_polygons and not polygons_hold:
-            why = "reads each line in its polygon, and the pictures were not drawn after them; add --use-layouts"
+            why = "reads each line in its polygon, and the images were not drawn after them; add --use-layouts"
         elif not any(wanted.strings for wanted in prompts) and protocol.name != "mario":
             why = "scores the strings that prompts ask for, and these ask for none; put them in quotation marks"
         if not why:
@@ -101,26 +101,26 @@ def choose_protocols(
 
 
 def evaluate(
-    pictures: Iterable[Picture],
+    images: Iterable[BenchmarkImage],
     protocols: Sequence[Protocol],
     options: ReadOptions,
     out: Path,
     left_out: dict[str, str] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Reads and scores pictures as they come, grouped by prompt. Writes OUT/per_image.parquet and OUT/readings/."""
+    """Reads and scores images as they come, grouped by prompt. Writes OUT/per_image.parquet and OUT/readings/."""
     (out / "readings").mkdir(parents=True, exist_ok=True)
     factor = options.enlarge_factor
     enlarged = "until the shorter side has 256 pixels" if factor is None else f"{factor} times"
     found = Evaluation(build_engine(options.engine).name, enlarged, tuple(protocols), dict(left_out or {}))
     scores = _Scores(protocols)
     with _Table(out / "per_image.parquet", protocols) as table:
-        for done, (picture, reading) in enumerate(_read(pictures, protocols, options, out, found), start=1):
-            terms = scores.add(picture, reading) if reading is not None and reading.fault is None else {}
-            table.add(_row(picture, reading, terms, found.breakdown))
+        for done, (image, reading) in enumerate(_read(images, protocols, options, out, found), start=1):
+            terms = scores.add(image, reading) if reading is not None and reading.fault is None else {}
+            table.add(_row(image, reading, terms, found.breakdown))
             if reading is not None and reading.fault is None:
                 found.sizes.add((reading.width, reading.height))
-                found.scored.append(picture)
+                found.scored.append(image)
             if on_progress is not None:
                 on_progress(done)
     found.prompts = scores.prompts
@@ -129,52 +129,52 @@ def evaluate(
         if found.scored and not scores.asks(protocol.name, "strict"):
             found.left_out[f"{protocol.name}, strict"] = (
                 f"{protocol.title}, strict: its scorer finds nothing that these prompts ask for, and would count a"
-                " picture without text as right."
+                " image without text as right."
             )
     found.galleries, found.ranked_by = _galleries(scores, options, out), scores.ranked_by
     return found
 
 
 def _read(
-    pictures: Iterable[Picture], protocols: Sequence[Protocol], options: ReadOptions, out: Path, found: Evaluation
-) -> Iterator[tuple[Picture, PictureReading | None]]:
-    """Every picture with its reading (None where it is missing), in order; counts them."""
+    images: Iterable[BenchmarkImage], protocols: Sequence[Protocol], options: ReadOptions, out: Path, found: Evaluation
+) -> Iterator[tuple[BenchmarkImage, ImageReading | None]]:
+    """Every image with its reading (None where it is missing), in order; counts them."""
     with_crops = any(protocol.needs_polygons for protocol in protocols)
-    waiting: deque[tuple[Picture, bool]] = deque()
+    waiting: deque[tuple[BenchmarkImage, bool]] = deque()
 
-    def present() -> Iterator[PictureFile]:
-        for picture in pictures:
-            is_there = picture.path is not None and picture.path.is_file()
-            waiting.append((picture, is_there))
+    def present() -> Iterator[ImageFile]:
+        for image in images:
+            is_there = image.path is not None and image.path.is_file()
+            waiting.append((image, is_there))
             if is_there:
-                yield reading_file(picture, with_crops, out)
+                yield reading_file(image, with_crops, out)
 
     readings = read_files(present(), options)
     while True:
-        # The next picture that is on the disk; those before it are missing.
+        # The next image that is on the disk; those before it are missing.
         reading = next(readings, None)
         while waiting:
-            picture, is_there = waiting.popleft()
-            found.pictures += 1
+            image, is_there = waiting.popleft()
+            found.images += 1
             if not is_there:
-                found.missing.append(f"{picture.name}: {picture.fault}" if picture.fault else picture.name)
-                yield picture, None
+                found.missing.append(f"{image.name}: {image.fault}" if image.fault else image.name)
+                yield image, None
                 continue
             assert reading is not None
             if reading.fault is not None:
-                found.unreadable.append(f"{picture.path}: {reading.fault}")
-            yield picture, reading
+                found.unreadable.append(f"{image.path}: {reading.fault}")
+            yield image, reading
             break
         else:
             if reading is None:
                 return
 
 
-def reading_file(picture: Picture, with_crops: bool, out: Path) -> PictureFile:
-    """What is read of a picture, and where that is kept."""
-    assert picture.path is not None
-    polygons = tuple(line.polygon for line in picture.wanted.lines) if with_crops else ()
-    return PictureFile(picture.path, out / "readings" / f"{picture.name}.json", polygons)
+def reading_file(image: BenchmarkImage, with_crops: bool, out: Path) -> ImageFile:
+    """What is read of an image, and where that is kept."""
+    assert image.path is not None
+    polygons = tuple(line.polygon for line in image.wanted.lines) if with_crops else ()
+    return ImageFile(image.path, out / "readings" / f"{image.name}.json", polygons)
 
 
 class _Scores:
@@ -189,30 +189,30 @@ class _Scores:
         self.asked: set[tuple[str, Mode, str]] = set()  # with the subset
         # What the galleries are ordered by: the first protocol's own choice, corrected.
         self.ranked_by = f"{protocols[0].title}, {protocols[0].ranked_by}" if protocols else ""
-        self.ranks: list[tuple[float, Picture]] = []
+        self.ranks: list[tuple[float, BenchmarkImage]] = []
 
     @property
     def prompts(self) -> int:
-        """How many prompts have a picture that was scored."""
+        """How many prompts have an image that was scored."""
         return len(self.subset_of)
 
-    def add(self, picture: Picture, reading: PictureReading) -> dict[tuple[str, Mode], Terms]:
-        """Scores a picture, and gives its terms."""
-        key = picture.wanted.key
-        self.subset_of[key] = picture.wanted.subset
+    def add(self, image: BenchmarkImage, reading: ImageReading) -> dict[tuple[str, Mode], Terms]:
+        """Scores an image, and gives its terms."""
+        key = image.wanted.key
+        self.subset_of[key] = image.wanted.subset
         scored: dict[tuple[str, Mode], Terms] = {}
         for protocol in self.protocols:
             for mode in MODES:
-                terms = protocol.score(picture.wanted, reading.reading, mode)
+                terms = protocol.score(image.wanted, reading.reading, mode)
                 scored[protocol.name, mode] = terms
-                if protocol.asks(picture.wanted, mode):
-                    self.asked.add((protocol.name, mode, picture.wanted.subset))
+                if protocol.asks(image.wanted, mode):
+                    self.asked.add((protocol.name, mode, image.wanted.subset))
                 add_terms(self.sums[protocol.name, mode].setdefault(key, {}), terms)
         if self.protocols:
             ranked = self.protocols[0]
             rank = scored[ranked.name, "corrected"].get(ranked.ranked_by)
             if rank is not None and rank.of:
-                self.ranks.append((rank.amount / rank.of, picture))
+                self.ranks.append((rank.amount / rank.of, image))
         return scored
 
     def asks(self, protocol: str, mode: Mode, subset: str | None = None) -> bool:
@@ -267,29 +267,29 @@ def _total(prompts: Iterable[dict[str, tuple[float, float]]]) -> dict[str, tuple
 
 
 def _row(
-    picture: Picture,
-    reading: PictureReading | None,
+    image: BenchmarkImage,
+    reading: ImageReading | None,
     terms: dict[tuple[str, Mode], Terms],
     breakdown: Breakdown,
 ) -> dict[str, Any]:
-    """A picture's row of the table; its strings are counted into the breakdown."""
+    """An image's row of the table; its strings are counted into the breakdown."""
     status = "missing" if reading is None else "unreadable" if reading.fault is not None else "read"
     row: dict[str, Any] = {
-        "id": picture.wanted.key,
-        "sample": picture.sample,
-        "subset": picture.wanted.subset,
-        "prompt": picture.wanted.prompt,
-        "file": "" if picture.path is None else str(picture.path),
+        "id": image.wanted.key,
+        "sample": image.sample,
+        "subset": image.wanted.subset,
+        "prompt": image.wanted.prompt,
+        "file": "" if image.path is None else str(image.path),
         "status": status,
-        "wanted": list(picture.wanted.strings),
+        "wanted": list(image.wanted.strings),
         "read": [],
         "string_read": [],
         "string_read_in_case": [],
     }
     if reading is not None and reading.fault is None:
-        strings = strings_read(picture.wanted.strings, reading.reading)
+        strings = strings_read(image.wanted.strings, reading.reading)
         aspect = reading.width / max(1, reading.height)
-        breakdown.add(picture.wanted.strings, strings, picture.polygons(), aspect)
+        breakdown.add(image.wanted.strings, strings, image.polygons(), aspect)
         row["read"] = [line.text for line in reading.reading.lines]
         row["string_read"] = [found for found, _ in strings]
         row["string_read_in_case"] = [in_case for _, in_case in strings]
@@ -354,7 +354,7 @@ def check_table_writer() -> None:
 
 
 def _galleries(scores: _Scores, options: ReadOptions, out: Path) -> dict[str, list[Shown]]:
-    """The best, the median and the worst pictures, at most GALLERY each; none twice where there are enough."""
+    """The best, the median and the worst images, at most GALLERY each; none twice where there are enough."""
     if not scores.ranks:
         return {}
     falls = scores.protocols[0].ranked_by in scores.protocols[0].falling
@@ -365,12 +365,10 @@ def _galleries(scores: _Scores, options: ReadOptions, out: Path) -> dict[str, li
     with_crops = any(protocol.needs_polygons for protocol in scores.protocols)
     result: dict[str, list[Shown]] = {}
     for name, group in chosen.items():
-        files = [reading_file(picture, with_crops, out) for _, picture in group]
+        files = [reading_file(image, with_crops, out) for _, image in group]
         # Kept on the disk by now.
         readings = read_files(files, replace(options, workers=1))
-        result[name] = [
-            Shown(picture, reading, score) for (score, picture), reading in zip(group, readings, strict=True)
-        ]
+        result[name] = [Shown(image, reading, score) for (score, image), reading in zip(group, readings, strict=True)]
     return result
 
 
@@ -381,7 +379,7 @@ def metrics_json(found: Evaluation, about: dict[str, Any]) -> dict[str, Any]:
         "engine": found.engine,
         "enlarged": found.enlarge,
         "prompts": found.prompts,
-        "pictures": found.pictures,
+        "images": found.images,
         "scored": len(found.scored),
         "sizes": sorted(f"{width} x {height}" for width, height in found.sizes),
         "partial": found.is_partial,

@@ -1,10 +1,10 @@
 """FID, KID and CLIPScore, with weights that lie on this machine.
 
-    pictures --> encoder --> features --> torchmetrics: FID (Frechet distance), KID (polynomial kernel)
-    prompts, pictures --> CLIP --> scale * max(cosine, 0)
+    images --> encoder --> features --> torchmetrics: FID (Frechet distance), KID (polynomial kernel)
+    prompts, images --> CLIP --> scale * max(cosine, 0)
 
 Nothing is downloaded. A score whose weights are missing is left out, with the sentence that says what goes where.
-As MARIO-Eval has it, FID takes one picture of every prompt, once a sample number, and is the mean of these.
+As MARIO-Eval has it, FID takes one image of every prompt, once a sample number, and is the mean of these.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlad.eval.image_sets import Picture
+from vlad.eval.image_sets import BenchmarkImage
 from vlad.eval.intervals import bootstrap_intervals
-from vlad.eval.ocr_files import UNREADABLE, load_picture
+from vlad.eval.ocr_files import UNREADABLE, load_image
 from vlad.eval.protocols.terms import as_they_are
 from vlad.eval.reference_images import NONE_NAMED, References
 from vlad.eval.scores import Score
@@ -59,12 +59,12 @@ CLIP_PROTOCOLS = {
 
 
 class FeatureEncoder(Protocol):
-    """What pictures are compared by."""
+    """What images are compared by."""
 
     name: str
 
-    def features(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """Pictures (H W 3, uint8) -> B D."""
+    def features(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Images (H W 3, uint8) -> B D."""
 
 
 class Inception:
@@ -79,12 +79,12 @@ class Inception:
             raise UserError(f"{path} is no TorchScript file; download it anew.") from error
 
     @torch.no_grad()
-    def features(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """Pictures (H W 3, uint8) of any sizes -> B 2048. The file's own code scales them."""
+    def features(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Images (H W 3, uint8) of any sizes -> B 2048. The file's own code scales them."""
         device = next(self.model.parameters()).device
         rows = [
-            self.model(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].to(device), return_features=True)
-            for picture in pictures
+            self.model(torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(device), return_features=True)
+            for image in images
         ]
         return torch.cat(rows).cpu()
 
@@ -95,11 +95,11 @@ class PixelFeatures:
 
     name = "pixels, 8 x 8 cells"
 
-    def features(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """Pictures (H W 3, uint8) of any sizes from 8 x 8 on -> B 256."""
+    def features(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Images (H W 3, uint8) of any sizes from 8 x 8 on -> B 256."""
         rows = []
-        for picture in pictures:
-            pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255  # 3 H W
+        for image in images:
+            pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255  # 3 H W
             grey = pixels.mean(dim=0, keepdim=True)
             means, squares = (F.adaptive_avg_pool2d(x, 8) for x in (grey, grey.square()))
             deviation = (squares - means.square()).clamp_min(0).sqrt()
@@ -131,7 +131,7 @@ def find_encoders(weights: Path, folders: Sequence[Path]) -> tuple[list[FeatureE
 def check_encoders(protocols: Sequence[str], weights: Path, folders: Sequence[Path]) -> None:
     """Loads what `score_fidelity` will need, and lets it go again.
 
-    Raises UserError for weights that are there and cannot be used: better before the pictures are drawn than after.
+    Raises UserError for weights that are there and cannot be used: better before the images are drawn than after.
     """
     find_encoders(weights, folders)
     for name in protocols:
@@ -141,9 +141,9 @@ def check_encoders(protocols: Sequence[str], weights: Path, folders: Sequence[Pa
 
 @dataclass(frozen=True)
 class Distances:
-    """How far a set of pictures is from the references, by one encoder; KID with its deviation over subsets.
+    """How far a set of images is from the references, by one encoder; KID with its deviation over subsets.
 
-    `pictures` has how many there were in each round.
+    `images` has how many there were in each round.
     """
 
     encoder: str
@@ -151,20 +151,20 @@ class Distances:
     kid: float
     kid_deviation: float
     references: int
-    pictures: tuple[int, ...]
+    images: tuple[int, ...]
 
     def __str__(self) -> str:
         """What the figures rest on."""
-        fewest, most = min(self.pictures), max(self.pictures)
+        fewest, most = min(self.images), max(self.images)
         many = str(most) if fewest == most else f"{fewest} to {most}"
-        times = "once" if len(self.pictures) == 1 else f"{len(self.pictures)} times"
-        return f"{self.encoder}, {many} pictures against {self.references} references, {times}"
+        times = "once" if len(self.images) == 1 else f"{len(self.images)} times"
+        return f"{self.encoder}, {many} images against {self.references} references, {times}"
 
 
 def score_distances(encoder: FeatureEncoder, references: Iterable[Path], rounds: Sequence[Sequence[Path]]) -> Distances:
-    """FID and KID of the pictures of each round (a sample number's) and the references, the mean over rounds.
+    """FID and KID of the images of each round (a sample number's) and the references, the mean over rounds.
 
-    At least two pictures on either side. Features are computed once; torchmetrics computes the distances of them.
+    At least two images on either side. Features are computed once; torchmetrics computes the distances of them.
     Raises UserError for a reference that cannot be read.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
@@ -173,7 +173,7 @@ def score_distances(encoder: FeatureEncoder, references: Iterable[Path], rounds:
     real = list(references)
     smallest = min(len(real), *(len(paths) for paths in rounds))
     if smallest < 2:
-        raise UserError("A distance needs at least two pictures and two references.")
+        raise UserError("A distance needs at least two images and two references.")
     passed_on = _PassedOn(encoder.features([_loaded(real[0])]).shape[1])
     fid = FrechetInceptionDistance(feature=passed_on, reset_real_features=False)
     with warnings.catch_warnings():
@@ -207,9 +207,9 @@ def score_distances(encoder: FeatureEncoder, references: Iterable[Path], rounds:
 
 def _loaded(path: Path) -> np.ndarray:
     try:
-        return load_picture(path)
+        return load_image(path)
     except UNREADABLE as error:
-        raise UserError(f"FID and KID cannot read the picture {path}; put a whole one there.") from error
+        raise UserError(f"FID and KID cannot read the image {path}; put a whole one there.") from error
 
 
 class _PassedOn(nn.Module):
@@ -224,15 +224,15 @@ class _PassedOn(nn.Module):
 
 
 def clip_scores(encoder: CLIPEncoder, protocol: ClipProtocol, pairs: Iterable[tuple[str, Path]]) -> Iterator[float]:
-    """CLIPScore (Hessel et al. 2021) of every prompt and picture: scale * max(cosine, 0)."""
+    """CLIPScore (Hessel et al. 2021) of every prompt and image: scale * max(cosine, 0)."""
     for batch in _batches(pairs, BATCH):
         texts = [protocol.prefix + prompt for prompt, _ in batch]
-        cosines = encoder.similarity(texts, [load_picture(path) for _, path in batch])
+        cosines = encoder.similarity(texts, [load_image(path) for _, path in batch])
         yield from (protocol.scale * cosines.clamp_min(0)).tolist()
 
 
 def score_fidelity(
-    pictures: Sequence[Picture],
+    images: Sequence[BenchmarkImage],
     protocols: Sequence[str],
     weights: Path,
     folders: Sequence[Path],
@@ -242,28 +242,28 @@ def score_fidelity(
     scores: list[Score] = []
     left_out: dict[str, str] = {}
     for name, clip in CLIP_PROTOCOLS.items():
-        if name not in protocols or not pictures:
+        if name not in protocols or not images:
             continue
         encoder, why = find_clip(weights, clip)
         if encoder is None:
             left_out[f"clip score, {name}"] = why
         else:
-            scores.append(_clip_score(encoder, clip, pictures))
-    # The rounds: a picture of each prompt that has references, once a sample number.
+            scores.append(_clip_score(encoder, clip, images))
+    # The rounds: an image of each prompt that has references, once a sample number.
     rounds: dict[int, list[Path]] = {}
-    for picture in pictures:
-        if picture.path is not None and picture.wanted.key in references.prompts:
-            rounds.setdefault(picture.sample, []).append(picture.path)
+    for image in images:
+        if image.path is not None and image.wanted.key in references.prompts:
+            rounds.setdefault(image.sample, []).append(image.path)
     missing = [path for path in references.paths if not path.is_file()]
     if not references.paths:
         why = NONE_NAMED
     elif missing:
         why = (
-            f"FID and KID are left out: {len(missing)} of {len(references.paths)} reference pictures are not there,"
+            f"FID and KID are left out: {len(missing)} of {len(references.paths)} reference images are not there,"
             f" {missing[0]} first."
         )
     elif not rounds or min(len(references.paths), *map(len, rounds.values())) < 2:
-        why = "FID and KID need at least two pictures a sample number, and two references."
+        why = "FID and KID need at least two images a sample number, and two references."
     else:
         return _with_distances(scores, left_out, list(rounds.values()), weights, folders, references)
     return scores, {**left_out, "fid": why}
@@ -288,16 +288,16 @@ def _with_distances(
     return scores, {**left_out, **absent}
 
 
-def _clip_score(encoder: CLIPEncoder, clip: ClipProtocol, pictures: Sequence[Picture]) -> Score:
-    """The mean over pictures, with its interval over prompts."""
-    pairs = [(picture.wanted.prompt, path) for picture in pictures if (path := picture.path) is not None]
+def _clip_score(encoder: CLIPEncoder, clip: ClipProtocol, images: Sequence[BenchmarkImage]) -> Score:
+    """The mean over images, with its interval over prompts."""
+    pairs = [(image.wanted.prompt, path) for image in images if (path := image.path) is not None]
     sums: dict[str, tuple[float, float]] = {}
-    for picture, value in zip(pictures, clip_scores(encoder, clip, pairs), strict=True):
-        amount, of = sums.get(picture.wanted.key, (0.0, 0.0))
-        sums[picture.wanted.key] = (amount + value, of + 1)
+    for image, value in zip(images, clip_scores(encoder, clip, pairs), strict=True):
+        amount, of = sums.get(image.wanted.key, (0.0, 0.0))
+        sums[image.wanted.key] = (amount + value, of + 1)
     mean = sum(amount for amount, _ in sums.values()) / len(pairs)
     interval = bootstrap_intervals([{"clip_score": pair} for pair in sums.values()], as_they_are)["clip_score"]
-    return Score("CLIPScore", f"{clip}, {len(pairs)} pictures", mean, *interval)
+    return Score("CLIPScore", f"{clip}, {len(pairs)} images", mean, *interval)
 
 
 def find_clip(weights: Path, protocol: ClipProtocol) -> tuple[CLIPEncoder | None, str]:

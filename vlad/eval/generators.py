@@ -25,7 +25,7 @@ FOREIGN_BATCH = 4
 
 @dataclass(frozen=True)
 class DrawOptions:
-    """How pictures are drawn; None leaves it to the pipeline. `pixels` is of foreign pipelines alone."""
+    """How images are drawn; None leaves it to the pipeline. `pixels` is of foreign pipelines alone."""
 
     steps: int | None = None
     text_scale: float | None = None
@@ -53,12 +53,12 @@ def build_artist(target: Path, options: DrawOptions) -> Artist:
 
 
 class VLADArtist:
-    """A pipeline of ours; pictures come with the layouts between the stages."""
+    """A pipeline of ours; images come with the layouts between the stages."""
 
     def __init__(self, folder: Path, options: DrawOptions) -> None:
         self.folder, self.options = folder, options
         self.pipeline = load_pipeline(folder)
-        self.pipeline.settings(  # refuses here what it would refuse at the first picture
+        self.pipeline.settings(  # refuses here what it would refuse at the first image
             steps=options.steps, text_scale=options.text_scale, layout_scale=options.layout_scale
         )
         self.batch_size = self.pipeline.config.batch_size
@@ -70,7 +70,7 @@ class VLADArtist:
         return {
             "pipeline": OURS,
             "weights": weights_digest(self.folder),
-            "pixels": config.picture_pixels,
+            "pixels": config.image_pixels,
             "steps": options.steps or config.steps,
             "text_scale": config.text_scale if options.text_scale is None else options.text_scale,
             "layout_scale": config.layout_scale if options.layout_scale is None else options.layout_scale,
@@ -88,7 +88,7 @@ class VLADArtist:
     def draw(
         self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
     ) -> list[tuple[Image.Image, Layout | None]]:
-        """A picture a prompt, with its layout."""
+        """An image a prompt, with its layout."""
         options = self.options
         drawn = self.pipeline(
             [wanted.prompt for wanted in prompts],
@@ -132,7 +132,7 @@ class ForeignArtist:
     def draw(
         self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
     ) -> list[tuple[Image.Image, Layout | None]]:
-        """A picture a prompt."""
+        """An image a prompt."""
         images = self.text_to_image.draw([wanted.prompt for wanted in prompts], seeds)
         return [(image, None) for image in images]
 

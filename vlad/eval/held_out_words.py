@@ -25,7 +25,7 @@ from vlad.metrics.ocr import read_many
 from vlad.metrics.places import PlaceScore, score_places
 from vlad.metrics.spelling import letter_accuracy, reads_exactly
 from vlad.pipeline.vlad_pipeline import VLADPipeline
-from vlad.reports.image_grids import GridRow, draw_layout, picture_of_map, sample_grid
+from vlad.reports.image_grids import GridRow, draw_layout, image_of_map, sample_grid
 from vlad.types import Layout, Sample
 
 SEED = 20_000  # of the evaluation's signs: no training set is drawn with it
@@ -33,7 +33,7 @@ SEED = 20_000  # of the evaluation's signs: no training set is drawn with it
 
 @dataclass(frozen=True)
 class SpellingScore:
-    """One way of drawing: exact words, letters, colours and places (of the pictures), time to sample them all."""
+    """One way of drawing: exact words, letters, colours and places (of the images), time to sample them all."""
 
     mode: Mode
     words: int
@@ -66,18 +66,18 @@ def score_spelling(
     engine: str = "rapidocr",
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[SpellingScore, list[Image.Image], list[GridRow]]:
-    """Draws the signs' captions in one way and reads them; also the pictures, and rows for a grid of all."""
+    """Draws the signs' captions in one way and reads them; also the images, and rows for a grid of all."""
     prompts = [sign.caption for sign in signs]
     layouts = [sign.layout for sign in signs] if mode == "true layout" else None
     started = time.monotonic()
     drawn = pipeline(prompts, list(range(len(signs))), layouts, refit=mode != "raw")
     seconds = time.monotonic() - started
-    pictures = [np.asarray(image) for image in drawn.images]
-    readings = list(read_many(engine, pictures, on_progress=on_progress))
+    images = [np.asarray(image) for image in drawn.images]
+    readings = list(read_many(engine, images, on_progress=on_progress))
     wanted = [[line.text for line in sign.layout.lines] for sign in signs]
     right = [reads_exactly(lines, strings) for lines, strings in zip(readings, wanted, strict=True)]
     # Where the text stands is known from the layout that was drawn; raw maps are refitted for this alone.
-    colours = score_colours(pictures, drawn.layouts, prompts)
+    colours = score_colours(images, drawn.layouts, prompts)
     misread = tuple(
         (" ".join(strings), " ".join(line.text for line in lines))
         for lines, strings, ok in zip(readings, wanted, right, strict=True)
@@ -103,20 +103,20 @@ def score_spelling(
 
 
 HEADS: dict[Mode, tuple[str, ...]] = {
-    "refit": ("raw plan", "layout", "picture"),
-    "true layout": ("true layout", "picture"),
-    "raw": ("raw plan", "picture"),
-    "no layout": ("picture",),
+    "refit": ("raw plan", "layout", "image"),
+    "true layout": ("true layout", "image"),
+    "raw": ("raw plan", "image"),
+    "no layout": ("image",),
 }
 
 
 def _steps_of(mode: Mode, plan: np.ndarray | None, layout: Layout, image: Image.Image) -> tuple[Image.Image, ...]:
-    """What a picture was drawn from, and the picture, as `HEADS` calls them; a raw plan is no layout of letters."""
-    planned = () if plan is None else (picture_of_map(plan),)
+    """What an image was drawn from, and the image, as `HEADS` calls them; a raw plan is no layout of letters."""
+    planned = () if plan is None else (image_of_map(plan),)
     given = () if mode in ("raw", "no layout") else (draw_layout(layout, image.width),)
     return (*(planned if mode in ("refit", "raw") else ()), *given, image)
 
 
 def spelling_grid(rows: list[GridRow], mode: Mode, columns: int = 4) -> Image.Image:
-    """The rows as one picture, from what was planned to what was drawn."""
+    """The rows as one image, from what was planned to what was drawn."""
     return sample_grid(rows, HEADS[mode], cell_pixels=128, columns=columns)

@@ -1,4 +1,4 @@
-"""report.html: the table, what the figures rest on, the breakdown, and pictures with what was asked and read."""
+"""report.html: the table, what the figures rest on, the breakdown, and images with what was asked and read."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from PIL import Image
 
 from vlad.eval.breakdown import draw_breakdown
 from vlad.eval.evaluator import Evaluation, Shown
-from vlad.eval.ocr_files import load_picture
+from vlad.eval.ocr_files import load_image
 from vlad.eval.protocols.terms import MODES
 from vlad.layout.reading_order import reading_order
 
 CARD_PIXELS = 224
-MOST_NAMED = 50  # missing pictures that the page names; metrics.json names all
+MOST_NAMED = 50  # missing images that the page names; metrics.json names all
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; color: #1d1d1f; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
@@ -54,7 +54,7 @@ def text_table(found: Evaluation) -> str:
 
 
 def write_report(path: Path, found: Evaluation, title: str, rests_on: Sequence[tuple[str, str]]) -> None:
-    """Writes the page: one file with its pictures in it, no scripts, nothing loaded from elsewhere; and the breakdown
+    """Writes the page: one file with its images in it, no scripts, nothing loaded from elsewhere; and the breakdown
     as breakdown.png beside it."""
     plot = path.with_name("breakdown.png")
     if found.breakdown.strings:
@@ -85,7 +85,7 @@ def _page(found: Evaluation, title: str, rests_on: Sequence[tuple[str, str]], pl
         yield " intervals; orange: in their own case. In brackets, how many strings.</p>"
         yield f'<img class="plot" alt="breakdown" src="data:image/png;base64,{data}">'
     for name, group in found.galleries.items():
-        yield f"<h2>{escape(name.capitalize())} pictures, by {escape(found.ranked_by)}</h2>"
+        yield f"<h2>{escape(name.capitalize())} images, by {escape(found.ranked_by)}</h2>"
         yield '<div class="cards">'
         yield from map(_card, group)
         yield "</div>"
@@ -95,7 +95,7 @@ def _page(found: Evaluation, title: str, rests_on: Sequence[tuple[str, str]], pl
 def _faults(found: Evaluation) -> Iterator[str]:
     if not found.is_partial:
         return
-    yield f'<p class="bad"><b>Partial:</b> of {found.pictures} pictures {len(found.missing)} are missing and'
+    yield f'<p class="bad"><b>Partial:</b> of {found.images} images {len(found.missing)} are missing and'
     yield f" {len(found.unreadable)} cannot be read; the scores are of the others.</p><details><summary>which</summary>"
     names = [*(f"missing: {name}" for name in found.missing), *(f"unreadable: {name}" for name in found.unreadable)]
     yield "<br>".join(map(escape, names[:MOST_NAMED]))
@@ -148,19 +148,19 @@ def _subsets(found: Evaluation) -> Iterator[str]:
 
 def _card(shown: Shown) -> str:
     data = base64.b64encode(_jpeg(shown)).decode("ascii")
-    wanted = shown.picture.wanted
+    wanted = shown.image.wanted
     asked = " | ".join(wanted.strings) or "nothing"
     read = " | ".join(line.text for line in reading_order(shown.reading.reading.lines)) or "nothing"
     return (
         f'<figure><div><img alt="" src="data:image/jpeg;base64,{data}"></div><figcaption>{escape(wanted.prompt)}<dl>'
         f"<dt>asked</dt><dd>{escape(asked)}</dd><dt>read</dt><dd><b>{escape(read)}</b></dd>"
-        f"<dt>score</dt><dd>{shown.score:.3f} ({escape(shown.picture.name)})</dd></dl></figcaption></figure>"
+        f"<dt>score</dt><dd>{shown.score:.3f} ({escape(shown.image.name)})</dd></dl></figcaption></figure>"
     )
 
 
 def _jpeg(shown: Shown) -> bytes:
-    assert shown.picture.path is not None
-    image = Image.fromarray(load_picture(shown.picture.path))
+    assert shown.image.path is not None
+    image = Image.fromarray(load_image(shown.image.path))
     scale = CARD_PIXELS / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     image = image.resize(size, Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS)

@@ -1,7 +1,7 @@
-"""The pictures of a benchmark's prompts: found in a folder, or drawn by a pipeline.
+"""The images of a benchmark's prompts: found in a folder, or drawn by a pipeline.
 
-Drawn ones lie as OUT/pictures/KEY_SAMPLE.png, with the layout that was drawn, where there was one, beside them. Which
-noise a picture starts from depends on the seed, the prompt's id and the sample's number alone, so what is missing can
+Drawn ones lie as OUT/images/KEY_SAMPLE.png, with the layout that was drawn, where there was one, beside them. Which
+noise an image starts from depends on the seed, the prompt's id and the sample's number alone, so what is missing can
 be drawn later, in any company.
 """
 
@@ -28,12 +28,12 @@ from vlad.utils.errors import UserError, writable_directory
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 INDEX = "index.jsonl"
 SETTINGS = "settings.json"
-DRAWN_OF = "drawn_of.json"  # what each id's pictures were drawn of
+DRAWN_OF = "drawn_of.json"  # what each id's images were drawn of
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of a prompt; `path` is None where there is none, and `fault` says why, where that is known."""
+class BenchmarkImage:
+    """One image of a prompt; `path` is None where there is none, and `fault` says why, where that is known."""
 
     wanted: Wanted
     sample: int
@@ -42,11 +42,11 @@ class Picture:
 
     @property
     def name(self) -> str:
-        """Unique among the evaluation's pictures."""
+        """Unique among the evaluation's images."""
         return f"{self.wanted.key}_{self.sample}"
 
     def polygons(self) -> tuple[Polygon | None, ...]:
-        """Where each wanted string should stand: as the prompt file says, or as the layout beside the picture does.
+        """Where each wanted string should stand: as the prompt file says, or as the layout beside the image does.
 
         Strings are looked up in order; None where neither has the string.
         """
@@ -66,8 +66,8 @@ class Picture:
         return tuple(found)
 
 
-def picture_seed(seed: int, key: str, sample: int) -> int:
-    """Where a picture's noise starts from, 0 to 2**62."""
+def image_seed(seed: int, key: str, sample: int) -> int:
+    """Where an image's noise starts from, 0 to 2**62."""
     digest = hashlib.sha256(f"{seed}:{key}:{sample}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 2
 
@@ -75,33 +75,33 @@ def picture_seed(seed: int, key: str, sample: int) -> int:
 # Found
 
 
-def find_pictures(folder: Path, prompts: Sequence[Wanted], per_prompt: int | None) -> list[Picture]:
-    """The pictures of every prompt, in the prompts' order, at least one entry a prompt.
+def find_images(folder: Path, prompts: Sequence[Wanted], per_prompt: int | None) -> list[BenchmarkImage]:
+    """The images of every prompt, in the prompts' order, at least one entry a prompt.
 
     `folder/index.jsonl` names them ({"file", "id" or "prompt", "sample"?}, or as sample.py does), or else the files'
     own names: ID.png, ID_SAMPLE.png, or 0007-a-slug.png as sample.py writes. Prompts of several files also lie in
     folders of their subset's name (with the id without the subset in front). With `per_prompt` None, every prompt
-    should have as many as the one that has most: a hole in a folder is missing pictures, not a prompt that counts for
-    less. Raises UserError when no picture is any prompt's.
+    should have as many as the one that has most: a hole in a folder is missing images, not a prompt that counts for
+    less. Raises UserError when no image is any prompt's.
     """
     index = folder / INDEX
     found = _by_index(index, prompts) if index.is_file() else _by_name(folder, prompts)
     if not any(found.values()):
         where = index if index.is_file() else folder
         raise UserError(
-            f"No picture in {where} belongs to a prompt; name them {prompts[0].key}.png or {prompts[0].key}_0.png after"
+            f"No image in {where} belongs to a prompt; name them {prompts[0].key}.png or {prompts[0].key}_0.png after"
             f' the prompts\' ids, or list them in {folder / INDEX} as {{"file": "a.png", "prompt": "..."}}.'
         )
     per_prompt = per_prompt or max(map(len, found.values()))
-    pictures = []
+    images = []
     for wanted in prompts:
         samples = sorted(found.get(wanted.key, {}).items())[:per_prompt]
-        pictures += [Picture(wanted, sample, path) for sample, path in samples]
+        images += [BenchmarkImage(wanted, sample, path) for sample, path in samples]
         lacking = per_prompt - len(samples)
         taken = {sample for sample, _ in samples}
         free = (sample for sample in range(len(samples) + lacking) if sample not in taken)
-        pictures += [Picture(wanted, sample, None) for _, sample in zip(range(lacking), free, strict=False)]
-    return pictures
+        images += [BenchmarkImage(wanted, sample, None) for _, sample in zip(range(lacking), free, strict=False)]
+    return images
 
 
 def _by_index(index: Path, prompts: Sequence[Wanted]) -> dict[str, dict[int, Path]]:
@@ -121,8 +121,8 @@ def _by_index(index: Path, prompts: Sequence[Wanted]) -> dict[str, dict[int, Pat
             continue
         try:
             record = json.loads(line)
-            # sample.py's own index calls it "picture".
-            file = record["file"] if "file" in record else record["picture"]
+            # sample.py's own index calls it "image", and that of version 0.1 "picture".
+            file = next(record[name] for name in ("file", "image", "picture") if name in record or name == "picture")
             named = record.get("id", record.get("key"))
             key = by_key.get(safe_name(str(named))) if named is not None else owner(record["prompt"])
             sample = record.get("sample")
@@ -139,7 +139,7 @@ def _by_index(index: Path, prompts: Sequence[Wanted]) -> dict[str, dict[int, Pat
 
 def _by_name(folder: Path, prompts: Sequence[Wanted]) -> dict[str, dict[int, Path]]:
     names = {wanted.key: wanted.key for wanted in prompts}
-    # LAIONEval4000/17_2.jpg is picture 2 of the prompt LAIONEval4000-17, CVTG/2/17.png one of CVTG-2-17.
+    # LAIONEval4000/17_2.jpg is image 2 of the prompt LAIONEval4000-17, CVTG/2/17.png one of CVTG-2-17.
     inside = {(w.subset, w.key.removeprefix(f"{w.subset}-")): w.key for w in prompts if w.subset}
     numbered = {f"{number:04d}": wanted.key for number, wanted in enumerate(prompts)}
     found: dict[str, dict[int, Path]] = {}
@@ -173,7 +173,7 @@ class Artist(Protocol):
     takes_layouts: bool
 
     def settings(self) -> dict[str, Any]:
-        """All that shapes its pictures, as plain values."""
+        """All that shapes its images, as plain values."""
 
     def refusal(self, wanted: Wanted, layout: Layout | None) -> str | None:
         """Why a prompt cannot be drawn, in one sentence; None where it can."""
@@ -181,33 +181,33 @@ class Artist(Protocol):
     def draw(
         self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
     ) -> list[tuple[Image.Image, Layout | None]]:
-        """A picture a prompt, with the layout that it follows where there is one."""
+        """An image a prompt, with the layout that it follows where there is one."""
 
 
-def draw_pictures(
+def draw_images(
     artist: Artist, prompts: Sequence[Wanted], per_prompt: int, seed: int, use_layouts: bool, out: Path
-) -> Iterator[Picture]:
-    """The pictures of every prompt, in order, each given out once it is on the disk; what is there is not drawn again.
+) -> Iterator[BenchmarkImage]:
+    """The images of every prompt, in order, each given out once it is on the disk; what is there is not drawn again.
 
-    Raises UserError when `out` holds pictures that were drawn in another way, or of other prompts with the same ids.
+    Raises UserError when `out` holds images that were drawn in another way, or of other prompts with the same ids.
     """
-    folder = writable_directory(out / "pictures", "pictures")
+    folder = writable_directory(out / "images", "images")
     for path, content in check_drawn(artist, prompts, seed, use_layouts, out).items():
         _write_json(path, content)
-    batch: list[Picture] = []
-    queue: list[Picture] = []  # in the prompts' order, what is drawn and what waits for its batch
+    batch: list[BenchmarkImage] = []
+    queue: list[BenchmarkImage] = []  # in the prompts' order, what is drawn and what waits for its batch
 
     def drawn() -> None:
-        layouts = [Layout(picture.wanted.lines) for picture in batch] if use_layouts else None
-        seeds = [picture_seed(seed, picture.wanted.key, picture.sample) for picture in batch]
-        pictures = artist.draw([picture.wanted for picture in batch], seeds, layouts)
-        for picture, (image, layout) in zip(batch, pictures, strict=True):
-            assert picture.path is not None
+        layouts = [Layout(image.wanted.lines) for image in batch] if use_layouts else None
+        seeds = [image_seed(seed, image.wanted.key, image.sample) for image in batch]
+        images = artist.draw([image.wanted for image in batch], seeds, layouts)
+        for image, (pil_image, layout) in zip(batch, images, strict=True):
+            assert image.path is not None
             if layout is not None and layout.lines:
-                write_layout(layout, picture.path.with_suffix(".json"))
-            temporary = picture.path.with_suffix(f".partial-{os.getpid()}")
-            image.save(temporary, "PNG")
-            temporary.replace(picture.path)
+                write_layout(layout, image.path.with_suffix(".json"))
+            temporary = image.path.with_suffix(f".partial-{os.getpid()}")
+            pil_image.save(temporary, "PNG")
+            temporary.replace(image.path)
         batch.clear()
 
     for wanted in prompts:
@@ -215,12 +215,12 @@ def draw_pictures(
         refusal = artist.refusal(wanted, layout)
         for sample in range(per_prompt):
             if refusal is not None:
-                queue.append(Picture(wanted, sample, None, refusal))
+                queue.append(BenchmarkImage(wanted, sample, None, refusal))
                 continue
-            picture = Picture(wanted, sample, folder / f"{wanted.key}_{sample}.png")
-            queue.append(picture)
+            image = BenchmarkImage(wanted, sample, folder / f"{wanted.key}_{sample}.png")
+            queue.append(image)
             if not (folder / f"{wanted.key}_{sample}.png").is_file():
-                batch.append(picture)
+                batch.append(image)
             if len(batch) == artist.batch_size:
                 drawn()
             if not batch:
@@ -234,7 +234,7 @@ def draw_pictures(
 def check_drawn(
     artist: Artist, prompts: Sequence[Wanted], seed: int, use_layouts: bool, out: Path
 ) -> dict[Path, dict[str, Any]]:
-    """Raises UserError as `draw_pictures` does. Gives what its records of `out` have to say, by their paths."""
+    """Raises UserError as `draw_images` does. Gives what its records of `out` have to say, by their paths."""
     settings = {**artist.settings(), "seed": seed, "use_layouts": use_layouts}
     _check_settings(out / SETTINGS, settings)
     return {out / SETTINGS: settings, out / DRAWN_OF: _checked_prompts(out, prompts, use_layouts)}
@@ -246,21 +246,21 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     if differing:
         changes = ", ".join(f"{name} {stored.get(name)}, now {settings.get(name)}" for name in differing)
         raise UserError(
-            f"{path.parent} holds pictures that were drawn in another way ({changes}); name another folder with"
+            f"{path.parent} holds images that were drawn in another way ({changes}); name another folder with"
             " --out, or remove this one."
         )
 
 
 def _checked_prompts(out: Path, prompts: Sequence[Wanted], use_layouts: bool) -> dict[str, str]:
-    """Another prompt file, or one that was edited, has the same ids: their pictures are of other prompts."""
-    path, folder = out / DRAWN_OF, out / "pictures"
+    """Another prompt file, or one that was edited, has the same ids: their images are of other prompts."""
+    path, folder = out / DRAWN_OF, out / "images"
     stored: dict[str, str] = _read_record(path) if path.is_file() else {}
     asked = {wanted.key: _asked_digest(wanted, use_layouts) for wanted in prompts}
     for wanted in prompts:
         is_other = stored.get(wanted.key, asked[wanted.key]) != asked[wanted.key]
         if is_other and any(folder.glob(f"{glob.escape(wanted.key)}_*.png")):
             raise UserError(
-                f"{folder} holds pictures that were drawn of another prompt (of the id {wanted.key!r}, now"
+                f"{folder} holds images that were drawn of another prompt (of the id {wanted.key!r}, now"
                 f" {wanted.prompt[:80]!r}); name another folder with --out, or remove this one."
             )
     return {**stored, **asked}
@@ -273,14 +273,14 @@ def _read_record(path: Path) -> dict[str, Any]:
             raise ValueError("no object")
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} is damaged ({error}), so how the pictures beside it were drawn is not known; name another folder"
+            f"{path} is damaged ({error}), so how the images beside it were drawn is not known; name another folder"
             f" with --out, or remove {path.parent}."
         ) from error
     return record
 
 
 def _asked_digest(wanted: Wanted, use_layouts: bool) -> str:
-    """What a picture is drawn of: the prompt, and the layout where that is given."""
+    """What an image is drawn of: the prompt, and the layout where that is given."""
     lines = [line_to_json(line) for line in wanted.lines] if use_layouts else []
     return hashlib.sha256(json.dumps([wanted.prompt, lines]).encode()).hexdigest()[:16]
 

@@ -1,6 +1,6 @@
 """Intervals of scores, by drawing the prompts again.
 
-Pictures of one prompt are alike, so the prompt is what is drawn (with replacement), all its pictures with it. A score's
+Images of one prompt are alike, so the prompt is what is drawn (with replacement), all its images with it. A score's
 interval holds the middle 95 % of its values over the draws (the percentile bootstrap; Efron and Tibshirani 1993).
 """
 

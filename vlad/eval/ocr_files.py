@@ -1,10 +1,10 @@
-"""Pictures read on all cores, in processes, a file of what was read beside each.
+"""Images read on all cores, in processes, a file of what was read beside each.
 
-    pictures (path, polygons) --> pool of processes, each with its own engine --> READINGS/KEY.json --> PictureReading
+    images (path, polygons) --> pool of processes, each with its own engine --> READINGS/KEY.json --> ImageReading
                                        decode, enlarge, read, write
 
-Pictures are taken as they come, a few ahead, and what was read before is taken from its file: reading overlaps with
-whatever makes the pictures, can be interrupted, and holds no more than a few pictures at a time.
+Images are taken as they come, a few ahead, and what was read before is taken from its file: reading overlaps with
+whatever makes the images, can be interrupted, and holds no more than a few images at a time.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from vlad.types import Polygon
 from vlad.utils.parallel import available_cores
 
 Box = tuple[float, float, float, float]
-MOST_PIXELS = 100_000_000  # a picture with more is not decoded
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what `load_picture` may raise
+MOST_PIXELS = 100_000_000  # an image with more is not decoded
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what `load_image` may raise
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How pictures are read. `enlarge_factor` None: until the shorter side has 256 pixels.
+    """How images are read. `enlarge_factor` None: until the shorter side has 256 pixels.
 
     `workers` processes; 1 reads in the calling one, None takes a process a core. `masked` is a box (left, top, right,
-    bottom; 0..1) that is painted over before a picture is read: a watermark.
+    bottom; 0..1) that is painted over before an image is read: a watermark.
     """
 
     engine: str = "rapidocr"
@@ -51,8 +51,8 @@ class ReadOptions:
 
 
 @dataclass(frozen=True)
-class PictureFile:
-    """A picture to be read: whole, and in the crops of `polygons` where there are some. `store` is where the reading
+class ImageFile:
+    """An image to be read: whole, and in the crops of `polygons` where there are some. `store` is where the reading
     is kept."""
 
     path: Path
@@ -61,8 +61,8 @@ class PictureFile:
 
 
 @dataclass(frozen=True)
-class PictureReading:
-    """What was read in a picture of `width` x `height` pixels, or why nothing could be (`fault`)."""
+class ImageReading:
+    """What was read in an image of `width` x `height` pixels, or why nothing could be (`fault`)."""
 
     reading: Reading
     width: int = 0
@@ -70,38 +70,38 @@ class PictureReading:
     fault: str | None = None
 
 
-def read_files(pictures: Iterable[PictureFile], options: ReadOptions) -> Iterator[PictureReading]:
-    """The reading of every picture, in order.
+def read_files(images: Iterable[ImageFile], options: ReadOptions) -> Iterator[ImageReading]:
+    """The reading of every image, in order.
 
-    Raises UserError for an engine that is unknown or not installed, before the first picture is taken.
+    Raises UserError for an engine that is unknown or not installed, before the first image is taken.
     """
     engine = build_engine(options.engine)
     workers = options.workers or available_cores()
     if workers == 1:
         reader = _Reader(engine, options)
-        yield from (_stored(picture, reader.about) or reader.read(picture) for picture in pictures)
+        yield from (_stored(image, reader.about) or reader.read(image) for image in images)
         return
     about = _about(engine, options)
     # Spawned: what a forked process inherits of torch's and ONNX's threads does not work.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _begin, (options,))
-    waiting: deque[PictureReading | Future[PictureReading]] = deque()
+    waiting: deque[ImageReading | Future[ImageReading]] = deque()
     try:
-        for picture in pictures:
-            waiting.append(_stored(picture, about) or pool.submit(_read_in_worker, picture))
+        for image in images:
+            waiting.append(_stored(image, about) or pool.submit(_read_in_worker, image))
             while waiting and (len(waiting) > 4 * workers or not isinstance(waiting[0], Future) or waiting[0].done()):
                 yield _result(waiting.popleft())
         while waiting:
             yield _result(waiting.popleft())
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "A process that was reading pictures died; the machine may be short of memory: try --workers 1."
+            "A process that was reading images died; the machine may be short of memory: try --workers 1."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _result(item: PictureReading | Future[PictureReading]) -> PictureReading:
+def _result(item: ImageReading | Future[ImageReading]) -> ImageReading:
     return item.result() if isinstance(item, Future) else item
 
 
@@ -112,18 +112,18 @@ class _Reader:
         self.engine, self.options = engine, options
         self.about = _about(engine, options)
 
-    def read(self, file: PictureFile) -> PictureReading:
-        """Reads the picture and keeps what was read."""
+    def read(self, file: ImageFile) -> ImageReading:
+        """Reads the image and keeps what was read."""
         try:
-            picture = load_picture(file.path)
+            image = load_image(file.path)
         except UNREADABLE as error:
-            said = "is no picture" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
-            return PictureReading(Reading(()), fault=said.splitlines()[0])
-        height, width = picture.shape[:2]
+            said = "is no image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+            return ImageReading(Reading(()), fault=said.splitlines()[0])
+        height, width = image.shape[:2]
         if self.options.masked is not None:
-            picture = painted_over(picture, self.options.masked)
+            image = painted_over(image, self.options.masked)
         factor = self.options.enlarge_factor or enlargement(width, height)
-        large = enlarge(picture, factor)
+        large = enlarge(image, factor)
         # As the file keeps them, so that a reading taken up again is the same.
         kept = [line_to_json(line) for line in self.engine.read(large)]
         lines = layout_from_json({"lines": kept}).lines
@@ -131,7 +131,7 @@ class _Reader:
         if file.polygons:
             cut = (crop_line(large, polygon) for polygon in file.polygons)
             crops = tuple("" if crop is None else self.engine.read_line(crop) for crop in cut)
-        found = PictureReading(Reading(lines, crops), width, height)
+        found = ImageReading(Reading(lines, crops), width, height)
         _store(file, self.about, found)
         return found
 
@@ -146,13 +146,13 @@ def _begin(options: ReadOptions) -> None:
     _reader = _Reader(build_engine(options.engine), options)
 
 
-def _read_in_worker(file: PictureFile) -> PictureReading:
+def _read_in_worker(file: ImageFile) -> ImageReading:
     assert _reader is not None
     return _reader.read(file)
 
 
-def load_picture(path: Path) -> np.ndarray:
-    """The picture's pixels (H W 3, uint8), what is transparent on white. Raises one of UNREADABLE."""
+def load_image(path: Path) -> np.ndarray:
+    """The image's pixels (H W 3, uint8), what is transparent on white. Raises one of UNREADABLE."""
     with Image.open(path) as image:
         if image.width * image.height > MOST_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are too many")
@@ -162,16 +162,16 @@ def load_picture(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def painted_over(picture: np.ndarray, box: Box) -> np.ndarray:
-    """The picture (H W 3, uint8) with a box of it, grown by a pixel, in the median colour of what is around."""
-    height, width = picture.shape[:2]
+def painted_over(image: np.ndarray, box: Box) -> np.ndarray:
+    """The image (H W 3, uint8) with a box of it, grown by a pixel, in the median colour of what is around."""
+    height, width = image.shape[:2]
     left, top = max(0, int(box[0] * width) - 1), max(0, int(box[1] * height) - 1)
     right, bottom = min(width, math.ceil(box[2] * width) + 1), min(height, math.ceil(box[3] * height) + 1)
     ring = np.zeros((height, width), dtype=bool)
     ring[max(0, top - 2) : bottom + 2, max(0, left - 2) : right + 2] = True
     ring[top:bottom, left:right] = False
-    result = picture.copy()
-    result[top:bottom, left:right] = np.median(picture[ring if ring.any() else ...].reshape(-1, 3), axis=0)
+    result = image.copy()
+    result[top:bottom, left:right] = np.median(image[ring if ring.any() else ...].reshape(-1, 3), axis=0)
     return result
 
 
@@ -180,13 +180,13 @@ def _about(engine: OCREngine, options: ReadOptions) -> dict[str, Any]:
     return {"engine": engine.name, "enlarge": options.enlarge_factor, **masked}
 
 
-def _stamp(file: PictureFile) -> list[Any]:
-    """What tells that a picture is another one."""
+def _stamp(file: ImageFile) -> list[Any]:
+    """What tells that an image is another one."""
     status = file.path.stat()
     return [status.st_size, status.st_mtime_ns]
 
 
-def _store(file: PictureFile, about: dict[str, Any], found: PictureReading) -> None:
+def _store(file: ImageFile, about: dict[str, Any], found: ImageReading) -> None:
     record = {
         **about,
         "stamp": _stamp(file),
@@ -201,11 +201,11 @@ def _store(file: PictureFile, about: dict[str, Any], found: PictureReading) -> N
     temporary.replace(file.store)
 
 
-def _stored(file: PictureFile, about: dict[str, Any]) -> PictureReading | None:
+def _stored(file: ImageFile, about: dict[str, Any]) -> ImageReading | None:
     """What was read before, in the same way; None where that is nothing."""
     try:
         record = json.loads(file.store.read_text(encoding="utf-8"))
-        # A reading of pictures with a watermark is none of pictures without.
+        # A reading of images with a watermark is none of images without.
         differs = any(record.get(name) != value for name, value in {"masked": None, **about}.items())
         if differs or record["stamp"] != _stamp(file):
             return None
@@ -214,6 +214,6 @@ def _stored(file: PictureFile, about: dict[str, Any]) -> PictureReading | None:
             return None
         layout = layout_from_json({"lines": record["lines"]})
         crops = None if record["crops"] is None else tuple(record["crops"])
-        return PictureReading(Reading(layout.lines, crops), record["width"], record["height"])
+        return ImageReading(Reading(layout.lines, crops), record["width"], record["height"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

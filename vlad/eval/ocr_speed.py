@@ -1,4 +1,4 @@
-"""Pictures a second that OCR reads, and the words it reads in what a run draws in few steps."""
+"""Images a second that OCR reads, and the words it reads in what a run draws in few steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlad.data.options import SyntheticOptions
 from vlad.data.signs import render_sign
 from vlad.diffusion.solvers import SOLVERS
 from vlad.eval.held_out_words import held_out_signs
-from vlad.eval.ocr_files import PictureFile, ReadOptions, read_files
+from vlad.eval.ocr_files import ImageFile, ReadOptions, read_files
 from vlad.metrics.ocr import build_engine, read_many
 from vlad.metrics.spelling import word_accuracy
 from vlad.profiling.rates import like_a_photograph, private_megabytes, rate
@@ -29,11 +29,11 @@ SOLVER_STEPS = (2, 4, 6, 10)
 
 
 def compare_solvers(config: Config, pipeline: Any, count: int, engine: str) -> None:
-    """Held-out words read in pictures of few steps, by solver that fits the run; both stages take as many steps."""
+    """Held-out words read in images of few steps, by solver that fits the run; both stages take as many steps."""
     name = build_engine(engine).name
     signs = held_out_signs(config.data.synthetic, count)
     prompts, wanted = [sign.caption for sign in signs], [[line.text for line in sign.layout.lines] for sign in signs]
-    print(f"{count} held-out words, {name}; share read exactly, and ms a picture")
+    print(f"{count} held-out words, {name}; share read exactly, and ms an image")
     print(f"{'':10}" + " ".join(f"{f'{steps} steps':>14}" for steps in SOLVER_STEPS))
     for solver in SOLVERS:
         try:
@@ -43,46 +43,46 @@ def compare_solvers(config: Config, pipeline: Any, count: int, engine: str) -> N
         cells = []
         for steps in SOLVER_STEPS:
             started = time.perf_counter()
-            pictures = [np.asarray(image) for image in pipeline(prompts, list(range(count)), steps=steps).images]
+            images = [np.asarray(image) for image in pipeline(prompts, list(range(count)), steps=steps).images]
             seconds = time.perf_counter() - started
-            right = word_accuracy(list(read_many(engine, pictures)), wanted)
+            right = word_accuracy(list(read_many(engine, images)), wanted)
             cells.append(f"{right:7.1%} {1000 * seconds / count:4.0f}ms")
         print(f"{solver:10}" + " ".join(f"{cell:>14}" for cell in cells), flush=True)
 
 
 def measure_reading(count: int, engine: str) -> None:
-    """Pictures of 512 x 512 read a second, by one process and by one a core, and the memory they take.
+    """Images of 512 x 512 read a second, by one process and by one a core, and the memory they take.
 
-    The pictures are rendered signs under noise; a process's start is part of its time, as it is in an evaluation.
+    The images are rendered signs under noise; a process's start is part of its time, as it is in an evaluation.
     """
     options = SyntheticOptions(size_pixels=512)
     cores = available_cores()
     with tempfile.TemporaryDirectory() as folder:
-        pictures = Path(folder) / "pictures"
-        pictures.mkdir()
+        images = Path(folder) / "images"
+        images.mkdir()
         for index in range(count):
-            _save_picture(like_a_photograph(render_sign(options, index), index), pictures / f"{index}.jpg")
-        print(f"{count} pictures of 512 x 512, {engine}, {cores} cores")
+            _save_image(like_a_photograph(render_sign(options, index), index), images / f"{index}.jpg")
+        print(f"{count} images of 512 x 512, {engine}, {cores} cores")
         rates = []
         for workers in dict.fromkeys((1, cores)):
             store = Path(folder) / f"readings-{workers}"
             store.mkdir()
-            read = functools.partial(_read_all, pictures, store, ReadOptions(engine, workers=workers))
+            read = functools.partial(_read_all, images, store, ReadOptions(engine, workers=workers))
             rates.append(rate(count, read))
-            print(f"  processes: {workers}  {rates[-1]:6.1f} pictures/s  {rates[-1] / rates[0]:.2f} of one's rate")
+            print(f"  processes: {workers}  {rates[-1]:6.1f} images/s  {rates[-1] / rates[0]:.2f} of one's rate")
 
 
-def _save_picture(sample: Sample, path: Path) -> None:
-    """Writes the sample's picture."""
-    Image.fromarray(sample.picture).save(path, quality=92)
+def _save_image(sample: Sample, path: Path) -> None:
+    """Writes the sample's image."""
+    Image.fromarray(sample.image).save(path, quality=92)
 
 
-def _read_all(pictures: Path, store: Path, options: Any) -> None:
-    """Reads the folder's pictures; prints the memory of this process at the first quarter and at the end."""
-    paths = sorted(pictures.iterdir())
-    files = (PictureFile(path, store / f"{path.stem}.json") for path in paths)
+def _read_all(images: Path, store: Path, options: Any) -> None:
+    """Reads the folder's images; prints the memory of this process at the first quarter and at the end."""
+    paths = sorted(images.iterdir())
+    files = (ImageFile(path, store / f"{path.stem}.json") for path in paths)
     for number, _ in enumerate(read_files(files, options), start=1):
         if number in (len(paths) // 4, len(paths)):
             workers = sum(private_megabytes(child.pid or 0) for child in multiprocessing.active_children())
             used = private_megabytes(multiprocessing.current_process().pid or 0) + workers
-            print(f"    {used:6.0f} MB held by all processes after {number} pictures")
+            print(f"    {used:6.0f} MB held by all processes after {number} images")

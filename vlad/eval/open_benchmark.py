@@ -1,9 +1,9 @@
-"""An open benchmark of rendered pictures, in place of INNOVATOR-Eval, which is not public.
+"""An open benchmark of rendered images, in place of INNOVATOR-Eval, which is not public.
 
-    seed, split, subset, index -> scene: carriers with lines of text -> prompt, layout, reference picture
+    seed, split, subset, index -> scene: carriers with lines of text -> prompt, layout, reference image
 
 Each prompt is a function of (seed, split, subset, index) alone, so a larger benchmark begins with the smaller one. The
-`test` split's words are held out: rendered training pictures never carry them. `dev` is for whoever tunes.
+`test` split's words are held out: rendered training images never carry them. `dev` is for whoever tunes.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _digits(draws: Draws) -> tuple[str, tuple[Carrier, ...]]:
 
 
 def _small(draws: Draws) -> tuple[str, tuple[Carrier, ...]]:
-    """One large word, and one to three lines of 2 to 5 % of the picture's height."""
+    """One large word, and one to three lines of 2 to 5 % of the image's height."""
     ground = draws.one(tuple(PALETTE))
     head = board(draws, draws.words(1), (0.08, 0.12, 0.92, 0.5), 0.2, ground)
     texts = [" ".join(draws.words(2)).capitalize() for _ in range(draws.count(1, 3))]
@@ -175,7 +175,7 @@ def scene_record(scene: Scene) -> dict[str, Any]:
         "subset": scene.subset,
         "prompt": scene.prompt,
         "lines": [line_to_json(line) for line in scene.layout.lines],
-        "reference": f"pictures/{scene.key}.png",
+        "reference": f"images/{scene.key}.png",
         **scene.asked.to_json(),
     }
 
@@ -183,10 +183,10 @@ def scene_record(scene: Scene) -> dict[str, Any]:
 def write_benchmark(
     options: BenchmarkOptions, out: Path, on_progress: Callable[[int], None] | None = None
 ) -> dict[str, Any]:
-    """Writes OUT/prompts.jsonl, OUT/alignment.jsonl, OUT/pictures/ and, last, OUT/benchmark.json; returns what that
+    """Writes OUT/prompts.jsonl, OUT/alignment.jsonl, OUT/images/ and, last, OUT/benchmark.json; returns what that
     holds.
 
-    Its `sha256` is over prompts.jsonl and the pixels of its pictures, in order, `alignment_sha256` over those of
+    Its `sha256` is over prompts.jsonl and the pixels of its images, in order, `alignment_sha256` over those of
     alignment.jsonl: equal digests are equal benchmarks. A folder from before there was an alignment.jsonl gets it.
     Raises UserError when another benchmark is there.
     """
@@ -204,17 +204,17 @@ def write_benchmark(
             raise UserError(f"{out} holds another benchmark; name another folder with --out, or remove this one.")
         if "alignment_sha256" in record:
             return record
-    (out / "pictures").mkdir(parents=True, exist_ok=True)
+    (out / "images").mkdir(parents=True, exist_ok=True)
     done = 0
 
     def written(file: str, subsets: Iterable[str]) -> str:
-        """Writes a prompt file with its pictures; gives the digest of both."""
+        """Writes a prompt file with its images; gives the digest of both."""
         nonlocal done
         lines, pixels = [], []
         for scene in scenes(options, subsets):
-            picture = draw_scene(scene, options.size_pixels)
-            Image.fromarray(picture).save(out / "pictures" / f"{scene.key}.png")
-            pixels.append(hashlib.sha256(picture.tobytes()).digest())
+            image = draw_scene(scene, options.size_pixels)
+            Image.fromarray(image).save(out / "images" / f"{scene.key}.png")
+            pixels.append(hashlib.sha256(image.tobytes()).digest())
             lines.append(json.dumps(scene_record(scene), ensure_ascii=False) + "\n")
             done += 1
             if on_progress is not None:

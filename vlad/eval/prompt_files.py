@@ -58,7 +58,7 @@ def read_prompt_files(paths: Sequence[Path | str]) -> list[Wanted]:
     for wanted in prompts:
         if wanted.key in seen:
             raise UserError(
-                f"Two prompts have the same id {wanted.key!r}, which names their pictures; make the ids unique."
+                f"Two prompts have the same id {wanted.key!r}, which names their images; make the ids unique."
             )
         seen.add(wanted.key)
     return prompts
@@ -114,7 +114,7 @@ def _read_file(path: Path) -> list[Wanted]:
 
 def _of_lines(text: str) -> list[Wanted]:
     lines = [line.strip() for line in text.splitlines()]
-    # An empty line is no prompt, but the pictures are numbered by lines that are.
+    # An empty line is no prompt, but the images are numbered by lines that are.
     lines = [line for line in lines if line]
     # Words alone; but prompts of scripts that put no spaces between them quote what they ask for.
     if not any(quoted(line) or any(character.isspace() for character in line) for line in lines):

@@ -1,10 +1,10 @@
-"""The real pictures that FID and KID compare with: those that the prompt file names, or those of a folder.
+"""The real images that FID and KID compare with: those that the prompt file names, or those of a folder.
 
-    prompt file --> a picture a prompt
-    folder -------> its pictures, of each subset its own where it has folders of their names
+    prompt file --> an image a prompt
+    folder -------> its images, of each subset its own where it has folders of their names
 
-Distances pair nothing: a set of pictures stands against a set of references. Only pictures of prompts that have
-references take part (MARIO-Eval has real pictures of three of its six sets).
+Distances pair nothing: a set of images stands against a set of references. Only images of prompts that have
+references take part (MARIO-Eval has real images of three of its six sets).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from vlad.eval.protocols.terms import Wanted
 from vlad.utils.errors import UserError
 
 NONE_NAMED = (
-    "FID and KID compare with real pictures, and the prompt file names none as reference; give a folder of them with"
+    "FID and KID compare with real images, and the prompt file names none as reference; give a folder of them with"
     " --references."
 )
 
 
 @dataclass(frozen=True)
 class References:
-    """Real pictures, and the ids of the prompts whose pictures are compared with them."""
+    """Real images, and the ids of the prompts whose images are compared with them."""
 
     paths: tuple[Path, ...] = ()
     prompts: frozenset[str] = frozenset()
@@ -34,25 +34,25 @@ class References:
 def references_of(prompts: Sequence[Wanted], folder: Path | None = None) -> References:
     """The references of a benchmark: the folder's where there is one, else those that the prompts name.
 
-    Raises UserError for a folder without pictures.
+    Raises UserError for a folder without images.
     """
     if folder is None:
         named = [wanted for wanted in prompts if wanted.reference is not None]
         paths = dict.fromkeys(Path(str(wanted.reference)) for wanted in named)
         return References(tuple(paths), frozenset(wanted.key for wanted in named))
     if not folder.is_dir():
-        raise UserError(f"There is no folder of reference pictures at {folder}; name another with --references.")
+        raise UserError(f"There is no folder of reference images at {folder}; name another with --references.")
     subsets = dict.fromkeys(wanted.subset for wanted in prompts if wanted.subset)
-    by_subset = {name: _pictures_in(folder / name) for name in subsets if (folder / name).is_dir()}
+    by_subset = {name: _images_in(folder / name) for name in subsets if (folder / name).is_dir()}
     if by_subset:
         found = [path for paths in by_subset.values() for path in paths]
         covered = {wanted.key for wanted in prompts if by_subset.get(wanted.subset)}
     else:
-        found, covered = _pictures_in(folder), {wanted.key for wanted in prompts}
+        found, covered = _images_in(folder), {wanted.key for wanted in prompts}
     if not found:
-        raise UserError(f"There is no reference picture in {folder} ({', '.join(ENDINGS)}); name another folder.")
+        raise UserError(f"There is no reference image in {folder} ({', '.join(ENDINGS)}); name another folder.")
     return References(tuple(found), frozenset(covered))
 
 
-def _pictures_in(folder: Path) -> list[Path]:
+def _images_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())

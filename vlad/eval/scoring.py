@@ -1,6 +1,6 @@
-"""A benchmark's prompts on one target: drawn where pictures are missing, read, scored, told.
+"""A benchmark's prompts on one target: drawn where images are missing, read, scored, told.
 
-TARGET is a run, a pipeline of ours or of diffusers, a folder of pictures, or an entry of configs/eval/.
+TARGET is a run, a pipeline of ours or of diffusers, a folder of images, or an entry of configs/eval/.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vlad.eval.evaluator import Evaluation, check_table_writer, choose_protocols
 from vlad.eval.fidelity import WEIGHTS, check_encoders, score_fidelity
 from vlad.eval.generators import DrawOptions, build_artist
 from vlad.eval.html_report import write_report
-from vlad.eval.image_sets import Artist, Picture, check_drawn, draw_pictures, find_pictures
+from vlad.eval.image_sets import Artist, BenchmarkImage, check_drawn, draw_images, find_images
 from vlad.eval.ocr_files import ReadOptions
 from vlad.eval.prompt_files import read_prompt_files
 from vlad.eval.protocols.terms import Protocol, Wanted
@@ -30,7 +30,7 @@ ENTRY_ENDINGS = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """What is scored and how. `first` and `images_per_prompt` None: all prompts, and one picture each (of a folder, as
+    """What is scored and how. `first` and `images_per_prompt` None: all prompts, and one image each (of a folder, as
     many as there are). `references` None: those that the prompt files name. `draw` is of targets that are no entry."""
 
     prompts: tuple[Path, ...]
@@ -61,10 +61,10 @@ def score_target(
     out = out or default_out(target, options.prompts)
     writable_directory(out, "the evaluation", needed_bytes=20_000_000)
     with claimed(out, "an evaluation"):
-        total, pictures, made = subject.pictures(options, out)
-        with tqdm(total=total, desc="scoring", unit="picture") as bar:
+        total, images, made = subject.images(options, out)
+        with tqdm(total=total, desc="scoring", unit="image") as bar:
             read = subject.read_options(options.read)
-            found = evaluate(pictures, protocols, read, out, subject.left_out, lambda done: bar.update(done - bar.n))
+            found = evaluate(images, protocols, read, out, subject.left_out, lambda done: bar.update(done - bar.n))
         found.fidelity, absent = score_fidelity(
             found.scored, names, options.weights, options.vision_encoders, references
         )
@@ -80,7 +80,7 @@ def score_target(
 
 def check_target(target: Path, options: ScoreOptions, out: Path, overrides: Sequence[str] = ()) -> None:
     """Raises UserError for what `score_target` would refuse. Draws and writes nothing; models are loaded for it."""
-    for folder in (out, out / "pictures", out / "readings"):
+    for folder in (out, out / "images", out / "readings"):
         if local_place(folder, "--out").exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file where a folder has to be; move it, or name another place with --out.")
     _subject_of(target, options, overrides).check(options, out)
@@ -101,16 +101,16 @@ def _subject_of(target: Path, options: ScoreOptions, overrides: Sequence[str]) -
     local_place(target, "target")
     entry = load_entry(target, overrides) if is_entry(target) else None
     if entry is None and not target.is_dir():
-        raise UserError(f"There is nothing at {target}; name a run, a pipeline, a folder of pictures or an entry.")
+        raise UserError(f"There is nothing at {target}; name a run, a pipeline, a folder of images or an entry.")
     if entry is not None and (why := missing_model(entry)) is not None:
         raise UserError(f"{target}: there is {why}; put it there, or name another place (key=value).")
     _check_draw_options(target, entry, options.draw)
     prompts = read_prompt_files(options.prompts)[: options.first]
     build_engine(options.read.engine)
     check_table_writer()
-    draws = is_pipeline(target) if entry is None else entry.kind != "pictures"
+    draws = is_pipeline(target) if entry is None else entry.kind != "images"
     use_layouts = options.use_layouts or (options.protocol == "anytext" and draws)
-    # A folder's pictures are taken at their word: whoever made them knew the prompt file.
+    # A folder's images are taken at their word: whoever made them knew the prompt file.
     protocols, left_out = choose_protocols(options.protocol, prompts, use_layouts or not draws)
     return _Subject(target, entry, draws, prompts, use_layouts, protocols, left_out)
 
@@ -125,7 +125,7 @@ def _check_draw_options(target: Path, entry: Entry | None, draw: DrawOptions) ->
         instead = "leave it out" if given == "refit" else f"write {given}={getattr(draw, given)}"
         raise UserError(f"{option} is not for {target}, which has settings of its own; {instead}.")
     if not is_pipeline(target):
-        raise UserError(f"{target} holds pictures that are made already, which {option} cannot change; leave it out.")
+        raise UserError(f"{target} holds images that are made already, which {option} cannot change; leave it out.")
 
 
 def is_entry(target: Path) -> bool:
@@ -134,7 +134,7 @@ def is_entry(target: Path) -> bool:
 
 
 def is_pipeline(target: Path) -> bool:
-    """Whether the folder draws, rather than being one of pictures."""
+    """Whether the folder draws, rather than being one of images."""
     names = ("model_index.json", "pipeline/model_index.json", "config.yaml")
     return any((target / name).is_file() for name in names)
 
@@ -166,7 +166,7 @@ class _Subject:
 
     @property
     def named(self) -> str:
-        """Where it lies; of an entry, where its models or pictures lie as well."""
+        """Where it lies; of an entry, where its models or images lie as well."""
         return str(self.target) if self.entry is None else f"{self.target}, path {self.entry.drawn_from}"
 
     def read_options(self, options: ReadOptions) -> ReadOptions:
@@ -174,28 +174,28 @@ class _Subject:
         masked = None if self.entry is None else masked_box(self.entry)
         return ReadOptions(options.engine, options.enlarge_factor, options.workers, masked)
 
-    def pictures(self, options: ScoreOptions, out: Path) -> tuple[int, Iterator[Picture], dict[str, Any]]:
-        """How many pictures there will be, the pictures, and how they were made."""
+    def images(self, options: ScoreOptions, out: Path) -> tuple[int, Iterator[BenchmarkImage], dict[str, Any]]:
+        """How many images there will be, the images, and how they were made."""
         if not self.draws:
-            pictures = self._found(options)
+            images = self._found(options)
             said = "found in the folder; with which seeds and settings is not known here"
-            return len(pictures), iter(pictures), {"made": said}
+            return len(images), iter(images), {"made": said}
         artist, count = self._artist(options), options.images_per_prompt or 1
-        drawn = draw_pictures(artist, self.prompts, count, options.seed, self.use_layouts, out)
+        drawn = draw_images(artist, self.prompts, count, options.seed, self.use_layouts, out)
         layouts = "given" if self.use_layouts else "its own"
         made = {"made": {**artist.settings(), "seed": options.seed, "layouts": layouts}}
         return len(self.prompts) * count, drawn, made
 
     def check(self, options: ScoreOptions, out: Path) -> None:
-        """Raises UserError where `pictures` would, or the first of them."""
+        """Raises UserError where `images` would, or the first of them."""
         if self.draws:
             check_drawn(self._artist(options), self.prompts, options.seed, self.use_layouts, out)
         else:
             self._found(options)
 
-    def _found(self, options: ScoreOptions) -> list[Picture]:
+    def _found(self, options: ScoreOptions) -> list[BenchmarkImage]:
         folder = self.target if self.entry is None else Path(self.entry.path)
-        return find_pictures(folder, self.prompts, options.images_per_prompt)
+        return find_images(folder, self.prompts, options.images_per_prompt)
 
     def _artist(self, options: ScoreOptions) -> Artist:
         artist = build_artist(self.target, options.draw) if self.entry is None else artist_of(self.entry)
@@ -218,10 +218,10 @@ def rests_on(found: Evaluation, about: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("target", about["target"]),
         ("prompts", f"{found.prompts} scored of {about['prompts_asked']} of {', '.join(about['prompt_files'])}"),
-        ("pictures", f"{len(found.scored)} scored of {found.pictures}, {sizes} pixels"),
-        ("OCR engine", f"{found.engine}, pictures enlarged {found.enlarge} (bicubic)"),
+        ("images", f"{len(found.scored)} scored of {found.images}, {sizes} pixels"),
+        ("OCR engine", f"{found.engine}, images enlarged {found.enlarge} (bicubic)"),
         ("the authors' engines", f"{natives}; figures read with another engine are not comparable with theirs"),
         ("drawn", settings),
-        ("intervals", "95 %, percentile bootstrap, 2,000 draws of prompts with all their pictures"),
+        ("intervals", "95 %, percentile bootstrap, 2,000 draws of prompts with all their images"),
         ("quirks of strict", "; ".join(f"{protocol.title}: {protocol.quirks}" for protocol in found.protocols)),
     ]

@@ -28,7 +28,7 @@ COLUMNS = (
     ("R", "recall", 4),
     ("F", "f_measure", 4),
 )
-MOST_SHOWN = 200  # letters of why a picture is not scored
+MOST_SHOWN = 200  # letters of why an image is not scored
 # As the paper's table has them.
 ORDER = ("stable-diffusion", "fine-tuned", "controlnet", "deepfloyd", "textdiffuser", "artist", "vlad")
 
@@ -37,13 +37,13 @@ ORDER = ("stable-diffusion", "fine-tuned", "controlnet", "deepfloyd", "textdiffu
 class Row:
     """One line: its name, its entry, what was measured by (mode, field), and why it was not, if so.
 
-    `notes` say what its FID and CLIPScore rest on, or what they lack; `faults` name the pictures that are not scored.
+    `notes` say what its FID and CLIPScore rest on, or what they lack; `faults` name the images that are not scored.
     """
 
     name: str
     entry: Entry
     measured: Mapping[tuple[str, str], float]
-    pictures: int = 0
+    images: int = 0
     notes: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     left_out: str | None = None
@@ -124,7 +124,7 @@ def measured(found: Evaluation) -> dict[tuple[str, str], float]:
 def table_of(rows: Sequence[Row]) -> str:
     """The table in Markdown: for every row what is published and what was measured, strict and corrected."""
     headings = " | ".join(heading for heading, _, _ in COLUMNS)
-    lines = [f"| | | {headings} | pictures |", "|---" * (len(COLUMNS) + 3) + "|"]
+    lines = [f"| | | {headings} | images |", "|---" * (len(COLUMNS) + 3) + "|"]
     for row in rows:
         told = _cells({("published", name): getattr(row.entry.published, name) for _, name, _ in COLUMNS}, "published")
         lines.append(f"| {row.title} | published | {told} | {row.entry.published.source or '-'} |")
@@ -133,7 +133,7 @@ def table_of(rows: Sequence[Row]) -> str:
             continue
         partial = f", {len(row.faults)} missing" if row.faults else ""
         lines += [
-            f"| | {mode} | {_cells(row.measured, mode)} | {row.pictures}{partial} |" for mode in ("strict", "corrected")
+            f"| | {mode} | {_cells(row.measured, mode)} | {row.images}{partial} |" for mode in ("strict", "corrected")
         ]
     return "\n".join(lines) + "\n"
 
@@ -149,10 +149,10 @@ def remarks(rows: Sequence[Row], options: ScoreOptions, engine: str, prompts: in
     asked = counted(prompts, "prompt")
     if options.first is not None and options.first < prompts:
         asked = f"the first {options.first} of {asked}"
-    per_prompt = counted(options.images_per_prompt or 1, "picture")
+    per_prompt = counted(options.images_per_prompt or 1, "image")
     said = [
         f"Measured by {engine} on {asked} of {files}, {per_prompt} a prompt, seed {options.seed}.",
-        "Published figures were read with MaskTextSpotter v3 on the 5,414 prompts of MARIO-Eval, four pictures a"
+        "Published figures were read with MaskTextSpotter v3 on the 5,414 prompts of MARIO-Eval, four images a"
         " prompt: only the same engine on the same prompts compares with them.",
     ]
     measured_rows = [row for row in rows if row.left_out is None]
@@ -167,15 +167,15 @@ def remarks(rows: Sequence[Row], options: ScoreOptions, engine: str, prompts: in
         said.append(note if len(titles) == len(measured_rows) else f"{', '.join(titles)}: {note}")
     for row in measured_rows:
         if row.faults:
-            total, first = row.pictures + len(row.faults), row.faults[0]
+            total, first = row.images + len(row.faults), row.faults[0]
             shown = first if len(first) <= MOST_SHOWN else f"{first[:MOST_SHOWN]}..."
-            said.append(f"PARTIAL, {row.title}: {len(row.faults)} of {total} pictures are not scored, first {shown}")
+            said.append(f"PARTIAL, {row.title}: {len(row.faults)} of {total} images are not scored, first {shown}")
     return said
 
 
 def _drawn(row: Row) -> str:
-    if row.entry.kind == "pictures":
-        return f"{row.title}: the pictures of {row.entry.drawn_from}."
+    if row.entry.kind == "images":
+        return f"{row.title}: the images of {row.entry.drawn_from}."
     steps = "" if row.entry.steps is None else f", {counted(row.entry.steps, 'step')}"
     return f"{row.title}: drawn by {row.entry.drawn_from}{steps}."
 
@@ -191,7 +191,7 @@ def table_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 mode: {name: row.measured.get((mode, name)) for _, name, _ in COLUMNS}
                 for mode in ("strict", "corrected")
             },
-            "pictures": row.pictures,
+            "images": row.images,
             "missing": len(row.faults),
             "faults": list(row.faults),
             "notes": list(row.notes),

@@ -1,4 +1,4 @@
-"""Entries of configs/eval/: a row of Table I each, from its YAML to what draws or holds its pictures.
+"""Entries of configs/eval/: a row of Table I each, from its YAML to what draws or holds its images.
 
 kind            what `path` names
 pipeline        a text-to-image pipeline in diffusers' format
@@ -7,7 +7,7 @@ fine_tuned      a run or pipeline of ours that was trained without stage one (la
 controlnet      a Stable Diffusion; `controlnet` its ControlNet, fed our layouts
 textdiffuser    a Stable Diffusion; `unet` the 17-channel UNet, fed character masks of our layouts
 deepfloyd       a folder with the three stages IF-I, IF-II and upscaler, or as `stages` names them
-pictures        a folder of pictures that are made already
+images        a folder of images that are made already
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vlad.pipeline.options import MOST_SCALE, check_scale
 from vlad.types import Layout
 from vlad.utils.errors import UserError, local_place
 
-Kind = Literal["pipeline", "vlad", "fine_tuned", "controlnet", "textdiffuser", "deepfloyd", "pictures"]
+Kind = Literal["pipeline", "vlad", "fine_tuned", "controlnet", "textdiffuser", "deepfloyd", "images"]
 BATCH = 4
 
 
@@ -63,7 +63,7 @@ class Entry:
     stages: list[str] = field(default_factory=list)
     # What the ControlNet was trained to see: edges of the letters, or the glyph map itself.
     hint: Literal["edges", "glyphs"] = "edges"
-    # A run or pipeline of ours whose stage one plans the layouts; None: strings in rows in the middle of the picture.
+    # A run or pipeline of ours whose stage one plans the layouts; None: strings in rows in the middle of the image.
     planner: str | None = None
     # A class of diffusers in place of the pipeline's own scheduler.
     scheduler: str | None = None
@@ -92,7 +92,7 @@ class Entry:
 
     @property
     def drawn_from(self) -> str:
-        """What the pictures come from, as the entry names it."""
+        """What the images come from, as the entry names it."""
         return ", ".join(self.stages) if self.kind == "deepfloyd" and self.stages else self.path
 
 
@@ -115,7 +115,7 @@ def load_entry(path: Path, overrides: Sequence[str] = ()) -> Entry:
 
 
 def masked_box(entry: Entry) -> Box | None:
-    """Where the row's pictures carry a watermark that is not to be read."""
+    """Where the row's images carry a watermark that is not to be read."""
     return WATERMARK if entry.kind == "deepfloyd" else None
 
 
@@ -129,13 +129,13 @@ def missing_model(entry: Entry) -> str | None:
     named = [("stages" if entry.stages else "path", name) for name in folders]
     named += [(option, name) for option, name in others.items() if name is not None]
     missing = [name for option, name in named if not local_place(name, option).is_dir()]
-    what = "folder of pictures" if entry.kind == "pictures" else "model"
+    what = "folder of images" if entry.kind == "images" else "model"
     return f"no {what} at {', '.join(missing)}" if missing else None
 
 
 def artist_of(entry: Entry) -> Artist:
     """What draws the row. Raises UserError for models that are not there or that are others."""
-    assert entry.kind != "pictures"
+    assert entry.kind != "images"
     if entry.kind in ("vlad", "fine_tuned"):
         folder = pipeline_folder(Path(entry.path))
         artist = VLADArtist(folder, DrawOptions(entry.steps, entry.text_scale, entry.layout_scale))
@@ -168,7 +168,7 @@ class DeepFloydArtist:
         self.model = DeepFloydIF(_stages(entry), entry.steps, entry.text_scale)
 
     def settings(self) -> dict[str, Any]:
-        """The weights of all stages, and what shapes the pictures."""
+        """The weights of all stages, and what shapes the images."""
         return _settings(self.entry, _stages(self.entry))
 
     def refusal(self, wanted: Wanted, layout: Layout | None) -> str | None:
@@ -178,7 +178,7 @@ class DeepFloydArtist:
     def draw(
         self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
     ) -> list[tuple[Image.Image, Layout | None]]:
-        """A picture a prompt."""
+        """An image a prompt."""
         return [(image, None) for image in self.model.draw([wanted.prompt for wanted in prompts], seeds)]
 
 
@@ -195,7 +195,7 @@ class LayoutArtist:
         self.model = _model_of(entry)
 
     def settings(self) -> dict[str, Any]:
-        """The weights of all models, and what shapes the pictures."""
+        """The weights of all models, and what shapes the images."""
         named = (self.entry.path, self.entry.controlnet, self.entry.unet)
         folders = [Path(name) for name in named if name is not None]
         if self.entry.planner is not None:
@@ -215,7 +215,7 @@ class LayoutArtist:
     def draw(
         self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
     ) -> list[tuple[Image.Image, Layout | None]]:
-        """A picture a prompt, with the layout that it was told."""
+        """An image a prompt, with the layout that it was told."""
         told = layouts or self._planned(prompts, seeds)
         images = self.model.draw([wanted.prompt for wanted in prompts], seeds, told)
         return list(zip(images, told, strict=True))
@@ -246,7 +246,7 @@ def _model_of(entry: Entry) -> GlyphControlNet | TextDiffuser:
 
 
 def _settings(entry: Entry, folders: Sequence[Path]) -> dict[str, Any]:
-    """All that shapes an entry's pictures: what its models are rather than where they lie."""
+    """All that shapes an entry's images: what its models are rather than where they lie."""
     about = asdict(entry)
     for name in ("title", "published", "path", "controlnet", "unet", "stages"):
         about.pop(name)

@@ -33,7 +33,7 @@ UNLOADABLE = (
 
 
 class TextToImage:
-    """A pipeline of a local folder; each picture from its own seed, whatever else is drawn beside it.
+    """A pipeline of a local folder; each image from its own seed, whatever else is drawn beside it.
 
     Raises UserError when the folder is no pipeline that draws from prompts alone.
     """
@@ -63,7 +63,7 @@ class TextToImage:
         self.pipeline = pipeline
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        """A picture a prompt."""
+        """An image a prompt."""
         result = self.pipeline(
             prompt=list(prompts), generator=generators_of(seeds), output_type="pil", **self.arguments
         )
@@ -78,7 +78,7 @@ def _needed_beside_prompts(pipeline: Any) -> list[str]:
     shown = [one.name for one in named if one.name in ("image", "control_image") and one.name not in needed]
     if not shown:
         return needed
-    # Pipelines that enlarge or follow a picture may give it a default and fail later; some that draw take one as well.
+    # Pipelines that enlarge or follow an image may give it a default and fail later; some that draw take one as well.
     from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING  # late: it imports every pipeline
 
     kind = type(pipeline)
@@ -87,7 +87,7 @@ def _needed_beside_prompts(pipeline: Any) -> list[str]:
 
 
 def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One a picture, on the CPU: the same noise on every machine."""
+    """One an image, on the CPU: the same noise on every machine."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vlad.inference.edit_requests import EditRequest, read_edit, repeated_edit
 from vlad.inference.generate import Drawer, draw_to_directory, jobs_of
-from vlad.inference.input_images import read_picture
+from vlad.inference.input_images import read_image
 from vlad.inference.load import load_pipeline, model_fingerprint
 from vlad.inference.recipes import Recipe, read_recipe
 from vlad.inference.requests import Refusal, Request, parse_seeds, read_requests
@@ -64,7 +64,7 @@ def sample(arguments: argparse.Namespace) -> int:
         raise UserError("This model was trained without layouts (layout.kind: none) and plans none.")
     out = Path(arguments.out)
     drawn = draw_to_directory(drawer, jobs, out, arguments.overwrite, arguments.layout_only)
-    made = f"{len(jobs)} {'layout' if arguments.layout_only else 'picture'}{'s' if len(jobs) > 1 else ''}"
+    made = f"{len(jobs)} {'layout' if arguments.layout_only else 'image'}{'s' if len(jobs) > 1 else ''}"
     kept = f"{drawn.skipped} of them were" if len(jobs) > 1 else "it was"
     before = f" ({kept} there before)" if drawn.skipped else ""
     print(f"{made} in {out}{before}, layouts in {out / 'layouts'}, on one page: {out / 'grids/grid.png'}")
@@ -80,15 +80,15 @@ def _told(refusal: Refusal) -> str:
 
 
 def _edit(arguments: argparse.Namespace, repeated: Recipe | None) -> EditRequest | None:
-    """The picture to edit, of this call or of the repeated picture's."""
+    """The image to edit, of this call or of the repeated image's."""
     source = None if repeated is None else repeated.edit
     if not arguments.edit and source is None:
         if arguments.mask:
-            raise UserError("--mask says which part of a picture is drawn anew; name the picture with --edit.")
+            raise UserError("--mask says which part of an image is drawn anew; name the image with --edit.")
         return None
     for name in ("template", "size", "aspect", "layout_only", "keep_raw", "no_refit"):
         if getattr(arguments, name):
-            raise UserError(f"--{name.replace('_', '-')} says nothing of a picture that is edited; leave it out.")
+            raise UserError(f"--{name.replace('_', '-')} says nothing of an image that is edited; leave it out.")
     if arguments.edit:
         lines, file = arguments.line or [], arguments.layout
         if lines and file:
@@ -126,7 +126,7 @@ def _requests(
 
 
 def _layout(arguments: argparse.Namespace, repeated: Recipe | None) -> Layout | None:
-    """The layout for every prompt: a file's, lines of the command line, or the repeated picture's if that was given."""
+    """The layout for every prompt: a file's, lines of the command line, or the repeated image's if that was given."""
     given = [f"--{name}" for name in ("layout", "line", "template") if getattr(arguments, name)]
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)} all say where the words go; give one of them.")
@@ -175,7 +175,7 @@ def _drawer(
 def _settings(
     pipeline: VLADPipeline, arguments: argparse.Namespace, before: DrawSettings | None, edit: Edit | None
 ) -> DrawSettings:
-    """The settings of the call: its options, else those of the repeated picture, else the pipeline's own."""
+    """The settings of the call: its options, else those of the repeated image, else the pipeline's own."""
     given: dict[str, Any] = {} if before is None else dict(vars(before))
     names = (
         "steps",
@@ -190,7 +190,7 @@ def _settings(
     if arguments.no_refit:
         given["refit"] = False
     if arguments.size and arguments.aspect:
-        raise UserError("--size and --aspect both say what shape the pictures have; give one of the two.")
+        raise UserError("--size and --aspect both say what shape the images have; give one of the two.")
     if arguments.size:
         given["width"], given["height"] = parse_size(arguments.size)
     elif arguments.aspect:
@@ -214,7 +214,7 @@ def parse_aspect(text: str, pipeline: VLADPipeline) -> tuple[int, int]:
     width, height = (float(match.group(1)), float(match.group(2))) if match else (0.0, 0.0)
     if not (width > 0 and height > 0 and 1 / 8 <= width / height <= 8):
         raise UserError(f"{text!r} is no aspect ratio; write WIDTH:HEIGHT, like 3:2, from 1:8 to 8:1.")
-    side, unit = pipeline.config.picture_pixels, pipeline.size_unit
+    side, unit = pipeline.config.image_pixels, pipeline.size_unit
     root = (width / height) ** 0.5
     return nearest_side(side * root, unit), nearest_side(side / root, unit)
 
@@ -233,7 +233,7 @@ def _use_solvers(pipeline: VLADPipeline, recipe: Recipe) -> None:
     if now == recipe.solvers:
         return
     if len(set(recipe.solvers)) != 1 or recipe.solvers[0] not in names:
-        raise UserError(f"The picture was drawn by solvers that sample.py does not set: {', '.join(recipe.solvers)}.")
+        raise UserError(f"The image was drawn by solvers that sample.py does not set: {', '.join(recipe.solvers)}.")
     pipeline.use_solver(names[recipe.solvers[0]])
 
 
@@ -246,22 +246,22 @@ def _ocr_reader() -> Reader:
 
     def read(glyph_map: np.ndarray) -> list[str]:
         ink = (255 - np.clip(glyph_map, 0, 1) * 255).astype(np.uint8)
-        picture = np.repeat(ink[..., None], 3, axis=2)
+        image = np.repeat(ink[..., None], 3, axis=2)
         factor = ENLARGE_FACTOR if max(ink.shape) <= 256 else 1
-        return [line.text for line in reading_order(engine.read(enlarge(picture, factor)))]
+        return [line.text for line in reading_order(engine.read(enlarge(image, factor)))]
 
     return read
 
 
 def template_layout(path: str) -> Layout:
-    """The text that the OCR engine reads in a picture, where it stands. Raises UserError for no picture, or no text."""
+    """The text that the OCR engine reads in an image, where it stands. Raises UserError for no image, or no text."""
     from vlad.layout.reading_order import reading_order
     from vlad.metrics.ocr import build_engine
 
-    picture = read_picture(path)
-    lines = reading_order(build_engine("rapidocr").read(np.asarray(picture)))
+    image = read_image(path)
+    lines = reading_order(build_engine("rapidocr").read(np.asarray(image)))
     if not lines:
-        raise UserError(f"rapidocr finds no text in {path}; give a picture with legible text, or a --layout.")
+        raise UserError(f"rapidocr finds no text in {path}; give an image with legible text, or a --layout.")
     inside = [tuple((min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0)) for x, y in line.polygon) for line in lines]
     layout = Layout(tuple(replace(line, polygon=polygon) for line, polygon in zip(lines, inside, strict=True)))
     check_layout(layout, path)
@@ -269,7 +269,7 @@ def template_layout(path: str) -> Layout:
 
 
 def _compare(before: Path, now: Path) -> None:
-    """Says whether a repeated picture is the one it repeats."""
+    """Says whether a repeated image is the one it repeats."""
     with Image.open(before) as first, Image.open(now) as second:
         same = np.array_equal(np.asarray(first.convert("RGB")), np.asarray(second.convert("RGB")))
     print(f"{now} {'equals' if same else 'differs from'} {before}{', pixel for pixel' if same else ''}.")

@@ -1,4 +1,4 @@
-"""What `sample.py --edit` is given: a picture, a mask or polygons, and lines of text.
+"""What `sample.py --edit` is given: an image, a mask or polygons, and lines of text.
 
 --edit shop.png --line 'SALE@0.1,0.1,0.9,0.3'              a line where it says; the mask is its polygon, grown a little
 --edit shop.png --mask 0.1,0.1,0.9,0.3 --line SALE         a region, and a line that fills it
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlad.inference.input_images import pixels_fingerprint, read_picture
+from vlad.inference.input_images import pixels_fingerprint, read_image
 from vlad.layout.layout_files import check_layout
-from vlad.layout.masks import Edit, lines_inside, mask_of_lines, mask_of_picture, mask_of_polygons
+from vlad.layout.masks import Edit, lines_inside, mask_of_image, mask_of_lines, mask_of_polygons
 from vlad.layout.planner_lines import layout_of_lines
 from vlad.layout.polygons import box_polygon, polygon_area
 from vlad.models.text_encoder.prompt import plain_prompt
@@ -27,22 +27,22 @@ _NUMBERS = re.compile(r"[\s\d.,+\-eE]+")
 
 @dataclass(frozen=True)
 class EditRequest:
-    """A picture to edit with its mask, the lines wanted there, and a prompt that says no more than them."""
+    """An image to edit with its mask, the lines wanted there, and a prompt that says no more than them."""
 
     edit: Edit
     layout: Layout | None
     prompt: str
-    # For the recipe: where the picture came from, and what it and the mask are.
+    # For the recipe: where the image came from, and what it and the mask are.
     source: EditSource
 
 
 @dataclass(frozen=True)
 class EditSource:
-    """An edited picture's origin: the picture as the call named it, the masks as given, and fingerprints of both."""
+    """An edited image's origin: the image as the call named it, the masks as given, and fingerprints of both."""
 
-    picture: str
+    image: str
     masks: tuple[str, ...]
-    picture_pixels: str
+    image_pixels: str
     mask_pixels: str
 
 
@@ -51,11 +51,11 @@ def read_edit(
 ) -> EditRequest:
     """The edit that the options of a call describe; its layout is None where the prompt's strings are to fill the mask.
 
-    `placed`: a layout in place of lines. `has_prompt`: some prompt quotes strings of its own. Raises UserError for a
-    picture, mask or line that cannot be used.
+    `placed`: a layout in place of lines. `has_prompt`: some prompt quotes strings of its own. Raises UserError for an
+    image, mask or line that cannot be used.
     """
-    picture = np.asarray(read_picture(path))
-    height, width = picture.shape[:2]
+    image = np.asarray(read_image(path))
+    height, width = image.shape[:2]
     with_place = [line for line in lines if _has_place(line)]
     if with_place and len(with_place) < len(lines):
         raise UserError("Some --line say where they stand (TEXT@LEFT,TOP,RIGHT,BOTTOM) and some do not; let all do.")
@@ -67,7 +67,7 @@ def read_edit(
         check_layout(layout, "--line")
     if not masks and layout is None:
         raise UserError(
-            "--edit needs to know where: add --mask (a picture, white where it is drawn anew, or"
+            "--edit needs to know where: add --mask (an image, white where it is drawn anew, or"
             " LEFT,TOP,RIGHT,BOTTOM), or a place to each --line."
         )
     mask = np.zeros((height, width), dtype=bool)
@@ -76,7 +76,7 @@ def read_edit(
     if not masks and layout is not None:
         mask = mask_of_lines(layout.lines, width, height)
     try:
-        edit = Edit(picture, mask)
+        edit = Edit(image, mask)
     except UserError as error:
         raise UserError(f"--edit {path}: {error}") from error
     if layout is None:
@@ -84,26 +84,26 @@ def read_edit(
             raise UserError("--line and the prompt's strings both say what to write; give a place to each --line.")
         layout = None if has_prompt else lines_inside(strings, mask)
     prompt = plain_prompt([] if layout is None else [line.text for line in layout.lines])
-    source = EditSource(str(path), tuple(masks), pixels_fingerprint(picture), pixels_fingerprint(mask))
+    source = EditSource(str(path), tuple(masks), pixels_fingerprint(image), pixels_fingerprint(mask))
     return EditRequest(edit, layout, prompt, source)
 
 
 def repeated_edit(source: EditSource, layout: Layout, masks: Sequence[str] = ()) -> Edit:
-    """The edit of a recipe, read again. Raises UserError where the picture or the mask is not what it was."""
-    picture = np.asarray(read_picture(source.picture))
-    height, width = picture.shape[:2]
+    """The edit of a recipe, read again. Raises UserError where the image or the mask is not what it was."""
+    image = np.asarray(read_image(source.image))
+    height, width = image.shape[:2]
     mask = np.zeros((height, width), dtype=bool)
     for said in masks or source.masks:
         mask |= _read_mask(said, width, height)
     if not (masks or source.masks):
         mask = mask_of_lines(layout.lines, width, height)
     same_mask = bool(masks) or pixels_fingerprint(mask) == source.mask_pixels
-    if pixels_fingerprint(picture) != source.picture_pixels or not same_mask:
+    if pixels_fingerprint(image) != source.image_pixels or not same_mask:
         raise UserError(
-            f"{source.picture} or its mask is not what it was when the picture was edited; give it with --edit and"
+            f"{source.image} or its mask is not what it was when the image was edited; give it with --edit and"
             " --mask, and the words with --line."
         )
-    return Edit(picture, mask)
+    return Edit(image, mask)
 
 
 def _has_place(line: str) -> bool:
@@ -111,19 +111,19 @@ def _has_place(line: str) -> bool:
 
 
 def _read_mask(said: str, width: int, height: int) -> np.ndarray:
-    """A mask of a picture file, or of a box or polygon in shares of the picture."""
+    """A mask of an image file, or of a box or polygon in shares of the image."""
     if _NUMBERS.fullmatch(said) and not is_file(said):
         mask = mask_of_polygons([_polygon(said)], width, height)
         if not mask.any():
-            raise UserError(f"--mask {said}: it covers no pixel of the picture; shares of it go from 0 to 1.")
+            raise UserError(f"--mask {said}: it covers no pixel of the image; shares of it go from 0 to 1.")
         return mask
-    picture = read_picture(said)
-    if picture.size != (width, height):
+    image = read_image(said)
+    if image.size != (width, height):
         raise UserError(
-            f"--mask {said} has {picture.width} x {picture.height} pixels and the picture {width} x {height}; give a"
-            " mask of the picture's size, or a polygon."
+            f"--mask {said} has {image.width} x {image.height} pixels and the image {width} x {height}; give a"
+            " mask of the image's size, or a polygon."
         )
-    mask = mask_of_picture(picture)
+    mask = mask_of_image(image)
     if not mask.any():
         raise UserError(
             f"--mask {said} is empty (nothing is white), so there is nothing to draw; paint a region white."
@@ -144,9 +144,9 @@ def _polygon(said: str) -> Polygon:
     wrong = len(values) != 4 and (len(values) < 6 or len(values) % 2)
     if wrong or not np.isfinite(values).all() or polygon_area(polygon) <= 1e-6:
         raise UserError(
-            f"--mask {said} is neither a picture nor a region; write LEFT,TOP,RIGHT,BOTTOM as shares of the picture,"
+            f"--mask {said} is neither an image nor a region; write LEFT,TOP,RIGHT,BOTTOM as shares of the image,"
             " like 0.1,0.1,0.9,0.3, or x,y of three points or more."
         )
     if not all(-1e-3 <= value <= 1 + 1e-3 for value in values):
-        raise UserError(f"--mask {said} reaches outside the picture; its numbers are shares of it, 0 to 1.")
+        raise UserError(f"--mask {said} reaches outside the image; its numbers are shares of it, 0 to 1.")
     return polygon

@@ -54,7 +54,7 @@ def export_run(
         for p in getattr(pipeline, name).parameters()
     )
     writable_directory(out, "the export", needed_bytes=weights * (2 + len(variants)) // 2)
-    pictures = _draw_examples(pipeline, examples, out / "examples")
+    images = _draw_examples(pipeline, examples, out / "examples")
     with without_bars():
         for variant in variants:
             load_pipeline(run, dtype=VARIANTS[variant]).save_pretrained(out, variant=variant)
@@ -65,7 +65,7 @@ def export_run(
         shutil.copyfile(heads, out / ALIGNMENT)
     config = load_config(run / "config.yaml") if (run / "config.yaml").is_file() else None
     card = out / "README.md"
-    card.write_text(_card(pipeline, config, run, pictures, variants, licence), encoding="utf-8")
+    card.write_text(_card(pipeline, config, run, images, variants, licence), encoding="utf-8")
     return card
 
 
@@ -91,7 +91,7 @@ def push(folder: Path, repository: str) -> str:
 
 
 def _draw_examples(pipeline: VLADPipeline, prompts: Sequence[str], folder: Path) -> list[tuple[str, Path]]:
-    """The prompts that this model can draw, with their pictures."""
+    """The prompts that this model can draw, with their images."""
     drawable = []
     for prompt in prompts:
         try:
@@ -104,9 +104,9 @@ def _draw_examples(pipeline: VLADPipeline, prompts: Sequence[str], folder: Path)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     images = pipeline(drawable, list(range(len(drawable)))).images
-    for number, (prompt, picture) in enumerate(zip(drawable, images, strict=True)):
+    for number, (prompt, image) in enumerate(zip(drawable, images, strict=True)):
         path = folder / f"{number}.png"
-        picture.save(path)
+        image.save(path)
         drawn.append((prompt, path))
     return drawn
 
@@ -115,7 +115,7 @@ def _card(
     pipeline: VLADPipeline,
     config: Config | None,
     run: Path,
-    pictures: Sequence[tuple[str, Path]],
+    images: Sequence[tuple[str, Path]],
     variants: Sequence[str],
     licence: str | None,
 ) -> str:
@@ -134,8 +134,8 @@ def _card(
         "## Measured\n\n" + _metrics(run),
         "## Licence\n\n" + _licence(licence, bases),
     ]
-    if pictures:
-        rows = "\n".join(f"| {prompt} | ![]({path.parent.name}/{path.name}) |" for prompt, path in pictures)
+    if images:
+        rows = "\n".join(f"| {prompt} | ![]({path.parent.name}/{path.name}) |" for prompt, path in images)
         parts.append(
             f"## Examples\n\nSeeds 0, 1, 2 ..., as the model drew them; none was chosen.\n\n| | |\n|---|---|\n{rows}"
         )
@@ -182,7 +182,7 @@ def _models(pipeline: VLADPipeline, bases: Sequence[tuple[str, str, str | None]]
     rows += [
         "",
         f"Started from {'; '.join(told)}." if told else "Trained from nothing: no pretrained model is in it.",
-        f"Pictures of {pipeline.config.picture_pixels} pixels; "
+        f"Images of {pipeline.config.image_pixels} pixels; "
         + ", ".join(f"the {stage} UNet predicts {noise['prediction']}" for stage, noise in process.items())
         + f". Fingerprint `{model_fingerprint(pipeline)}`.",
     ]

@@ -1,10 +1,10 @@
-"""From requests to files: pictures, layouts, contact sheets and an index in one directory.
+"""From requests to files: images, layouts, contact sheets and an index in one directory.
 
 OUT/0000-a-blue-sign-that-says-house-s7.png        number of the prompt, its words, the seed; its recipe inside
 OUT/layouts/0000-....json, 0000-....png            the layout between the stages: to edit, and to look at
 OUT/layouts/0000-...-plan.png                      what stage one drew, before refit
-OUT/grids/grid.png, grid-2.png ...                 prompts, layouts and pictures side by side, 32 a sheet
-OUT/index.jsonl                                    a line a picture: its files and its recipe
+OUT/grids/grid.png, grid-2.png ...                 prompts, layouts and images side by side, 32 a sheet
+OUT/index.jsonl                                    a line an image: its files and its recipe
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from vlad.inference.recipes import Recipe, read_recipe, recipe_to_json, save_picture
+from vlad.inference.recipes import Recipe, read_recipe, recipe_to_json, save_image
 from vlad.inference.requests import Refusal, Request
 from vlad.layout.layout_files import layout_as_it_is, layout_to_json, write_layout
 from vlad.layout.masks import Edit
 from vlad.models.text_encoder.prompt import nested_marks, quoted
 from vlad.pipeline.settings import DrawSettings
 from vlad.pipeline.vlad_pipeline import Reader, VLADPipeline
-from vlad.reports.image_grids import GridRow, draw_layout, overlay, picture_of_map, sample_grid
+from vlad.reports.image_grids import GridRow, draw_layout, image_of_map, overlay, sample_grid
 from vlad.types import Layout
 from vlad.utils.errors import UserError, writable_directory
 
-SHEET_PICTURES = 32
-OVERLAY_PIXELS = 256  # smaller pictures are enlarged under their polygons
+SHEET_IMAGES = 32
+OVERLAY_PIXELS = 256  # smaller images are enlarged under their polygons
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to draw."""
+    """One image to draw."""
 
     name: str
     prompt: str
@@ -50,7 +50,7 @@ class Job:
 
 @dataclass(frozen=True)
 class DrawnSet:
-    """What a call has made: the names of its pictures, and how many of them were there before."""
+    """What a call has made: the names of its images, and how many of them were there before."""
 
     names: tuple[str, ...]
     skipped: int
@@ -58,7 +58,7 @@ class DrawnSet:
 
 @dataclass(frozen=True)
 class Drawer:
-    """A pipeline with all that the pictures of one call share."""
+    """A pipeline with all that the images of one call share."""
 
     pipeline: VLADPipeline
     settings: DrawSettings
@@ -66,7 +66,7 @@ class Drawer:
     origin: dict[str, Any]
     # Reads raw glyph maps, to keep those that are right; None: all are refitted.
     reader: Reader | None = None
-    # A picture of which every job draws a part anew.
+    # An image of which every job draws a part anew.
     edit: Edit | None = None
 
     def recipe(self, job: Job, layout: Layout) -> Recipe:
@@ -98,7 +98,7 @@ def jobs_of(
             apart.append(_told_apart(request.place, wanted, prompt.strings))
         elif wanted is None and not prompt.strings:
             wordless.append(
-                f"{request.place}: the prompt quotes nothing; put what the picture has to spell in quotation marks."
+                f"{request.place}: the prompt quotes nothing; put what the image has to spell in quotation marks."
             )
         for quote in nested_marks(prompt):
             print(f"The quotation marks inside {quote.text!r} are spelled like its letters.", file=sys.stderr)
@@ -129,20 +129,20 @@ def _told_apart(place: str, layout: Layout, strings: Sequence[str]) -> str:
 def draw_to_directory(
     drawer: Drawer, jobs: Sequence[Job], out: Path, overwrite: bool = False, layout_only: bool = False
 ) -> DrawnSet:
-    """Draws the jobs that are not there yet and writes what the module's head shows; with `layout_only` no pictures.
+    """Draws the jobs that are not there yet and writes what the module's head shows; with `layout_only` no images.
 
-    Raises UserError for a directory that cannot be written, a picture of another recipe under a name (unless
+    Raises UserError for a directory that cannot be written, an image of another recipe under a name (unless
     `overwrite`), and when memory is out; what was drawn by then is kept.
     """
     pixels = drawer.settings.width * drawer.settings.height
     for folder in (out, out / "layouts", out / "grids"):
-        writable_directory(folder, "pictures", needed_bytes=len(jobs) * pixels * 4)
+        writable_directory(folder, "images", needed_bytes=len(jobs) * pixels * 4)
     left = [job for job in jobs if overwrite or not _is_there(drawer, job, out, layout_only)]
     names = [job.name for job in jobs]
     index = _Index(out / "index.jsonl")
     size = drawer.settings.batch_size
     try:
-        bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), desc="sampling", unit="picture")
+        bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), desc="sampling", unit="image")
         with bar, drawer.pipeline.reading_once():
             for start in range(0, len(left), size):
                 chunk = left[start : start + size]
@@ -168,41 +168,39 @@ def _draw_chunk(drawer: Drawer, jobs: list[Job], out: Path, index: _Index, layou
         for job, plan in zip(jobs, plans, strict=True):
             _write_layout_files(job.name, plan.layout, plan.glyph_map, None, settings, out)
         return
-    edited: dict[str, Any] = (
-        {} if drawer.edit is None else {"image": drawer.edit.picture, "mask_image": drawer.edit.mask}
-    )
+    edited: dict[str, Any] = {} if drawer.edit is None else {"image": drawer.edit.image, "mask_image": drawer.edit.mask}
     drawn = pipeline(prompts, seeds, given, reader=drawer.reader, **edited, **dataclasses.asdict(settings))
     for number, job in enumerate(jobs):
-        layout, picture = drawn.layouts[number], drawn.images[number]
-        _write_layout_files(job.name, layout, drawn.glyph_maps[number], picture, settings, out)
+        layout, image = drawn.layouts[number], drawn.images[number]
+        _write_layout_files(job.name, layout, drawn.glyph_maps[number], image, settings, out)
         recipe = drawer.recipe(job, layout)
-        # Last: where the picture is, all of it is.
-        save_picture(picture, recipe, out / f"{job.name}.png")
-        index.add({"picture": f"{job.name}.png", "layout_file": f"layouts/{job.name}.json", **recipe_to_json(recipe)})
+        # Last: where the image is, all of it is.
+        save_image(image, recipe, out / f"{job.name}.png")
+        index.add({"image": f"{job.name}.png", "layout_file": f"layouts/{job.name}.json", **recipe_to_json(recipe)})
 
 
 def _write_layout_files(
     name: str,
     layout: Layout,
     glyph_map: np.ndarray | None,
-    picture: Image.Image | None,
+    image: Image.Image | None,
     settings: DrawSettings,
     out: Path,
 ) -> None:
     write_layout(layout, out / "layouts" / f"{name}.json")
     plan = _plan_file(out, name)
-    # That of a picture which is drawn over is no plan of this one.
+    # That of an image which is drawn over is no plan of this one.
     plan.unlink(missing_ok=True)
     if glyph_map is not None:
-        picture_of_map(glyph_map).save(plan)
+        image_of_map(glyph_map).save(plan)
     enlarge = max(1, round(OVERLAY_PIXELS / max(settings.width, settings.height)))
     size = settings.width * enlarge, settings.height * enlarge
-    shown = draw_layout(layout, *size) if picture is None else overlay(picture.resize(size), layout)
+    shown = draw_layout(layout, *size) if image is None else overlay(image.resize(size), layout)
     shown.save(out / "layouts" / f"{name}.png")
 
 
 def _is_there(drawer: Drawer, job: Job, out: Path, layout_only: bool) -> bool:
-    """Whether the job was drawn before. Raises UserError when its name belongs to another picture."""
+    """Whether the job was drawn before. Raises UserError when its name belongs to another image."""
     if layout_only:
         path = out / "layouts" / f"{job.name}.json"
         if not path.is_file():
@@ -254,13 +252,13 @@ def _out_of_memory(size: int, kept: int) -> str:
     smaller = f"--batch-size {size // 2}" if size > 1 else "a smaller --size"
     offload = ", or --offload," if torch.cuda.is_available() else ""
     return (
-        f"The memory is out with {size} pictures at once; {kept} are drawn and kept. Give {smaller}{offload} and"
-        " --overwrite or another --out: the pictures depend on the batch size in their last bit."
+        f"The memory is out with {size} images at once; {kept} are drawn and kept. Give {smaller}{offload} and"
+        " --overwrite or another --out: the images depend on the batch size in their last bit."
     )
 
 
 class _Index:
-    """index.jsonl: lines are added as pictures are drawn; at the end each picture has one, in order."""
+    """index.jsonl: lines are added as images are drawn; at the end each image has one, in order."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.added = path, 0
@@ -272,20 +270,21 @@ class _Index:
         self.added += 1
 
     def close(self, names: Sequence[str]) -> None:
-        """Leaves the newest line of every picture that is there, and of this call's pictures those that miss one."""
+        """Leaves the newest line of every image that is there, and of this call's images those that miss one."""
         self._stream.close()
         entries: dict[str, str] = {}
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
-                picture = json.loads(line)["picture"]
+                entry = json.loads(line)
+                image = entry["image"] if "image" in entry else entry["picture"]  # version 0.1's name
             except (ValueError, KeyError, TypeError):  # cut short by a kill
                 continue
-            if (self.path.parent / picture).is_file():
-                entries[picture] = line
+            if (self.path.parent / image).is_file():
+                entries[image] = line
         for name in names:
             path = self.path.parent / f"{name}.png"
             if path.name not in entries and path.is_file():
-                entry = {"picture": path.name, "layout_file": f"layouts/{name}.json"}
+                entry = {"image": path.name, "layout_file": f"layouts/{name}.json"}
                 entries[path.name] = json.dumps({**entry, **recipe_to_json(read_recipe(path))}, ensure_ascii=False)
         temporary = self.path.with_suffix(".partial")
         temporary.write_text("".join(f"{entries[name]}\n" for name in sorted(entries)), encoding="utf-8")
@@ -297,30 +296,30 @@ def _slug(prompt: str) -> str:
 
 
 def _write_sheets(out: Path, jobs: Sequence[Job], layout_only: bool) -> None:
-    """Contact sheets of the call's pictures, from their files; raw plans only where stage one drew some."""
-    for page, start in enumerate(range(0, len(jobs), SHEET_PICTURES), start=1):
-        shown = jobs[start : start + SHEET_PICTURES]
+    """Contact sheets of the call's images, from their files; raw plans only where stage one drew some."""
+    for page, start in enumerate(range(0, len(jobs), SHEET_IMAGES), start=1):
+        shown = jobs[start : start + SHEET_IMAGES]
         has_plans = any(_plan_file(out, job.name).is_file() for job in shown)
         rows = [_row(out, job, layout_only, has_plans) for job in shown]
-        heads = ["raw plan"] * has_plans + ["layout"] + ["picture"] * (not layout_only)
+        heads = ["raw plan"] * has_plans + ["layout"] + ["image"] * (not layout_only)
         sheet = sample_grid(rows, heads, cell_pixels=128)
         sheet.save(out / "grids" / (f"grid-{page}.png" if page > 1 else "grid.png"))
 
 
 def _row(out: Path, job: Job, layout_only: bool, has_plans: bool) -> GridRow:
-    picture = None if layout_only else _opened(out / f"{job.name}.png")
-    if picture is None:
+    image = None if layout_only else _opened(out / f"{job.name}.png")
+    if image is None:
         layout = layout_as_it_is(out / "layouts" / f"{job.name}.json")
         width, height = _opened(out / "layouts" / f"{job.name}.png").size
     else:
-        # The one that the picture was drawn from: the file may have been edited since.
+        # The one that the image was drawn from: the file may have been edited since.
         layout = read_recipe(out / f"{job.name}.png").layout
-        width, height = picture.size
+        width, height = image.size
     shown = [draw_layout(layout, width, height)]
     if has_plans:
         plan = _plan_file(out, job.name)
         shown.insert(0, _opened(plan) if plan.is_file() else Image.new("RGB", (width, height), "white"))
-    return GridRow(f"{job.prompt} ({job.seed})", (*shown, picture) if picture is not None else tuple(shown))
+    return GridRow(f"{job.prompt} ({job.seed})", (*shown, image) if image is not None else tuple(shown))
 
 
 def _plan_file(out: Path, name: str) -> Path:
@@ -328,5 +327,5 @@ def _plan_file(out: Path, name: str) -> Path:
 
 
 def _opened(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+    with Image.open(path) as image:
+        return image.convert("RGB")

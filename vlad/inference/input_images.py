@@ -1,4 +1,4 @@
-"""Pictures that a user gives: templates, pictures to edit, masks."""
+"""Images that a user gives: templates, images to edit, masks."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from PIL import Image, UnidentifiedImageError
 
 from vlad.utils.errors import UserError, existing_file
 
-MOST_PICTURE_PIXELS = 64_000_000  # 8000 x 8000
+MOST_IMAGE_PIXELS = 64_000_000  # 8000 x 8000
 
 
-def read_picture(path: Path | str, most_pixels: int = MOST_PICTURE_PIXELS) -> Image.Image:
-    """A picture of a user's, as RGB. Raises UserError for what is none, and for one that is too large to hold."""
-    return open_picture(existing_file(path, "picture", "give a PNG, JPEG or WebP"), str(path), most_pixels)
+def read_image(path: Path | str, most_pixels: int = MOST_IMAGE_PIXELS) -> Image.Image:
+    """An image of a user's, as RGB. Raises UserError for what is none, and for one that is too large to hold."""
+    return open_image(existing_file(path, "image", "give a PNG, JPEG or WebP"), str(path), most_pixels)
 
 
-def open_picture(source: Path | IO[bytes], shown: str, most_pixels: int = MOST_PICTURE_PIXELS) -> Image.Image:
+def open_image(source: Path | IO[bytes], shown: str, most_pixels: int = MOST_IMAGE_PIXELS) -> Image.Image:
     """The same from a path or an open stream; `shown` names it in messages."""
     try:
-        with Image.open(source, formats=("PNG", "JPEG", "WEBP")) as picture:
-            if picture.width * picture.height > most_pixels:
+        with Image.open(source, formats=("PNG", "JPEG", "WEBP")) as image:
+            if image.width * image.height > most_pixels:
                 raise UserError(
-                    f"{shown} has {picture.width} x {picture.height} pixels; more than {most_pixels:,} are not read:"
+                    f"{shown} has {image.width} x {image.height} pixels; more than {most_pixels:,} are not read:"
                     " make it smaller."
                 )
-            return picture.convert("RGB")
+            return image.convert("RGB")
     except UserError:
         raise
     except Image.DecompressionBombError as error:
         raise UserError(f"{shown} has more than {most_pixels:,} pixels; make it smaller.") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{shown} is no picture that can be read; give a PNG, JPEG or WebP.") from error
+        raise UserError(f"{shown} is no image that can be read; give a PNG, JPEG or WebP.") from error
 
 
 def pixels_fingerprint(pixels: np.ndarray) -> str:

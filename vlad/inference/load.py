@@ -44,7 +44,7 @@ def load_pipeline(
 
     A run that is still training gives its newest valid checkpoint. `run` may be a pipeline folder, or `hf://OWNER/NAME`
     on the hub. An adapter is `DIR` or `DIR:WEIGHT`. `offload` holds on the GPU only the model that works at the time;
-    `channels_last` and `compiled` (torch.compile, at the first picture) are for speed alone.
+    `channels_last` and `compiled` (torch.compile, at the first image) are for speed alone.
     Raises UserError when there is no pipeline, or an adapter does not fit it.
     """
     if dtype not in DTYPES:

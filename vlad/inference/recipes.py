@@ -1,4 +1,4 @@
-"""Recipes: all that a picture depends on, kept inside its PNG file.
+"""Recipes: all that an image depends on, kept inside its PNG file.
 
 The text field `vlad` of the PNG holds the recipe as JSON, layout included, with coordinates in full.
 """
@@ -25,7 +25,7 @@ FIELD = "vlad"
 
 @dataclass(frozen=True)
 class Recipe:
-    """A picture's own: prompt, seed, layout; and what it shares with its call."""
+    """An image's own: prompt, seed, layout; and what it shares with its call."""
 
     prompt: str
     seed: int
@@ -43,11 +43,11 @@ class Recipe:
     device: str = "cpu"
     # Whether raw glyph maps that read as wanted were kept.
     keep_raw: bool = False
-    # Of an edited picture: the one it was made from.
+    # Of an edited image: the one it was made from.
     edit: EditSource | None = None
 
     def asks_for(self) -> dict[str, Any]:
-        """What the picture was asked to be: two recipes that agree in this are of the same picture.
+        """What the image was asked to be: two recipes that agree in this are of the same image.
 
         Where the model lies is not in it, nor a layout that follows from the rest.
         """
@@ -57,7 +57,7 @@ class Recipe:
         if not self.layout_given:
             asked.pop("layout")
         if self.edit is not None:  # what was edited counts, not where it lay
-            asked["edit"] = {"picture_pixels": self.edit.picture_pixels, "mask_pixels": self.edit.mask_pixels}
+            asked["edit"] = {"image_pixels": self.edit.image_pixels, "mask_pixels": self.edit.mask_pixels}
         return asked
 
 
@@ -76,31 +76,35 @@ def recipe_from_json(record: Any) -> Recipe:
     """A recipe from plain JSON values. Raises ValueError, KeyError or TypeError for what is none."""
     edit = record.get("edit")  # older recipes know of none
     values = {field.name: record[field.name] for field in dataclasses.fields(Recipe) if field.name != "edit"}
-    values["edit"] = None if edit is None else EditSource(**{**edit, "masks": tuple(edit["masks"])})
+    if edit is not None:
+        edit = {name.replace("picture", "image"): value for name, value in edit.items()}  # version 0.1's names
+        values["edit"] = EditSource(**{**edit, "masks": tuple(edit["masks"])})
+    else:
+        values["edit"] = None
     values["layout"] = layout_from_json(record["layout"])
     values["settings"] = DrawSettings(**record["settings"])
     values["adapters"], values["solvers"] = tuple(record["adapters"]), tuple(record["solvers"])
     return Recipe(**values)
 
 
-def save_picture(picture: Image.Image, recipe: Recipe, path: Path) -> None:
+def save_image(image: Image.Image, recipe: Recipe, path: Path) -> None:
     """Writes a PNG with its recipe, whole or not at all."""
     about = PngInfo()
     about.add_itxt(FIELD, json.dumps(recipe_to_json(recipe), ensure_ascii=False))
     temporary = path.with_suffix(".partial")
-    picture.save(temporary, "PNG", pnginfo=about)
+    image.save(temporary, "PNG", pnginfo=about)
     temporary.replace(path)
 
 
 def read_recipe(path: Path | str) -> Recipe:
-    """The recipe of a picture that sample.py drew. Raises UserError when it has none."""
-    path = existing_file(path, "picture", "give one that sample.py has drawn")
+    """The recipe of an image that sample.py drew. Raises UserError when it has none."""
+    path = existing_file(path, "image", "give one that sample.py has drawn")
     try:
-        with Image.open(path) as picture:
-            stored = picture.info[FIELD]  # stands before the pixels: those are not decoded
+        with Image.open(path) as image:
+            stored = image.info[FIELD]  # stands before the pixels: those are not decoded
         return recipe_from_json(json.loads(stored))
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no picture that can be read; give a PNG that sample.py has drawn.") from error
+        raise UserError(f"{path} is no image that can be read; give a PNG that sample.py has drawn.") from error
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} holds no recipe that this version can read; give a PNG as sample.py has written it."

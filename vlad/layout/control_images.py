@@ -64,7 +64,7 @@ def _shrunk(start: int, end: int) -> tuple[int, int]:
 
 
 def rows_layout(texts: Sequence[str]) -> Layout:
-    """The texts one under the other in the middle of the picture, long ones broken between words; empty without any."""
+    """The texts one under the other in the middle of the image, long ones broken between words; empty without any."""
     rows: list[str] = []
     for text in texts:
         row = ""

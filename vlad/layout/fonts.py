@@ -1,7 +1,7 @@
 """Fonts: which file draws a character, and the mask of a line of text.
 
 Every letter of a simple script stands in the middle of a cell of its own, all cells of a line equally wide, in the
-glyph map and in the pictures of `data/synthetic.py` alike: a letter's cell is then the same in both, which is what the
+glyph map and in the images of `data/synthetic.py` alike: a letter's cell is then the same in both, which is what the
 refine UNet learns from fastest. The cell and the vertical extent come from the canonical font, whatever
 font draws the letter. Lines of other scripts (`scripts.py`) are shaped as a whole, by libraqm inside Pillow, in the
 first of their fonts that has every glyph.
@@ -231,7 +231,7 @@ def line_pixels(
 def line_mask(
     text: str, name: str = CANONICAL_FONT, size_pixels: int = FONT_SIZES_PIXELS[0], vertical: bool = False
 ) -> Image.Image:
-    """`line_pixels` as a picture (mode L)."""
+    """`line_pixels` as an image (mode L)."""
     return Image.fromarray(line_pixels(text, name, size_pixels, vertical))
 
 

@@ -18,7 +18,7 @@ VERTICAL_ASPECT = 1.5
 
 
 def _oversampling(width: int, height: int) -> int:
-    """Small pictures are drawn larger and averaged down, so that strokes thinner than a pixel keep their weight."""
+    """Small images are drawn larger and averaged down, so that strokes thinner than a pixel keep their weight."""
     return 4 if max(width, height) <= 128 else 2
 
 
@@ -96,7 +96,7 @@ def _is_vertical(text: str, width: float, height: float) -> bool:
 
 
 def _upright_box(polygon: Polygon, width: int, height: int) -> Box | None:
-    """The polygon's box in pixels where its sides run along the picture's, to a hundredth of a pixel; else None."""
+    """The polygon's box in pixels where its sides run along the image's, to a hundredth of a pixel; else None."""
     if len(polygon) != 4:
         return None
     (left, top), (right, above), (beside, bottom), (under, below) = polygon
@@ -107,7 +107,7 @@ def _upright_box(polygon: Polygon, width: int, height: int) -> Box | None:
 
 
 def _upright_ink(text: str, font: str, box: Box, window: tuple[int, int, int, int], oversampling: int) -> np.ndarray:
-    """The ink in a window of the picture (left, top, right, bottom), uint8."""
+    """The ink in a window of the image (left, top, right, bottom), uint8."""
     left, top, right, bottom = box
     x0, y0, x1, y1 = window
     # Small letters are averaged by area from a larger mask; large ones have pixels enough as they are.

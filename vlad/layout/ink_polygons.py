@@ -1,7 +1,7 @@
 """Where a line's ink ends: polygons of OCR engines brought to what glyph maps mean by a polygon.
 
 An engine's detector marks a region with room around the letters, a third of their height and more. A glyph map fills
-its polygon: drawn into such a region, its letters stand beside those of the picture, and are larger.
+its polygon: drawn into such a region, its letters stand beside those of the image, and are larger.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ LEAST_WIDTH, LEAST_HEIGHT = 0.25, 0.3
 MOST_ROOM = 0.5
 
 
-def tightened(line: TextLine, picture: np.ndarray) -> TextLine:
-    """The line with its polygon around its ink in `picture` (H W 3, uint8), as a glyph map would be drawn into it.
+def tightened(line: TextLine, image: np.ndarray) -> TextLine:
+    """The line with its polygon around its ink in `image` (H W 3, uint8), as a glyph map would be drawn into it.
 
     The top and bottom of the ink become the polygon's; to the sides comes the room that the text's first and last
     letter have in their cells. It only ever shrinks: a side that the ink runs over stays, and where ground and ink
@@ -39,7 +39,7 @@ def tightened(line: TextLine, picture: np.ndarray) -> TextLine:
     """
     if len(line.polygon) != 4 or not line.text.strip():
         return line
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     quad = _straightened(np.array(quad_of(line.polygon)) * (width, height)).astype(np.float32)
     across, down = _sides(quad)
     if min(across, down) < 2:
@@ -51,9 +51,7 @@ def tightened(line: TextLine, picture: np.ndarray) -> TextLine:
     corners = np.array([(0, 0), (columns, 0), (columns, rows), (0, rows)], dtype=np.float32)
     # Corners of pixels, not their centres: half a pixel on either side.
     to_crop = cv2.getPerspectiveTransform(quad - 0.5, corners - 0.5)
-    crop = cv2.warpPerspective(
-        picture, to_crop, (columns, rows), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
-    )
+    crop = cv2.warpPerspective(image, to_crop, (columns, rows), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     bounds = _ink_bounds(crop)
     if bounds is None:
         return line

@@ -118,7 +118,7 @@ def read_layout(path: Path | str) -> Layout:
     """A layout file that a user wrote.
 
     Raises UserError when the file is missing or is no layout, when it holds no text, and when a line has no
-    area or stands outside the picture.
+    area or stands outside the image.
     """
     layout = layout_as_it_is(path)
     check_layout(layout, str(path))
@@ -142,7 +142,7 @@ def layout_as_it_is(path: Path | str) -> Layout:
 
 
 def check_layout(layout: Layout, where: str) -> None:
-    """Raises UserError for a layout that holds no text, or a line without text, without area or outside the picture.
+    """Raises UserError for a layout that holds no text, or a line without text, without area or outside the image.
 
     `where` names it in the message: its file, or the option that gave it.
     """
@@ -160,8 +160,8 @@ def check_layout(layout: Layout, where: str) -> None:
             raise UserError(f"{where}: line {number} ({line.text!r}) covers no area; move its corners apart.")
         if not all(-1e-3 <= value <= 1 + 1e-3 for point in line.polygon for value in point):
             raise UserError(
-                f"{where}: line {number} ({line.text!r}) stands outside the picture; its coordinates are shares of"
-                " the picture's width and height, 0 to 1."
+                f"{where}: line {number} ({line.text!r}) stands outside the image; its coordinates are shares of"
+                " the image's width and height, 0 to 1."
             )
 
 

@@ -1,4 +1,4 @@
-"""A line of text cut out of a picture, set upright."""
+"""A line of text cut out of an image, set upright."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ UPRIGHT_ASPECT = 1.2  # a crop higher than this many widths is taken for text th
 LONGEST_SIDE_PIXELS = 4096
 
 
-def crop_line(picture: np.ndarray, polygon: Polygon) -> np.ndarray | None:
-    """The polygon's text (H W 3, uint8) from a picture, its perspective undone; None where it covers no pixel.
+def crop_line(image: np.ndarray, polygon: Polygon) -> np.ndarray | None:
+    """The polygon's text (H W 3, uint8) from an image, its perspective undone; None where it covers no pixel.
 
-    The polygon is clockwise from the top left corner of the text; its points are shares of the picture, and what lies
+    The polygon is clockwise from the top left corner of the text; its points are shares of the image, and what lies
     outside of that is the nearest pixel's colour. Text that runs down is turned to run from left to right.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     quad = np.array(quad_of(polygon), dtype=np.float32) * (width, height)
     top, right, bottom, left = np.linalg.norm(np.roll(quad, -1, axis=0) - quad, axis=1)
     columns, rows = round(max(top, bottom)), round(max(left, right))
@@ -27,7 +27,5 @@ def crop_line(picture: np.ndarray, polygon: Polygon) -> np.ndarray | None:
     corners = np.array([(0, 0), (columns, 0), (columns, rows), (0, rows)], dtype=np.float32)
     # Corners of pixels, not their centres: half a pixel on either side.
     to_crop = cv2.getPerspectiveTransform(quad.astype(np.float32) - 0.5, corners - 0.5)
-    crop = cv2.warpPerspective(
-        picture, to_crop, (columns, rows), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+    crop = cv2.warpPerspective(image, to_crop, (columns, rows), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.rot90(crop).copy() if rows > UPRIGHT_ASPECT * columns else crop

@@ -142,7 +142,7 @@ def _angle_of(group: list[_Region]) -> float:
 
 
 def _quad(group: list[_Region], angle: float, width: int, height: int) -> Polygon:
-    """The box around a group's ink at an angle, in shares of the picture."""
+    """The box around a group's ink at an angle, in shares of the image."""
     points = np.concatenate([region.points for region in group])
     corners = np.concatenate([points + offset for offset in ((0, 0), (1, 0), (1, 1), (0, 1))])  # pixels have an extent
     along, down = np.array([math.cos(angle), math.sin(angle)]), np.array([-math.sin(angle), math.cos(angle)])

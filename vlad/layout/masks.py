@@ -1,4 +1,4 @@
-"""Masks: which pixels of a picture are drawn anew (H W, bool), and which lines stand there."""
+"""Masks: which pixels of an image are drawn anew (H W, bool), and which lines stand there."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ LINE_PITCH = 1.25  # of lines that share a mask, in line heights
 LETTER_ASPECTS = (1.3, 1.7)  # height over width of the letters' cells where a line is fitted into a mask
 # Training: the shares of masks that are made of lines, and that touch none (what removes text); the others are any box.
 OF_LINES_SHARE, BESIDE_LINES_SHARE = 0.6, 0.2
-LEAST_BOX, MOST_BOX = 0.15, 0.9  # sides of such a box, shares of the picture's
+LEAST_BOX, MOST_BOX = 0.15, 0.9  # sides of such a box, shares of the image's
 TRIES = 8  # to find a box beside the lines, each with smaller ones
 
 
-def mask_of_picture(picture: Image.Image) -> np.ndarray:
-    """The mask that a picture shows: what is lighter than middle grey."""
-    return np.asarray(picture.convert("L")) >= 128
+def mask_of_image(image: Image.Image) -> np.ndarray:
+    """The mask that an image shows: what is lighter than middle grey."""
+    return np.asarray(image.convert("L")) >= 128
 
 
 def mask_of_polygons(polygons: Sequence[Polygon], width: int, height: int) -> np.ndarray:
@@ -107,7 +107,7 @@ def _random_box(rng: np.random.Generator, most: float, width: int, height: int) 
 
 
 def _line_height(line: TextLine) -> float:
-    """The height of an upright line, or the shorter side of a tilted one's quad; a share of the picture."""
+    """The height of an upright line, or the shorter side of a tilted one's quad; a share of the image."""
     points = np.array(line.polygon)
     half = len(points) // 2
     ends = np.linalg.norm(points[0] - points[-1]), np.linalg.norm(points[half - 1] - points[half])
@@ -115,44 +115,42 @@ def _line_height(line: TextLine) -> float:
     return min(float(ends[0] + ends[1]) / 2, bottom - top)
 
 
-Picture = Image.Image | np.ndarray
+ImageLike = Image.Image | np.ndarray
 
 
 def edits_of(
-    pictures: Picture | Sequence[Picture] | None, masks: Picture | Sequence[Picture] | None, count: int
+    images: ImageLike | Sequence[ImageLike] | None, masks: ImageLike | Sequence[ImageLike] | None, count: int
 ) -> list[Edit | None]:
-    """The edit of each of `count` prompts: pictures and masks, one for all or one each, or None for no edits.
+    """The edit of each of `count` prompts: images and masks, one for all or one each, or None for no edits.
 
-    Pictures are Pillow's or H W 3 (uint8), masks Pillow's (white is drawn anew) or H W (bool). Raises UserError for a
-    picture without a mask or the other way round, and for pairs that do not fit.
+    Images are Pillow's or H W 3 (uint8), masks Pillow's (white is drawn anew) or H W (bool). Raises UserError for an
+    image without a mask or the other way round, and for pairs that do not fit.
     """
-    if pictures is None and masks is None:
+    if images is None and masks is None:
         return [None] * count
-    if pictures is None or masks is None:
-        raise UserError("An edit needs a picture and a mask; one of the two is missing.")
-    each = [_one_each(pictures, count), _one_each(masks, count)]
+    if images is None or masks is None:
+        raise UserError("An edit needs an image and a mask; one of the two is missing.")
+    each = [_one_each(images, count), _one_each(masks, count)]
     if any(len(given) != count for given in each):
-        raise UserError(
-            f"There are {len(each[0])} pictures and {len(each[1])} masks for {count} prompts; give one each."
-        )
+        raise UserError(f"There are {len(each[0])} images and {len(each[1])} masks for {count} prompts; give one each.")
     return [
         Edit(
-            np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else picture),
-            mask_of_picture(mask) if isinstance(mask, Image.Image) else mask,
+            np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image),
+            mask_of_image(mask) if isinstance(mask, Image.Image) else mask,
         )
-        for picture, mask in zip(*each, strict=True)
+        for image, mask in zip(*each, strict=True)
     ]
 
 
-def _one_each(given: Picture | Sequence[Picture], count: int) -> list[Picture]:
+def _one_each(given: ImageLike | Sequence[ImageLike], count: int) -> list[ImageLike]:
     return [given] * count if isinstance(given, Image.Image | np.ndarray) else list(given)
 
 
 def common_size(edits: Sequence[Edit | None]) -> tuple[int, int]:
-    """Height and width of the pictures of some edits. Raises UserError where they differ."""
+    """Height and width of the images of some edits. Raises UserError where they differ."""
     sizes = {edit.mask.shape for edit in edits if edit is not None}
     if len(sizes) > 1:
-        raise UserError(f"The pictures to edit have {len(sizes)} sizes; edit those of one size together.")
+        raise UserError(f"The images to edit have {len(sizes)} sizes; edit those of one size together.")
     ((height, width),) = sizes
     return height, width
 
@@ -172,17 +170,17 @@ def layout_of_edit(edit: Edit, layout: Layout | None, strings: Sequence[str]) ->
 
 @dataclass(frozen=True)
 class Edit:
-    """A picture (H W 3, uint8) and the part of it that is drawn anew (H W, bool). Raises UserError for a wrong pair."""
+    """An image (H W 3, uint8) and the part of it that is drawn anew (H W, bool). Raises UserError for a wrong pair."""
 
-    picture: np.ndarray
+    image: np.ndarray
     mask: np.ndarray
 
     def __post_init__(self) -> None:
-        height, width = self.picture.shape[:2]
+        height, width = self.image.shape[:2]
         if self.mask.shape != (height, width):
             raise UserError(
-                f"The mask has {self.mask.shape[1]} x {self.mask.shape[0]} pixels and the picture {width} x {height};"
-                " give a mask of the picture's size, or a polygon."
+                f"The mask has {self.mask.shape[1]} x {self.mask.shape[0]} pixels and the image {width} x {height};"
+                " give a mask of the image's size, or a polygon."
             )
         if not self.mask.any():
             raise UserError("The mask is empty, so there is nothing to draw; paint white what is to be drawn anew.")

@@ -1,6 +1,6 @@
 """Layouts from elsewhere: boxes on the command line, planner lines of TextDiffuser-2.
 
-SALE@0.1,0.1,0.9,0.3                  left, top, right, bottom; shares of the picture
+SALE@0.1,0.1,0.9,0.3                  left, top, right, bottom; shares of the image
 SALE@0.1,0.1,0.9,0.2,0.9,0.4,0.1,0.3  a polygon: x, y of four points or more
 sale 12,20,110,38                     TextDiffuser-2: left, top, right, bottom on a grid of 128
 """
@@ -35,7 +35,7 @@ def _line_of(said: str) -> TextLine:
     wrong = len(values) != 4 and (len(values) < 8 or len(values) % 2)
     if not text.strip() or wrong or not all(map(math.isfinite, values)):
         raise UserError(
-            f"--line {said!r} is no line; write TEXT@LEFT,TOP,RIGHT,BOTTOM with shares of the picture, like"
+            f"--line {said!r} is no line; write TEXT@LEFT,TOP,RIGHT,BOTTOM with shares of the image, like"
             " 'SALE@0.1,0.1,0.9,0.3', or x,y of four points or more."
         )
     if len(values) == 4:
@@ -69,5 +69,5 @@ def _planned_line(said: str, place: str) -> TextLine | None:
     # A language model plans past the edge now and then.
     left, top, right, bottom = (min(max(int(value) / PLANNER_GRID, 0.0), 1.0) for value in match.groups()[1:])
     if not (left < right and top < bottom):
-        raise UserError(f"{place}: {said.strip()[:80]!r} covers no area inside the picture; move its corners apart.")
+        raise UserError(f"{place}: {said.strip()[:80]!r} covers no area inside the image; move its corners apart.")
     return TextLine(match.group(1), box_polygon(left, top, right, bottom))

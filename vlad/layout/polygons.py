@@ -1,4 +1,4 @@
-"""Polygons in picture coordinates (x right, y down, 0..1)."""
+"""Polygons in image coordinates (x right, y down, 0..1)."""
 
 from __future__ import annotations
 

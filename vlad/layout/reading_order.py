@@ -1,4 +1,4 @@
-"""The order in which a person reads the lines of a picture."""
+"""The order in which a person reads the lines of an image."""
 
 from __future__ import annotations
 

@@ -31,11 +31,11 @@ from vlad.layout.reading_order import reading_order
 from vlad.types import Layout, Polygon, TextLine
 
 INK_THRESHOLD = 0.3  # under a half: a plan drawn in a few steps is dim at its ends
-# Regions smaller than this share of the picture are specks of the sampler, not letters ...
+# Regions smaller than this share of the image are specks of the sampler, not letters ...
 MINIMUM_REGION_AREA = 0.0012
 # ... unless the letters are as small: then those under this share of a typical region are.
 SPECK_SHARE = 0.2
-# Rows of one picture whose heights differ by more than this were told apart wrongly.
+# Rows of one image whose heights differ by more than this were told apart wrongly.
 UNEVEN_ROWS = 1.8
 # How far from its even place, in row pitches, a cut between touching rows is looked for.
 CUT_REACH = 0.12
@@ -45,7 +45,7 @@ LEAST_LIKENESS = 0.42
 LEAST_GAIN = 0.08
 # How much more like the map another order of the strings must be than the reading order, a line.
 LEAST_ORDER_GAIN = 0.2
-# A line's ink may seem to leave the picture by this share of it: a pixel's corner, the slack of a turned map.
+# A line's ink may seem to leave the image by this share of it: a pixel's corner, the slack of a turned map.
 OUTSIDE = 0.02
 LEAST_LINE_AREA = 1e-4
 MOST_BLOCK_DEGREES = 45
@@ -58,7 +58,7 @@ def refit_layout(glyph_map: np.ndarray, strings: Sequence[str]) -> Layout:
     """The layout of `strings` that a generated glyph map (H W, 0..1) asks for.
 
     With more lines than strings the nearest are joined first; with fewer, ink that touches is cut where it is
-    thinnest, and what is missing still gets a free band of the picture. Strings go to the lines in reading order,
+    thinnest, and what is missing still gets a free band of the image. Strings go to the lines in reading order,
     unless the map itself clearly spells them in another. No string gives the empty layout.
     """
     if not strings:
@@ -100,7 +100,7 @@ def _other_ways(glyph_map: np.ndarray, count: int) -> list[list[Polygon]]:
 
 
 def _is_place(quad: Polygon) -> bool:
-    """Whether a line can stand there: inside the picture but for a little, and not flat."""
+    """Whether a line can stand there: inside the image but for a little, and not flat."""
     inside = all(-OUTSIDE <= value <= 1 + OUTSIDE for point in quad for value in point)
     return inside and polygon_area(quad) > LEAST_LINE_AREA
 
@@ -272,7 +272,7 @@ def _join_nearest(rows: list[Box], count: int) -> list[Box]:
 
 
 def _fill_up(rows: list[Box], count: int) -> list[Box]:
-    """Exactly `count` rows: while too few, the highest free band of the picture takes another one."""
+    """Exactly `count` rows: while too few, the highest free band of the image takes another one."""
     rows = list(rows)
     while len(rows) < count:
         edges = [0.0, *(edge for row in rows for edge in (row[1], row[3])), 1.0]
@@ -335,7 +335,7 @@ def _line(text: str, ink: Polygon) -> TextLine:
         bottom_right + after * lower,
         bottom_left - before * lower,
     )
-    # An upright line is cut at the picture's edge; a tilted one would be bent by that, and ends with its ink instead.
+    # An upright line is cut at the image's edge; a tilted one would be bent by that, and ends with its ink instead.
     is_upright = top_left[1] == top_right[1]
     if not is_upright and not all(0 <= value <= 1 for corner in corners for value in corner):
         corners = (top_left, top_right, bottom_right, bottom_left)

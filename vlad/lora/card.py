@@ -38,7 +38,7 @@ def adapter_card(folder: Path, about: Mapping[str, Any]) -> str:
         rows.append(f"| {part.name} | {config['r']} | {config['lora_alpha']:g} | {size:,} | {fingerprint} |")
     said = f"{trigger}, " if trigger else ""
     use = [
-        f"    python sample.py BASE --adapter THIS_FOLDER --prompt '{said}a picture that says \"OPEN\"'",
+        f"    python sample.py BASE --adapter THIS_FOLDER --prompt '{said}an image that says \"OPEN\"'",
         "",
         f"BASE is `{base}`; an adapter is refused on other weights. `THIS_FOLDER:0.5` halves its effect. A UNet's part"
         f" also stands in {DIFFUSERS_WEIGHTS}, for `unet.load_lora_adapter` and `load_lora_weights` of diffusers.",

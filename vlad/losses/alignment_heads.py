@@ -18,7 +18,7 @@ def place_codes(points: int, side: int, width: int) -> Tensor:
     """Sines and cosines of the middles of points x points cells, row by row: (points points) D (He et al., CVPR 2022).
 
     `side`: of the grid that is to be told apart by them; their waves are as long as two of its cells at least, and as
-    two pictures at most. Equal places have equal codes whatever the number of points.
+    two images at most. Equal places have equal codes whatever the number of points.
     """
     quarter = width // 4
     frequencies = math.pi * side / torch.logspace(0, 1, quarter, base=max(2, side))
@@ -31,7 +31,7 @@ def place_codes(points: int, side: int, width: int) -> Tensor:
 
 
 class AttentionPool(nn.Module):
-    """v of a picture's features by learned queries (CLIP's attention pooling), each at a place of its own.
+    """v of an image's features by learned queries (CLIP's attention pooling), each at a place of its own.
 
     The mean over a tower whose patches only know each other's distance (Qwen's) cannot say where anything stands. Here
     side x side queries look where they stand until they have learned better, and what each one reads has weights of its

@@ -1,11 +1,11 @@
-"""L_align: the composed text t against the image embedding v of its picture (Eq. 3), and the other kinds of it.
+"""L_align: the composed text t against the image embedding v of its image (Eq. 3), and the other kinds of it.
 
-    one-directional   texts choose among pictures                                        Eq. 3
-    symmetric         and pictures among texts                                           CLIP
+    one-directional   texts choose among images                                        Eq. 3
+    symmetric         and images among texts                                           CLIP
     multi-positive    the same, where equal captions match and equal strings don't count UniCL, SupCon
     sigmoid           every pair on its own: does it match?                              SigLIP
 
-Further texts of a picture may join any kind but the first: rewordings as positives (SemCLIP's idea), captions
+Further texts of an image may join any kind but the first: rewordings as positives (SemCLIP's idea), captions
 with something swapped as hard negatives (NegCLIP).
 
 Over several processes every rank gathers all rows and computes the one loss of the whole batch. The gather's
@@ -13,7 +13,7 @@ backward adds up what every rank sends to a row, world size x dL/drow, and DDP's
 factor out again: no loss here is to be scaled by the world size. A loss that is a mean over a rank's own terms
 needs `distributed.mean_over_ranks` instead, where their number differs between ranks.
 
-Letters: B batch (of all ranks where gathered), N texts, M further texts a picture, D width of the shared space.
+Letters: B batch (of all ranks where gathered), N texts, M further texts an image, D width of the shared space.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SIGMOID_BIAS = -10.0  # SigLIP's: at the start a pair of B x B is a negative one
 def contrastive_loss(t: Tensor, v: Tensor, temperature: Tensor | float) -> Tensor:
     """Eq. 3: L_align = -mean_i log( exp(cos(t_i, v_i) / tau) / sum_j exp(cos(t_i, v_j) / tau) ); tau = temperature.
 
-    t, v: B D, row i of both from the same sample. One-directional, as in the paper: texts choose among pictures.
+    t, v: B D, row i of both from the same sample. One-directional, as in the paper: texts choose among images.
     """
     similarities = F.normalize(t, dim=-1) @ F.normalize(v, dim=-1).T / temperature  # B B
     return F.cross_entropy(similarities, torch.arange(len(t), device=t.device))
@@ -58,7 +58,7 @@ def multi_positive_loss(t: Tensor, v: Tensor, temperature: Tensor | float, relat
     with P(i) = {j: r_ij = 1} and the mean over the rows that have one: the sum outside the logarithm, SupCon's L_out
     (Khosla et al., 2020, eq. 2). t: N D, v: B D. relations r: N B; 1 the pair matches, -1 it does not, 0 it is left
     out. With the identity in place of r it is CLIP's; with rows that match nothing it is NegCLIP's (Yuksekgonul et
-    al., ICLR 2023): such texts stand in the pictures' denominators and choose no picture themselves.
+    al., ICLR 2023): such texts stand in the images' denominators and choose no image themselves.
     """
     similarities = F.normalize(t, dim=-1) @ F.normalize(v, dim=-1).T / temperature  # N B
     return (_rows_loss(similarities, relations) + _rows_loss(similarities.T, relations.T)) / 2
@@ -83,7 +83,7 @@ def sigmoid_loss(t: Tensor, v: Tensor, temperature: Tensor | float, bias: Tensor
     return -(F.logsigmoid(relations * logits) * (relations != 0)).sum() / len(v)
 
 
-# --- which texts match which pictures ------------------------------------------------------------------------
+# --- which texts match which images ------------------------------------------------------------------------
 
 
 def text_ids(prompts: Sequence[Prompt]) -> Tensor:
@@ -96,14 +96,14 @@ def text_ids(prompts: Sequence[Prompt]) -> Tensor:
 
 
 def paired(rows: int, device: torch.device | None = None) -> Tensor:
-    """The relations (B B) of a batch in which each text matches its own picture and no other."""
+    """The relations (B B) of a batch in which each text matches its own image and no other."""
     return 2 * torch.eye(rows, device=device, dtype=torch.long) - 1
 
 
 def relations_of_texts(ids: Tensor) -> Tensor:
     """The relations (B B) of a batch with these `text_ids` (B 2).
 
-    Equal captions match each other's pictures. Pictures of equal strings under different captions are neither a
+    Equal captions match each other's images. Images of equal strings under different captions are neither a
     match nor a negative: one says "HOUSE" as well as the other.
     """
     captions, strings = ids.unbind(dim=1)
@@ -115,7 +115,7 @@ def relations_of_texts(ids: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FurtherTexts:
-    """M further texts for each picture of a batch.
+    """M further texts for each image of a batch.
 
     pooled: B M D, as t. roles: B M; 1 a rewording that says the same, -1 a hard negative, 0 there is none.
     captions: B M, the first of their `text_ids`.
@@ -126,10 +126,10 @@ class FurtherTexts:
     captions: Tensor
 
     def relations(self, of_batch: Tensor, ids: Tensor) -> Tensor:
-        """Their relations (B M, B) to the batch's pictures, given those of its own texts (B B, B 2).
+        """Their relations (B M, B) to the batch's images, given those of its own texts (B B, B 2).
 
         A rewording matches what its caption matches. A hard negative matches nothing; where it is, word for word,
-        another picture's caption, the pair is left out.
+        another image's caption, the pair is left out.
         """
         roles, captions = self.roles.flatten(), self.captions.flatten()
         reworded = of_batch.repeat_interleave(self.roles.shape[1], dim=0)  # (B M) B
@@ -214,7 +214,7 @@ class AlignmentHead(nn.Module):
         texts = gather_with_gradient(self.from_text(t.float()))
         images = gather_with_gradient(self.from_image(v.float()))
         if self.kind == "one-directional":
-            assert further is None, "texts that choose among pictures never meet further texts"
+            assert further is None, "texts that choose among images never meet further texts"
             return contrastive_loss(texts, images, self.temperature)
         if self.kind == "symmetric" and further is None:
             return symmetric_loss(texts, images, self.temperature)

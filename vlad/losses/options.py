@@ -20,7 +20,7 @@ class LossOptions:
     # lambda of Eq. 8; L_align has weight `align_weight` (1 in the paper, 0 leaves it out).
     diffusion_weight: float = 1.0
     align_weight: float = 1.0
-    # How texts and pictures are contrasted; one-directional is the paper's. Accumulated batches add no negatives.
+    # How texts and images are contrasted; one-directional is the paper's. Accumulated batches add no negatives.
     alignment: AlignmentKind = "one-directional"
     # v: the mean of the vision tower's features, or read by learned queries that know each patch's place.
     image_pooling: Literal["mean", "attention"] = "mean"
@@ -41,12 +41,12 @@ class LossOptions:
     layout_noise: float = 0.1
     # Likewise for the decoder of a PatchAutoencoder: it learns to forgive what a sampler leaves behind.
     latent_noise: float = 0.2
-    # Its errors count more where a pixel stands out from its picture: strokes are few, and would come out blended with
+    # Its errors count more where a pixel stands out from its image: strokes are few, and would come out blended with
     # the ground (docs/LOG.md).
     contrast_weight: float = 0.0
     # lambda of `line_weights`: every line of text adds so much of its own mean error, however small it is.
     line_weight: float = 0.0
-    # Of the refine stage, on the picture that its prediction stands for: what an OCR model sees in the lines (AnyText),
+    # Of the refine stage, on the image that its prediction stands for: what an OCR model sees in the lines (AnyText),
     # and which letter stands where (TextDiffuser). Either is off at 0; docs/finetune.md has what they brought.
     ocr_weight: float = 0.0
     segmentation_weight: float = 0.0
@@ -70,6 +70,6 @@ class LossOptions:
             )
         if self.alignment == "one-directional" and (self.hard_negatives or self.rewordings):
             raise UserError(
-                "losses: with alignment: one-directional no picture chooses among texts, so hard_negatives and"
+                "losses: with alignment: one-directional no image chooses among texts, so hard_negatives and"
                 " rewordings have no place; set losses.alignment to symmetric, multi-positive or sigmoid."
             )

@@ -3,7 +3,7 @@
     L_text = w_align L_align + w_region L_region + w_match L_match + w_lm L_lm
 
 One pass of the LVLM gives t_g, {t_i} and the token states that all of them read; one of the vision tower gives v and
-the patches. Letters: B batch, K conditioning tokens, h w patches, T features of a picture, D widths.
+the patches. Letters: B batch, K conditioning tokens, h w patches, T features of an image, D widths.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def text_losses(
 ) -> dict[str, Tensor]:
     """The terms whose weight is positive, unweighted, under their names in the logs."""
     terms: dict[str, Tensor] = {}
-    features = _picture_features(text_side, batch, options)
+    features = _image_features(text_side, batch, options)
     ids = text_ids(read.prompts)  # B 2
     if options.align_weight:
         v = batch.cached.v if features is None and batch.cached is not None else heads.v(_present(features))
@@ -73,12 +73,12 @@ def text_losses(
         terms["region"] = heads.regions(read.states.local_states, read.states.local_mask, patches, found)
     if options.matching_weight:
         assert heads.matching is not None
-        pictures = _present(features)
-        patches = pictures if pictures.ndim == 3 else pictures[:, None]  # B T D
+        features_of_images = _present(features)
+        patches = features_of_images if features_of_images.ndim == 3 else features_of_images[:, None]  # B T D
         with torch.no_grad():
-            texts = heads.contrast.embed_texts(heads.t(read.t))
-            images = heads.contrast.embed_images(heads.v(pictures))
-            similarities = texts @ images.T / heads.contrast.temperature  # B B, of this rank
+            t_embedded = heads.contrast.embed_texts(heads.t(read.t))
+            v_embedded = heads.contrast.embed_images(heads.v(features_of_images))
+            similarities = t_embedded @ v_embedded.T / heads.contrast.temperature  # B B, of this rank
         relations = relations_of_texts(ids).to(similarities.device)
         terms["match"] = matching_loss(heads.matching, read.t.tokens, read.t.mask, patches, similarities, relations)
     if options.captioning_weight:
@@ -98,13 +98,13 @@ def weighted_sum(terms: dict[str, Tensor], options: LossOptions, device: torch.d
     return sum((weights[name] * term for name, term in terms.items()), start=torch.zeros((), device=device))
 
 
-def _picture_features(text_side: TextSide, batch: Batch, options: LossOptions) -> Tensor | None:
-    """What the vision tower makes of the pictures, B T D or B D; None where nothing asks for it, or v is cached."""
+def _image_features(text_side: TextSide, batch: Batch, options: LossOptions) -> Tensor | None:
+    """What the vision tower makes of the images, B T D or B D; None where nothing asks for it, or v is cached."""
     needs_patches = bool(options.region_weight or options.matching_weight)
     cached_v = batch.cached is not None and batch.cached.v is not None
     if not needs_patches and (cached_v or not options.align_weight):
         return None
-    return text_side.lvlm.image_features(batch.pictures)
+    return text_side.lvlm.image_features(batch.images)
 
 
 def _further_texts(

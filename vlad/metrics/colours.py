@@ -1,6 +1,6 @@
-"""Whether a picture has the colours its caption names: that of the ground, and that of the letters.
+"""Whether an image has the colours its caption names: that of the ground, and that of the letters.
 
-    picture, layout -> ground (median outside the lines), ink (median of what is farthest from it inside)
+    image, layout -> ground (median outside the lines), ink (median of what is farthest from it inside)
                     -> nearest colours of the palette -> compared with the caption's
 
 The ink is not looked up under the glyph map: the style font's strokes run elsewhere than the canonical font's.
@@ -32,9 +32,9 @@ _INK_NAMED = re.compile(rf"\bin\s+({_COLOUR_NAMES})\s+letters\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class ColourScore:
-    """How well pictures obey their captions' colours.
+    """How well images obey their captions' colours.
 
-    Shares are 0..1, mean distances Euclidean in RGB (0..255) to the palette's colour. Only pictures whose caption
+    Shares are 0..1, mean distances Euclidean in RGB (0..255) to the palette's colour. Only images whose caption
     names the colour count; None where no caption does.
     """
 
@@ -57,14 +57,14 @@ def named_colours(caption: str) -> tuple[str | None, str | None]:
     return ground and ground.group(1).lower(), ink and ink.group(1).lower()
 
 
-def measure_colours(picture: np.ndarray, layout: Layout) -> tuple[Colour, Colour]:
-    """Ground and ink of a picture (H W 3, uint8) as RGB in 0..255; the layout has at least one line.
+def measure_colours(image: np.ndarray, layout: Layout) -> tuple[Colour, Colour]:
+    """Ground and ink of an image (H W 3, uint8) as RGB in 0..255; the layout has at least one line.
 
     The ground is the median (each channel) outside the lines' boxes grown by a pixel; where they leave nothing,
-    of the whole picture. The ink is the median of the `INK_SHARE` of pixels inside the boxes farthest from it.
+    of the whole image. The ink is the median of the `INK_SHARE` of pixels inside the boxes farthest from it.
     """
-    inside, near = _line_boxes(layout, picture.shape[1], picture.shape[0])
-    pixels = picture.astype(np.float64)
+    inside, near = _line_boxes(layout, image.shape[1], image.shape[0])
+    pixels = image.astype(np.float64)
     ground = np.median(pixels[~near] if not near.all() else pixels.reshape(-1, 3), axis=0)
     candidates = pixels[inside]
     distances = np.linalg.norm(candidates - ground, axis=1)
@@ -81,14 +81,14 @@ def nearest_colour(rgb: Colour) -> str:
     return list(PALETTE)[int(distances.argmin())]
 
 
-def score_colours(pictures: Sequence[np.ndarray], layouts: Sequence[Layout], captions: Sequence[str]) -> ColourScore:
-    """Measures every picture against its own caption; the layouts say where the text stands."""
+def score_colours(images: Sequence[np.ndarray], layouts: Sequence[Layout], captions: Sequence[str]) -> ColourScore:
+    """Measures every image against its own caption; the layouts say where the text stands."""
     grounds: list[tuple[bool, float]] = []
     inks: list[tuple[bool, float]] = []
-    for picture, layout, caption in zip(pictures, layouts, captions, strict=True):
+    for image, layout, caption in zip(images, layouts, captions, strict=True):
         if not layout.lines:
             continue
-        measured = measure_colours(picture, layout)
+        measured = measure_colours(image, layout)
         for colour, name, results in zip(measured, named_colours(caption), (grounds, inks), strict=True):
             if name is not None:
                 distance = float(np.linalg.norm(np.subtract(colour, PALETTE[name])))
@@ -103,7 +103,7 @@ def _line_boxes(layout: Layout, width: int, height: int) -> tuple[np.ndarray, np
     inside, near = np.zeros((2, height, width), dtype=bool)
     for line in layout.lines:
         left, top, right, bottom = bounding_box(line.polygon)
-        # At least one whole pixel of the picture, wherever the box stands.
+        # At least one whole pixel of the image, wherever the box stands.
         x0 = min(max(0, int(left * width)), width - 1)
         y0 = min(max(0, int(top * height)), height - 1)
         x1 = min(max(x0 + 1, int(np.ceil(right * width))), width)

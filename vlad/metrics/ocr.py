@@ -1,7 +1,7 @@
-"""OCR engines behind one seam: a picture goes in, lines of text come out.
+"""OCR engines behind one seam: an image goes in, lines of text come out.
 
-Small pictures are enlarged first (`enlarge`). An engine's own settings stay as it ships them: an accuracy then
-means the same to everybody who reads the pictures again.
+Small images are enlarged first (`enlarge`). An engine's own settings stay as it ships them: an accuracy then
+means the same to everybody who reads the images again.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from vlad.utils.errors import UserError, did_you_mean
 from vlad.utils.parallel import map_in_order
 
 ENGINES = ("rapidocr", "tesseract", "paddleocr")
-ENLARGE_FACTOR = 4  # 64 x 64 pictures are read at 256 x 256
-LEAST_SIDE_PIXELS = 256  # pictures are enlarged until their shorter side has as many
+ENLARGE_FACTOR = 4  # 64 x 64 images are read at 256 x 256
+LEAST_SIDE_PIXELS = 256  # images are enlarged until their shorter side has as many
 
 
 class OCREngine(Protocol):
@@ -34,11 +34,11 @@ class OCREngine(Protocol):
 
     name: str  # engine and version, for every figure that rests on it
 
-    def read(self, picture: np.ndarray) -> tuple[TextLine, ...]:
-        """The lines of a picture (H W 3, uint8) with polygons in 0..1 and confidences, in the engine's order."""
+    def read(self, image: np.ndarray) -> tuple[TextLine, ...]:
+        """The lines of an image (H W 3, uint8) with polygons in 0..1 and confidences, in the engine's order."""
 
     def read_line(self, crop: np.ndarray) -> str:
-        """The text of a picture (H W 3, uint8) that holds one line and nothing else, whatever its confidence."""
+        """The text of an image (H W 3, uint8) that holds one line and nothing else, whatever its confidence."""
 
 
 class RapidOCREngine:
@@ -59,7 +59,7 @@ class RapidOCREngine:
         self.name = f"rapidocr {metadata.version('rapidocr')}"
         self._parameters: dict[str, Any] = {
             "Global.log_level": "error",
-            # One thread an engine and one engine a core: the same figures, twice as fast as all cores on one picture.
+            # One thread an engine and one engine a core: the same figures, twice as fast as all cores on one image.
             "EngineConfig.onnxruntime.intra_op_num_threads": 1,
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
         }
@@ -67,11 +67,11 @@ class RapidOCREngine:
             self._parameters["Global.text_score"] = least_confidence
         self._local = threading.local()
 
-    def read(self, picture: np.ndarray) -> tuple[TextLine, ...]:
-        """The lines of a picture (H W 3, uint8)."""
-        height, width = picture.shape[:2]
+    def read(self, image: np.ndarray) -> tuple[TextLine, ...]:
+        """The lines of an image (H W 3, uint8)."""
+        height, width = image.shape[:2]
         # rapidocr takes arrays as BGR, and files as they are.
-        result = self._reader()(np.ascontiguousarray(picture[..., ::-1]))
+        result = self._reader()(np.ascontiguousarray(image[..., ::-1]))
         # With nothing found it answers with records of several kinds; only the full one has lines.
         if getattr(result, "txts", None) is None or getattr(result, "boxes", None) is None:
             return ()
@@ -85,13 +85,13 @@ class RapidOCREngine:
         )
 
     def read_line(self, crop: np.ndarray) -> str:
-        """The text of a picture (H W 3, uint8) that holds one line."""
+        """The text of an image (H W 3, uint8) that holds one line."""
         # A reader of its own: rapidocr keeps what a call leaves out for all later calls.
         found = self._reader("line")(np.ascontiguousarray(crop[..., ::-1]), use_det=False, use_cls=False)
         return " ".join(getattr(found, "txts", None) or ())
 
-    def _reader(self, kind: str = "picture") -> Any:
-        """This thread's own reader: rapidocr's parts keep the picture's size in themselves while they work."""
+    def _reader(self, kind: str = "image") -> Any:
+        """This thread's own reader: rapidocr's parts keep the image's size in themselves while they work."""
         if not hasattr(self._local, kind):
             from rapidocr import RapidOCR
 
@@ -100,7 +100,7 @@ class RapidOCREngine:
 
 
 class TesseractEngine:
-    """The program `tesseract`, English, told that a picture's text is sparse (its mode 11): signs are no book pages.
+    """The program `tesseract`, English, told that an image's text is sparse (its mode 11): signs are no book pages.
 
     `least_confidence` is the mean of a line's words under which it is left out (None: 0.5, as rapidocr's). Its boxes
     are upright ones: text that runs askew is read badly, and its polygon is its bounding box.
@@ -127,12 +127,12 @@ class TesseractEngine:
         self._line_command = [program, "stdin", "stdout", "-l", "eng", "--psm", "7"]
         self._least_confidence = 0.5 if least_confidence is None else least_confidence
 
-    def read(self, picture: np.ndarray) -> tuple[TextLine, ...]:
-        """The lines of a picture (H W 3, uint8)."""
-        height, width = picture.shape[:2]
+    def read(self, image: np.ndarray) -> tuple[TextLine, ...]:
+        """The lines of an image (H W 3, uint8)."""
+        height, width = image.shape[:2]
         words: dict[tuple[str, ...], list[dict[str, str]]] = {}
         rows = csv.DictReader(
-            io.StringIO(self._run(self._command, _png(picture))), delimiter="\t", quoting=csv.QUOTE_NONE
+            io.StringIO(self._run(self._command, _png(image))), delimiter="\t", quoting=csv.QUOTE_NONE
         )
         for row in rows:
             if row["level"] == "5" and (row["text"] or "").strip():
@@ -141,7 +141,7 @@ class TesseractEngine:
         return tuple(line for line in lines if (line.confidence or 0.0) >= self._least_confidence)
 
     def read_line(self, crop: np.ndarray) -> str:
-        """The text of a picture (H W 3, uint8) that holds one line (tesseract's mode 7)."""
+        """The text of an image (H W 3, uint8) that holds one line (tesseract's mode 7)."""
         return " ".join(self._run(self._line_command, _png(crop)).split())
 
     @staticmethod
@@ -155,9 +155,9 @@ class TesseractEngine:
         return result.stdout.decode(errors="replace")
 
 
-def _png(picture: np.ndarray) -> bytes:
+def _png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
@@ -195,31 +195,31 @@ class PaddleOCREngine:
         self._least_confidence = 0.5 if least_confidence is None else least_confidence
         self._local = threading.local()
 
-    def read(self, picture: np.ndarray) -> tuple[TextLine, ...]:
-        """The lines of a picture (H W 3, uint8)."""
+    def read(self, image: np.ndarray) -> tuple[TextLine, ...]:
+        """The lines of an image (H W 3, uint8)."""
         import paddleocr
 
-        if not hasattr(self._local, "picture"):
-            self._local.picture = paddleocr.PaddleOCR(
+        if not hasattr(self._local, "image"):
+            self._local.image = paddleocr.PaddleOCR(
                 lang="en",
                 use_doc_orientation_classify=False,
                 use_doc_unwarping=False,
                 use_textline_orientation=False,
             )
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         return tuple(
             TextLine(
                 text=text,
                 polygon=tuple((float(x) / width, float(y) / height) for x, y in polygon),
                 confidence=float(score),
             )
-            for page in self._local.picture.predict(np.ascontiguousarray(picture[..., ::-1]))
+            for page in self._local.image.predict(np.ascontiguousarray(image[..., ::-1]))
             for text, score, polygon in zip(page["rec_texts"], page["rec_scores"], page["rec_polys"], strict=True)
             if score >= self._least_confidence
         )
 
     def read_line(self, crop: np.ndarray) -> str:
-        """The text of a picture (H W 3, uint8) that holds one line."""
+        """The text of an image (H W 3, uint8) that holds one line."""
         import paddleocr
 
         if not hasattr(self._local, "line"):
@@ -239,37 +239,37 @@ def build_engine(name: str, least_confidence: float | None = None) -> OCREngine:
 
 
 def enlargement(width: int, height: int) -> int:
-    """How many times a picture is enlarged to be read, unless the user says otherwise."""
+    """How many times an image is enlarged to be read, unless the user says otherwise."""
     return -(-LEAST_SIDE_PIXELS // max(1, min(width, height)))
 
 
-def enlarge(picture: np.ndarray, factor: int = ENLARGE_FACTOR) -> np.ndarray:
-    """The picture (H W 3, uint8) `factor` times as wide and high, bicubic."""
+def enlarge(image: np.ndarray, factor: int = ENLARGE_FACTOR) -> np.ndarray:
+    """The image (H W 3, uint8) `factor` times as wide and high, bicubic."""
     if factor == 1:
-        return picture
-    height, width = picture.shape[:2]
+        return image
+    height, width = image.shape[:2]
     size = (width * factor, height * factor)
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
 def read_many(
     engine_name: str,
-    pictures: Iterable[np.ndarray],
+    images: Iterable[np.ndarray],
     enlarge_factor: int = ENLARGE_FACTOR,
     workers: int | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[TextLine, ...]]:
-    """The lines of every picture, in order, read on `workers` threads (None: one a core).
+    """The lines of every image, in order, read on `workers` threads (None: one a core).
 
-    `on_progress` is called with the number of pictures read so far. What is read does not depend on `workers`.
+    `on_progress` is called with the number of images read so far. What is read does not depend on `workers`.
     Raises UserError like `build_engine`.
     """
     engine = build_engine(engine_name)
 
-    def read(picture: np.ndarray) -> tuple[TextLine, ...]:
-        return engine.read(enlarge(picture, enlarge_factor))
+    def read(image: np.ndarray) -> tuple[TextLine, ...]:
+        return engine.read(enlarge(image, enlarge_factor))
 
-    for done, lines in enumerate(map_in_order(read, pictures, workers), start=1):
+    for done, lines in enumerate(map_in_order(read, images, workers), start=1):
         if on_progress is not None:
             on_progress(done)
         yield lines

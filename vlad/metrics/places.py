@@ -1,9 +1,9 @@
-"""Whether the text of a picture stands where its caption puts it: "at the top", "in the middle on the right".
+"""Whether the text of an image stands where its caption puts it: "at the top", "in the middle on the right".
 
-    lines found in the picture -> how the free space around their block is shared: above and below, left and right
+    lines found in the image -> how the free space around their block is shared: above and below, left and right
                                -> nearest of the renderer's rows and columns -> compared with the caption's
 
-Measured on what an OCR engine finds, not on the layout: so it holds for pictures that were drawn without one. Of
+Measured on what an OCR engine finds, not on the layout: so it holds for images that were drawn without one. Of
 2,092 rendered signs whose captions name a place it confirms 2,086; the other six have three lines over most of it.
 """
 
@@ -23,7 +23,7 @@ _COLUMN_NAMED = re.compile("|".join(name for name in COLUMNS if name), re.IGNORE
 
 @dataclass(frozen=True)
 class PlaceScore:
-    """Share (0..1) of pictures whose text stands where the caption says, of those with a reading whose caption names
+    """Share (0..1) of images whose text stands where the caption says, of those with a reading whose caption names
     a place; None without any. Row and column must both be right where both are named.
     """
 
@@ -54,7 +54,7 @@ def _share(before: float, after: float) -> float:
 
 
 def score_places(readings: Sequence[Sequence[TextLine]], captions: Sequence[str]) -> PlaceScore:
-    """Measures every picture's reading against its own caption."""
+    """Measures every image's reading against its own caption."""
     right: list[bool] = []
     for lines, caption in zip(readings, captions, strict=True):
         wanted = named_place(caption)

@@ -1,4 +1,4 @@
-"""How well texts and pictures find each other in the shared space, as figures and as one picture.
+"""How well texts and images find each other in the shared space, as figures and as one image.
 
     texts N D, images N D (row i of both one sample) -> recall@1/5/10 either way, similarity gap
                                                      -> principal plane, each pair joined by a line
@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 RECALLS_AT = (1, 5, 10)
 BLOCK_ROWS = 1024  # of similarities held at once: 50,000 pairs take 200 MB
-MOST_LINES = 300  # joined pairs in a picture; more hide each other
+MOST_LINES = 300  # joined pairs in an image; more hide each other
 
 
 @dataclass(frozen=True)
 class RetrievalScores:
-    """Retrieval among `pairs` texts and as many pictures.
+    """Retrieval among `pairs` texts and as many images.
 
     Recalls are shares (0..1) of the queries whose match is among the first 1, 5, 10. Mean similarities are cosines
     of pairs that match and of pairs that don't; None where there is no pair that doesn't.
@@ -56,9 +56,9 @@ class RetrievalScores:
 def score_retrieval(
     texts: Tensor, images: Tensor, ids: Tensor | None = None, recalls_at: Sequence[int] = RECALLS_AT
 ) -> RetrievalScores:
-    """Scores embeddings N D of texts and of their pictures, N at least 1; lengths don't count.
+    """Scores embeddings N D of texts and of their images, N at least 1; lengths don't count.
 
-    `ids` (N, equal where captions are) makes every picture of an equal caption a match. A query has found its match
+    `ids` (N, equal where captions are) makes every image of an equal caption a match. A query has found its match
     at rank r if r - 1 candidates that don't match are as similar or more: ties count against it, so that embeddings
     that are all alike score nothing.
     """
@@ -106,7 +106,7 @@ class Plane:
 def principal_plane(texts: Tensor, images: Tensor) -> Plane:
     """PCA of the unit vectors of both (N D each, N at least 1) together, so that a gap between the two shows.
 
-    Each axis points to where its largest weight is positive: the same embeddings always give the same picture.
+    Each axis points to where its largest weight is positive: the same embeddings always give the same image.
     """
     both = F.normalize(torch.cat([texts, images]).double().cpu(), dim=-1)
     centred = both - both.mean(dim=0)
@@ -133,7 +133,7 @@ def draw_shared_space(texts: Tensor, images: Tensor, path: Path, title: str = ""
     pairs = [tuple(pair) for pair in zip(text_points[:MOST_LINES], image_points[:MOST_LINES], strict=True)]
     axis.add_collection(LineCollection(pairs, colors="#999999", linewidths=0.5, zorder=1))
     axis.scatter(*text_points.T, s=14, color="#4363d8", label="texts", zorder=2)
-    axis.scatter(*image_points.T, s=14, color="#f58231", marker="^", label="pictures", zorder=2)
+    axis.scatter(*image_points.T, s=14, color="#f58231", marker="^", label="images", zorder=2)
     axis.set(
         title=title,
         xlabel=f"first axis ({plane.shares[0]:.0%} of the variance)",

@@ -1,7 +1,7 @@
-"""Whether a picture spells what was asked for.
+"""Whether an image spells what was asked for.
 
 What the engine read, in reading order, is joined to one string, and so are the wanted strings; spaces and
-letter case do not count. So a word that the engine takes for two is not held against the picture.
+letter case do not count. So a word that the engine takes for two is not held against the image.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ def joined(strings: Iterable[str]) -> str:
 
 
 def read_text(lines: Sequence[TextLine]) -> str:
-    """What an engine read in one picture, as it is compared."""
+    """What an engine read in one image, as it is compared."""
     return joined(line.text for line in reading_order(lines))
 
 
 def reads_exactly(lines: Sequence[TextLine], strings: Sequence[str]) -> bool:
-    """Whether the lines read in a picture are the wanted strings, no letter more or less."""
+    """Whether the lines read in an image are the wanted strings, no letter more or less."""
     return read_text(lines) == joined(strings)
 
 
 def word_accuracy(readings: Sequence[Sequence[TextLine]], wanted: Sequence[Sequence[str]]) -> float:
-    """Share (0..1) of the pictures that read exactly; one reading and one list of strings a picture, at least one."""
+    """Share (0..1) of the images that read exactly; one reading and one list of strings an image, at least one."""
     assert len(readings) == len(wanted) > 0
     return sum(map(reads_exactly, readings, wanted)) / len(wanted)
 
 
 def letter_accuracy(readings: Sequence[Sequence[TextLine]], wanted: Sequence[Sequence[str]]) -> float:
-    """1 - edits / wanted letters over all pictures (0..1).
+    """1 - edits / wanted letters over all images (0..1).
 
-    A picture's edits are the Levenshtein distance of read and wanted text, at most its number of wanted letters:
-    no picture counts for less than nothing.
+    An image's edits are the Levenshtein distance of read and wanted text, at most its number of wanted letters:
+    no image counts for less than nothing.
     """
     assert len(readings) == len(wanted) > 0
     letters = [joined(strings) for strings in wanted]

@@ -82,7 +82,7 @@ class BesideAttnProcessor:
         A(q, K_own, V_own) + A(q, K_t, V_t)
 
     So t takes nothing from the softmax of the base's tokens, and tokens of zero add zero (V has no bias): the UNet
-    says what it said before t came. IP-Adapter (arXiv 2308.06721, Eq. 5) adds pictures in this way; here both share
+    says what it said before t came. IP-Adapter (arXiv 2308.06721, Eq. 5) adds images in this way; here both share
     W_k and W_v.
     """
 

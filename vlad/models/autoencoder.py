@@ -65,7 +65,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def fit(self, pixels: Tensor) -> float:
-        """Fits the projection to pictures (B 3 H W in [-1, 1]); returns the share of variance it keeps."""
+        """Fits the projection to images (B 3 H W in [-1, 1]); returns the share of variance it keeps."""
         f, channels = self.config.patch_pixels, self.config.latent_channels
         patches = F.unfold(pixels.double(), f, stride=f).transpose(1, 2).flatten(0, 1)  # n, 3 f f
         mean = patches.mean(dim=0)
@@ -136,7 +136,7 @@ def differing_latents(one: PatchAutoencoder | AutoencoderKL, other: AutoencoderK
 
 
 def sized(t: Conditioning, autoencoder: PatchAutoencoder | AutoencoderKL, latents: Tensor) -> Conditioning:
-    """t that says how large the pictures of these latents (B C h w) are."""
+    """t that says how large the images of these latents (B C h w) are."""
     factor, (height, width) = spatial_factor(autoencoder), latents.shape[-2:]
     return replace(t, size=(height * factor, width * factor))
 

@@ -1,4 +1,4 @@
-"""Captions from a vision-language model: any image-text-to-text model of transformers, given the text in the picture.
+"""Captions from a vision-language model: any image-text-to-text model of transformers, given the text in the image.
 
 What it writes is checked by the importers: they see to it that exactly the recognised strings are quoted.
 """
@@ -37,7 +37,7 @@ SILENT = "There is no legible text in it; do not mention any."
 
 
 class LVLMCaptioner:
-    """Writes a sentence about each picture, always the same one: nothing is drawn at random.
+    """Writes a sentence about each image, always the same one: nothing is drawn at random.
 
     `path` is a local folder or hub id. `device` "auto": a GPU where there is one. Raises UserError where the model
     cannot be loaded, or is of another kind; `option` is what names it there.
@@ -65,18 +65,18 @@ class LVLMCaptioner:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
 
-    def describe(self, pictures: list[np.ndarray], strings: list[tuple[str, ...]]) -> list[str]:
-        """A sentence for every picture (H W 3, uint8), given the strings that it says; "" where the model is silent."""
-        return self._answers(pictures, [instruction(said) for said in strings])
+    def describe(self, images: list[np.ndarray], strings: list[tuple[str, ...]]) -> list[str]:
+        """A sentence for every image (H W 3, uint8), given the strings that it says; "" where the model is silent."""
+        return self._answers(images, [instruction(said) for said in strings])
 
-    def say(self, pictures: list[np.ndarray]) -> list[str]:
-        """What the model sees in every picture (H W 3, uint8), told nothing of it; "" where it is silent."""
-        return self._answers(pictures, [QUESTION] * len(pictures))
+    def say(self, images: list[np.ndarray]) -> list[str]:
+        """What the model sees in every image (H W 3, uint8), told nothing of it; "" where it is silent."""
+        return self._answers(images, [QUESTION] * len(images))
 
     @torch.inference_mode()
-    def _answers(self, pictures: list[np.ndarray], questions: list[str]) -> list[str]:
+    def _answers(self, images: list[np.ndarray], questions: list[str]) -> list[str]:
         inputs = self._processor(
-            images=[Image.fromarray(picture) for picture in pictures],
+            images=[Image.fromarray(image) for image in images],
             text=[self._prompt(question) for question in questions],
             padding=True,
             return_tensors="pt",
@@ -86,14 +86,14 @@ class LVLMCaptioner:
         return [first_paragraph(answer) for answer in answers]
 
     def _prompt(self, text: str) -> str:
-        # A picture may say "<image>": to the model that would be one picture more.
+        # An image may say "<image>": to the model that would be one image more.
         for token in self._special_tokens:
             text = text.replace(token, " ")
         return _asked(self._processor, text)
 
 
 def _asked(processor: Any, text: str) -> str:
-    """The instruction as the model was taught to read one; plainly after the picture where nothing says how."""
+    """The instruction as the model was taught to read one; plainly after the image where nothing says how."""
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}, {"type": "text", "text": text}]
         return processor.apply_chat_template(

@@ -1,7 +1,7 @@
-"""Pretrained encoders that pictures are judged by: CLIP for CLIPScore, any vision encoder for distances, any text
+"""Pretrained encoders that images are judged by: CLIP for CLIPScore, any vision encoder for distances, any text
 encoder for how alike descriptions are.
 
-Only from folders on this machine (as `save_pretrained` or `hf download` leave them): nothing is fetched. Pictures are
+Only from folders on this machine (as `save_pretrained` or `hf download` leave them): nothing is fetched. Images are
 prepared as the folder's preprocessor_config.json says, with Pillow.
 """
 
@@ -37,7 +37,7 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Preparation:
-    """A picture on its way to an encoder: its shorter side scaled to `edge`, the middle `side` x `side` cut out,
+    """An image on its way to an encoder: its shorter side scaled to `edge`, the middle `side` x `side` cut out,
     normalised with `mean` and `std` of pixels in [0, 1]."""
 
     edge: int
@@ -45,18 +45,18 @@ class Preparation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """Pictures (H W 3, uint8) of any sizes -> B 3 S S, float32."""
-        return torch.stack([self._one(picture) for picture in pictures])
+    def __call__(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Images (H W 3, uint8) of any sizes -> B 3 S S, float32."""
+        return torch.stack([self._one(image) for image in images])
 
-    def _one(self, picture: np.ndarray) -> Tensor:
-        height, width = picture.shape[:2]
+    def _one(self, image: np.ndarray) -> Tensor:
+        height, width = image.shape[:2]
         scale = self.edge / min(height, width)
         size = max(self.edge, int(width * scale)), max(self.edge, int(height * scale))
-        image = Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)
+        resized = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
         left, top = (size[0] - self.side) // 2, (size[1] - self.side) // 2
-        image = image.crop((left, top, left + self.side, top + self.side))
-        pixels = (np.asarray(image, dtype=np.float32) / 255 - self.mean) / self.std
+        resized = resized.crop((left, top, left + self.side, top + self.side))
+        pixels = (np.asarray(resized, dtype=np.float32) / 255 - self.mean) / self.std
         return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)
 
 
@@ -104,7 +104,7 @@ def _preparation(folder: Path, default_side: int) -> Preparation:
 
 
 class CLIPEncoder:
-    """A CLIP: how alike texts and pictures are. Raises UserError when the folder holds none."""
+    """A CLIP: how alike texts and images are. Raises UserError when the folder holds none."""
 
     def __init__(self, folder: Path) -> None:
         self.model = _load(folder)
@@ -115,13 +115,13 @@ class CLIPEncoder:
         self.prepare = _preparation(folder, self.model.config.vision_config.image_size)
 
     @torch.no_grad()
-    def similarity(self, texts: Sequence[str], pictures: Sequence[np.ndarray]) -> Tensor:
-        """The cosine of each text and its picture (B); texts beyond the context are cut."""
-        return torch.cosine_similarity(self.embed_texts(texts), self.embed_pictures(pictures), dim=-1)
+    def similarity(self, texts: Sequence[str], images: Sequence[np.ndarray]) -> Tensor:
+        """The cosine of each text and its image (B); texts beyond the context are cut."""
+        return torch.cosine_similarity(self.embed_texts(texts), self.embed_images(images), dim=-1)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> B D, in the space of pictures; those beyond the context are cut."""
+        """Texts -> B D, in the space of images; those beyond the context are cut."""
         most = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=most, return_tensors="pt")
         found = self.model.get_text_features(
@@ -131,15 +131,15 @@ class CLIPEncoder:
         return found.pooler_output.cpu()
 
     @torch.no_grad()
-    def embed_pictures(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """Pictures (H W 3, uint8, of any sizes) -> B D, in the space of texts."""
-        prepared = self.prepare(pictures).to(self.model.device)
+    def embed_images(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Images (H W 3, uint8, of any sizes) -> B D, in the space of texts."""
+        prepared = self.prepare(images).to(self.model.device)
         return self.model.get_image_features(pixel_values=prepared).pooler_output.cpu()
 
 
 class VisionEncoder:
     """Any vision encoder of transformers: DINOv2, ViT, SigLIP, or CLIP's own tower. Its pooled output, or else its
-    first token's, is what pictures are compared by. Raises UserError when the folder holds none."""
+    first token's, is what images are compared by. Raises UserError when the folder holds none."""
 
     def __init__(self, folder: Path) -> None:
         model = _load(folder)
@@ -148,7 +148,7 @@ class VisionEncoder:
         # One that takes words too waits for them.
         if "pixel_values" not in taken or "input_ids" in taken:
             raise UserError(
-                f"{folder} holds a {model.config.model_type} model, which takes no pictures alone; give a vision"
+                f"{folder} holds a {model.config.model_type} model, which takes no images alone; give a vision"
                 " encoder's folder (DINOv2, ViT, SigLIP or CLIP)."
             )
         config = getattr(model.config, "vision_config", model.config)
@@ -157,9 +157,9 @@ class VisionEncoder:
         self.prepare = _preparation(folder, int(side[0] if isinstance(side, list | tuple) else side))
 
     @torch.no_grad()
-    def features(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """Pictures (H W 3, uint8) -> B D."""
-        found = self.model(pixel_values=self.prepare(pictures).to(next(self.model.parameters()).device))
+    def features(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Images (H W 3, uint8) -> B D."""
+        found = self.model(pixel_values=self.prepare(images).to(next(self.model.parameters()).device))
         pooled = getattr(found, "pooler_output", None)
         return (found.last_hidden_state[:, 0] if pooled is None else pooled).flatten(1).cpu()
 
@@ -172,7 +172,7 @@ class SentenceEncoder:
         self.model, self.tokenizer = _load(folder), _tokenizer(folder)
         try:
             self.similarity(["a sign"], ["a sign"])
-        except Exception as error:  # each class has its own way to miss pictures, or a second text
+        except Exception as error:  # each class has its own way to miss images, or a second text
             raise UserError(
                 f"{folder} holds a {self.model.config.model_type} model that encodes no texts alone"
                 f" ({reason_of(error)}); give a sentence encoder's folder."

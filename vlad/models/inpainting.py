@@ -1,10 +1,10 @@
 """Editing: the refine UNet is given what stands outside a mask, and draws what is inside.
 
-    mask m, 1 where the picture is drawn anew     B 1 H W  ->  the share of every cell     B 1 h w
-    the picture with grey in the mask's place     B 3 H W  ->  its latents                 B C h w
+    mask m, 1 where the image is drawn anew     B 1 H W  ->  the share of every cell     B 1 h w
+    the image with grey in the mask's place     B 3 H W  ->  its latents                 B C h w
 
 Both are the last channels of the UNet's input (the manner of Stable Diffusion's inpainting models, arXiv 2112.10752,
-section 4.5). All zeros say that no picture is given. Letters: B batch, C latent channels, H W pixels, h w cells.
+section 4.5). All zeros say that no image is given. Letters: B batch, C latent channels, H W pixels, h w cells.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from vlad.models.autoencoder import PatchAutoencoder, latent_moments
 
 
 def edit_channels(latent_channels: int) -> int:
-    """The input channels that editing takes: the mask's one, and those of the masked picture's latents."""
+    """The input channels that editing takes: the mask's one, and those of the masked image's latents."""
     return 1 + latent_channels
 
 
 @torch.no_grad()
 def edit_inputs(autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor, mask: Tensor) -> Tensor:
-    """B 1+C h w of pictures (B 3 H W in [-1, 1]) and masks (B 1 H W, 1 where drawn anew); the latents' mean."""
+    """B 1+C h w of images (B 3 H W in [-1, 1]) and masks (B 1 H W, 1 where drawn anew); the latents' mean."""
     hidden = (pixels * (1 - mask)).to(autoencoder.dtype)
     latents = latent_moments(autoencoder, hidden)[0].to(pixels.dtype)  # B C h w
     height, width = latents.shape[-2:]

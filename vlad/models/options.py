@@ -110,7 +110,7 @@ class LVLMOptions:
     vision_hidden_size: int = 64
     vision_layers: int = 2
     vision_patch_pixels: int = 16
-    # Pictures are scaled to this side before a vision tower that takes any (Qwen2-VL, Pixtral, DINOv2, ...).
+    # Images are scaled to this side before a vision tower that takes any (Qwen2-VL, Pixtral, DINOv2, ...).
     vision_pixels: int = 64
     max_tokens: int = 160
     # Around a prompt: the tokenizer's own special tokens, or its chat template (whose tokens give no states).
@@ -162,7 +162,7 @@ class StableDiffusionOptions:
     variant: str | None = None
     # For a single file: a folder or hub id in diffusers' format of the same kind of model. Its weights are not read.
     config: str | None = None
-    # Keep its own text encoders' tokens beside the CCM's: at step 0 the pictures are its own.
+    # Keep its own text encoders' tokens beside the CCM's: at step 0 the images are its own.
     own_text: bool = True
 
     def __post_init__(self) -> None:

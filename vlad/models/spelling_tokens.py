@@ -6,7 +6,7 @@ which character stands at which place of which string:
     e = E_bytes(character) + E_place(length of the string, index in it) + E_string(number of strings, index)
         + Fourier features of the nominal place
 
-The nominal place is where the character's middle would stand, from 0 at the left to 1 at the right of the picture,
+The nominal place is where the character's middle would stand, from 0 at the left to 1 at the right of the image,
 were its string a centred line as wide as it fits. The features are those that tell a UNet's cells where they are
 (`diffusion.unets.position_features`): key and query speak of places in the same terms from the first step.
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vlad.types import Prompt
 
 MOST_TOKENS = 512  # of one prompt: a caption from the wild may quote a page
-NOMINAL_CELL = 0.2  # no letter is nominally wider than this share of the picture
+NOMINAL_CELL = 0.2  # no letter is nominally wider than this share of the image
 UTF8_BYTES = 4  # a character is at most four bytes: the embedding is the sum of theirs, any script
 
 

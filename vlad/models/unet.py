@@ -99,12 +99,12 @@ def _all_tokens(conditioning: Conditioning) -> tuple[Tensor, Tensor, int]:
 def _added_conditioning(unet: UNet2DConditionModel, conditioning: Conditioning) -> dict[str, Tensor] | None:
     """SDXL's (arXiv 2307.01952, section 2.2): the pooled text of its own encoder, and six numbers of sizes.
 
-    Those are the original height and width, the crop's top and left, and the height and width that are drawn: pictures
+    Those are the original height and width, the crop's top and left, and the height and width that are drawn: images
     are whole and as large as they are drawn. Without its own text: the zeros that SDXL knows as no prompt.
     """
     if unet.config.addition_embed_type != "text_time":
         return None
-    assert conditioning.size is not None, "this UNet is told the size of the picture"
+    assert conditioning.size is not None, "this UNet is told the size of the image"
     batch, own = len(conditioning.tokens), conditioning.own
     sizes = torch.tensor([*conditioning.size, 0.0, 0.0, *conditioning.size], device=conditioning.tokens.device)
     text = None if own is None else own.pooled

@@ -1,6 +1,6 @@
-"""What the pipeline hands from step to step, and pictures in batches of one size.
+"""What the pipeline hands from step to step, and images in batches of one size.
 
-Letters: B pictures, C latent channels, h w cells, K tokens.
+Letters: B images, C latent channels, h w cells, K tokens.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Noise:
-    """What one picture starts from in either stage, C h w each."""
+    """What one image starts from in either stage, C h w each."""
 
     layout: Tensor
     refine: Tensor
@@ -57,13 +57,13 @@ class Guidance:
 def draw_noise(
     seeds: Sequence[int], generator: torch.Generator | Sequence[torch.Generator] | None, shape: tuple[int, int, int]
 ) -> list[Noise]:
-    """Noise of both stages for each picture, C h w; drawn on the CPU, so that devices agree."""
+    """Noise of both stages for each image, C h w; drawn on the CPU, so that devices agree."""
     if generator is None:
         generators = [[torch.Generator().manual_seed(2 * seed + stage) for stage in (0, 1)] for seed in seeds]
     else:
         one_each = [generator] * len(seeds) if isinstance(generator, torch.Generator) else list(generator)
         if len(one_each) != len(seeds):
-            raise UserError(f"There are {len(one_each)} generators for {len(seeds)} pictures; give one each, or one.")
+            raise UserError(f"There are {len(one_each)} generators for {len(seeds)} images; give one each, or one.")
         generators = [[own, own] for own in one_each]
     return [Noise(*(torch.randn(shape, generator=own, device=own.device).cpu() for own in pair)) for pair in generators]
 
@@ -108,20 +108,20 @@ def _filled_up(part: Conditioning, width: int) -> Conditioning:
     return replace(part, tokens=F.pad(part.tokens, (0, 0, 0, missing)), mask=F.pad(part.mask, (0, missing)))
 
 
-def as_output(pictures: Tensor, output_type: str) -> Any:
+def as_output(images: Tensor, output_type: str) -> Any:
     """Pixels (B 3 H W, 0..1) or latents as the caller wants them."""
     if output_type in ("pt", "latent"):
-        return pictures
-    rows = pictures.permute(0, 2, 3, 1)
+        return images
+    rows = images.permute(0, 2, 3, 1)
     if output_type == "np":
         return rows.numpy()
-    return [Image.fromarray(picture) for picture in (rows * 255).round().byte().numpy()]
+    return [Image.fromarray(image) for image in (rows * 255).round().byte().numpy()]
 
 
 def full_batches(count: int, size: int) -> Iterator[tuple[list[int], int]]:
     """Indices in batches of exactly `size`, and how many of them count.
 
-    The last batch repeats its last picture: with the same shapes the same kernels run, so that a picture comes
+    The last batch repeats its last image: with the same shapes the same kernels run, so that an image comes
     out bit for bit the same alone and in company.
     """
     for start in range(0, count, size):

@@ -24,19 +24,19 @@ def inputs_of_edits(
     result = torch.zeros(len(edits), edit_channels(channels), height, width, device=device)
     for i, edit in enumerate(edits):  # each on its own: it must not depend on its neighbours
         if edit is not None:
-            pixels = torch.from_numpy(edit.picture.copy()).permute(2, 0, 1)[None].to(device) / 127.5 - 1
+            pixels = torch.from_numpy(edit.image.copy()).permute(2, 0, 1)[None].to(device) / 127.5 - 1
             mask = torch.from_numpy(edit.mask.copy())[None, None].to(device, pixels.dtype)
             result[i] = edit_inputs(autoencoder, pixels, mask)[0]
     return result
 
 
 def pasted(pixels: Tensor, edits: Sequence[Edit | None]) -> Tensor:
-    """Pictures (B 3 H W, 0..1): what was drawn inside the masks, the edited pictures' own pixels elsewhere."""
+    """Images (B 3 H W, 0..1): what was drawn inside the masks, the edited images' own pixels elsewhere."""
     rows = []
     for row, edit in zip(pixels, edits, strict=True):
         if edit is None:
             rows.append(row)
         else:
-            kept = torch.from_numpy(edit.picture.copy()).permute(2, 0, 1).to(row.dtype) / 255
+            kept = torch.from_numpy(edit.image.copy()).permute(2, 0, 1).to(row.dtype) / 255
             rows.append(torch.where(torch.from_numpy(edit.mask.copy()), row, kept))
     return torch.stack(rows)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vlad.utils.errors import UserError
 
-MOST_SCALE = 100.0  # of guidance: pictures glare long before
+MOST_SCALE = 100.0  # of guidance: images glare long before
 
 
 def check_scale(name: str, value: float) -> None:
@@ -19,7 +19,7 @@ def check_scale(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """How pictures are drawn unless the call says otherwise."""
+    """How images are drawn unless the call says otherwise."""
 
     steps: int = 20
     # Guidance: s_t and s_z of `diffusion.samplers.guided`; the layout stage has a text scale of its own.
@@ -28,7 +28,7 @@ class SampleOptions:
     planning_scale: float = 1.0
     # Read the layout off the generated glyph map and draw it again before stage two.
     refit: bool = True
-    # Pictures drawn at once. Always filled up: a picture must not depend on how many others are drawn.
+    # Images drawn at once. Always filled up: an image must not depend on how many others are drawn.
     batch_size: int = 16
 
     def __post_init__(self) -> None:

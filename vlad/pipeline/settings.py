@@ -1,4 +1,4 @@
-"""How pictures are drawn: what a config says, what a call says, and what cannot be."""
+"""How images are drawn: what a config says, what a call says, and what cannot be."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from vlad.pipeline.options import check_scale
 from vlad.utils.errors import UserError
 
 MOST_PIXELS = 4096  # of a side
-MOST_AT_ONCE = 4096  # pictures of a batch, which is filled up to its size
+MOST_AT_ONCE = 4096  # images of a batch, which is filled up to its size
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """Everything but prompt, seed and layout that a picture depends on: what a recipe has to keep."""
+    """Everything but prompt, seed and layout that an image depends on: what a recipe has to keep."""
 
     steps: int
     text_scale: float
@@ -70,7 +70,7 @@ def check_can_edit(model_edits: bool) -> None:
     """Raises UserError for a model that does not edit."""
     if not model_edits:
         raise UserError(
-            "This model was not trained to edit pictures; train one with refine.editing_share, such as"
+            "This model was not trained to edit images; train one with refine.editing_share, such as"
             " configs/tiny_edit.yaml."
         )
 
@@ -78,12 +78,12 @@ def check_can_edit(model_edits: bool) -> None:
 def check_edits(
     edits: Sequence[Edit | None], model_edits: bool, width: int | None, height: int | None
 ) -> tuple[int, int]:
-    """The height and width of the pictures that are edited. Raises UserError for a model that does not edit."""
+    """The height and width of the images that are edited. Raises UserError for a model that does not edit."""
     check_can_edit(model_edits)
     found = common_size(edits)
     if (height or found[0], width or found[1]) != found:
         raise UserError(
-            f"The picture to edit has {found[1]} x {found[0]} pixels and keeps them; leave width and height out."
+            f"The image to edit has {found[1]} x {found[0]} pixels and keeps them; leave width and height out."
         )
     return found
 

@@ -1,10 +1,10 @@
-"""VLADPipeline: the trained parts in diffusers' format; prompt -> layout -> picture.
+"""VLADPipeline: the trained parts in diffusers' format; prompt -> layout -> image.
 
     prompts -- text side --> t --+-- layout UNet --> z -- decode --> glyph map -- refit --> Layout
                                  |                                                            |
                                  +-- refine UNet <-------------- encode <-- glyph map <-- draw
 
-Letters: B pictures, C latent channels, h w cells.
+Letters: B images, C latent channels, h w cells.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vlad.diffusion.options import NoiseOptions
 from vlad.diffusion.solvers import OnStep, build_solver, check_scheduler, sample_latents
 from vlad.layout.fonts import missing_glyphs, no_font_reason
 from vlad.layout.glyph_map import draw_glyph_map
-from vlad.layout.masks import Edit, Picture, edits_of, layout_of_edit
+from vlad.layout.masks import Edit, ImageLike, edits_of, layout_of_edit
 from vlad.layout.refit import refit_layout
 from vlad.lora.weighted import set_adapters
 from vlad.models.attention import attend_beside
@@ -58,15 +58,20 @@ from vlad.types import Conditioning, Layout, Prompt
 from vlad.utils.errors import UserError
 
 KEPT_READINGS = 64  # prompts whose t is kept where they are read once
+# Where the components of pipelines lay that version 0.1 has saved.
+MODULES_OF_0_1 = {
+    "vlad.diffusion.autoencoder": "vlad.models.autoencoder",
+    "vlad.text.composition": "vlad.models.composition",
+}
 # Reads a glyph map (H W, 0..1) as strings.
 Reader = Callable[[np.ndarray], Sequence[str]]
 
 
 @dataclass
 class VLADPipelineOutput(BaseOutput):
-    """Pictures with the layouts between the stages and, where stage one ran, its raw glyph maps (H W, 0..1).
+    """Images with the layouts between the stages and, where stage one ran, its raw glyph maps (H W, 0..1).
 
-    `images` are Pillow pictures, or as `output_type` says: np B H W 3 and pt B 3 H W in 0..1, latent B C h w.
+    `images` are Pillow images, or as `output_type` says: np B H W 3 and pt B 3 H W in 0..1, latent B C h w.
     """
 
     images: Any
@@ -75,7 +80,7 @@ class VLADPipelineOutput(BaseOutput):
 
 
 class VLADPipeline(DiffusionPipeline):
-    """Prompts with quoted strings -> pictures that spell them."""
+    """Prompts with quoted strings -> images that spell them."""
 
     model_cpu_offload_seq = (
         "lvlm->own_text_encoder->own_text_encoder_2->composition->layout_unet->refine_unet->autoencoder"
@@ -99,7 +104,7 @@ class VLADPipeline(DiffusionPipeline):
         layout_scheduler: SchedulerMixin | None,
         refine_unet: nn.Module,
         refine_scheduler: SchedulerMixin,
-        picture_pixels: int = 64,
+        image_pixels: int = 64,
         with_layout: bool = True,
         edits: bool = False,
         pooling: str = "mean",  # diffusers warns of a Literal
@@ -142,7 +147,7 @@ class VLADPipeline(DiffusionPipeline):
         )
         attend_beside([layout_unet, refine_unet])
         self.register_to_config(
-            picture_pixels=picture_pixels,
+            image_pixels=image_pixels,
             with_layout=with_layout,
             edits=edits,
             pooling=pooling,
@@ -160,6 +165,18 @@ class VLADPipeline(DiffusionPipeline):
             own_text=own_text,
         )
         self._readings: dict[str, Conditioning] | None = None
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """The content of model_index.json, with today's names where version 0.1 wrote others."""
+        loaded = super().load_config(*args, **kwargs)
+        index = loaded[0] if isinstance(loaded, tuple) else loaded
+        if "picture_pixels" in index:
+            index["image_pixels"] = index.pop("picture_pixels")
+        for name, part in tuple(index.items()):
+            if isinstance(part, list | tuple) and part and part[0] in MODULES_OF_0_1:
+                index[name] = [MODULES_OF_0_1[part[0]], *part[1:]]
+        return loaded
 
     @property
     def uses_layout(self) -> bool:
@@ -226,7 +243,7 @@ class VLADPipeline(DiffusionPipeline):
 
     @property
     def size_unit(self) -> int:
-        """Both sides of a picture are multiples of this: pixels a latent cell, halved on each level of the UNet."""
+        """Both sides of an image are multiples of this: pixels a latent cell, halved on each level of the UNet."""
         levels = len(self.refine_unet.config.block_out_channels)
         return spatial_factor(self.autoencoder) * 2 ** (levels - 1)
 
@@ -242,8 +259,8 @@ class VLADPipeline(DiffusionPipeline):
             config.layout_scale,
             config.planning_scale,
             config.refit,
-            config.picture_pixels,
-            config.picture_pixels,
+            config.image_pixels,
+            config.image_pixels,
             config.batch_size,
         )
         asked = replace(defaults, **{name: value for name, value in given.items() if value is not None})
@@ -290,20 +307,20 @@ class VLADPipeline(DiffusionPipeline):
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         reader: Reader | None = None,
-        image: Picture | Sequence[Picture] | None = None,
-        mask_image: Picture | Sequence[Picture] | None = None,
+        image: ImageLike | Sequence[ImageLike] | None = None,
+        mask_image: ImageLike | Sequence[ImageLike] | None = None,
     ) -> VLADPipelineOutput:
-        """`num_images_per_prompt` pictures a prompt, those of one prompt together.
+        """`num_images_per_prompt` images a prompt, those of one prompt together.
 
-        `seeds`: one for all prompts or one each; picture k of a prompt has its seed + k. A picture depends on its
-        prompt, its seed, its layout and the settings, not on what else is drawn. `generator` (one, or one a picture)
-        takes the place of the seeds; one for several pictures makes them depend on each other. A layout that is given
+        `seeds`: one for all prompts or one each; image k of a prompt has its seed + k. An image depends on its
+        prompt, its seed, its layout and the settings, not on what else is drawn. `generator` (one, or one an image)
+        takes the place of the seeds; one for several images makes them depend on each other. A layout that is given
         takes the place of stage one. `width` and `height` in pixels; `num_inference_steps` is diffusers' name of
         `steps`. With a `reader`, a raw glyph map in which it reads the prompt's strings is kept as it is; only the
         others are refitted. `callback_on_step_end(pipeline, step, timestep, {"latents": x_t})` runs after each step,
         those of stage one first; what it returns as "latents" goes on. With an `image` and a `mask_image` (one for
         all prompts or one each, as `layout.masks.edits_of` takes them) only what is white in the mask is drawn, and the
-        rest of the picture is returned as it was; a layout then holds the lines in the mask, and without one the
+        rest of the image is returned as it was; a layout then holds the lines in the mask, and without one the
         prompt's strings fill it. Raises UserError for a prompt, layout, size, scheduler or edit that this model cannot
         draw.
         """
@@ -339,7 +356,7 @@ class VLADPipeline(DiffusionPipeline):
         noise = draw_noise([seed + k for seed in seed_list for k in each], generator, self._latent_shape(settings))
         output = VLADPipelineOutput(images=[], layouts=[], glyph_maps=[])
         batches = list(full_batches(len(prompts), settings.batch_size))
-        pictures = []
+        images = []
         two_stages = self.uses_layout and any(layout is None for layout in given)
         with self.reading_once(), self.progress_bar(total=len(batches) * settings.steps * (1 + two_stages)) as bar:
             on_step = stepping(self, bar, callback_on_step_end)
@@ -349,11 +366,11 @@ class VLADPipeline(DiffusionPipeline):
                 planned = self._plan_batch(*rows, [plans[i] for i in chunk], settings, on_step, reader)
                 own = [every_edit[i] for i in chunk]
                 drawn = self._refine_batch(*rows[1:], planned, settings, on_step, output_type, own)
-                pictures.append(drawn[:count])
+                images.append(drawn[:count])
                 output.layouts.extend(plan.layout for plan in planned[:count])
                 output.glyph_maps.extend(plan.glyph_map for plan in planned[:count])
         self.maybe_free_model_hooks()
-        output.images = as_output(torch.cat(pictures), output_type)
+        output.images = as_output(torch.cat(images), output_type)
         return output
 
     def _check_solvers(self) -> None:
@@ -384,17 +401,17 @@ class VLADPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def refine(self, prompts: Sequence[Prompt], seeds: Sequence[int], layouts: Sequence[Layout]) -> list[Image.Image]:
-        """Stage two alone: pictures of prompts and layouts."""
+        """Stage two alone: images of prompts and layouts."""
         settings = self.settings()
         noise = draw_noise(seeds, None, self._latent_shape(settings))
-        pictures: list[Image.Image] = []
+        images: list[Image.Image] = []
         for chunk, count in full_batches(len(prompts), settings.batch_size):
             conditioning = self._read_prompts([prompts[i] for i in chunk], settings)
             plans = [Plan(layouts[i], None, None) for i in chunk]
             drawn = self._refine_batch(conditioning, [noise[i] for i in chunk], plans, settings)
-            pictures += as_output(drawn[:count], "pil")
+            images += as_output(drawn[:count], "pil")
         self.maybe_free_model_hooks()
-        return pictures
+        return images
 
     def _plan_batch(
         self,
@@ -449,7 +466,7 @@ class VLADPipeline(DiffusionPipeline):
     ) -> Tensor:
         """Stage two: pixels (B 3 H W, 0..1) of the plans, or with output_type latent x_0 (B C h w).
 
-        What an edit keeps is its picture's.
+        What an edit keeps is its image's.
         """
         edits = [None] * len(plans) if edits is None else edits
         device = conditioning.wanted.tokens.device
@@ -477,7 +494,7 @@ class VLADPipeline(DiffusionPipeline):
         return pasted(((self._decode(x_0) + 1) / 2).cpu(), edits)
 
     def _edit_inputs(self, edits: Sequence[Edit | None], settings: DrawSettings, device: torch.device) -> Tensor | None:
-        """What the refine UNet is told of the pictures that are edited: B 1+C h w, zero for the others."""
+        """What the refine UNet is told of the images that are edited: B 1+C h w, zero for the others."""
         if not self.config.edits:
             return None
         onload(self.autoencoder)
@@ -495,7 +512,7 @@ class VLADPipeline(DiffusionPipeline):
         maps = np.stack([drawn[id(plan.layout)] for plan in plans])  # B H W
         canvas = torch.from_numpy(maps).to(device)[:, None].expand(-1, 3, -1, -1) * 2 - 1
         onload(self.autoencoder)
-        # The mean, not a draw: the same layout gives the same picture.
+        # The mean, not a draw: the same layout gives the same image.
         z = latent_moments(self.autoencoder, canvas.to(self.autoencoder.dtype))[0].float()
         return torch.stack(
             [plan.z if plan.keep_raw and plan.z is not None else row for row, plan in zip(z, plans, strict=True)]

@@ -40,19 +40,19 @@ def measure_loading(count: int) -> None:
         signs = (like_a_photograph(render_sign(options512, index), index) for index in range(count))
         write_shards(signs, shards, samples_per_shard=500, extension="jpg")
         sets = open_sets({str(shards): 1.0})
-        options = StreamOptions(picture_pixels=512, batch_size=16, shuffle_window=500)
+        options = StreamOptions(image_pixels=512, batch_size=16, shuffle_window=500)
         fingerprint = data_fingerprint(sets, options)
         write_cache(sets, options, _latents, cache, fingerprint, lambda done: None)
         cached = open_cache(str(cache), fingerprint)
         paths = [shard.path for shard in sets.indexes[0].shards]
-        pictures = [members["jpg"] for path in paths for _, members in read_members(path)]
-        print(f"{count} pictures of 512 x 512, {sum(map(len, pictures)) / count / 1000:.0f} kB each")
+        images = [members["jpg"] for path in paths for _, members in read_members(path)]
+        print(f"{count} images of 512 x 512, {sum(map(len, images)) / count / 1000:.0f} kB each")
         tar = rate(count, lambda: [list(read_members(path)) for path in paths])
         for workers in (0, 1, 2):
             run = dataclasses.replace(options, workers=workers)
             batches = count // options.batch_size
             kinds = {
-                "decode limit": DecodeAlone(pictures, options.batch_size),
+                "decode limit": DecodeAlone(images, options.batch_size),
                 "whole pipeline to batches": ShardBatches(sets, run, batches),
                 # Several times as many: a cached epoch of this size is over before the workers have begun.
                 "cached latents to batches": ShardBatches(cached, run, 10 * batches),
@@ -74,22 +74,22 @@ def measure_loading(count: int) -> None:
 
 def _latents(batch: Batch) -> CachedStates:
     """As large as Stable Diffusion's, and as good as any for being read."""
-    picture, picture_deviation, glyph, glyph_deviation = torch.randn(4, len(batch.keys), 4, 64, 64)
-    return CachedStates(picture, picture_deviation, glyph, glyph_deviation)
+    image, image_deviation, glyph, glyph_deviation = torch.randn(4, len(batch.keys), 4, 64, 64)
+    return CachedStates(image, image_deviation, glyph, glyph_deviation)
 
 
 class DecodeAlone:
-    """Pillow's decoding of pictures, and nothing else: gives their number, batch by batch."""
+    """Pillow's decoding of images, and nothing else: gives their number, batch by batch."""
 
-    def __init__(self, pictures: list[bytes], batch_size: int) -> None:
-        self.pictures, self.batch_size = pictures, batch_size
+    def __init__(self, images: list[bytes], batch_size: int) -> None:
+        self.images, self.batch_size = images, batch_size
 
     def __len__(self) -> int:
-        return len(self.pictures) // self.batch_size
+        return len(self.images) // self.batch_size
 
     def __getitem__(self, number: int) -> int:
-        chosen = self.pictures[number * self.batch_size : (number + 1) * self.batch_size]
-        return len([np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")) for picture in chosen])
+        chosen = self.images[number * self.batch_size : (number + 1) * self.batch_size]
+        return len([np.asarray(Image.open(io.BytesIO(image)).convert("RGB")) for image in chosen])
 
 
 def loading_rate(dataset: Any, workers: int, batch_size: int) -> tuple[float, float | None]:

@@ -24,7 +24,7 @@ from vlad.data.options import SyntheticOptions
 from vlad.data.signs import render_sign
 from vlad.diffusion.noise_schedule import build_scheduler
 from vlad.lora.adapters import add_adapter
-from vlad.training.build import build_parts, new_parts, reads_pictures
+from vlad.training.build import build_parts, new_parts, reads_images
 from vlad.training.callbacks.phases import TextPhases
 from vlad.training.memory_plan import plan_stage
 from vlad.training.optim import build_optimizer
@@ -45,7 +45,7 @@ def planned_and_measured(model: Path, stage: str, pixels: int, overrides: Sequen
     """Bytes: what the plan says of a stage from a stand-in, and what its steps take at most."""
     options = [
         f"stable_diffusion.path={model}",
-        f"data.picture_pixels={pixels}",
+        f"data.image_pixels={pixels}",
         "lvlm.path=null",
         "trainer.accelerator=cpu",
         "trainer.precision=32-true",
@@ -80,7 +80,7 @@ def _measure_stage(name: str, pixels: int, overrides: list[str]) -> int:
     optim: OptimOptions = getattr(config.train, name)
     stage: Any
     if name == "layout":
-        TextPhases(parts.text_side, config.text_training, reads_pictures(config), "").prepare()
+        TextPhases(parts.text_side, config.text_training, reads_images(config), "").prepare()
         noise = config.layout.noise
         stage = LayoutStage(parts, build_scheduler(noise), noise, config.losses, optim)
         parts.refine_unet = None  # type: ignore[assignment]

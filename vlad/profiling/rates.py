@@ -1,4 +1,4 @@
-"""What every measurement leans on: work a second, the memory of a process, pictures as heavy as photographs."""
+"""What every measurement leans on: work a second, the memory of a process, images as heavy as photographs."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def private_megabytes(process: int) -> float:
 def like_a_photograph(sample: Sample, seed: int) -> Sample:
     """The sign under noise of all scales, weaker the finer: a flat sign decodes faster than any photograph."""
     rng = np.random.default_rng(seed)
-    height, width = sample.picture.shape[:2]
+    height, width = sample.image.shape[:2]
     noise = np.zeros((height, width), dtype=np.float32)
     for cells in (4, 8, 16, 32, 64, 128, 256):
         octave = Image.fromarray(rng.normal(0, 90 / cells**0.6, (cells, cells)).astype(np.float32))
         noise += np.asarray(octave.resize((width, height), Image.Resampling.BICUBIC))
-    picture = (sample.picture + noise[..., None]).clip(0, 255).astype(np.uint8)
-    return dataclasses.replace(sample, picture=picture)
+    image = (sample.image + noise[..., None]).clip(0, 255).astype(np.uint8)
+    return dataclasses.replace(sample, image=image)

@@ -32,7 +32,7 @@ TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 class SampleFigures:
     """What sampling takes; times are medians of the rounds."""
 
-    seconds: dict[str, float]  # a picture, by part of the way
+    seconds: dict[str, float]  # an image, by part of the way
     ratio: float  # stage two's time over that of StableDiffusionPipeline, median of the rounds' ratios
     peak: int  # bytes of the process, or of the GPU, that our pipeline takes
 

@@ -63,7 +63,7 @@ def measure_text(mode: str, count: int, lvlm_path: str | None, batch_size: int =
         lora = LoraOptions()
         encoder.model = add_adapter(encoder.model, lora, lora.lvlm_targets, "benchmark", among=encoder.text_modules())
     else:
-        read = encoder.parameters_read(with_pictures=False)
+        read = encoder.parameters_read(with_images=False)
         for name, parameter in encoder.named_parameters():
             parameter.requires_grad_(mode == "full" and name in read)
     trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]

@@ -65,7 +65,7 @@ def check_stage(config: Config, name: str) -> None:
 
 
 def thrown_away(config: Config, name: str, steps: int, folder: str) -> Config:
-    """The config for so many steps of one stage, in a directory of its own, without pictures and checkpoints."""
+    """The config for so many steps of one stage, in a directory of its own, without images and checkpoints."""
     optim = replace(getattr(config.train, name), steps=steps, warmup_steps=1)
     trainer = replace(
         config.trainer,
@@ -120,7 +120,7 @@ def _time(config: Config, name: str, warmup: int) -> tuple[StepClock, str]:
 
 
 def count_flops(config: Config, name: str) -> float:
-    """Floating-point operations of a training step (forward and backward) for one picture."""
+    """Floating-point operations of a training step (forward and backward) for one image."""
     check_stage(config, name)
     sets = open_sets(config.data.sets, config.data.fetch)
     device = run_device(config)

@@ -1,4 +1,4 @@
-"""Pictures for people: layouts drawn over pictures, grids with prompts, curves."""
+"""Images for people: layouts drawn over images, grids with prompts, curves."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ LINE_COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080"
 
 @dataclass(frozen=True)
 class GridRow:
-    """One row of a grid: a caption and its pictures, left to right."""
+    """One row of a grid: a caption and its images, left to right."""
 
     caption: str
-    pictures: tuple[Image.Image, ...]
+    images: tuple[Image.Image, ...]
 
 
-def picture_of_map(glyph_map: np.ndarray) -> Image.Image:
-    """A glyph map (H W, 0..1) as a picture."""
+def image_of_map(glyph_map: np.ndarray) -> Image.Image:
+    """A glyph map (H W, 0..1) as an image."""
     return Image.fromarray((np.clip(glyph_map, 0, 1) * 255).astype(np.uint8)).convert("RGB")
 
 
 def draw_layout(layout: Layout, width: int, height: int | None = None) -> Image.Image:
     """The layout alone: its glyph map (square without a height) with every line's polygon."""
-    return overlay(picture_of_map(draw_glyph_map(layout, width, height or width)), layout)
+    return overlay(image_of_map(draw_glyph_map(layout, width, height or width)), layout)
 
 
-def overlay(picture: Image.Image, layout: Layout) -> Image.Image:
-    """The picture with the polygons of its lines drawn over it."""
-    result = picture.convert("RGB")
+def overlay(image: Image.Image, layout: Layout) -> Image.Image:
+    """The image with the polygons of its lines drawn over it."""
+    result = image.convert("RGB")
     canvas = ImageDraw.Draw(result)
     for number, line in enumerate(layout.lines):
         points = [(x * (result.width - 1), y * (result.height - 1)) for x, y in line.polygon]
@@ -47,9 +47,9 @@ def overlay(picture: Image.Image, layout: Layout) -> Image.Image:
 
 
 def sample_grid(rows: Sequence[GridRow], heads: Sequence[str], cell_pixels: int = 160, columns: int = 2) -> Image.Image:
-    """Rows of captioned pictures under column heads, in at most `columns` blocks side by side."""
+    """Rows of captioned images under column heads, in at most `columns` blocks side by side."""
     columns = min(columns, len(rows))
-    per_row = max(len(row.pictures) for row in rows)
+    per_row = max(len(row.images) for row in rows)
     gap, text_height, head_height = 6, 34, 20
     block_width = per_row * (cell_pixels + gap) + 2 * gap
     block_rows = -(-len(rows) // columns)
@@ -65,9 +65,9 @@ def sample_grid(rows: Sequence[GridRow], heads: Sequence[str], cell_pixels: int 
     for number, row in enumerate(rows):
         left = (number % columns) * block_width + gap
         top = head_height + (number // columns) * (cell_pixels + text_height + gap)
-        for place, picture in enumerate(row.pictures):
-            method = Image.Resampling.NEAREST if max(picture.size) <= cell_pixels else Image.Resampling.LANCZOS
-            enlarged = ImageOps.contain(picture, (cell_pixels, cell_pixels), method)
+        for place, image in enumerate(row.images):
+            method = Image.Resampling.NEAREST if max(image.size) <= cell_pixels else Image.Resampling.LANCZOS
+            enlarged = ImageOps.contain(image, (cell_pixels, cell_pixels), method)
             grid.paste(enlarged, (left + place * (cell_pixels + gap), top))
         width_characters = max(16, (per_row * (cell_pixels + gap)) // 7)
         caption = "\n".join(textwrap.wrap(row.caption, width_characters)[:2])
@@ -76,7 +76,7 @@ def sample_grid(rows: Sequence[GridRow], heads: Sequence[str], cell_pixels: int 
 
 
 def draw_curves(logs: dict[str, Path], path: Path) -> None:
-    """The losses of every stage over its steps, as one picture, from its folder of CSV logs (one a start)."""
+    """The losses of every stage over its steps, as one image, from its folder of CSV logs (one a start)."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -35,18 +35,18 @@ def kept_adapters(config: Config, parts: Parts) -> dict[str, nn.Module | None]:
 
 
 def adapt_text_side(
-    text_side: TextSide, config: Config, with_pictures: bool, base_id: str, revision: str | None = None
+    text_side: TextSide, config: Config, with_images: bool, base_id: str, revision: str | None = None
 ) -> None:
     """Puts fresh adapters on the components of the text side that some phase trains through them.
 
     Of the LVLM proper on `lora.lvlm_targets`, of the others on every linear layer; only where something is read:
-    `with_pictures` says whether some loss looks at the pictures with the LVLM's eyes.
+    `with_images` says whether some loss looks at the images with the LVLM's eyes.
     """
     lora = config.lora or LoraOptions()
     adapted = set(config.text_training.components("lora"))
     lvlm = text_side.lvlm
     if of_lvlm := adapted & {"lvlm", "projector", "vision_tower"}:
-        candidates = _modules_read(lvlm, with_pictures) & set(linear_modules(lvlm.model))
+        candidates = _modules_read(lvlm, with_images) & set(linear_modules(lvlm.model))
         besides = [
             name for name in sorted(candidates) if component_of(f"lvlm.model.{name}", text_side) in of_lvlm - {"lvlm"}
         ]
@@ -68,9 +68,9 @@ def adapt_text_side(
         text_side.composition = add_adapter(text_side.composition, options, (), base_id, besides=names)
 
 
-def _modules_read(lvlm: LVLMEncoder, with_pictures: bool) -> set[str]:
+def _modules_read(lvlm: LVLMEncoder, with_images: bool) -> set[str]:
     """The names, inside the model, of the modules whose own weights t or v depends on."""
-    read = lvlm.parameters_read(with_pictures)
+    read = lvlm.parameters_read(with_images)
     return {name.removeprefix("model.").rpartition(".")[0] for name in read if name.startswith("model.")}
 
 
@@ -87,7 +87,7 @@ def adapt_unets(parts: Parts, lora: LoraOptions, base_id: str, revision: str | N
 def adapt_decoder(parts: Parts, lora: LoraOptions, base_id: str) -> None:
     """Puts fresh adapters on a PatchAutoencoder's decoder where that is asked for.
 
-    An AutoencoderKL has seen pictures of all kinds and stays as it is. Raises UserError where nothing else is adapted.
+    An AutoencoderKL has seen images of all kinds and stays as it is. Raises UserError where nothing else is adapted.
     """
     if not lora.decoder:
         return

@@ -82,10 +82,10 @@ def check_stages(config: Config) -> None:
                 " without lora."
             )
     if config.lora is not None and config.lora.decoder and config.data.cache is not None:
-        raise UserError("lora.decoder: a cache holds no pictures to restore; leave out data.cache, or lora.decoder.")
+        raise UserError("lora.decoder: a cache holds no images to restore; leave out data.cache, or lora.decoder.")
     if config.refine.editing_share and config.data.cache is not None:
         raise UserError(
-            "refine.editing_share: a cache holds no pictures to hide a part of; leave data.cache out, or set it to 0."
+            "refine.editing_share: a cache holds no images to hide a part of; leave data.cache out, or set it to 0."
         )
 
 
@@ -107,10 +107,10 @@ def new_text_side(config: Config) -> tuple[TextSide, AlignmentHeads]:
         config = replace(config, lvlm=replace(config.lvlm, path=str(text_folder / LVLM), revision=pinned))
     model, tokenizer = load_lvlm(
         config.lvlm,
-        with_vision=reads_pictures(config),
+        with_vision=reads_images(config),
         full=not {"lvlm", "projector", "vision_tower"}.isdisjoint(training.components("full")),
     )
-    vision = load_vision(config.lvlm) if reads_pictures(config) else None
+    vision = load_vision(config.lvlm) if reads_images(config) else None
     head = load_head(config.lvlm, model) if config.losses.captioning_weight else None
     lvlm = LVLMEncoder(model, tokenizer, config.lvlm, vision, head)
     if config.text_base is None:
@@ -121,7 +121,7 @@ def new_text_side(config: Config) -> tuple[TextSide, AlignmentHeads]:
     text_side = TextSide(lvlm, composition)
     base_id = config.text_base or config.lvlm.path
     if base_id is not None:
-        adapt_text_side(text_side, config, reads_pictures(config), base_id, config.lvlm.revision)
+        adapt_text_side(text_side, config, reads_images(config), base_id, config.lvlm.revision)
     alignment = _alignment_heads(config, text_side)
     if config.text_base is not None:
         with read_whole(text_folder):
@@ -138,7 +138,7 @@ def new_parts(config: Config) -> Parts:
     levels = max(len(config.layout.unet.block_channels), len(config.refine.unet.block_channels))
     factor = spatial_factor(autoencoder)
     _check_shapes(config, factor, levels)
-    side = config.data.picture_pixels
+    side = config.data.image_pixels
     with_layout = config.layout.kind != "none"
     width, cells = text_side.composition.config.output_width, side // factor
     layout_unet = build_unet(config.layout.unet, channels, 0, width, cells) if with_layout else None
@@ -194,8 +194,8 @@ def _parts_of_stable_diffusion(config: Config, options: StableDiffusionOptions) 
     return _in_memory_format(parts, config), replace(config, layout=layout, refine=refine)
 
 
-def reads_pictures(config: Config) -> bool:
-    """Whether some loss looks at the pictures with the LVLM's eyes."""
+def reads_images(config: Config) -> bool:
+    """Whether some loss looks at the images with the LVLM's eyes."""
     losses = config.losses
     return bool(losses.align_weight or losses.region_weight or losses.matching_weight)
 
@@ -221,7 +221,7 @@ def _new_composition(config: Config, lvlm_width: int) -> CompositionModule:
 def _alignment_heads(config: Config, text_side: TextSide) -> AlignmentHeads:
     """The heads that the losses need. Raises UserError where the LVLM cannot give what an extra loss asks for."""
     losses, lvlm, composition = config.losses, text_side.lvlm, text_side.composition
-    image_width = lvlm.image_width if reads_pictures(config) else lvlm.width
+    image_width = lvlm.image_width if reads_images(config) else lvlm.width
     width = composition.config.output_width
     contrast = AlignmentHead(width, image_width, kind=losses.alignment)
     if losses.captioning_weight:
@@ -242,14 +242,14 @@ def _alignment_heads(config: Config, text_side: TextSide) -> AlignmentHeads:
 def _check_shapes(config: Config, factor: int, levels: int) -> None:
     """Raises UserError for a training shape that the autoencoder and the UNets cannot divide."""
     unit = factor * 2 ** (levels - 1)
-    sides = {config.data.picture_pixels}
+    sides = {config.data.image_pixels}
     for shape in config.data.stream(0).shapes:
         sides |= {shape.width, shape.height}
     wrong = sorted(side for side in sides if side % unit)
     if wrong:
-        option = "data.bucket_step_pixels" if config.data.max_aspect > 1 else "data.picture_pixels"
+        option = "data.bucket_step_pixels" if config.data.max_aspect > 1 else "data.image_pixels"
         raise UserError(
-            f"{option}: pictures of {wrong[0]} pixels cannot be trained on; every side must be a multiple of {unit}:"
+            f"{option}: images of {wrong[0]} pixels cannot be trained on; every side must be a multiple of {unit}:"
             f" {factor} pixels a latent cell, halved {levels - 1} times by the UNet."
         )
 
@@ -270,16 +270,16 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
         if is_main_process():
             what = "trained without L_align" if config.makes_adapter else "those of L_align begin anew"
             print(f"{config.base} comes without its alignment heads: {what}", file=sys.stderr)
-    if base.config.picture_pixels != config.data.picture_pixels:
+    if base.config.image_pixels != config.data.image_pixels:
         raise UserError(
-            f"data.picture_pixels is {config.data.picture_pixels}, but the base {config.base} draws"
-            f" {base.config.picture_pixels} pixels; set data.picture_pixels={base.config.picture_pixels}."
+            f"data.image_pixels is {config.data.image_pixels}, but the base {config.base} draws"
+            f" {base.config.image_pixels} pixels; set data.image_pixels={base.config.image_pixels}."
         )
     levels = len(base.refine_unet.config.block_out_channels)
     _check_shapes(config, spatial_factor(base.autoencoder), levels)
     text_side = base.text_side
     check_same_lvlm(config.lvlm, text_side.lvlm.model)
-    text_side.lvlm.vision = load_vision(config.lvlm) if reads_pictures(config) else None
+    text_side.lvlm.vision = load_vision(config.lvlm) if reads_images(config) else None
     text_side.lvlm.head = load_head(config.lvlm, text_side.lvlm.model) if config.losses.captioning_weight else None
     alignment = _alignment_heads(config, text_side)
     if stored.is_file():
@@ -303,7 +303,7 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
                 module.requires_grad_(False)
         adapt_unets(parts, config.lora, base_id)
         adapt_decoder(parts, config.lora, base_id)
-    adapt_text_side(text_side, config, reads_pictures(config), base_id)
+    adapt_text_side(text_side, config, reads_images(config), base_id)
     process = base.config.process  # the noise that was trained with, whatever solver the base samples with
     layout, refine = config.layout, replace(config.refine, noise=replace(config.refine.noise, **process["refine"]))
     if not base.uses_layout:
@@ -353,7 +353,7 @@ def build_pipeline(config: Config, parts: Parts) -> VLADPipeline:
         layout_scheduler=build_scheduler(config.layout.noise) if parts.layout_unet is not None else None,
         refine_unet=parts.refine_unet,
         refine_scheduler=build_scheduler(config.refine.noise),
-        picture_pixels=config.data.picture_pixels,
+        image_pixels=config.data.image_pixels,
         with_layout=config.layout.kind != "none",
         edits=parts.edits,
         pooling=parts.text_side.lvlm.options.pooling,

@@ -31,7 +31,7 @@ def cache_fingerprint(config: Config, parts: Parts, sets: ShardSets) -> Fingerpr
 
 
 def caches_text(config: Config) -> bool:
-    """Whether the LVLM never changes in this run, so that what it says of captions and pictures can be cached."""
+    """Whether the LVLM never changes in this run, so that what it says of captions and images can be cached."""
     training = config.text_training
     moving = {*training.components("lora"), *training.components("full")}
     return moving.isdisjoint({"lvlm", "projector", "vision_tower"})
@@ -45,14 +45,14 @@ def cache_encoder(config: Config, parts: Parts, device: torch.device) -> Callabl
     @torch.no_grad()
     def encode_batch(batch: Batch) -> CachedStates:
         batch = batch.to(device)
-        picture_mean, picture_deviation = latent_moments(parts.autoencoder, batch.pictures)
+        image_mean, image_deviation = latent_moments(parts.autoencoder, batch.images)
         glyph_mean, glyph_deviation = latent_moments(parts.autoencoder, batch.glyph_maps)
         text = v = None
         if caches_text(config):
             lvlm = parts.text_side.lvlm
             text = lvlm(batch_prompts(batch))
-            v = lvlm.image_embeddings(batch.pictures) if config.losses.align_weight else None
-        return CachedStates(picture_mean, picture_deviation, glyph_mean, glyph_deviation, text, v)
+            v = lvlm.image_embeddings(batch.images) if config.losses.align_weight else None
+        return CachedStates(image_mean, image_deviation, glyph_mean, glyph_deviation, text, v)
 
     return encode_batch
 
@@ -85,7 +85,7 @@ def check_cache(config: Config, sets: ShardSets) -> None:
     open_cache(config.data.cache, data_fingerprint(sets, config.data.stream(config.seed)), partly=True)
     if config.losses.align_weight and not caches_text(config):
         raise UserError(
-            "data.cache holds no pictures, and L_align wants them for a vision tower that is trained; set"
+            "data.cache holds no images, and L_align wants them for a vision tower that is trained; set"
             " trainable.lvlm=frozen, losses.align_weight=0, or leave data.cache out."
         )
     losses = config.losses

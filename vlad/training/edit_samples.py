@@ -1,6 +1,6 @@
-"""Samples made into edits: a mask over a part of the picture, and what is said and planned of that part alone.
+"""Samples made into edits: a mask over a part of the image, and what is said and planned of that part alone.
 
-    picture, layout, caption -> mask -> the lines it touches -> their glyph map, and for half of them a plain caption
+    image, layout, caption -> mask -> the lines it touches -> their glyph map, and for half of them a plain caption
 
 Letters: B batch, H W pixels.
 """

@@ -22,7 +22,7 @@ from vlad.utils.distributed import derived_seed, is_main_process
 
 SEGMENTER = "segmenter.safetensors"
 FIT_STEPS, FIT_BATCH = 400, 64
-OWN_SHARE = 4  # one in so many pictures of a batch is the run's own
+OWN_SHARE = 4  # one in so many images of a batch is the run's own
 
 
 def build_legibility(config: Config, parts: Parts, own: ShardSets) -> Legibility | None:
@@ -45,17 +45,17 @@ def _segmenter(config: Config, parts: Parts, own: ShardSets) -> Segmenter:
         segmenter = Segmenter(channels)
         segmenter.load_state_dict(load_file(path))
         return segmenter.requires_grad_(False).eval()
-    pictures = first_samples(own, config.data.stream(config.seed), 1000)
+    images = first_samples(own, config.data.stream(config.seed), 1000)
     options = SyntheticOptions(
-        size_pixels=config.data.picture_pixels, seed=derived_seed(config.seed, "segmenter") % 2**31
+        size_pixels=config.data.image_pixels, seed=derived_seed(config.seed, "segmenter") % 2**31
     )
     device = next(parts.autoencoder.parameters()).device
 
     def batch(step: int) -> Batch:
-        return collate(_mixed(step, pictures, options)).to(device)
+        return collate(_mixed(step, images, options)).to(device)
 
     segmenter, right = fit_segmenter(
-        lambda read: encode(parts.autoencoder, read.pictures), batch, channels, FIT_STEPS, config.seed
+        lambda read: encode(parts.autoencoder, read.images), batch, channels, FIT_STEPS, config.seed
     )
     if is_main_process():
         print(f"[refine] segmenter: {right:.0%} of the letters' places told right", file=sys.stderr)
@@ -63,9 +63,9 @@ def _segmenter(config: Config, parts: Parts, own: ShardSets) -> Segmenter:
     return segmenter
 
 
-def _mixed(step: int, pictures: list[Sample], options: SyntheticOptions) -> list[Sample]:
-    """A batch of rendered signs, with the run's own pictures among them."""
-    own = [pictures[(step * FIT_BATCH // OWN_SHARE + place) % len(pictures)] for place in range(FIT_BATCH // OWN_SHARE)]
+def _mixed(step: int, images: list[Sample], options: SyntheticOptions) -> list[Sample]:
+    """A batch of rendered signs, with the run's own images among them."""
+    own = [images[(step * FIT_BATCH // OWN_SHARE + place) % len(images)] for place in range(FIT_BATCH // OWN_SHARE)]
     return own + [render_sign(options, step * FIT_BATCH + place) for place in range(FIT_BATCH - len(own))]
 
 

@@ -25,7 +25,7 @@ from vlad.config.training import OptimOptions
 from vlad.models.autoencoder import spatial_factor
 from vlad.models.text_encoder.base_encoders import context_tokens
 from vlad.models.text_encoder.prompt import parse_prompt
-from vlad.training.build import reads_pictures
+from vlad.training.build import reads_images
 from vlad.training.fsdp import sharded_parameters
 from vlad.training.memory_trace import StepShape, saved_bytes, traced_encoding_bytes, traced_step_bytes
 from vlad.training.parts import Parts
@@ -230,7 +230,7 @@ def start_line(config: Config, parts: Parts, stages: Sequence[str], ranks: int =
 
 
 def _largest(config: Config) -> tuple[int, int]:
-    """Width and height of the largest pictures, in pixels."""
+    """Width and height of the largest images, in pixels."""
     shapes = config.data.stream(0).shapes
     return max(((shape.width, shape.height) for shape in shapes), key=lambda sides: sides[0] * sides[1])
 
@@ -260,10 +260,10 @@ def _trained(config: Config, parts: Parts, name: str) -> dict[int, nn.Parameter]
     reads_text = name == "layout" or config.refine.train_text or parts.layout_unet is None
     if not reads_text or config.text_training.is_frozen:
         return found
-    read = parameters_read(parts.text_side, reads_pictures(config))
+    read = parameters_read(parts.text_side, reads_images(config))
     names = trained_names(parts.text_side, [modes for _, modes in config.text_training.phases], read)
     found |= {id(parameter): parameter for key, parameter in parts.text_side.named_parameters() if key in names}
-    if reads_pictures(config) and not config.makes_adapter:
+    if reads_images(config) and not config.makes_adapter:
         found |= {id(parameter): parameter for parameter in parts.alignment.parameters()}
     return found
 

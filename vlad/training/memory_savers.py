@@ -101,7 +101,7 @@ def prove_compile(device: torch.device) -> str | None:
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Inside the block compiled modules run as they are written: a few pictures of other shapes are not worth a
+    """Inside the block compiled modules run as they are written: a few images of other shapes are not worth a
     compilation."""
     with torch.compiler.set_stance("force_eager"):
         yield

@@ -124,7 +124,7 @@ def traced_step_bytes(unet: Any, shape: StepShape) -> int:
 
 
 def traced_encoding_bytes(autoencoder: Any, batch: int, height: int, width: int) -> int:
-    """Bytes beside the weights at the fullest moment of encoding pictures of a size in pixels, in float32."""
+    """Bytes beside the weights at the fullest moment of encoding images of a size in pixels, in float32."""
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         shell = _hollow(autoencoder).eval()
         pixels = torch.empty(batch, 3, height, width)

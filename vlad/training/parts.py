@@ -22,5 +22,5 @@ class Parts:
     alignment: AlignmentHeads
     layout_unet: UNet2DConditionModel | None
     refine_unet: UNet2DConditionModel
-    # Whether the refine UNet takes a mask and the masked picture (`diffusion.inpainting`).
+    # Whether the refine UNet takes a mask and the masked image (`diffusion.inpainting`).
     edits: bool = False

@@ -8,7 +8,7 @@ runs/NAME/
                          what the stage has trained (averaged), and its last losses, images/s, seconds
   samples/STAGE/         sample grids during training
   pipeline/              all parts in diffusers' format
-  prior/                 the base's own pictures, for prior preservation
+  prior/                 the base's own images, for prior preservation
   adapter/               peft adapters: the result of a LoRA run on a base, beside the result of others
   text/                  runs of L_align alone: LVLM, CCM and alignment heads, for text_base
   report.html            the run on one page; starts.jsonl: what it was started with
@@ -51,7 +51,7 @@ from vlad.training.build import (
     check_stages,
     check_text_side,
     publish_text_side,
-    reads_pictures,
+    reads_images,
 )
 from vlad.training.cached_states import cached_sets, check_cache
 from vlad.training.callbacks.adapter_saves import write_adapters
@@ -87,7 +87,7 @@ from vlad.utils import distributed
 from vlad.utils.errors import UserError, claimed, counted, writable_directory
 from vlad.utils.hub import without_bars
 
-FIT_PICTURES = 3000  # the projection of a PatchAutoencoder is fitted to this many pictures
+FIT_IMAGES = 3000  # the projection of a PatchAutoencoder is fitted to this many images
 
 
 @dataclass(frozen=True)
@@ -347,8 +347,8 @@ def build_stage(
         assert isinstance(parts.autoencoder, PatchAutoencoder)
         parts.autoencoder.requires_grad_(True)
         parts.autoencoder.projection.requires_grad_(False)  # fitted
-        batch = collate(first_samples(sets, config.data.stream(config.seed), FIT_PICTURES))
-        parts.autoencoder.fit(torch.cat([batch.pictures, batch.glyph_maps]))
+        batch = collate(first_samples(sets, config.data.stream(config.seed), FIT_IMAGES))
+        parts.autoencoder.fit(torch.cat([batch.images, batch.glyph_maps]))
         return AutoencoderStage(parts.autoencoder, config.losses, optim), None
     parts.autoencoder.requires_grad_(False)
     parts.text_side.requires_grad_(False)
@@ -356,9 +356,9 @@ def build_stage(
     phases = None
     if _trains_text(config, parts, name):
         first_step = _text_steps_before(config, parts, name)
-        phases = TextPhases(parts.text_side, config.text_training, reads_pictures(config), label, first_step)
+        phases = TextPhases(parts.text_side, config.text_training, reads_images(config), label, first_step)
         phases.prepare()
-        parts.alignment.requires_grad_(reads_pictures(config) and not config.makes_adapter)
+        parts.alignment.requires_grad_(reads_images(config) and not config.makes_adapter)
     stage: Stage
     if name == "align":
         stage = AlignStage(parts.text_side, parts.alignment, config.losses, optim)

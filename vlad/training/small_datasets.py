@@ -1,8 +1,8 @@
-"""Small sets of a person's own: some pictures held out, the rest repeated and called by a word, the base's own beside.
+"""Small sets of a person's own: some images held out, the rest repeated and called by a word, the base's own beside.
 
 shards --+-- held out (validation.share) ----------------------------> looks at what was never trained on
          +-- the rest, data.repeats times, with data.trigger_word --+--> training
-base -- draws prior.pictures, once, into RUN/prior -----------------+
+base -- draws prior.images, once, into RUN/prior -----------------+
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vlad.utils.errors import UserError, counted, existing_file
 
 PRIOR = "prior"  # folder of a run
 BEGUN = "begun.json"  # in it: what is being drawn, while its manifest is missing
-PRIOR_SHARD = 64  # pictures: what a killed run loses at most
+PRIOR_SHARD = 64  # images: what a killed run loses at most
 CHECKED_SAMPLES = 64  # read for a line of text where no manifest says how many there are
 
 
@@ -47,9 +47,9 @@ class OwnSets:
 
 
 def own_sets(config: Config, sets: ShardSets) -> OwnSets:
-    """The shards of a run, held out, repeated and named as its options say; without the base's own pictures.
+    """The shards of a run, held out, repeated and named as its options say; without the base's own images.
 
-    Raises UserError for options that contradict each other, and for fewer pictures than a batch.
+    Raises UserError for options that contradict each other, and for fewer images than a batch.
     """
     _check(config)
     held_out = None
@@ -74,7 +74,7 @@ def _refuse_held_out_too_many(config: Config, whole: ShardSets, rest: ShardSets)
         if index.samples * repeats >= batch > left * repeats:
             most = math.floor(100 * (1 - -(-batch // repeats) / index.samples)) / 100
             raise UserError(
-                f"validation.share: {config.validation.share:g} of {counted(index.samples, 'picture')} leaves {left} to"
+                f"validation.share: {config.validation.share:g} of {counted(index.samples, 'image')} leaves {left} to"
                 f" train on, fewer than a batch (data.batch_size={batch}); hold out at most {most:g}, lower"
                 f" data.batch_size, or read each several times an epoch: data.repeats={-(-batch // left)}."
             )
@@ -86,22 +86,22 @@ def _check(config: Config) -> None:
         "validation.share": bool(config.validation.share),
         "data.trigger_word": data.trigger_word is not None,
         "data.repeats": data.repeats > 1,
-        "prior.pictures": prior.pictures > 0,
+        "prior.images": prior.images > 0,
     }
     for name, is_asked in asked.items():
         if is_asked and data.cache is not None:
             raise UserError(f"{name} does not go with data.cache, which holds all samples as they are; leave one out.")
-    if not prior.pictures:
+    if not prior.images:
         return
     if config.base is None:
-        raise UserError("prior.pictures: there is no base to draw them; add base=runs/NAME, or set prior.pictures=0.")
-    if prior.pictures < data.batch_size:
+        raise UserError("prior.images: there is no base to draw them; add base=runs/NAME, or set prior.images=0.")
+    if prior.images < data.batch_size:
         raise UserError(
-            f"prior.pictures: {prior.pictures} are fewer than a batch; draw at least data.batch_size={data.batch_size}."
+            f"prior.images: {prior.images} are fewer than a batch; draw at least data.batch_size={data.batch_size}."
         )
     if prior.prompts is None and data.trigger_word is None:
         raise UserError(
-            "prior.pictures: without a trigger word your captions would ask for your pictures and for the base's alike;"
+            "prior.images: without a trigger word your captions would ask for your images and for the base's alike;"
             " set data.trigger_word, or name other prompts with prior.prompts=FILE."
         )
     if prior.prompts is not None:
@@ -134,14 +134,14 @@ def refuse_without_text(config: Config, sets: ShardSets) -> None:
     if not lines:
         raise UserError(
             f"{sets.option}: not one line of text is annotated in {', '.join(config.data.sets)}, and layouts are"
-            " learned from them; have an OCR engine read the pictures (python tools/make_shards.py FOLDER --out"
+            " learned from them; have an OCR engine read the images (python tools/make_shards.py FOLDER --out"
             " SHARDS), or write `lines` into their records (docs/data.md)."
         )
 
 
 def with_prior(config: Config, sets: OwnSets) -> OwnSets:
-    """The sets with the base's own pictures beside them; drawn first where they are not there yet."""
-    if not config.prior.pictures:
+    """The sets with the base's own images beside them; drawn first where they are not there yet."""
+    if not config.prior.images:
         return sets
     folder = config.directory / PRIOR
     if is_main_process():
@@ -154,7 +154,7 @@ def with_prior(config: Config, sets: OwnSets) -> OwnSets:
 
 @torch.no_grad()
 def draw_prior(config: Config, own: ShardSets, folder: Path) -> None:
-    """Has the base draw the prior's pictures into shards; what was drawn before a run was killed is kept.
+    """Has the base draw the prior's images into shards; what was drawn before a run was killed is kept.
 
     Raises UserError when it can draw none of the prompts.
     """
@@ -170,14 +170,14 @@ def draw_prior(config: Config, own: ShardSets, folder: Path) -> None:
         "made_by": "prior preservation",
         "base": config.base,
         "refine_unet": module_fingerprint(pipeline.refine_unet),
-        "pictures": config.prior.pictures,
+        "images": config.prior.images,
         "seed": config.seed,
         "prompts": prompts,
     }
     _begin(folder, about)
     entries: list[dict[str, Any]] = []
-    numbers = range(config.prior.pictures)
-    with tqdm(total=len(numbers), desc="[prior] the base's own pictures", unit="picture", disable=None) as bar:
+    numbers = range(config.prior.images)
+    with tqdm(total=len(numbers), desc="[prior] the base's own images", unit="image", disable=None) as bar:
         for shard, start in enumerate(range(0, len(numbers), PRIOR_SHARD)):
             chunk = numbers[start : start + PRIOR_SHARD]
             path = folder / f"{shard:06d}.tar"
@@ -208,7 +208,7 @@ def _prior_prompts(config: Config, own: ShardSets) -> list[str]:
     if config.prior.prompts is not None:
         return _prompts_of_file(config.prior.prompts)
     plain = ShardSets(own.indexes, own.weights, choices=own.choices)  # without the trigger word
-    samples = first_samples(plain, config.data.stream(config.seed), config.prior.pictures)
+    samples = first_samples(plain, config.data.stream(config.seed), config.prior.images)
     return list(dict.fromkeys(sample.caption for sample in samples))
 
 
@@ -234,6 +234,6 @@ def _drawn(pipeline: VLADPipeline, prompts: list[str], numbers: range, seed: int
     seeds = [derived_seed(seed, "prior", number) % 2**31 for number in numbers]
     drawn = pipeline(texts, seeds)
     return [
-        Sample(f"prior-{number:08d}", np.asarray(picture), text, layout, source="drawn by the base")
-        for number, picture, text, layout in zip(numbers, drawn.images, texts, drawn.layouts, strict=True)
+        Sample(f"prior-{number:08d}", np.asarray(image), text, layout, source="drawn by the base")
+        for number, image, text, layout in zip(numbers, drawn.images, texts, drawn.layouts, strict=True)
     ]

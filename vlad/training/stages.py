@@ -101,7 +101,7 @@ class _Stage(L.LightningModule):
 
 
 class AutoencoderStage(_Stage):
-    """Trains the decoder of a PatchAutoencoder on pictures and glyph maps; the projection is fitted before."""
+    """Trains the decoder of a PatchAutoencoder on images and glyph maps; the projection is fitted before."""
 
     def __init__(self, autoencoder: PatchAutoencoder, losses: LossOptions, optim: OptimOptions) -> None:
         super().__init__(optim)
@@ -109,8 +109,8 @@ class AutoencoderStage(_Stage):
         self.losses = losses
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        # One glyph map for three pictures: strokes on black are the easier half.
-        pixels = torch.cat([batch.pictures, batch.glyph_maps[: max(1, len(batch.keys) // 3)]])  # B 3 H W
+        # One glyph map for three images: strokes on black are the easier half.
+        pixels = torch.cat([batch.images, batch.glyph_maps[: max(1, len(batch.keys) // 3)]])  # B 3 H W
         latents = self.autoencoder.encode(pixels)  # B C h w
         strength = self.losses.latent_noise * torch.rand(len(latents), 1, 1, 1, device=self.device)
         restored = self.autoencoder.decode(latents + strength * torch.randn_like(latents)).float()
@@ -121,13 +121,13 @@ class AutoencoderStage(_Stage):
 
 
 def contrast(pixels: Tensor) -> Tensor:
-    """How far each pixel's colour is from its picture's median one: B 3 H W -> B 1 H W, mean over the channels."""
+    """How far each pixel's colour is from its image's median one: B 3 H W -> B 1 H W, mean over the channels."""
     ground = pixels.flatten(2).median(dim=-1).values[:, :, None, None]
     return (pixels - ground).abs().mean(dim=1, keepdim=True)
 
 
 class AlignStage(_Stage):
-    """L_align alone (Eq. 3), with its extras: the text side before, or without, any picture is drawn."""
+    """L_align alone (Eq. 3), with its extras: the text side before, or without, any image is drawn."""
 
     def __init__(
         self, text_side: TextSide, alignment: AlignmentHeads, losses: LossOptions, optim: OptimOptions
@@ -180,7 +180,7 @@ class LayoutStage(_Stage):
 
 
 class RefineStage(_Stage):
-    """VFE: (prompt, z) -> picture, x_t and z concatenated (Eq. 5, 7). z=None is the ablation of Table II."""
+    """VFE: (prompt, z) -> image, x_t and z concatenated (Eq. 5, 7). z=None is the ablation of Table II."""
 
     def __init__(
         self,
@@ -204,7 +204,7 @@ class RefineStage(_Stage):
         self.legibility = legibility
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        x_0 = _picture_latents(self.autoencoder, batch)  # B C h w
+        x_0 = _image_latents(self.autoencoder, batch)  # B C h w
         batch, edit = self._edited(batch, x_0)
         with torch.set_grad_enabled(self.trains_text):
             read = read_prompts(self.text_side, batch)
@@ -231,7 +231,7 @@ class RefineStage(_Stage):
 
     def held_out_loss(self, batch: Batch) -> Tensor:
         """L_diff (Eq. 9) of a batch with t and the true z, nothing dropped, disturbed or edited; its rows' mean."""
-        x_0 = _picture_latents(self.autoencoder, batch)
+        x_0 = _image_latents(self.autoencoder, batch)
         z = _glyph_latents(self.autoencoder, batch) if self.with_layout else None
         t = sized(read_prompts(self.text_side, batch).t, self.autoencoder, x_0)
         edit = self._no_edits(x_0) if self.edits else None
@@ -258,7 +258,7 @@ class RefineStage(_Stage):
             return batch, self._no_edits(x_0)
         made = make_edits(batch, self.editing_share)
         with torch.autocast(x_0.device.type, enabled=False):
-            edit = edit_inputs(self.autoencoder, batch.pictures, made.masks)
+            edit = edit_inputs(self.autoencoder, batch.images, made.masks)
         return made.batch, edit * made.chosen[:, None, None, None]
 
     def _layout(self, batch: Batch) -> Tensor | None:
@@ -280,11 +280,11 @@ def _encode_frozen(autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor
         return encode(autoencoder, pixels)
 
 
-def _picture_latents(autoencoder: PatchAutoencoder | AutoencoderKL, batch: Batch) -> Tensor:
+def _image_latents(autoencoder: PatchAutoencoder | AutoencoderKL, batch: Batch) -> Tensor:
     """x_0, B C h w."""
     if batch.cached is not None:
-        return draw_latents(*batch.cached.picture_moments)
-    return _encode_frozen(autoencoder, batch.pictures)
+        return draw_latents(*batch.cached.image_moments)
+    return _encode_frozen(autoencoder, batch.images)
 
 
 def _glyph_latents(autoencoder: PatchAutoencoder | AutoencoderKL, batch: Batch) -> Tensor:
@@ -299,8 +299,8 @@ def _pixel_weights(batch: Batch, losses: LossOptions) -> Tensor | None:
     kept = batch.pixel_weights
     if not losses.line_weight:
         return kept
-    height, width = (batch.cached.picture_mean if batch.cached is not None else batch.pictures).shape[-2:]
-    device = batch.cached.picture_mean.device if batch.cached is not None else batch.pictures.device
+    height, width = (batch.cached.image_mean if batch.cached is not None else batch.images).shape[-2:]
+    device = batch.cached.image_mean.device if batch.cached is not None else batch.images.device
     weights = line_weights(batch.layouts, losses.line_weight, height, width).to(device)
     return weights if kept is None else kept * weights
 

@@ -44,7 +44,7 @@ class StageTrainer:
     guard: GradientGuard
     progress: Progress
     saving: Checkpoints
-    # Where pictures are held out.
+    # Where images are held out.
     stopping: EarlyStopping | None = None
 
     def add(self, callback: L.Callback) -> None:
@@ -76,7 +76,7 @@ def build_trainer(
 
     `draw` makes its sample grids, `measure` its figures on held-out samples, `phases` say what it trains of the text
     side, `adaptable` are the modules whose adapters are saved on the way; `begins_at` is the checkpoint it starts from;
-    `look` measures held-out pictures, `adapter_about` goes into the adapters' files.
+    `look` measures held-out images, `adapter_about` goes into the adapters' files.
     """
     options, directory = config.trainer, config.directory / name
     optim: OptimOptions = getattr(config.train, name)
@@ -192,7 +192,7 @@ def check_sharding(config: Config) -> None:
     elif any(getattr(config.train, stage).optimizer == "adamw-8bit" for stage in ("align", "layout", "refine")):
         what = "8-bit moments do not know shards: set the stages' optimizer to adamw"
     elif config.validation.share:
-        what = "the looks at held-out pictures are one rank's: leave out validation.share, or use trainer.strategy=ddp"
+        what = "the looks at held-out images are one rank's: leave out validation.share, or use trainer.strategy=ddp"
     elif "16-mixed" in {config.trainer.precision, config.train.layout.precision, config.train.refine.precision}:
         what = "there is no loss scaler for shards: use bf16-mixed or 32-true"
     if what is not None:

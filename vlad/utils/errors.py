@@ -69,7 +69,7 @@ def reason_of(error: Exception) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """How many there are: "1 picture", "2 pictures"."""
+    """How many there are: "1 image", "2 images"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 

@@ -1,6 +1,6 @@
 """Work on all cores, results in order.
 
-Threads, for work that happens outside Python's lock: decoding pictures, running ONNX models.
+Threads, for work that happens outside Python's lock: decoding images, running ONNX models.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def map_in_order(
 ) -> Iterator[Result]:
     """`function` of every item, in the items' order, on `workers` threads (None: one a core).
 
-    Items are taken as results leave, a few ahead, so that a long stream of pictures needs little memory.
+    Items are taken as results leave, a few ahead, so that a long stream of images needs little memory.
     """
     workers = workers or available_cores()
     pool = ThreadPoolExecutor(workers)

@@ -1,13 +1,13 @@
-// The canvas: lines of text over a blank ground or a picture, to be dragged, resized and rewritten.
+// The canvas: lines of text over a blank ground or an image, to be dragged, resized and rewritten.
 //
-// props.value  {width, height, picture: data URL or null, said: the strings of the prompt that was planned or null,
+// props.value  {width, height, image: data URL or null, said: the strings of the prompt that was planned or null,
 //               lines: [{text, polygon: [[x, y], ...], colour, font}]}
 //              with said alone, the lines stay as they are: a person may be at work on them
 // props.colours, props.fonts  what the lists offer
-// props.blank  whether a line may stay without text: it is a box of a picture then
-// props.hints  what an empty canvas says: without a picture, and with one
+// props.blank  whether a line may stay without text: it is a box of an image then
+// props.hints  what an empty canvas says: without an image, and with one
 //
-// A polygon's points are shares of the picture, clockwise from the top left corner of the first letter.
+// A polygon's points are shares of the image, clockwise from the top left corner of the first letter.
 
 const WIDE = 1000;
 const SVG = "http://www.w3.org/2000/svg";
@@ -24,7 +24,7 @@ let chosen = 0;
 function read() {
   const value = props.value || {};
   return {
-    width: value.width || 64, height: value.height || 64, picture: value.picture || null,
+    width: value.width || 64, height: value.height || 64, image: value.image || null,
     said: value.said || null, lines: JSON.parse(JSON.stringify(value.lines || [])),
   };
 }
@@ -147,7 +147,7 @@ function drawHint(svg) {
     x: WIDE / 2, y: high() / 2, "text-anchor": "middle", "font-size": 36, "font-family": "system-ui, sans-serif",
     fill: "#333", stroke: "#d9d9de", "stroke-width": 10, "paint-order": "stroke", "pointer-events": "none",
   }, svg);
-  hint.textContent = (props.hints || [])[state.picture ? 1 : 0] || "";
+  hint.textContent = (props.hints || [])[state.image ? 1 : 0] || "";
 }
 
 // Arrows move the chosen line by a hundredth, with Shift they resize it; Delete removes it.
@@ -198,8 +198,8 @@ function drawCanvas() {
   holder.replaceChildren();
   const svg = make("svg", { viewBox: `0 0 ${WIDE} ${high()}`, role: "group", "aria-label": "layout" }, holder);
   make("rect", { x: 0, y: 0, width: WIDE, height: high(), fill: "#d9d9de" }, svg);
-  if (state.picture && state.picture.startsWith("data:image/")) {
-    make("image", { href: state.picture, x: 0, y: 0, width: WIDE, height: high(), preserveAspectRatio: "none" }, svg);
+  if (state.image && state.image.startsWith("data:image/")) {
+    make("image", { href: state.image, x: 0, y: 0, width: WIDE, height: high(), preserveAspectRatio: "none" }, svg);
   }
   const order = state.lines.map((_, number) => number).filter((number) => number !== chosen);
   if (chosen < state.lines.length) order.push(chosen);
@@ -252,7 +252,7 @@ function drawList() {
 function draw() {
   drawCanvas();
   drawList();
-  button.disabled = Boolean(props.blank) && !state.picture;
+  button.disabled = Boolean(props.blank) && !state.image;
 }
 
 const button = element.querySelector(".add");

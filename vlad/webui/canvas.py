@@ -22,7 +22,7 @@ COLOURS = tuple(PALETTE)
 FONTS = STYLE_FONTS
 MOST_LINES = 64
 MOST_LETTERS = 500  # of a line; the model has a limit of its own
-PREVIEW_PIXELS = 512  # the longer side of a picture shown under the lines
+PREVIEW_PIXELS = 512  # the longer side of an image shown under the lines
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Drawn:
     said: tuple[str, ...] | None = None
 
 
-def canvas_value(drawn: Drawn, picture: Image.Image | None = None) -> dict[str, Any]:
-    """What the page shows of a canvas, over a picture or a blank ground."""
+def canvas_value(drawn: Drawn, image: Image.Image | None = None) -> dict[str, Any]:
+    """What the page shows of a canvas, over an image or a blank ground."""
     return {
         "width": drawn.width,
         "height": drawn.height,
-        "picture": None if picture is None else _preview(picture),
+        "image": None if image is None else _preview(image),
         "said": None if drawn.said is None else list(drawn.said),
         "lines": [{"colour": None, "font": None, **line_to_json(line)} for line in drawn.layout.lines],
     }
@@ -81,8 +81,8 @@ def drawn_on(value: Any, may_be_blank: bool = False) -> Drawn:
     return Drawn(layout, width, height, said)
 
 
-def _preview(picture: Image.Image) -> str:
-    shown = picture.copy()
+def _preview(image: Image.Image) -> str:
+    shown = image.copy()
     shown.thumbnail((PREVIEW_PIXELS, PREVIEW_PIXELS))
     buffer = io.BytesIO()
     shown.save(buffer, "PNG")

@@ -20,17 +20,17 @@ from vlad.webui.studio import MOST_UPLOAD_BYTES, Controls, Result, Studio
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 
 EXAMPLE = 'a blue sign that says "HOUSE" in white letters at the top'
-PICTURES = [".png", ".jpg", ".jpeg", ".webp"]
+IMAGES = [".png", ".jpg", ".jpeg", ".webp"]
 INTRODUCTION = """# vlad
 Say what to draw, with the words to spell in quotation marks. *Plan* shows where they will stand: drag a line, pull its
-corners, rewrite it. *Draw* paints the picture around the lines. Colours go into the prompt; fonts are kept with the
+corners, rewrite it. *Draw* paints the image around the lines. Colours go into the prompt; fonts are kept with the
 layout, but the model chooses its own."""
-EDITING = """Upload a picture, put a box over each place that is to be drawn anew, and write into it what shall stand
+EDITING = """Upload an image, put a box over each place that is to be drawn anew, and write into it what shall stand
 there; an empty box removes what stands there. Everything outside the boxes stays as it is, pixel for pixel."""
 HINTS = ("Plan shows where the words will stand", "")
-EDITING_HINTS = ("Upload a picture first", "Add a box where it is to be drawn anew")
-# A mistake is told in a corner of the page: it must not lie over pictures and canvas as well. A gallery of four, nine
-# or sixteen pictures is square: its lower rows must not be cut off.
+EDITING_HINTS = ("Upload an image first", "Add a box where it is to be drawn anew")
+# A mistake is told in a corner of the page: it must not lie over images and canvas as well. A gallery of four, nine
+# or sixteen images is square: its lower rows must not be cut off.
 PAGE_STYLE = """
 [data-testid="status-tracker"]:has(.error) { display: none !important; }
 .grid-wrap.fixed-height { max-height: none !important; }
@@ -65,12 +65,12 @@ def build_page(studio: Studio, waiting: int = ServerOptions.waiting) -> Any:
         gr.Markdown(f"{INTRODUCTION}\n\n{_model(studio)}")
         with gr.Tab("Draw", elem_id="draw-tab"):
             _drawing(gr, studio)
-        with gr.Tab("Edit a picture", elem_id="edit-tab"):
+        with gr.Tab("Edit an image", elem_id="edit-tab"):
             if studio.edits:
                 _editing(gr, studio)
             else:
                 gr.Markdown(
-                    "This model was not trained to edit pictures. One with `refine.editing_share` is, such as"
+                    "This model was not trained to edit images. One with `refine.editing_share` is, such as"
                     " `configs/tiny_edit.yaml` makes of this one."
                 )
     page.queue(max_size=waiting, default_concurrency_limit=1)
@@ -137,7 +137,7 @@ def _unreachable(options: ServerOptions, error: OSError) -> str:
 
 
 def _drawing(gr: Any, studio: Studio) -> None:
-    size = studio.pipeline.config.picture_pixels
+    size = studio.pipeline.config.image_pixels
     with gr.Row():
         with gr.Column():
             prompt = gr.Textbox(EXAMPLE, label="Prompt", lines=2, elem_id="prompt", max_length=4000)
@@ -170,11 +170,11 @@ def _drawing(gr: Any, studio: Studio) -> None:
 
 
 def _editing(gr: Any, studio: Studio) -> None:
-    size = studio.pipeline.config.picture_pixels
+    size = studio.pipeline.config.image_pixels
     gr.Markdown(EDITING)
     with gr.Row():
         with gr.Column():
-            picture = gr.File(label="Picture", file_types=PICTURES, type="filepath", elem_id="upload", height=120)
+            image = gr.File(label="Image", file_types=IMAGES, type="filepath", elem_id="upload", height=120)
             canvas = _canvas(gr, "edit-canvas", canvas_value(Drawn(Layout(()), size, size)), EDITING_HINTS, True)
             prompt = gr.Textbox("", label="Prompt (may stay empty)", elem_id="edit-prompt", max_length=4000)
             seeds, controls = _controls(gr, studio, "edit-seeds")
@@ -191,10 +191,10 @@ def _editing(gr: Any, studio: Studio) -> None:
     def edited(path: str | None, lines: Any, text: str, numbers: str, *values: Any) -> tuple:
         return shown.show(studio.edit(path, drawn_on(lines, True), text, numbers, _controls_of(values)))
 
-    picture.change(_told(gr, opened), picture, canvas, concurrency_id="open", api_name="open")
+    image.change(_told(gr, opened), image, canvas, concurrency_id="open", api_name="open")
     edit.click(
         _told(gr, edited),
-        [picture, canvas, prompt, seeds, *controls],
+        [image, canvas, prompt, seeds, *controls],
         shown.outputs,
         concurrency_id="model",
         api_name="edit",
@@ -202,11 +202,11 @@ def _editing(gr: Any, studio: Studio) -> None:
 
 
 class _Gallery:
-    """Pictures, the recipe of the chosen one, and its file to take home."""
+    """Images, the recipe of the chosen one, and its file to take home."""
 
     def __init__(self, gr: Any, name: str) -> None:
         self.gallery = gr.Gallery(
-            label="Pictures",
+            label="Images",
             show_label=False,
             elem_id=f"{name}-gallery",
             format="png",
@@ -260,7 +260,7 @@ def _canvas(gr: Any, name: str, value: dict[str, Any], hints: tuple[str, str], m
 
 def _model(studio: Studio) -> str:
     """What draws here, for the head of the page."""
-    side = studio.pipeline.config.picture_pixels
+    side = studio.pipeline.config.image_pixels
     return f"Drawing with `{studio.run.replace('`', '')}`, at {side} x {side} pixels."
 
 

@@ -1,4 +1,4 @@
-"""What the page asks for, done: plans, pictures with their recipes, edits. One request at a time has the model."""
+"""What the page asks for, done: plans, images with their recipes, edits. One request at a time has the model."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from PIL import Image
 
 from vlad.inference.edit_requests import EditSource
 from vlad.inference.generate import is_out_of_memory
-from vlad.inference.input_images import open_picture, pixels_fingerprint
+from vlad.inference.input_images import open_image, pixels_fingerprint
 from vlad.inference.load import model_fingerprint
-from vlad.inference.recipes import Recipe, recipe_to_json, save_picture
+from vlad.inference.recipes import Recipe, recipe_to_json, save_image
 from vlad.inference.requests import parse_seeds
 from vlad.layout.masks import Edit, lines_inside, mask_of_polygons
 from vlad.models.text_encoder.prompt import parse_prompt, plain_prompt
@@ -29,11 +29,11 @@ from vlad.utils.errors import UserError, writable_directory
 from vlad.webui.canvas import Drawn
 from vlad.webui.wording import prompt_of_canvas
 
-MOST_PICTURES = 16  # of one request
+MOST_IMAGES = 16  # of one request
 MOST_STEPS = 200
 MOST_LETTERS = 2000  # of a prompt
 MOST_UPLOAD_BYTES, MOST_UPLOAD_PIXELS = 10_000_000, 4_000_000
-KEPT_PICTURES = 1000  # files; the oldest go first
+KEPT_IMAGES = 1000  # files; the oldest go first
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,17 @@ class Controls:
 
 @dataclass(frozen=True)
 class Result:
-    """A picture on disk and its recipe as plain JSON values."""
+    """An image on disk and its recipe as plain JSON values."""
 
     path: Path
     recipe: dict[str, Any]
 
 
 class Studio:
-    """A pipeline at the page's service; its pictures lie in `folder`."""
+    """A pipeline at the page's service; its images lie in `folder`."""
 
     def __init__(self, pipeline: VLADPipeline, run: str, folder: Path, adapters: Sequence[str] = ()) -> None:
-        self.pipeline, self.folder = pipeline, writable_directory(folder, "pictures", needed_bytes=50_000_000)
+        self.pipeline, self.folder = pipeline, writable_directory(folder, "images", needed_bytes=50_000_000)
         self.run = run
         self._lock = threading.Lock()
         self._origin: dict[str, Any] = {
@@ -75,7 +75,7 @@ class Studio:
 
     @property
     def edits(self) -> bool:
-        """Whether the model edits pictures."""
+        """Whether the model edits images."""
         return bool(self.pipeline.config.edits)
 
     def plan(self, prompt: str, seeds: str) -> Drawn:
@@ -87,13 +87,13 @@ class Studio:
             raise UserError("This model was trained without layouts (layout.kind: none) and plans none.")
         parsed = self.pipeline.check_prompt(prompt)
         if not parsed.strings:
-            raise UserError("The prompt quotes nothing; put what the picture has to spell in quotation marks.")
+            raise UserError("The prompt quotes nothing; put what the image has to spell in quotation marks.")
         with self._lock:
             (plan,) = self._guarded(lambda: self.pipeline.plan([parsed], [seed], settings))
         return Drawn(plan.layout, settings.width, settings.height, parsed.strings)
 
     def draw(self, prompt: str, canvas: Drawn | None, seeds: str, controls: Controls) -> tuple[list[Result], Drawn]:
-        """A picture for each seed, and the canvas that belongs to the first of them.
+        """An image for each seed, and the canvas that belongs to the first of them.
 
         Of the canvas's lines; where it has none, or the prompt's strings are others than it was planned for, of what
         stage one plans.
@@ -114,26 +114,26 @@ class Studio:
         return canvas.said is None or not prompt.strip() or parse_prompt(prompt).strings == canvas.said
 
     def open(self, path: str) -> Image.Image:
-        """An uploaded picture. Raises UserError for one that is too large, or none, or that the model cannot take."""
+        """An uploaded image. Raises UserError for one that is too large, or none, or that the model cannot take."""
         file = Path(path)
         if file.stat().st_size > MOST_UPLOAD_BYTES:
-            raise UserError(f"The picture has more than {MOST_UPLOAD_BYTES // 1_000_000} MB; make it smaller.")
-        picture = open_picture(file, "The picture", MOST_UPLOAD_PIXELS)
-        self.pipeline.settings(width=picture.width, height=picture.height)
-        return picture
+            raise UserError(f"The image has more than {MOST_UPLOAD_BYTES // 1_000_000} MB; make it smaller.")
+        image = open_image(file, "The image", MOST_UPLOAD_PIXELS)
+        self.pipeline.settings(width=image.width, height=image.height)
+        return image
 
     def edit(self, path: str | None, canvas: Drawn, prompt: str, seeds: str, controls: Controls) -> list[Result]:
-        """An uploaded picture with each box of the canvas drawn anew: with its text, or without where it has none."""
+        """An uploaded image with each box of the canvas drawn anew: with its text, or without where it has none."""
         if not self.edits:
             raise UserError(
-                "This model was not trained to edit pictures; start the page with one of refine.editing_share."
+                "This model was not trained to edit images; start the page with one of refine.editing_share."
             )
         if path is None:
-            raise UserError("Upload a picture first.")
+            raise UserError("Upload an image first.")
         if not canvas.layout.lines:
-            raise UserError("Add a box where the picture is to be drawn anew.")
-        picture = np.asarray(self.open(path))
-        height, width = picture.shape[:2]
+            raise UserError("Add a box where the image is to be drawn anew.")
+        image = np.asarray(self.open(path))
+        height, width = image.shape[:2]
         mask, lines = np.zeros((height, width), dtype=bool), []
         for box in canvas.layout.lines:
             own = mask_of_polygons([box.polygon], width, height)
@@ -142,13 +142,13 @@ class Studio:
                 (line,) = lines_inside([box.text.strip()], own).lines
                 lines.append(dataclasses.replace(line, colour=box.colour, font=box.font))
         layout = Layout(tuple(lines))
-        edit = Edit(picture, mask)
+        edit = Edit(image, mask)
         plain = plain_prompt([line.text for line in lines])
         wanted = prompt_of_canvas(prompt if prompt.strip() else plain, layout) if lines else prompt.strip() or plain
         _check_prompt(wanted)
-        # As `sample.py --mask` takes them: --from finds the same mask where the picture lies beside.
+        # As `sample.py --mask` takes them: --from finds the same mask where the image lies beside.
         boxes = tuple(",".join(str(float(value)) for value in np.ravel(box.polygon)) for box in canvas.layout.lines)
-        source = EditSource(Path(path).name, boxes, pixels_fingerprint(picture), pixels_fingerprint(mask))
+        source = EditSource(Path(path).name, boxes, pixels_fingerprint(image), pixels_fingerprint(mask))
         settings = self._settings(controls, width=width, height=height)
         return self._draw(wanted, layout, _few_seeds(seeds), settings, edit, source)[0]
 
@@ -167,18 +167,18 @@ class Studio:
         source: EditSource | None,
     ) -> tuple[list[Result], list[Layout]]:
         count = len(seeds)
-        edited: dict[str, Any] = {} if edit is None else {"image": edit.picture, "mask_image": edit.mask}
+        edited: dict[str, Any] = {} if edit is None else {"image": edit.image, "mask_image": edit.mask}
         self.pipeline.check_prompt(prompt, layout)
-        # A few pictures are no reason to fill a whole batch up.
+        # A few images are no reason to fill a whole batch up.
         settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, count))
         options = dataclasses.asdict(settings)
         with self._lock:
             drawn = self._guarded(lambda: self.pipeline([prompt] * count, seeds, [layout] * count, **edited, **options))
         results = []
-        for seed, picture, found in zip(seeds, drawn.images, drawn.layouts, strict=True):
+        for seed, image, found in zip(seeds, drawn.images, drawn.layouts, strict=True):
             recipe = Recipe(prompt, seed, found, layout is not None, settings, **self._origin, edit=source)
             path = self.folder / f"{uuid.uuid4().hex}.png"
-            save_picture(picture, recipe, path)
+            save_image(image, recipe, path)
             results.append(Result(path, recipe_to_json(recipe)))
         self._prune()
         return results, drawn.layouts
@@ -195,7 +195,7 @@ class Studio:
 
     def _prune(self) -> None:
         files = sorted(self.folder.glob("*.png"), key=lambda file: file.stat().st_mtime)
-        for file in files[: max(0, len(files) - KEPT_PICTURES)]:
+        for file in files[: max(0, len(files) - KEPT_IMAGES)]:
             file.unlink(missing_ok=True)
 
 
@@ -206,6 +206,6 @@ def _check_prompt(prompt: str) -> None:
 
 def _few_seeds(said: str) -> tuple[int, ...]:
     seeds = parse_seeds(said if said.strip() else "0")
-    if len(seeds) > MOST_PICTURES:
-        raise UserError(f"{len(seeds)} seeds make as many pictures; {MOST_PICTURES} at once are the most.")
+    if len(seeds) > MOST_IMAGES:
+        raise UserError(f"{len(seeds)} seeds make as many images; {MOST_IMAGES} at once are the most.")
     return seeds

@@ -1,1 +1,1 @@
-"""Importers: pictures and annotations of other people's formats -> samples."""
+"""Importers: images and annotations of other people's formats -> samples."""

@@ -2,8 +2,8 @@
 
     {"data_root"?, "data_list": [{"img_name", "caption", "annotations": [{"polygon", "text", "language", "valid"}]}]}
 
-Polygons are given in pixels of the picture resized to 512 x 512; their corners begin anywhere. `valid: false` marks
-text that is not legible. The pictures lie in `data_root`, or in a folder that the user names.
+Polygons are given in pixels of the image resized to 512 x 512; their corners begin anywhere. `valid: false` marks
+text that is not legible. The images lie in `data_root`, or in a folder that the user names.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class AnyWordSource:
 
     format = "anyword"
 
-    def __init__(self, path: Path, pictures: Path | None = None, caption_field: str | None = None) -> None:
+    def __init__(self, path: Path, images: Path | None = None, caption_field: str | None = None) -> None:
         self.path = str(path)
         self.count: int | None = None
         self._file, self._caption_field = path, caption_field or "caption"
         self._folders: tuple[Path, ...] = (path.parent, path.parent / "imgs")
-        if pictures is not None:
-            self._folders = (pictures,)
+        if images is not None:
+            self._folders = (images,)
         elif isinstance(root := read_header(path, LIST).get("data_root"), str):
             self._folders = (path.parent / root, *self._folders)
 
@@ -50,7 +50,7 @@ class AnyWordSource:
         return json_places(self._file, LIST)
 
     def read(self, place: Place) -> Entry:
-        """The entry's picture, caption and lines. Raises Unusable that names the field."""
+        """The entry's image, caption and lines. Raises Unusable that names the field."""
         record = place.payload.parse()
         name = required_text(record, "img_name")
         annotations = list_of(record, "annotations")

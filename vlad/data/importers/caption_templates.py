@@ -1,7 +1,7 @@
-"""Captions that quote what a picture says.
+"""Captions that quote what an image says.
 
 Where a source has no caption, one is composed: `a picture that says "OPEN", "DAILY" and "9 TO 5"`, with the largest
-legible lines in reading order; `a picture without text` where nothing was read; `a picture` where something was,
+legible lines in reading order; `an image without text` where nothing was read; `an image` where something was,
 but not legibly. A captioner's sentence keeps its words, and its quotations become exactly those strings.
 """
 
@@ -29,7 +29,7 @@ def strings_to_quote(lines: Sequence[TextLine], max_strings: int) -> tuple[str, 
 
 
 def compose_caption(strings: Sequence[str], any_lines: bool) -> str:
-    """The caption of a picture of which nothing else is known."""
+    """The caption of an image of which nothing else is known."""
     if not strings:
         return "a picture" if any_lines else "a picture without text"
     return f"a picture that says {listed(strings)}"
@@ -38,8 +38,8 @@ def compose_caption(strings: Sequence[str], any_lines: bool) -> str:
 def with_quotations(caption: str, strings: Sequence[str]) -> str:
     """The caption with exactly `strings` quoted in it.
 
-    A string that stands there, in any marks or none, is quoted as it is spelled in the picture; one that is missing
-    is appended: `..., with text that says "OPEN" and "DAILY"`. Other quotations lose their marks: the picture does not
+    A string that stands there, in any marks or none, is quoted as it is spelled in the image; one that is missing
+    is appended: `..., with text that says "OPEN" and "DAILY"`. Other quotations lose their marks: the image does not
     say them.
     """
     caption = " ".join(caption.split())

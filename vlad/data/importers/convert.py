@@ -1,9 +1,9 @@
-"""One picture of a source -> one sample's bytes.
+"""One image of a source -> one sample's bytes.
 
     entry -> header checked, decoded, turned upright, downsized -> lines: the source's, or read -> caption -> encoded
 
 The same function runs on all cores of one machine and on the machines of a cluster; what it gives depends on its
-picture alone.
+image alone.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vlad.data.decoding import (
-    MAX_PICTURE_PIXELS,
-    PICTURE_FORMATS,
-    UNREADABLE_PICTURE,
+    IMAGE_FORMATS,
+    MAX_IMAGE_PIXELS,
+    UNREADABLE_IMAGE,
     BadSample,
     encode_sample,
     refuse_too_much_text,
@@ -41,14 +41,14 @@ TALL_ASPECT = 1.5
 # take rapidocr 13 s and 2.8 GB.
 MIN_SIDE_PIXELS = 32
 MAX_ASPECT = 16
-MAX_PICTURE_BYTES = 256_000_000
+MAX_IMAGE_BYTES = 256_000_000
 # A region of the source counts as read when the engine's lines cover this share of its box, and a line as standing
 # in a region that is to be ignored when that covers this share of the line's.
 READ_SHARE = 0.3
 
-_WHOLE_PICTURE = box_polygon(0.0, 0.0, 1.0, 1.0)
+_WHOLE_IMAGE = box_polygon(0.0, 0.0, 1.0, 1.0)
 _ORIENTATION_TAG = 0x0112
-# What EXIF's orientations do to a point of the stored picture (x, y in 0..1).
+# What EXIF's orientations do to a point of the stored image (x, y in 0..1).
 _TURNS: dict[int, Callable[[float, float], tuple[float, float]]] = {
     2: lambda x, y: (1 - x, y),
     3: lambda x, y: (1 - x, 1 - y),
@@ -64,9 +64,9 @@ ReadText = Callable[[np.ndarray], tuple[TextLine, ...]]
 
 @dataclass(frozen=True)
 class AnnotateOptions:
-    """How pictures become samples."""
+    """How images become samples."""
 
-    # Larger pictures are downsized until their longer side is this long.
+    # Larger images are downsized until their longer side is this long.
     max_side_pixels: int = 1024
     # The most lines that a caption of ours quotes.
     max_strings: int = 3
@@ -74,12 +74,12 @@ class AnnotateOptions:
     tight_lines: bool = True
     # The source's own captions get the recognised text quoted too.
     quote_text: bool = False
-    picture_format: str = "jpg"
+    image_format: str = "jpg"
 
     def __post_init__(self) -> None:
         if self.max_side_pixels < MIN_SIDE_PIXELS or self.max_strings < 1:
             raise UserError(
-                f"A picture needs a max_side_pixels of at least {MIN_SIDE_PIXELS}, and max_strings at least 1."
+                f"An image needs a max_side_pixels of at least {MIN_SIDE_PIXELS}, and max_strings at least 1."
             )
 
 
@@ -104,14 +104,14 @@ class Draft:
 def annotate(
     source: Source, place: Place, read_text: ReadText, options: AnnotateOptions, captioned: bool
 ) -> Draft | Skipped:
-    """The picture at `place` with its text, or the reason why not.
+    """The image at `place` with its text, or the reason why not.
 
-    `read_text` gives the lines of a picture (H W 3, uint8) with polygons in 0..1. With `captioned` a missing caption
+    `read_text` gives the lines of an image (H W 3, uint8) with polygons in 0..1. With `captioned` a missing caption
     is left to a captioner.
     """
     try:
         entry = source.read(place)
-        loaded = load_picture(entry.picture, options.max_side_pixels)
+        loaded = load_image(entry.image, options.max_side_pixels)
         lines = _lines_of(entry, loaded, read_text, options.tight_lines)
         refuse_too_much_text(entry.caption or "", Layout(lines))
     except Unusable as error:
@@ -126,12 +126,12 @@ def annotate(
         # A caption of quotation marks alone has nothing left.
         caption = with_quotations(caption, strings) or compose_caption(strings, bool(lines))
     sample = Sample(place.key, loaded.pixels, caption or "", Layout(lines), entry.objects, entry.source, entry.licence)
-    members = encode_sample(sample, options.picture_format)
+    members = encode_sample(sample, options.image_format)
     return Draft(place.key, members, strings, caption is None, statistics_of([sample]))
 
 
 @dataclass(frozen=True)
-class LoadedPicture:
+class LoadedImage:
     """RGB pixels (H W 3, uint8), upright and downsized, with what happened to them on the way."""
 
     pixels: np.ndarray
@@ -145,44 +145,46 @@ class LoadedPicture:
         return (height, width) if self.orientation >= 5 else (width, height)
 
 
-def load_picture(picture: bytes | tuple[Path, ...], max_side_pixels: int) -> LoadedPicture:
-    """The picture, at most `max_side_pixels` long. Its size is checked from the header. Raises Unusable."""
+def load_image(image: bytes | tuple[Path, ...], max_side_pixels: int) -> LoadedImage:
+    """The image, at most `max_side_pixels` long. Its size is checked from the header. Raises Unusable."""
     try:
-        opened = io.BytesIO(picture) if isinstance(picture, bytes) else _existing(picture)
+        opened = io.BytesIO(image) if isinstance(image, bytes) else _existing(image)
         # By content, not by extension: many a .jpg in the wild is a png.
-        with Image.open(opened, formats=sorted(set(PICTURE_FORMATS.values()))) as image:
-            if image.width * image.height > MAX_PICTURE_PIXELS:
-                raise Unusable("over the limit of pixels", f"{image.width} x {image.height} are over 64 million")
-            shorter, longer = sorted(image.size)
+        with Image.open(opened, formats=sorted(set(IMAGE_FORMATS.values()))) as opened_as:
+            if opened_as.width * opened_as.height > MAX_IMAGE_PIXELS:
+                raise Unusable(
+                    "over the limit of pixels", f"{opened_as.width} x {opened_as.height} are over 64 million"
+                )
+            shorter, longer = sorted(opened_as.size)
             if shorter < MIN_SIDE_PIXELS or longer > MAX_ASPECT * shorter:
                 raise Unusable(
                     "too small or too narrow",
-                    f"{image.width} x {image.height} pixels; a side is under {MIN_SIDE_PIXELS}, or one is over"
+                    f"{opened_as.width} x {opened_as.height} pixels; a side is under {MIN_SIDE_PIXELS}, or one is over"
                     f" {MAX_ASPECT} times the other",
                 )
-            size = image.size
-            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+            size = opened_as.size
+            orientation = opened_as.getexif().get(_ORIENTATION_TAG, 1)
             known = orientation if orientation in _TURNS else 1
-            return LoadedPicture(_upright_rgb(image, max_side_pixels), size, known)
+            return LoadedImage(_upright_rgb(opened_as, max_side_pixels), size, known)
     except Unusable:
         raise
     except Image.DecompressionBombError:
         raise Unusable("over the limit of pixels", "over 64 million") from None
     except Image.UnidentifiedImageError:
         raise Unusable("the file is damaged, or is no jpg, png or webp") from None
-    except UNREADABLE_PICTURE as error:
+    except UNREADABLE_IMAGE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise Unusable("the picture does not decode", reason) from None
+        raise Unusable("the image does not decode", reason) from None
 
 
-def header_pixels(picture: bytes | tuple[Path, ...], max_side_pixels: int) -> int:
-    """How many pixels a picture has after downsizing, from its header; 0 for one that is none. Raises Unusable."""
-    opened = io.BytesIO(picture) if isinstance(picture, bytes) else _existing(picture)
+def header_pixels(image: bytes | tuple[Path, ...], max_side_pixels: int) -> int:
+    """How many pixels an image has after downsizing, from its header; 0 for one that is none. Raises Unusable."""
+    opened = io.BytesIO(image) if isinstance(image, bytes) else _existing(image)
     try:
-        with Image.open(opened, formats=sorted(set(PICTURE_FORMATS.values()))) as image:
-            shrunk = min(1.0, max_side_pixels / max(image.size))
-            return int(image.width * image.height * shrunk**2)
-    except UNREADABLE_PICTURE:
+        with Image.open(opened, formats=sorted(set(IMAGE_FORMATS.values()))) as opened_as:
+            shrunk = min(1.0, max_side_pixels / max(opened_as.size))
+            return int(opened_as.width * opened_as.height * shrunk**2)
+    except UNREADABLE_IMAGE:
         return 0
 
 
@@ -195,15 +197,15 @@ def _existing(paths: tuple[Path, ...]) -> Path:
             continue
         if size == 0:
             raise Unusable("the file is empty")
-        if size > MAX_PICTURE_BYTES:
-            raise Unusable("the file is too large", f"over {MAX_PICTURE_BYTES // 1_000_000} MB")
+        if size > MAX_IMAGE_BYTES:
+            raise Unusable("the file is too large", f"over {MAX_IMAGE_BYTES // 1_000_000} MB")
         return path
     raise Unusable("there is no such file", str(paths[0]))
 
 
-def _upright_rgb(picture: Image.Image, max_side_pixels: int) -> np.ndarray:
-    picture.draft(None, (2 * max_side_pixels, 2 * max_side_pixels))  # a large jpg is read at a lower resolution
-    upright = ImageOps.exif_transpose(picture)
+def _upright_rgb(image: Image.Image, max_side_pixels: int) -> np.ndarray:
+    image.draft(None, (2 * max_side_pixels, 2 * max_side_pixels))  # a large jpg is read at a lower resolution
+    upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8
         upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
     if upright.has_transparency_data:
@@ -215,7 +217,7 @@ def _upright_rgb(picture: Image.Image, max_side_pixels: int) -> np.ndarray:
     return np.asarray(upright)
 
 
-def _lines_of(entry: Entry, loaded: LoadedPicture, read_text: ReadText, tight: bool) -> tuple[TextLine, ...]:
+def _lines_of(entry: Entry, loaded: LoadedImage, read_text: ReadText, tight: bool) -> tuple[TextLine, ...]:
     """The lines in reading order: the source's where it has text, else the engine's."""
     given = [line for line in entry.lines or () if line.text is not None]
     regions = [line for line in entry.lines or () if line.text is None]
@@ -239,9 +241,9 @@ def _lines_of(entry: Entry, loaded: LoadedPicture, read_text: ReadText, tight: b
     return tuple(_checked(line, height, width) for line in reading_order(standing))
 
 
-def _relative(line: SourceLine, entry: Entry, loaded: LoadedPicture) -> TextLine:
-    """The line with its polygon in shares of the upright picture, cut off at the picture's edge."""
-    polygon: Polygon = _WHOLE_PICTURE
+def _relative(line: SourceLine, entry: Entry, loaded: LoadedImage) -> TextLine:
+    """The line with its polygon in shares of the upright image, cut off at the image's edge."""
+    polygon: Polygon = _WHOLE_IMAGE
     if line.polygon is not None:
         width, height = entry.frame or loaded.stored_size
         # Some annotate what the file stores, some what a viewer shows.

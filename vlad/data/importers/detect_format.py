@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from vlad.data.decoding import PICTURE_FORMATS
+from vlad.data.decoding import IMAGE_FORMATS
 from vlad.data.importers.anyword import AnyWordSource
 from vlad.data.importers.folder import FolderSource
 from vlad.data.importers.huggingface import HuggingFaceSource
@@ -20,32 +20,32 @@ from vlad.data.storage.urls import is_url, shown
 from vlad.utils.errors import UserError, did_you_mean, local_place, told_of
 
 FORMATS = {
-    "folder": "pictures, with NAME.txt or metadata.jsonl, or with nothing",
+    "folder": "images, with NAME.txt or metadata.jsonl, or with nothing",
     "mario": "MARIO-LAION: folders like 06269/062690093/, or an index file beside them",
     "anyword": 'AnyWord-3M JSON: {"data_list": [{"img_name", ...}]}',
     "laion_glyph": 'LAION-Glyph JSON: [{"img_code", ...}]',
     "mmocr": 'mmocr/ICDAR JSON: {"data_list": [{"img_path", ...}]}',
     "wildreceipt": 'wildreceipt lines: {"file_name", "annotations"}',
     "huggingface": "Parquet or imagefolder through `datasets`, or a data set's name on the hub",
-    "webdataset": "tar files with pictures and captions",
+    "webdataset": "tar files with images and captions",
 }
-# Formats that --caption-field and --pictures say nothing to.
+# Formats that --caption-field and --images say nothing to.
 WITHOUT_FIELDS = ("mario", "mmocr", "wildreceipt")
 WITHOUT_FOLDER = ("folder", "laion_glyph", "huggingface", "webdataset")
 PEEK_BYTES = 1 << 16
 
 
 def open_source(
-    path: str, format: str | None = None, pictures: Path | None = None, caption_field: str | None = None
+    path: str, format: str | None = None, images: Path | None = None, caption_field: str | None = None
 ) -> Source:
     """The source at `path`, of a format of FORMATS (None: found out).
 
-    `pictures` is the folder in which the pictures of an annotation file lie (None: as the file says, or beside it).
+    `images` is the folder in which the images of an annotation file lie (None: as the file says, or beside it).
     `caption_field` names the field or column of the caption (None: the format's own).
     Raises UserError where there is no source, it is empty, or its format is not known.
     """
     if not path.strip():
-        raise UserError("SOURCE is empty; name a folder or a file that holds pictures.")
+        raise UserError("SOURCE is empty; name a folder or a file that holds images.")
     if is_url(path):
         raise UserError(
             f"SOURCE {shown(path)}: sources are read from this machine's disks; fetch it first, or mount it. Shards of"
@@ -53,15 +53,15 @@ def open_source(
         )
     if format is not None and format not in FORMATS:
         raise UserError(f"There is no format {format!r}.{did_you_mean(format, FORMATS)} Known: {', '.join(FORMATS)}.")
-    if pictures is not None and not pictures.is_dir():
-        raise UserError(f"There is no folder {pictures}; name the one in which the pictures of {path} lie.")
+    if images is not None and not images.is_dir():
+        raise UserError(f"There is no folder {images}; name the one in which the images of {path} lie.")
     tars = _tars(path)
     if not tars:
         local_place(path, "SOURCE")
     if format is None:
         format = "webdataset" if tars else detect_format(Path(path))
-    if pictures is not None and format in WITHOUT_FOLDER:
-        raise UserError(f"--pictures: a source of format {format} has its pictures itself; leave it out.")
+    if images is not None and format in WITHOUT_FOLDER:
+        raise UserError(f"--images: a source of format {format} has its images itself; leave it out.")
     if caption_field is not None and format in WITHOUT_FIELDS:
         raise UserError(f"--caption-field: format {format} has no fields with captions; leave it out.")
     if format == "huggingface":
@@ -70,10 +70,10 @@ def open_source(
         if not tars:
             raise UserError(f"There are no tar files at {path}.")
         return TarSource(path, tars, caption_field)
-    return _open_files(Path(path), format, pictures, caption_field)
+    return _open_files(Path(path), format, images, caption_field)
 
 
-def _open_files(path: Path, format: str, pictures: Path | None, caption_field: str | None) -> Source:
+def _open_files(path: Path, format: str, images: Path | None, caption_field: str | None) -> Source:
     if not path.exists():
         raise _nothing_there(path)
     if not (path.is_dir() or path.is_file()):  # reading a pipe might wait for ever
@@ -81,31 +81,31 @@ def _open_files(path: Path, format: str, pictures: Path | None, caption_field: s
     if not os.access(path, os.R_OK):
         raise UserError(f"{path} cannot be read (Permission denied); give yourself permission to read it.")
     if format == "folder" and not path.is_dir():
-        raise UserError(f"{path} is a file; name the folder that holds the pictures.")
+        raise UserError(f"{path} is a file; name the folder that holds the images.")
     if format not in ("folder", "mario") and path.is_dir():
         raise UserError(f"{path} is a folder; name the annotation file in it.")
     source: Source
     if format == "folder":
         source = FolderSource(path, caption_field)
     elif format == "mario":
-        source = MarioSource(path, pictures)
+        source = MarioSource(path, images)
     elif format == "anyword":
-        source = AnyWordSource(path, pictures, caption_field)
+        source = AnyWordSource(path, images, caption_field)
     elif format == "laion_glyph":
         source = LAIONGlyphSource(path, caption_field)
     elif format == "mmocr":
-        source = MMOCRSource(path, pictures)
+        source = MMOCRSource(path, images)
     else:
-        source = WildReceiptSource(path, pictures)
+        source = WildReceiptSource(path, images)
     return source
 
 
 def _nothing_there(path: Path) -> UserError:
-    return UserError(f"There is no file or folder {path}; name one that holds pictures.")
+    return UserError(f"There is no file or folder {path}; name one that holds images.")
 
 
 def _neither(path: Path) -> UserError:
-    return UserError(f"{path} is neither a file nor a folder; name one that holds pictures.")
+    return UserError(f"{path} is neither a file nor a folder; name one that holds images.")
 
 
 def detect_format(path: Path) -> str:
@@ -123,8 +123,8 @@ def detect_format(path: Path) -> str:
         raise UserError(f"{path} cannot be read ({error.strerror}); give yourself permission to read it.") from error
     if not beginning:
         raise UserError(f"{path} is empty; get it again.")
-    if path.suffix[1:].lower() in PICTURE_FORMATS:
-        raise UserError(f"{path} is a file; name the folder that holds the pictures.")
+    if path.suffix[1:].lower() in IMAGE_FORMATS:
+        raise UserError(f"{path} is a file; name the folder that holds the images.")
     known = _file_format(path, beginning)
     if known is None:
         raise UserError(f"{path} is of no format that is known; say which with --format: {', '.join(FORMATS)}.")

@@ -1,6 +1,6 @@
-"""A plain folder of pictures, in folders below it too.
+"""A plain folder of images, in folders below it too.
 
-A picture's caption is the first line of `NAME.txt` beside `NAME.jpg`; else what a `metadata.jsonl` (the layout that
+An image's caption is the first line of `NAME.txt` beside `NAME.jpg`; else what a `metadata.jsonl` (the layout that
 `datasets` calls imagefolder) says in its folder or one above: {"file_name": "NAME.jpg", "text": "..."}. A field that
 the user names goes before `NAME.txt`.
 """
@@ -14,7 +14,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from vlad.data.decoding import PICTURE_FORMATS
+from vlad.data.decoding import IMAGE_FORMATS
 from vlad.data.importers.source_entries import Entry, Place, UniqueKeys, Unusable, small_file
 from vlad.utils.errors import UserError
 
@@ -24,9 +24,9 @@ MAX_LINE_BYTES = 4_000_000
 
 
 class FolderSource:
-    """The pictures under a folder (jpg, jpeg, png, webp in any case), sorted by their path in it.
+    """The images under a folder (jpg, jpeg, png, webp in any case), sorted by their path in it.
 
-    Hidden files and folders are left out. Raises UserError when the folder cannot be read or holds no picture, or
+    Hidden files and folders are left out. Raises UserError when the folder cannot be read or holds no image, or
     a metadata file is wrong. `caption_field` names the field of the metadata (None: the first of CAPTION_FIELDS).
     """
 
@@ -45,38 +45,38 @@ class FolderSource:
             ) from error
         self.count: int | None = 0
         captions = 0
-        for _, caption in self._pictures():
+        for _, caption in self._images():
             self.count += 1
             captions += caption is not None
         if not self.count:
-            known = ", ".join(PICTURE_FORMATS)
-            raise UserError(f"There are no pictures in {folder} or the folders below it; known are {known}.")
+            known = ", ".join(IMAGE_FORMATS)
+            raise UserError(f"There are no images in {folder} or the folders below it; known are {known}.")
         if self._field_is_asked_for and not captions:
             raise UserError(
                 f'--caption-field {caption_field}: no {METADATA} in {folder} has text in field "{caption_field}" for a'
-                " picture; name another, or leave it out."
+                " image; name another, or leave it out."
             )
 
     def places(self) -> Iterator[Place]:
-        """A place for every picture."""
+        """A place for every image."""
         keys = UniqueKeys()
-        for number, (path, caption) in enumerate(self._pictures()):
+        for number, (path, caption) in enumerate(self._images()):
             inside = path.relative_to(self._folder)
             key = keys.key_of(inside.with_suffix("").as_posix())
             yield Place(number, key, inside.as_posix(), (path, caption))
 
     def read(self, place: Place) -> Entry:
-        """The picture with the caption that is written beside it."""
+        """The image with the caption that is written beside it."""
         path, caption = place.payload
         written = written_caption(path.with_suffix(".txt"))
         return Entry((path,), caption or written if self._field_is_asked_for else written or caption)
 
-    def _pictures(self) -> Iterator[tuple[Path, str | None]]:
+    def _images(self) -> Iterator[tuple[Path, str | None]]:
         captions: dict[str, str] = {}
         for path in walk(self._folder):
             if path.name == METADATA:
                 captions |= _read_metadata(path, self._fields)
-            elif path.suffix[1:].lower() in PICTURE_FORMATS:
+            elif path.suffix[1:].lower() in IMAGE_FORMATS:
                 yield path, captions.pop(str(path), None)
 
 
@@ -122,7 +122,7 @@ def written_caption(path: Path) -> str | None:
 
 def _open_metadata(path: Path) -> BufferedReader:
     if not path.is_file():  # a pipe might wait for ever
-        raise UserError(f"{path} is no file; write one with a line a picture, or move it away.")
+        raise UserError(f"{path} is no file; write one with a line an image, or move it away.")
     try:
         return path.open("rb")
     except OSError as error:
@@ -132,7 +132,7 @@ def _open_metadata(path: Path) -> BufferedReader:
 
 
 def _read_metadata(path: Path, fields: tuple[str, ...]) -> dict[str, str]:
-    """Captions by the picture's path. Raises UserError with line and field."""
+    """Captions by the image's path. Raises UserError with line and field."""
     captions = {}
     with _open_metadata(path) as stream:
         for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), start=1):

@@ -1,6 +1,6 @@
 """Parquet files, and data sets of the hub, through `datasets` (the extra `hf`): the only room that imports it.
 
-The pictures are the first column of type Image; the captions, if any, one of CAPTION_FIELDS.
+The images are the first column of type Image; the captions, if any, one of CAPTION_FIELDS.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CAPTION_FIELDS = ("text", "caption", "prompt")
 class HuggingFaceSource:
     """The rows of a split: `path` is a Parquet file, a folder with such files, or a data set's name on the hub.
 
-    Raises UserError where `datasets` is not installed, cannot read the source, or finds no pictures in it.
+    Raises UserError where `datasets` is not installed, cannot read the source, or finds no images in it.
     """
 
     format = "huggingface"
@@ -30,8 +30,8 @@ class HuggingFaceSource:
         self._split = split
         columns = self._open().features or {}
         kinds = {name: type(feature).__name__ for name, feature in columns.items()}
-        self._picture_field = next((name for name, kind in kinds.items() if kind == "Image"), None)
-        if self._picture_field is None:
+        self._image_field = next((name for name, kind in kinds.items() if kind == "Image"), None)
+        if self._image_field is None:
             listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none"
             raise UserError(f"{path} has no column of type Image among its columns: {listed}.")
         if caption_field is not None and caption_field not in kinds:
@@ -43,21 +43,21 @@ class HuggingFaceSource:
         from datasets import Image
 
         stem = safe_key(Path(self.path).stem)
-        rows = self._open().cast_column(self._picture_field, Image(decode=False))
+        rows = self._open().cast_column(self._image_field, Image(decode=False))
         for number, row in enumerate(rows):
-            kept = {"picture": row[self._picture_field]}
+            kept = {"image": row[self._image_field]}
             if self._caption_field is not None:
                 kept["caption"] = row[self._caption_field]
             yield Place(number, f"{stem}_{number:08d}", f"row {number + 1}", kept)
 
     def read(self, place: Place) -> Entry:
-        """The row's picture and caption. Raises Unusable."""
-        picture = place.payload["picture"] or {}
-        if picture.get("bytes"):
-            return Entry(picture["bytes"], text_of(place.payload, "caption"))
-        if picture.get("path"):
-            return Entry((Path(picture["path"]),), text_of(place.payload, "caption"))
-        raise Unusable("its row has no picture")
+        """The row's image and caption. Raises Unusable."""
+        image = place.payload["image"] or {}
+        if image.get("bytes"):
+            return Entry(image["bytes"], text_of(place.payload, "caption"))
+        if image.get("path"):
+            return Entry((Path(image["path"]),), text_of(place.payload, "caption"))
+        raise Unusable("its row has no image")
 
     def _open(self) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""LAION-Glyph JSON (GlyphControl): one list of about 100 GB, the pictures inside of it, read as a stream.
+"""LAION-Glyph JSON (GlyphControl): one list of about 100 GB, the images inside of it, read as a stream.
 
 [{"img_id", "img_code": base64, "caption_origin", "caption_blip",
   "ocr_info": [[[4 points], [text, confidence]], ...]}, ...]
@@ -34,13 +34,13 @@ class LAIONGlyphSource:
         return json_places(self._file, None)
 
     def read(self, place: Place) -> Entry:
-        """The entry's picture, caption and lines. Raises Unusable that names the field."""
+        """The entry's image, caption and lines. Raises Unusable that names the field."""
         record = place.payload.parse()
         code = record.get("img_code")
         if not isinstance(code, str) or not code:
             raise Unusable('field "img_code" is missing')
         try:
-            picture = base64.b64decode(code, validate=True)
+            image = base64.b64decode(code, validate=True)
         except (binascii.Error, ValueError):
             raise Unusable('field "img_code" is not base64') from None
         captions = (text_of(record, field) for field in self._fields)
@@ -48,7 +48,7 @@ class LAIONGlyphSource:
         lines = None if found is None else tuple(_line(entry) for entry in _list(found))
         source = record.get("img_id")
         return Entry(
-            picture,
+            image,
             next(filter(None, captions), None),
             lines,
             source=None if source is None else str(source)[:200],

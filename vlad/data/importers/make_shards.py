@@ -30,7 +30,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vlad.data.decoding import decode_picture
+from vlad.data.decoding import decode_image
 from vlad.data.importers.caption_templates import compose_caption, with_quotations
 from vlad.data.importers.convert import AnnotateOptions, Draft, ReadText, annotate
 from vlad.data.importers.source_entries import Place, Skipped, Source
@@ -39,17 +39,17 @@ from vlad.types import TextLine
 from vlad.utils.errors import UserError
 
 PLACES_A_JOB = 4
-# Fewer pictures than this for each process, and starting it takes longer than it saves.
-LEAST_PICTURES_A_PROCESS = 16
+# Fewer images than this for each process, and starting it takes longer than it saves.
+LEAST_IMAGES_A_PROCESS = 16
 
 
 class Captioner(Protocol):
-    """What writes captions: pictures (H W 3, uint8) and the strings in each -> a sentence each."""
+    """What writes captions: images (H W 3, uint8) and the strings in each -> a sentence each."""
 
     name: str
 
-    def describe(self, pictures: list[np.ndarray], strings: list[tuple[str, ...]]) -> list[str]:
-        """A sentence for every picture, in order."""
+    def describe(self, images: list[np.ndarray], strings: list[tuple[str, ...]]) -> list[str]:
+        """A sentence for every image, in order."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ class Recipe:
             raise UserError(f"--caption-batch must be at least 1, not {self.caption_batch}.")
 
     def annotator(self) -> Callable[[Place], Draft | Skipped]:
-        """The function of one picture, with an engine of its own, built when the first picture needs it."""
+        """The function of one image, with an engine of its own, built when the first image needs it."""
         build = functools.cache(self.build_reader)
 
-        def read_text(picture: np.ndarray) -> tuple[TextLine, ...]:
-            return build()(picture)
+        def read_text(image: np.ndarray) -> tuple[TextLine, ...]:
+            return build()(image)
 
         return lambda place: annotate(self.source, place, read_text, self.options, self.build_captioner is not None)
 
@@ -85,7 +85,7 @@ class ShardRecord:
     """A finished shard, as the journal keeps it."""
 
     number: int
-    entry: dict[str, Any] | None  # for the manifest; None: every picture was skipped, and there is no file
+    entry: dict[str, Any] | None  # for the manifest; None: every image was skipped, and there is no file
     first: str  # the key of its first place: when it changes, the source has changed
     places: int
     statistics: Statistics
@@ -149,7 +149,7 @@ def make_shard(
 def _with_captions(
     results: Iterable[Draft | Skipped], captioner: Captioner | None, batch: int
 ) -> Iterator[Draft | Skipped]:
-    """The results with all captions written, in order; a captioner gets `batch` pictures at a time.
+    """The results with all captions written, in order; a captioner gets `batch` images at a time.
 
     Batches are counted from the shard's beginning: what a model writes may depend on what else is in its batch.
     """
@@ -173,11 +173,11 @@ def _captioned(items: list[Draft | Skipped], captioner: Captioner) -> Iterator[D
     drafts = [item for item in items if isinstance(item, Draft) and item.wants_caption]
     written: Iterator[str] = iter(())
     if drafts:
-        pictures = []
+        images = []
         for draft in drafts:
             extension = next(name for name in draft.members if name != "json")
-            pictures.append(decode_picture(draft.members[extension], extension))
-        written = iter(captioner.describe(pictures, [draft.strings for draft in drafts]))
+            images.append(decode_image(draft.members[extension], extension))
+        written = iter(captioner.describe(images, [draft.strings for draft in drafts]))
     for item in items:
         if isinstance(item, Draft) and item.wants_caption:
             sentence = with_quotations(next(written), item.strings)
@@ -195,11 +195,11 @@ def make_shards_locally(
     workplace: Path,
     done: dict[int, ShardRecord],
     workers: int,
-    on_picture: Callable[[Place], None],
+    on_image: Callable[[Place], None],
 ) -> Iterator[ShardRecord]:
     """Makes every shard that is not in `done`, in order, on `workers` processes (1: in this one).
 
-    `on_picture` is called for every place as it is dealt with. Raises UserError where `done` is of another source.
+    `on_image` is called for every place as it is dealt with. Raises UserError where `done` is of another source.
     """
     captioner = None if recipe.build_captioner is None else recipe.build_captioner()
     with contextlib.ExitStack() as stack:
@@ -208,16 +208,16 @@ def make_shards_locally(
         else:
             pool = stack.enter_context(_processes(recipe, workers))
             pairs = _on_processes(pool, workers, places_to_do(recipe, done))
-        told = _telling(pairs, on_picture)
+        told = _telling(pairs, on_image)
         for number, group in itertools.groupby(told, lambda pair: pair[0].number // recipe.samples_per_shard):
             yield make_shard(number, group, captioner, recipe.caption_batch, target, workplace)
 
 
 def _telling(
-    pairs: Iterable[tuple[Place, Draft | Skipped]], on_picture: Callable[[Place], None]
+    pairs: Iterable[tuple[Place, Draft | Skipped]], on_image: Callable[[Place], None]
 ) -> Iterator[tuple[Place, Draft | Skipped]]:
     for place, result in pairs:
-        on_picture(place)
+        on_image(place)
         yield place, result
 
 
@@ -236,7 +236,7 @@ def places_to_do(recipe: Recipe, done: dict[int, ShardRecord]) -> Iterator[Place
         counted[shard] += 1
         if inside == 0 and place.key != record.first:
             raise _changed(recipe.source)
-    # The last shard of an earlier run may have ended early: pictures were added since, or taken away.
+    # The last shard of an earlier run may have ended early: images were added since, or taken away.
     if any(counted[shard] != record.places for shard, record in done.items()):
         raise _changed(recipe.source)
 
@@ -256,7 +256,7 @@ def _in_this_process(recipe: Recipe, places: Iterable[Place]) -> Iterator[tuple[
 def _on_processes(
     pool: ProcessPoolExecutor, workers: int, places: Iterable[Place]
 ) -> Iterator[tuple[Place, Draft | Skipped]]:
-    """Places in, results out, in order; a few jobs ahead, so that a long stream of pictures needs little memory."""
+    """Places in, results out, in order; a few jobs ahead, so that a long stream of images needs little memory."""
     waiting: deque[tuple[list[Place], Future[list[Draft | Skipped]]]] = deque()
     iterator = iter(places)
     try:
@@ -269,7 +269,7 @@ def _on_processes(
             yield from zip(job, future.result(), strict=True)
     except BrokenProcessPool as error:
         raise UserError(
-            "A process died while it read a picture, most likely for want of memory; run the same command again"
+            "A process died while it read an image, most likely for want of memory; run the same command again"
             " with fewer --workers: it goes on after the last whole shard."
         ) from error
 

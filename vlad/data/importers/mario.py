@@ -1,6 +1,6 @@
 """MARIO-LAION folders (TextDiffuser): 06269/062690093/ with image.jpg, caption.txt, ocr.txt, info.json.
 
-`ocr.txt` holds a word a line, `text x1,y1,x2,y2,x3,y3,x4,y4 confidence`, in pixels of the 512 x 512 picture.
+`ocr.txt` holds a word a line, `text x1,y1,x2,y2,x3,y3,x4,y4 confidence`, in pixels of the 512 x 512 image.
 The source is the folder, or an index file (`06269_062690093` a line) whose folders lie beside it.
 """
 
@@ -27,10 +27,10 @@ class MarioSource:
 
     format = "mario"
 
-    def __init__(self, path: Path, pictures: Path | None = None) -> None:
+    def __init__(self, path: Path, images: Path | None = None) -> None:
         self.path = str(path)
         self._index = path if path.is_file() else None
-        self._folder = pictures or (path if path.is_dir() else path.parent)
+        self._folder = images or (path if path.is_dir() else path.parent)
         self.count: int | None = sum(1 for _ in self.places())
         if not self.count:
             raise UserError(f"There are no MARIO-LAION samples in {path}; they lie in folders like 06269/062690093/.")
@@ -119,7 +119,7 @@ def _read_lines(path: Path) -> tuple[SourceLine, ...] | None:
 
 
 def _source_and_licence(path: Path) -> tuple[str | None, str | None]:
-    """The address a picture came from, and its licence; what is not said stays None."""
+    """The address an image came from, and its licence; what is not said stays None."""
     data = small_file(path)
     if data is None:
         return None, None

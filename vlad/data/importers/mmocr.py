@@ -1,10 +1,10 @@
 """mmocr's JSON for ICDAR and its kin, and the lines of wildreceipt.
 
     {"metainfo": ..., "data_list": [{"img_path", "instances": [{"polygon" | "bbox", "text"?, "ignore"?}]}]}
-    {"file_name", "height", "width", "annotations": [{"box": [8 numbers], "text", "label"}]}      a line a picture
+    {"file_name", "height", "width", "annotations": [{"box": [8 numbers], "text", "label"}]}      a line an image
 
-Where an instance has no text (sets for detection), an OCR engine reads the picture; where it has no polygon (sets of
-word crops), the text is the whole picture's. Neither format has captions.
+Where an instance has no text (sets for detection), an OCR engine reads the image; where it has no polygon (sets of
+word crops), the text is the whole image's. Neither format has captions.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ NO_TEXT = ("###", "*")  # how ICDAR writes that nobody can read it
 
 
 class MMOCRSource:
-    """The pictures of an mmocr annotation file."""
+    """The images of an mmocr annotation file."""
 
     format = "mmocr"
 
-    def __init__(self, path: Path, pictures: Path | None = None) -> None:
+    def __init__(self, path: Path, images: Path | None = None) -> None:
         self.path = str(path)
         self.count: int | None = None
         self._file = path
-        self._folders = (path.parent, path.parent / "imgs") if pictures is None else (pictures,)
+        self._folders = (path.parent, path.parent / "imgs") if images is None else (images,)
 
     def places(self) -> Iterator[Place]:
-        """A place for every picture."""
+        """A place for every image."""
         return json_places(self._file, "data_list")
 
     def read(self, place: Place) -> Entry:
-        """The picture with its lines. Raises Unusable that names the field."""
+        """The image with its lines. Raises Unusable that names the field."""
         record = place.payload.parse()
         name = required_text(record, "img_path")
         lines = tuple(_mmocr_line(instance) for instance in list_of(record, "instances"))
@@ -61,10 +61,10 @@ class WildReceiptSource:
 
     format = "wildreceipt"
 
-    def __init__(self, path: Path, pictures: Path | None = None) -> None:
+    def __init__(self, path: Path, images: Path | None = None) -> None:
         self.path = str(path)
         self._file = path
-        self._folders = (path.parent,) if pictures is None else (pictures,)
+        self._folders = (path.parent,) if images is None else (images,)
         self.count: int | None = sum(1 for _ in self.places())
 
     def places(self) -> Iterator[Place]:
@@ -114,7 +114,7 @@ def _box(value: Any) -> tuple[tuple[float, float], ...]:
 
 
 def _frame(record: dict[str, Any]) -> tuple[float, float] | None:
-    """The picture's size as the annotation gives it, None where it does not."""
+    """The image's size as the annotation gives it, None where it does not."""
     width, height = record.get("width"), record.get("height")
     if width is None or height is None:
         return None

@@ -2,7 +2,7 @@
 
     places -> rows of one shard's places each -> make_shard, on every core of the cluster -> records -> this process
 
-A row is enumerated while others are worked on, and only records come back: pictures go from the machine that made
+A row is enumerated while others are worked on, and only records come back: images go from the machine that made
 them straight to where the shards shall be.
 """
 

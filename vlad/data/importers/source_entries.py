@@ -2,7 +2,7 @@
 
     source.places() -> Place -> source.read(place) -> Entry -> annotate -> Sample, or Skipped with its reason
 
-`places` runs in one process, in the source's order, and does little a picture; `read` does the rest and runs
+`places` runs in one process, in the source's order, and does little an image; `read` does the rest and runs
 anywhere: on all cores, or on the machines of a cluster.
 """
 
@@ -20,8 +20,8 @@ from vlad.types import ObjectBox
 MAX_SMALL_FILE_BYTES = 4_000_000
 
 
-class Unusable(ValueError):  # noqa: N818 - it is about one picture, which the others go on without
-    """Why one picture gives no sample: `kind` in a few words that the summary counts by, then the details."""
+class Unusable(ValueError):  # noqa: N818 - it is about one image, which the others go on without
+    """Why one image gives no sample: `kind` in a few words that the summary counts by, then the details."""
 
     def __init__(self, kind: str, details: str = "") -> None:
         super().__init__(f"{kind}: {details}" if details else kind)
@@ -29,7 +29,7 @@ class Unusable(ValueError):  # noqa: N818 - it is about one picture, which the o
 
 @dataclass(frozen=True)
 class Place:
-    """Where a picture stands in its source; it can be pickled."""
+    """Where an image stands in its source; it can be pickled."""
 
     number: int  # in the source's order, from 0
     key: str  # of the sample: unique in the source, without dots and slashes
@@ -43,7 +43,7 @@ class Place:
 class SourceLine:
     """A line of text as a source gives it, in pixels of `Entry.frame`.
 
-    `text` None: the source marks where text stands, and not what it says. `polygon` None: the whole picture.
+    `text` None: the source marks where text stands, and not what it says. `polygon` None: the whole image.
     """
 
     text: str | None
@@ -55,16 +55,16 @@ class SourceLine:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a source says about one picture.
+    """What a source says about one image.
 
-    `picture` is the file's bytes, or the paths at which it may lie: the first that exists counts.
+    `image` is the file's bytes, or the paths at which it may lie: the first that exists counts.
     """
 
-    picture: bytes | tuple[Path, ...]
+    image: bytes | tuple[Path, ...]
     caption: str | None = None  # None: the source has none
     # None: the source does not say where text stands, and an OCR engine has to.
     lines: tuple[SourceLine, ...] | None = None
-    # Width and height in which the polygons are given; None: the picture's own as stored.
+    # Width and height in which the polygons are given; None: the image's own as stored.
     frame: tuple[float, float] | None = None
     objects: tuple[ObjectBox, ...] = ()
     source: str | None = None
@@ -73,7 +73,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that gives no sample, and why: "kind: details"."""
+    """An image that gives no sample, and why: "kind: details"."""
 
     name: str
     reason: str
@@ -85,7 +85,7 @@ class Skipped:
 
 
 class Source(Protocol):
-    """Pictures of one format. It can be pickled, and gives the same places each time."""
+    """Images of one format. It can be pickled, and gives the same places each time."""
 
     format: str
     path: str  # as the user named it
@@ -93,14 +93,14 @@ class Source(Protocol):
     count: int | None
 
     def places(self) -> Iterator[Place]:
-        """Every picture, in order. Raises UserError where the source itself is broken."""
+        """Every image, in order. Raises UserError where the source itself is broken."""
 
     def read(self, place: Place) -> Entry:
-        """What the source says about the picture. Raises Unusable."""
+        """What the source says about the image. Raises Unusable."""
 
 
 def small_file(path: Path) -> bytes | None:
-    """What a file beside a picture holds, None where there is none. Raises Unusable for one that cannot be read.
+    """What a file beside an image holds, None where there is none. Raises Unusable for one that cannot be read.
 
     A longer one than MAX_SMALL_FILE_BYTES is not what it is called.
     """
@@ -135,7 +135,7 @@ class UniqueKeys:
 
 def safe_key(name: str) -> str:
     """`name` as letters, digits, underscores and dashes."""
-    return re.sub(r"[^\w-]+", "_", name).strip("_") or "picture"
+    return re.sub(r"[^\w-]+", "_", name).strip("_") or "image"
 
 
 def text_of(record: dict[str, Any], field: str) -> str | None:
@@ -191,7 +191,7 @@ def from_top_left(points: tuple[tuple[float, float], ...]) -> tuple[tuple[float,
 
 
 def below(folders: tuple[Path, ...], name: str) -> tuple[Path, ...]:
-    """Where a picture may lie that an annotation file names: the name, less and less of its beginning, in each folder.
+    """Where an image may lie that an annotation file names: the name, less and less of its beginning, in each folder.
 
     Annotations travel further than the folders they were made in. Raises Unusable for a name that climbs out.
     """

@@ -1,4 +1,4 @@
-"""WebDataset tars that hold pictures with captions: KEY.jpg beside KEY.txt, or KEY.json with a caption in it.
+"""WebDataset tars that hold images with captions: KEY.jpg beside KEY.txt, or KEY.json with a caption in it.
 
 What else lies in a tar is not looked at. Members with absolute names, or names that climb out, are ignored; links
 and other things that are no files too. Shards of our own schema come through with their lines.
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Self
 
-from vlad.data.decoding import PICTURE_FORMATS
+from vlad.data.decoding import IMAGE_FORMATS
 from vlad.data.importers.json_stream import parse_object
 from vlad.data.importers.source_entries import Entry, Place, SourceLine, UniqueKeys, Unusable, text_of
 from vlad.data.shards.tar_index import MAX_HEADER_BYTES
@@ -45,25 +45,25 @@ class TarSource:
         self._field_is_asked_for = caption_field is not None
 
     def places(self) -> Iterator[Place]:
-        """A place for every sample that has a picture."""
+        """A place for every sample that has an image."""
         keys, number = UniqueKeys(), 0
         total = max(1, sum(path.stat().st_size for path in self._tars))
         before = 0
         for path in self._tars:
             for stem, members, end in _samples(path):
-                if any(extension in members for extension in PICTURE_FORMATS):
+                if any(extension in members for extension in IMAGE_FORMATS):
                     name = f"{path.name}: {stem}"
                     yield Place(number, keys.key_of(stem), name, members, min(1.0, (before + end) / total))
                     number += 1
             before += path.stat().st_size
 
     def read(self, place: Place) -> Entry:
-        """The sample's picture and caption. Raises Unusable."""
+        """The sample's image and caption. Raises Unusable."""
         members = place.payload
         if TWICE in members:
             raise Unusable("a member stands there twice", members[TWICE].decode())
-        picture = next(members[extension] for extension in PICTURE_FORMATS if extension in members)
-        if picture is None:
+        image = next(members[extension] for extension in IMAGE_FORMATS if extension in members)
+        if image is None:
             raise Unusable("its member is too large", f"over {MAX_MEMBER_BYTES // 1_000_000} MB")
         record = parse_object(members["json"]) if members.get("json") else {}
         caption = next(filter(None, (text_of(record, field) for field in self._fields)), None)
@@ -73,7 +73,7 @@ class TarSource:
             except UnicodeDecodeError:
                 raise Unusable("its caption is not UTF-8 text") from None
         source, licence = text_of(record, "source") or text_of(record, "url"), text_of(record, "licence")
-        return Entry(picture, caption, _lines(record), (1.0, 1.0), source=source, licence=licence)
+        return Entry(image, caption, _lines(record), (1.0, 1.0), source=source, licence=licence)
 
 
 def _lines(record: dict[str, object]) -> tuple[SourceLine, ...] | None:
@@ -102,7 +102,7 @@ class _Header(tarfile.TarInfo):
 
 def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes | None], int]]:
     """Key, members by extension (None: too large) and the place where the sample ends, of each sample of a tar."""
-    wanted = {*PICTURE_FORMATS, "txt", "json"}
+    wanted = {*IMAGE_FORMATS, "txt", "json"}
     stem: str | None = None
     members: dict[str, bytes | None] = {}
     end = 0

@@ -1,7 +1,7 @@
 """Cached states in a shard: KEY.json, KEY.latents.npy, [KEY.text.npy, KEY.v.npy].
 
-The record is the fitted sample's: a picture is not read again. `latents` stacks means and, where the autoencoder
-draws, deviations: (picture mean, glyph mean) or (picture mean, picture deviation, glyph mean, glyph deviation), C h w
+The record is the fitted sample's: an image is not read again. `latents` stacks means and, where the autoencoder
+draws, deviations: (image mean, glyph mean) or (image mean, image deviation, glyph mean, glyph deviation), C h w
 each. `text` stacks t_g, the {t_i} and the token states, D each; the record's `phrases` says how many {t_i} there are.
 
 Letters: B batch, C latent channels, h w cells, L tokens, N phrases, D width.
@@ -44,8 +44,8 @@ def encode_cached(sample: Sample, states: CachedStates) -> dict[str, bytes]:
     """The members of a cached sample; `states` are those of this sample alone, B = 1."""
     record = encode_record(sample)
     latents = [
-        states.picture_mean,
-        states.picture_deviation,
+        states.image_mean,
+        states.image_deviation,
         states.glyph_mean,
         states.glyph_deviation,
     ]
@@ -119,7 +119,7 @@ def collate_cached(samples: list[CachedSample], slot: Slot | None = None) -> Bat
         assert sample.latents.shape == (count, *shape), "samples of one shape have states of one shape"
         rows[:, row] = sample.latents
     parts = latents.unbind()
-    picture, picture_deviation, glyph, glyph_deviation = parts if count == 4 else (parts[0], None, parts[1], None)
+    image, image_deviation, glyph, glyph_deviation = parts if count == 4 else (parts[0], None, parts[1], None)
     height, width = shape[-2:]
     plain = [sample.sample for sample in samples]
     return Batch(
@@ -127,10 +127,10 @@ def collate_cached(samples: list[CachedSample], slot: Slot | None = None) -> Bat
         captions=tuple(sample.caption for sample in plain),
         layouts=tuple(sample.layout for sample in plain),
         objects=tuple(sample.objects for sample in plain),
-        picture_bytes=None,
+        image_bytes=None,
         ink_bytes=None,
         ignored=ignored_regions([sample.layout for sample in plain], width, height, slot),
-        cached=CachedStates(picture, picture_deviation, glyph, glyph_deviation, _text_states(samples), _v(samples)),
+        cached=CachedStates(image, image_deviation, glyph, glyph_deviation, _text_states(samples), _v(samples)),
     )
 
 

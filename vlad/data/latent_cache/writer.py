@@ -35,7 +35,7 @@ Fingerprint = dict[str, Any]
 
 
 def data_fingerprint(sets: ShardSets, options: StreamOptions) -> Fingerprint:
-    """What of the data a cache depends on: the shards, the shapes of pictures, the fonts of glyph maps."""
+    """What of the data a cache depends on: the shards, the shapes of images, the fonts of glyph maps."""
     return {
         "cache_version": CACHE_VERSION,
         "shards": sets.fingerprint,
@@ -147,7 +147,7 @@ def _encoded(
         if sample is None:
             on_progress(1)
             continue
-        bucket = nearest_bucket(options.shapes, sample.picture.shape[1], sample.picture.shape[0])
+        bucket = nearest_bucket(options.shapes, sample.image.shape[1], sample.image.shape[0])
         waiting.setdefault(bucket, []).append((number, fit_sample(sample, options.shapes[bucket], options)))
         if len(waiting[bucket]) == options.batch_size:
             flush(bucket)
@@ -166,8 +166,8 @@ def _row(states: CachedStates, row: int) -> CachedStates:
         tensors = (text.tokens, text.mask, text.global_state, text.local_states, text.local_mask)
         text = TextStates(*(x[row : row + 1] for x in tensors))  # without the ids: nothing that reads them is cached
     return CachedStates(
-        states.picture_mean[row : row + 1],
-        of(states.picture_deviation),
+        states.image_mean[row : row + 1],
+        of(states.image_deviation),
         states.glyph_mean[row : row + 1],
         of(states.glyph_deviation),
         text,

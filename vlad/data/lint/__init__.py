@@ -2,6 +2,6 @@
 
     pattern -> listing -> inspection of every shard (headers) and chunk of samples (checks, counts) -> report
 
-Nothing is changed. Memory is bounded on a set of any size: counts, a few examples of every finding, a few pictures;
+Nothing is changed. Memory is bounded on a set of any size: counts, a few examples of every finding, a few images;
 keys go through files on disk.
 """

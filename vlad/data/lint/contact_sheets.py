@@ -1,4 +1,4 @@
-"""Pictures of samples with their polygons and texts drawn over them, and the HTML page that shows them."""
+"""Images of samples with their polygons and texts drawn over them, and the HTML page that shows them."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def draw_card(
     rank: float,
     line_faults: Callable[[TextLine], Iterable[tuple[str, str]]],
 ) -> Card:
-    """The sample's picture with every line's polygon: green, grey where it is ignored, red where something is wrong."""
-    picture = Image.fromarray(sample.picture)
-    scale = CARD_PIXELS / max(picture.size)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    """The sample's image with every line's polygon: green, grey where it is ignored, red where something is wrong."""
+    image = Image.fromarray(sample.image)
+    scale = CARD_PIXELS / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     # Small signs keep their pixels visible; photographs are scaled down smoothly.
-    picture = picture.resize(size, Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS)
-    draw = ImageDraw.Draw(picture)
+    image = image.resize(size, Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS)
+    draw = ImageDraw.Draw(image)
     # A polygon may lie anywhere; far outside nothing of it shows.
     rings = [np.clip(np.array(line.polygon), -1, 2) * (size[0] - 1, size[1] - 1) for line in sample.layout.lines]
     taken = [(*ring.min(axis=0), *ring.max(axis=0)) for ring in rings]
@@ -58,7 +58,7 @@ def draw_card(
         draw.line(closed, fill=COLOURS[state], width=3, joint="curve")
         taken.append(_draw_label(draw, line.text, number, ring, taken, size, COLOURS[state]))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
+    image.save(buffer, "JPEG", quality=85)
     lines = tuple(
         line.text + ("" if line.valid else " (not legible)") + (f" [{line.language}]" if line.language else "")
         for line in sample.layout.lines
@@ -122,7 +122,7 @@ def _overlap(a: Box, b: Box) -> float:
 
 
 def contact_sheet(cards: Sequence[Card], columns: int = 5, cell_pixels: int = 240) -> Image.Image:
-    """All cards in one picture, each in a square cell with its key below."""
+    """All cards in one image, each in a square cell with its key below."""
     rows = math.ceil(len(cards) / columns)
     columns = min(columns, len(cards))
     foot = LABEL_PIXELS + 6
@@ -182,7 +182,7 @@ def write_page(
     findings: Sequence[PageFinding],
     cards: Sequence[tuple[str, Sequence[Card]]],
 ) -> None:
-    """Writes the page: one file with its pictures in it, no scripts, nothing loaded from elsewhere."""
+    """Writes the page: one file with its images in it, no scripts, nothing loaded from elsewhere."""
     body = "".join(_page(title, note, summary, charts, findings, cards))
     # Keys may hold what is no text.
     data = body.encode("utf-8", "backslashreplace")

@@ -9,18 +9,18 @@ import numpy as np
 from PIL import Image
 
 from vlad.data.decoding import (
-    MAX_PICTURE_PIXELS,
-    PICTURE_FORMATS,
+    IMAGE_FORMATS,
+    MAX_IMAGE_PIXELS,
     BadSample,
-    decode_picture,
+    decode_image,
     decode_record,
-    picture_size,
+    image_size,
 )
 from vlad.layout.fonts import missing_glyphs
 from vlad.layout.polygons import polygon_area
 from vlad.types import Polygon, Sample, TextLine
 
-OUTSIDE_TOLERANCE = 1e-3  # of the picture: what rounding does
+OUTSIDE_TOLERANCE = 1e-3  # of the image: what rounding does
 LEAST_AREA = 1e-6
 MAX_POLYGON_POINTS = 200  # the test for crossings is quadratic
 
@@ -50,7 +50,7 @@ def line_faults(line: TextLine) -> Iterator[tuple[str, str]]:
     xs, ys = zip(*line.polygon, strict=True)
     beyond = max(-min(xs), -min(ys), max(xs) - 1, max(ys) - 1)
     if beyond > OUTSIDE_TOLERANCE:
-        yield "outside", f"{name} leaves the picture by {beyond:.3g} of its side"
+        yield "outside", f"{name} leaves the image by {beyond:.3g} of its side"
     if len(line.polygon) > MAX_POLYGON_POINTS:
         yield (
             "crossing",
@@ -65,20 +65,20 @@ def line_faults(line: TextLine) -> Iterator[tuple[str, str]]:
 def check_members(members: dict[str, bytes], key: str) -> tuple[Sample | None, list[tuple[str, str]]]:
     """A sample as far as it decodes (None: not at all), and what is wrong with it: kinds and details."""
     faults: list[tuple[str, str]] = []
-    kind = next((kind for kind in PICTURE_FORMATS if kind in members), None)
-    picture = None
+    kind = next((kind for kind in IMAGE_FORMATS if kind in members), None)
+    image = None
     if kind is None:
-        faults.append(("incomplete", f"no picture; known: {', '.join(PICTURE_FORMATS)}"))
+        faults.append(("incomplete", f"no image; known: {', '.join(IMAGE_FORMATS)}"))
     else:
         try:
-            width, height = picture_size(members[kind], kind)
-            if width * height > MAX_PICTURE_PIXELS:
-                faults.append(("bomb", f"{width} x {height} pixels are over the limit of {MAX_PICTURE_PIXELS}"))
+            width, height = image_size(members[kind], kind)
+            if width * height > MAX_IMAGE_PIXELS:
+                faults.append(("bomb", f"{width} x {height} pixels are over the limit of {MAX_IMAGE_PIXELS}"))
             else:
-                picture = decode_picture(members[kind], kind)
+                image = decode_image(members[kind], kind)
         except BadSample as error:
             bomb = isinstance(error.__cause__, Image.DecompressionBombError)
-            faults.append(("bomb" if bomb else "picture", str(error)))
+            faults.append(("bomb" if bomb else "image", str(error)))
     if "json" not in members:
         return None, [*faults, ("incomplete", "no json")]
     try:
@@ -89,9 +89,9 @@ def check_members(members: dict[str, bytes], key: str) -> tuple[Sample | None, l
         return None, [*faults, fault]
     for line in sample.layout.lines:
         faults += line_faults(line)
-    if picture is None:
+    if image is None:
         return None, faults
-    return Sample(key, picture, sample.caption, sample.layout, sample.objects, sample.source, sample.licence), faults
+    return Sample(key, image, sample.caption, sample.layout, sample.objects, sample.source, sample.licence), faults
 
 
 def _lacks_caption(data: bytes) -> bool:

@@ -82,7 +82,7 @@ def _shard_findings(shard: ListedShard, table: TarTable, size: int, local: Buffe
         elif member.rpartition("/")[2].partition(".")[2].lower() in MEMBER_KINDS:
             yield Finding("name", name, member, "it is no file but a link or a device, or it has no key")
         else:
-            yield Finding("member", name, member, "it is no picture, json or txt")
+            yield Finding("member", name, member, "it is no image, json or txt")
 
 
 def _differences(said: ShardEntry, samples: int, size: int, local: BufferedReader | None) -> Iterator[str]:

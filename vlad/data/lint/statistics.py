@@ -31,7 +31,7 @@ class Counts:
     without_text: int = 0  # samples that have no valid line
     lengths: Counter[int] = field(default_factory=Counter)  # valid lines by the bin of their characters
     heights_pixels: Counter[int] = field(default_factory=Counter)
-    heights_percent: Counter[int] = field(default_factory=Counter)  # of the picture's height
+    heights_percent: Counter[int] = field(default_factory=Counter)  # of the image's height
     buckets: Counter[int] = field(default_factory=Counter)  # samples by the number of their bucket
     # Lines that no font of ours draws, by the script of the first character that is missing ("cjk", "thai").
     fontless: Counter[str] = field(default_factory=Counter)
@@ -47,7 +47,7 @@ class Counts:
 
 def count_sample(counts: Counts, sample: Sample, buckets: tuple[Bucket, ...]) -> None:
     """Adds what one sample holds; its bucket too, where there are any."""
-    height, width = sample.picture.shape[:2]
+    height, width = sample.image.shape[:2]
     if buckets:
         counts.buckets[nearest_bucket(buckets, width, height)] += 1
     valid = [line for line in sample.layout.lines if line.valid and line.text.strip()]

@@ -13,23 +13,23 @@ from vlad.data.lint.shard_listing import ShardSet
 from vlad.data.lint.statistics import Counts
 from vlad.utils.errors import UserError, counted
 
-MOST_PIXELS = 16384  # of a side of a training picture
+MOST_PIXELS = 16384  # of a side of a training image
 
 
 @dataclass(frozen=True)
 class ValidationOptions:
     """What is asked about a set of shards."""
 
-    # Sides of the squares whose area pictures are trained at; None of them: no buckets are counted.
+    # Sides of the squares whose area images are trained at; None of them: no buckets are counted.
     resolutions: tuple[int, ...] = (512,)
     max_aspect: float = 2.0
     bucket_step_pixels: int = 64
     # A launch to be judged; None: none.
     launch: Launch | None = None
-    # Kept of every kind of finding; pictures of sound samples drawn, and of each kind of finding.
+    # Kept of every kind of finding; images of sound samples drawn, and of each kind of finding.
     examples: int = 20
-    pictures: int = 25
-    pictures_a_kind: int = 6
+    images: int = 25
+    images_a_kind: int = 6
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_aspect <= 16:
@@ -79,7 +79,7 @@ class Report:
     counts: Counts = field(default_factory=Counts)
     found: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[Finding]] = field(default_factory=dict)
-    # Cards of sound samples (at most options.pictures, as a heap by -rank), and of findings by kind.
+    # Cards of sound samples (at most options.images, as a heap by -rank), and of findings by kind.
     sound_cards: list[tuple[float, int, Card]] = field(default_factory=list)
     finding_cards: dict[str, list[Card]] = field(default_factory=dict)
     drawn_sound: int = 0
@@ -108,24 +108,24 @@ class Report:
         if not card.faults:
             self.drawn_sound += 1
             heapq.heappush(self.sound_cards, (-card.rank, self.drawn_sound, card))
-            if len(self.sound_cards) > self.options.pictures:
+            if len(self.sound_cards) > self.options.images:
                 heapq.heappop(self.sound_cards)
         for kind in dict.fromkeys(kind for kind, _ in card.faults):
             kept = self.finding_cards.setdefault(kind, [])
-            if len(kept) < self.options.pictures_a_kind:
+            if len(kept) < self.options.images_a_kind:
                 kept.append(card)
 
     @property
     def drawn_below(self) -> float:
         """The rank that a sound sample must be under to be drawn."""
-        if not self.options.pictures:
+        if not self.options.images:
             return 0.0
-        return 1.0 if len(self.sound_cards) < self.options.pictures else -self.sound_cards[0][0]
+        return 1.0 if len(self.sound_cards) < self.options.images else -self.sound_cards[0][0]
 
     @property
     def room(self) -> dict[str, int]:
-        """How many pictures more are wanted of each kind of finding."""
-        return {kind: self.options.pictures_a_kind - len(self.finding_cards.get(kind, ())) for kind in KINDS}
+        """How many images more are wanted of each kind of finding."""
+        return {kind: self.options.images_a_kind - len(self.finding_cards.get(kind, ())) for kind in KINDS}
 
     def cards(self) -> list[tuple[str, list[Card]]]:
         """The drawn samples under their headings."""

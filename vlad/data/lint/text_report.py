@@ -53,7 +53,7 @@ def tables(report: Report) -> list[Table]:
         ("legible lines by characters", bin_names(LENGTH_EDGES), counts.lengths),
         ("legible lines by height", bin_names(HEIGHT_EDGES_PIXELS, " px"), counts.heights_pixels),
         (
-            "legible lines by share of the picture's height",
+            "legible lines by share of the image's height",
             bin_names(HEIGHT_EDGES_PERCENT, " %"),
             counts.heights_percent,
         ),

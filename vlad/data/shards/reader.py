@@ -283,15 +283,15 @@ class ShardReader:
 
 
 def sizes_beside(shard: ShardEntry, fetch: FetchOptions | None = None) -> np.ndarray | None:
-    """The picture sizes (N 2: width, height) in the small file beside a shard; None where none is there or fits."""
+    """The image sizes (N 2: width, height) in the small file beside a shard; None where none is there or fits."""
     beside = f"{shard.path.partition('?')[0].removesuffix('.tar')}{SIZES_SUFFIX}"
     if not storage.exists(beside, fetch):
         return None
     return read_sizes(storage.read_bytes(beside, fetch).decode("utf-8", "replace"), shard.bytes, shard.samples)
 
 
-def picture_sizes(index: ShardIndex, fetch: FetchOptions | None = None) -> np.ndarray:
-    """Width and height of every picture of a set, N 2 (int32).
+def image_sizes(index: ShardIndex, fetch: FetchOptions | None = None) -> np.ndarray:
+    """Width and height of every image of a set, N 2 (int32).
 
     From the small file beside a shard where there is one (`writing` makes it), else from the headers in the shard.
     """
@@ -301,7 +301,7 @@ def picture_sizes(index: ShardIndex, fetch: FetchOptions | None = None) -> np.nd
         if sizes is None:
             copies = ShardCache(fetch)
             with copies.local(shard.path, shard.bytes, shard.sha256) as local, _open_tar(local) as stream:
-                sizes = tars.picture_sizes(stream, scan_tar(stream))
+                sizes = tars.image_sizes(stream, scan_tar(stream))
         # As long as the index says; what is missing or damaged is told when its turn comes.
         padded = np.ones((shard.samples, 2), dtype=np.int32)
         padded[: len(sizes)] = sizes[: shard.samples]

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from vlad.data.decoding import MAX_MEMBER_BYTES, MEMBER_KINDS, PICTURE_FORMATS, BadSample, picture_size
+from vlad.data.decoding import IMAGE_FORMATS, MAX_MEMBER_BYTES, MEMBER_KINDS, BadSample, image_size
 
 # The key is the path up to the first dot of the file's name, the kind all that follows (WebDataset's rule).
 _MEMBER_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
@@ -130,17 +130,17 @@ def read_sample(stream: BinaryIO, sample: SampleMembers) -> dict[str, bytes]:
     return members
 
 
-def picture_sizes(stream: BinaryIO, table: TarTable) -> np.ndarray:
-    """Width and height of every sample's picture, N 2 (int32), from the picture's header.
+def image_sizes(stream: BinaryIO, table: TarTable) -> np.ndarray:
+    """Width and height of every sample's image, N 2 (int32), from the image's header.
 
-    A sample without a picture whose header reads counts as 1 x 1: it is told when its turn comes.
+    A sample without an image whose header reads counts as 1 x 1: it is told when its turn comes.
     """
     sizes = np.ones((len(table.samples), 2), dtype=np.int32)
     for number, sample in enumerate(table.samples):
-        kind = next((kind for kind in PICTURE_FORMATS if kind in sample.members), None)
+        kind = next((kind for kind in IMAGE_FORMATS if kind in sample.members), None)
         if kind is not None and sample.fault is None:
             offset, length = sample.members[kind]
             stream.seek(offset)
             with contextlib.suppress(BadSample):
-                sizes[number] = picture_size(stream.read(length), kind)
+                sizes[number] = image_size(stream.read(length), kind)
     return sizes

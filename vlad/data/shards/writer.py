@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vlad.data.decoding import encode_sample
-from vlad.data.shards.tar_index import picture_sizes, scan_tar
+from vlad.data.shards.tar_index import image_sizes, scan_tar
 from vlad.data.storage import locations as storage
 from vlad.data.storage.locations import MANIFEST
 from vlad.types import Sample
@@ -69,7 +69,7 @@ def statistics_of(samples: Iterable[Sample]) -> Statistics:
     """The sums over samples."""
     total = Statistics()
     for sample in samples:
-        height, width = sample.picture.shape[:2]
+        height, width = sample.image.shape[:2]
         lines = sample.layout.lines
         valid = [line.text for line in lines if line.valid]
         total += Statistics(
@@ -146,11 +146,11 @@ def publish_shard(
 ) -> None:
     """Gives a finished shard its name in a directory or at a URL: every shard comes through here, and once.
 
-    Beside it stand the sizes of its pictures (width, height): those given, else as the shard's headers have them.
+    Beside it stand the sizes of its images (width, height): those given, else as the shard's headers have them.
     """
     if sizes is None:
         with temporary.open("rb") as stream:
-            sizes = picture_sizes(stream, scan_tar(stream)).tolist()
+            sizes = image_sizes(stream, scan_tar(stream)).tolist()
     record = {"bytes": temporary.stat().st_size, "sizes": sizes}
     beside = str(Path(name).with_suffix(SIZES_SUFFIX))
     write_text_file(json.dumps(record, separators=(",", ":")), target, beside, temporary.parent)
@@ -158,7 +158,7 @@ def publish_shard(
 
 
 def read_sizes(text: str, shard_bytes: int | None, samples: int) -> np.ndarray | None:
-    """The picture sizes (N 2: width, height) of the file beside a shard of that length and so many samples.
+    """The image sizes (N 2: width, height) of the file beside a shard of that length and so many samples.
 
     None where it is another's.
     """

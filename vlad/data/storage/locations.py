@@ -62,7 +62,7 @@ def expand(pattern: str, options: FetchOptions | None = None) -> tuple[str, ...]
     if not found:
         raise UserError(
             f"data.shards: there are no shards at {shown(pattern)}; make some with tools/render_shards.py (rendered"
-            " signs) or tools/make_shards.py (your pictures)."
+            " signs) or tools/make_shards.py (your images)."
         )
     return tuple(sorted(set(found)))
 

@@ -1,6 +1,6 @@
-"""The page on which people rate pictures: a Gradio app on one file of ratings. Nothing in it comes from another host.
+"""The page on which people rate images: a Gradio app on one file of ratings. Nothing in it comes from another host.
 
-Pictures are sent as pixels alone, without names, places or what their files say of themselves.
+Images are sent as pixels alone, without names, places or what their files say of themselves.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 from PIL import Image
 
 from vlad.eval.human_study.study import ASPECTS, SCALE, Question, Ratings, check_rater
-from vlad.eval.ocr_files import Box, load_picture, painted_over
+from vlad.eval.ocr_files import Box, load_image, painted_over
 from vlad.utils.errors import UserError, sentence
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 
-INTRODUCTION = """# Pictures with text
+INTRODUCTION = """# Images with text
 You will see a prompt and what a model has drawn from it. Which model it was is not told, and the order is yours alone.
 You can stop at any time: come back with the same name, and it goes on where you were."""
 SCORE_LABELS = {1: "1 very bad", 2: "2", 3: "3", 4: "4", 5: "5 very good"}
@@ -41,13 +41,13 @@ def build_rating_page(ratings: Ratings) -> Any:
     except ImportError as error:
         raise UserError(f"The page needs Gradio ({error}); run: pip install -c constraints.txt -e '.[app]'.") from error
     scored = ratings.study.kind == "scores"
-    asked = ASPECTS if scored else {"choice": "Which picture is better?"}
+    asked = ASPECTS if scored else {"choice": "Which image is better?"}
     choices: list[tuple[str, str]] = (
         [(SCORE_LABELS[value], str(value)) for value in SCALE]
         if scored
         else [(label, value) for value, label in CHOICE_LABELS.items()]
     )
-    with gr.Blocks(title="Rate pictures", analytics_enabled=False) as page:
+    with gr.Blocks(title="Rate images", analytics_enabled=False) as page:
         with gr.Column() as door:
             gr.Markdown(INTRODUCTION)
             name = gr.Textbox(label="Your name, or a word of your own", elem_id="rater", max_length=200)
@@ -65,7 +65,7 @@ def build_rating_page(ratings: Ratings) -> Any:
             question, done, total = ratings.next_question(who)
             visible = question is not None
             return [
-                gr.Column(visible=False),  # room for the pictures
+                gr.Column(visible=False),  # room for the images
                 f"{done} of {total} answered" if question is not None else DONE,
                 "" if question is None else question_html(question),
                 gr.Button(visible=visible),
@@ -90,25 +90,25 @@ def build_rating_page(ratings: Ratings) -> Any:
         name.submit(_told(gr, begun, outputs), name, outputs, api_visibility="private", show_progress="hidden")
         given = [rater, key, since, *radios]
         pressed = forward.click(_told(gr, answered, outputs), given, outputs, api_name="answer", show_progress="hidden")
-        pressed.then(None, js="() => window.scrollTo(0, 0)")  # to the next picture, on small screens
+        pressed.then(None, js="() => window.scrollTo(0, 0)")  # to the next image, on small screens
     return page
 
 
 def question_html(question: Question) -> str:
-    """The prompt and its pictures, as they are shown: nothing says where they come from."""
-    width = "100%" if len(question.pictures) == 1 else "calc(50% - 8px)"
-    pictures = "".join(
-        f'<img alt="picture" style="width:min({width}, 512px); object-fit:contain" src="{picture_data(path, box)}">'
-        for path, box in zip(question.pictures, question.masked, strict=True)
+    """The prompt and its images, as they are shown: nothing says where they come from."""
+    width = "100%" if len(question.images) == 1 else "calc(50% - 8px)"
+    images = "".join(
+        f'<img alt="image" style="width:min({width}, 512px); object-fit:contain" src="{image_data(path, box)}">'
+        for path, box in zip(question.images, question.masked, strict=True)
     )
-    return f'<p style="font-size:1.2em">{html.escape(question.prompt)}</p><div style="{STYLE}">{pictures}</div>'
+    return f'<p style="font-size:1.2em">{html.escape(question.prompt)}</p><div style="{STYLE}">{images}</div>'
 
 
-def picture_data(path: Path, masked: Box | None = None) -> str:
-    """The picture's pixels as a data: address, without what its file says beside them; `masked` is painted over."""
+def image_data(path: Path, masked: Box | None = None) -> str:
+    """The image's pixels as a data: address, without what its file says beside them; `masked` is painted over."""
     buffer = io.BytesIO()
-    picture = load_picture(path)
-    Image.fromarray(picture if masked is None else painted_over(picture, masked)).save(buffer, "PNG")
+    image = load_image(path)
+    Image.fromarray(image if masked is None else painted_over(image, masked)).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -1,9 +1,9 @@
-"""A study with people: which pictures are shown to whom, in which order, and what was said.
+"""A study with people: which images are shown to whom, in which order, and what was said.
 
     systems (a folder each) + prompts --> questions, the same for all raters
     rater, question --> the order of the systems and of the questions, balanced --> answers in a SQLite file
 
-A rater sees pictures and prompts, never the names of systems or files. What a rater has answered is not asked again.
+A rater sees images and prompts, never the names of systems or files. What a rater has answered is not asked again.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vlad.eval.image_sets import find_pictures
-from vlad.eval.ocr_files import UNREADABLE, Box, load_picture
+from vlad.eval.image_sets import find_images
+from vlad.eval.ocr_files import UNREADABLE, Box, load_image
 from vlad.eval.protocols.terms import Wanted
 from vlad.utils.errors import UserError
 
@@ -30,7 +30,7 @@ Kind = Literal["scores", "pairs"]
 # The paper's three questions (Table III), 1 to 5.
 ASPECTS = {
     "quality": "Overall quality",
-    "alignment": "Semantic alignment: does the picture show what the prompt says?",
+    "alignment": "Semantic alignment: does the image show what the prompt says?",
     "text": "Text accuracy: is the text spelled as asked?",
 }
 SCALE = (1, 2, 3, 4, 5)
@@ -49,24 +49,24 @@ insert or ignore into raters (rater) select rater from answers group by rater or
 
 @dataclass(frozen=True)
 class Study:
-    """What is asked: systems by name with their folders, prompts, one picture of each system a prompt.
+    """What is asked: systems by name with their folders, prompts, one image of each system a prompt.
 
-    `masked` has a box (0..1) for each system whose pictures carry a watermark: it would tell who drew them.
+    `masked` has a box (0..1) for each system whose images carry a watermark: it would tell who drew them.
     """
 
     kind: Kind
-    systems: Mapping[str, Mapping[str, Path]]  # name -> prompt's key -> picture
+    systems: Mapping[str, Mapping[str, Path]]  # name -> prompt's key -> image
     prompts: Mapping[str, str]  # key -> text
     seed: int = 0
     masked: Mapping[str, Box] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
-        """What tells one study from another: systems, prompts, and the bytes of all pictures."""
+        """What tells one study from another: systems, prompts, and the bytes of all images."""
         content = hashlib.sha256(json.dumps([self.kind, self.seed, dict(self.prompts)]).encode())
-        for name, pictures in sorted(self.systems.items()):
+        for name, images in sorted(self.systems.items()):
             content.update(name.encode())
-            for key, path in sorted(pictures.items()):
+            for key, path in sorted(images.items()):
                 content.update(key.encode() + hashlib.sha256(path.read_bytes()).digest())
         if self.masked:
             content.update(json.dumps(sorted(self.masked.items())).encode())
@@ -75,11 +75,11 @@ class Study:
 
 @dataclass(frozen=True)
 class Question:
-    """One page: a prompt with one picture to score, or two to choose from; what of each is painted over, or None."""
+    """One page: a prompt with one image to score, or two to choose from; what of each is painted over, or None."""
 
     key: str
     prompt: str
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     masked: tuple[Box | None, ...]
 
 
@@ -90,9 +90,9 @@ def make_study(
     seed: int = 0,
     masked: Mapping[str, Box] | None = None,
 ) -> Study:
-    """The study of some folders of pictures, on the prompts that all of them have a picture of.
+    """The study of some folders of images, on the prompts that all of them have an image of.
 
-    Raises UserError for fewer than two systems, for folders without pictures of the prompts, for a picture that cannot
+    Raises UserError for fewer than two systems, for folders without images of the prompts, for an image that cannot
     be shown, and where no prompt is left.
     """
     if len(systems) < 2:
@@ -100,24 +100,24 @@ def make_study(
     found: dict[str, dict[str, Path]] = {}
     for name, folder in systems.items():
         if not folder.is_dir():
-            raise UserError(f"There is no folder of pictures at {folder} ({name}).")
-        pictures = find_pictures(folder, prompts, None)
+            raise UserError(f"There is no folder of images at {folder} ({name}).")
+        images = find_images(folder, prompts, None)
         first: dict[str, Path] = {}
-        for picture in pictures:
-            if picture.path is not None:
-                first.setdefault(picture.wanted.key, picture.path)
+        for image in images:
+            if image.path is not None:
+                first.setdefault(image.wanted.key, image.path)
         found[name] = first
-    shared = [wanted for wanted in prompts if all(wanted.key in pictures for pictures in found.values())]
+    shared = [wanted for wanted in prompts if all(wanted.key in images for images in found.values())]
     if not shared:
-        raise UserError("No prompt has a picture of every system; draw them all from the same prompt file.")
+        raise UserError("No prompt has an image of every system; draw them all from the same prompt file.")
     keys = {wanted.key for wanted in shared}
-    kept = {name: {key: path for key, path in pictures.items() if key in keys} for name, pictures in found.items()}
-    for path in (path for pictures in kept.values() for path in pictures.values()):
+    kept = {name: {key: path for key, path in images.items() if key in keys} for name, images in found.items()}
+    for path in (path for images in kept.values() for path in images.values()):
         try:
-            load_picture(path)
+            load_image(path)
         except UNREADABLE as error:
             raise UserError(
-                f"{path} cannot be read as a picture; put a whole one there, or remove it: its prompt is then left out."
+                f"{path} cannot be read as an image; put a whole one there, or remove it: its prompt is then left out."
             ) from error
     return Study(kind, kept, {wanted.key: wanted.prompt for wanted in shared}, seed, masked or {})
 
@@ -148,8 +148,8 @@ def questions_of(study: Study, rater_number: int) -> list[Question]:
 
 
 def _question(study: Study, key: str, names: tuple[str, ...]) -> Question:
-    pictures = tuple(study.systems[name][key] for name in names)
-    return Question(json.dumps([key, *names]), study.prompts[key], pictures, tuple(map(study.masked.get, names)))
+    images = tuple(study.systems[name][key] for name in names)
+    return Question(json.dumps([key, *names]), study.prompts[key], images, tuple(map(study.masked.get, names)))
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Ratings:
             ) from error
         if stored != about:
             raise UserError(
-                f"{path} holds ratings of another study (other systems, prompts, pictures, seed or kind); name another"
+                f"{path} holds ratings of another study (other systems, prompts, images, seed or kind); name another"
                 " file with --out."
             )
         self.answers()  # a damaged one shows before anybody comes

@@ -3,7 +3,7 @@
     Sen.ACC  share of lines read exactly, case and punctuation counting
     NED      1 - Levenshtein distance / (length of the longer + 1e-5), the mean over lines
 
-Strict keeps the benchmark's limits: the first 5 legible lines of a picture, the first 20 characters of each.
+Strict keeps the benchmark's limits: the first 5 legible lines of an image, the first 20 characters of each.
 Corrected: every legible line, whole, white space at the ends aside, and no 1e-5.
 The published scorer compares characters as numbers of its own recogniser's alphabet, in which all characters that it
 does not know are one; here they stay themselves.
@@ -25,7 +25,7 @@ def line_similarity(a: str, b: str, mode: Mode) -> float:
 
 
 def score(wanted: Wanted, reading: Reading, mode: Mode) -> Terms:
-    """One picture's lines; `reading.crops` has the text of every line's crop, in the order of `wanted.lines`."""
+    """One image's lines; `reading.crops` has the text of every line's crop, in the order of `wanted.lines`."""
     assert reading.crops is not None and len(reading.crops) == len(wanted.lines)
     pairs = [(line.text, crop) for line, crop in zip(wanted.lines, reading.crops, strict=True) if line.valid]
     if mode == "strict":

@@ -1,4 +1,4 @@
-"""CVTG-2K (TextCrafter, arXiv 2503.23461): the words of several places in one picture.
+"""CVTG-2K (TextCrafter, arXiv 2503.23461): the words of several places in one image.
 
     truth          the words of every '...' of the prompt, lower-cased
     word accuracy  share of the wanted words that were read anywhere
@@ -45,7 +45,7 @@ def word_similarity(word: str, read: Sequence[str], mode: Mode) -> float:
 
 
 def score(wanted: Wanted, reading: Reading, mode: Mode) -> Terms:
-    """One picture's words."""
+    """One image's words."""
     truth, read = wanted_words(wanted, mode), lower_words(reading.words) or [""]
     found = sum(word in read for word in truth) if mode == "strict" else matches(truth, read)
     similarity = sum(word_similarity(word, read, mode) for word in truth)

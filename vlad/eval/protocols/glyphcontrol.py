@@ -1,11 +1,11 @@
-"""SimpleBench and CreativeBench (GlyphControl, arXiv 2305.18259): one word a picture, among the strings found.
+"""SimpleBench and CreativeBench (GlyphControl, arXiv 2305.18259): one word an image, among the strings found.
 
     accuracy            share of words that are one of the strings found, letter case counting
     accuracy_any_case   the same with letter case ignored
     ld                  the fewest edits (Levenshtein) between the word and a string found, the mean over words
 
 Strict keeps what the published scorer does: a string found is a whole detection, so a word in a line of several does
-not count; pictures in which nothing is found are left out of `ld`, which flatters a model that writes nothing.
+not count; images in which nothing is found are left out of `ld`, which flatters a model that writes nothing.
 Corrected: the words of a detection count as strings found too, and nothing found costs the whole word.
 """
 
@@ -23,7 +23,7 @@ def found_strings(reading: Reading, mode: Mode) -> list[str]:
 
 
 def score(wanted: Wanted, reading: Reading, mode: Mode) -> Terms:
-    """One picture's words, mostly one."""
+    """One image's words, mostly one."""
     found = found_strings(reading, mode)
     lowered = {text.lower() for text in found}
     count = len(wanted.strings)
@@ -47,6 +47,6 @@ GLYPHCONTROL = Protocol(
     native_engine="EasyOCR (English)",
     score=score,
     combine=as_they_are,
-    quirks="a word counts only as a detection of its own; pictures with none are left out of LD",
+    quirks="a word counts only as a detection of its own; images with none are left out of LD",
     falling=frozenset({"ld"}),
 )

@@ -1,7 +1,7 @@
-"""LongText-Bench (X-Omni, arXiv 2507.22058): how much of a long text a picture shows, wherever it stands.
+"""LongText-Bench (X-Omni, arXiv 2507.22058): how much of a long text an image shows, wherever it stands.
 
     text accuracy  characters (Chinese) or lower-cased words (English) shared by truth and reading as multisets, over
-                   those of the truth; the sums run over all pictures (micro average)
+                   those of the truth; the sums run over all images (micro average)
 
 Strict keeps what the published scorer does: only the letters a-z, digits, common Chinese characters and some accented
 letters of French survive, all else vanishes (so it's becomes its, and Straße Strae).
@@ -39,7 +39,7 @@ def _as_corrected(character: str) -> str:
 
 
 def score(wanted: Wanted, reading: Reading, mode: Mode) -> Terms:
-    """One picture's share of the text."""
+    """One image's share of the text."""
     text = " ".join(wanted.strings)
     chinese = _CHINESE.search(text) is not None
     lines = reading.lines if mode == "strict" else reading_order(reading.lines)

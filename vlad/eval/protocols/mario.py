@@ -2,9 +2,9 @@
 
     truth       the words of every '...' of the lower-cased prompt
     prediction  the words read, lower-cased, punctuation kept
-    precision   matched / (read + 1e-8), recall: matched / (wanted + 1e-8), each the mean over pictures
+    precision   matched / (read + 1e-8), recall: matched / (wanted + 1e-8), each the mean over images
     F           of the mean precision and the mean recall
-    accuracy    share of pictures whose sorted words, joined, are the same string
+    accuracy    share of images whose sorted words, joined, are the same string
 
 Strict keeps what the published scorer does: an apostrophe inside a quotation ('don't') cuts the truth; only straight
 single marks quote; joined words compare alike where they are split differently ({ab, c} = {a, bc}); a prompt that
@@ -37,7 +37,7 @@ def wanted_words(wanted: Wanted, mode: Mode) -> list[str]:
 
 
 def score(wanted: Wanted, reading: Reading, mode: Mode) -> Terms:
-    """One picture's precision, recall and exactness."""
+    """One image's precision, recall and exactness."""
     truth, read = wanted_words(wanted, mode), lower_words(reading.words)
     if mode == "corrected" and not truth:
         return {}

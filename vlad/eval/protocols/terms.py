@@ -1,10 +1,10 @@
-"""What the protocols share: what a picture should carry, what was read in it, and scores as ratios of sums.
+"""What the protocols share: what an image should carry, what was read in it, and scores as ratios of sums.
 
-    Wanted, Reading -- a protocol's `score` --> terms of one picture
-    terms of all pictures -- sums --> values -- a protocol's `combine` --> values with those derived from others
+    Wanted, Reading -- a protocol's `score` --> terms of one image
+    terms of all images -- sums --> values -- a protocol's `combine` --> values with those derived from others
 
-Every published figure is a ratio of two sums over pictures: means over pictures (of 1 each), over lines or words.
-So the sums of each prompt's pictures are all that has to be kept, and what the bootstrap draws from.
+Every published figure is a ratio of two sums over images: means over images (of 1 each), over lines or words.
+So the sums of each prompt's images are all that has to be kept, and what the bootstrap draws from.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ EPSILON = 1e-8  # of MARIO-Eval's precision, recall and F
 
 @dataclass(frozen=True)
 class Wanted:
-    """One prompt of a benchmark: what its pictures should show.
+    """One prompt of a benchmark: what its images should show.
 
     `strings` are the texts that the file itself names, or else the prompt's quoted strings. `lines` holds them with
-    polygons (0..1) where the file has polygons, else it is empty. `reference` is a real picture's path, or None.
+    polygons (0..1) where the file has polygons, else it is empty. `reference` is a real image's path, or None.
     """
 
     key: str
@@ -41,7 +41,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Reading:
-    """What an engine read in a picture, in its own order; `crops` is its text of each polygon of `Wanted.lines`.
+    """What an engine read in an image, in its own order; `crops` is its text of each polygon of `Wanted.lines`.
 
     `crops` is None where the polygons were not read one by one.
     """
@@ -57,7 +57,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Term:
-    """What one picture adds to a metric's two sums; the metric is the ratio of the sums."""
+    """What one image adds to a metric's two sums; the metric is the ratio of the sums."""
 
     amount: float
     of: float = 1.0
@@ -98,16 +98,16 @@ def pooled(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
     return {name: amount / of for name, (amount, of) in sums.items() if of}
 
 
-def pool_terms(pictures: Iterable[Terms], combine: Callable[[dict[str, float]], dict[str, float]]) -> dict[str, float]:
-    """The metrics of all pictures."""
+def pool_terms(images: Iterable[Terms], combine: Callable[[dict[str, float]], dict[str, float]]) -> dict[str, float]:
+    """The metrics of all images."""
     sums: dict[str, tuple[float, float]] = {}
-    for terms in pictures:
+    for terms in images:
         add_terms(sums, terms)
     return combine(pooled(sums))
 
 
 def add_terms(sums: dict[str, tuple[float, float]], terms: Terms) -> None:
-    """Adds a picture's terms to the sums, in place."""
+    """Adds an image's terms to the sums, in place."""
     for name, term in terms.items():
         amount, of = sums.get(name, (0.0, 0.0))
         sums[name] = (amount + term.amount, of + term.of)

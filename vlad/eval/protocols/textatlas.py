@@ -1,13 +1,13 @@
 """TextAtlasEval (TextAtlas5M, arXiv 2502.07870): dense text, matched word by word with some tolerance.
 
     accuracy, precision  words read that are like a wanted one (fuzzy ratio at least 80 of 100), over words wanted, read
-    f_measure            of the two, whose sums run over all pictures (micro average)
-    cer                  edits between the whole texts over their length, the mean over pictures
+    f_measure            of the two, whose sums run over all images (micro average)
+    cer                  edits between the whole texts over their length, the mean over images
 
 The fuzzy ratio of a and b is 100 * 2 * (longest common subsequence) / (|a| + |b|).
 Strict keeps what the published scorer does: each read word takes the first free wanted word that is like it, in the
 engine's order; the ratio is rounded before it is compared (79.5 passes); CER is divided by the longer of both texts,
-letter case counts in it, and pictures without a wanted text are left out.
+letter case counts in it, and images without a wanted text are left out.
 Corrected: equal words are paired before those that are only alike, the ratio is not rounded, and CER is what the name
 means: edits over the letters wanted (above 1 where too much is read), in reading order, with white space evened out.
 """
@@ -50,14 +50,14 @@ def matched_words(truth: Sequence[str], read: Sequence[str], mode: Mode) -> int:
 
 
 def character_errors(truth: str, read: str, mode: Mode) -> Term:
-    """CER of a picture; no part of the mean where nothing is wanted."""
+    """CER of an image; no part of the mean where nothing is wanted."""
     if not truth:
         return Term(0, 0)
     return Term(Levenshtein.distance(truth, read) / (max(len(truth), len(read)) if mode == "strict" else len(truth)))
 
 
 def score(wanted: Wanted, reading: Reading, mode: Mode) -> Terms:
-    """One picture's words and letters."""
+    """One image's words and letters."""
     lines = reading.lines if mode == "strict" else reading_order(reading.lines)
     truth_text = " ".join(wanted.strings)
     read_text = " ".join(line.text.strip() for line in lines if line.text)

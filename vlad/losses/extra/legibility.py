@@ -1,4 +1,4 @@
-"""How well the picture that a prediction stands for reads: both losses of the field, for the refine stage."""
+"""How well the image that a prediction stands for reads: both losses of the field, for the refine stage."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class Legibility(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, batch: Batch, x_0: Tensor, predicted: Tensor, shares: Tensor) -> dict[str, Tensor]:
-        """Scaled latents of the picture and of the prediction (B C h w), alpha_bar_t (B) -> the terms, unweighted.
+        """Scaled latents of the image and of the prediction (B C h w), alpha_bar_t (B) -> the terms, unweighted.
 
-        Pictures are compared as the autoencoder shows them: what it loses is not held against the denoiser.
+        Images are compared as the autoencoder shows them: what it loses is not held against the denoiser.
         """
         terms: dict[str, Tensor] = {}
         if self.recogniser is not None:
             with torch.no_grad():
-                pictures = decode(self.autoencoder, x_0)  # B 3 H W
+                images = decode(self.autoencoder, x_0)  # B 3 H W
             drawn = decode(self.autoencoder, predicted.to(x_0.dtype))
-            terms["ocr"] = recognition_loss(self.recogniser, pictures, drawn, batch.layouts, shares)
+            terms["ocr"] = recognition_loss(self.recogniser, images, drawn, batch.layouts, shares)
         if self.segmenter is not None:
             terms["segmentation"] = segmentation_loss(self.segmenter, predicted, batch.layouts)
         return terms

@@ -1,10 +1,10 @@
 """Lines of text weigh in L_diff by their number, not by their area, so that small text counts as much as large.
 
-    L = mean_p e_p + lambda sum_i mean_{p in R_i} e_p        p: pixels of the picture, R_i: the region of line i
+    L = mean_p e_p + lambda sum_i mean_{p in R_i} e_p        p: pixels of the image, R_i: the region of line i
 
-A line of two per cent of the picture has two per cent of the plain mean; here every line adds lambda times the mean of
+A line of two per cent of the image has two per cent of the plain mean; here every line adds lambda times the mean of
 its own region. As weights of pixels that is w_p = 1 + lambda sum_{i: p in R_i} 1 / a_i with a_i the line's share of the
-picture, held under MOST_WEIGHT: a line of a few pixels must not outweigh the rest.
+image, held under MOST_WEIGHT: a line of a few pixels must not outweigh the rest.
 """
 
 from __future__ import annotations

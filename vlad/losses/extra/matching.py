@@ -1,11 +1,11 @@
-"""Image-text matching: does this text describe this picture? (BLIP, Li et al., ICML 2022; ALBEF, 2021, eq. 3)
+"""Image-text matching: does this text describe this image? (BLIP, Li et al., ICML 2022; ALBEF, 2021, eq. 3)
 
-    text tokens -- cross-attention to the picture's patches --> one logit
+    text tokens -- cross-attention to the image's patches --> one logit
 
     L_match = -mean( y log p + (1 - y) log(1 - p) )
 
-over the B pairs of a batch (y = 1) and two hard negatives a sample (y = 0): for each picture a text, for each text a
-picture, drawn from the rank's own batch the more often the more alike the contrastive loss finds them.
+over the B pairs of a batch (y = 1) and two hard negatives a sample (y = 0): for each image a text, for each text an
+image, drawn from the rank's own batch the more often the more alike the contrastive loss finds them.
 
 Letters: B batch, K text tokens, P patches, D widths.
 """
@@ -20,7 +20,7 @@ from vlad.utils.distributed import mean_over_ranks
 
 
 class MatchingHead(nn.Module):
-    """A text's tokens look at a picture's patches through one layer; the first token then answers with a logit."""
+    """A text's tokens look at an image's patches through one layer; the first token then answers with a logit."""
 
     def __init__(self, text_width: int, patch_width: int, width: int = 128, heads: int = 4) -> None:
         super().__init__()
@@ -59,12 +59,12 @@ def matching_loss(
     tokens B K D with mask B K, patches B P D: row i of all from one sample of this rank. similarities B B: what the
     contrastive loss compares, cos(t_i, v_j) / tau. relations B B: which of these pairs are negatives.
     """
-    pictures, has_picture = sample_hard_negatives(similarities, relations)  # for each text
-    texts, has_text = sample_hard_negatives(similarities.T, relations.T)  # for each picture
+    images, has_image = sample_hard_negatives(similarities, relations)  # for each text
+    texts, has_text = sample_hard_negatives(similarities.T, relations.T)  # for each image
     own = torch.arange(len(tokens), device=tokens.device)
-    text_rows = torch.cat([own, own[has_picture], texts[has_text]])
-    picture_rows = torch.cat([own, pictures[has_picture], own[has_text]])
-    logits = head(tokens[text_rows], mask[text_rows], patches[picture_rows])  # up to 3 B
+    text_rows = torch.cat([own, own[has_image], texts[has_text]])
+    image_rows = torch.cat([own, images[has_image], own[has_text]])
+    logits = head(tokens[text_rows], mask[text_rows], patches[image_rows])  # up to 3 B
     wanted = torch.zeros_like(logits)
     wanted[: len(own)] = 1
     total = F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")

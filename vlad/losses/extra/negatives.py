@@ -10,7 +10,7 @@ et al., ICLR 2023) puts them into the loss as hard negatives. Rewordings are the
 stand together (SemCLIP's idea, Ngan et al., arXiv 2511.16527, there with whole paraphrases).
 
 No tagger and no language model: the tables are English, and a caption with nothing to swap gives None. Quoted strings
-are what a picture spells: they are never touched. A swap can be bad English ("a white letters"): it is told apart by
+are what an image spells: they are never touched. A swap can be bad English ("a white letters"): it is told apart by
 that too, which is a known weakness of swapped captions (SugarCrepe, Hsieh et al., NeurIPS 2023).
 """
 

@@ -2,7 +2,7 @@
 
     L_ocr = mean_b sum_{p in b} alpha_bar_t(b) mean_{T,D} (m_p - m'_p)^2
 
-m_p, m'_p are the recogniser's features before its last, linear layer (T D) of line p cut out of the picture and of what
+m_p, m'_p are the recogniser's features before its last, linear layer (T D) of line p cut out of the image and of what
 the prediction stands for. alpha_bar_t: at high noise that shows no letters yet. The recogniser is the one that comes
 inside rapidocr (PP-OCR), frozen. Letters: B batch, H W pixels, N lines, T places, D width.
 """
@@ -24,7 +24,7 @@ from vlad.utils.errors import UserError
 
 LINE_PIXELS = 48  # of height: what PP-OCR reads
 WIDTH_PIXELS = (48, 320)  # the narrowest and the widest line
-MOST_LINES = 8  # of a picture: the first in reading order
+MOST_LINES = 8  # of an image: the first in reading order
 
 
 class Recogniser(nn.Module):
@@ -57,7 +57,7 @@ def packaged_recogniser() -> Path:
 
 
 def recognition_loss(
-    recogniser: Recogniser, pictures: Tensor, predicted: Tensor, layouts: tuple[Layout, ...], shares: Tensor
+    recogniser: Recogniser, images: Tensor, predicted: Tensor, layouts: tuple[Layout, ...], shares: Tensor
 ) -> Tensor:
     """L_ocr of the formula above: pixels B 3 H W in [-1, 1] of both, alpha_bar_t as `shares` (B); 0 without lines."""
     lines = [
@@ -68,24 +68,24 @@ def recognition_loss(
     if not lines:
         return predicted.sum() * 0
     with torch.no_grad():
-        wanted = recogniser(cut_lines(pictures, lines))  # N T D
+        wanted = recogniser(cut_lines(images, lines))  # N T D
     errors = (recogniser(cut_lines(predicted, lines)) - wanted).square().mean(dim=(1, 2))  # N
     rows = torch.tensor([row for row, _ in lines], device=errors.device)
     return (shares.to(errors.device)[rows] * errors).sum() / len(layouts)
 
 
-def cut_lines(pictures: Tensor, lines: list[tuple[int, Polygon]]) -> Tensor:
+def cut_lines(images: Tensor, lines: list[tuple[int, Polygon]]) -> Tensor:
     """Lines (row of the batch, polygon) cut out of pixels B 3 H W, upright: N 3 48 W, narrower ones filled with grey.
 
     Bilinear and differentiable. Every line keeps its aspect ratio, within WIDTH_PIXELS.
     """
-    height, width = pictures.shape[-2:]
+    height, width = images.shape[-2:]
     quads = [np.array(quad_of(polygon)) * (width, height) for _, polygon in lines]
     widths = [_crop_width(quad) for quad in quads]
     crops = []
     for (row, _), quad, columns in zip(lines, quads, widths, strict=True):
-        grid = _sampling_grid(quad, columns, width, height).to(pictures)
-        crop = F.grid_sample(pictures[row][None], grid[None], align_corners=False, padding_mode="border")
+        grid = _sampling_grid(quad, columns, width, height).to(images)
+        crop = F.grid_sample(images[row][None], grid[None], align_corners=False, padding_mode="border")
         crops.append(F.pad(crop, (0, max(widths) - columns)))
     return torch.cat(crops)
 
@@ -100,8 +100,8 @@ def _sampling_grid(quad: np.ndarray, columns: int, width: int, height: int) -> T
     """Where each pixel of the crop comes from, in grid_sample's coordinates: 48 W 2."""
     corners = tuple((float(x), float(y)) for x, y in quad)
     coefficients = perspective_coefficients(corners, columns, LINE_PIXELS)
-    to_picture = np.linalg.inv(np.append(coefficients, 1.0).reshape(3, 3))
+    to_image = np.linalg.inv(np.append(coefficients, 1.0).reshape(3, 3))
     x, y = np.meshgrid(np.arange(columns) + 0.5, np.arange(LINE_PIXELS) + 0.5)
-    points = np.stack([x, y, np.ones_like(x)], axis=-1) @ to_picture.T
+    points = np.stack([x, y, np.ones_like(x)], axis=-1) @ to_image.T
     places = points[..., :2] / points[..., 2:] / (width, height) * 2 - 1
     return torch.from_numpy(places.astype(np.float32))

@@ -1,12 +1,12 @@
-"""Region-phrase contrast: the states {t_i} of object phrases against the pictures' patches inside the objects' boxes.
+"""Region-phrase contrast: the states {t_i} of object phrases against the images' patches inside the objects' boxes.
 
     (phrase, box) of an object -- prompt --> t_i ------------+
                                -- patches in the box --> r --+--> multi-positive contrast over all regions
 
-After RegionCLIP (Zhong et al., CVPR 2022, eq. 1), symmetric, with equal phrases as positives. A picture's whole
+After RegionCLIP (Zhong et al., CVPR 2022, eq. 1), symmetric, with equal phrases as positives. An image's whole
 embedding cannot say which of two objects is the red one; its parts can.
 
-Letters: B batch, N phrases of a prompt, R regions of all pictures, h w patches, D widths.
+Letters: B batch, N phrases of a prompt, R regions of all images, h w patches, D widths.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from vlad.losses.contrastive import clamped_temperature, multi_positive_loss
 from vlad.types import ObjectBox, Prompt
 from vlad.utils.distributed import derived_seed, gather_rows_with_gradient
 
-LEAST_SIDE = 1e-3  # of a box, as a share of the picture's: a box without area takes the patch it stands on
+LEAST_SIDE = 1e-3  # of a box, as a share of the image's: a box without area takes the patch it stands on
 
 
 @dataclass(frozen=True)
 class Regions:
     """The objects of a batch whose phrases stand in their prompts.
 
-    rows: R, which picture. phrases: R, which phrase of its prompt. boxes: R 4 (left, top, right, bottom; 0..1).
+    rows: R, which image. phrases: R, which phrase of its prompt. boxes: R 4 (left, top, right, bottom; 0..1).
     ids: R, equal where the phrases' words are.
     """
 
@@ -67,7 +67,7 @@ def _words(phrase: str) -> str:
 def pool_regions(patches: Tensor, rows: Tensor, boxes: Tensor) -> Tensor:
     """The mean patch inside each box, R D, each patch weighted by the area it shares with the box.
 
-    patches: B h w D, row by row from the picture's top left. rows: R. boxes: R 4 (left, top, right, bottom; 0..1).
+    patches: B h w D, row by row from the image's top left. rows: R. boxes: R 4 (left, top, right, bottom; 0..1).
     """
     height, width = patches.shape[1:3]
     boxes = boxes.to(patches)
@@ -120,5 +120,5 @@ class RegionHead(nn.Module):
         rows, columns, ids = rows[kept], columns[kept], ids[kept]
         pooled = pool_regions(patches, rows, regions.boxes.to(device)[kept])  # R D
         phrases = gather_rows_with_gradient(self.from_phrase(local_states[rows, columns].float()))
-        pictures = gather_rows_with_gradient(self.from_patch(pooled.float()))
-        return region_phrase_loss(phrases, pictures, gather_rows_with_gradient(ids), self.temperature)
+        images = gather_rows_with_gradient(self.from_patch(pooled.float()))
+        return region_phrase_loss(phrases, images, gather_rows_with_gradient(ids), self.temperature)

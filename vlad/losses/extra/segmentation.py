@@ -2,8 +2,8 @@
 
     L_char = mean over pixels of -log softmax(S(x_0'))[letter of the pixel]
 
-S is a small network that tells the letter at every place of a picture from its latents: fitted first, on rendered signs
-and the run's own pictures, then frozen. x_0' is the x_0 that the denoiser's prediction stands for. Letters: B batch,
+S is a small network that tells the letter at every place of an image from its latents: fitted first, on rendered signs
+and the run's own images, then frozen. x_0' is the x_0 that the denoiser's prediction stands for. Letters: B batch,
 C latent channels, h w cells, K classes (the ground and the characters from space to ~).
 """
 

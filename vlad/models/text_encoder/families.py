@@ -21,7 +21,7 @@ class Family:
 
     `text`: the text tower's name inside the model, "" where the model itself reads text. `vision`: what else v needs,
     the tower first; what follows it is the projector, unless `projector` names modules inside the tower.
-    `features`: pictures -> features, None without a vision tower.
+    `features`: images -> features, None without a vision tower.
     """
 
     model_type: str
@@ -29,9 +29,9 @@ class Family:
     vision: tuple[str, ...] = ("vision_tower", "multi_modal_projector")
     features: towers.Features | None = towers.from_pixels
     projector: tuple[str, ...] = ()
-    # Its features are queries over the whole picture, and no grid of patches even where their number is a square.
+    # Its features are queries over the whole image, and no grid of patches even where their number is a square.
     queries: bool = False
-    # The classes for text and pictures, and for text alone, where AutoModel's is not the right one.
+    # The classes for text and images, and for text alone, where AutoModel's is not the right one.
     model_class: str | None = None
     text_class: str | None = None
     # Its states read strictly left to right: what stands before the prompt knows nothing of it.
@@ -40,7 +40,7 @@ class Family:
     reads_both_ways: bool = False
     # Trained with every prompt filled up to the context's length, and without a mask (SigLIP).
     fixed_length: bool = False
-    # The vision tower takes pictures of any size: `lvlm.vision_pixels` decides.
+    # The vision tower takes images of any size: `lvlm.vision_pixels` decides.
     any_size: bool = False
     # Of pixels in [0, 1], where the folder has no preprocessor_config.json.
     mean: tuple[float, ...] = towers.HALF
@@ -50,7 +50,7 @@ class Family:
 
 
 def _read_blip2(model: Any, input_ids: Tensor, attention_mask: Tensor, **rest: Any) -> Any:
-    """BLIP-2's Q-Former as a text encoder: word embeddings through its self-attention layers, no picture."""
+    """BLIP-2's Q-Former as a text encoder: word embeddings through its self-attention layers, no image."""
     rest.pop("use_cache", None)
     return model.qformer(
         query_embeds=model.embeddings(input_ids=input_ids), query_length=0, attention_mask=attention_mask, **rest
@@ -141,7 +141,7 @@ _RECORDS = (
     Family("mistral3", features=towers.from_sized_pixels, any_size=True, **_CLIP),
     Family("molmo2", features=towers.from_molmo2),
     Family("janus", vision=("vision_model", "aligner")),
-    # Emu3's pictures become tokens of its own vocabulary: v is the mean of their embeddings.
+    # Emu3's images become tokens of its own vocabulary: v is the mean of their embeddings.
     Family("emu3", text="text_model", vision=("vqmodel",), features=towers.from_sized_pixels, any_size=True, **_CLIP),
     Family("aria", queries=True),
     Family("internvl", mean=towers.IMAGENET_MEAN, std=towers.IMAGENET_STD),
@@ -158,7 +158,7 @@ REMOTE_TEXT_NAMES = ("language_model", "text_model")
 
 @dataclass(frozen=True)
 class VisionFamily:
-    """An encoder of pictures alone, for LVLMs without one: `lvlm.vision_path`."""
+    """An encoder of images alone, for LVLMs without one: `lvlm.vision_path`."""
 
     model_class: str
     features: towers.Features = towers.from_tower

@@ -290,7 +290,7 @@ def _load_whole(model_class: Any, option: str, path: str, **arguments: Any) -> A
 def _normalisation(
     path: str, source: dict[str, Any], config: Any, default: tuple[tuple[float, ...], tuple[float, ...]]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of the pictures that a model was trained on: as noted, as its processor says, or `default`."""
+    """Mean and std of the images that a model was trained on: as noted, as its processor says, or `default`."""
     noted = getattr(config, "vlad_reading", None)
     if noted is not None:
         return tuple(noted["mean"]), tuple(noted["std"])

@@ -1,8 +1,8 @@
-"""The LVLM: prompts -> token states, t_g and {t_i}; pictures -> image embeddings v. P(Z_T | T) of the paper.
+"""The LVLM: prompts -> token states, t_g and {t_i}; images -> image embeddings v. P(Z_T | T) of the paper.
 
     loading.py    a folder or hub id -> model and tokenizer        tiny_qwen.py   the same, tiny and random
     families.py   what is known of each family                     tokens.py      prompts -> ids with their places
-    vision.py     pictures -> each tower's features                lvlm.py        the encoder around them all
+    vision.py     images -> each tower's features                lvlm.py        the encoder around them all
 
 Letters: B batch, L tokens, R tokens with what stands around a prompt, N phrases, D hidden width, H W pixels.
 """
@@ -22,13 +22,13 @@ from transformers import PreTrainedTokenizerBase
 from vlad.models.options import LVLMOptions
 from vlad.models.text_encoder.families import FAMILIES, VISION_FAMILIES, Family, VisionFamily, noted_reading, text_tower
 from vlad.models.text_encoder.tokenization import PromptTokens, TokenBatch, span_weights
-from vlad.models.text_encoder.vision_tower import fit_pictures, tower_side
+from vlad.models.text_encoder.vision_tower import fit_images, tower_side
 from vlad.types import Prompt, TextStates
 from vlad.utils.errors import UserError
 
 
 class LVLMEncoder(nn.Module):
-    """Reads prompts with one LVLM, and pictures with its vision tower or with a separate encoder `vision`.
+    """Reads prompts with one LVLM, and images with its vision tower or with a separate encoder `vision`.
 
     `head` is the LM head of a model that does not tie it to its input embeddings, where captions are predicted.
 
@@ -61,7 +61,7 @@ class LVLMEncoder(nn.Module):
             fixed_length=self.family.fixed_length,
         )
         if options.states.startswith("layer:"):
-            # Layers that only look at a picture (Mllama) are passed over.
+            # Layers that only look at an image (Mllama) are passed over.
             layers = config.num_hidden_layers - len(getattr(config, "cross_attention_layers", None) or ())
             number = int(options.states.removeprefix("layer:"))
             if abs(number) > layers:
@@ -92,7 +92,7 @@ class LVLMEncoder(nn.Module):
 
     def text_modules(self) -> frozenset[str]:
         """The names, inside the model, of the modules whose own weights t depends on: where adapters belong."""
-        read = self.parameters_read(with_pictures=False)
+        read = self.parameters_read(with_images=False)
         owners = {name.rpartition(".")[0] for name in read if name.startswith("model.")}
         return frozenset(name.removeprefix("model.") for name in owners)
 
@@ -141,11 +141,11 @@ class LVLMEncoder(nn.Module):
         return (tokens * weights[..., None]).sum(dim=1) / weights.sum(dim=1, keepdim=True)  # B D
 
     def image_embeddings(self, pixels: Tensor) -> Tensor:
-        """v, B D, of pictures B 3 H W in [-1, 1]. Raises UserError as `image_features` does."""
+        """v, B D, of images B 3 H W in [-1, 1]. Raises UserError as `image_features` does."""
         return pooled_features(self.image_features(pixels))
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """What the vision tower makes of pictures B 3 H W in [-1, 1]: B T D, or B D of a tower that pools by itself.
+        """What the vision tower makes of images B 3 H W in [-1, 1]: B T D, or B D of a tower that pools by itself.
 
         Raises UserError when there is neither a tower nor a separate encoder.
         """
@@ -169,11 +169,11 @@ class LVLMEncoder(nn.Module):
             model.config,
         )
         side = tower_side(config, self.options.vision_pixels, family.any_size)
-        pictures = fit_pictures(pixels, side, reading.mean, reading.std).to(model.dtype)
-        return features(model, pictures)
+        images = fit_images(pixels, side, reading.mean, reading.std).to(model.dtype)
+        return features(model, images)
 
     def patch_grid(self, features: Tensor) -> Tensor:
-        """Image features (B T D) as the grid of the picture's patches, B h w D.
+        """Image features (B T D) as the grid of the image's patches, B h w D.
 
         Raises UserError for a tower whose features are no such grid: pooled ones, queries, or with a class token.
         """
@@ -204,15 +204,15 @@ class LVLMEncoder(nn.Module):
 
     @property
     def image_width(self) -> int:
-        """The width of v: measured on one grey picture."""
+        """The width of v: measured on one grey image."""
         with _evaluating(self), torch.no_grad():
             device = next(self.parameters()).device
             return self.image_embeddings(torch.zeros(1, 3, 32, 32, device=device)).shape[1]
 
-    def parameters_read(self, with_pictures: bool) -> frozenset[str]:
-        """The names of the parameters that t, and `with_pictures` v, depend on: what training can reach.
+    def parameters_read(self, with_images: bool) -> frozenset[str]:
+        """The names of the parameters that t, and `with_images` v, depend on: what training can reach.
 
-        Found by following the gradient of one prompt and one picture, without computing it: towers hold layers,
+        Found by following the gradient of one prompt and one image, without computing it: towers hold layers,
         heads and decoders that nobody reads here, and training them would be wrong in every optimiser.
         """
         parameters = dict(self.named_parameters())
@@ -221,7 +221,7 @@ class LVLMEncoder(nn.Module):
             self.requires_grad_(True)
             device = next(iter(parameters.values())).device
             outputs = [self([Prompt("a sign", (), ())]).tokens]
-            if with_pictures:
+            if with_images:
                 outputs.append(self.image_embeddings(torch.zeros(1, 3, 32, 32, device=device)))
             reached = _leaves(outputs)
         for name, parameter in parameters.items():

@@ -1,6 +1,6 @@
 """A prompt taken apart: global sentence, object phrases, quoted strings, each with its character span.
 
-A quoted string is what the picture has to spell. These pairs of marks are known:
+A quoted string is what the image has to spell. These pairs of marks are known:
 "" '' “” „“ ”” ‘’ ‚‘ «» »« »» ‹› ›‹ 「」 『』 ＂＂.
 A straight or curly apostrophe inside a word (don't, it’s, the dogs' bowl) is not a mark. Scripts that write words
 without spaces, or endings straight after a quotation (写着'你好'的, '안녕'이라고), have no apostrophes.
@@ -197,7 +197,7 @@ def parse_prompt(text: str, strict: bool = True, objects: Sequence[str] = ()) ->
 
 
 def plain_prompt(strings: Sequence[str]) -> str:
-    """A prompt that says nothing but the words: a picture that says "A" and "B". Of an edit that nobody described."""
+    """A prompt that says nothing but the words: an image that says "A" and "B". Of an edit that nobody described."""
     if not any(text.strip() for text in strings):
         return "a picture without text"
     return f"a picture that says {' and '.join(quoted(text) for text in strings if text.strip())}"

@@ -1,8 +1,8 @@
-"""Pictures into vision towers: tensors in [-1, 1], resized and normalised as each tower was trained, no processor.
+"""Images into vision towers: tensors in [-1, 1], resized and normalised as each tower was trained, no processor.
 
-The processors of the library need uint8 pictures, some of them torchvision; here pictures stay tensors on the device,
-and gradients pass. One view a picture: the tiles that some families cut from large pictures are left out.
-Letters: B pictures, H W pixels, T patches or queries, D width of the tower's output.
+The processors of the library need uint8 images, some of them torchvision; here images stay tensors on the device,
+and gradients pass. One view an image: the tiles that some families cut from large images are left out.
+Letters: B images, H W pixels, T patches or queries, D width of the tower's output.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-# (model, pictures B 3 H W as the tower wants them) -> features B T D, or already pooled B D.
+# (model, images B 3 H W as the tower wants them) -> features B T D, or already pooled B D.
 Features = Callable[[Any, Tensor], Tensor]
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -22,8 +22,8 @@ HALF = (0.5, 0.5, 0.5)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def fit_pictures(pixels: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Pictures B 3 H W in [-1, 1], scaled to side x side and normalised with the mean and std of a tower ([0, 1])."""
+def fit_images(pixels: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Images B 3 H W in [-1, 1], scaled to side x side and normalised with the mean and std of a tower ([0, 1])."""
     if pixels.shape[-2:] != (side, side):
         pixels = nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
     if (*mean, *std) == (*HALF, *HALF):
@@ -52,13 +52,13 @@ def _patch(vision: Any) -> int:
     return _first(vision.patch_size)
 
 
-# --- attention within each of many pictures -----------------------------------------------------------------------
+# --- attention within each of many images -----------------------------------------------------------------------
 
-# "flash" in the name: by it the library hands over all pictures at once, with the lengths of their sequences.
-EQUAL_PICTURES = "flash_free_equal_pictures"
+# "flash" in the name: by it the library hands over all images at once, with the lengths of their sequences.
+EQUAL_IMAGES = "flash_free_equal_images"
 
 
-def attend_within_pictures(
+def attend_within_images(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -71,10 +71,10 @@ def attend_within_pictures(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of query, key, value (1 heads S d), S the tokens of all pictures in a row; returns 1 S heads d.
+    """Attention of query, key, value (1 heads S d), S the tokens of all images in a row; returns 1 S heads d.
 
-    Of Qwen's towers, which otherwise call attention for one picture after the other (64 small pictures, two layers:
-    128 calls, and the tower a tenth slower). Pictures, and mostly windows too, are equally long here: one call does.
+    Of Qwen's towers, which otherwise call attention for one image after the other (64 small images, two layers:
+    128 calls, and the tower a tenth slower). Images, and mostly windows too, are equally long here: one call does.
     """
     sequences, tokens = len(cu_seq_lens_q) - 1, query.shape[2]
     if sequences * int(max_length_q) == tokens:  # the longest is no longer than the mean
@@ -87,19 +87,19 @@ def attend_within_pictures(
     return torch.cat(each, dim=2).transpose(1, 2), None
 
 
-AttentionInterface.register(EQUAL_PICTURES, attend_within_pictures)
+AttentionInterface.register(EQUAL_IMAGES, attend_within_images)
 
 
-# --- what each kind of tower makes of the pictures -----------------------------------------------------------------
+# --- what each kind of tower makes of the images -----------------------------------------------------------------
 
 
 def from_pixels(model: Any, x: Tensor) -> Tensor:
-    """The common way: the family's own `get_image_features` of one picture each."""
+    """The common way: the family's own `get_image_features` of one image each."""
     return _stacked(model.get_image_features(pixel_values=x).pooler_output)
 
 
 def from_sized_pixels(model: Any, x: Tensor) -> Tensor:
-    """Towers for pictures of any size (Pixtral, Emu3) also want to know the size."""
+    """Towers for images of any size (Pixtral, Emu3) also want to know the size."""
     sizes = torch.tensor(x.shape[-2:], device=x.device).expand(len(x), 2)
     return _stacked(model.get_image_features(pixel_values=x, image_sizes=sizes).pooler_output)
 
@@ -111,7 +111,7 @@ def from_llava(model: Any, x: Tensor) -> Tensor:
 
 
 def from_base_view(model: Any, x: Tensor) -> Tensor:
-    """LLaVA-Next and -OneVision: the view of the whole picture, without tiles and the newlines between their rows."""
+    """LLaVA-Next and -OneVision: the view of the whole image, without tiles and the newlines between their rows."""
     config = model.config
     states = model.vision_tower(x, output_hidden_states=True).hidden_states
     layers = config.vision_feature_layer
@@ -122,7 +122,7 @@ def from_base_view(model: Any, x: Tensor) -> Tensor:
 
 
 def from_idefics(model: Any, x: Tensor) -> Tensor:
-    """Idefics 2, 3, SmolVLM: tower and connector. `get_image_features` takes an evenly grey picture for padding."""
+    """Idefics 2, 3, SmolVLM: tower and connector. `get_image_features` takes an evenly grey image for padding."""
     side = x.shape[-1] // _patch(model.config.vision_config)
     mask = torch.ones(len(x), side, side, dtype=torch.bool, device=x.device)
     states = model.vision_model(pixel_values=x, patch_attention_mask=mask).last_hidden_state
@@ -138,7 +138,7 @@ def from_qwen(model: Any, x: Tensor) -> Tensor:
         x, x.shape[-1], vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
     )
     if model.visual.config._attn_implementation == "sdpa":
-        model.visual.config._attn_implementation = EQUAL_PICTURES
+        model.visual.config._attn_implementation = EQUAL_IMAGES
     merged = model.visual(patches, grid_thw=grid).pooler_output  # (B n) D
     return merged.unflatten(0, (len(x), -1))
 
@@ -150,14 +150,14 @@ def from_mllama(model: Any, x: Tensor) -> Tensor:
     tiles[:, 0, 0] = x
     present = torch.zeros(len(x), 1, vision.max_num_tiles, dtype=torch.long, device=x.device)
     present[:, :, 0] = 1
-    ratio = vision.supported_aspect_ratios.index([1, 1]) + 1  # 0 is "no picture"
+    ratio = vision.supported_aspect_ratios.index([1, 1]) + 1  # 0 is "no image"
     ratios = torch.full((len(x), 1), ratio, device=x.device)
     states = model.vision_model(pixel_values=tiles, aspect_ratio_ids=ratios, aspect_ratio_mask=present)
     return model.multi_modal_projector(states.last_hidden_state[:, 0, 0])
 
 
 def from_molmo2(model: Any, x: Tensor) -> Tensor:
-    """Molmo2: flat patches of the whole picture, pooled two by two."""
+    """Molmo2: flat patches of the whole image, pooled two by two."""
     patch = _patch(model.config.vision_config)
     count = x.shape[-1] // patch
     index = torch.arange(count * count, device=x.device).view(1, count, count)
@@ -185,7 +185,7 @@ def from_siglip2(model: Any, x: Tensor) -> Tensor:
 
 
 def from_blip2(model: Any, x: Tensor) -> Tensor:
-    """BLIP-2: the Q-Former's queries over the picture, in the space it was aligned with text in."""
+    """BLIP-2: the Q-Former's queries over the image, in the space it was aligned with text in."""
     states = model.vision_model(pixel_values=x).last_hidden_state
     queries = model.query_tokens.expand(len(x), -1, -1).to(states.dtype)
     read = model.qformer(query_embeds=queries, encoder_hidden_states=states).last_hidden_state
@@ -208,7 +208,7 @@ def from_tower(model: Any, x: Tensor) -> Tensor:
 
 
 def _stacked(features: Any) -> Tensor:
-    """The library's features of equally large pictures, one tensor: a list of T D, or (1 B) T D, or B D."""
+    """The library's features of equally large images, one tensor: a list of T D, or (1 B) T D, or B D."""
     return torch.stack(list(features)) if isinstance(features, list | tuple) else features
 
 
@@ -219,7 +219,7 @@ def flat_patches(x: Tensor, patch: int) -> Tensor:
 
 
 def qwen_patches(pixels: Tensor, side: int, patch: int, merge: int, frames: int) -> tuple[Tensor, Tensor]:
-    """Pictures B 3 H W as Qwen2-VL's flat patches (B n, 3 frames patch patch) and their grid (B 3).
+    """Images B 3 H W as Qwen2-VL's flat patches (B n, 3 frames patch patch) and their grid (B 3).
 
     The order is the family's own: the patches of one merged group follow each other.
     """
@@ -230,6 +230,6 @@ def qwen_patches(pixels: Tensor, side: int, patch: int, merge: int, frames: int)
     x = pixels.unflatten(2, (groups, merge, patch)).unflatten(5, (groups, merge, patch))
     # B 3 gh mh ph gw mw pw -> B gh gw mh mw 3 ph pw
     x = x.permute(0, 2, 5, 3, 6, 1, 4, 7)
-    x = x.unsqueeze(6).expand(*x.shape[:6], frames, patch, patch)  # a still picture fills every frame
+    x = x.unsqueeze(6).expand(*x.shape[:6], frames, patch, patch)  # a still image fills every frame
     grid = torch.tensor([[1, groups * merge, groups * merge]], device=pixels.device).expand(len(pixels), 3)
     return x.reshape(-1, 3 * frames * patch * patch), grid

@@ -344,7 +344,7 @@ def memory(examined: Examined) -> Finding:
     needed = plan.total + CONTEXT_BYTES if on_gpu else plan.total * examined.processes
     held = (
         f"weights {_gb(plan.weights)}, gradients, moments and averages"
-        f" {_gb(plan.gradients + plan.optimiser + plan.averages)}, activations of {config.data.batch_size} pictures"
+        f" {_gb(plan.gradients + plan.optimiser + plan.averages)}, activations of {config.data.batch_size} images"
         f" {_gb(plan.activations)}"
     )
     found = f"about {_gb(needed)} of {_gb(room)} in stage {name}: {held}"
@@ -404,9 +404,7 @@ def loader(examined: Examined) -> Finding:
     started = time.perf_counter()
     count = sum(1 for _ in iterator)
     rate = count * config.data.batch_size / (time.perf_counter() - started)
-    found = (
-        f"{rate:.0f} pictures/s from the loader, {speed.images_per_second:.1f} in the steps of {examined.stages[-1]}"
-    )
+    found = f"{rate:.0f} images/s from the loader, {speed.images_per_second:.1f} in the steps of {examined.stages[-1]}"
     if rate < LOADER_MARGIN * speed.images_per_second:
         remedy = "The loader would hold training up: raise data.workers, or cache latents (tools/cache.py)."
         return Finding("loader", "warn", found, remedy)

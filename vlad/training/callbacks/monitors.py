@@ -1,4 +1,4 @@
-"""What is looked at while a stage trains: sample grids, and how well texts and pictures find each other."""
+"""What is looked at while a stage trains: sample grids, and how well texts and images find each other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlad.metrics.ocr import enlargement, read_many
 from vlad.metrics.retrieval import draw_shared_space, score_retrieval
 from vlad.metrics.spelling import letter_accuracy, word_accuracy
 from vlad.models.text_encoder.prompt import parse_prompt
-from vlad.reports.image_grids import GridRow, draw_layout, picture_of_map, sample_grid
+from vlad.reports.image_grids import GridRow, draw_layout, image_of_map, sample_grid
 from vlad.training.build import build_pipeline
 from vlad.training.callbacks.validation import Look
 from vlad.training.parts import Parts
@@ -26,15 +26,15 @@ from vlad.types import Batch, Sample
 from vlad.utils.distributed import derived_seed, is_main_process
 
 GRID_SAMPLES = 8
-LOSS_DRAWS = 4  # of noise and timestep for each picture of a look
+LOSS_DRAWS = 4  # of noise and timestep for each image of a look
 RETRIEVAL_PAIRS = 256
 
 
 def grid_drawer(config: Config, parts: Parts, sets: ShardSets, name: str) -> Callable[[Path], dict[str, float]]:
-    """Draws the first samples of the shards as the stage sees them now: prompt, plan, refit and picture.
+    """Draws the first samples of the shards as the stage sees them now: prompt, plan, refit and image.
 
     Returns what an OCR engine reads in them, as evaluations score it: in the layout stage in the raw glyph maps, in the
-    refine stage in the pictures of the true layouts.
+    refine stage in the images of the true layouts.
     """
     samples = first_samples(sets, config.data.stream(config.seed), GRID_SAMPLES)
     captions = [sample.caption for sample in samples]
@@ -45,41 +45,41 @@ def grid_drawer(config: Config, parts: Parts, sets: ShardSets, name: str) -> Cal
     def draw(path: Path) -> dict[str, float]:
         pipeline = build_pipeline(config, parts)
         seeds = list(range(len(prompts)))
-        pixels = config.data.picture_pixels
+        pixels = config.data.image_pixels
         if name == "layout":
             plans = pipeline.plan(prompts, seeds)
             heads = ("glyph map", "refitted", "true")
             columns = [
-                (picture_of_map(plan.glyph_map), draw_layout(plan.layout, pixels), draw_layout(sample.layout, pixels))
+                (image_of_map(plan.glyph_map), draw_layout(plan.layout, pixels), draw_layout(sample.layout, pixels))
                 for plan, sample in zip(plans, samples, strict=True)
                 if plan.glyph_map is not None
             ]
         else:
-            pictures = pipeline.refine(prompts, seeds, [sample.layout for sample in samples])
-            heads = ("true layout", "picture", "true picture")
+            images = pipeline.refine(prompts, seeds, [sample.layout for sample in samples])
+            heads = ("true layout", "image", "true image")
             columns = [
-                (draw_layout(sample.layout, pixels), picture, Image.fromarray(sample.picture))
-                for picture, sample in zip(pictures, samples, strict=True)
+                (draw_layout(sample.layout, pixels), image, Image.fromarray(sample.image))
+                for image, sample in zip(images, samples, strict=True)
             ]
-        rows = [GridRow(caption, pictures) for caption, pictures in zip(captions, columns, strict=True)]
+        rows = [GridRow(caption, images) for caption, images in zip(captions, columns, strict=True)]
         if not is_main_process():
             return {}  # it was only needed for its part of the weights
         path.parent.mkdir(parents=True, exist_ok=True)
         sample_grid(rows, heads, cell_pixels=max(128, pixels)).save(path)
-        # The glyph map comes first, the picture second.
-        drawn = [np.asarray(pictures[name == "refine"]) for pictures in columns]
+        # The glyph map comes first, the image second.
+        drawn = [np.asarray(images[name == "refine"]) for images in columns]
         return _spelled(drawn, wanted)
 
     return draw
 
 
-def _spelled(pictures: list[np.ndarray], wanted: list[list[str]]) -> dict[str, float]:
-    """The shares of pictures and of letters that read as wanted, of those that are to hold text."""
+def _spelled(images: list[np.ndarray], wanted: list[list[str]]) -> dict[str, float]:
+    """The shares of images and of letters that read as wanted, of those that are to hold text."""
     chosen = [number for number, strings in enumerate(wanted) if strings]
     if not chosen:
         return {}
-    height, width = pictures[0].shape[:2]
-    shown = [pictures[number] for number in chosen]
+    height, width = images[0].shape[:2]
+    shown = [images[number] for number in chosen]
     readings = list(read_many("rapidocr", shown, enlargement(width, height)))
     strings = [wanted[number] for number in chosen]
     return {
@@ -109,7 +109,7 @@ def retrieval_measure(config: Config, parts: Parts) -> Callable[[Path], dict[str
         for batch in batches:
             moved = batch.to(device)
             read = read_prompts(parts.text_side, moved)
-            v = parts.alignment.v(parts.text_side.lvlm.image_features(moved.pictures))
+            v = parts.alignment.v(parts.text_side.lvlm.image_features(moved.images))
             texts.append(parts.alignment.contrast.embed_texts(parts.alignment.t(read.t)))
             images.append(parts.alignment.contrast.embed_images(v))
             ids.append(text_ids(read.prompts)[:, 0])
@@ -127,12 +127,12 @@ def retrieval_measure(config: Config, parts: Parts) -> Callable[[Path], dict[str
 def look_taker(
     config: Config, parts: Parts, own: ShardSets, held_out: ShardSets, name: str
 ) -> Callable[[LayoutStage | RefineStage], Look]:
-    """Measures a stage on held-out pictures and on as many of those that are trained on; always with the same noise.
+    """Measures a stage on held-out images and on as many of those that are trained on; always with the same noise.
 
     The refine stage also draws held-out captions on their true layouts, and the OCR engine reads them.
     """
     options, stream = config.validation, config.data.stream(config.seed)
-    held = first_samples(held_out, stream, options.pictures)
+    held = first_samples(held_out, stream, options.images)
     trained = first_samples(own, stream, len(held))
     size = config.data.batch_size
 
@@ -140,7 +140,7 @@ def look_taker(
         return [collate(samples[start : start + size]) for start in range(0, len(samples), size)]
 
     sets = {"held out": batches(held), "trained": batches(trained)}
-    readable = [sample for sample in held if any(line.valid for line in sample.layout.lines)][: options.read_pictures]
+    readable = [sample for sample in held if any(line.valid for line in sample.layout.lines)][: options.read_images]
 
     def loss(stage: LayoutStage | RefineStage, which: str) -> float:
         total = count = 0.0
@@ -161,10 +161,10 @@ def look_taker(
 
 
 def _letters_read(config: Config, parts: Parts, samples: list[Sample]) -> float:
-    """The share (0..1) of letters that the OCR engine reads in pictures drawn on the samples' captions and layouts."""
+    """The share (0..1) of letters that the OCR engine reads in images drawn on the samples' captions and layouts."""
     pipeline = build_pipeline(config, parts)
     prompts = [parse_prompt(sample.caption, strict=False) for sample in samples]
-    pictures = pipeline.refine(prompts, list(range(len(samples))), [sample.layout for sample in samples])
-    factor = enlargement(config.data.picture_pixels, config.data.picture_pixels)
-    readings = list(read_many("rapidocr", [np.asarray(picture) for picture in pictures], factor))
+    images = pipeline.refine(prompts, list(range(len(samples))), [sample.layout for sample in samples])
+    factor = enlargement(config.data.image_pixels, config.data.image_pixels)
+    readings = list(read_many("rapidocr", [np.asarray(image) for image in images], factor))
     return letter_accuracy(readings, [[line.text for line in sample.layout.lines if line.valid] for sample in samples])

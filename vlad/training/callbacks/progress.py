@@ -173,9 +173,9 @@ def shown_if_possible(what: str) -> Iterator[None]:
 
 
 class Measured(L.Callback):
-    """Every `every_steps` steps: figures from the averaged weights, into the logs; each time with a picture.
+    """Every `every_steps` steps: figures from the averaged weights, into the logs; each time with an image.
 
-    `measure(path)` is given by the run: it draws one picture there and returns what it has measured.
+    `measure(path)` is given by the run: it draws one image there and returns what it has measured.
     """
 
     def __init__(
@@ -233,9 +233,9 @@ def looked_at(trainer: L.Trainer, module: nn.Module, average: ExponentialAverage
 
 
 class SampleGrid(L.Callback):
-    """Every `every_steps` steps: pictures from the averaged weights, on the same prompts and seeds.
+    """Every `every_steps` steps: images from the averaged weights, on the same prompts and seeds.
 
-    `draw(path)` is given by the run; it samples with whatever the parts hold, writes one picture, and returns figures
+    `draw(path)` is given by the run; it samples with whatever the parts hold, writes one image, and returns figures
     of it for the logs.
     """
 

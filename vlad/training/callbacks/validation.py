@@ -1,6 +1,6 @@
-"""Looks at held-out pictures while a stage trains: when it gets no better it stops, and its best weights are kept.
+"""Looks at held-out images while a stage trains: when it gets no better it stops, and its best weights are kept.
 
-A look measures three things with the averaged weights: L_diff of held-out pictures, L_diff of as many that are trained
+A look measures three things with the averaged weights: L_diff of held-out images, L_diff of as many that are trained
 on, both with the same noise every time, and how many letters of drawn held-out captions an OCR engine reads.
 """
 
@@ -131,10 +131,10 @@ class EarlyStopping(L.Callback):
         lowest = min(steps, key=lambda step: self.looks[step].held_out_loss)
         before, now = self.looks[lowest], self.looks[steps[-1]]
         return (
-            f"overfitting: since step {lowest} the loss of held-out pictures rose from {before.held_out_loss:.4f} to"
+            f"overfitting: since step {lowest} the loss of held-out images rose from {before.held_out_loss:.4f} to"
             f" {now.held_out_loss:.4f} while that of trained ones fell from {before.training_loss:.4f} to"
             f" {now.training_loss:.4f}. The best look's weights are kept; fewer steps, validation.patience, a lower"
-            " lora.rank, lora.dropout=0.1, prior.pictures or more pictures help."
+            " lora.rank, lora.dropout=0.1, prior.images or more images help."
         )
 
     def restore(self, module: nn.Module) -> None:
