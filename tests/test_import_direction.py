@@ -61,7 +61,7 @@ def imported_names(source: str, package: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             parents = package.split(".")[: -node.level + 1 or None] if node.level else []
             base = ".".join([*parents, *filter(None, [node.module])])
-            # `from vlad import distributed` imports vlad.utils.distributed.
+            # `from vlad import types` imports vlad.types.
             yield from (f"{base}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
             "importlib.import_module",

@@ -92,7 +92,7 @@ def test_a_wrong_call_gives_2_and_one_sentence(shards, tmp_path):
 def test_ctrl_c_prints_what_was_read(shards):
     code = (
         "import os, runpy, signal, sys\n"
-        "from vlad.data.validation import keys\n"
+        "from vlad.data.lint import duplicate_keys as keys\n"
         "real = keys.KeyBook.add\n"
         "def add(self, key, shard):\n"
         "    real(self, key, shard)\n"

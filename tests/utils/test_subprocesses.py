@@ -29,7 +29,7 @@ time.sleep(60)
 """
 PARENT = """
 from pathlib import Path
-from vlad.commands import Children
+from vlad.utils.subprocesses import Children
 
 with Children(Path.cwd()) as children:
     code = children.run("child.py")
