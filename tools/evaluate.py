@@ -48,14 +48,14 @@ def evaluate_run(
     from vlad.eval.generators import weights_digest
     from vlad.eval.held_out_words import held_out_signs, modes_of, score_spelling, spelling_grid
     from vlad.inference.load import load_pipeline
-    from vlad.metrics.ocr import build_engine
+    from vlad.metrics.ocr import build_ocr_engine
     from vlad.pipeline.folders import pipeline_folder
     from vlad.training.callbacks.progress import write_metrics
     from vlad.utils.errors import existing_file, writable_directory
 
     out = run / "evaluation"
     metrics_file = out / "metrics.json"
-    name = build_engine(engine).name
+    name = build_ocr_engine(engine).name
     weights = weights_digest(pipeline_folder(run))
     stored = stored_metrics(metrics_file, count, name, weights)
     scored: dict[str, Any] = stored.get("modes", {})
@@ -131,13 +131,13 @@ def evaluate_editing(run: Path, count: int, engine: str) -> dict[str, Any]:
     from vlad.eval.editing import score_editing
     from vlad.eval.held_out_words import held_out_signs
     from vlad.inference.load import load_pipeline
-    from vlad.metrics.ocr import build_engine
+    from vlad.metrics.ocr import build_ocr_engine
     from vlad.pipeline.settings import check_can_edit
     from vlad.reports.image_grids import sample_grid
     from vlad.training.callbacks.progress import write_metrics
     from vlad.utils.errors import existing_file, writable_directory
 
-    name = build_engine(engine).name
+    name = build_ocr_engine(engine).name
     pipeline = load_pipeline(run)
     check_can_edit(pipeline.config.edits)
     config = load_config(existing_file(run / "config.yaml", "config", "name a run directory that train.py made"))
@@ -179,14 +179,14 @@ def print_editing(metrics: dict[str, Any], run: Path) -> None:
 def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Evaluation, Path]:
     """Scores images of a benchmark's prompts, drawn where they are missing; the evaluation and its folder."""
     from vlad.eval.prompt_files import prompts_and_overrides, read_prompt_files
-    from vlad.metrics.ocr import build_engine
+    from vlad.metrics.ocr import build_ocr_engine
 
     # A mistake in these answers at once: what scores them takes seconds to import.
     prompts, more = prompts_and_overrides(arguments.prompts)
     if not prompts:
         raise UserError("--prompts names no file; name one of your benchmark's.")
     read_prompt_files(prompts)
-    build_engine(arguments.engine)
+    build_ocr_engine(arguments.engine)
 
     from vlad.eval.generators import DrawOptions
     from vlad.eval.ocr_files import ReadOptions

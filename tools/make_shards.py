@@ -99,13 +99,13 @@ def _make(arguments: argparse.Namespace, recipe: Recipe, out: Output) -> int:
 
         start_ray()
 
-    from vlad.metrics.ocr import build_engine
+    from vlad.metrics.ocr import build_ocr_engine
 
     about = {
         "made_by": "tools/make_shards.py",
         "source": Path(arguments.source).resolve().name if Path(arguments.source).exists() else arguments.source,
         "format": source.format,
-        "engine": build_engine(arguments.ocr).name,
+        "engine": build_ocr_engine(arguments.ocr).name,
         "captioner": arguments.captioner,
         "captioner_revision": arguments.captioner_revision,
         "image_format": options.image_format,
@@ -179,10 +179,10 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _build_reader(name: str) -> ReadText:
-    from vlad.metrics.ocr import build_engine
+    from vlad.metrics.ocr import build_ocr_engine
 
     # What the engine is unsure of comes too: there the importer marks the line as not legible.
-    return build_engine(name, least_confidence=0.0).read
+    return build_ocr_engine(name, min_confidence=0.0).read
 
 
 def _build_captioner(path: str, revision: str | None, device: str) -> Captioner:

@@ -53,7 +53,7 @@ def main() -> int:
     from vlad.eval.ocr_files import ReadOptions
     from vlad.eval.scoring import ScoreOptions
     from vlad.eval.table1 import read_entries, remarks, score_rows, write_table
-    from vlad.metrics.ocr import build_engine
+    from vlad.metrics.ocr import build_ocr_engine
     from vlad.utils.errors import did_you_mean, writable_directory
 
     # Settings behind --rows are no rows, as those behind --prompts are no files.
@@ -77,7 +77,7 @@ def main() -> int:
     )
     out = writable_directory(arguments.out, "the table", needed_bytes=20_000_000)
     rows = score_rows(chosen, options, out)
-    said = remarks(rows, options, build_engine(arguments.engine).name, len(asked))
+    said = remarks(rows, options, build_ocr_engine(arguments.engine).name, len(asked))
     print(write_table(rows, said, out))
     print(f"Table, and a report of each row: {out}")
     return 1 if any(row.faults for row in rows) else 0

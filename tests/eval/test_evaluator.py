@@ -25,7 +25,7 @@ from vlad.eval.protocols import PROTOCOLS
 from vlad.eval.protocols.terms import Wanted
 from vlad.layout.line_crops import crop_line
 from vlad.layout.polygons import box_polygon
-from vlad.metrics.ocr import enlargement
+from vlad.metrics.ocr import default_enlarge_factor
 from vlad.types import Layout
 from vlad.utils.errors import UserError
 
@@ -349,7 +349,12 @@ def test_transparent_images_are_seen_on_white(tmp_path: Path) -> None:
 
 
 def test_small_images_are_enlarged_to_256_pixels() -> None:
-    assert [enlargement(64, 64), enlargement(512, 300), enlargement(100, 1000), enlargement(255, 256)] == [4, 1, 3, 2]
+    assert [
+        default_enlarge_factor(64, 64),
+        default_enlarge_factor(512, 300),
+        default_enlarge_factor(100, 1000),
+        default_enlarge_factor(255, 256),
+    ] == [4, 1, 3, 2]
 
 
 def test_a_crop_is_the_polygon_s_own_pixels() -> None:

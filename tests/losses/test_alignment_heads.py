@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from vlad.losses.alignment_heads import AlignmentHeads, AttentionPool, TokenPool, place_codes
+from vlad.losses.alignment_heads import AlignmentHeads, AttentionPool, TokenPool, sincos_positions
 from vlad.losses.contrastive import AlignmentHead
 from vlad.types import Conditioning
 
 
 @pytest.mark.parametrize(("points", "side"), [(4, 4), (4, 8), (4, 3), (8, 8)])
 def test_a_place_is_most_like_the_places_around_it(points: int, side: int) -> None:
-    asked, there = place_codes(points, side, 64), place_codes(side, side, 64)
+    asked, there = sincos_positions(points, side, 64), sincos_positions(side, side, 64)
 
     nearest = (asked @ there.T).argmax(dim=1)
 

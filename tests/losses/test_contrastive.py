@@ -12,7 +12,7 @@ from transformers.models.clip.modeling_clip import image_text_contrastive_loss a
 
 from vlad.losses.contrastive import (
     AlignmentHead,
-    FurtherTexts,
+    AugmentedTexts,
     clamped_temperature,
     contrastive_loss,
     multi_positive_loss,
@@ -174,7 +174,7 @@ def test_the_sigmoid_loss_is_the_library_s_siglip() -> None:
     torch.testing.assert_close(ours, output.loss)
 
 
-# --- further texts -------------------------------------------------------------------------------------------
+# --- augmented texts -------------------------------------------------------------------------------------------
 
 BATCH = ["a red car", "a blue car", "a big tree"]
 FURTHER = [("a blue car", "a red automobile"), ("a green car", ""), ("a big bush", "a large tree")]
@@ -185,14 +185,14 @@ def ids_of(texts: list[str]) -> Tensor:
     return text_ids([parse_prompt(text or "none") for text in texts])
 
 
-def further_texts(pooled: Tensor) -> FurtherTexts:
-    return FurtherTexts(pooled, ROLES, torch.stack([ids_of(list(texts))[:, 0] for texts in FURTHER]))
+def augmented_texts(pooled: Tensor) -> AugmentedTexts:
+    return AugmentedTexts(pooled, ROLES, torch.stack([ids_of(list(texts))[:, 0] for texts in FURTHER]))
 
 
 def test_rewordings_match_their_image_and_swapped_captions_none() -> None:
     ids = ids_of(BATCH)
 
-    relations = further_texts(torch.zeros(3, 2, 8)).relations(relations_of_texts(ids), ids)
+    relations = augmented_texts(torch.zeros(3, 2, 8)).relations(relations_of_texts(ids), ids)
 
     assert relations.tolist() == [
         [-1, 0, -1],  # "a blue car" is true of the second image: no negative there
@@ -205,17 +205,17 @@ def test_rewordings_match_their_image_and_swapped_captions_none() -> None:
 
 
 @pytest.mark.parametrize("kind", ["symmetric", "multi-positive", "sigmoid"])
-def test_the_head_contrasts_further_texts_along_with_the_batch_s(kind: str) -> None:
+def test_the_head_contrasts_augmented_texts_along_with_the_batch_s(kind: str) -> None:
     torch.manual_seed(0)
     head = AlignmentHead(8, 8, width=4, kind=kind)  # type: ignore[arg-type]
     t, v = (x[:3] for x in states())
     pooled = torch.randn(3, 2, 8, requires_grad=True)
-    ids, further = ids_of(BATCH), further_texts(pooled)
+    ids, augmented = ids_of(BATCH), augmented_texts(pooled)
     texts = torch.cat([head.from_text(t), head.from_text(pooled).flatten(0, 1)])
-    relations = torch.cat([paired(3), further.relations(paired(3), ids)])
+    relations = torch.cat([paired(3), augmented.relations(paired(3), ids)])
     arguments = (texts, head.from_image(v), head.temperature)
 
-    loss = head(t, v, ids, further)
+    loss = head(t, v, ids, augmented)
     loss.backward()
 
     wanted = (

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vlad.diffusion.noise_schedule import build_scheduler, draw_timesteps
 from vlad.diffusion.options import NoiseOptions
-from vlad.losses.diffusion_loss import denoising_loss
+from vlad.losses.diffusion_loss import diffusion_loss
 from vlad.models.options import UNetOptions
 from vlad.models.unet import build_unet, denoise
 from vlad.types import Conditioning
@@ -43,7 +43,7 @@ def test_the_loss_is_equation_9_written_out(gamma: float | None) -> None:
     scheduler = build_scheduler(options)
 
     torch.manual_seed(7)
-    loss, rows, timesteps = denoising_loss(unet, scheduler, options, X_0, t, Z)
+    loss, rows, timesteps = diffusion_loss(unet, scheduler, options, X_0, t, Z)
 
     torch.manual_seed(7)
     epsilon = torch.randn_like(X_0)
@@ -69,7 +69,7 @@ def loss_of(x_0: Tensor, weights: Tensor | None) -> Tensor:
     for parameter in unet.conv_out.parameters():
         torch.nn.init.zeros_(parameter)
     options = NoiseOptions(prediction="sample")
-    return denoising_loss(unet, build_scheduler(options), options, x_0, condition(), Z, weights)[1]
+    return diffusion_loss(unet, build_scheduler(options), options, x_0, condition(), Z, weights)[1]
 
 
 @torch.no_grad()
@@ -97,7 +97,7 @@ def test_gradients_reach_the_unet_and_the_conditioning() -> None:
     tokens = t.tokens.clone().requires_grad_()
     options = NoiseOptions(prediction="flow")
 
-    loss, rows, _ = denoising_loss(
+    loss, rows, _ = diffusion_loss(
         unet, build_scheduler(options), options, X_0, Conditioning(tokens, t.mask, t.pooled), Z
     )
     loss.backward()

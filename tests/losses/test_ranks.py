@@ -18,10 +18,10 @@ from torch import multiprocessing as mp
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from vlad.losses.contrastive import AlignmentHead, FurtherTexts, paired
+from vlad.losses.contrastive import AlignmentHead, AugmentedTexts, paired
 from vlad.losses.extra.captioning import captioning_loss
-from vlad.losses.extra.matching import MatchingHead, matching_loss
-from vlad.losses.extra.regions import RegionHead, Regions
+from vlad.losses.extra.image_text_matching import MatchingHead, image_text_matching_loss
+from vlad.losses.extra.region_phrase_contrast import RegionHead, Regions
 from vlad.utils.distributed import gather_rows_with_gradient, rank, world_size
 
 WORLD, ROWS = 2, 6
@@ -65,10 +65,10 @@ def align(case: Case, head: nn.Module) -> Tensor:
     return head(texts(case), images(case), local(IDS))
 
 
-def align_with_further(case: Case, head: nn.Module) -> Tensor:
+def align_with_augmented(case: Case, head: nn.Module) -> Tensor:
     roles = torch.tensor([[1, -1], [0, -1], [1, 0], [0, 0], [0, -1], [1, -1]])
     captions = torch.tensor([[1, 5], [0, 9], [3, 0], [0, 0], [0, 8], [5, 9]])  # the first's negative is the last's own
-    return head(texts(case), images(case), local(IDS), FurtherTexts(texts(case, 3, 2), local(roles), local(captions)))
+    return head(texts(case), images(case), local(IDS), AugmentedTexts(texts(case, 3, 2), local(roles), local(captions)))
 
 
 def regions(case: Case, head: nn.Module) -> Tensor:
@@ -91,7 +91,9 @@ def match(case: Case, head: nn.Module) -> Tensor:
     whole = slice(rank() * MINE, rank() * MINE + ROWS // world_size())
     tokens = texts(case, 4, 3)
     mask = torch.ones(tokens.shape[:2], dtype=torch.bool)
-    return matching_loss(head, tokens, mask, images(case, 2), similarities[whole, whole], relations[whole, whole])
+    return image_text_matching_loss(
+        head, tokens, mask, images(case, 2), similarities[whole, whole], relations[whole, whole]
+    )
 
 
 def caption(case: Case, head: nn.Module) -> Tensor:
@@ -113,9 +115,9 @@ HEADS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Any], Tensor]]] =
         for kind in ("one-directional", "symmetric", "multi-positive", "sigmoid")
     },
     **{
-        f"{kind} and further texts": (
+        f"{kind} and augmented texts": (
             lambda kind=kind: AlignmentHead(8, 9, width=4, temperature=0.5, kind=kind),
-            align_with_further,
+            align_with_augmented,
         )
         for kind in ("symmetric", "multi-positive", "sigmoid")
     },

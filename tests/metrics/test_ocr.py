@@ -16,8 +16,8 @@ from vlad.data.options import SyntheticOptions
 from vlad.data.signs import render_sign
 from vlad.data.words import held_out_words
 from vlad.layout.polygons import bounding_box, box_iou, box_polygon
-from vlad.metrics.ocr import build_engine, enlarge, read_many
-from vlad.metrics.spelling import letter_accuracy, reads_exactly
+from vlad.metrics.ocr import build_ocr_engine, enlarge, run_ocr
+from vlad.metrics.spelling import letter_accuracy, spells_exactly
 from vlad.utils.errors import UserError
 
 SIGNS = [render_sign(SyntheticOptions(seed=5), index, held_out_words()) for index in range(6)]
@@ -26,16 +26,16 @@ WANTED = [[line.text for line in sign.layout.lines] for sign in SIGNS]
 
 @pytest.fixture(scope="module")
 def engine():
-    return build_engine("rapidocr")
+    return build_ocr_engine("rapidocr")
 
 
 @pytest.fixture(scope="module")
 def readings():
-    return list(read_many("rapidocr", [sign.image for sign in SIGNS], workers=1))
+    return list(run_ocr("rapidocr", [sign.image for sign in SIGNS], workers=1))
 
 
 def test_rendered_signs_are_read_right(readings):
-    assert sum(map(reads_exactly, readings, WANTED)) >= len(SIGNS) - 1
+    assert sum(map(spells_exactly, readings, WANTED)) >= len(SIGNS) - 1
     assert letter_accuracy(readings, WANTED) > 0.95
 
 
@@ -51,7 +51,7 @@ def test_lines_stand_where_they_were_drawn(readings):
 def test_many_threads_read_what_one_does(readings):
     done = []
     images = (sign.image for sign in SIGNS)  # any iterable
-    assert list(read_many("rapidocr", images, workers=2, on_progress=done.append)) == readings
+    assert list(run_ocr("rapidocr", images, workers=2, on_progress=done.append)) == readings
     assert done == [1, 2, 3, 4, 5, 6]
 
 
@@ -82,7 +82,7 @@ def test_the_engine_is_quiet(engine, capfd):
 def test_lower_confidence_lets_more_lines_through(engine):
     faint = np.random.default_rng(0).normal(0, 60, (256, 256, 1)) + enlarge(SIGNS[0].image)
     noisy = faint.clip(0, 255).astype(np.uint8)
-    everything = build_engine("rapidocr", least_confidence=0.0).read(noisy)
+    everything = build_ocr_engine("rapidocr", min_confidence=0.0).read(noisy)
     assert set(engine.read(noisy)) <= set(everything)
 
 
@@ -95,13 +95,13 @@ def test_enlarging_multiplies_both_sides_and_keeps_flat_colours():
 
 def test_an_unknown_engine_is_named_with_a_suggestion():
     with pytest.raises(UserError, match=r"no OCR engine 'rapidorc'\. Did you mean 'rapidocr'\?"):
-        build_engine("rapidorc")
+        build_ocr_engine("rapidorc")
 
 
 def test_an_engine_that_is_not_installed_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "rapidocr", None)
     with pytest.raises(UserError, match="pip install rapidocr"):
-        build_engine("rapidocr")
+        build_ocr_engine("rapidocr")
 
 
 def test_polygons_are_shares_of_the_image(engine):
@@ -154,7 +154,7 @@ def paddle(monkeypatch):
 
 def test_paddleocr_s_lines(paddle):
     calls = paddle()
-    engine = build_engine("paddleocr")
+    engine = build_ocr_engine("paddleocr")
     assert engine.name == "paddleocr 3.2.0 (en, no unwarping)"
     image = np.zeros((100, 200, 3), dtype=np.uint8)
     image[..., 0] = 7  # red, which PaddleOCR takes last
@@ -164,16 +164,16 @@ def test_paddleocr_s_lines(paddle):
     assert calls[0]["use_doc_unwarping"] is False
     assert (calls[1] == image[..., ::-1]).all()
     assert engine.read_line(image) == "Open"
-    assert len(build_engine("paddleocr", least_confidence=0.0).read(image)) == 2
+    assert len(build_ocr_engine("paddleocr", min_confidence=0.0).read(image)) == 2
 
 
 def test_paddleocr_that_is_missing_or_old_says_what_to_do(paddle, monkeypatch):
     paddle("2.10.0")
     with pytest.raises(UserError, match=r"version 2\.10\.0; run: pip install 'paddleocr>=3'"):
-        build_engine("paddleocr")
+        build_ocr_engine("paddleocr")
     monkeypatch.setitem(sys.modules, "paddleocr", None)
     with pytest.raises(UserError, match=r"'paddleocr' is not installed .* pip install 'vlad\[paddle\]'"):
-        build_engine("paddleocr")
+        build_ocr_engine("paddleocr")
 
 
 # tesseract, whose program is acted by a script
@@ -216,7 +216,7 @@ def test_tesseract_s_words_become_lines(tesseract, tmp_path):
     )
     image = np.zeros((100, 200, 3), dtype=np.uint8)
     image[5] = (250, 100, 0)
-    engine = build_engine("tesseract")
+    engine = build_ocr_engine("tesseract")
     assert engine.name == "tesseract 9.8.7 (eng, sparse)"
     first, second = engine.read(image)
     assert (first.text, first.confidence) == ('"Open now', pytest.approx(0.8))
@@ -224,24 +224,24 @@ def test_tesseract_s_words_become_lines(tesseract, tmp_path):
     assert second.text == "日本"
     assert (tmp_path / "arguments").read_text() == "stdin stdout -l eng --psm 11 tsv\n"
     assert (np.asarray(Image.open(tmp_path / "image.png")) == image).all()
-    assert [line.text for line in build_engine("tesseract", least_confidence=0.0).read(image)][1] == "x"
+    assert [line.text for line in build_ocr_engine("tesseract", min_confidence=0.0).read(image)][1] == "x"
 
 
 def test_tesseract_that_is_missing_or_broken_says_what_to_do(tesseract, monkeypatch):
     tesseract(languages="osd")
     with pytest.raises(UserError, match="apt install tesseract-ocr-eng"):
-        build_engine("tesseract")
+        build_ocr_engine("tesseract")
     tesseract(code=1)
     with pytest.raises(RuntimeError, match="no luck"):
-        build_engine("tesseract").read(np.zeros((8, 8, 3), np.uint8))
+        build_ocr_engine("tesseract").read(np.zeros((8, 8, 3), np.uint8))
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match=r"apt install tesseract-ocr; macOS: brew install tesseract"):
-        build_engine("tesseract")
+        build_ocr_engine("tesseract")
 
 
 @pytest.mark.skipif(shutil.which("tesseract") is None, reason="the program tesseract is not installed")
 def test_tesseract_itself_reads_a_plain_sign():
     sign = render_sign(SyntheticOptions(size_pixels=256, ground_share=0.0), 3, ("GARDEN",))
-    (line,) = build_engine("tesseract").read(sign.image)
+    (line,) = build_ocr_engine("tesseract").read(sign.image)
     assert line.text == "GARDEN"
     assert box_iou(line.polygon, sign.layout.lines[0].polygon) > 0.5

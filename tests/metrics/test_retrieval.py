@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlad.metrics import retrieval
-from vlad.metrics.retrieval import draw_shared_space, principal_plane, score_retrieval
+from vlad.metrics.retrieval import plot_shared_space, principal_plane, score_retrieval
 
 
 def embeddings(pairs: int = 40, noise: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -110,7 +110,7 @@ def test_the_image_shows_both_sides_and_the_lines_between(tmp_path: Path, monkey
 
     def draw(lines: int) -> np.ndarray:
         monkeypatch.setattr(retrieval, "MOST_LINES", lines)
-        draw_shared_space(texts, images, tmp_path / "space.png", "step 100")
+        plot_shared_space(texts, images, tmp_path / "space.png", "step 100")
         return np.asarray(Image.open(tmp_path / "space.png").convert("RGB")).astype(int)
 
     without, some, joined = draw(0), draw(20), draw(300)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlad.layout.polygons import box_polygon
-from vlad.metrics.spelling import letter_accuracy, levenshtein, reads_exactly, word_accuracy
+from vlad.metrics.spelling import letter_accuracy, levenshtein, spells_exactly, word_accuracy
 from vlad.types import TextLine
 
 
@@ -14,23 +14,23 @@ def line(text, top=0.4, left=0.1):
 
 
 def test_case_and_spaces_do_not_count():
-    assert reads_exactly([line("ho use")], ["HOUSE"])
-    assert reads_exactly([line("STRASSE")], ["Straße"])
-    assert reads_exactly([line("NEW"), line("YORK", left=0.5)], ["NEW YORK"])
+    assert spells_exactly([line("ho use")], ["HOUSE"])
+    assert spells_exactly([line("STRASSE")], ["Straße"])
+    assert spells_exactly([line("NEW"), line("YORK", left=0.5)], ["NEW YORK"])
 
 
 def test_every_letter_counts():
-    assert not reads_exactly([line("H0USE")], ["HOUSE"])
-    assert not reads_exactly([line("HOUSES")], ["HOUSE"])
-    assert not reads_exactly([], ["HOUSE"])
-    assert not reads_exactly([line("HOUSE"), line("X", top=0.8)], ["HOUSE"])
-    assert reads_exactly([], [])
+    assert not spells_exactly([line("H0USE")], ["HOUSE"])
+    assert not spells_exactly([line("HOUSES")], ["HOUSE"])
+    assert not spells_exactly([], ["HOUSE"])
+    assert not spells_exactly([line("HOUSE"), line("X", top=0.8)], ["HOUSE"])
+    assert spells_exactly([], [])
 
 
 def test_lines_are_joined_in_reading_order():
     lines = [line("C", top=0.6), line("B", left=0.5, top=0.41), line("A", top=0.4)]
-    assert reads_exactly(lines, ["A", "B", "C"])
-    assert not reads_exactly(lines, ["C", "B", "A"])
+    assert spells_exactly(lines, ["A", "B", "C"])
+    assert not spells_exactly(lines, ["C", "B", "A"])
 
 
 def test_shares_over_many_images():

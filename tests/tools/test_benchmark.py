@@ -93,7 +93,7 @@ def test_solvers_are_compared_by_the_words_that_are_read(
     # An engine that reads the first of two words in every image, and finds no other word.
     first = held_out_signs(config.data.synthetic, 2)[0].layout.lines
     seen = []
-    monkeypatch.setattr(reading, "read_many", lambda _, images: [seen.append(p.shape) or first for p in images])
+    monkeypatch.setattr(reading, "run_ocr", lambda _, images: [seen.append(p.shape) or first for p in images])
     monkeypatch.setattr("sys.argv", ["benchmark.py", "solvers", "--run", str(tmp_path), "--count", "2"])
     benchmark.main()
     said = capsys.readouterr().out.splitlines()

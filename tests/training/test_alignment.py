@@ -9,9 +9,9 @@ import torch
 from vlad.config.load import load_config
 from vlad.losses.alignment_heads import AlignmentHeads
 from vlad.losses.contrastive import AlignmentHead, contrastive_loss, multi_positive_loss, relations_of_texts, text_ids
-from vlad.losses.extra.regions import RegionHead
+from vlad.losses.extra.region_phrase_contrast import RegionHead
 from vlad.losses.options import LossOptions
-from vlad.losses.text_losses import read_prompts, text_losses, weighted_sum
+from vlad.losses.text_side_losses import encode_prompts, text_side_losses, weighted_sum
 from vlad.models.composition import CompositionModule, TextSide
 from vlad.models.options import LVLMOptions
 from vlad.models.text_encoder.loading import load_lvlm
@@ -38,12 +38,12 @@ def parts(kind: str) -> tuple[TextSide, AlignmentHead, Batch]:
 def align(kind: str, seed: int = 0, **options: Any) -> tuple[float, list[list[str]]]:
     """The loss, and the batches of captions that the text side has read for it."""
     text_side, head, batch = parts(kind)
-    prompts = read_prompts(text_side, batch)
+    prompts = encode_prompts(text_side, batch)
     read: list[list[str]] = []
     text_side.register_forward_hook(lambda module, arguments, output: read.append([p.text for p in arguments[0]]))
     torch.manual_seed(seed)
     losses = LossOptions(alignment=kind, **options)  # type: ignore[arg-type]
-    terms = text_losses(text_side, AlignmentHeads(head), prompts, batch, losses)
+    terms = text_side_losses(text_side, AlignmentHeads(head), prompts, batch, losses)
     assert set(terms) == ({"align"} if losses.align_weight else set())
     return weighted_sum(terms, losses, torch.device("cpu")).item(), read
 
@@ -81,7 +81,7 @@ def test_without_weight_nothing_is_computed() -> None:
 
 
 @pytest.mark.parametrize("mistake", [{"hard_negatives": 1}, {"rewordings": 1}, {"hard_negatives": -1}])
-def test_further_texts_need_a_kind_that_has_a_place_for_them(mistake: dict[str, int]) -> None:
+def test_augmented_texts_need_a_kind_that_contrasts_images_with_texts(mistake: dict[str, int]) -> None:
     with pytest.raises(UserError, match="hard_negatives"):
         LossOptions(**mistake)  # type: ignore[arg-type]
 
@@ -89,17 +89,17 @@ def test_further_texts_need_a_kind_that_has_a_place_for_them(mistake: dict[str, 
 def test_a_base_s_heads_start_any_kind() -> None:
     base = AlignmentHeads(AlignmentHead(4, 4, width=3, temperature=0.3))
     heir = AlignmentHeads(AlignmentHead(4, 4, width=3, kind="sigmoid"), RegionHead(4, 4, width=3))
-    heir.load_fitting(base.state_dict())
+    heir.load_compatible(base.state_dict())
     assert torch.equal(heir.contrast.from_text.weight, base.contrast.from_text.weight)
     assert heir.report() == pytest.approx({"temperature": 0.3, "bias": -10.0, "region_temperature": 0.07})
 
     stored = {**heir.state_dict(), "contrast.bias": torch.tensor(-2.0)}
-    base.load_fitting(stored)
-    heir.load_fitting(stored)
+    base.load_compatible(stored)
+    heir.load_compatible(stored)
     assert heir.contrast.report() == pytest.approx({"temperature": 0.3, "bias": -2.0})
     other = AlignmentHeads(AlignmentHead(4, 5, width=3))  # v of another encoder: that projection begins anew
     fresh = other.contrast.from_image.weight.clone()
-    other.load_fitting(stored)
+    other.load_compatible(stored)
     assert torch.equal(other.contrast.from_text.weight, heir.contrast.from_text.weight)
     assert torch.equal(other.contrast.from_image.weight, fresh)
 

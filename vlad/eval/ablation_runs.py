@@ -23,7 +23,7 @@ from vlad.eval.ablation import (
     variants,
 )
 from vlad.eval.held_out_words import held_out_signs
-from vlad.metrics.ocr import build_engine
+from vlad.metrics.ocr import build_ocr_engine
 from vlad.training.run import is_finished
 from vlad.utils.errors import UserError, writable_directory
 from vlad.utils.parallel import available_cores
@@ -101,7 +101,7 @@ class AblationRuns:
         most = max(self.cores, len(self.devices))
         if jobs > most:
             raise UserError(f"--jobs {jobs} is more than the {self.cores} cores of this machine; name at most {most}.")
-        self.engine = build_engine("rapidocr").name
+        self.engine = build_ocr_engine("rapidocr").name
         self.out = writable_directory(out or Path(config.runs) / f"{config.name}-ablation", "the table")
         # Seed by seed: whoever stops early has every variant once, and the table of it.
         self.pending = [Planned(variant.name, seed) for seed in range(seeds) for variant in self.variants]

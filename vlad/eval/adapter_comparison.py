@@ -24,7 +24,7 @@ from vlad.data.options import SyntheticOptions
 from vlad.eval.fidelity import PixelFeatures, score_distances
 from vlad.eval.held_out_words import held_out_signs
 from vlad.inference.load import load_pipeline
-from vlad.metrics.ocr import enlargement, read_many
+from vlad.metrics.ocr import default_enlarge_factor, run_ocr
 from vlad.metrics.spelling import letter_accuracy, word_accuracy
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.reports.image_grids import GridRow, sample_grid
@@ -161,7 +161,7 @@ def _images(pipeline: VLADPipeline, prompts: list[str]) -> list[Image.Image]:
 def _read(images: list[Image.Image], wanted: list[list[str]]) -> tuple[float, float]:
     """Exact words and letters (0..1) that the OCR engine reads."""
     arrays = [np.asarray(image) for image in images]
-    readings = list(read_many("rapidocr", arrays, enlargement(*images[0].size)))
+    readings = list(run_ocr("rapidocr", arrays, default_enlarge_factor(*images[0].size)))
     return word_accuracy(readings, wanted), letter_accuracy(readings, wanted)
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from vlad.layout.masks import Edit, mask_of_lines
 from vlad.layout.polygons import bounding_box, box_polygon
-from vlad.metrics.ocr import read_many
-from vlad.metrics.spelling import letter_accuracy, read_text, reads_exactly
+from vlad.metrics.ocr import run_ocr
+from vlad.metrics.spelling import letter_accuracy, ocr_text, spells_exactly
 from vlad.models.text_encoder.prompt import plain_prompt
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.reports.image_grids import GridRow, overlay
@@ -91,12 +91,12 @@ def score_editing(
     )
     seconds = time.monotonic() - started
     images = [np.asarray(result) for result in drawn.images]
-    readings = list(read_many(engine, images, on_progress=on_progress))
+    readings = list(run_ocr(engine, images, on_progress=on_progress))
     changed = sum(
         int(((image != one.edit.image).any(axis=-1) & ~one.edit.mask).sum())
         for image, one in zip(images, made, strict=True)
     )
-    right = [reads_exactly(lines, strings) for lines, strings in zip(readings, wanted, strict=True)]
+    right = [spells_exactly(lines, strings) for lines, strings in zip(readings, wanted, strict=True)]
     score = EditScore(
         words=len(made),
         word_accuracy=float(np.mean(right)),
@@ -105,7 +105,7 @@ def score_editing(
         mean_mask_share=float(np.mean([one.edit.mask.mean() for one in made])),
         sampling_seconds=seconds,
         misread=tuple(
-            (strings[0], read_text(lines)) for lines, strings, ok in zip(readings, wanted, right, strict=True) if not ok
+            (strings[0], ocr_text(lines)) for lines, strings, ok in zip(readings, wanted, right, strict=True) if not ok
         ),
     )
     rows = [

@@ -23,7 +23,7 @@ from vlad.eval.ocr_files import ImageFile, ImageReading, ReadOptions, read_files
 from vlad.eval.protocols import PROTOCOLS
 from vlad.eval.protocols.terms import MODES, Mode, Protocol, Terms, Wanted, add_terms, pooled
 from vlad.eval.scores import Score
-from vlad.metrics.ocr import build_engine
+from vlad.metrics.ocr import build_ocr_engine
 from vlad.utils.errors import UserError
 
 GALLERY = 12  # images of each kind
@@ -112,7 +112,7 @@ def evaluate(
     (out / "readings").mkdir(parents=True, exist_ok=True)
     factor = options.enlarge_factor
     enlarged = "until the shorter side has 256 pixels" if factor is None else f"{factor} times"
-    found = Evaluation(build_engine(options.engine).name, enlarged, tuple(protocols), dict(left_out or {}))
+    found = Evaluation(build_ocr_engine(options.engine).name, enlarged, tuple(protocols), dict(left_out or {}))
     scores = _Scores(protocols)
     with _Table(out / "per_image.parquet", protocols) as table:
         for done, (image, reading) in enumerate(_read(images, protocols, options, out, found), start=1):

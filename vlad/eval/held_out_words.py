@@ -21,9 +21,9 @@ from vlad.data.signs import render_sign
 from vlad.data.words import held_out_words
 from vlad.eval.generation_modes import MODES, Mode
 from vlad.metrics.colours import ColourScore, score_colours
-from vlad.metrics.ocr import read_many
-from vlad.metrics.places import PlaceScore, score_places
-from vlad.metrics.spelling import letter_accuracy, reads_exactly
+from vlad.metrics.ocr import run_ocr
+from vlad.metrics.positions import PositionScore, score_positions
+from vlad.metrics.spelling import letter_accuracy, spells_exactly
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.reports.image_grids import GridRow, draw_layout, image_of_map, sample_grid
 from vlad.types import Layout, Sample
@@ -40,7 +40,7 @@ class SpellingScore:
     word_accuracy: float
     letter_accuracy: float
     colours: ColourScore
-    places: PlaceScore
+    places: PositionScore
     sampling_seconds: float
     misread: tuple[tuple[str, str], ...]  # wanted, read
 
@@ -73,9 +73,9 @@ def score_spelling(
     drawn = pipeline(prompts, list(range(len(signs))), layouts, refit=mode != "raw")
     seconds = time.monotonic() - started
     images = [np.asarray(image) for image in drawn.images]
-    readings = list(read_many(engine, images, on_progress=on_progress))
+    readings = list(run_ocr(engine, images, on_progress=on_progress))
     wanted = [[line.text for line in sign.layout.lines] for sign in signs]
-    right = [reads_exactly(lines, strings) for lines, strings in zip(readings, wanted, strict=True)]
+    right = [spells_exactly(lines, strings) for lines, strings in zip(readings, wanted, strict=True)]
     # Where the text stands is known from the layout that was drawn; raw maps are refitted for this alone.
     colours = score_colours(images, drawn.layouts, prompts)
     misread = tuple(
@@ -89,7 +89,7 @@ def score_spelling(
         word_accuracy=float(np.mean(right)),
         letter_accuracy=letter_accuracy(readings, wanted),
         colours=colours,
-        places=score_places(readings, prompts),
+        places=score_positions(readings, prompts),
         sampling_seconds=seconds,
         misread=misread,
     )

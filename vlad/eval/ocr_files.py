@@ -27,7 +27,7 @@ from PIL import Image, UnidentifiedImageError
 from vlad.eval.protocols.terms import Reading
 from vlad.layout.layout_files import layout_from_json, line_to_json
 from vlad.layout.line_crops import crop_line
-from vlad.metrics.ocr import OCREngine, build_engine, enlarge, enlargement
+from vlad.metrics.ocr import OCREngine, build_ocr_engine, default_enlarge_factor, enlarge
 from vlad.types import Polygon
 from vlad.utils.parallel import available_cores
 
@@ -75,7 +75,7 @@ def read_files(images: Iterable[ImageFile], options: ReadOptions) -> Iterator[Im
 
     Raises UserError for an engine that is unknown or not installed, before the first image is taken.
     """
-    engine = build_engine(options.engine)
+    engine = build_ocr_engine(options.engine)
     workers = options.workers or available_cores()
     if workers == 1:
         reader = _Reader(engine, options)
@@ -122,7 +122,7 @@ class _Reader:
         height, width = image.shape[:2]
         if self.options.masked is not None:
             image = painted_over(image, self.options.masked)
-        factor = self.options.enlarge_factor or enlargement(width, height)
+        factor = self.options.enlarge_factor or default_enlarge_factor(width, height)
         large = enlarge(image, factor)
         # As the file keeps them, so that a reading taken up again is the same.
         kept = [line_to_json(line) for line in self.engine.read(large)]
@@ -143,7 +143,7 @@ def _begin(options: ReadOptions) -> None:
     """Makes a worker's engine."""
     global _reader  # noqa: PLW0603 - a process's own, made once
     os.environ["OMP_NUM_THREADS"] = "1"
-    _reader = _Reader(build_engine(options.engine), options)
+    _reader = _Reader(build_ocr_engine(options.engine), options)
 
 
 def _read_in_worker(file: ImageFile) -> ImageReading:

@@ -18,7 +18,7 @@ from vlad.data.signs import render_sign
 from vlad.diffusion.solvers import SOLVERS
 from vlad.eval.held_out_words import held_out_signs
 from vlad.eval.ocr_files import ImageFile, ReadOptions, read_files
-from vlad.metrics.ocr import build_engine, read_many
+from vlad.metrics.ocr import build_ocr_engine, run_ocr
 from vlad.metrics.spelling import word_accuracy
 from vlad.profiling.rates import like_a_photograph, private_megabytes, rate
 from vlad.types import Sample
@@ -30,7 +30,7 @@ SOLVER_STEPS = (2, 4, 6, 10)
 
 def compare_solvers(config: Config, pipeline: Any, count: int, engine: str) -> None:
     """Held-out words read in images of few steps, by solver that fits the run; both stages take as many steps."""
-    name = build_engine(engine).name
+    name = build_ocr_engine(engine).name
     signs = held_out_signs(config.data.synthetic, count)
     prompts, wanted = [sign.caption for sign in signs], [[line.text for line in sign.layout.lines] for sign in signs]
     print(f"{count} held-out words, {name}; share read exactly, and ms an image")
@@ -45,7 +45,7 @@ def compare_solvers(config: Config, pipeline: Any, count: int, engine: str) -> N
             started = time.perf_counter()
             images = [np.asarray(image) for image in pipeline(prompts, list(range(count)), steps=steps).images]
             seconds = time.perf_counter() - started
-            right = word_accuracy(list(read_many(engine, images)), wanted)
+            right = word_accuracy(list(run_ocr(engine, images)), wanted)
             cells.append(f"{right:7.1%} {1000 * seconds / count:4.0f}ms")
         print(f"{solver:10}" + " ".join(f"{cell:>14}" for cell in cells), flush=True)
 

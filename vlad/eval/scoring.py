@@ -22,7 +22,7 @@ from vlad.eval.prompt_files import read_prompt_files
 from vlad.eval.protocols.terms import Protocol, Wanted
 from vlad.eval.reference_images import references_of
 from vlad.eval.table1_entries import Entry, artist_of, load_entry, masked_box, missing_model
-from vlad.metrics.ocr import build_engine
+from vlad.metrics.ocr import build_ocr_engine
 from vlad.utils.errors import UserError, claimed, local_place, writable_directory
 
 ENTRY_ENDINGS = (".yaml", ".yml")
@@ -106,7 +106,7 @@ def _subject_of(target: Path, options: ScoreOptions, overrides: Sequence[str]) -
         raise UserError(f"{target}: there is {why}; put it there, or name another place (key=value).")
     _check_draw_options(target, entry, options.draw)
     prompts = read_prompt_files(options.prompts)[: options.first]
-    build_engine(options.read.engine)
+    build_ocr_engine(options.read.engine)
     check_table_writer()
     draws = is_pipeline(target) if entry is None else entry.kind != "images"
     use_layouts = options.use_layouts or (options.protocol == "anytext" and draws)

@@ -240,9 +240,9 @@ def _use_solvers(pipeline: VLADPipeline, recipe: Recipe) -> None:
 def _ocr_reader() -> Reader:
     """Reads a glyph map with the OCR engine that comes with vlad."""
     from vlad.layout.reading_order import reading_order
-    from vlad.metrics.ocr import ENLARGE_FACTOR, build_engine, enlarge
+    from vlad.metrics.ocr import ENLARGE_FACTOR, build_ocr_engine, enlarge
 
-    engine = build_engine("rapidocr")
+    engine = build_ocr_engine("rapidocr")
 
     def read(glyph_map: np.ndarray) -> list[str]:
         ink = (255 - np.clip(glyph_map, 0, 1) * 255).astype(np.uint8)
@@ -256,10 +256,10 @@ def _ocr_reader() -> Reader:
 def template_layout(path: str) -> Layout:
     """The text that the OCR engine reads in an image, where it stands. Raises UserError for no image, or no text."""
     from vlad.layout.reading_order import reading_order
-    from vlad.metrics.ocr import build_engine
+    from vlad.metrics.ocr import build_ocr_engine
 
     image = read_image(path)
-    lines = reading_order(build_engine("rapidocr").read(np.asarray(image)))
+    lines = reading_order(build_ocr_engine("rapidocr").read(np.asarray(image)))
     if not lines:
         raise UserError(f"rapidocr finds no text in {path}; give an image with legible text, or a --layout.")
     inside = [tuple((min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0)) for x, y in line.polygon) for line in lines]

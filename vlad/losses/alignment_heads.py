@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from vlad.losses.contrastive import AlignmentHead
-from vlad.losses.extra.matching import MatchingHead
-from vlad.losses.extra.regions import RegionHead
+from vlad.losses.extra.image_text_matching import MatchingHead
+from vlad.losses.extra.region_phrase_contrast import RegionHead
 from vlad.models.text_encoder.lvlm import pooled_features
 from vlad.types import Conditioning
 
 
-def place_codes(points: int, side: int, width: int) -> Tensor:
+def sincos_positions(points: int, side: int, width: int) -> Tensor:
     """Sines and cosines of the middles of points x points cells, row by row: (points points) D (He et al., CVPR 2022).
 
     `side`: of the grid that is to be told apart by them; their waves are as long as two of its cells at least, and as
@@ -57,8 +57,8 @@ class AttentionPool(nn.Module):
         located, queries = features, self.queries.weight  # B T D, Q D
         side = math.isqrt(features.shape[1])
         if side**2 == features.shape[1]:
-            located = features + place_codes(side, side, features.shape[2]).to(features)
-            queries = queries + place_codes(self.side, side, features.shape[2]).to(features)
+            located = features + sincos_positions(side, side, features.shape[2]).to(features)
+            queries = queries + sincos_positions(self.side, side, features.shape[2]).to(features)
         read = nn.functional.scaled_dot_product_attention(
             self.to_query(queries).expand(len(features), -1, -1), self.to_key(located), self.to_value(located)
         )  # B Q D/2
@@ -111,7 +111,7 @@ class AlignmentHeads(nn.Module):
         """v, B D, of image features B T D (or B D of a tower that pools by itself)."""
         return pooled_features(features) if self.pool is None or features.ndim == 2 else self.pool(features)
 
-    def load_fitting(self, stored: dict[str, Tensor]) -> None:
+    def load_compatible(self, stored: dict[str, Tensor]) -> None:
         """Takes over what fits of another run's heads.
 
         Kinds of L_align differ in their bias, encoders in the width of v, runs in their extras.

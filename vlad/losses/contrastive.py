@@ -13,7 +13,7 @@ backward adds up what every rank sends to a row, world size x dL/drow, and DDP's
 factor out again: no loss here is to be scaled by the world size. A loss that is a mean over a rank's own terms
 needs `distributed.mean_over_ranks` instead, where their number differs between ranks.
 
-Letters: B batch (of all ranks where gathered), N texts, M further texts an image, D width of the shared space.
+Letters: B batch (of all ranks where gathered), N texts, M augmented texts an image, D width of the shared space.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def relations_of_texts(ids: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FurtherTexts:
-    """M further texts for each image of a batch.
+class AugmentedTexts:
+    """M augmented texts for each image of a batch.
 
     pooled: B M D, as t. roles: B M; 1 a rewording that says the same, -1 a hard negative, 0 there is none.
     captions: B M, the first of their `text_ids`.
@@ -205,18 +205,20 @@ class AlignmentHead(nn.Module):
         """Image embeddings (B D) in the shared space, as unit vectors."""
         return F.normalize(self.from_image(v.float()), dim=-1)
 
-    def forward(self, t: Tensor, v: Tensor, ids: Tensor | None = None, further: FurtherTexts | None = None) -> Tensor:
+    def forward(
+        self, t: Tensor, v: Tensor, ids: Tensor | None = None, augmented: AugmentedTexts | None = None
+    ) -> Tensor:
         """L_align over the batch of all ranks, of pooled text states B D and image embeddings B D.
 
-        `ids` (B 2, see `text_ids`) are needed by the multi-positive kind and with `further` texts, which the
+        `ids` (B 2, see `text_ids`) are needed by the multi-positive kind and with `augmented` texts, which the
         one-directional kind has no place for. M is the same on every rank.
         """
         texts = gather_with_gradient(self.from_text(t.float()))
         images = gather_with_gradient(self.from_image(v.float()))
         if self.kind == "one-directional":
-            assert further is None, "texts that choose among images never meet further texts"
+            assert augmented is None, "texts that choose among images never meet augmented texts"
             return contrastive_loss(texts, images, self.temperature)
-        if self.kind == "symmetric" and further is None:
+        if self.kind == "symmetric" and augmented is None:
             return symmetric_loss(texts, images, self.temperature)
         relations = paired(len(texts), texts.device)  # B B
         if ids is not None:
@@ -224,15 +226,15 @@ class AlignmentHead(nn.Module):
         if self.kind == "multi-positive":
             assert ids is not None
             relations = relations_of_texts(ids)
-        if further is not None:
+        if augmented is not None:
             assert ids is not None
-            further = FurtherTexts(
-                gather_with_gradient(self.from_text(further.pooled.float())),
-                gather_with_gradient(further.roles.to(texts.device)),
-                gather_with_gradient(further.captions.to(texts.device)),
+            augmented = AugmentedTexts(
+                gather_with_gradient(self.from_text(augmented.pooled.float())),
+                gather_with_gradient(augmented.roles.to(texts.device)),
+                gather_with_gradient(augmented.captions.to(texts.device)),
             )
-            texts = torch.cat([texts, further.pooled.flatten(0, 1)])  # (B + B M) D
-            relations = torch.cat([relations, further.relations(relations, ids)])
+            texts = torch.cat([texts, augmented.pooled.flatten(0, 1)])  # (B + B M) D
+            relations = torch.cat([relations, augmented.relations(relations, ids)])
         if self.bias is not None:
             return sigmoid_loss(texts, images, self.temperature, self.bias, relations)
         return multi_positive_loss(texts, images, self.temperature, relations)

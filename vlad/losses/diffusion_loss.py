@@ -22,7 +22,7 @@ from vlad.models.unet import denoise
 from vlad.types import Conditioning
 
 
-def denoising_loss(
+def diffusion_loss(
     unet: UNet2DConditionModel,
     scheduler: Scheduler,
     options: NoiseOptions,
@@ -31,12 +31,12 @@ def denoising_loss(
     z: Tensor | None = None,
     pixel_weights: Tensor | None = None,
     edit: Tensor | None = None,
-    further: Callable[[Tensor, Tensor], Tensor] | None = None,
+    extra_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """L_diff = E || target - prediction(x_t, t | t, z) ||^2 (Eq. 9) for scaled latents x_0 (B C h w).
 
     `pixel_weights` (B 1 H W) are averaged over each cell: 0 leaves a region out. `edit` (B 1+C h w) is for a UNet that
-    edits (`diffusion.inpainting`). `further` is given the x_0 that the prediction stands for (B C h w, with its
+    edits (`diffusion.inpainting`). `extra_loss` is given the x_0 that the prediction stands for (B C h w, with its
     gradient) and the timesteps, and what it returns is added. Returns the mean loss, and for the logs the loss of each
     row (B, no gradient) with its timestep (B).
     """
@@ -50,6 +50,6 @@ def denoising_loss(
         errors = errors * F.adaptive_avg_pool2d(pixel_weights, (height, width))
     rows = errors.mean(dim=(1, 2, 3)) * loss_weights(scheduler, timesteps, options.min_snr_gamma)
     loss = rows.mean()
-    if further is not None:
-        loss = loss + further(predicted_x_0(scheduler, prediction, x_t, timesteps), timesteps)
+    if extra_loss is not None:
+        loss = loss + extra_loss(predicted_x_0(scheduler, prediction, x_t, timesteps), timesteps)
     return loss, rows.detach(), timesteps

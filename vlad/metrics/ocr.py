@@ -44,11 +44,11 @@ class OCREngine(Protocol):
 class RapidOCREngine:
     """rapidocr with its default settings; the models come inside its wheel.
 
-    `least_confidence` replaces the engine's own, under which it keeps a line to itself (None: as it ships, 0.5).
+    `min_confidence` replaces the engine's own, under which it keeps a line to itself (None: as it ships, 0.5).
     A line whose box is taller than wide may run up or down: its polygon starts at the box's top left either way.
     """
 
-    def __init__(self, least_confidence: float | None = None) -> None:
+    def __init__(self, min_confidence: float | None = None) -> None:
         try:
             import onnxruntime  # noqa: F401 - slow to import
             import rapidocr  # noqa: F401
@@ -63,8 +63,8 @@ class RapidOCREngine:
             "EngineConfig.onnxruntime.intra_op_num_threads": 1,
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
         }
-        if least_confidence is not None:
-            self._parameters["Global.text_score"] = least_confidence
+        if min_confidence is not None:
+            self._parameters["Global.text_score"] = min_confidence
         self._local = threading.local()
 
     def read(self, image: np.ndarray) -> tuple[TextLine, ...]:
@@ -102,11 +102,11 @@ class RapidOCREngine:
 class TesseractEngine:
     """The program `tesseract`, English, told that an image's text is sparse (its mode 11): signs are no book pages.
 
-    `least_confidence` is the mean of a line's words under which it is left out (None: 0.5, as rapidocr's). Its boxes
+    `min_confidence` is the mean of a line's words under which it is left out (None: 0.5, as rapidocr's). Its boxes
     are upright ones: text that runs askew is read badly, and its polygon is its bounding box.
     """
 
-    def __init__(self, least_confidence: float | None = None) -> None:
+    def __init__(self, min_confidence: float | None = None) -> None:
         program = shutil.which("tesseract")
         if program is None:
             raise UserError(
@@ -125,7 +125,7 @@ class TesseractEngine:
         self.name = f"tesseract {version[1] if len(version) > 1 else '?'} (eng, sparse)"
         self._command = [program, "stdin", "stdout", "-l", "eng", "--psm", "11", "tsv"]
         self._line_command = [program, "stdin", "stdout", "-l", "eng", "--psm", "7"]
-        self._least_confidence = 0.5 if least_confidence is None else least_confidence
+        self._least_confidence = 0.5 if min_confidence is None else min_confidence
 
     def read(self, image: np.ndarray) -> tuple[TextLine, ...]:
         """The lines of an image (H W 3, uint8)."""
@@ -176,11 +176,11 @@ def _tesseract_line(words: list[dict[str, str]], width: int, height: int) -> Tex
 class PaddleOCREngine:
     """PaddleOCR 3, English, without its stages for photographed documents, whose unwarping would move the polygons.
 
-    It fetches its models once, unless PaddleOCR finds them on the machine. `least_confidence` is that of a line (None:
+    It fetches its models once, unless PaddleOCR finds them on the machine. `min_confidence` is that of a line (None:
     0.5, as rapidocr's).
     """
 
-    def __init__(self, least_confidence: float | None = None) -> None:
+    def __init__(self, min_confidence: float | None = None) -> None:
         try:
             version = metadata.version("paddleocr")
             import paddleocr  # noqa: F401 - slow to import
@@ -192,7 +192,7 @@ class PaddleOCREngine:
         if int(version.split(".")[0]) < 3:
             raise UserError(f"The OCR engine 'paddleocr' is version {version}; run: pip install 'paddleocr>=3'.")
         self.name = f"paddleocr {version} (en, no unwarping)"
-        self._least_confidence = 0.5 if least_confidence is None else least_confidence
+        self._least_confidence = 0.5 if min_confidence is None else min_confidence
         self._local = threading.local()
 
     def read(self, image: np.ndarray) -> tuple[TextLine, ...]:
@@ -227,18 +227,18 @@ class PaddleOCREngine:
         return " ".join(page["rec_text"] for page in self._local.line.predict(np.ascontiguousarray(crop[..., ::-1])))
 
 
-def build_engine(name: str, least_confidence: float | None = None) -> OCREngine:
+def build_ocr_engine(name: str, min_confidence: float | None = None) -> OCREngine:
     """The engine of a name. Raises UserError for one we don't know or that is not installed."""
     if name == "rapidocr":
-        return RapidOCREngine(least_confidence)
+        return RapidOCREngine(min_confidence)
     if name == "tesseract":
-        return TesseractEngine(least_confidence)
+        return TesseractEngine(min_confidence)
     if name == "paddleocr":
-        return PaddleOCREngine(least_confidence)
+        return PaddleOCREngine(min_confidence)
     raise UserError(f"There is no OCR engine {name!r}.{did_you_mean(name, ENGINES)} Known: {', '.join(ENGINES)}.")
 
 
-def enlargement(width: int, height: int) -> int:
+def default_enlarge_factor(width: int, height: int) -> int:
     """How many times an image is enlarged to be read, unless the user says otherwise."""
     return -(-LEAST_SIDE_PIXELS // max(1, min(width, height)))
 
@@ -252,7 +252,7 @@ def enlarge(image: np.ndarray, factor: int = ENLARGE_FACTOR) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
-def read_many(
+def run_ocr(
     engine_name: str,
     images: Iterable[np.ndarray],
     enlarge_factor: int = ENLARGE_FACTOR,
@@ -262,9 +262,9 @@ def read_many(
     """The lines of every image, in order, read on `workers` threads (None: one a core).
 
     `on_progress` is called with the number of images read so far. What is read does not depend on `workers`.
-    Raises UserError like `build_engine`.
+    Raises UserError like `build_ocr_engine`.
     """
-    engine = build_engine(engine_name)
+    engine = build_ocr_engine(engine_name)
 
     def read(image: np.ndarray) -> tuple[TextLine, ...]:
         return engine.read(enlarge(image, enlarge_factor))

@@ -119,7 +119,7 @@ def principal_plane(texts: Tensor, images: Tensor) -> Plane:
     return Plane(points[: len(texts)], points[len(texts) :], (shares[0], shares[1]))
 
 
-def draw_shared_space(texts: Tensor, images: Tensor, path: Path, title: str = "") -> None:
+def plot_shared_space(texts: Tensor, images: Tensor, path: Path, title: str = "") -> None:
     """Draws texts and images (N D each) in their principal plane, the first MOST_LINES pairs joined by lines."""
     import matplotlib
 

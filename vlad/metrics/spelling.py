@@ -19,20 +19,20 @@ def joined(strings: Iterable[str]) -> str:
     return "".join("".join(strings).split()).casefold()
 
 
-def read_text(lines: Sequence[TextLine]) -> str:
+def ocr_text(lines: Sequence[TextLine]) -> str:
     """What an engine read in one image, as it is compared."""
     return joined(line.text for line in reading_order(lines))
 
 
-def reads_exactly(lines: Sequence[TextLine], strings: Sequence[str]) -> bool:
+def spells_exactly(lines: Sequence[TextLine], strings: Sequence[str]) -> bool:
     """Whether the lines read in an image are the wanted strings, no letter more or less."""
-    return read_text(lines) == joined(strings)
+    return ocr_text(lines) == joined(strings)
 
 
 def word_accuracy(readings: Sequence[Sequence[TextLine]], wanted: Sequence[Sequence[str]]) -> float:
     """Share (0..1) of the images that read exactly; one reading and one list of strings an image, at least one."""
     assert len(readings) == len(wanted) > 0
-    return sum(map(reads_exactly, readings, wanted)) / len(wanted)
+    return sum(map(spells_exactly, readings, wanted)) / len(wanted)
 
 
 def letter_accuracy(readings: Sequence[Sequence[TextLine]], wanted: Sequence[Sequence[str]]) -> float:
@@ -43,7 +43,7 @@ def letter_accuracy(readings: Sequence[Sequence[TextLine]], wanted: Sequence[Seq
     """
     assert len(readings) == len(wanted) > 0
     letters = [joined(strings) for strings in wanted]
-    edits = [min(len(b), levenshtein(read_text(a), b)) for a, b in zip(readings, letters, strict=True)]
+    edits = [min(len(b), levenshtein(ocr_text(a), b)) for a, b in zip(readings, letters, strict=True)]
     return 1 - sum(edits) / max(1, sum(map(len, letters)))
 
 

@@ -17,8 +17,8 @@ from vlad.lora.adapters import merged
 from vlad.lora.quantise import check_quantisation
 from vlad.losses.alignment_heads import AlignmentHeads, AttentionPool, TokenPool
 from vlad.losses.contrastive import AlignmentHead
-from vlad.losses.extra.matching import MatchingHead
-from vlad.losses.extra.regions import RegionHead
+from vlad.losses.extra.image_text_matching import MatchingHead
+from vlad.losses.extra.region_phrase_contrast import RegionHead
 from vlad.models.attention import attend_beside
 from vlad.models.autoencoder import build_autoencoder, differing_latents, spatial_factor
 from vlad.models.composition import CompositionModule, TextSide
@@ -126,7 +126,7 @@ def new_text_side(config: Config) -> tuple[TextSide, AlignmentHeads]:
     if config.text_base is not None:
         with read_whole(text_folder):
             fitted = load_file(text_folder / ALIGNMENT)
-        alignment.load_fitting(fitted)
+        alignment.load_compatible(fitted)
     return text_side, alignment
 
 
@@ -285,7 +285,7 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     if stored.is_file():
         with read_whole(folder):
             fitted = load_file(stored)
-        alignment.load_fitting(fitted)
+        alignment.load_compatible(fitted)
     parts = Parts(base.autoencoder, text_side, alignment, base.layout_unet, base.refine_unet, base.config.edits)
     if config.refine.editing_share and not parts.edits:
         if config.lora is not None:

@@ -11,7 +11,7 @@ import torch
 from vlad.config.schema import Config
 from vlad.data.dataset import ShardSets
 from vlad.data.latent_cache.writer import Fingerprint, data_fingerprint, open_cache, weights_digest
-from vlad.losses.text_losses import batch_prompts
+from vlad.losses.text_side_losses import parse_captions
 from vlad.models.autoencoder import latent_moments
 from vlad.training.build import build_parts
 from vlad.training.parts import Parts
@@ -50,7 +50,7 @@ def cache_encoder(config: Config, parts: Parts, device: torch.device) -> Callabl
         text = v = None
         if caches_text(config):
             lvlm = parts.text_side.lvlm
-            text = lvlm(batch_prompts(batch))
+            text = lvlm(parse_captions(batch))
             v = lvlm.image_embeddings(batch.images) if config.losses.align_weight else None
         return CachedStates(image_mean, image_deviation, glyph_mean, glyph_deviation, text, v)
 

@@ -12,9 +12,9 @@ from vlad.config.schema import Config
 from vlad.data.dataset import ShardSets, collate, first_samples
 from vlad.data.options import SyntheticOptions
 from vlad.data.signs import render_sign
-from vlad.losses.extra.legibility import Legibility
-from vlad.losses.extra.recognition import Recogniser
-from vlad.losses.extra.segmentation import Segmenter, fit_segmenter
+from vlad.losses.extra.character_segmentation import CharacterSegmenter, fit_segmenter
+from vlad.losses.extra.legibility_losses import LegibilityLosses
+from vlad.losses.extra.ocr_perceptual import Recogniser
 from vlad.models.autoencoder import encode
 from vlad.training.parts import Parts
 from vlad.types import Batch, Sample
@@ -25,7 +25,7 @@ FIT_STEPS, FIT_BATCH = 400, 64
 OWN_SHARE = 4  # one in so many images of a batch is the run's own
 
 
-def build_legibility(config: Config, parts: Parts, own: ShardSets) -> Legibility | None:
+def build_legibility(config: Config, parts: Parts, own: ShardSets) -> LegibilityLosses | None:
     """The networks behind losses.ocr_weight and losses.segmentation_weight; None where both are 0.
 
     A segmenter is fitted once and kept in the run directory.
@@ -35,14 +35,14 @@ def build_legibility(config: Config, parts: Parts, own: ShardSets) -> Legibility
         return None
     recogniser = Recogniser() if losses.ocr_weight else None
     segmenter = _segmenter(config, parts, own) if losses.segmentation_weight else None
-    return Legibility(parts.autoencoder, recogniser, segmenter)
+    return LegibilityLosses(parts.autoencoder, recogniser, segmenter)
 
 
-def _segmenter(config: Config, parts: Parts, own: ShardSets) -> Segmenter:
+def _segmenter(config: Config, parts: Parts, own: ShardSets) -> CharacterSegmenter:
     path = config.directory / "refine" / SEGMENTER
     channels = parts.refine_unet.config.out_channels
     if path.is_file():
-        segmenter = Segmenter(channels)
+        segmenter = CharacterSegmenter(channels)
         segmenter.load_state_dict(load_file(path))
         return segmenter.requires_grad_(False).eval()
     images = first_samples(own, config.data.stream(config.seed), 1000)

@@ -23,11 +23,11 @@ from vlad.config.training import OptimOptions
 from vlad.diffusion.noise_schedule import Scheduler, signal_shares
 from vlad.diffusion.options import NoiseOptions
 from vlad.losses.alignment_heads import AlignmentHeads
-from vlad.losses.diffusion_loss import denoising_loss
-from vlad.losses.extra.legibility import Legibility
+from vlad.losses.diffusion_loss import diffusion_loss
+from vlad.losses.extra.legibility_losses import LegibilityLosses
 from vlad.losses.extra.line_weights import line_weights
 from vlad.losses.options import LossOptions
-from vlad.losses.text_losses import read_prompts, text_losses, weighted_sum
+from vlad.losses.text_side_losses import encode_prompts, text_side_losses, weighted_sum
 from vlad.models.autoencoder import PatchAutoencoder, draw_latents, encode, sized
 from vlad.models.composition import TextSide
 from vlad.models.inpainting import edit_channels, edit_inputs
@@ -136,7 +136,9 @@ class AlignStage(_Stage):
         self.text_side, self.alignment, self.losses = text_side, alignment, losses
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        terms = text_losses(self.text_side, self.alignment, read_prompts(self.text_side, batch), batch, self.losses)
+        terms = text_side_losses(
+            self.text_side, self.alignment, encode_prompts(self.text_side, batch), batch, self.losses
+        )
         loss = weighted_sum(terms, self.losses, self.device)
         self.log_losses(loss=loss, **terms)
         self.log_temperature(self.alignment)
@@ -158,10 +160,10 @@ class LayoutStage(_Stage):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         z = _glyph_latents(self.autoencoder, batch)  # B C h w
-        read = read_prompts(self.text_side, batch)
-        terms = text_losses(self.text_side, self.alignment, read, batch, self.losses)
+        read = encode_prompts(self.text_side, batch)
+        terms = text_side_losses(self.text_side, self.alignment, read, batch, self.losses)
         t = sized(read.t, self.autoencoder, z).dropped(_kept(len(z), self.losses.text_dropout, self.device))
-        diffusion, rows, timesteps = denoising_loss(
+        diffusion, rows, timesteps = diffusion_loss(
             self.unet, self.scheduler, self.noise, z, t, pixel_weights=_pixel_weights(batch, self.losses)
         )
         self.noise_levels.add(rows, timesteps)
@@ -175,8 +177,8 @@ class LayoutStage(_Stage):
     def held_out_loss(self, batch: Batch) -> Tensor:
         """L_diff of a batch with nothing dropped; the mean over its rows."""
         z = _glyph_latents(self.autoencoder, batch)
-        t = sized(read_prompts(self.text_side, batch).t, self.autoencoder, z)
-        return denoising_loss(self.unet, self.scheduler, self.noise, z, t, pixel_weights=batch.pixel_weights)[0]
+        t = sized(encode_prompts(self.text_side, batch).t, self.autoencoder, z)
+        return diffusion_loss(self.unet, self.scheduler, self.noise, z, t, pixel_weights=batch.pixel_weights)[0]
 
 
 class RefineStage(_Stage):
@@ -191,7 +193,7 @@ class RefineStage(_Stage):
         optim: OptimOptions,
         with_layout: bool,
         editing_share: float = 0.0,
-        legibility: Legibility | None = None,
+        legibility: LegibilityLosses | None = None,
     ) -> None:
         super().__init__(optim)
         self.autoencoder, self.text_side, self.alignment = parts.autoencoder, parts.text_side, parts.alignment
@@ -207,10 +209,10 @@ class RefineStage(_Stage):
         x_0 = _image_latents(self.autoencoder, batch)  # B C h w
         batch, edit = self._edited(batch, x_0)
         with torch.set_grad_enabled(self.trains_text):
-            read = read_prompts(self.text_side, batch)
-        terms = text_losses(self.text_side, self.alignment, read, batch, self.losses) if self.trains_text else {}
+            read = encode_prompts(self.text_side, batch)
+        terms = text_side_losses(self.text_side, self.alignment, read, batch, self.losses) if self.trains_text else {}
         t = sized(read.t, self.autoencoder, x_0).dropped(_kept(len(x_0), self.losses.text_dropout, self.device))
-        diffusion, rows, timesteps = denoising_loss(
+        diffusion, rows, timesteps = diffusion_loss(
             self.unet,
             self.scheduler,
             self.noise,
@@ -233,9 +235,9 @@ class RefineStage(_Stage):
         """L_diff (Eq. 9) of a batch with t and the true z, nothing dropped, disturbed or edited; its rows' mean."""
         x_0 = _image_latents(self.autoencoder, batch)
         z = _glyph_latents(self.autoencoder, batch) if self.with_layout else None
-        t = sized(read_prompts(self.text_side, batch).t, self.autoencoder, x_0)
+        t = sized(encode_prompts(self.text_side, batch).t, self.autoencoder, x_0)
         edit = self._no_edits(x_0) if self.edits else None
-        return denoising_loss(self.unet, self.scheduler, self.noise, x_0, t, z, batch.pixel_weights, edit)[0]
+        return diffusion_loss(self.unet, self.scheduler, self.noise, x_0, t, z, batch.pixel_weights, edit)[0]
 
     def _legibility(self, batch: Batch, x_0: Tensor, predicted: Tensor, timesteps: Tensor) -> Tensor:
         """The weighted losses on how well the predicted x_0 reads, over lambda, which multiplies L_diff later."""

@@ -12,9 +12,9 @@ from PIL import Image
 from vlad.config.schema import Config
 from vlad.data.dataset import ShardSets, collate, first_samples, open_sets
 from vlad.losses.contrastive import text_ids
-from vlad.losses.text_losses import read_prompts
-from vlad.metrics.ocr import enlargement, read_many
-from vlad.metrics.retrieval import draw_shared_space, score_retrieval
+from vlad.losses.text_side_losses import encode_prompts
+from vlad.metrics.ocr import default_enlarge_factor, run_ocr
+from vlad.metrics.retrieval import plot_shared_space, score_retrieval
 from vlad.metrics.spelling import letter_accuracy, word_accuracy
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.reports.image_grids import GridRow, draw_layout, image_of_map, sample_grid
@@ -80,7 +80,7 @@ def _spelled(images: list[np.ndarray], wanted: list[list[str]]) -> dict[str, flo
         return {}
     height, width = images[0].shape[:2]
     shown = [images[number] for number in chosen]
-    readings = list(read_many("rapidocr", shown, enlargement(width, height)))
+    readings = list(run_ocr("rapidocr", shown, default_enlarge_factor(width, height)))
     strings = [wanted[number] for number in chosen]
     return {
         "grid_word_accuracy": word_accuracy(readings, strings),
@@ -108,7 +108,7 @@ def retrieval_measure(config: Config, parts: Parts) -> Callable[[Path], dict[str
         texts, images, ids = [], [], []
         for batch in batches:
             moved = batch.to(device)
-            read = read_prompts(parts.text_side, moved)
+            read = encode_prompts(parts.text_side, moved)
             v = parts.alignment.v(parts.text_side.lvlm.image_features(moved.images))
             texts.append(parts.alignment.contrast.embed_texts(parts.alignment.t(read.t)))
             images.append(parts.alignment.contrast.embed_images(v))
@@ -118,7 +118,7 @@ def retrieval_measure(config: Config, parts: Parts) -> Callable[[Path], dict[str
             return {}
         path.parent.mkdir(parents=True, exist_ok=True)
         title = f"{scores.pairs} held-out pairs, recall@1 {scores.text_to_image[1]:.1%} / {scores.image_to_text[1]:.1%}"
-        draw_shared_space(torch.cat(texts), torch.cat(images), path, title)
+        plot_shared_space(torch.cat(texts), torch.cat(images), path, title)
         return scores.metrics()
 
     return measure
@@ -165,6 +165,6 @@ def _letters_read(config: Config, parts: Parts, samples: list[Sample]) -> float:
     pipeline = build_pipeline(config, parts)
     prompts = [parse_prompt(sample.caption, strict=False) for sample in samples]
     images = pipeline.refine(prompts, list(range(len(samples))), [sample.layout for sample in samples])
-    factor = enlargement(config.data.image_pixels, config.data.image_pixels)
-    readings = list(read_many("rapidocr", [np.asarray(image) for image in images], factor))
+    factor = default_enlarge_factor(config.data.image_pixels, config.data.image_pixels)
+    readings = list(run_ocr("rapidocr", [np.asarray(image) for image in images], factor))
     return letter_accuracy(readings, [[line.text for line in sample.layout.lines if line.valid] for sample in samples])

@@ -22,7 +22,7 @@ _COLUMN_NAMED = re.compile("|".join(name for name in COLUMNS if name), re.IGNORE
 
 
 @dataclass(frozen=True)
-class PlaceScore:
+class PositionScore:
     """Share (0..1) of images whose text stands where the caption says, of those with a reading whose caption names
     a place; None without any. Row and column must both be right where both are named.
     """
@@ -31,14 +31,14 @@ class PlaceScore:
     places_named: int
 
 
-def named_place(caption: str) -> tuple[str | None, str | None]:
+def named_position(caption: str) -> tuple[str | None, str | None]:
     """The renderer's names of row and column in a caption, each None where it names none."""
     unquoted = re.sub(r'"[^"]*"', '""', caption)
     row, column = _ROW_NAMED.search(unquoted), _COLUMN_NAMED.search(unquoted)
     return row and row.group().lower(), column and column.group().lower()
 
 
-def measure_place(lines: Sequence[TextLine]) -> tuple[str, str]:
+def measure_position(lines: Sequence[TextLine]) -> tuple[str, str]:
     """The nearest row and column ("" is the centre) of at least one line, taken as a block."""
     boxes = [bounding_box(line.polygon) for line in lines]
     left, top = min(box[0] for box in boxes), min(box[1] for box in boxes)
@@ -53,12 +53,12 @@ def _share(before: float, after: float) -> float:
     return before / (before + after) if before + after > 0 else 0.5
 
 
-def score_places(readings: Sequence[Sequence[TextLine]], captions: Sequence[str]) -> PlaceScore:
+def score_positions(readings: Sequence[Sequence[TextLine]], captions: Sequence[str]) -> PositionScore:
     """Measures every image's reading against its own caption."""
     right: list[bool] = []
     for lines, caption in zip(readings, captions, strict=True):
-        wanted = named_place(caption)
+        wanted = named_position(caption)
         if lines and wanted != (None, None):
-            found = measure_place(lines)
+            found = measure_position(lines)
             right.append(all(name in (None, seen) for name, seen in zip(wanted, found, strict=True)))
-    return PlaceScore(sum(right) / len(right) if right else None, len(right))
+    return PositionScore(sum(right) / len(right) if right else None, len(right))

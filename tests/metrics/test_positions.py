@@ -5,7 +5,7 @@ import pytest
 from vlad.data.options import SyntheticOptions
 from vlad.data.signs import render_sign
 from vlad.layout.polygons import box_polygon
-from vlad.metrics.places import measure_place, named_place, score_places
+from vlad.metrics.positions import measure_position, named_position, score_positions
 from vlad.types import TextLine
 
 SIGNS = [render_sign(SyntheticOptions(seed=11), index) for index in range(300)]
@@ -27,7 +27,7 @@ def line(left: float, top: float, right: float, bottom: float) -> TextLine:
     ],
 )
 def test_the_place_that_a_caption_names(caption, place):
-    assert named_place(caption) == place
+    assert named_position(caption) == place
 
 
 @pytest.mark.parametrize(
@@ -44,22 +44,22 @@ def test_the_place_that_a_caption_names(caption, place):
     ],
 )
 def test_the_place_of_lines(lines, place):
-    assert measure_place(lines) == place
+    assert measure_position(lines) == place
 
 
 def test_true_signs_stand_where_their_captions_say():
-    score = score_places(TRUE_LINES, CAPTIONS)
-    assert score.places_named == sum(named_place(caption) != (None, None) for caption in CAPTIONS) > 150
+    score = score_positions(TRUE_LINES, CAPTIONS)
+    assert score.places_named == sum(named_position(caption) != (None, None) for caption in CAPTIONS) > 150
     assert score.places_right > 0.99
     single = [(lines, caption) for lines, caption in zip(TRUE_LINES, CAPTIONS, strict=True) if len(lines) == 1]
-    assert score_places(*zip(*single, strict=True)).places_right == 1
+    assert score_positions(*zip(*single, strict=True)).places_right == 1
 
 
 def test_the_lines_of_other_signs_do_not():
-    score = score_places(TRUE_LINES, CAPTIONS[1:] + CAPTIONS[:1])
+    score = score_positions(TRUE_LINES, CAPTIONS[1:] + CAPTIONS[:1])
     assert score.places_right < 0.5
 
 
 def test_a_image_without_a_reading_is_not_scored():
-    assert score_places([()], ['a sign that says "OPEN" at the top']).places_right is None
-    assert score_places([TRUE_LINES[0]], ["a poster"]).places_named == 0
+    assert score_positions([()], ['a sign that says "OPEN" at the top']).places_right is None
+    assert score_positions([TRUE_LINES[0]], ["a poster"]).places_named == 0

@@ -8,14 +8,14 @@ from vlad.data.dataset import collate
 from vlad.data.options import SyntheticOptions
 from vlad.data.signs import render_sign
 from vlad.layout.polygons import box_polygon
-from vlad.losses.extra.segmentation import (
+from vlad.losses.extra.character_segmentation import (
     CLASSES,
     FINER,
     IGNORED,
-    Segmenter,
+    CharacterSegmenter,
+    character_labels,
+    character_segmentation_loss,
     fit_segmenter,
-    letter_labels,
-    segmentation_loss,
 )
 from vlad.types import Batch, Layout, TextLine
 
@@ -23,7 +23,7 @@ LAYOUT = Layout((TextLine("AB", box_polygon(0.0, 0.0, 0.5, 0.5)),))
 
 
 def test_each_letter_has_its_cell() -> None:
-    labels = letter_labels((LAYOUT, Layout(())), 32, 32)
+    labels = character_labels((LAYOUT, Layout(())), 32, 32)
     assert labels.shape == (2, 32, 32)
     assert labels[0, 4, 3] == ord("A") - 32 + 1
     assert labels[0, 4, 12] == ord("B") - 32 + 1
@@ -34,20 +34,20 @@ def test_each_letter_has_its_cell() -> None:
 def test_what_cannot_be_read_or_is_no_class_is_ignored() -> None:
     unreadable = Layout((TextLine("AB", LAYOUT.lines[0].polygon, valid=False),))
     foreign = Layout((TextLine("A文", LAYOUT.lines[0].polygon),))
-    labels = letter_labels((unreadable, foreign), 32, 32)
+    labels = character_labels((unreadable, foreign), 32, 32)
     assert set(labels[0].unique().tolist()) == {0, IGNORED}
     assert set(labels[1].unique().tolist()) == {0, ord("A") - 32 + 1, IGNORED}
 
 
 def test_the_loss_is_the_formula_and_has_a_gradient() -> None:
     torch.manual_seed(0)
-    segmenter = Segmenter(4)
+    segmenter = CharacterSegmenter(4)
     latents = torch.randn(2, 4, 8, 8, requires_grad=True)
     unreadable = Layout((TextLine("AB", LAYOUT.lines[0].polygon, valid=False),))
-    loss = segmentation_loss(segmenter, latents, (LAYOUT, unreadable))
+    loss = character_segmentation_loss(segmenter, latents, (LAYOUT, unreadable))
     scores = segmenter(latents)
     assert scores.shape == (2, CLASSES, 8 * FINER, 8 * FINER)
-    labels = letter_labels((LAYOUT, unreadable), 32, 32)
+    labels = character_labels((LAYOUT, unreadable), 32, 32)
     kept = labels != IGNORED
     each = -F.log_softmax(scores, dim=1).gather(1, labels.where(kept, torch.zeros(()).long())[:, None])[:, 0]
     torch.testing.assert_close(loss, each[kept].mean())
@@ -69,5 +69,5 @@ def test_a_segmenter_learns_the_letters_and_leaves_the_random_state() -> None:
     assert right > 0.6  # of 36 letters and digits
     assert not any(parameter.requires_grad for parameter in fitted.parameters())
     torch.manual_seed(0)
-    untrained = segmentation_loss(Segmenter(48), latents_of(batch), batch.layouts)
-    assert segmentation_loss(fitted, latents_of(batch), batch.layouts) < untrained / 3
+    untrained = character_segmentation_loss(CharacterSegmenter(48), latents_of(batch), batch.layouts)
+    assert character_segmentation_loss(fitted, latents_of(batch), batch.layouts) < untrained / 3

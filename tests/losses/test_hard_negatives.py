@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlad.losses.extra.negatives import (
+from vlad.losses.extra.hard_negatives import (
     COLOURS,
     ONE_WAY,
     PLACES,

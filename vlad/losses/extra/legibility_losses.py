@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlad.losses.extra.recognition import Recogniser, recognition_loss
-from vlad.losses.extra.segmentation import Segmenter, segmentation_loss
+from vlad.losses.extra.character_segmentation import CharacterSegmenter, character_segmentation_loss
+from vlad.losses.extra.ocr_perceptual import Recogniser, ocr_perceptual_loss
 from vlad.models.autoencoder import decode
 from vlad.types import Batch
 
 
-class Legibility(nn.Module):
+class LegibilityLosses(nn.Module):
     """The terms "ocr" (AnyText) and "segmentation" (TextDiffuser), those whose network is given; all frozen."""
 
-    def __init__(self, autoencoder: Any, recogniser: Recogniser | None, segmenter: Segmenter | None) -> None:
+    def __init__(self, autoencoder: Any, recogniser: Recogniser | None, segmenter: CharacterSegmenter | None) -> None:
         super().__init__()
         self.autoencoder, self.recogniser, self.segmenter = autoencoder, recogniser, segmenter
         self.requires_grad_(False)
@@ -31,7 +31,7 @@ class Legibility(nn.Module):
             with torch.no_grad():
                 images = decode(self.autoencoder, x_0)  # B 3 H W
             drawn = decode(self.autoencoder, predicted.to(x_0.dtype))
-            terms["ocr"] = recognition_loss(self.recogniser, images, drawn, batch.layouts, shares)
+            terms["ocr"] = ocr_perceptual_loss(self.recogniser, images, drawn, batch.layouts, shares)
         if self.segmenter is not None:
-            terms["segmentation"] = segmentation_loss(self.segmenter, predicted, batch.layouts)
+            terms["segmentation"] = character_segmentation_loss(self.segmenter, predicted, batch.layouts)
         return terms

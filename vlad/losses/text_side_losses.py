@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from vlad.losses.alignment_heads import AlignmentHeads
-from vlad.losses.contrastive import FurtherTexts, relations_of_texts, text_ids
+from vlad.losses.contrastive import AugmentedTexts, relations_of_texts, text_ids
 from vlad.losses.extra.captioning import captioning_loss
-from vlad.losses.extra.matching import matching_loss
-from vlad.losses.extra.negatives import vary_captions
-from vlad.losses.extra.regions import find_regions
+from vlad.losses.extra.hard_negatives import vary_captions
+from vlad.losses.extra.image_text_matching import image_text_matching_loss
+from vlad.losses.extra.region_phrase_contrast import find_regions
 from vlad.models.composition import TextSide
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.types import Batch, Conditioning, Prompt, TextStates
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ReadPrompts:
+class EncodedPrompts:
     """The captions of a batch taken apart, the LVLM's states of them, and t."""
 
     prompts: tuple[Prompt, ...]
@@ -37,7 +37,7 @@ class ReadPrompts:
     t: Conditioning
 
 
-def batch_prompts(batch: Batch) -> tuple[Prompt, ...]:
+def parse_captions(batch: Batch) -> tuple[Prompt, ...]:
     """A batch's captions taken apart; where a shard names objects, their phrases are among the prompt's."""
     # Captions from the wild have quotation marks that nobody closed: read them as plain characters.
     return tuple(
@@ -46,16 +46,16 @@ def batch_prompts(batch: Batch) -> tuple[Prompt, ...]:
     )
 
 
-def read_prompts(text_side: TextSide, batch: Batch) -> ReadPrompts:
+def encode_prompts(text_side: TextSide, batch: Batch) -> EncodedPrompts:
     """Reads a batch's captions."""
-    prompts = batch_prompts(batch)
+    prompts = parse_captions(batch)
     cached = None if batch.cached is None else batch.cached.text
     states = text_side.lvlm(prompts) if cached is None else cached
-    return ReadPrompts(prompts, states, text_side.compose(states, prompts))
+    return EncodedPrompts(prompts, states, text_side.compose(states, prompts))
 
 
-def text_losses(
-    text_side: TextSide, heads: AlignmentHeads, read: ReadPrompts, batch: Batch, options: LossOptions
+def text_side_losses(
+    text_side: TextSide, heads: AlignmentHeads, read: EncodedPrompts, batch: Batch, options: LossOptions
 ) -> dict[str, Tensor]:
     """The terms whose weight is positive, unweighted, under their names in the logs."""
     terms: dict[str, Tensor] = {}
@@ -64,8 +64,8 @@ def text_losses(
     if options.align_weight:
         v = batch.cached.v if features is None and batch.cached is not None else heads.v(_present(features))
         needs_ids = options.alignment != "one-directional"
-        further = _further_texts(text_side, heads, batch, options)
-        terms["align"] = heads.contrast(heads.t(read.t), _present(v), ids if needs_ids else None, further)
+        augmented = _augment_captions(text_side, heads, batch, options)
+        terms["align"] = heads.contrast(heads.t(read.t), _present(v), ids if needs_ids else None, augmented)
     if options.region_weight:
         assert heads.regions is not None
         patches = text_side.lvlm.patch_grid(_present(features))  # B h w D
@@ -80,7 +80,9 @@ def text_losses(
             v_embedded = heads.contrast.embed_images(heads.v(features_of_images))
             similarities = t_embedded @ v_embedded.T / heads.contrast.temperature  # B B, of this rank
         relations = relations_of_texts(ids).to(similarities.device)
-        terms["match"] = matching_loss(heads.matching, read.t.tokens, read.t.mask, patches, similarities, relations)
+        terms["match"] = image_text_matching_loss(
+            heads.matching, read.t.tokens, read.t.mask, patches, similarities, relations
+        )
     if options.captioning_weight:
         states, word_ids = read.states, _present(read.states.ids)
         terms["caption"] = captioning_loss(states.tokens, word_ids, states.mask, text_side.lvlm.output_matrix)
@@ -107,9 +109,9 @@ def _image_features(text_side: TextSide, batch: Batch, options: LossOptions) -> 
     return text_side.lvlm.image_features(batch.images)
 
 
-def _further_texts(
+def _augment_captions(
     text_side: TextSide, heads: AlignmentHeads, batch: Batch, options: LossOptions
-) -> FurtherTexts | None:
+) -> AugmentedTexts | None:
     """The batch's captions reworded and with something swapped, read like the captions themselves."""
     if not options.hard_negatives and not options.rewordings:
         return None
@@ -117,7 +119,7 @@ def _further_texts(
     variants = vary_captions(batch.captions, seed, options.hard_negatives, options.rewordings)
     prompts = [parse_prompt(text, strict=False) for text in variants.texts]
     shape = variants.roles.shape  # B M
-    return FurtherTexts(
+    return AugmentedTexts(
         heads.t(text_side(prompts)).unflatten(0, shape), variants.roles, text_ids(prompts)[:, 0].unflatten(0, shape)
     )
 

@@ -56,7 +56,7 @@ def packaged_recogniser() -> Path:
     return files[0]
 
 
-def recognition_loss(
+def ocr_perceptual_loss(
     recogniser: Recogniser, images: Tensor, predicted: Tensor, layouts: tuple[Layout, ...], shares: Tensor
 ) -> Tensor:
     """L_ocr of the formula above: pixels B 3 H W in [-1, 1] of both, alpha_bar_t as `shares` (B); 0 without lines."""

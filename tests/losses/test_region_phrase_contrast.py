@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from vlad.losses.contrastive import multi_positive_loss
-from vlad.losses.extra.regions import RegionHead, Regions, find_regions, pool_regions, region_phrase_loss
+from vlad.losses.extra.region_phrase_contrast import RegionHead, Regions, find_regions, pool_regions, region_phrase_loss
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.types import ObjectBox
 

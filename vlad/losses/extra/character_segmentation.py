@@ -27,7 +27,7 @@ IGNORED = 255  # where a line stands that cannot be read, or a character that is
 WIDTH = 96
 
 
-class Segmenter(nn.Module):
+class CharacterSegmenter(nn.Module):
     """S: latents B C h w -> scores of the classes, B K 4h 4w."""
 
     def __init__(self, latent_channels: int) -> None:
@@ -49,7 +49,7 @@ class Segmenter(nn.Module):
         return self.layers(latents)
 
 
-def letter_labels(layouts: tuple[Layout, ...], height: int, width: int) -> Tensor:
+def character_labels(layouts: tuple[Layout, ...], height: int, width: int) -> Tensor:
     """The class at every place, B H W (int64): letters stand at constant pitch along their lines' quads."""
     labels = np.zeros((len(layouts), height, width), dtype=np.uint8)
     for row, layout in enumerate(layouts):
@@ -65,10 +65,10 @@ def letter_labels(layouts: tuple[Layout, ...], height: int, width: int) -> Tenso
     return torch.from_numpy(labels).long()
 
 
-def segmentation_loss(segmenter: nn.Module, predicted: Tensor, layouts: tuple[Layout, ...]) -> Tensor:
+def character_segmentation_loss(segmenter: nn.Module, predicted: Tensor, layouts: tuple[Layout, ...]) -> Tensor:
     """L_char of the formula above for latents B C h w; 0 where every place is ignored."""
     height, width = predicted.shape[-2:]
-    labels = letter_labels(layouts, height * FINER, width * FINER).to(predicted.device)
+    labels = character_labels(layouts, height * FINER, width * FINER).to(predicted.device)
     if not (labels != IGNORED).any():
         return predicted.sum() * 0
     return F.cross_entropy(segmenter(predicted), labels, ignore_index=IGNORED)
@@ -76,14 +76,14 @@ def segmentation_loss(segmenter: nn.Module, predicted: Tensor, layouts: tuple[La
 
 def fit_segmenter(
     latents_of: Callable[[Batch], Tensor], batches: Callable[[int], Batch], channels: int, steps: int, seed: int
-) -> tuple[Segmenter, float]:
+) -> tuple[CharacterSegmenter, float]:
     """A segmenter fitted to `steps` batches, by number; also the share of letters' places that it gets right at last.
 
     `latents_of` gives x_0 (B C h w) of a batch. The process's random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        segmenter = Segmenter(channels)
+        segmenter = CharacterSegmenter(channels)
     optimizer = torch.optim.AdamW(segmenter.parameters(), lr=2e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
     right = total = 0
@@ -92,14 +92,14 @@ def fit_segmenter(
         with torch.no_grad():
             x_0 = latents_of(batch)
         segmenter.to(x_0.device)
-        loss = segmentation_loss(segmenter, x_0, batch.layouts)
+        loss = character_segmentation_loss(segmenter, x_0, batch.layouts)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         if step >= steps - 8:
             height, width = x_0.shape[-2:]
-            labels = letter_labels(batch.layouts, height * FINER, width * FINER).to(x_0.device)
+            labels = character_labels(batch.layouts, height * FINER, width * FINER).to(x_0.device)
             letters = (labels != IGNORED) & (labels != GROUND)
             right += int((segmenter(x_0).argmax(dim=1) == labels)[letters].sum())
             total += int(letters.sum())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vlad.losses.contrastive import paired
-from vlad.losses.extra.matching import MatchingHead, matching_loss, sample_hard_negatives
+from vlad.losses.extra.image_text_matching import MatchingHead, image_text_matching_loss, sample_hard_negatives
 
 
 def head() -> MatchingHead:
@@ -72,7 +72,7 @@ def test_the_loss_is_the_binary_cross_entropy_of_pairs_and_hard_negatives() -> N
             p = 1 / (1 + math.exp(-logit))
             total -= math.log(p if wanted else 1 - p)
 
-    loss = matching_loss(matching, tokens, mask, patches, similarities, paired(3))
+    loss = image_text_matching_loss(matching, tokens, mask, patches, similarities, paired(3))
 
     torch.testing.assert_close(loss, torch.tensor(total / 9))
 
@@ -81,7 +81,7 @@ def test_pairs_that_are_no_negatives_are_never_drawn() -> None:
     tokens, mask, patches = batch()
     matching = head()
     logits = matching(tokens, mask, patches)
-    loss = matching_loss(matching, tokens, mask, patches, torch.randn(3, 3), torch.ones(3, 3))
+    loss = image_text_matching_loss(matching, tokens, mask, patches, torch.randn(3, 3), torch.ones(3, 3))
     torch.testing.assert_close(loss, -logits.sigmoid().log().mean())
 
 
@@ -92,7 +92,9 @@ def test_a_head_learns_which_texts_describe_which_images() -> None:
     mask = torch.ones(16, 1, dtype=torch.bool)
     for _ in range(200):
         meaning = torch.randn(16, 1, 8)
-        loss = matching_loss(matching, meaning, mask, meaning.expand(-1, 2, -1), torch.zeros(16, 16), paired(16))
+        loss = image_text_matching_loss(
+            matching, meaning, mask, meaning.expand(-1, 2, -1), torch.zeros(16, 16), paired(16)
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

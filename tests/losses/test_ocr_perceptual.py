@@ -8,7 +8,7 @@ import torch
 from vlad.layout.glyph_map import draw_glyph_map
 from vlad.layout.line_crops import crop_line
 from vlad.layout.polygons import box_polygon
-from vlad.losses.extra.recognition import Recogniser, cut_lines, packaged_recogniser, recognition_loss
+from vlad.losses.extra.ocr_perceptual import Recogniser, cut_lines, ocr_perceptual_loss, packaged_recogniser
 from vlad.types import Layout, TextLine
 
 UPRIGHT = TextLine("HOUSE", box_polygon(0.1, 0.2, 0.9, 0.5))
@@ -62,7 +62,7 @@ def test_the_loss_is_the_formula_and_has_a_gradient(recogniser: Recogniser) -> N
     wanted = images(*layouts)
     predicted = (wanted + 0.1 * torch.randn(wanted.shape, generator=torch.Generator().manual_seed(2))).requires_grad_()
     shares = torch.tensor([0.7, 0.9])
-    loss = recognition_loss(recogniser, wanted, predicted, layouts, shares)
+    loss = ocr_perceptual_loss(recogniser, wanted, predicted, layouts, shares)
     lines = [(0, UPRIGHT.polygon), (0, TILTED.polygon)]
     with torch.no_grad():
         errors = (recogniser(cut_lines(predicted, lines)) - recogniser(cut_lines(wanted, lines))).square()
@@ -79,7 +79,7 @@ def test_other_letters_are_farther_than_noise_and_unreadable_lines_count_for_not
     wanted, one = images(layout), torch.ones(1)
     noisy = wanted + 0.05 * torch.randn(wanted.shape, generator=torch.Generator().manual_seed(3))
     misspelt = images(Layout((TextLine("HORSE", UPRIGHT.polygon),)))
-    near, far = (recognition_loss(recogniser, wanted, other, (layout,), one) for other in (noisy, misspelt))
+    near, far = (ocr_perceptual_loss(recogniser, wanted, other, (layout,), one) for other in (noisy, misspelt))
     assert far > 2 * near
     unreadable = Layout((TextLine("HOUSE", UPRIGHT.polygon, valid=False),))
-    assert recognition_loss(recogniser, wanted, misspelt, (unreadable,), one) == 0
+    assert ocr_perceptual_loss(recogniser, wanted, misspelt, (unreadable,), one) == 0

@@ -161,7 +161,7 @@ SWAPS: dict[SwapKind, Callable[[str, random.Random], str | None]] = {
 
 @dataclass(frozen=True)
 class CaptionVariants:
-    """M further captions for each of B: texts, B x M in the order of the captions; roles B M as in FurtherTexts.
+    """M further captions for each of B: texts, B x M in the order of the captions; roles B M as in AugmentedTexts.
 
     Where there is none (role 0) the text is the caption itself.
     """

@@ -51,7 +51,7 @@ def sample_hard_negatives(similarities: Tensor, relations: Tensor) -> tuple[Tens
     return torch.multinomial(shares, 1)[:, 0], present
 
 
-def matching_loss(
+def image_text_matching_loss(
     head: MatchingHead, tokens: Tensor, mask: Tensor, patches: Tensor, similarities: Tensor, relations: Tensor
 ) -> Tensor:
     """L_match of the module's formula, for DDP to average.
