@@ -298,7 +298,7 @@ def test_when_memory_is_out_what_is_drawn_is_kept(
     asked = (pipeline_folder, "--prompt", BLUE, "--seed", "0-3", "--out", tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(VLADPipeline, "__call__", draw_once)
-        with pytest.raises(UserError, match=r"out with 2 images at once; 2 are drawn and kept.*--batch-size 1"):
+        with pytest.raises(UserError, match=r"2 images at once: out of memory .*; 2 images kept; give --batch-size 1"):
             call(*asked)
     assert images(tmp_path) == [f"{BLUE_NAME}-s{seed}.png" for seed in (0, 1)]
     assert len((tmp_path / "index.jsonl").read_text(encoding="utf-8").splitlines()) == 2

@@ -158,7 +158,9 @@ def test_after_a_full_disk_and_past_a_damaged_checkpoint_a_run_ends_as_if_nothin
 
     with monkeypatch.context() as patch:
         patch.setattr("vlad.training.callbacks.ema.save_file", full)
-        with pytest.raises(UserError, match=r"\[1/3 autoencoder\] the disk of .* is full"):
+        with pytest.raises(
+            UserError, match=r"\[1/3 autoencoder\] no space left on the disk .*make room on the disk of "
+        ):
             run(config)
     assert not list(config.directory.rglob("*.partial"))
     assert list((config.directory / "autoencoder" / "checkpoints").glob("*.ckpt"))

@@ -32,7 +32,8 @@ from vlad.pipeline.settings import DrawSettings
 from vlad.pipeline.vlad_pipeline import Reader, VLADPipeline
 from vlad.reports.image_grids import GridRow, draw_layout, image_of_map, overlay, sample_grid
 from vlad.types import Layout
-from vlad.utils.errors import UserError, writable_directory
+from vlad.utils.errors import UserError, counted, writable_directory
+from vlad.utils.failures import user_errors
 
 SHEET_IMAGES = 32
 OVERLAY_PIXELS = 256  # smaller images are enlarged under their polygons
@@ -146,12 +147,8 @@ def draw_to_directory(
         with bar, drawer.pipeline.reading_once():
             for start in range(0, len(left), size):
                 chunk = left[start : start + size]
-                try:
+                with user_errors(f"{counted(size, 'image')} at once:", memory=_less_memory(size, index.added)):
                     _draw_chunk(drawer, chunk, out, index, layout_only)
-                except (MemoryError, RuntimeError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    raise UserError(_out_of_memory(size, index.added)) from error
                 bar.update(len(chunk))
     finally:
         index.close(names)
@@ -243,17 +240,13 @@ def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found + [f"another {name}" for name in names if before.get(name) != now.get(name)]
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory was out: a GPU's, or the machine's, of which torch has no error of its own."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _out_of_memory(size: int, kept: int) -> str:
+def _less_memory(size: int, kept: int) -> str:
+    """What to do when `size` images at once are too many; `kept` are written already."""
     smaller = f"--batch-size {size // 2}" if size > 1 else "a smaller --size"
     offload = ", or --offload," if torch.cuda.is_available() else ""
     return (
-        f"The memory is out with {size} images at once; {kept} are drawn and kept. Give {smaller}{offload} and"
-        " --overwrite or another --out: the images depend on the batch size in their last bit."
+        f"{counted(kept, 'image')} kept; give {smaller}{offload} and --overwrite or another --out: images depend on"
+        " the batch size in their last bit"
     )
 
 

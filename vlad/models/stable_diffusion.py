@@ -10,35 +10,26 @@ Everything that can be otherwise is read from the model's own configs: predictio
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import diffusers
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
-from diffusers.loaders.single_file_utils import SingleFileComponentError
-from safetensors import SafetensorError
 
 from vlad.models.options import OPTION, OwnTextOptions, StableDiffusionOptions
 from vlad.models.text_encoder.base_encoders import ENCODERS, context_tokens, load_own_text
 from vlad.models.unet_surgery import check_text_inputs
 from vlad.models.weight_files import listed_misfits
 from vlad.utils.errors import UserError
+from vlad.utils.failures import user_errors
 from vlad.utils.hub import refuse_out_of_reach
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 NEEDED = ("unet", "vae", "scheduler")
 XL = "StableDiffusionXL"  # how the names of its pipelines begin
-_RAISED = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    AttributeError,
-)  # by the libraries, for what they read
 
 
 @dataclass(frozen=True)
@@ -273,17 +264,10 @@ def _check(found: StableDiffusion, path: str) -> None:
         )
 
 
-@contextmanager
-def _told(path: str, part: str) -> Iterator[None]:
-    """What the libraries raise for a part, as one sentence of ours."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (*_RAISED, SafetensorError, SingleFileComponentError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(
-            f"{OPTION}: the {part} of {path} cannot be read ({reason}); give a folder with safetensors in diffusers'"
-            " format, a hub id that is in reach (stable_diffusion.variant names its weights, such as fp16), or a"
-            " .safetensors file."
-        ) from error
+def _told(path: str, part: str) -> AbstractContextManager[None]:
+    """Inside the block a part that the libraries cannot read raises UserError."""
+    return user_errors(
+        f"{OPTION}: the {part} of {path}",
+        unreadable="give a folder with safetensors in diffusers' format, a hub id that is in reach"
+        " (stable_diffusion.variant names its weights, such as fp16), or a .safetensors file",
+    )

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from vlad.models.text_encoder.remote_code import parts_with_own_code
 from vlad.models.weight_files import refuse_misfits
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.utils.errors import UserError
+from vlad.utils.failures import user_errors
 from vlad.utils.hub import without_bars
 
 
@@ -49,23 +47,9 @@ def read_pipeline(folder: Path, said: str, dtype: torch.dtype = torch.float32) -
         return VLADPipeline.from_pretrained(folder, dtype=dtype, **parts_with_own_code(folder, dtype))
 
 
-_UNREADABLE = (
-    *(OSError, ValueError, RuntimeError, AttributeError, ImportError),
-    *(SafetensorError, pickle.UnpicklingError),
-)
-
-
-@contextmanager
-def read_whole(folder: Path) -> Iterator[None]:
-    """What the libraries raise for a damaged file of a folder, or one with code in it (which is not run), as one
-    sentence."""
-    try:
-        yield
-    except UserError:
-        raise
-    except _UNREADABLE as error:
-        reason = " ".join(str(error).split())[:400]
-        raise UserError(f"{folder} cannot be read ({reason}); copy it here again, or train it anew.") from error
+def read_whole(folder: Path) -> AbstractContextManager[None]:
+    """Inside the block a damaged file of a folder, or one with code in it (which is not run), raises UserError."""
+    return user_errors(str(folder), unreadable="copy it here again, or train it anew")
 
 
 def own_pipeline_folder(path: Path) -> Path:

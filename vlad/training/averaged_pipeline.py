@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -12,6 +11,7 @@ from vlad.models.text_encoder.remote_code import parts_with_own_code
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.training.callbacks.ema import AVERAGES
 from vlad.utils.errors import UserError
+from vlad.utils.failures import user_errors
 from vlad.utils.hub import without_bars
 
 
@@ -21,10 +21,8 @@ def stored_average(stage: Path, name: str) -> dict[str, Tensor]:
     known = sorted(found.stem for found in (stage / AVERAGES).glob("*.safetensors"))
     if name not in known:
         raise UserError(f"There is no average {name!r} in {stage / AVERAGES}; there are: {', '.join(known) or 'none'}.")
-    try:
+    with user_errors(f"The average {path}", unreadable="remove it"):
         return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"The average {path} is damaged ({error}); remove it.") from error
 
 
 def averaged_pipeline(folder: Path, stage: str, average: dict[str, Tensor]) -> VLADPipeline:

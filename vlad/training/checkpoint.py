@@ -273,15 +273,3 @@ def _tensors(content: Any) -> Iterator[Tensor]:
     elif isinstance(content, list | tuple):
         for value in content:
             yield from _tensors(value)
-
-
-def is_full_disk(error: BaseException | None) -> bool:
-    """Whether a disk without room is what stopped a write; some writers say it in words, or pass the cause on."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        # torch's and safetensors' own writers, and errors that come from a loader's process.
-        if any(words in str(error) for words in ("file write failed", "No space left", "Disk quota exceeded")):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from vlad.config.training import MAX_WIDTH
 from vlad.utils.errors import UserError
+from vlad.utils.failures import user_errors
 
 SNAPSHOTS = "snapshots"
 _NAME = re.compile(r"step-(\d{8,})-width-(\d\.\d{3})\.safetensors")
@@ -94,10 +94,8 @@ def reconstruct(stage: Path, width: float, step: int | None = None) -> dict[str,
     total: dict[str, Tensor] = {}
     kinds: dict[str, torch.dtype] = {}
     for snapshot, weight in zip(snapshots, weights, strict=True):
-        try:
+        with user_errors(f"The snapshot {snapshot.path}", unreadable="remove it"):
             stored = load_file(snapshot.path)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"The snapshot {snapshot.path} is damaged ({error}); remove it.") from error
         for name, value in stored.items():  # weights of both signs cancel: summed in double precision
             kinds[name] = value.dtype
             total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + float(weight) * value.double()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import sys
 import threading
@@ -16,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from torch import distributed as dist
 
 from vlad.utils.errors import UserError
+from vlad.utils.failures import is_lost_connection
 
 POLL_SECONDS = 0.25
-# How gloo, NCCL and the store say that somebody no longer answers; torch has a class of its own for some of them only.
-_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed? ?out|broken pipe|socket", re.IGNORECASE)
 GRACE_SECONDS = 2.0
 
 
@@ -118,13 +115,6 @@ class RankWatch(L.Callback):
                 )
             self.before_end()
             os._exit(1)
-
-
-def is_lost_connection(error: BaseException) -> bool:
-    """Whether a collective failed because somebody did not take part."""
-    if isinstance(error, dist.DistError):
-        return True
-    return isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
 
 
 def _cause(code: int) -> str:

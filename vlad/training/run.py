@@ -30,7 +30,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vlad.config.load import save_config
@@ -62,7 +61,6 @@ from vlad.training.callbacks.progress import StopOnSignal, takes_part, write_met
 from vlad.training.checkpoint import prune_checkpoints, remove_damaged, remove_partial
 from vlad.training.datamodule import ShardDataModule
 from vlad.training.environment import describe_start
-from vlad.training.failures import ending_told
 from vlad.training.legibility import build_legibility
 from vlad.training.loggers import check_wandb
 from vlad.training.memory_plan import start_line
@@ -85,6 +83,7 @@ from vlad.training.trainer import (
 )
 from vlad.utils import distributed
 from vlad.utils.errors import UserError, claimed, counted, writable_directory
+from vlad.utils.failures import user_errors
 from vlad.utils.hub import without_bars
 
 FIT_IMAGES = 3000  # the projection of a PatchAutoencoder is fitted to this many images
@@ -165,7 +164,7 @@ def _run(config: Config, sets: OwnSets, directory: Path) -> RunResult:
                 set_switches(config, parts, device, computed_in(precisions[-1]))
     compile_as_written(_unets(parts))
     if distributed.is_main_process():
-        with ending_told(f"{config.name}:", directory):
+        with failures_reported(f"{config.name}:", directory):
             _publish_run(config, parts)
             write_run_page(directory)
     return RunResult(directory, finished=True)
@@ -308,7 +307,7 @@ def _train_stage(config: Config, parts: Parts, sets: OwnSets, name: str, order: 
     built = build_trainer(config, name, label, stop, draw, measure, phases, adapters, newest, look, about)
     trainer = built.trainer
     set_modes(stage)
-    with ending_told(label, directory), stored(stage, stage_precision(config, name)[0]):
+    with failures_reported(label, directory), stored(stage, stage_precision(config, name)[0]):
         trainer.fit(stage, datamodule=data, ckpt_path=newest, weights_only=True)
     if stop.stopped and trainer.global_step < optim.steps:
         if (error := built.saving.error()) is not None:
@@ -318,7 +317,7 @@ def _train_stage(config: Config, parts: Parts, sets: OwnSets, name: str, order: 
     if built.stopping is not None:
         built.stopping.restore(stage)
     stage.eval()
-    with ending_told(label, directory):
+    with failures_reported(label, directory):
         _publish_stage(stage, directory)
         built.average.publish(stage, directory)
         measured: dict[str, float] = {}
@@ -410,12 +409,8 @@ def stored(stage: Stage, precision: Precision) -> contextlib.AbstractContextMana
 
 def _load_stage(stage: Stage, directory: Path) -> None:
     """Puts what a finished stage has published into its modules. Raises UserError where the shapes differ."""
-    try:
+    with user_errors(f"{directory / TRAINED}", unreadable=f"remove {directory}, and the stage is trained again"):
         stored = load_file(directory / TRAINED)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{directory / TRAINED} is damaged ({error}); remove {directory}, and the stage is trained again."
-        ) from error
     state = stage.state_dict()
     names = _published_names(stage)
     wrong = sorted(
@@ -446,6 +441,17 @@ def _publish_run(config: Config, parts: Parts) -> None:
         pipeline.register_modules(**{name: merged(module) for name, module in adaptable(parts).items() if module})
         with without_bars():
             pipeline.save_pretrained(folder)  # model_index.json comes last: its presence says the run is finished
+
+
+def failures_reported(label: str, directory: Path) -> contextlib.AbstractContextManager[None]:
+    """Inside the block a lack of memory or disk space, and a lost data-loading worker, raise UserError."""
+    again = "run the same command again: it resumes from the last checkpoint"
+    return user_errors(
+        label,
+        memory="python tools/plan.py with the same config says what would make it fit, data.batch_size first",
+        worker=f"the machine's memory may be full: lower data.workers or data.batch_size and {again}",
+        disk=f"make room on the disk of {directory} and {again}",
+    )
 
 
 def quieten() -> None:

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from vlad.inference.edit_requests import EditSource
-from vlad.inference.generate import is_out_of_memory
 from vlad.inference.input_images import open_image, pixels_fingerprint
 from vlad.inference.load import model_fingerprint
 from vlad.inference.recipes import Recipe, recipe_to_json, save_image
@@ -26,6 +25,7 @@ from vlad.pipeline.settings import DrawSettings
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.types import Layout
 from vlad.utils.errors import UserError, writable_directory
+from vlad.utils.failures import user_errors
 from vlad.webui.canvas import Drawn
 from vlad.webui.wording import prompt_of_canvas
 
@@ -185,13 +185,12 @@ class Studio:
 
     def _guarded(self, work: Any) -> Any:
         try:
-            return work()
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
+            with user_errors("The request ran", memory="ask for fewer seeds at once"):
+                return work()
+        except UserError:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            raise UserError("The memory is out; ask for fewer seeds at once.") from error
+            raise
 
     def _prune(self) -> None:
         files = sorted(self.folder.glob("*.png"), key=lambda file: file.stat().st_mtime)

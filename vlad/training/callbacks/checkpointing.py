@@ -23,7 +23,6 @@ from vlad.training.callbacks.progress import StopOnSignal, step_is_whole
 from vlad.training.checkpoint import (
     checkpoint_path,
     copied_to_cpu,
-    is_full_disk,
     list_checkpoints,
     own_part,
     prune_checkpoints,
@@ -34,6 +33,7 @@ from vlad.training.checkpoint import (
 )
 from vlad.utils import distributed
 from vlad.utils.errors import UserError
+from vlad.utils.failures import is_full_disk
 
 
 class CheckpointWriter(CheckpointIO):

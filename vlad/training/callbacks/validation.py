@@ -14,13 +14,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from vlad.config.training import ValidationOptions
 from vlad.training.callbacks.ema import ExponentialAverage, save_average
 from vlad.training.callbacks.progress import looked_at
+from vlad.utils.errors import UserError
+from vlad.utils.failures import user_errors
 
 BEST = "best.safetensors"
 # Overfitting: so much above the best held-out loss, in so many looks one after the other.
@@ -145,13 +146,13 @@ class EarlyStopping(L.Callback):
                 print(f"{self.label} {message}", file=sys.stderr)
             return
         try:
-            stored = load_file(self.path)
-        except (OSError, SafetensorError) as error:
-            print(
-                f"{self.label} {self.path}: the weights of the best look (step {self.best_step}) cannot be read"
-                f" ({error}); the last weights are kept.",
-                file=sys.stderr,
-            )
+            with user_errors(
+                f"{self.label} {self.path}: the weights of the best look (step {self.best_step})",
+                unreadable="the last weights are kept",
+            ):
+                stored = load_file(self.path)
+        except UserError as error:
+            print(error, file=sys.stderr)
             self.best_step = None
             return
         current = dict(module.named_parameters())
