@@ -28,8 +28,8 @@ def main() -> int:
     import torch
     from tqdm import tqdm
 
-    from vlad.data.dataset import open_sets
-    from vlad.data.latent_cache.writer import write_cache
+    from vlad.data.latent_cache.precompute import write_cache
+    from vlad.data.shard_sets import open_sets
     from vlad.training.cached_states import cache_encoder, cache_fingerprint, cacheable_parts
 
     if config.data.mix:

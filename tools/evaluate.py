@@ -45,8 +45,9 @@ def evaluate_run(
     from tqdm import tqdm
 
     from vlad.config.load import load_config
+    from vlad.data.signs import held_out_signs
     from vlad.eval.generators import weights_digest
-    from vlad.eval.held_out_words import held_out_signs, modes_of, score_spelling, spelling_grid
+    from vlad.eval.held_out_words import modes_of, score_spelling, spelling_grid
     from vlad.inference.load import load_pipeline
     from vlad.metrics.ocr import build_ocr_engine
     from vlad.pipeline.folders import pipeline_folder
@@ -128,8 +129,8 @@ def evaluate_editing(run: Path, count: int, engine: str) -> dict[str, Any]:
     from tqdm import tqdm
 
     from vlad.config.load import load_config
+    from vlad.data.signs import held_out_signs
     from vlad.eval.editing import score_editing
-    from vlad.eval.held_out_words import held_out_signs
     from vlad.inference.load import load_pipeline
     from vlad.metrics.ocr import build_ocr_engine
     from vlad.pipeline.settings import check_can_edit

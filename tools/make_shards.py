@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 from vlad.utils.errors import UserError, claimed, counted, local_place, run_command_line, told_of, writable_directory
 
 if TYPE_CHECKING:
-    from vlad.data.importers.convert import ReadText
+    from vlad.data.importers.annotate import ReadText
     from vlad.data.importers.make_shards import Captioner, Recipe, ShardRecord
-    from vlad.data.importers.source_entries import Place, Skipped, Source
+    from vlad.data.importers.sources import Place, Skipped, Source
 
 # What a pixel takes in a shard, at most, as measured on photographs with text.
 BYTES_A_PIXEL = {"jpg": 0.6, "png": 2.4}
@@ -45,7 +45,7 @@ def main() -> int:
 
 def _main(arguments: argparse.Namespace) -> int:
     # Imported late, here and below, so that --help and mistakes are answered at once.
-    from vlad.data.importers.convert import AnnotateOptions
+    from vlad.data.importers.annotate import AnnotateOptions
     from vlad.data.importers.detect_format import open_source
     from vlad.data.importers.make_shards import Recipe
 
@@ -283,8 +283,8 @@ def _probe(source: Source, max_side_pixels: int, caption_field: str | None) -> t
     Raises UserError where none of the first entries is such as the source's format has them, has its image, or has
     a caption where the user says that it stands.
     """
-    from vlad.data.importers.convert import header_pixels
-    from vlad.data.importers.source_entries import Unusable
+    from vlad.data.importers.annotate import header_pixels
+    from vlad.data.importers.sources import UnusableEntry
 
     pixels, probed, captions, share, reasons = 0, 0, 0, None, []
     for place in itertools.islice(source.places(), PROBED_PLACES):
@@ -294,7 +294,7 @@ def _probe(source: Source, max_side_pixels: int, caption_field: str | None) -> t
             entry = source.read(place)
             captions += entry.caption is not None
             pixels += header_pixels(entry.image, max_side_pixels)
-        except Unusable as error:
+        except UnusableEntry as error:
             reasons.append(f"{place.name}: {error}")
     if not probed:
         raise UserError(f"{source.path} is empty: it holds no images.")

@@ -118,7 +118,7 @@ def main() -> int:
 
     from vlad.config.load import load_config
     from vlad.data.shards.writer import write_shards
-    from vlad.eval.held_out_words import held_out_signs
+    from vlad.data.signs import held_out_signs
 
     config = load_config(arguments.config, arguments.overrides)
     options = config.data.synthetic

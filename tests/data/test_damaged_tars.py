@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlad.data.dataset import ShardBatches, open_sets
+from vlad.data.dataset import ShardBatches
 from vlad.data.decoding import BadSample, decode_sample
 from vlad.data.options import StreamOptions, SyntheticOptions
+from vlad.data.shard_sets import open_sets
 from vlad.data.shards.reader import ShardReader, UnreadableSample, index_shards
 from vlad.data.shards.writer import MANIFEST, shard_entry, write_manifest, write_shards
 from vlad.data.signs import render_sign

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from vlad.data.dataset import ShardBatches, collate, first_samples, open_sets, stretch_image
+from vlad.data.collate import collate
+from vlad.data.dataset import ShardBatches, first_samples, stretch_image
 from vlad.data.decoding import decode_sample, encode_sample
 from vlad.data.options import StreamOptions, SyntheticOptions
+from vlad.data.shard_sets import open_sets
 from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.data.signs import render_sign
 from vlad.data.storage.retries import StorageError

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlad.data.decoding import decode_sample
+from vlad.data.importers.annotate import AnnotateOptions, annotate
 from vlad.data.importers.caption_templates import compose_caption, strings_to_quote
-from vlad.data.importers.convert import AnnotateOptions, annotate
 from vlad.data.importers.folder import FolderSource
-from vlad.data.importers.source_entries import MAX_SMALL_FILE_BYTES, Skipped, UniqueKeys
+from vlad.data.importers.sources import MAX_SMALL_FILE_BYTES, Skipped, UniqueKeys
 from vlad.data.shards.reader import read_members
 from vlad.data.shards.writer import write_shards
 from vlad.layout.polygons import box_polygon

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from vlad.data.decoding import decode_sample
-from vlad.data.importers.convert import AnnotateOptions, annotate
+from vlad.data.importers.annotate import AnnotateOptions, annotate
 from vlad.data.importers.detect_format import FORMATS, detect_format, open_source
-from vlad.data.importers.source_entries import Skipped, from_top_left
-from vlad.data.importers.tars import TarSource
+from vlad.data.importers.sources import Skipped, from_top_left
+from vlad.data.importers.webdataset_tars import TarSource
 from vlad.data.shards.writer import write_shards
 from vlad.layout.polygons import box_polygon
 from vlad.types import Layout, Sample, TextLine

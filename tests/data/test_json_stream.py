@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vlad.data.importers import json_stream
 from vlad.data.importers.json_stream import read_header, stream_objects
-from vlad.data.importers.source_entries import Unusable
+from vlad.data.importers.sources import UnusableEntry
 from vlad.utils.errors import UserError
 
 VALUES = st.recursive(
@@ -91,7 +91,7 @@ def test_a_bad_entry_costs_itself_alone(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('[{"a": nul}, {"a": 1}]')
     first, second = stream_objects(path)
-    with pytest.raises(Unusable, match="its entry is not JSON"):
+    with pytest.raises(UnusableEntry, match="its entry is not JSON"):
         first.parse()
     assert second.parse() == {"a": 1}
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from vlad.data.dataset import ShardBatches, open_sets
-from vlad.data.latent_cache.writer import data_fingerprint, open_cache, weights_digest, write_cache
+from vlad.data.dataset import ShardBatches
+from vlad.data.latent_cache.precompute import data_fingerprint, open_cache, weights_digest, write_cache
 from vlad.data.options import StreamOptions, SyntheticOptions
+from vlad.data.shard_sets import open_sets
 from vlad.data.shards.writer import write_shards
 from vlad.data.signs import render_sign
 from vlad.types import CachedStates, TextStates

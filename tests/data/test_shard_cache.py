@@ -15,8 +15,9 @@ import pytest
 from storage_servers import SHARD, SUM, cache, left
 from torch.utils.data import DataLoader, Dataset
 
-from vlad.data.dataset import ShardBatches, open_sets
+from vlad.data.dataset import ShardBatches
 from vlad.data.options import FetchOptions, StreamOptions, SyntheticOptions
+from vlad.data.shard_sets import open_sets
 from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.data.signs import render_sign
 from vlad.data.storage.locations import expand, publish, read_bytes

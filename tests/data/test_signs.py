@@ -12,7 +12,7 @@ from vlad.data.signs import (
     MINIMUM_CONTRAST,
     PALETTE,
     STYLE_FONTS,
-    readable_inks,
+    readable_text_colours,
     relative_luminance,
     render_sign,
 )
@@ -87,7 +87,7 @@ def test_every_ink_can_be_read_on_its_ground(signs):
         ink = sign.layout.lines[0].colour
         low, high = sorted(relative_luminance(PALETTE[name]) for name in (ground, ink))
         assert (high + 0.05) / (low + 0.05) >= MINIMUM_CONTRAST
-    assert all(len(readable_inks(ground)) >= 2 for ground in PALETTE)
+    assert all(len(readable_text_colours(ground)) >= 2 for ground in PALETTE)
 
 
 def test_luminance_is_wcags():

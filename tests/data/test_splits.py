@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlad.data.dataset import ShardBatches, ShardSets, first_samples, open_sets
+from vlad.data.dataset import ShardBatches, first_samples
 from vlad.data.options import StreamOptions, SyntheticOptions
+from vlad.data.shard_sets import ShardSets, open_sets
 from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.data.signs import render_sign
-from vlad.data.splits import hold_out, joined, repeated, with_prefix
+from vlad.data.splits import hold_out, mix_sets, prefix_captions, repeat_samples
 from vlad.utils.errors import UserError
 
 
@@ -54,28 +55,34 @@ def test_all_held_out_is_refused(sets: ShardSets) -> None:
 
 def test_an_epoch_reads_each_sample_as_often_as_it_is_repeated(sets: ShardSets) -> None:
     training, _ = hold_out(sets, 0.2, 0)
-    read = keys_read(repeated(training, 3), batches=4, batch_size=12)  # 16 x 3
+    read = keys_read(repeat_samples(training, 3), batches=4, batch_size=12)  # 16 x 3
     assert sorted(np.unique(read, return_counts=True)[1]) == [3] * 16
 
 
 def test_repeats_fill_a_batch(sets: ShardSets) -> None:
     with pytest.raises(UserError, match=r"20 samples are too few.*data.repeats=2"):
         keys_read(sets, 1, batch_size=30)
-    assert len(keys_read(repeated(sets, 2), 1, batch_size=30)) == 30
+    assert len(keys_read(repeat_samples(sets, 2), 1, batch_size=30)) == 30
 
 
 def test_the_choice_is_part_of_what_a_run_goes_on_with(sets: ShardSets) -> None:
-    kinds = [sets, hold_out(sets, 0.2, 0)[0], hold_out(sets, 0.2, 1)[0], repeated(sets, 2), with_prefix(sets, "neon")]
+    kinds = [
+        sets,
+        hold_out(sets, 0.2, 0)[0],
+        hold_out(sets, 0.2, 1)[0],
+        repeat_samples(sets, 2),
+        prefix_captions(sets, "neon"),
+    ]
     assert len({kind.fingerprint for kind in kinds}) == len(kinds)
 
 
 def test_a_trigger_word_stands_once_in_every_caption_and_only_in_its_own_set(sets: ShardSets, tmp_path: Path) -> None:
     other = signs(tmp_path / "other", 10, seed=5)
-    both = joined(with_prefix(sets, "neon style"), other, share=0.25)
+    both = mix_sets(prefix_captions(sets, "neon style"), other, share=0.25)
     options = StreamOptions(image_pixels=16, batch_size=8, workers=0, shuffle_window=6)
     captions = [caption for batch in ShardBatches(both, options, 250) for caption in batch.captions]
     with_word = [caption for caption in captions if caption.startswith("neon style, a")]
     assert len(with_word) / len(captions) == pytest.approx(0.75, abs=0.002)  # 2000 places: two blocks of the mixture
     assert not [caption for caption in captions if caption not in with_word and "neon" in caption]
-    named = first_samples(with_prefix(sets, "that says"), options, 20)
+    named = first_samples(prefix_captions(sets, "that says"), options, 20)
     assert {sample.caption.count("that says") for sample in named} == {1}

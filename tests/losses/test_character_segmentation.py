@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vlad.data.dataset import collate
+from vlad.data.collate import collate
 from vlad.data.options import SyntheticOptions
 from vlad.data.signs import render_sign
 from vlad.layout.polygons import box_polygon

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vlad.data.importers.convert import AnnotateOptions
+from vlad.data.importers.annotate import AnnotateOptions
 from vlad.data.importers.folder import FolderSource
 from vlad.data.importers.make_shards import Recipe, make_shards_locally
 from vlad.data.shards.reader import read_members

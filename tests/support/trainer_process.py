@@ -121,7 +121,8 @@ def _share_batches(size: int) -> None:
     """Rows r B to (r + 1) B of one batch and of its draws are those of rank r."""
     import torch
 
-    from vlad.data.dataset import collate, first_samples
+    from vlad.data.collate import collate
+    from vlad.data.dataset import first_samples
     from vlad.training import stages
     from vlad.training.callbacks import progress as callbacks
     from vlad.training.datamodule import ShardDataModule

@@ -75,8 +75,8 @@ def test_solvers_are_compared_by_the_words_that_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from vlad.config.load import load_config
+    from vlad.data.signs import held_out_signs
     from vlad.diffusion.solvers import SOLVERS
-    from vlad.eval.held_out_words import held_out_signs
     from vlad.training.build import build_pipeline, new_parts
 
     (tmp_path / "config.yaml").write_text(RUN, encoding="utf-8")

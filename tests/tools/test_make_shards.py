@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from vlad.data.decoding import decode_sample
-from vlad.data.importers.convert import AnnotateOptions
+from vlad.data.importers.annotate import AnnotateOptions
 from vlad.data.importers.make_shards import Recipe
 from vlad.data.importers.on_ray import _ShardMaker
 from vlad.data.options import SyntheticOptions

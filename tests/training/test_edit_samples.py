@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from vlad.config.load import load_config
-from vlad.data.dataset import collate
+from vlad.data.collate import collate
 from vlad.data.options import SyntheticOptions
 from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.data.signs import render_sign

@@ -13,7 +13,9 @@ from trainer_process import Orders, finish, start
 
 from vlad.config.load import load_config
 from vlad.config.training import OptimOptions
-from vlad.data.dataset import collate, first_samples, open_sets
+from vlad.data.collate import collate
+from vlad.data.dataset import first_samples
+from vlad.data.shard_sets import open_sets
 from vlad.diffusion.noise_schedule import build_scheduler
 from vlad.training import memory_savers as switches
 from vlad.training.build import new_parts

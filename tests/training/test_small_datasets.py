@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 from vlad.config.load import load_config
 from vlad.config.schema import Config
 from vlad.config.training import ValidationOptions
-from vlad.data.dataset import collate, first_samples, open_sets
+from vlad.data.collate import collate
+from vlad.data.dataset import first_samples
 from vlad.data.poster_template import render_poster
+from vlad.data.shard_sets import open_sets
 from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.eval.adapter_comparison import compare
 from vlad.inference.load import load_pipeline

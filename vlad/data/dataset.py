@@ -8,111 +8,35 @@ goes on with batch k decodes nothing of what comes before.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 import numpy as np
-import torch
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vlad.data.batch_buffers import ALIGNMENT_BYTES, BatchMemory, Slot
 from vlad.data.buckets import Bucket, fit_to_bucket, nearest_bucket, nearest_buckets
+from vlad.data.collate import collate, collate_cached
 from vlad.data.decoding import MEMBER_KINDS, BadSample, decode_sample
-from vlad.data.latent_cache.format import CACHED_KINDS, collate_cached, decode_cached, ignored_regions
-from vlad.data.options import FetchOptions, StreamOptions
+from vlad.data.latent_cache.format import CACHED_KINDS, decode_cached
+from vlad.data.options import StreamOptions
 from vlad.data.quarantine import Quarantine
-from vlad.data.sample_order import BatchPlan, MixedOrder, SetOrder, plan_batches
-from vlad.data.shards.reader import ShardError, ShardIndex, ShardReader, UnreadableSample, image_sizes, index_shards
+from vlad.data.shard_sets import ShardSets, check_enough_samples
+from vlad.data.shards.reader import ShardError, ShardReader, UnreadableSample, image_sizes
 from vlad.data.shards.writer import SIZES_SUFFIX
-from vlad.layout.glyph_map import draw_ink
+from vlad.data.shuffle import BatchPlan, MixedOrder, SetOrder, plan_batches
 from vlad.types import Batch, Sample
 from vlad.utils import distributed
-from vlad.utils.errors import SHARDS_OPTION, UserError, counted, told_of
+from vlad.utils.errors import told_of
 
 # Batches that are made or wait for the trainer, a worker (the loader asks for two ahead), and those that it has.
 BATCHES_A_WORKER, BATCHES_IN_USE = 3, 4
 QUARANTINE_AFTER = 20  # samples read before the share of bad ones says anything
-
-
-@dataclass(frozen=True)
-class ShardSets:
-    """The shard sets that a run reads, each with its weight in the mixture."""
-
-    indexes: tuple[ShardIndex, ...]
-    weights: tuple[float, ...] = (1.0,)
-    # Cached states (`states`) in place of images.
-    cached: bool = False
-    # What names the shards in the config, for messages.
-    option: str = SHARDS_OPTION
-    # Which samples of each set are read (`choosing`), and what stands before its captions; empty: all, and nothing.
-    choices: tuple[np.ndarray | None, ...] = field(default=(), compare=False)
-    prefixes: tuple[str, ...] = ()
-
-    @property
-    def samples(self) -> int:
-        """The number of samples that are read of all sets."""
-        return sum(sum(self.counts(number)) for number in range(len(self.indexes)))
-
-    def chosen(self, number: int) -> np.ndarray:
-        """The samples that are read of a set, by their numbers in it, in rising order (int64)."""
-        choice = self.choices[number] if self.choices else None
-        return np.arange(self.indexes[number].samples) if choice is None else choice
-
-    def counts(self, number: int) -> tuple[int, ...]:
-        """How many samples are read of each shard of a set."""
-        if not self.choices or self.choices[number] is None:
-            return self.indexes[number].counts
-        ends = np.searchsorted(self.chosen(number), self.indexes[number].starts)
-        return tuple(np.diff(ends).tolist())
-
-    def with_caption(self, number: int, sample: Sample) -> Sample:
-        """A sample of a set with the caption that it is trained with."""
-        prefix = self.prefixes[number] if self.prefixes else ""
-        if not prefix or prefix in sample.caption:
-            return sample
-        return replace(sample, caption=f"{prefix}, {sample.caption}")
-
-    @property
-    def shards(self) -> int:
-        """The number of shards of all sets."""
-        return sum(len(index.shards) for index in self.indexes)
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when what is read, or how it is mixed, changes."""
-        whole = "/".join(
-            f"{index.fingerprint}*{weight:g}" for index, weight in zip(self.indexes, self.weights, strict=True)
-        )
-        if not self.choices and not self.prefixes:
-            return whole
-        digest = hashlib.sha256(repr(self.prefixes).encode())
-        for number in range(len(self.indexes)):
-            digest.update(self.chosen(number).tobytes())
-        return f"{whole}#{digest.hexdigest()[:16]}"
-
-
-def open_sets(patterns: dict[str, float], fetch: FetchOptions | None = None, option: str | None = None) -> ShardSets:
-    """The shard sets of some patterns with their weights. Raises UserError like `index_shards`.
-
-    `option` is what names them in the config (None: data.shards, or data.mix where they are several).
-    """
-    option = option or (SHARDS_OPTION if len(patterns) == 1 else "data.mix")
-    total = sum(patterns.values())
-    for pattern, weight in patterns.items():
-        if not weight / total >= 1e-3:
-            raise UserError(
-                f"data.mix: the weight of {pattern} ({weight:g}) is under a thousandth of all; raise it, or leave the"
-                " set out."
-            )
-    with told_of(option):
-        indexes = tuple(index_shards(pattern, fetch) for pattern in patterns)
-    return ShardSets(indexes, tuple(patterns.values()), option=option)
 
 
 Decoded = TypeVar("Decoded")
@@ -172,19 +96,6 @@ class SampleSource(Generic[Decoded]):
             )
 
 
-def refuse_too_few(sets: ShardSets, batch_size: int, world_size: int) -> None:
-    """Raises UserError where some set holds fewer samples than a batch of every rank."""
-    wanted = batch_size * world_size
-    for number in range(len(sets.indexes)):
-        count = sum(sets.counts(number))
-        if count < wanted:
-            raise UserError(
-                f"{sets.option}: {counted(count, 'sample')} {'is' if count == 1 else 'are'} too few for"
-                f" {counted(world_size, 'rank')} x batches of {batch_size}: at least {wanted}; add samples, lower"
-                f" data.batch_size, or read each several times an epoch: data.repeats={-(-wanted // max(1, count))}."
-            )
-
-
 def rank_order(sets: ShardSets, options: StreamOptions, rank: int, world_size: int) -> MixedOrder:
     """The order in which a rank reads the sets."""
     orders = tuple(
@@ -214,7 +125,7 @@ class ShardBatches(IterableDataset):
         self.sets, self.options = sets, options
         self.batches, self.first_batch, self.quarantine = batches, first_batch, quarantine
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
-        refuse_too_few(sets, options.batch_size, self.world_size)
+        check_enough_samples(sets, options.batch_size, self.world_size)
         self.shapes = options.shapes
         # Made here, before the workers are forked: all see the same pages.
         self.memory = BatchMemory(
@@ -329,29 +240,3 @@ def stretch_image(sample: Sample, side: int) -> Sample:
         return sample
     image = Image.fromarray(sample.image).resize((side, side), Image.Resampling.LANCZOS, reducing_gap=2)
     return replace(sample, image=np.asarray(image))
-
-
-def collate(samples: list[Sample], slot: Slot | None = None, images: torch.Tensor | None = None) -> Batch:
-    """A batch of samples of one shape, with their glyph maps, in the memory of a slot (None: its own).
-
-    `images` (B H W 3, uint8): where they shall stand, and some may stand already, each in its row.
-    """
-    slot = slot or Slot()
-    height, width = samples[0].image.shape[:2]
-    images = slot.empty(len(samples), height, width, 3) if images is None else images
-    ink = slot.empty(len(samples), height, width).zero_()
-    image_rows, ink_rows = images.numpy(), ink.numpy()
-    for row, sample in enumerate(samples):
-        if not np.may_share_memory(image_rows[row], sample.image):
-            image_rows[row] = sample.image
-        draw_ink(ink_rows[row], sample.layout)
-    return Batch(
-        keys=tuple(sample.key for sample in samples),
-        captions=tuple(sample.caption for sample in samples),
-        layouts=tuple(sample.layout for sample in samples),
-        objects=tuple(sample.objects for sample in samples),
-        # In memory B H W 3, as they were decoded: nothing is copied, and convolutions like it.
-        image_bytes=images.permute(0, 3, 1, 2),
-        ink_bytes=ink[:, None],
-        ignored=ignored_regions([sample.layout for sample in samples], width, height, slot),
-    )

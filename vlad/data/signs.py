@@ -8,6 +8,7 @@ A sample is a function of (options, seed, index) alone, so any share of a set ca
 
 from __future__ import annotations
 
+import dataclasses
 import string
 from functools import cache
 
@@ -48,7 +49,7 @@ def relative_luminance(colour: tuple[int, int, int]) -> float:
 
 
 @cache
-def readable_inks(ground: str) -> tuple[str, ...]:
+def readable_text_colours(ground: str) -> tuple[str, ...]:
     """The colours of the palette with enough contrast on `ground` to be read."""
 
     def contrast(a: str, b: str) -> float:
@@ -145,7 +146,7 @@ def render_sign(options: SyntheticOptions, index: int, words: tuple[str, ...] | 
     else:
         strings = [words[index % len(words)]]
     ground = list(PALETTE)[rng.integers(len(PALETTE))]
-    ink = readable_inks(ground)[rng.integers(len(readable_inks(ground)))]
+    ink = readable_text_colours(ground)[rng.integers(len(readable_text_colours(ground)))]
     kind = list(GROUNDS)[rng.integers(1, len(GROUNDS))] if rng.random() < options.ground_share else "sign"
     lines, row, column = _place_lines(rng, options, strings)
     named_ink = ink if rng.random() < options.colour_named_share else None
@@ -165,3 +166,13 @@ def render_sign(options: SyntheticOptions, index: int, words: tuple[str, ...] | 
         source="vlad.data.synthetic",
         licence="CC0-1.0",
     )
+
+
+HELD_OUT_SEED = 20_000  # of the evaluation's signs: no training set is drawn with it
+
+
+def held_out_signs(options: SyntheticOptions, count: int) -> list[Sample]:
+    """Signs as training draws them, but of one line, whose words training never draws."""
+    single = dataclasses.replace(options, seed=HELD_OUT_SEED, line_shares=(1.0, 0.0, 0.0), count=count)
+    words = tuple(word for word in held_out_words() if len(word) <= options.max_letters)
+    return [render_sign(single, index, words) for index in range(count)]

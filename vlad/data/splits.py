@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vlad.data.dataset import ShardSets
+from vlad.data.shard_sets import ShardSets
 from vlad.utils import distributed
 from vlad.utils.errors import UserError
 
@@ -34,19 +34,19 @@ def hold_out(sets: ShardSets, share: float, seed: int) -> tuple[ShardSets, Shard
     return replace(sets, choices=tuple(trained)), replace(sets, choices=tuple(held))
 
 
-def repeated(sets: ShardSets, times: int) -> ShardSets:
+def repeat_samples(sets: ShardSets, times: int) -> ShardSets:
     """The same samples, each so many times an epoch: a set that is smaller than a batch fills it."""
     if times == 1:
         return sets
     return replace(sets, choices=tuple(np.repeat(sets.chosen(number), times) for number in range(len(sets.indexes))))
 
 
-def with_prefix(sets: ShardSets, prefix: str) -> ShardSets:
+def prefix_captions(sets: ShardSets, prefix: str) -> ShardSets:
     """The same samples, with `prefix` (a trigger word) in front of every caption that does not hold it already."""
     return replace(sets, prefixes=(prefix,) * len(sets.indexes))
 
 
-def joined(first: ShardSets, second: ShardSets, share: float) -> ShardSets:
+def mix_sets(first: ShardSets, second: ShardSets, share: float) -> ShardSets:
     """Both together: of the samples that are read, `share` come from the second, the rest from the first."""
     total_first, total_second = sum(first.weights), sum(second.weights)
 

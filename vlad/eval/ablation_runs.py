@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlad.config.load import load_config
+from vlad.data.signs import held_out_signs
 from vlad.eval.ablation import (
     FULL,
     ablation_grid,
@@ -22,7 +23,6 @@ from vlad.eval.ablation import (
     share_autoencoder,
     variants,
 )
-from vlad.eval.held_out_words import held_out_signs
 from vlad.metrics.ocr import build_ocr_engine
 from vlad.training.run import is_finished
 from vlad.utils.errors import UserError, writable_directory

@@ -19,10 +19,11 @@ from PIL import Image
 
 from vlad.config.load import load_config
 from vlad.config.schema import Config
-from vlad.data.dataset import first_samples, open_sets
+from vlad.data.dataset import first_samples
 from vlad.data.options import SyntheticOptions
+from vlad.data.shard_sets import open_sets
+from vlad.data.signs import held_out_signs
 from vlad.eval.fidelity import PixelFeatures, score_distances
-from vlad.eval.held_out_words import held_out_signs
 from vlad.inference.load import load_pipeline
 from vlad.metrics.ocr import default_enlarge_factor, run_ocr
 from vlad.metrics.spelling import letter_accuracy, word_accuracy

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from vlad.data.signs import PALETTE, readable_inks
+from vlad.data.signs import PALETTE, readable_text_colours
 from vlad.data.words import held_out_words, training_words
 from vlad.eval.alignment_prompts import Asked
 from vlad.layout.glyph_map import draw_line
@@ -129,7 +129,7 @@ def board(
     language: str = "en",
 ) -> Carrier:
     ground = ground or draws.one(tuple(PALETTE))
-    ink = draws.one(readable_inks(ground))
+    ink = draws.one(readable_text_colours(ground))
     return Carrier(draws.one(CARRIERS), ground, ink, box, set_lines(draws, box, texts, height, language))
 
 

@@ -8,7 +8,6 @@ no layout    prompt -> refine UNet -> OCR                               all that
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from vlad.data.options import SyntheticOptions
-from vlad.data.signs import render_sign
-from vlad.data.words import held_out_words
 from vlad.eval.generation_modes import MODES, Mode
 from vlad.metrics.colours import ColourScore, score_colours
 from vlad.metrics.ocr import run_ocr
@@ -27,8 +23,6 @@ from vlad.metrics.spelling import letter_accuracy, spells_exactly
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.reports.image_grids import GridRow, draw_layout, image_of_map, sample_grid
 from vlad.types import Layout, Sample
-
-SEED = 20_000  # of the evaluation's signs: no training set is drawn with it
 
 
 @dataclass(frozen=True)
@@ -50,13 +44,6 @@ def modes_of(pipeline: VLADPipeline) -> tuple[Mode, ...]:
     if not pipeline.uses_layout:
         return ("no layout",)
     return MODES if pipeline.layout_unet is not None else ("true layout",)
-
-
-def held_out_signs(options: SyntheticOptions, count: int) -> list[Sample]:
-    """Signs as training draws them, but of one line, whose words training never draws."""
-    single = dataclasses.replace(options, seed=SEED, line_shares=(1.0, 0.0, 0.0), count=count)
-    words = tuple(word for word in held_out_words() if len(word) <= options.max_letters)
-    return [render_sign(single, index, words) for index in range(count)]
 
 
 def score_spelling(

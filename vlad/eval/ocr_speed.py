@@ -14,9 +14,8 @@ from PIL import Image
 
 from vlad.config.schema import Config
 from vlad.data.options import SyntheticOptions
-from vlad.data.signs import render_sign
+from vlad.data.signs import held_out_signs, render_sign
 from vlad.diffusion.solvers import SOLVERS
-from vlad.eval.held_out_words import held_out_signs
 from vlad.eval.ocr_files import ImageFile, ReadOptions, read_files
 from vlad.metrics.ocr import build_ocr_engine, run_ocr
 from vlad.metrics.spelling import word_accuracy

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vlad.data.importers.anyword import FRAME_PIXELS
-from vlad.data.importers.source_entries import Unusable, from_top_left, points_of
+from vlad.data.importers.sources import UnusableEntry, from_top_left, points_of
 from vlad.eval.protocols.terms import Wanted
 from vlad.layout.layout_files import layout_from_json
 from vlad.models.text_encoder.prompt import find_quotes
@@ -99,7 +99,7 @@ def _read_file(path: Path) -> list[Wanted]:
             found = _of_lines(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
-    except (Unusable, ValueError, RecursionError, csv.Error) as error:
+    except (UnusableEntry, ValueError, RecursionError, csv.Error) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is in no layout that we know: {error}. Accepted: {ACCEPTED}.") from error

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from vlad.data.dataset import ShardBatches, open_sets
-from vlad.data.latent_cache.writer import data_fingerprint, open_cache, write_cache
+from vlad.data.dataset import ShardBatches
+from vlad.data.latent_cache.precompute import data_fingerprint, open_cache, write_cache
 from vlad.data.options import StreamOptions, SyntheticOptions
+from vlad.data.shard_sets import open_sets
 from vlad.data.shards.reader import read_members
 from vlad.data.shards.writer import write_shards
 from vlad.data.signs import render_sign

@@ -19,7 +19,7 @@ from torch import nn
 from vlad.config.load import load_config
 from vlad.config.schema import Config
 from vlad.config.training import OptimOptions
-from vlad.data.dataset import collate
+from vlad.data.collate import collate
 from vlad.data.options import SyntheticOptions
 from vlad.data.signs import render_sign
 from vlad.diffusion.noise_schedule import build_scheduler

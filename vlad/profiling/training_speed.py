@@ -21,7 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlad.config.schema import Config
 from vlad.config.training import OptimOptions
-from vlad.data.dataset import collate, first_samples, open_sets
+from vlad.data.collate import collate
+from vlad.data.dataset import first_samples
+from vlad.data.shard_sets import open_sets
 from vlad.models.attention import set_attention
 from vlad.training.adapters import adaptable
 from vlad.training.build import check_text_side

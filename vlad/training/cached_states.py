@@ -9,8 +9,8 @@ from dataclasses import asdict
 import torch
 
 from vlad.config.schema import Config
-from vlad.data.dataset import ShardSets
-from vlad.data.latent_cache.writer import Fingerprint, data_fingerprint, open_cache, weights_digest
+from vlad.data.latent_cache.precompute import Fingerprint, data_fingerprint, open_cache, weights_digest
+from vlad.data.shard_sets import ShardSets
 from vlad.losses.text_side_losses import parse_captions
 from vlad.models.autoencoder import latent_moments
 from vlad.training.build import build_parts

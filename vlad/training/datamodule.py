@@ -12,8 +12,9 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from vlad.data.dataset import ShardBatches, ShardSets
+from vlad.data.dataset import ShardBatches
 from vlad.data.options import StreamOptions
+from vlad.data.shard_sets import ShardSets
 from vlad.types import Batch
 from vlad.utils import distributed
 from vlad.utils.errors import UserError, counted

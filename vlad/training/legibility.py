@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlad.config.schema import Config
-from vlad.data.dataset import ShardSets, collate, first_samples
+from vlad.data.collate import collate
+from vlad.data.dataset import first_samples
 from vlad.data.options import SyntheticOptions
+from vlad.data.shard_sets import ShardSets
 from vlad.data.signs import render_sign
 from vlad.losses.extra.character_segmentation import CharacterSegmenter, fit_segmenter
 from vlad.losses.extra.legibility_losses import LegibilityLosses

@@ -35,7 +35,9 @@ from safetensors.torch import load_file, save_file
 from vlad.config.load import save_config
 from vlad.config.schema import Config
 from vlad.config.training import OptimOptions, Precision
-from vlad.data.dataset import ShardSets, collate, first_samples, open_sets
+from vlad.data.collate import collate
+from vlad.data.dataset import first_samples
+from vlad.data.shard_sets import ShardSets, open_sets
 from vlad.diffusion.noise_schedule import build_scheduler
 from vlad.lora.adapters import has_adapter, merged
 from vlad.models.attention import set_attention

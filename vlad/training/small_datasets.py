@@ -21,9 +21,10 @@ import torch
 from tqdm import tqdm
 
 from vlad.config.schema import Config
-from vlad.data.dataset import ShardSets, first_samples, open_sets, refuse_too_few
+from vlad.data.dataset import first_samples
+from vlad.data.shard_sets import ShardSets, check_enough_samples, open_sets
 from vlad.data.shards.writer import MANIFEST, shard_entry, write_manifest, write_shards
-from vlad.data.splits import hold_out, joined, repeated, with_prefix
+from vlad.data.splits import hold_out, mix_sets, prefix_captions, repeat_samples
 from vlad.lora.fingerprint import module_fingerprint
 from vlad.pipeline.folders import pipeline_folder, read_pipeline
 from vlad.pipeline.vlad_pipeline import VLADPipeline
@@ -57,12 +58,12 @@ def own_sets(config: Config, sets: ShardSets) -> OwnSets:
         whole = sets
         sets, held_out = hold_out(sets, config.validation.share, config.seed)
         _refuse_held_out_too_many(config, whole, sets)
-    sets = repeated(sets, config.data.repeats)
+    sets = repeat_samples(sets, config.data.repeats)
     if config.data.trigger_word is not None:
         prefix = config.data.trigger_word.strip(" ,")
-        sets = with_prefix(sets, prefix)
-        held_out = None if held_out is None else with_prefix(held_out, prefix)
-    refuse_too_few(sets, config.data.batch_size, 1)
+        sets = prefix_captions(sets, prefix)
+        held_out = None if held_out is None else prefix_captions(held_out, prefix)
+    check_enough_samples(sets, config.data.batch_size, 1)
     return OwnSets(sets, sets, held_out)
 
 
@@ -149,7 +150,7 @@ def with_prior(config: Config, sets: OwnSets) -> OwnSets:
     while not (folder / MANIFEST).is_file():
         time.sleep(1)  # for the process that draws
     prior = open_sets({str(folder): 1.0})
-    return OwnSets(joined(sets.own, prior, config.prior.share), sets.own, sets.held_out)
+    return OwnSets(mix_sets(sets.own, prior, config.prior.share), sets.own, sets.held_out)
 
 
 @torch.no_grad()

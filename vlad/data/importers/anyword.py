@@ -12,17 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlad.data.importers.json_stream import JSONObject, read_header, stream_objects
-from vlad.data.importers.source_entries import (
+from vlad.data.importers.json_stream import json_places, list_of, read_header
+from vlad.data.importers.sources import (
     Entry,
     Place,
     SourceLine,
-    Unusable,
     below,
     from_top_left,
     points_of,
     required_text,
-    safe_key,
     text_of,
 )
 
@@ -50,7 +48,7 @@ class AnyWordSource:
         return json_places(self._file, LIST)
 
     def read(self, place: Place) -> Entry:
-        """The entry's image, caption and lines. Raises Unusable that names the field."""
+        """The entry's image, caption and lines. Raises UnusableEntry that names the field."""
         record = place.payload.parse()
         name = required_text(record, "img_name")
         annotations = list_of(record, "annotations")
@@ -61,29 +59,6 @@ class AnyWordSource:
             FRAME_PIXELS,
             source=name,
         )
-
-
-def json_places(path: Path, list_name: str | None) -> Iterator[Place]:
-    """A place for every object of a list in a JSON file, its payload the JSONObject."""
-    stem = safe_key(path.stem)
-    for item in stream_objects(path, list_name):
-        yield json_place(stem, path, item)
-
-
-def json_place(stem: str, path: Path, item: JSONObject) -> Place:
-    """The place of one object: keyed by its number, since what else it says is not parsed yet."""
-    name = f"{path.name}, entry {item.number} (line {item.line})"
-    return Place(item.number - 1, f"{stem}_{item.number - 1:08d}", name, item, item.share)
-
-
-def list_of(record: dict[str, Any], field: str) -> list[dict[str, Any]]:
-    """A field's list of objects, empty where the field is missing. Raises Unusable."""
-    values = record.get(field)
-    if values is None:
-        return []
-    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-        raise Unusable(f'field "{field}" is no list of objects')
-    return values
 
 
 def _line(annotation: dict[str, Any]) -> SourceLine:

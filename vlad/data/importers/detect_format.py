@@ -13,8 +13,8 @@ from vlad.data.importers.huggingface import HuggingFaceSource
 from vlad.data.importers.laion_glyph import LAIONGlyphSource
 from vlad.data.importers.mario import INDEX_LINE, MarioSource, looks_like_mario
 from vlad.data.importers.mmocr import MMOCRSource, WildReceiptSource
-from vlad.data.importers.source_entries import Source
-from vlad.data.importers.tars import TarSource
+from vlad.data.importers.sources import Source
+from vlad.data.importers.webdataset_tars import TarSource
 from vlad.data.storage.locations import expand_braces
 from vlad.data.storage.urls import is_url, shown
 from vlad.utils.errors import UserError, did_you_mean, local_place, told_of

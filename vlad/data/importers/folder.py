@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlad.data.decoding import IMAGE_FORMATS
-from vlad.data.importers.source_entries import Entry, Place, UniqueKeys, Unusable, small_file
+from vlad.data.importers.sources import Entry, Place, UniqueKeys, UnusableEntry, small_file
 from vlad.utils.errors import UserError
 
 METADATA = "metadata.jsonl"
@@ -109,14 +109,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def written_caption(path: Path) -> str | None:
-    """The first line of a caption file, None where there is no file or the line is empty. Raises Unusable."""
+    """The first line of a caption file, None where there is no file or the line is empty. Raises UnusableEntry."""
     data = small_file(path)
     if data is None:
         return None
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise Unusable("its caption is not UTF-8 text", path.name) from None
+        raise UnusableEntry("its caption is not UTF-8 text", path.name) from None
     return " ".join(lines[0].split()) or None if lines else None
 
 

@@ -10,7 +10,7 @@ from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
-from vlad.data.importers.source_entries import Entry, Place, Unusable, safe_key, text_of
+from vlad.data.importers.sources import Entry, Place, UnusableEntry, safe_key, text_of
 from vlad.utils.errors import UserError
 
 CAPTION_FIELDS = ("text", "caption", "prompt")
@@ -51,13 +51,13 @@ class HuggingFaceSource:
             yield Place(number, f"{stem}_{number:08d}", f"row {number + 1}", kept)
 
     def read(self, place: Place) -> Entry:
-        """The row's image and caption. Raises Unusable."""
+        """The row's image and caption. Raises UnusableEntry."""
         image = place.payload["image"] or {}
         if image.get("bytes"):
             return Entry(image["bytes"], text_of(place.payload, "caption"))
         if image.get("path"):
             return Entry((Path(image["path"]),), text_of(place.payload, "caption"))
-        raise Unusable("its row has no image")
+        raise UnusableEntry("its row has no image")
 
     def _open(self) -> Any:
         try:

@@ -15,7 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vlad.data.importers.source_entries import Unusable
+from vlad.data.importers.sources import (
+    Place,
+    UnusableEntry,
+    safe_key,
+)
 from vlad.utils.errors import UserError
 
 CHUNK_BYTES = 1 << 20
@@ -38,18 +42,18 @@ class JSONObject:
     share: float  # how far into the file it ends, 0..1
 
     def parse(self) -> dict[str, Any]:
-        """The object. Raises Unusable where it is not JSON."""
+        """The object. Raises UnusableEntry where it is not JSON."""
         return parse_object(self.data)
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """A JSON object from its bytes. Raises Unusable."""
+    """A JSON object from its bytes. Raises UnusableEntry."""
     try:
         record = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise Unusable("its entry is not JSON", str(error)[:100]) from None
+        raise UnusableEntry("its entry is not JSON", str(error)[:100]) from None
     if not isinstance(record, dict):
-        raise Unusable("its entry is no JSON object")
+        raise UnusableEntry("its entry is no JSON object")
     return record
 
 
@@ -192,3 +196,26 @@ class _Reader:
                 data = self._buffer[start:place]
                 self._at = place
                 return data
+
+
+def json_places(path: Path, list_name: str | None) -> Iterator[Place]:
+    """A place for every object of a list in a JSON file, its payload the JSONObject."""
+    stem = safe_key(path.stem)
+    for item in stream_objects(path, list_name):
+        yield json_place(stem, path, item)
+
+
+def json_place(stem: str, path: Path, item: JSONObject) -> Place:
+    """The place of one object: keyed by its number, since what else it says is not parsed yet."""
+    name = f"{path.name}, entry {item.number} (line {item.line})"
+    return Place(item.number - 1, f"{stem}_{item.number - 1:08d}", name, item, item.share)
+
+
+def list_of(record: dict[str, Any], field: str) -> list[dict[str, Any]]:
+    """A field's list of objects, empty where the field is missing. Raises UnusableEntry."""
+    values = record.get(field)
+    if values is None:
+        return []
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise UnusableEntry(f'field "{field}" is no list of objects')
+    return values

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlad.data.importers.anyword import json_places
-from vlad.data.importers.source_entries import Entry, Place, SourceLine, Unusable, points_of, text_of
+from vlad.data.importers.json_stream import json_places
+from vlad.data.importers.sources import Entry, Place, SourceLine, UnusableEntry, points_of, text_of
 
 CAPTION_FIELDS = ("caption_blip", "caption_origin")
 
@@ -34,15 +34,15 @@ class LAIONGlyphSource:
         return json_places(self._file, None)
 
     def read(self, place: Place) -> Entry:
-        """The entry's image, caption and lines. Raises Unusable that names the field."""
+        """The entry's image, caption and lines. Raises UnusableEntry that names the field."""
         record = place.payload.parse()
         code = record.get("img_code")
         if not isinstance(code, str) or not code:
-            raise Unusable('field "img_code" is missing')
+            raise UnusableEntry('field "img_code" is missing')
         try:
             image = base64.b64decode(code, validate=True)
         except (binascii.Error, ValueError):
-            raise Unusable('field "img_code" is not base64') from None
+            raise UnusableEntry('field "img_code" is not base64') from None
         captions = (text_of(record, field) for field in self._fields)
         found = record.get("ocr_info")
         lines = None if found is None else tuple(_line(entry) for entry in _list(found))
@@ -57,7 +57,7 @@ class LAIONGlyphSource:
 
 def _list(found: Any) -> list[Any]:
     if not isinstance(found, list):
-        raise Unusable('field "ocr_info" is no list')
+        raise UnusableEntry('field "ocr_info" is no list')
     return found
 
 
@@ -66,5 +66,5 @@ def _line(entry: Any) -> SourceLine:
         points, (text, confidence) = entry
         text, confidence = str(text), float(confidence)
     except (TypeError, ValueError, OverflowError):
-        raise Unusable('field "ocr_info" holds no [points, [text, confidence]]', repr(entry)[:60]) from None
+        raise UnusableEntry('field "ocr_info" holds no [points, [text, confidence]]', repr(entry)[:60]) from None
     return SourceLine(" ".join(text.split()), points_of(points, "ocr_info"), confidence=confidence)

@@ -31,9 +31,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from vlad.data.decoding import decode_image
+from vlad.data.importers.annotate import AnnotateOptions, Draft, ReadText, annotate
 from vlad.data.importers.caption_templates import compose_caption, with_quotations
-from vlad.data.importers.convert import AnnotateOptions, Draft, ReadText, annotate
-from vlad.data.importers.source_entries import Place, Skipped, Source
+from vlad.data.importers.sources import Place, Skipped, Source
 from vlad.data.shards.writer import Statistics, full_disk, publish_shard, shard_entry, write_tar, write_text_file
 from vlad.types import TextLine
 from vlad.utils.errors import UserError

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlad.data.importers.folder import written_caption
-from vlad.data.importers.source_entries import Entry, Place, SourceLine, Unusable, points_of, small_file
+from vlad.data.importers.sources import Entry, Place, SourceLine, UnusableEntry, points_of, small_file
 from vlad.utils.errors import UserError
 
 INDEX_LINE = re.compile(r"\s*(\d{5})_(\d{9})\s*")
@@ -46,13 +46,13 @@ class MarioSource:
                 number += 1
 
     def read(self, place: Place) -> Entry:
-        """The sample's files; those that are missing leave their part unknown. Raises Unusable."""
+        """The sample's files; those that are missing leave their part unknown. Raises UnusableEntry."""
         folder = self._folder.joinpath(*place.payload)
         try:
             if not folder.is_dir():
-                raise Unusable("its folder is missing")
+                raise UnusableEntry("its folder is missing")
         except OSError as error:
-            raise Unusable("its folder cannot be read", error.strerror or "") from error
+            raise UnusableEntry("its folder cannot be read", error.strerror or "") from error
         source, licence = _source_and_licence(folder / "info.json")
         return Entry(
             (folder / "image.jpg",),
@@ -112,9 +112,9 @@ def _read_lines(path: Path) -> tuple[SourceLine, ...] | None:
                 points = points_of([float(value) for value in corners.split(",")], "corners")
                 lines.append(SourceLine(text.strip(), points, confidence=float(confidence)))
             except ValueError:
-                raise Unusable("ocr.txt is wrong", f"line {number}: {line[:60]!r}") from None
+                raise UnusableEntry("ocr.txt is wrong", f"line {number}: {line[:60]!r}") from None
     except UnicodeDecodeError:
-        raise Unusable("ocr.txt is not UTF-8 text") from None
+        raise UnusableEntry("ocr.txt is not UTF-8 text") from None
     return tuple(lines)
 
 
@@ -127,6 +127,6 @@ def _source_and_licence(path: Path) -> tuple[str | None, str | None]:
         record = json.loads(data)
         source, licence = record.get("url"), record.get("LICENSE")
     except (ValueError, AttributeError, RecursionError):
-        raise Unusable("info.json is no JSON object") from None
+        raise UnusableEntry("info.json is no JSON object") from None
     known = licence if isinstance(licence, str) and licence.strip("? ") else None
     return source if isinstance(source, str) else None, known

@@ -13,13 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlad.data.importers.anyword import json_place, json_places, list_of
-from vlad.data.importers.json_stream import MAX_OBJECT_BYTES, JSONObject
-from vlad.data.importers.source_entries import (
+from vlad.data.importers.json_stream import MAX_OBJECT_BYTES, JSONObject, json_place, json_places, list_of
+from vlad.data.importers.sources import (
     Entry,
     Place,
     SourceLine,
-    Unusable,
+    UnusableEntry,
     below,
     from_top_left,
     points_of,
@@ -49,7 +48,7 @@ class MMOCRSource:
         return json_places(self._file, "data_list")
 
     def read(self, place: Place) -> Entry:
-        """The image with its lines. Raises Unusable that names the field."""
+        """The image with its lines. Raises UnusableEntry that names the field."""
         record = place.payload.parse()
         name = required_text(record, "img_path")
         lines = tuple(_mmocr_line(instance) for instance in list_of(record, "instances"))
@@ -80,7 +79,7 @@ class WildReceiptSource:
                 yield json_place(stem, self._file, JSONObject(number, line, data, 0.0))
 
     def read(self, place: Place) -> Entry:
-        """The receipt with its lines. Raises Unusable that names the field."""
+        """The receipt with its lines. Raises UnusableEntry that names the field."""
         record = place.payload.parse()
         name = required_text(record, "file_name")
         lines = tuple(_receipt_line(entry) for entry in list_of(record, "annotations"))
@@ -96,7 +95,7 @@ def _mmocr_line(instance: dict[str, Any]) -> SourceLine:
     text = text_of(instance, "text")
     valid = not instance.get("ignore", False) and text not in NO_TEXT
     if text is None and polygon is None:
-        raise Unusable("an instance has neither text nor polygon")
+        raise UnusableEntry("an instance has neither text nor polygon")
     return SourceLine(text, polygon, valid=valid)
 
 
@@ -109,7 +108,7 @@ def _box(value: Any) -> tuple[tuple[float, float], ...]:
     try:
         left, top, right, bottom = (float(number) for number in value)
     except (TypeError, ValueError, OverflowError):
-        raise Unusable('field "bbox" is no box', repr(value)[:60]) from None
+        raise UnusableEntry('field "bbox" is no box', repr(value)[:60]) from None
     return points_of([(left, top), (right, top), (right, bottom), (left, bottom)], "bbox")
 
 
@@ -119,5 +118,5 @@ def _frame(record: dict[str, Any]) -> tuple[float, float] | None:
     if width is None or height is None:
         return None
     if not all(isinstance(value, int | float) and 0 < value < 1e6 for value in (width, height)):
-        raise Unusable('fields "width" and "height" are no size', f"{width!r} x {height!r}"[:60])
+        raise UnusableEntry('fields "width" and "height" are no size', f"{width!r} x {height!r}"[:60])
     return float(width), float(height)

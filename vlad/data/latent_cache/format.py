@@ -19,10 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlad.data.batch_buffers import Slot
 from vlad.data.decoding import BadSample, decode_record, encode_record
-from vlad.layout.glyph_map import ignore_mask, shows_all
-from vlad.types import Batch, CachedStates, Layout, Sample, TextStates
+from vlad.types import CachedStates, Sample
 from vlad.utils.errors import UserError
 
 LATENTS, TEXT, V = "latents.npy", "text.npy", "v.npy"
@@ -107,65 +105,3 @@ def _from_npy(data: bytes, name: str) -> np.ndarray:
 @lru_cache(maxsize=64)  # the arrays of a cache have few shapes
 def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     return np.lib.format.read_array_header_1_0(io.BytesIO(header))
-
-
-def collate_cached(samples: list[CachedSample], slot: Slot | None = None) -> Batch:
-    """A batch of cached samples of one shape, in the memory of a slot (None: its own)."""
-    slot = slot or Slot()
-    count, *shape = samples[0].latents.shape
-    latents = slot.empty(count, len(samples), *shape, dtype=torch.float16)  # 2|4 B C h w
-    rows = latents.numpy()
-    for row, sample in enumerate(samples):
-        assert sample.latents.shape == (count, *shape), "samples of one shape have states of one shape"
-        rows[:, row] = sample.latents
-    parts = latents.unbind()
-    image, image_deviation, glyph, glyph_deviation = parts if count == 4 else (parts[0], None, parts[1], None)
-    height, width = shape[-2:]
-    plain = [sample.sample for sample in samples]
-    return Batch(
-        keys=tuple(sample.key for sample in plain),
-        captions=tuple(sample.caption for sample in plain),
-        layouts=tuple(sample.layout for sample in plain),
-        objects=tuple(sample.objects for sample in plain),
-        image_bytes=None,
-        ink_bytes=None,
-        ignored=ignored_regions([sample.layout for sample in plain], width, height, slot),
-        cached=CachedStates(image, image_deviation, glyph, glyph_deviation, _text_states(samples), _v(samples)),
-    )
-
-
-def ignored_regions(layouts: list[Layout], width: int, height: int, slot: Slot) -> Tensor | None:
-    """B 1 H W (bool): where nothing is to be learned; None where that is nowhere."""
-    if all(map(shows_all, layouts)):
-        return None
-    masks = slot.empty(len(layouts), height, width, dtype=torch.bool)
-    for row, layout in enumerate(layouts):
-        masks[row] = torch.from_numpy(ignore_mask(layout, width, height))
-    return masks[:, None]
-
-
-def _text_states(samples: list[CachedSample]) -> TextStates | None:
-    texts = [sample.text for sample in samples]
-    if any(text is None for text in texts):
-        return None
-    width = texts[0].shape[1]  # type: ignore[union-attr]
-    counts = [sample.phrases for sample in samples]
-    lengths = [len(text) - 1 - count for text, count in zip(texts, counts, strict=True)]  # type: ignore[arg-type]
-    tokens = torch.zeros(len(samples), max(lengths), width)
-    local = torch.zeros(len(samples), max(1, *counts), width)
-    mask = torch.zeros(tokens.shape[:2], dtype=torch.bool)
-    local_mask = torch.zeros(local.shape[:2], dtype=torch.bool)
-    global_state = torch.zeros(len(samples), width)
-    for row, (text, count) in enumerate(zip(texts, counts, strict=True)):
-        values = torch.from_numpy(text.astype(np.float32))  # type: ignore[union-attr]
-        global_state[row] = values[0]
-        local[row, :count] = values[1 : 1 + count]
-        tokens[row, : lengths[row]] = values[1 + count :]
-        local_mask[row, :count] = True
-        mask[row, : lengths[row]] = True
-    return TextStates(tokens, mask, global_state, local, local_mask)
-
-
-def _v(samples: list[CachedSample]) -> Tensor | None:
-    rows = [sample.v for sample in samples if sample.v is not None]
-    return torch.from_numpy(np.stack(rows).astype(np.float32)) if len(rows) == len(samples) else None

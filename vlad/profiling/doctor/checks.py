@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader
 
 from vlad.config.schema import Config
 from vlad.config.training import OptimOptions
-from vlad.data.dataset import ShardBatches, ShardSets, open_sets
+from vlad.data.dataset import ShardBatches
+from vlad.data.shard_sets import ShardSets, open_sets
 from vlad.models.attention import prove_xformers, set_attention
 from vlad.profiling.doctor.findings import Finding
 from vlad.profiling.doctor.ranks import all_reduce_rate

@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 
 from vlad.config.schema import Config
-from vlad.data.dataset import ShardSets, collate, first_samples, open_sets
+from vlad.data.collate import collate
+from vlad.data.dataset import first_samples
+from vlad.data.shard_sets import ShardSets, open_sets
 from vlad.losses.contrastive import text_ids
 from vlad.losses.text_side_losses import encode_prompts
 from vlad.metrics.ocr import default_enlarge_factor, run_ocr

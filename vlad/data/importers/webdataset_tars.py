@@ -15,7 +15,7 @@ from typing import Self
 
 from vlad.data.decoding import IMAGE_FORMATS
 from vlad.data.importers.json_stream import parse_object
-from vlad.data.importers.source_entries import Entry, Place, SourceLine, UniqueKeys, Unusable, text_of
+from vlad.data.importers.sources import Entry, Place, SourceLine, UniqueKeys, UnusableEntry, text_of
 from vlad.data.shards.tar_index import MAX_HEADER_BYTES
 from vlad.layout.layout_files import layout_from_json
 from vlad.utils.errors import UserError
@@ -58,20 +58,20 @@ class TarSource:
             before += path.stat().st_size
 
     def read(self, place: Place) -> Entry:
-        """The sample's image and caption. Raises Unusable."""
+        """The sample's image and caption. Raises UnusableEntry."""
         members = place.payload
         if TWICE in members:
-            raise Unusable("a member stands there twice", members[TWICE].decode())
+            raise UnusableEntry("a member stands there twice", members[TWICE].decode())
         image = next(members[extension] for extension in IMAGE_FORMATS if extension in members)
         if image is None:
-            raise Unusable("its member is too large", f"over {MAX_MEMBER_BYTES // 1_000_000} MB")
+            raise UnusableEntry("its member is too large", f"over {MAX_MEMBER_BYTES // 1_000_000} MB")
         record = parse_object(members["json"]) if members.get("json") else {}
         caption = next(filter(None, (text_of(record, field) for field in self._fields)), None)
         if members.get("txt") and not (caption and self._field_is_asked_for):
             try:
                 caption = " ".join(members["txt"].decode("utf-8-sig").split()) or caption
             except UnicodeDecodeError:
-                raise Unusable("its caption is not UTF-8 text") from None
+                raise UnusableEntry("its caption is not UTF-8 text") from None
         source, licence = text_of(record, "source") or text_of(record, "url"), text_of(record, "licence")
         return Entry(image, caption, _lines(record), (1.0, 1.0), source=source, licence=licence)
 
@@ -83,7 +83,7 @@ def _lines(record: dict[str, object]) -> tuple[SourceLine, ...] | None:
     try:
         layout = layout_from_json(record)
     except ValueError as error:
-        raise Unusable('field "lines" is wrong', str(error)) from None
+        raise UnusableEntry('field "lines" is wrong', str(error)) from None
     return tuple(
         SourceLine(line.text, line.polygon, line.language, line.valid, line.confidence) for line in layout.lines
     )

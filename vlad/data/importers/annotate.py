@@ -26,7 +26,7 @@ from vlad.data.decoding import (
     refuse_too_much_text,
 )
 from vlad.data.importers.caption_templates import compose_caption, strings_to_quote, with_quotations
-from vlad.data.importers.source_entries import Entry, Place, Skipped, Source, SourceLine, Unusable
+from vlad.data.importers.sources import Entry, Place, Skipped, Source, SourceLine, UnusableEntry
 from vlad.data.shards.writer import Statistics, statistics_of
 from vlad.layout.ink_polygons import tightened
 from vlad.layout.polygons import bounding_box, box_polygon, polygon_area, quad_of
@@ -114,7 +114,7 @@ def annotate(
         loaded = load_image(entry.image, options.max_side_pixels)
         lines = _lines_of(entry, loaded, read_text, options.tight_lines)
         refuse_too_much_text(entry.caption or "", Layout(lines))
-    except Unusable as error:
+    except UnusableEntry as error:
         return Skipped(place.name, str(error))
     except BadSample as error:
         return Skipped(place.name, f"it has too much text: {error}")
@@ -146,18 +146,18 @@ class LoadedImage:
 
 
 def load_image(image: bytes | tuple[Path, ...], max_side_pixels: int) -> LoadedImage:
-    """The image, at most `max_side_pixels` long. Its size is checked from the header. Raises Unusable."""
+    """The image, at most `max_side_pixels` long. Its size is checked from the header. Raises UnusableEntry."""
     try:
         opened = io.BytesIO(image) if isinstance(image, bytes) else _existing(image)
         # By content, not by extension: many a .jpg in the wild is a png.
         with Image.open(opened, formats=sorted(set(IMAGE_FORMATS.values()))) as opened_as:
             if opened_as.width * opened_as.height > MAX_IMAGE_PIXELS:
-                raise Unusable(
+                raise UnusableEntry(
                     "over the limit of pixels", f"{opened_as.width} x {opened_as.height} are over 64 million"
                 )
             shorter, longer = sorted(opened_as.size)
             if shorter < MIN_SIDE_PIXELS or longer > MAX_ASPECT * shorter:
-                raise Unusable(
+                raise UnusableEntry(
                     "too small or too narrow",
                     f"{opened_as.width} x {opened_as.height} pixels; a side is under {MIN_SIDE_PIXELS}, or one is over"
                     f" {MAX_ASPECT} times the other",
@@ -166,19 +166,19 @@ def load_image(image: bytes | tuple[Path, ...], max_side_pixels: int) -> LoadedI
             orientation = opened_as.getexif().get(_ORIENTATION_TAG, 1)
             known = orientation if orientation in _TURNS else 1
             return LoadedImage(_upright_rgb(opened_as, max_side_pixels), size, known)
-    except Unusable:
+    except UnusableEntry:
         raise
     except Image.DecompressionBombError:
-        raise Unusable("over the limit of pixels", "over 64 million") from None
+        raise UnusableEntry("over the limit of pixels", "over 64 million") from None
     except Image.UnidentifiedImageError:
-        raise Unusable("the file is damaged, or is no jpg, png or webp") from None
+        raise UnusableEntry("the file is damaged, or is no jpg, png or webp") from None
     except UNREADABLE_IMAGE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise Unusable("the image does not decode", reason) from None
+        raise UnusableEntry("the image does not decode", reason) from None
 
 
 def header_pixels(image: bytes | tuple[Path, ...], max_side_pixels: int) -> int:
-    """How many pixels an image has after downsizing, from its header; 0 for one that is none. Raises Unusable."""
+    """How many pixels an image has after downsizing, from its header; 0 for one that is none. Raises UnusableEntry."""
     opened = io.BytesIO(image) if isinstance(image, bytes) else _existing(image)
     try:
         with Image.open(opened, formats=sorted(set(IMAGE_FORMATS.values()))) as opened_as:
@@ -189,18 +189,18 @@ def header_pixels(image: bytes | tuple[Path, ...], max_side_pixels: int) -> int:
 
 
 def _existing(paths: tuple[Path, ...]) -> Path:
-    """The first path at which there is a file. Raises Unusable."""
+    """The first path at which there is a file. Raises UnusableEntry."""
     for path in paths:
         try:
             size = path.stat().st_size
         except (OSError, ValueError):  # ValueError: a name with a null byte
             continue
         if size == 0:
-            raise Unusable("the file is empty")
+            raise UnusableEntry("the file is empty")
         if size > MAX_IMAGE_BYTES:
-            raise Unusable("the file is too large", f"over {MAX_IMAGE_BYTES // 1_000_000} MB")
+            raise UnusableEntry("the file is too large", f"over {MAX_IMAGE_BYTES // 1_000_000} MB")
         return path
-    raise Unusable("there is no such file", str(paths[0]))
+    raise UnusableEntry("there is no such file", str(paths[0]))
 
 
 def _upright_rgb(image: Image.Image, max_side_pixels: int) -> np.ndarray:
@@ -226,7 +226,7 @@ def _lines_of(entry: Entry, loaded: LoadedImage, read_text: ReadText, tight: boo
         try:
             read = read_text(loaded.pixels)
         except Exception as error:
-            raise Unusable("the OCR engine fails on it", repr(error)[:200]) from error
+            raise UnusableEntry("the OCR engine fails on it", repr(error)[:200]) from error
         marked = [(region.valid, _relative(replace(region, text=""), entry, loaded)) for region in regions]
         ignored = tuple(line for valid, line in marked if not valid)
         for line in read:

@@ -20,7 +20,7 @@ from vlad.types import ObjectBox
 MAX_SMALL_FILE_BYTES = 4_000_000
 
 
-class Unusable(ValueError):  # noqa: N818 - it is about one image, which the others go on without
+class UnusableEntry(ValueError):  # noqa: N818 - it is about one image, which the others go on without
     """Why one image gives no sample: `kind` in a few words that the summary counts by, then the details."""
 
     def __init__(self, kind: str, details: str = "") -> None:
@@ -96,11 +96,11 @@ class Source(Protocol):
         """Every image, in order. Raises UserError where the source itself is broken."""
 
     def read(self, place: Place) -> Entry:
-        """What the source says about the image. Raises Unusable."""
+        """What the source says about the image. Raises UnusableEntry."""
 
 
 def small_file(path: Path) -> bytes | None:
-    """What a file beside an image holds, None where there is none. Raises Unusable for one that cannot be read.
+    """What a file beside an image holds, None where there is none. Raises UnusableEntry for one that cannot be read.
 
     A longer one than MAX_SMALL_FILE_BYTES is not what it is called.
     """
@@ -110,9 +110,9 @@ def small_file(path: Path) -> bytes | None:
         with path.open("rb") as stream:
             data = stream.read(MAX_SMALL_FILE_BYTES + 1)
     except OSError as error:
-        raise Unusable(f"{path.name} cannot be read", error.strerror or "") from error
+        raise UnusableEntry(f"{path.name} cannot be read", error.strerror or "") from error
     if len(data) > MAX_SMALL_FILE_BYTES:
-        raise Unusable(f"{path.name} is too large", f"over {MAX_SMALL_FILE_BYTES // 1_000_000} MB")
+        raise UnusableEntry(f"{path.name} is too large", f"over {MAX_SMALL_FILE_BYTES // 1_000_000} MB")
     return data
 
 
@@ -139,33 +139,33 @@ def safe_key(name: str) -> str:
 
 
 def text_of(record: dict[str, Any], field: str) -> str | None:
-    """A field's text as one line, None where the field is missing, null or blank. Raises Unusable for another type."""
+    """A field's text on one line; None where it is missing, null or blank. Raises UnusableEntry for another type."""
     value = record.get(field)
     if value is None:
         return None
     if not isinstance(value, str):
-        raise Unusable(f'field "{field}" is not text', repr(value)[:60])
+        raise UnusableEntry(f'field "{field}" is not text', repr(value)[:60])
     return " ".join(value.split()) or None
 
 
 def required_text(record: dict[str, Any], field: str) -> str:
-    """A field's text. Raises Unusable where there is none."""
+    """A field's text. Raises UnusableEntry where there is none."""
     text = text_of(record, field)
     if text is None:
-        raise Unusable(f'field "{field}" is missing')
+        raise UnusableEntry(f'field "{field}" is missing')
     return text
 
 
 def points_of(value: Any, field: str) -> tuple[tuple[float, float], ...]:
-    """Points from [[x, y], ...] or [x, y, x, y, ...]. Raises Unusable."""
+    """Points from [[x, y], ...] or [x, y, x, y, ...]. Raises UnusableEntry."""
     try:
         if value and not isinstance(value[0], list | tuple):
             value = list(zip(value[::2], value[1::2], strict=True))
         points = tuple((float(x), float(y)) for x, y in value)
     except (TypeError, ValueError, OverflowError, KeyError):
-        raise Unusable(f'field "{field}" is no list of points', repr(value)[:60]) from None
+        raise UnusableEntry(f'field "{field}" is no list of points', repr(value)[:60]) from None
     if len(points) < 3 or not all(abs(number) < 1e9 for point in points for number in point):
-        raise Unusable(f'field "{field}" is no list of three points or more', repr(value)[:60])
+        raise UnusableEntry(f'field "{field}" is no list of three points or more', repr(value)[:60])
     return points
 
 
@@ -193,9 +193,9 @@ def from_top_left(points: tuple[tuple[float, float], ...]) -> tuple[tuple[float,
 def below(folders: tuple[Path, ...], name: str) -> tuple[Path, ...]:
     """Where an image may lie that an annotation file names: the name, less and less of its beginning, in each folder.
 
-    Annotations travel further than the folders they were made in. Raises Unusable for a name that climbs out.
+    Annotations travel further than the folders they were made in. Raises UnusableEntry for a name that climbs out.
     """
     parts = [part for part in re.split(r"[\\/]+", name) if part not in ("", ".")]
     if not parts or ".." in parts:
-        raise Unusable("its name leads out of the folder", name[:100])
+        raise UnusableEntry("its name leads out of the folder", name[:100])
     return tuple(folder.joinpath(*parts[start:]) for start in range(len(parts)) for folder in folders)

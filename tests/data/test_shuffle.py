@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlad.data.sample_order import MIXING_BLOCK, MixedOrder, SetOrder, plan_batches
+from vlad.data.shuffle import MIXING_BLOCK, MixedOrder, SetOrder, plan_batches
 
 lengths = st.lists(st.integers(1, 30), min_size=1, max_size=8).map(tuple)
 
@@ -59,7 +59,7 @@ def test_a_mixture_keeps_its_shares():
 
 @pytest.mark.parametrize("first", [1, 7, 40, 333])
 def test_bucketed_batches_are_the_same_begun_anywhere(first, monkeypatch):
-    monkeypatch.setattr("vlad.data.sample_order.PLANNING_BLOCK", 64)
+    monkeypatch.setattr("vlad.data.shuffle.PLANNING_BLOCK", 64)
     order = MixedOrder((SetOrder((50, 70), 20, 3),), (1.0,), 0)
     kinds = (np.random.default_rng(0).integers(0, 4, 120),)
 

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from vlad.data.buckets import nearest_bucket
-from vlad.data.dataset import SampleSource, ShardSets, collate, fit_sample
+from vlad.data.collate import collate
+from vlad.data.dataset import SampleSource, fit_sample
 from vlad.data.decoding import decode_sample
 from vlad.data.latent_cache.format import encode_cached
 from vlad.data.options import StreamOptions
+from vlad.data.shard_sets import ShardSets
 from vlad.data.shards.reader import index_shards, sizes_beside
 from vlad.data.shards.writer import MANIFEST, publish_shard, shard_entry, write_manifest, write_tar, write_text_file
 from vlad.layout.fonts import optional_fonts_here
