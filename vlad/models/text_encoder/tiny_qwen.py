@@ -16,7 +16,7 @@ VOCABULARY_SIZE = 1024  # of the tiny LVLM; its tokenizer fills as much of it as
 TOKENIZER_CORPUS = """
 a an the that which this it its is are says say saying reads read reading spells written painted printed with and or of
 on in at to from by for over under above below near beside left right top middle bottom centre center side corner
-sign signs card poster wall label cover banner book board paper image photo text word words letters letter line lines
+sign signs card poster wall label cover banner book board paper picture photo text word words letters letter line lines
 black white red green blue yellow orange purple brown pink grey gray gold silver dark light bright large small big bold
 without two three one shop store street door window old new
 """
