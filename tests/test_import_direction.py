@@ -29,7 +29,7 @@ LIBRARIES = {
     "pytorch_lightning": (),
     "transformers": ("models/",),
     "tokenizers": ("models/text_encoder/tiny_qwen.py", "models/stand_in.py", "models/text_encoder/base_encoders.py"),
-    "huggingface_hub": ("utils/hub.py", "models/text_encoder/loading.py", "inference/export.py"),
+    "huggingface_hub": ("utils/hub.py", "models/text_encoder/lvlm_loading.py", "inference/export.py"),
     "peft": ("lora/adapters.py",),
     "bitsandbytes": ("lora/quantise.py", "training/optim.py"),
     "webdataset": ("data/shards/",),

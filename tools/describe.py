@@ -104,7 +104,7 @@ def main() -> int:
     from vlad.eval.image_sets import find_images
     from vlad.eval.prompt_files import read_prompt_files, safe_name
     from vlad.models.captioner import LVLMCaptioner, check_model
-    from vlad.models.image_encoders import SentenceEncoder
+    from vlad.models.metric_encoders import SentenceEncoder
     from vlad.utils.errors import writable_directory
 
     prompts = read_prompt_files(arguments.prompts)[: arguments.first]

@@ -206,10 +206,10 @@ class TextStates:
 
 
 @dataclass(frozen=True)
-class OwnStates:
-    """What a base model's own text encoders say of prompts: tokens B M W and, where it has them, pooled B P.
+class BaseTextStates:
+    """Output of the base model's text encoders: tokens B M W and, where the base has one, the pooled vector B P.
 
-    `empty_tokens` (B M W) and `empty_pooled` (B P) stand for no prompt, as the base was trained to see it.
+    `empty_tokens` (B M W) and `empty_pooled` (B P) are those of no prompt, as the base was trained with.
     """
 
     tokens: Tensor
@@ -217,17 +217,17 @@ class OwnStates:
     empty_tokens: Tensor
     empty_pooled: Tensor | None
 
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> OwnStates:
-        """The same with every tensor changed."""
-        return OwnStates(
+    def map(self, change: Callable[[Tensor], Tensor]) -> BaseTextStates:
+        """Applies `change` to every tensor."""
+        return BaseTextStates(
             change(self.tokens),
             None if self.pooled is None else change(self.pooled),
             change(self.empty_tokens),
             None if self.empty_pooled is None else change(self.empty_pooled),
         )
 
-    def dropped(self, keep: Tensor) -> OwnStates:
-        """The rows where `keep` (B, bool) is False replaced by those of no prompt."""
+    def unconditional_unless(self, keep: Tensor) -> BaseTextStates:
+        """Replaces the rows where `keep` (B, bool) is False by those of no prompt."""
         pooled = self.pooled
         if pooled is not None:
             assert self.empty_pooled is not None
@@ -239,33 +239,33 @@ class OwnStates:
 class Conditioning:
     """t of Eq. 2 as the UNets take it: tokens B K D with mask B K (True = attend) and pooled B D.
 
-    `own`: what the base's own text encoders say beside it; None where there are none. `size`: height and width of the
-    images in pixels, for UNets that are told (SDXL); None where nobody has asked for one.
+    `base_text`: the output of the base model's text encoders, None without them. `size`: height and width of the images
+    in pixels, for UNets that are conditioned on it (SDXL); None where it is not set.
     """
 
     tokens: Tensor
     mask: Tensor
     pooled: Tensor
-    own: OwnStates | None = None
+    base_text: BaseTextStates | None = None
     size: tuple[int, int] | None = None
 
     def select(self, index: Tensor) -> Conditioning:
         """The rows of `index` (B', integer or boolean)."""
-        own = None if self.own is None else self.own.mapped(lambda x: x[index])
-        return Conditioning(self.tokens[index], self.mask[index], self.pooled[index], own, self.size)
+        base_text = None if self.base_text is None else self.base_text.map(lambda x: x[index])
+        return Conditioning(self.tokens[index], self.mask[index], self.pooled[index], base_text, self.size)
 
-    def dropped(self, keep: Tensor) -> Conditioning:
-        """The rows where `keep` (B, bool) is False replaced by the unconditional one.
+    def unconditional_unless(self, keep: Tensor) -> Conditioning:
+        """Replaces the rows where `keep` (B, bool) is False by the unconditional t of classifier-free guidance.
 
         That is all zeros, attended to everywhere; no prompt gives it, as every prompt's tokens leave a layer norm.
-        The base's own text encoders say there what they say of no prompt.
+        The base model's text encoders give their states of no prompt there.
         """
         weights = keep.to(self.tokens.dtype)
         return Conditioning(
             self.tokens * weights[:, None, None],
             self.mask | ~keep[:, None],
             self.pooled * weights[:, None],
-            None if self.own is None else self.own.dropped(keep),
+            None if self.base_text is None else self.base_text.unconditional_unless(keep),
             self.size,
         )
 
@@ -273,7 +273,8 @@ class Conditioning:
 class Denoiser(Protocol):
     """A diffusion model as guidance and solvers call it: the prediction (B C h w) at x_t (B C h w), timesteps (B).
 
-    Given t as `conditioning`, z (B C h w) where it takes a layout, and `edit` (B 1+C h w) where it edits.
+    Given t as `conditioning`, z (B C h w) where it takes a layout, and the inpainting channels `edit` (B 1+C h w) where
+    it edits images.
     """
 
     def __call__(

@@ -46,7 +46,7 @@ def count_rows(unet: UNet2DConditionModel) -> list[int]:
 def test_guidance_is_its_formula(scales: tuple[float, float]) -> None:
     text_scale, layout_scale = scales
     unet, t = build(with_z=True), condition()
-    nothing = t.dropped(torch.tensor([False, False]))
+    nothing = t.unconditional_unless(torch.tensor([False, False]))
     steps = TIMESTEP.expand(2)
     e_00 = denoise(unet, X_T, steps, nothing, torch.zeros_like(Z))
     e_0z = denoise(unet, X_T, steps, nothing, Z)
@@ -64,7 +64,7 @@ def test_guidance_is_its_formula(scales: tuple[float, float]) -> None:
 def test_guidance_without_a_layout_is_the_usual_one(text_scale: float) -> None:
     unet, t = build(with_z=False), condition()
     steps = TIMESTEP.expand(2)
-    e_0 = denoise(unet, X_T, steps, t.dropped(torch.tensor([False, False])))
+    e_0 = denoise(unet, X_T, steps, t.unconditional_unless(torch.tensor([False, False])))
     e_t = denoise(unet, X_T, steps, t)
 
     result = guided(partial(denoise, unet), unet.dtype, t, None, text_scale, layout_scale=7.0)(X_T, TIMESTEP)

@@ -28,7 +28,7 @@ from vlad.eval.fidelity import (
 from vlad.eval.image_sets import BenchmarkImage
 from vlad.eval.protocols.terms import Wanted
 from vlad.eval.reference_images import references_of
-from vlad.models.image_encoders import CLIPEncoder, VisionEncoder
+from vlad.models.metric_encoders import CLIPEncoder, VisionEncoder
 from vlad.utils.errors import UserError
 
 

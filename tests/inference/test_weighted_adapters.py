@@ -9,7 +9,7 @@ import torch
 from vlad.inference.load import load_pipeline
 from vlad.lora.adapters import add_adapter, save_adapter
 from vlad.lora.options import LoraOptions
-from vlad.lora.weighted import set_adapters
+from vlad.lora.weighted_adapters import set_adapters
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.utils.errors import UserError
 

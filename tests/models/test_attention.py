@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vlad.models.attention import XformersAttnProcessor, prove_xformers, set_attention
+from vlad.models.attention import XformersAttnProcessor, set_attention, try_xformers
 from vlad.models.options import UNetOptions
 from vlad.models.unet import build_unet, denoise
 from vlad.types import Conditioning
@@ -60,7 +60,7 @@ def test_xformers_asked_for_where_it_cannot_run_is_refused(
 
 
 def test_sdpa_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlad.models.attention.prove_xformers", lambda *_: pytest.fail("xformers was asked"))
+    monkeypatch.setattr("vlad.models.attention.try_xformers", lambda *_: pytest.fail("xformers was asked"))
     assert set_attention([build()], "sdpa", CPU) == "attention: torch SDPA"
 
 
@@ -154,7 +154,7 @@ def test_a_kernel_is_proven_with_a_mask_and_for_every_width_of_head(monkeypatch:
         asked.append(given)  # type: ignore[arg-type]
         return "no kernel"
 
-    monkeypatch.setattr("vlad.models.attention.prove_xformers", prove)
+    monkeypatch.setattr("vlad.models.attention.try_xformers", prove)
     set_attention([build()], "auto", CPU, torch.bfloat16)
     assert asked == [(CPU, torch.bfloat16, [16, 32])]
 
@@ -176,15 +176,15 @@ def test_a_kernel_is_proven_with_a_mask_and_for_every_width_of_head(monkeypatch:
         patch.setattr(torch, "Generator", lambda _: None)
         patch.setattr(torch, "randn", on_the_cpu)
         patch.setattr(torch.cuda, "synchronize", lambda _: None)
-        assert prove_xformers(fake, torch.float32, [40]) == told  # type: ignore[arg-type]
+        assert try_xformers(fake, torch.float32, [40]) == told  # type: ignore[arg-type]
         sys.modules["xformers.ops"].memory_efficient_attention = strict_attention  # type: ignore[attr-defined]
-        assert prove_xformers(fake, torch.bfloat16, [40, 64]) is None  # type: ignore[arg-type]
+        assert try_xformers(fake, torch.bfloat16, [40, 64]) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("backend", ["sdpa", "xformers"])
 def test_every_backend_of_a_gpu_computes_what_plain_attention_does(backend: str) -> None:
-    if backend == "xformers" and (reason := prove_xformers(torch.device("cuda"), torch.float32)):
+    if backend == "xformers" and (reason := try_xformers(torch.device("cuda"), torch.float32)):
         pytest.skip(reason)
     compare(backend, torch.device("cuda"), 1e-3)

@@ -32,7 +32,7 @@ from vlad.data.importers.make_shards import Recipe, make_shards_locally
 from vlad.data.shards.reader import read_members
 from vlad.layout.polygons import box_polygon
 from vlad.models.captioner import LVLMCaptioner, first_paragraph, instruction
-from vlad.models.image_encoders import CLIPEncoder, SentenceEncoder, VisionEncoder
+from vlad.models.metric_encoders import CLIPEncoder, SentenceEncoder, VisionEncoder
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.models.text_encoder.tiny_qwen import build_byte_tokenizer
 from vlad.types import TextLine

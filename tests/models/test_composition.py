@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from vlad.models.composition import POOLED_GAIN, CompositionModule, TextSide
 from vlad.models.options import CompositionOptions, LVLMOptions
-from vlad.models.text_encoder.loading import load_lvlm
 from vlad.models.text_encoder.lvlm import LVLMEncoder
+from vlad.models.text_encoder.lvlm_loading import load_lvlm
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.types import Conditioning
 from vlad.utils.errors import UserError

@@ -13,8 +13,8 @@ from transformers import DetrConfig, Qwen2Config, Qwen2Model
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vlad.models.options import LVLMOptions
-from vlad.models.text_encoder.loading import load_lvlm, load_vision
 from vlad.models.text_encoder.lvlm import LVLMEncoder
+from vlad.models.text_encoder.lvlm_loading import load_lvlm, load_vision_encoder
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.models.text_encoder.tiny_qwen import SPECIAL_TOKENS, build_byte_tokenizer, build_tiny_qwen
 from vlad.models.text_encoder.vision_tower import qwen_patches
@@ -251,7 +251,7 @@ def test_a_missing_folder_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_hub_id_out_of_reach_says_how_to_give_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: True)
-    for option, load in (("lvlm.path", load_lvlm), ("lvlm.vision_path", load_vision)):
+    for option, load in (("lvlm.path", load_lvlm), ("lvlm.vision_path", load_vision_encoder)):
         options = LVLMOptions(path="nobody/never-uploaded", vision_path="nobody/never-uploaded")
         with pytest.raises(UserError, match=rf"{option}: nobody/never-uploaded is neither .* give that folder\."):
             load(options)

@@ -20,8 +20,8 @@ from vlad.lora.adapters import add_adapter
 from vlad.lora.options import LoraOptions
 from vlad.models.options import LVLMOptions
 from vlad.models.text_encoder.families import FAMILIES
-from vlad.models.text_encoder.loading import load_lvlm, load_vision
 from vlad.models.text_encoder.lvlm import LVLMEncoder
+from vlad.models.text_encoder.lvlm_loading import load_lvlm, load_vision_encoder
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.models.text_encoder.tiny_qwen import build_byte_tokenizer
 from vlad.models.text_encoder.vision_tower import EQUAL_IMAGES
@@ -200,7 +200,7 @@ def test_the_parameters_that_are_read_are_those_with_gradients(
     encoder = copy.deepcopy(encoders(name))
     wanted = {key: parameter.requires_grad for key, parameter in encoder.named_parameters()}
     for with_images in (False, True) if name in SEEING else (False,):
-        read = encoder.parameters_read(with_images)
+        read = encoder.parameters_used(with_images)
 
         assert {key: parameter.requires_grad for key, parameter in encoder.named_parameters()} == wanted
         encoder.zero_grad()
@@ -263,7 +263,7 @@ def test_layers_can_be_chosen_and_averaged(name: str, encoders: Callable[[str], 
 @pytest.mark.parametrize("vision", ["clip", "siglip", "siglip2", "dinov2", "dinov2_with_registers"])
 def test_a_separate_vision_encoder_gives_v_and_is_frozen(vision: str, folders: Folders, vision_folder: Folders) -> None:
     options = LVLMOptions(path=str(folders("t5")), vision_path=str(vision_folder(vision)), vision_pixels=32)
-    encoder = LVLMEncoder(*load_lvlm(options), options, load_vision(options)).eval()
+    encoder = LVLMEncoder(*load_lvlm(options), options, load_vision_encoder(options)).eval()
     pixels = torch.rand(2, 3, 24, 24) * 2 - 1
     pixels.requires_grad_()
 
@@ -288,7 +288,7 @@ def test_an_lvlm_with_a_separate_vision_encoder_leaves_its_own_tower_on_disk(
 
 def test_a_vision_path_of_another_kind_is_refused(folders: Folders) -> None:
     with pytest.raises(UserError, match=r"lvlm\.vision_path: .* is a t5 model; known: clip, .*dinov2"):
-        load_vision(LVLMOptions(vision_path=str(folders("t5"))))
+        load_vision_encoder(LVLMOptions(vision_path=str(folders("t5"))))
 
 
 @pytest.mark.parametrize("name", ["t5", "fuyu", "qwen2"])
@@ -321,8 +321,8 @@ def test_images_are_normalised_as_the_folder_says(folders: Folders, tmp_path: Pa
 def test_without_a_processor_s_config_the_family_s_own_normalisation_holds(folders: Folders) -> None:
     from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-    reading = load(folders("qwen2_vl"), with_vision=True).reading
-    assert (list(reading.mean), list(reading.std)) == (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+    info = load(folders("qwen2_vl"), with_vision=True).info
+    assert (list(info.mean), list(info.std)) == (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
 
 
 @pytest.mark.parametrize("side", [32, 48])  # one window an image; windows that are shorter at the border

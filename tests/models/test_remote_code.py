@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from vlad.config.load import load_config
 from vlad.models.options import LVLMOptions
-from vlad.models.text_encoder.loading import load_lvlm
 from vlad.models.text_encoder.lvlm import LVLMEncoder
+from vlad.models.text_encoder.lvlm_loading import load_lvlm
 from vlad.models.text_encoder.prompt import parse_prompt
-from vlad.models.text_encoder.remote_code import TRUSTED, code_digits
+from vlad.models.text_encoder.remote_code import TRUSTED, code_hash
 from vlad.models.text_encoder.tiny_qwen import build_byte_tokenizer
 from vlad.pipeline.folders import read_pipeline
 from vlad.training.build import build_pipeline, new_parts
@@ -101,13 +101,11 @@ def test_a_pipeline_with_such_code_runs_it_only_where_this_very_code_is_trusted(
 
     code = tmp_path / "pipeline" / "lvlm"
     monkeypatch.delenv(TRUSTED, raising=False)
-    with pytest.raises(
-        UserError, match=rf"brings code of its own \(own\.py\); .* set {TRUSTED}={code_digits(code)} in"
-    ):
+    with pytest.raises(UserError, match=rf"brings code of its own \(own\.py\); .* set {TRUSTED}={code_hash(code)} in"):
         read_pipeline(tmp_path / "pipeline", "run")
     assert not any(name.startswith("transformers_modules") for name in sys.modules)
 
-    monkeypatch.setenv(TRUSTED, code_digits(code))
+    monkeypatch.setenv(TRUSTED, code_hash(code))
     loaded = read_pipeline(tmp_path / "pipeline", "run").text_side(prompts).pooled
     torch.testing.assert_close(loaded, before, atol=1e-5, rtol=1e-5)
 

@@ -12,12 +12,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from vlad.diffusion.noise_schedule import build_scheduler, noise_of
+from vlad.diffusion.noise_schedule import build_scheduler, noise_options_from
 from vlad.diffusion.options import NoiseOptions
 from vlad.models.options import StableDiffusionOptions
 from vlad.models.stable_diffusion import load_stable_diffusion
 from vlad.models.stand_in import StandInOptions, save_stand_in
-from vlad.models.text_encoder.base_encoders import OwnText
+from vlad.models.text_encoder.base_encoders import BaseTextEncoders
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.utils.errors import UserError
 
@@ -46,7 +46,7 @@ def test_prediction_and_schedule_are_the_models_own(stand_ins: Path) -> None:
     mine = NoiseOptions(prediction="sample", timestep_bias="high", min_snr_gamma=5.0)
     for kind, prediction in (("sd15", "epsilon"), ("sd21", "v_prediction"), ("sdxl", "epsilon")):
         found = load_stable_diffusion(StableDiffusionOptions(str(stand_ins / kind)))
-        noise = noise_of(found.scheduler, mine)
+        noise = noise_options_from(found.scheduler, mine)
         assert (noise.prediction, noise.beta_schedule, noise.train_timesteps) == (prediction, "scaled_linear", 1000)
         assert (noise.timestep_bias, noise.min_snr_gamma) == ("high", 5.0)
         # alpha_bar of Stable Diffusion's last step (Rombach et al. 2022, its 0.00085 .. 0.012 on the square root)
@@ -66,7 +66,7 @@ def test_prediction_and_schedule_are_the_models_own(stand_ins: Path) -> None:
 def test_noise_that_nobody_here_knows_is_refused(stand_ins: Path, changes: dict[str, Any], named: str) -> None:
     found = load_stable_diffusion(StableDiffusionOptions(str(stand_ins / "sd15")))
     with pytest.raises(UserError, match=named):
-        noise_of({**found.scheduler, **changes}, NoiseOptions())
+        noise_options_from({**found.scheduler, **changes}, NoiseOptions())
 
 
 def test_a_folder_without_a_name_is_asked_for() -> None:
@@ -123,7 +123,7 @@ def test_another_class_of_unet_autoencoder_or_text_encoder_is_told(folder: Path)
         (folder / "model_index.json").write_text(original, encoding="utf-8")
     edit_json(folder / "model_index.json", text_encoder=["transformers", "T5EncoderModel"])
     without = load_stable_diffusion(StableDiffusionOptions(str(folder), own_text=False))
-    assert without.encoders == () and without.own_text is None
+    assert without.encoders == () and without.base_text is None
 
 
 def test_weights_that_do_not_fit_their_config_are_listed_with_their_shapes(folder: Path) -> None:
@@ -164,8 +164,8 @@ def test_the_encoder_says_how_many_tokens_it_reads(folder: Path) -> None:
     told.pop("model_max_length")
     (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(told), encoding="utf-8")
     found = load_stable_diffusion(StableDiffusionOptions(str(folder)))
-    assert found.own_text is not None and found.tokenizers[0].model_max_length > 10**6
-    own = OwnText(found.encoders, found.tokenizers, found.own_text)
+    assert found.base_text is not None and found.tokenizers[0].model_max_length > 10**6
+    own = BaseTextEncoders(found.encoders, found.tokenizers, found.base_text)
     assert own([parse_prompt("a sign")]).tokens.shape == (1, 77, 32)
 
 
@@ -265,7 +265,7 @@ def test_a_single_file_gives_the_folders_model(stand_ins: Path, tmp_path: Path) 
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     ours, theirs = found.encoders[0].state_dict(), wanted.encoders[0].state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert found.scheduler["beta_end"] == wanted.scheduler["beta_end"] and found.own_text == wanted.own_text
+    assert found.scheduler["beta_end"] == wanted.scheduler["beta_end"] and found.base_text == wanted.base_text
 
     save_file({k: v for k, v in weights.items() if "output_blocks.0" not in k}, tmp_path / "cut.safetensors")
     assert "holds another kind of model" in refusal(tmp_path / "cut.safetensors", config=str(tmp_path / "options"))

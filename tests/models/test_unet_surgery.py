@@ -1,6 +1,7 @@
 """A grown UNet says what it said before, exactly, until something is learned."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from vlad.models.attention import BesideAttnProcessor, attend_beside, set_attention
+from vlad.models.attention import DecoupledCrossAttnProcessor, set_attention, set_decoupled_attention
 from vlad.models.options import StableDiffusionOptions
 from vlad.models.stable_diffusion import StableDiffusion, load_stable_diffusion
-from vlad.models.text_encoder.base_encoders import OwnText
+from vlad.models.text_encoder.base_encoders import BaseTextEncoders
 from vlad.models.unet import denoise
-from vlad.models.unet_surgery import grow_conv_in, grow_text_inputs, new_parameters
-from vlad.types import Conditioning, OwnStates, Prompt
+from vlad.models.unet_surgery import add_text_conditioning, added_parameters, extend_conv_in
+from vlad.types import BaseTextStates, Conditioning, Prompt
 from vlad.utils.errors import UserError
 
 KINDS = pytest.mark.parametrize("kind", ["sd15", "sd21", "sdxl"])
@@ -32,17 +33,17 @@ def load(stand_ins: Path, kind: str) -> StableDiffusion:
     return load_stable_diffusion(StableDiffusionOptions(str(stand_ins / kind)))
 
 
-def own_states(found: StableDiffusion) -> OwnStates:
-    assert found.own_text is not None
-    return OwnText(found.encoders, found.tokenizers, found.own_text)([Prompt(text, (), ()) for text in TEXTS])
+def own_states(found: StableDiffusion) -> BaseTextStates:
+    assert found.base_text is not None
+    return BaseTextEncoders(found.encoders, found.tokenizers, found.base_text)([Prompt(text, (), ()) for text in TEXTS])
 
 
-def condition(own: OwnStates | None, seed: int = 0) -> Conditioning:
+def condition(own: BaseTextStates | None, seed: int = 0) -> Conditioning:
     mask = torch.tensor([[True, True, True, False, False], [True] * 5])
     return Conditioning(random(2, 5, WIDTH, seed=seed), mask, random(2, WIDTH, seed=seed + 1), own, SIZE)
 
 
-def as_it_was(unet: UNet2DConditionModel, x_t: Tensor, own: OwnStates) -> Tensor:
+def as_it_was(unet: UNet2DConditionModel, x_t: Tensor, own: BaseTextStates) -> Tensor:
     """The original called as diffusers' own pipelines do."""
     added = None
     if own.pooled is not None:
@@ -57,18 +58,18 @@ def test_at_step_0_a_grown_unet_says_exactly_what_it_said_before(stand_ins: Path
     own, x_t = own_states(found), random(2, 4, 8, 6)
     before = as_it_was(found.unet, x_t, own)
 
-    grow_conv_in(found.unet, 8)
-    grow_text_inputs(found.unet, WIDTH, keeps_own_text=True)
-    attend_beside([found.unet])
+    extend_conv_in(found.unet, 8)
+    add_text_conditioning(found.unet, WIDTH, keep_base_text=True)
+    set_decoupled_attention([found.unet])
 
     for seed in (0, 5):
         z = random(2, 4, 8, 6, seed=seed + 9)
         assert torch.equal(denoise(found.unet, x_t, TIMESTEPS, condition(own, seed), z), before)
     # And what its own text and SDXL's sizes say still counts.
-    turned = own.mapped(lambda x: x.flip(0))
+    turned = own.map(lambda x: x.flip(0))
     assert not torch.equal(denoise(found.unet, x_t, TIMESTEPS, condition(turned), z), before)
     if kind == "sdxl":
-        larger = Conditioning(*[getattr(condition(own), name) for name in ("tokens", "mask", "pooled", "own")], (9, 9))
+        larger = replace(condition(own), size=(9, 9))
         assert not torch.equal(denoise(found.unet, x_t, TIMESTEPS, larger, z), before)
 
 
@@ -76,11 +77,11 @@ def test_at_step_0_a_grown_unet_says_exactly_what_it_said_before(stand_ins: Path
 def test_all_that_was_added_learns_from_the_first_steps(stand_ins: Path, kind: str) -> None:
     found = load(stand_ins, kind)
     own, x_t, z = own_states(found), random(2, 4, 8, 6), random(2, 4, 8, 6, seed=3)
-    grow_conv_in(found.unet, 8)
-    grow_text_inputs(found.unet, WIDTH, keeps_own_text=True)
-    attend_beside([found.unet])
+    extend_conv_in(found.unet, 8)
+    add_text_conditioning(found.unet, WIDTH, keep_base_text=True)
+    set_decoupled_attention([found.unet])
     found.unet.requires_grad_(False)
-    grown = list(new_parameters(found.unet))
+    grown = list(added_parameters(found.unet))
     for parameter in grown:
         parameter.requires_grad_(True)
     before = [parameter.detach().clone() for parameter in grown]
@@ -110,7 +111,7 @@ def test_all_that_was_added_learns_from_the_first_steps(stand_ins: Path, kind: s
 @torch.no_grad()
 def test_grown_without_its_own_text_a_unet_reads_t_alone(stand_ins: Path) -> None:
     found = load(stand_ins, "sdxl")
-    grow_text_inputs(found.unet, WIDTH, keeps_own_text=False)
+    add_text_conditioning(found.unet, WIDTH, keep_base_text=False)
     x_t = random(2, 4, 8, 6)
     now = denoise(found.unet, x_t, TIMESTEPS, condition(None))
 
@@ -129,22 +130,22 @@ def test_channels_are_added_in_any_number_and_never_removed(stand_ins: Path) -> 
     tokens, x_t = random(2, 3, 32), random(2, 4, 8, 8)
     before = unet(x_t, TIMESTEPS, tokens).sample
     for channels in (8, 13):  # z; z, a mask and the masked image
-        grow_conv_in(unet, channels)
+        extend_conv_in(unet, channels)
         extra = random(2, channels - 4, 8, 8, seed=channels)
         assert torch.equal(unet(torch.cat([x_t, extra], dim=1), TIMESTEPS, tokens).sample, before)
         assert unet.config.in_channels == unet.conv_in.in_channels == channels
     with pytest.raises(UserError, match="13 channels and cannot be made to take 4"):
-        grow_conv_in(unet, 4)
+        extend_conv_in(unet, 4)
 
 
 @torch.no_grad()
 def test_a_grown_unet_comes_back_from_disk(stand_ins: Path, tmp_path: Path) -> None:
     found = load(stand_ins, "sdxl")
-    grow_conv_in(found.unet, 8)
-    grow_text_inputs(found.unet, WIDTH, keeps_own_text=True)
-    for parameter in new_parameters(found.unet):
+    extend_conv_in(found.unet, 8)
+    add_text_conditioning(found.unet, WIDTH, keep_base_text=True)
+    for parameter in added_parameters(found.unet):
         parameter.add_(0.01 * random(*parameter.shape))
-    attend_beside([found.unet])
+    set_decoupled_attention([found.unet])
     own, x_t, z = own_states(found), random(2, 4, 8, 6), random(2, 4, 8, 6, seed=3)
     before = denoise(found.unet, x_t, TIMESTEPS, condition(own), z)
 
@@ -152,7 +153,7 @@ def test_a_grown_unet_comes_back_from_disk(stand_ins: Path, tmp_path: Path) -> N
     again = UNet2DConditionModel.from_pretrained(tmp_path)
     for backend in ("sdpa", "auto"):
         set_attention([again], backend, torch.device("cpu"))
-        assert all(isinstance(processor, BesideAttnProcessor) for processor in again.attn_processors.values())
+        assert all(isinstance(processor, DecoupledCrossAttnProcessor) for processor in again.attn_processors.values())
         assert torch.equal(denoise(again, x_t, TIMESTEPS, condition(own), z), before)
 
 
@@ -165,6 +166,6 @@ def test_a_unet_whose_inputs_are_taken_is_refused(stand_ins: Path) -> None:
     ):
         taken = UNet2DConditionModel.from_config({**unet.config, **options})
         with pytest.raises(UserError, match=named):
-            grow_text_inputs(taken, WIDTH, keeps_own_text=True)
+            add_text_conditioning(taken, WIDTH, keep_base_text=True)
     with pytest.raises(UserError, match=r"composition\.output_width: 100 is wider than the 72"):
-        grow_text_inputs(copy.deepcopy(load(stand_ins, "sdxl").unet), 100, keeps_own_text=True)
+        add_text_conditioning(copy.deepcopy(load(stand_ins, "sdxl").unet), 100, keep_base_text=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlad.models.weight_files import refuse_misfits
+from vlad.models.weight_files import check_weight_shapes
 from vlad.utils.errors import UserError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -23,7 +23,7 @@ def folder(stand_ins: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["sd15", "sd21", "sdxl"])
 def test_what_fits_is_let_pass(stand_ins: Path, kind: str) -> None:
-    refuse_misfits(stand_ins / kind, "base")
+    check_weight_shapes(stand_ins / kind, "base")
 
 
 @pytest.mark.parametrize("part", ["unet", "vae"])
@@ -35,7 +35,7 @@ def test_tensors_of_other_shapes_missing_or_unknown_are_listed(folder: Path, par
     spoilt |= {first: torch.zeros(3, 7), "of_another": torch.zeros(1)}
     save_file(spoilt, folder / part / WEIGHTS)
     with pytest.raises(UserError) as caught:
-        refuse_misfits(folder, "base")
+        check_weight_shapes(folder, "base")
     said = str(caught.value)
     assert said.startswith(f"base: the weights in {folder / part} do not fit its config, 7 tensors differ: {first} 3x7")
     assert f"where the config says {'x'.join(map(str, shape))}, {others[0]} missing" in said
@@ -45,10 +45,10 @@ def test_tensors_of_other_shapes_missing_or_unknown_are_listed(folder: Path, par
 def test_a_damaged_part_is_told_with_its_reason(folder: Path) -> None:
     (folder / "unet" / WEIGHTS).write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"base: .*unet is damaged \(.*; copy it again"):
-        refuse_misfits(folder, "base")
+        check_weight_shapes(folder, "base")
     (folder / "unet" / WEIGHTS).unlink()
     with pytest.raises(UserError, match=r"it holds no \.safetensors file"):
-        refuse_misfits(folder, "base")
+        check_weight_shapes(folder, "base")
     (folder / "unet" / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match="unet is damaged"):
-        refuse_misfits(folder, "base")
+        check_weight_shapes(folder, "base")

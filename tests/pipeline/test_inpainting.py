@@ -11,10 +11,10 @@ from torch import Tensor
 from vlad.diffusion.guidance import guided
 from vlad.layout.masks import Edit
 from vlad.models.autoencoder import PatchAutoencoder
-from vlad.models.inpainting import edit_channels, edit_inputs
+from vlad.models.inpainting_inputs import inpainting_channels, inpainting_inputs
 from vlad.models.options import UNetOptions
 from vlad.models.unet import build_unet, denoise
-from vlad.models.unet_surgery import grow_conv_in
+from vlad.models.unet_surgery import extend_conv_in
 from vlad.pipeline.inpainting import inputs_of_edits, pasted
 from vlad.types import Conditioning
 
@@ -36,14 +36,14 @@ def test_the_inputs_hold_the_mask_and_nothing_of_what_it_hides(autoencoder: Patc
     pixels = seeded(2, 3, 32, 32).clamp(-1, 1)
     mask = torch.zeros(2, 1, 32, 32)
     mask[:, :, 8:16, 8:20] = 1  # one cell whole, the next one half
-    before = edit_inputs(autoencoder, pixels, mask)
-    assert before.shape == (2, edit_channels(CHANNELS), 4, 4)
+    before = inpainting_inputs(autoencoder, pixels, mask)
+    assert before.shape == (2, inpainting_channels(CHANNELS), 4, 4)
     assert before[0, 0, 1].tolist() == [0, 1, 0.5, 0]
     assert before[0, 0, [0, 2, 3]].abs().max() == 0
     hidden = torch.where(mask.bool(), seeded(2, 3, 32, 32, seed=1), pixels)
-    assert torch.equal(edit_inputs(autoencoder, hidden, mask), before)
+    assert torch.equal(inpainting_inputs(autoencoder, hidden, mask), before)
     shown = torch.where(mask.bool(), pixels, seeded(2, 3, 32, 32, seed=1))
-    assert not torch.equal(edit_inputs(autoencoder, shown, mask), before)
+    assert not torch.equal(inpainting_inputs(autoencoder, shown, mask), before)
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def test_a_grown_unet_predicts_the_same_until_its_new_channels_weigh_something()
     torch.manual_seed(0)
     old = build_unet(UNetOptions((32, 32), 1, 2, True, 2, True), CHANNELS, CHANNELS, 16, 4).eval()
     new = copy.deepcopy(old)
-    grow_conv_in(new, old.config.in_channels + edit_channels(CHANNELS))
+    extend_conv_in(new, old.config.in_channels + inpainting_channels(CHANNELS))
     assert new.config.in_channels == new.conv_in.in_channels == old.config.in_channels + 1 + CHANNELS
     x_t, z, edit = seeded(2, CHANNELS, 4, 4), seeded(2, CHANNELS, 4, 4, seed=1), seeded(2, 1 + CHANNELS, 4, 4, seed=2)
     t = Conditioning(seeded(2, 5, 16), torch.ones(2, 5, dtype=torch.bool), seeded(2, 16))

@@ -14,8 +14,8 @@ from vlad.losses.options import LossOptions
 from vlad.losses.text_side_losses import encode_prompts, text_side_losses, weighted_sum
 from vlad.models.composition import CompositionModule, TextSide
 from vlad.models.options import LVLMOptions
-from vlad.models.text_encoder.loading import load_lvlm
 from vlad.models.text_encoder.lvlm import LVLMEncoder
+from vlad.models.text_encoder.lvlm_loading import load_lvlm
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.training.build import parts_of_base
 from vlad.types import Batch, Layout

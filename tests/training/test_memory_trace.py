@@ -9,11 +9,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from vlad.models.attention import attend_beside
+from vlad.models.attention import set_decoupled_attention
 from vlad.models.unet import denoise
-from vlad.models.unet_surgery import grow_conv_in, grow_text_inputs
+from vlad.models.unet_surgery import add_text_conditioning, extend_conv_in
 from vlad.training.memory_trace import LiveBytes, StepShape, saved_bytes, traced_step_bytes
-from vlad.types import Conditioning, OwnStates
+from vlad.types import BaseTextStates, Conditioning
 
 BATCH, CELLS, TOKENS, WIDTH, OWN = 4, 32, 20, 24, 7
 
@@ -32,9 +32,9 @@ def small_unet() -> UNet2DConditionModel:
         attention_head_dim=4,
         norm_num_groups=8,
     )
-    grow_conv_in(unet, 8)
-    grow_text_inputs(unet, WIDTH, keeps_own_text=True)
-    attend_beside([unet])
+    extend_conv_in(unet, 8)
+    add_text_conditioning(unet, WIDTH, keep_base_text=True)
+    set_decoupled_attention([unet])
     return unet
 
 
@@ -46,7 +46,7 @@ def shape(**changes: object) -> StepShape:
             "width": CELLS,
             "tokens": TOKENS,
             "text_width": WIDTH,
-            "own_tokens": OWN,
+            "base_tokens": OWN,
             **changes,
         }
     )  # type: ignore[arg-type]
@@ -111,7 +111,7 @@ def test_a_trace_of_shapes_counts_what_real_tensors_take(recompute: bool) -> Non
         torch.randn(BATCH, TOKENS, WIDTH),
         torch.ones(BATCH, TOKENS, dtype=torch.bool),
         torch.randn(BATCH, WIDTH),
-        OwnStates(own, None, own, None),
+        BaseTextStates(own, None, own, None),
     )
     x, z = torch.randn(2, BATCH, 4, CELLS, CELLS)
     gc.collect()

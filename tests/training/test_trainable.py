@@ -8,8 +8,8 @@ from vlad.lora.adapters import add_adapter
 from vlad.lora.options import LoraOptions
 from vlad.models.composition import CompositionModule, TextSide
 from vlad.models.options import LVLMOptions
-from vlad.models.text_encoder.loading import load_lvlm
 from vlad.models.text_encoder.lvlm import LVLMEncoder
+from vlad.models.text_encoder.lvlm_loading import load_lvlm
 from vlad.training.trainable import component_of, component_table, linear_modules, parameters_read, trained_names
 from vlad.utils.errors import UserError
 

@@ -13,7 +13,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from vlad.models.autoencoder import build_autoencoder
 from vlad.models.options import AutoencoderOptions, LVLMOptions, StableDiffusionOptions
 from vlad.models.stable_diffusion import load_stable_diffusion
-from vlad.models.text_encoder.loading import load_lvlm, load_vision
+from vlad.models.text_encoder.lvlm_loading import load_lvlm, load_vision_encoder
 from vlad.utils.errors import UserError
 from vlad.utils.hub import refuse_out_of_reach
 
@@ -22,7 +22,7 @@ from vlad.utils.hub import refuse_out_of_reach
     ("option", "load"),
     [
         ("lvlm.path", lambda: load_lvlm(LVLMOptions(path="nope"))),
-        ("lvlm.vision_path", lambda: load_vision(LVLMOptions(vision_path="nobody/never-uploaded"))),
+        ("lvlm.vision_path", lambda: load_vision_encoder(LVLMOptions(vision_path="nobody/never-uploaded"))),
         ("autoencoder.path", lambda: build_autoencoder(AutoencoderOptions(path="nope"))),
         ("stable_diffusion.path", lambda: load_stable_diffusion(StableDiffusionOptions(path="nobody/nothing"))),
     ],

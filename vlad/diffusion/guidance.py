@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from vlad.types import Conditioning, Denoiser, OwnStates
+from vlad.types import BaseTextStates, Conditioning, Denoiser
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 
@@ -34,7 +34,7 @@ def guided(
     or that of no prompt. A branch whose coefficient is zero is not computed, and the others run as one batch: scales
     of 1 cost one evaluation a step, equal scales two. `rescale` is phi of Lin et al. 2023 (arXiv 2305.08891, Eq. 15,
     16): how far e is brought back to the standard deviation of e(t, z), which large scales enlarge. `edit` (B 1+C h w,
-    of `models.inpainting.edit_inputs`) is given to every branch.
+    of `models.inpainting.inpainting_inputs`) is given to every branch.
     """
     branches: list[tuple[float, bool, bool]] = [(text_scale, True, True)]  # coefficient, with t, with z
     if z is None:
@@ -44,7 +44,7 @@ def guided(
     branches = [branch for branch in branches if branch[0] != 0]
 
     batch, device = len(conditioning.tokens), conditioning.tokens.device
-    without = conditioning.dropped(torch.zeros(batch, dtype=torch.bool, device=device))
+    without = conditioning.unconditional_unless(torch.zeros(batch, dtype=torch.bool, device=device))
     without = without if negative is None else negative
     all_conditioning = concat_conditioning(
         [conditioning if with_text else without for _, with_text, _ in branches], dtype
@@ -73,11 +73,11 @@ def concat_conditioning(parts: Sequence[Conditioning], dtype: torch.dtype | None
     def cat(tensors: Iterable[Tensor]) -> Tensor:
         return torch.cat(list(tensors)).to(dtype=dtype)
 
-    own = None
-    if all(part.own is not None for part in parts):
-        states = [part.own for part in parts if part.own is not None]
+    base_text = None
+    if all(part.base_text is not None for part in parts):
+        states = [part.base_text for part in parts if part.base_text is not None]
         pooled = [(state.pooled, state.empty_pooled) for state in states]
-        own = OwnStates(
+        base_text = BaseTextStates(
             cat(state.tokens for state in states),
             cat(x for x, _ in pooled if x is not None) if pooled[0][0] is not None else None,
             cat(state.empty_tokens for state in states),
@@ -87,6 +87,6 @@ def concat_conditioning(parts: Sequence[Conditioning], dtype: torch.dtype | None
         cat(part.tokens for part in parts),
         torch.cat([part.mask for part in parts]),
         cat(part.pooled for part in parts),
-        own,
+        base_text,
         parts[0].size,
     )

@@ -41,7 +41,7 @@ def build_scheduler(options: NoiseOptions) -> Scheduler:
     )
 
 
-def process_of(scheduler: Scheduler) -> dict[str, str | int | float | bool]:
+def noise_fields_of(scheduler: Scheduler) -> dict[str, str | int | float | bool]:
     """The noise that a scheduler of `build_scheduler` stands for, as the fields of NoiseOptions that say so."""
     stored = scheduler.config
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
@@ -134,7 +134,7 @@ def _flow_share(scheduler: FlowMatchEulerDiscreteScheduler, timesteps: Tensor, l
     return (timesteps.to(like.dtype) / scheduler.config.num_train_timesteps)[:, None, None, None]
 
 
-def noise_of(scheduler: Mapping[str, Any], own: NoiseOptions) -> NoiseOptions:
+def noise_options_from(scheduler: Mapping[str, Any], own: NoiseOptions) -> NoiseOptions:
     """The noise that a model was trained with, by its scheduler's config; what only training knows stays `own`.
 
     Raises UserError for a process that we do not know.

@@ -15,7 +15,7 @@ from torch import Tensor
 from vlad.config.load import load_config
 from vlad.config.training import TrainableOptions
 from vlad.eval.alignment_scores import JointEncoder
-from vlad.models.image_encoders import CLIPEncoder
+from vlad.models.metric_encoders import CLIPEncoder
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.pipeline.folders import ALIGNMENT, own_pipeline_folder
 from vlad.training.build import TEXT, new_text_side, parts_of_base

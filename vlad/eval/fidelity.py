@@ -27,7 +27,7 @@ from vlad.eval.ocr_files import UNREADABLE, load_image
 from vlad.eval.protocols.terms import as_they_are
 from vlad.eval.reference_images import NONE_NAMED, References
 from vlad.eval.scores import Score
-from vlad.models.image_encoders import CLIPEncoder, VisionEncoder
+from vlad.models.metric_encoders import CLIPEncoder, VisionEncoder
 from vlad.utils.errors import UserError
 
 WEIGHTS = Path("weights")  # where weights are looked for

@@ -13,7 +13,7 @@ import torch
 
 from vlad.inference.unfinished_runs import pipeline_of_running
 from vlad.lora.fingerprint import add_module
-from vlad.lora.weighted import set_adapters
+from vlad.lora.weighted_adapters import set_adapters
 from vlad.pipeline.folders import own_pipeline_folder, read_pipeline
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.utils.errors import UserError, did_you_mean, reason_of

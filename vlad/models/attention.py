@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vlad.models.unet import is_grown
+from vlad.models.unet import has_text_projection
 from vlad.utils.errors import UserError
 
 Backend = Literal["auto", "xformers", "sdpa", "flash", "plain"]
@@ -76,7 +76,7 @@ def aligned_bias(mask: Tensor, q: Tensor) -> Tensor:
     return padded[:, None].expand(-1, q.shape[2], q.shape[1], -1)
 
 
-class BesideAttnProcessor:
+class DecoupledCrossAttnProcessor:
     """Self-attention as `inner` does it; cross-attention to the base's own tokens and to t's apart, added up:
 
         A(q, K_own, V_own) + A(q, K_t, V_t)
@@ -96,33 +96,33 @@ class BesideAttnProcessor:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
-        own_tokens: int = 0,
+        base_tokens: int = 0,
     ) -> Tensor:
-        """`own_tokens`: how many of the encoder's B K W are the base's own; they come first, and nothing masks them."""
-        if encoder_hidden_states is None or not own_tokens:
+        """`base_tokens`: how many of the encoder's B K W are the base model's; they come first, unmasked."""
+        if encoder_hidden_states is None or not base_tokens:
             return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         q, k, v = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
         q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (q, k, v))  # B heads L W/heads
-        bias = None if attention_mask is None else attention_mask[:, None, :, own_tokens:]  # B 1 1 K
-        own = F.scaled_dot_product_attention(q, k[:, :, :own_tokens], v[:, :, :own_tokens])
-        of_t = F.scaled_dot_product_attention(q, k[:, :, own_tokens:], v[:, :, own_tokens:], attn_mask=bias)
+        bias = None if attention_mask is None else attention_mask[:, None, :, base_tokens:]  # B 1 1 K
+        own = F.scaled_dot_product_attention(q, k[:, :, :base_tokens], v[:, :, :base_tokens])
+        of_t = F.scaled_dot_product_attention(q, k[:, :, base_tokens:], v[:, :, base_tokens:], attn_mask=bias)
         return attn.to_out[1](attn.to_out[0]((own + of_t).transpose(1, 2).flatten(2)))
 
 
-def attend_beside(unets: Sequence[UNet2DConditionModel | None]) -> None:
+def set_decoupled_attention(unets: Sequence[UNet2DConditionModel | None]) -> None:
     """Lets grown UNets attend to their base's own text beside t. They come from disk without this."""
     for unet in unets:
-        if unet is not None and is_grown(unet):
+        if unet is not None and has_text_projection(unet):
             processors = unet.attn_processors.values()
-            if not all(isinstance(processor, BesideAttnProcessor) for processor in processors):
-                unet.set_attn_processor(BesideAttnProcessor(next(iter(processors))))
+            if not all(isinstance(processor, DecoupledCrossAttnProcessor) for processor in processors):
+                unet.set_attn_processor(DecoupledCrossAttnProcessor(next(iter(processors))))
 
 
-PROVEN_WIDTHS = (32,)  # of a head, where no UNet says which it has
+DEFAULT_HEAD_WIDTHS = (32,)  # of a head, where no UNet says which it has
 
 
-def prove_xformers(
-    device: torch.device, dtype: torch.dtype = torch.bfloat16, widths: Sequence[int] = PROVEN_WIDTHS
+def try_xformers(
+    device: torch.device, dtype: torch.dtype = torch.bfloat16, widths: Sequence[int] = DEFAULT_HEAD_WIDTHS
 ) -> str | None:
     """None when xformers' kernel ran on the device just now, forward and backward, else the reason in a few words.
 
@@ -143,7 +143,7 @@ def prove_xformers(
     return _why_not([(1, 8, 2, width) for width in widths], device, dtype, attend)
 
 
-def prove_flash(device: torch.device, dtype: torch.dtype, widths: Sequence[int] = PROVEN_WIDTHS) -> str | None:
+def try_flash(device: torch.device, dtype: torch.dtype, widths: Sequence[int] = DEFAULT_HEAD_WIDTHS) -> str | None:
     """None when torch's flash kernel ran on the device just now, forward and backward, else the reason."""
 
     def attend(q: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ def _why_not(
 def _head_widths(unets: Sequence[UNet2DConditionModel]) -> list[int]:
     """The widths of all attention heads."""
     layers = [module for unet in unets for module in unet.modules() if isinstance(module, Attention)]
-    return sorted({layer.inner_dim // layer.heads for layer in layers}) or list(PROVEN_WIDTHS)
+    return sorted({layer.inner_dim // layer.heads for layer in layers}) or list(DEFAULT_HEAD_WIDTHS)
 
 
 def set_attention(
@@ -187,9 +187,9 @@ def set_attention(
     """
     reason = None
     if backend in ("auto", "xformers"):
-        reason = prove_xformers(device, dtype, _head_widths(unets))
+        reason = try_xformers(device, dtype, _head_widths(unets))
     elif backend == "flash":
-        reason = prove_flash(device, dtype, _head_widths(unets))
+        reason = try_flash(device, dtype, _head_widths(unets))
     if backend in ("xformers", "flash") and reason is not None:
         raise UserError(f"trainer.attention: {backend} was asked for, but {reason}; use auto or sdpa.")
     if backend == "auto":
@@ -199,7 +199,7 @@ def set_attention(
     )
     for unet in unets:
         unet.set_attn_processor(processor())
-    attend_beside(unets)
+    set_decoupled_attention(unets)
     if backend == "plain":
         return "attention: plain matrix products"
     if backend == "sdpa":

@@ -116,7 +116,7 @@ def spatial_factor(autoencoder: PatchAutoencoder | AutoencoderKL) -> int:
     return 2 ** (len(autoencoder.config.block_out_channels) - 1)
 
 
-def differing_latents(one: PatchAutoencoder | AutoencoderKL, other: AutoencoderKL) -> str:
+def latent_differences(one: PatchAutoencoder | AutoencoderKL, other: AutoencoderKL) -> str:
     """What of their latents' form and scale differs, with both values; empty where a UNet takes either's alike."""
 
     def form(autoencoder: AutoencoderKL) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def differing_latents(one: PatchAutoencoder | AutoencoderKL, other: AutoencoderK
     return ", ".join(f"{name} {ours[name]}, not {theirs[name]}" for name in ours if ours[name] != theirs[name])
 
 
-def sized(t: Conditioning, autoencoder: PatchAutoencoder | AutoencoderKL, latents: Tensor) -> Conditioning:
+def with_image_size(t: Conditioning, autoencoder: PatchAutoencoder | AutoencoderKL, latents: Tensor) -> Conditioning:
     """t that says how large the images of these latents (B C h w) are."""
     factor, (height, width) = spatial_factor(autoencoder), latents.shape[-2:]
     return replace(t, size=(height * factor, width * factor))
@@ -153,7 +153,7 @@ def latent_moments(autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor
     return (posterior.mean - shift) * scale, posterior.std * scale
 
 
-def draw_latents(mean: Tensor, deviation: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
+def sample_posterior(mean: Tensor, deviation: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
     """Scaled latents B C h w from their moments."""
     if deviation is None:
         return mean
@@ -165,7 +165,7 @@ def encode(
     autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
     """Pixels B 3 H W in [-1, 1] -> scaled latents B C h w; an AutoencoderKL's are drawn from its posterior."""
-    return draw_latents(*latent_moments(autoencoder, pixels), generator)
+    return sample_posterior(*latent_moments(autoencoder, pixels), generator)
 
 
 def decode(autoencoder: PatchAutoencoder | AutoencoderKL, scaled_latents: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class LVLMCaptioner:
     ) -> None:
         self.name = path if revision is None else f"{path} at {revision}"
         self._max_new_tokens = max_new_tokens
-        self._processor = checked_processor(path, revision, option)
+        self._processor = load_checked_processor(path, revision, option)
         with _told(option, self.name):
             model = AutoModelForImageTextToText.from_pretrained(path, revision=revision)
             chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -116,7 +116,7 @@ def _told(option: str, name: str) -> Iterator[None]:
         ) from error
 
 
-def checked_processor(path: str, revision: str | None, option: str) -> Any:
+def load_checked_processor(path: str, revision: str | None, option: str) -> Any:
     """The processor of a model, which has a tokenizer.
 
     Raises UserError where it cannot be loaded, or cannot put a question.
@@ -143,7 +143,7 @@ def check_model(path: str, option: str, revision: str | None = None) -> None:
     Raises UserError for the first that is missing, damaged or another kind of model's. Of a hub id the weights are not
     looked at: they may not be here yet.
     """
-    checked_processor(path, revision, option)
+    load_checked_processor(path, revision, option)
     with _told(option, path):
         config = AutoConfig.from_pretrained(path, revision=revision)
         if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:

@@ -22,7 +22,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from vlad.models.spelling_tokens import SpellingEncoder
-from vlad.models.text_encoder.base_encoders import OwnText
+from vlad.models.text_encoder.base_encoders import BaseTextEncoders
 from vlad.models.text_encoder.lvlm import LVLMEncoder
 from vlad.types import Conditioning, Prompt, TextStates
 
@@ -149,13 +149,15 @@ def _masked_sum(x: Tensor, mask: Tensor) -> Tensor:
 
 
 class TextSide(nn.Module):
-    """Prompts -> Conditioning: the LVLM and the CCM as one differentiable step; `own`: a base's own encoders."""
+    """Prompts -> Conditioning: the LVLM and the CCM as one differentiable step; `base_encoders`: the base model's."""
 
-    def __init__(self, lvlm: LVLMEncoder, composition: CompositionModule, own: OwnText | None = None) -> None:
+    def __init__(
+        self, lvlm: LVLMEncoder, composition: CompositionModule, base_encoders: BaseTextEncoders | None = None
+    ) -> None:
         super().__init__()
         self.lvlm = lvlm
         self.composition = composition
-        self.own = own
+        self.base_encoders = base_encoders
 
     def forward(self, prompts: Sequence[Prompt]) -> Conditioning:
         return self.compose(self.lvlm(prompts), prompts)
@@ -163,4 +165,4 @@ class TextSide(nn.Module):
     def compose(self, states: TextStates, prompts: Sequence[Prompt]) -> Conditioning:
         """t of the LVLM's states of the prompts, which may be in half of the CCM's precision."""
         t = self.composition(states.to(dtype=self.composition.dtype), prompts)
-        return t if self.own is None else replace(t, own=self.own(prompts))
+        return t if self.base_encoders is None else replace(t, base_text=self.base_encoders(prompts))

@@ -174,7 +174,7 @@ class StableDiffusionOptions:
 
 
 @dataclass(frozen=True)
-class OwnTextOptions:
+class BaseTextOptions:
     """How the encoders are read. Stable Diffusion 1 and 2: `last`, after its norm; XL: `penultimate`, without.
 
     `empty_as_zeros`: no prompt is zeros (SDXL was trained so) rather than the empty string.

@@ -19,10 +19,10 @@ from typing import Any
 import diffusers
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 
-from vlad.models.options import OPTION, OwnTextOptions, StableDiffusionOptions
-from vlad.models.text_encoder.base_encoders import ENCODERS, context_tokens, load_own_text
-from vlad.models.unet_surgery import check_text_inputs
-from vlad.models.weight_files import listed_misfits
+from vlad.models.options import OPTION, BaseTextOptions, StableDiffusionOptions
+from vlad.models.text_encoder.base_encoders import ENCODERS, context_tokens, load_base_text_encoder
+from vlad.models.unet_surgery import check_plain_unet
+from vlad.models.weight_files import describe_mismatches
 from vlad.utils.errors import UserError
 from vlad.utils.failures import user_errors
 from vlad.utils.hub import refuse_out_of_reach
@@ -34,14 +34,14 @@ XL = "StableDiffusionXL"  # how the names of its pipelines begin
 
 @dataclass(frozen=True)
 class StableDiffusion:
-    """What was read. `scheduler` is its config; `own_text` None where its own text encoders are left out."""
+    """What was read. `scheduler` is its config; `base_text` is None where its text encoders are left out."""
 
     unet: UNet2DConditionModel
     autoencoder: AutoencoderKL
     scheduler: Mapping[str, Any]
     encoders: tuple[Any, ...]
     tokenizers: tuple[Any, ...]
-    own_text: OwnTextOptions | None
+    base_text: BaseTextOptions | None
 
 
 def load_stable_diffusion(options: StableDiffusionOptions) -> StableDiffusion:
@@ -80,12 +80,12 @@ def _from_folder(options: StableDiffusionOptions) -> StableDiffusion:
     read = []
     for name in names:
         with _told(options.path, name):
-            encoder, tokenizer, wrong = load_own_text(
+            encoder, tokenizer, wrong = load_base_text_encoder(
                 options.path, name, name.replace("text_encoder", "tokenizer"), index[name][1], weights
             )
         _refuse_differing(options.path, name, wrong)
         read.append((encoder, tokenizer))
-    own = _own_options(index) if names else None
+    own = _base_text_options(index) if names else None
     return StableDiffusion(unet, autoencoder, scheduler, tuple(x for x, _ in read), tuple(x for _, x in read), own)
 
 
@@ -127,7 +127,7 @@ def _from_single_file(path: Path, options: StableDiffusionOptions) -> StableDiff
         pipeline.scheduler.config,
         tuple(parts[name].float() for name in names),
         tuple(getattr(pipeline, name.replace("text_encoder", "tokenizer")) for name in names),
-        _own_options(index) if names else None,
+        _base_text_options(index) if names else None,
     )
 
 
@@ -197,11 +197,11 @@ def _text_encoders(index: Mapping[str, Any]) -> list[str]:
     return [name for name in ("text_encoder", "text_encoder_2") if index.get(name, [None])[0] is not None]
 
 
-def _own_options(index: Mapping[str, Any]) -> OwnTextOptions:
+def _base_text_options(index: Mapping[str, Any]) -> BaseTextOptions:
     """SDXL reads the last layer but one, and what no prompt is stands in its index."""
     if not str(index.get("_class_name")).startswith(XL):
-        return OwnTextOptions()
-    return OwnTextOptions("penultimate", bool(index.get("force_zeros_for_empty_prompt", True)))
+        return BaseTextOptions()
+    return BaseTextOptions("penultimate", bool(index.get("force_zeros_for_empty_prompt", True)))
 
 
 def _load(model_class: Any, path: str, part: str, source: Mapping[str, Any]) -> Any:
@@ -220,7 +220,7 @@ def _load(model_class: Any, path: str, part: str, source: Mapping[str, Any]) -> 
 
 def _refuse_differing(path: str, part: str, info: Mapping[str, Any]) -> None:
     """Raises UserError where weights and config of a part do not fit, with keys and shapes."""
-    differing = listed_misfits(
+    differing = describe_mismatches(
         info.get("mismatched_keys", ()), info.get("missing_keys", ()), info.get("unexpected_keys", ())
     )
     if differing:
@@ -232,7 +232,7 @@ def _refuse_differing(path: str, part: str, info: Mapping[str, Any]) -> None:
 
 def _check(found: StableDiffusion, path: str) -> None:
     """Raises UserError for parts that do not fit each other, with the numbers that differ."""
-    check_text_inputs(found.unet)
+    check_plain_unet(found.unet)
     unet, vae = found.unet.config, found.autoencoder.config
     wrong = []
     if unet.in_channels != vae.latent_channels:

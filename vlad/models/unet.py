@@ -52,7 +52,7 @@ def denoise(
 ) -> Tensor:
     """One call of a UNet: its prediction (B C h w) at x_t (B C h w), timesteps (B), given t and z (B C h w or None).
 
-    `edit` is what `inpainting.edit_inputs` makes (B 1+C h w), for a UNet that edits and no other.
+    `edit` is what `inpainting.inpainting_inputs` makes (B 1+C h w), for a UNet that edits and no other.
     """
     inputs = [x_t] if z is None else [x_t, z]  # Eq. 7: x_t (+) z
     last = [] if edit is None else [edit]
@@ -64,7 +64,7 @@ def denoise(
     if unet.config.class_embed_type == "projection":
         missing = unet.config.projection_class_embeddings_input_dim - conditioning.pooled.shape[-1]
         pooled = F.pad(conditioning.pooled, (0, missing))
-    tokens, mask, own_tokens = _all_tokens(conditioning)  # B M+K W+D or B K D
+    tokens, mask, base_tokens = _all_tokens(conditioning)  # B M+K W+D or B K D
     return unet(
         torch.cat(inputs, dim=1),
         timesteps,
@@ -72,12 +72,12 @@ def denoise(
         encoder_attention_mask=mask,
         class_labels=pooled,
         added_cond_kwargs=_added_conditioning(unet, conditioning),
-        cross_attention_kwargs={"own_tokens": own_tokens} if own_tokens else None,
+        cross_attention_kwargs={"base_tokens": base_tokens} if base_tokens else None,
         return_dict=False,
     )[0]
 
 
-def is_grown(unet: UNet2DConditionModel) -> bool:
+def has_text_projection(unet: UNet2DConditionModel) -> bool:
     """Whether the UNet is a pretrained one that was grown to take t (growing.py)."""
     return unet.config.encoder_hid_dim_type == "text_proj"
 
@@ -87,7 +87,7 @@ def _all_tokens(conditioning: Conditioning) -> tuple[Tensor, Tensor, int]:
 
     Each kind has columns of its own, the other's are zero: one matrix, `encoder_hid_proj`, holds a projection of each.
     """
-    own = conditioning.own
+    own = conditioning.base_text
     if own is None:
         return conditioning.tokens, conditioning.mask, 0
     theirs = F.pad(own.tokens, (0, conditioning.tokens.shape[-1]))  # B M W+D
@@ -105,7 +105,7 @@ def _added_conditioning(unet: UNet2DConditionModel, conditioning: Conditioning) 
     if unet.config.addition_embed_type != "text_time":
         return None
     assert conditioning.size is not None, "this UNet is told the size of the image"
-    batch, own = len(conditioning.tokens), conditioning.own
+    batch, own = len(conditioning.tokens), conditioning.base_text
     sizes = torch.tensor([*conditioning.size, 0.0, 0.0, *conditioning.size], device=conditioning.tokens.device)
     text = None if own is None else own.pooled
     if text is None:

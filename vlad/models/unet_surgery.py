@@ -27,7 +27,7 @@ NEW_LAYERS = ("conv_in.", "class_embedding.", "encoder_hid_proj.")  # what has t
 
 
 @torch.no_grad()
-def grow_conv_in(unet: UNet2DConditionModel, in_channels: int) -> None:
+def extend_conv_in(unet: UNet2DConditionModel, in_channels: int) -> None:
     """Makes the UNet take `in_channels`, those it had first; the new ones' weights are zero, so nothing changes yet.
 
     Raises UserError for fewer channels than it takes already.
@@ -51,18 +51,18 @@ def grow_conv_in(unet: UNet2DConditionModel, in_channels: int) -> None:
 
 
 @torch.no_grad()
-def grow_text_inputs(unet: UNet2DConditionModel, width: int, keeps_own_text: bool) -> None:
-    """Makes the UNet take t: tokens and a pooled vector of `width` D, and with `keeps_own_text` the base's own tokens.
+def add_text_conditioning(unet: UNet2DConditionModel, width: int, keep_base_text: bool) -> None:
+    """Makes the UNet take t: tokens and a pooled vector of `width` D, and with `keep_base_text` the base's own tokens.
 
     Raises UserError for a UNet whose text or class inputs are taken by something else.
     """
     stored = unet.config
-    check_text_inputs(unet)
+    check_plain_unet(unet)
     own_width = stored.cross_attention_dim
     like = unet.conv_in.weight
-    project = nn.Linear((own_width if keeps_own_text else 0) + width, own_width)
+    project = nn.Linear((own_width if keep_base_text else 0) + width, own_width)
     nn.init.zeros_(project.bias)
-    if keeps_own_text:
+    if keep_base_text:
         nn.init.zeros_(project.weight)
         project.weight[:, :own_width] = torch.eye(own_width)
     unet.encoder_hid_proj = project.to(like.device, like.dtype)
@@ -82,7 +82,7 @@ def grow_text_inputs(unet: UNet2DConditionModel, width: int, keeps_own_text: boo
     unet.register_to_config(class_embed_type="projection", projection_class_embeddings_input_dim=pooled_width)
 
 
-def check_text_inputs(unet: UNet2DConditionModel) -> None:
+def check_plain_unet(unet: UNet2DConditionModel) -> None:
     """Raises UserError for a UNet whose text or class inputs are taken by something that no prompt gives."""
     stored = unet.config
     taken = [
@@ -103,7 +103,7 @@ def check_text_inputs(unet: UNet2DConditionModel) -> None:
         )
 
 
-def new_parameters(unet: nn.Module) -> Iterator[nn.Parameter]:
+def added_parameters(unet: nn.Module) -> Iterator[nn.Parameter]:
     """The parameters of the layers that growing has added to, of a UNet with or without adapters."""
     for name, parameter in unet.named_parameters():
         inner = name.removeprefix("base_model.model.")

@@ -23,7 +23,7 @@ SHOWN = 4  # differing tensors that a message names
 CLASSES: dict[str, Any] = {"UNet2DConditionModel": UNet2DConditionModel, "AutoencoderKL": AutoencoderKL}
 
 
-def refuse_misfits(folder: Path, option: str) -> None:
+def check_weight_shapes(folder: Path, option: str) -> None:
     """Raises UserError when the weights of a UNet or an autoencoder in a pipeline's folder do not fit its config.
 
     The message names the tensors with their shapes. Parts of other classes are passed by.
@@ -43,7 +43,7 @@ def refuse_misfits(folder: Path, option: str) -> None:
             raise UserError(f"{option}: {part} is damaged ({reason}); copy it again from where it was made.") from error
         wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         both = stored.keys() & wanted.keys()
-        differing = listed_misfits(
+        differing = describe_mismatches(
             ((name, stored[name], wanted[name]) for name in both if stored[name] != wanted[name]),
             wanted.keys() - both,
             stored.keys() - both,
@@ -55,7 +55,7 @@ def refuse_misfits(folder: Path, option: str) -> None:
             )
 
 
-def listed_misfits(
+def describe_mismatches(
     mismatched: Iterable[tuple[str, Iterable[int], Iterable[int]]],
     missing: Collection[str],
     unexpected: Collection[str],

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from vlad.models.text_encoder.remote_code import parts_with_own_code
-from vlad.models.weight_files import refuse_misfits
+from vlad.models.text_encoder.remote_code import load_remote_code_parts
+from vlad.models.weight_files import check_weight_shapes
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.utils.errors import UserError
 from vlad.utils.failures import user_errors
@@ -42,9 +42,9 @@ def read_pipeline(folder: Path, said: str, dtype: torch.dtype = torch.float32) -
 
     Raises UserError for one that is damaged or not whole.
     """
-    refuse_misfits(folder, said)
+    check_weight_shapes(folder, said)
     with read_whole(folder), without_bars():
-        return VLADPipeline.from_pretrained(folder, dtype=dtype, **parts_with_own_code(folder, dtype))
+        return VLADPipeline.from_pretrained(folder, dtype=dtype, **load_remote_code_parts(folder, dtype))
 
 
 def read_whole(folder: Path) -> AbstractContextManager[None]:

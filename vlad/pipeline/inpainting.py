@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlad.layout.masks import Edit
 from vlad.models.autoencoder import PatchAutoencoder
-from vlad.models.inpainting import edit_channels, edit_inputs
+from vlad.models.inpainting_inputs import inpainting_channels, inpainting_inputs
 
 
 def inputs_of_edits(
@@ -21,12 +21,12 @@ def inputs_of_edits(
 ) -> Tensor:
     """The same for edits, B 1+C h w; zero where there is none. `latents`: C h w."""
     channels, height, width = latents
-    result = torch.zeros(len(edits), edit_channels(channels), height, width, device=device)
+    result = torch.zeros(len(edits), inpainting_channels(channels), height, width, device=device)
     for i, edit in enumerate(edits):  # each on its own: it must not depend on its neighbours
         if edit is not None:
             pixels = torch.from_numpy(edit.image.copy()).permute(2, 0, 1)[None].to(device) / 127.5 - 1
             mask = torch.from_numpy(edit.mask.copy())[None, None].to(device, pixels.dtype)
-            result[i] = edit_inputs(autoencoder, pixels, mask)[0]
+            result[i] = inpainting_inputs(autoencoder, pixels, mask)[0]
     return result
 
 

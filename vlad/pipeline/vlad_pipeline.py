@@ -23,19 +23,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlad.diffusion.guidance import guided
-from vlad.diffusion.noise_schedule import process_of
+from vlad.diffusion.noise_schedule import noise_fields_of
 from vlad.diffusion.options import NoiseOptions
 from vlad.diffusion.solvers import OnStep, build_solver, check_scheduler, sample_latents
 from vlad.layout.fonts import missing_glyphs, no_font_reason
 from vlad.layout.glyph_map import draw_glyph_map
 from vlad.layout.masks import Edit, ImageLike, edits_of, layout_of_edit
 from vlad.layout.refit import refit_layout
-from vlad.lora.weighted import set_adapters
-from vlad.models.attention import attend_beside
+from vlad.lora.weighted_adapters import set_adapters
+from vlad.models.attention import set_decoupled_attention
 from vlad.models.autoencoder import decode, latent_moments, spatial_factor
 from vlad.models.composition import CompositionModule, TextSide
-from vlad.models.options import LVLMOptions, OwnTextOptions
-from vlad.models.text_encoder.base_encoders import OwnText
+from vlad.models.options import BaseTextOptions, LVLMOptions
+from vlad.models.text_encoder.base_encoders import BaseTextEncoders
 from vlad.models.text_encoder.lvlm import LVLMEncoder
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.models.unet import denoise
@@ -126,11 +126,13 @@ class VLADPipeline(DiffusionPipeline):
         own_text: dict[str, Any] | None = None,
     ) -> None:
         """`process`: the noise that each stage was trained with; None reads it off the schedulers. `own_...`: the text
-        encoders of the model that it started from, read beside the LVLM as `own_text` says (`OwnTextOptions`)."""
+        encoders of the model that it started from, read beside the LVLM as `own_text` says (`BaseTextOptions`)."""
         super().__init__()
         if process is None:
             schedulers = {"layout": layout_scheduler, "refine": refine_scheduler}
-            process = {stage: process_of(scheduler) for stage, scheduler in schedulers.items() if scheduler is not None}
+            process = {
+                stage: noise_fields_of(scheduler) for stage, scheduler in schedulers.items() if scheduler is not None
+            }
         self.register_modules(
             lvlm=lvlm,
             tokenizer=tokenizer,
@@ -145,7 +147,7 @@ class VLADPipeline(DiffusionPipeline):
             own_text_encoder_2=own_text_encoder_2,
             own_tokenizer_2=own_tokenizer_2,
         )
-        attend_beside([layout_unet, refine_unet])
+        set_decoupled_attention([layout_unet, refine_unet])
         self.register_to_config(
             image_pixels=image_pixels,
             with_layout=with_layout,
@@ -194,15 +196,17 @@ class VLADPipeline(DiffusionPipeline):
             max_tokens=config.max_tokens,
             vision_pixels=config.vision_pixels,
         )
-        return TextSide(LVLMEncoder(self.lvlm, self.tokenizer, options), self.composition, self._own_text())
+        return TextSide(LVLMEncoder(self.lvlm, self.tokenizer, options), self.composition, self._base_encoders())
 
-    def _own_text(self) -> OwnText | None:
+    def _base_encoders(self) -> BaseTextEncoders | None:
         """The text encoders of the model that this one started from; None where they were not kept."""
         pairs = ((self.own_text_encoder, self.own_tokenizer), (self.own_text_encoder_2, self.own_tokenizer_2))
         kept = [pair for pair in pairs if pair[0] is not None]
         if not kept:
             return None
-        return OwnText([pair[0] for pair in kept], [pair[1] for pair in kept], OwnTextOptions(**self.config.own_text))
+        return BaseTextEncoders(
+            [pair[0] for pair in kept], [pair[1] for pair in kept], BaseTextOptions(**self.config.own_text)
+        )
 
     def check_prompt(self, prompt: str, layout: Layout | None = None) -> Prompt:
         """The prompt taken apart. Raises UserError for what this model cannot draw."""

@@ -16,8 +16,8 @@ from vlad.data.signs import render_sign
 from vlad.lora.adapters import add_adapter
 from vlad.lora.options import LoraOptions
 from vlad.models.options import LVLMOptions
-from vlad.models.text_encoder.loading import load_lvlm
 from vlad.models.text_encoder.lvlm import LVLMEncoder
+from vlad.models.text_encoder.lvlm_loading import load_lvlm
 from vlad.models.text_encoder.prompt import parse_prompt
 
 
@@ -63,7 +63,7 @@ def measure_text(mode: str, count: int, lvlm_path: str | None, batch_size: int =
         lora = LoraOptions()
         encoder.model = add_adapter(encoder.model, lora, lora.lvlm_targets, "benchmark", among=encoder.text_modules())
     else:
-        read = encoder.parameters_read(with_images=False)
+        read = encoder.parameters_used(with_images=False)
         for name, parameter in encoder.named_parameters():
             parameter.requires_grad_(mode == "full" and name in read)
     trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]

@@ -70,7 +70,7 @@ def adapt_text_side(
 
 def _modules_read(lvlm: LVLMEncoder, with_images: bool) -> set[str]:
     """The names, inside the model, of the modules whose own weights t or v depends on."""
-    read = lvlm.parameters_read(with_images)
+    read = lvlm.parameters_used(with_images)
     return {name.removeprefix("model.").rpartition(".")[0] for name in read if name.startswith("model.")}
 
 

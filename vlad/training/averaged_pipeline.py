@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vlad.models.text_encoder.remote_code import parts_with_own_code
+from vlad.models.text_encoder.remote_code import load_remote_code_parts
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.training.callbacks.ema import AVERAGES
 from vlad.utils.errors import UserError
@@ -32,7 +32,7 @@ def averaged_pipeline(folder: Path, stage: str, average: dict[str, Tensor]) -> V
     been merged, or for another run's average.
     """
     with without_bars():
-        pipeline = VLADPipeline.from_pretrained(folder, **parts_with_own_code(folder))
+        pipeline = VLADPipeline.from_pretrained(folder, **load_remote_code_parts(folder))
     unet = pipeline.layout_unet if stage == "layout" else pipeline.refine_unet
     places: dict[str, nn.Module | None] = {"unet": unet, "text_side": pipeline.text_side}
     state = {

@@ -12,24 +12,24 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlad.config.schema import Config
-from vlad.diffusion.noise_schedule import build_scheduler, noise_of
+from vlad.diffusion.noise_schedule import build_scheduler, noise_options_from
 from vlad.lora.adapters import merged
 from vlad.lora.quantise import check_quantisation
 from vlad.losses.alignment_heads import AlignmentHeads, AttentionPool, TokenPool
 from vlad.losses.contrastive import AlignmentHead
 from vlad.losses.extra.image_text_matching import MatchingHead
 from vlad.losses.extra.region_phrase_contrast import RegionHead
-from vlad.models.attention import attend_beside
-from vlad.models.autoencoder import build_autoencoder, differing_latents, spatial_factor
+from vlad.models.attention import set_decoupled_attention
+from vlad.models.autoencoder import build_autoencoder, latent_differences, spatial_factor
 from vlad.models.composition import CompositionModule, TextSide
-from vlad.models.inpainting import edit_channels
+from vlad.models.inpainting_inputs import inpainting_channels
 from vlad.models.options import StableDiffusionOptions
 from vlad.models.stable_diffusion import load_stable_diffusion
-from vlad.models.text_encoder.base_encoders import OwnText
-from vlad.models.text_encoder.loading import check_same_lvlm, load_head, load_lvlm, load_vision
+from vlad.models.text_encoder.base_encoders import BaseTextEncoders
 from vlad.models.text_encoder.lvlm import LVLMEncoder
+from vlad.models.text_encoder.lvlm_loading import check_same_lvlm, load_lm_head, load_lvlm, load_vision_encoder
 from vlad.models.unet import build_unet
-from vlad.models.unet_surgery import grow_conv_in, grow_text_inputs, new_parameters
+from vlad.models.unet_surgery import add_text_conditioning, added_parameters, extend_conv_in
 from vlad.pipeline.folders import ALIGNMENT, own_pipeline_folder, read_pipeline, read_whole
 from vlad.pipeline.options import SampleOptions
 from vlad.pipeline.vlad_pipeline import VLADPipeline
@@ -110,8 +110,8 @@ def new_text_side(config: Config) -> tuple[TextSide, AlignmentHeads]:
         with_vision=reads_images(config),
         full=not {"lvlm", "projector", "vision_tower"}.isdisjoint(training.components("full")),
     )
-    vision = load_vision(config.lvlm) if reads_images(config) else None
-    head = load_head(config.lvlm, model) if config.losses.captioning_weight else None
+    vision = load_vision_encoder(config.lvlm) if reads_images(config) else None
+    head = load_lm_head(config.lvlm, model) if config.losses.captioning_weight else None
     lvlm = LVLMEncoder(model, tokenizer, config.lvlm, vision, head)
     if config.text_base is None:
         composition = _new_composition(config, lvlm.width)
@@ -143,7 +143,7 @@ def new_parts(config: Config) -> Parts:
     width, cells = text_side.composition.config.output_width, side // factor
     layout_unet = build_unet(config.layout.unet, channels, 0, width, cells) if with_layout else None
     edits = config.refine.editing_share > 0
-    extra = (channels if with_layout else 0) + (edit_channels(channels) if edits else 0)
+    extra = (channels if with_layout else 0) + (inpainting_channels(channels) if edits else 0)
     refine_unet = build_unet(config.refine.unet, channels, extra, width, cells)
     return _in_memory_format(Parts(autoencoder, text_side, alignment, layout_unet, refine_unet, edits), config)
 
@@ -164,21 +164,21 @@ def _parts_of_stable_diffusion(config: Config, options: StableDiffusionOptions) 
     found = load_stable_diffusion(options)
     autoencoder = found.autoencoder if config.autoencoder.path is None else build_autoencoder(config.autoencoder)
     channels = autoencoder.config.latent_channels
-    if differing := differing_latents(autoencoder, found.autoencoder):
+    if differing := latent_differences(autoencoder, found.autoencoder):
         raise UserError(
             f"autoencoder.path: the latents of {config.autoencoder.path} are not those that the UNet of {options.path}"
             f" was trained on ({differing}); leave it out to take the model's own."
         )
     _check_shapes(config, spatial_factor(autoencoder), len(found.unet.config.block_out_channels))
     text_side, alignment = new_text_side(config)
-    if found.own_text is not None:
-        text_side.own = OwnText(found.encoders, found.tokenizers, found.own_text)
+    if found.base_text is not None:
+        text_side.base_encoders = BaseTextEncoders(found.encoders, found.tokenizers, found.base_text)
     with_layout = config.layout.kind != "none"
-    grow_text_inputs(found.unet, text_side.composition.config.output_width, text_side.own is not None)
+    add_text_conditioning(found.unet, text_side.composition.config.output_width, text_side.base_encoders is not None)
     layout_unet = copy.deepcopy(found.unet) if with_layout else None
     edits = config.refine.editing_share > 0
     # z beside x_t, and what editing takes
-    grow_conv_in(found.unet, channels * (1 + with_layout) + (edit_channels(channels) if edits else 0))
+    extend_conv_in(found.unet, channels * (1 + with_layout) + (inpainting_channels(channels) if edits else 0))
     parts = Parts(autoencoder, text_side, alignment, layout_unet, found.unet, edits)
     if (lora := config.lora) is not None:
         found.unet.requires_grad_(False)
@@ -186,11 +186,11 @@ def _parts_of_stable_diffusion(config: Config, options: StableDiffusionOptions) 
             layout_unet.requires_grad_(False)
         adapt_unets(parts, lora, options.path, options.revision)
         for unet in (parts.layout_unet, parts.refine_unet):
-            for parameter in () if unet is None else new_parameters(unet):
+            for parameter in () if unet is None else added_parameters(unet):
                 parameter.requires_grad_(True)
-    attend_beside([parts.layout_unet, parts.refine_unet])
-    layout = replace(config.layout, noise=noise_of(found.scheduler, config.layout.noise))
-    refine = replace(config.refine, noise=noise_of(found.scheduler, config.refine.noise))
+    set_decoupled_attention([parts.layout_unet, parts.refine_unet])
+    layout = replace(config.layout, noise=noise_options_from(found.scheduler, config.layout.noise))
+    refine = replace(config.refine, noise=noise_options_from(found.scheduler, config.refine.noise))
     return _in_memory_format(parts, config), replace(config, layout=layout, refine=refine)
 
 
@@ -279,8 +279,8 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     _check_shapes(config, spatial_factor(base.autoencoder), levels)
     text_side = base.text_side
     check_same_lvlm(config.lvlm, text_side.lvlm.model)
-    text_side.lvlm.vision = load_vision(config.lvlm) if reads_images(config) else None
-    text_side.lvlm.head = load_head(config.lvlm, text_side.lvlm.model) if config.losses.captioning_weight else None
+    text_side.lvlm.vision = load_vision_encoder(config.lvlm) if reads_images(config) else None
+    text_side.lvlm.head = load_lm_head(config.lvlm, text_side.lvlm.model) if config.losses.captioning_weight else None
     alignment = _alignment_heads(config, text_side)
     if stored.is_file():
         with read_whole(folder):
@@ -294,7 +294,7 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
                 " for editing; leave lora out, or take a base that edits."
             )
         unet = parts.refine_unet
-        grow_conv_in(unet, unet.config.in_channels + edit_channels(unet.config.out_channels))
+        extend_conv_in(unet, unet.config.in_channels + inpainting_channels(unet.config.out_channels))
         parts.edits = True
     base_id = str(config.base)
     if config.lora is not None:
@@ -338,7 +338,7 @@ def publish_text_side(parts: Parts, folder: Path) -> None:
 
 
 def build_pipeline(config: Config, parts: Parts) -> VLADPipeline:
-    options, own = config.sample, parts.text_side.own
+    options, own = config.sample, parts.text_side.base_encoders
     kept: dict[str, Any] = {}
     if own is not None:
         for suffix, encoder, tokenizer in zip(("", "_2"), own.encoders, own.tokenizers, strict=False):

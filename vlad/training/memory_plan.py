@@ -237,7 +237,7 @@ def _largest(config: Config) -> tuple[int, int]:
 
 def _step_shape(config: Config, parts: Parts, switches: Switches) -> StepShape:
     factor, (width, height) = spatial_factor(parts.autoencoder), _largest(config)
-    own = parts.text_side.own
+    own = parts.text_side.base_encoders
     return StepShape(
         switches.batch,
         height // factor,

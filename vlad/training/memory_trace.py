@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from vlad.models.attention import set_attention
 from vlad.models.autoencoder import encode
 from vlad.models.unet import denoise
-from vlad.types import Conditioning, OwnStates
+from vlad.types import BaseTextStates, Conditioning
 
 
 class LiveBytes(TorchDispatchMode):
@@ -88,7 +88,7 @@ def _storages(values: Any) -> list[torch.UntypedStorage]:
 class StepShape:
     """What one training step of a UNet is given.
 
-    `tokens` are t's, `own_tokens` the base's own (0: none). `autocast`: the precision of most operations, None for
+    `tokens` are t's, `base_tokens` the base's own (0: none). `autocast`: the precision of most operations, None for
     float32. `frozen`: the precision in which frozen matrices are stored, None as they are. `recompute`: activation
     checkpointing. `has_gradients`: gradients of earlier batches are there already (accumulation).
     """
@@ -98,7 +98,7 @@ class StepShape:
     width: int
     tokens: int
     text_width: int
-    own_tokens: int = 0
+    base_tokens: int = 0
     autocast: torch.dtype | None = None
     frozen: torch.dtype | None = None
     recompute: bool = False
@@ -170,13 +170,13 @@ def _inputs(unet: Any, shape: StepShape) -> tuple[Tensor, Tensor, Conditioning, 
     config, size = unet.config, (shape.height, shape.width)
     cells = (shape.batch, config.out_channels, *size)
     own = None
-    if shape.own_tokens:
-        states = torch.empty(shape.batch, shape.own_tokens, config.cross_attention_dim)
+    if shape.base_tokens:
+        states = torch.empty(shape.batch, shape.base_tokens, config.cross_attention_dim)
         pooled = None
         if config.addition_embed_type == "text_time":
             width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
             pooled = torch.empty(shape.batch, width)
-        own = OwnStates(states, pooled, states, pooled)
+        own = BaseTextStates(states, pooled, states, pooled)
     t = Conditioning(
         torch.empty(shape.batch, shape.tokens, shape.text_width),
         torch.ones(shape.batch, shape.tokens, dtype=torch.bool),

@@ -28,9 +28,9 @@ from vlad.losses.extra.legibility_losses import LegibilityLosses
 from vlad.losses.extra.line_weights import line_weights
 from vlad.losses.options import LossOptions
 from vlad.losses.text_side_losses import encode_prompts, text_side_losses, weighted_sum
-from vlad.models.autoencoder import PatchAutoencoder, draw_latents, encode, sized
+from vlad.models.autoencoder import PatchAutoencoder, encode, sample_posterior, with_image_size
 from vlad.models.composition import TextSide
-from vlad.models.inpainting import edit_channels, edit_inputs
+from vlad.models.inpainting_inputs import inpainting_channels, inpainting_inputs
 from vlad.training.callbacks.metrics_logging import NoiseLevels
 from vlad.training.edit_samples import make_edits
 from vlad.training.fsdp import shard
@@ -162,7 +162,9 @@ class LayoutStage(_Stage):
         z = _glyph_latents(self.autoencoder, batch)  # B C h w
         read = encode_prompts(self.text_side, batch)
         terms = text_side_losses(self.text_side, self.alignment, read, batch, self.losses)
-        t = sized(read.t, self.autoencoder, z).dropped(_kept(len(z), self.losses.text_dropout, self.device))
+        t = with_image_size(read.t, self.autoencoder, z).unconditional_unless(
+            _kept(len(z), self.losses.text_dropout, self.device)
+        )
         diffusion, rows, timesteps = diffusion_loss(
             self.unet, self.scheduler, self.noise, z, t, pixel_weights=_pixel_weights(batch, self.losses)
         )
@@ -177,7 +179,7 @@ class LayoutStage(_Stage):
     def held_out_loss(self, batch: Batch) -> Tensor:
         """L_diff of a batch with nothing dropped; the mean over its rows."""
         z = _glyph_latents(self.autoencoder, batch)
-        t = sized(encode_prompts(self.text_side, batch).t, self.autoencoder, z)
+        t = with_image_size(encode_prompts(self.text_side, batch).t, self.autoencoder, z)
         return diffusion_loss(self.unet, self.scheduler, self.noise, z, t, pixel_weights=batch.pixel_weights)[0]
 
 
@@ -211,7 +213,9 @@ class RefineStage(_Stage):
         with torch.set_grad_enabled(self.trains_text):
             read = encode_prompts(self.text_side, batch)
         terms = text_side_losses(self.text_side, self.alignment, read, batch, self.losses) if self.trains_text else {}
-        t = sized(read.t, self.autoencoder, x_0).dropped(_kept(len(x_0), self.losses.text_dropout, self.device))
+        t = with_image_size(read.t, self.autoencoder, x_0).unconditional_unless(
+            _kept(len(x_0), self.losses.text_dropout, self.device)
+        )
         diffusion, rows, timesteps = diffusion_loss(
             self.unet,
             self.scheduler,
@@ -235,7 +239,7 @@ class RefineStage(_Stage):
         """L_diff (Eq. 9) of a batch with t and the true z, nothing dropped, disturbed or edited; its rows' mean."""
         x_0 = _image_latents(self.autoencoder, batch)
         z = _glyph_latents(self.autoencoder, batch) if self.with_layout else None
-        t = sized(encode_prompts(self.text_side, batch).t, self.autoencoder, x_0)
+        t = with_image_size(encode_prompts(self.text_side, batch).t, self.autoencoder, x_0)
         edit = self._no_edits(x_0) if self.edits else None
         return diffusion_loss(self.unet, self.scheduler, self.noise, x_0, t, z, batch.pixel_weights, edit)[0]
 
@@ -250,7 +254,7 @@ class RefineStage(_Stage):
 
     def _no_edits(self, x_0: Tensor) -> Tensor:
         batch_size, channels, height, width = x_0.shape
-        return x_0.new_zeros(batch_size, edit_channels(channels), height, width)
+        return x_0.new_zeros(batch_size, inpainting_channels(channels), height, width)
 
     def _edited(self, batch: Batch, x_0: Tensor) -> tuple[Batch, Tensor | None]:
         """The batch with a share of it made edits, and the UNet's inputs for them: B 1+C h w, zero for the others."""
@@ -260,7 +264,7 @@ class RefineStage(_Stage):
             return batch, self._no_edits(x_0)
         made = make_edits(batch, self.editing_share)
         with torch.autocast(x_0.device.type, enabled=False):
-            edit = edit_inputs(self.autoencoder, batch.images, made.masks)
+            edit = inpainting_inputs(self.autoencoder, batch.images, made.masks)
         return made.batch, edit * made.chosen[:, None, None, None]
 
     def _layout(self, batch: Batch) -> Tensor | None:
@@ -285,14 +289,14 @@ def _encode_frozen(autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor
 def _image_latents(autoencoder: PatchAutoencoder | AutoencoderKL, batch: Batch) -> Tensor:
     """x_0, B C h w."""
     if batch.cached is not None:
-        return draw_latents(*batch.cached.image_moments)
+        return sample_posterior(*batch.cached.image_moments)
     return _encode_frozen(autoencoder, batch.images)
 
 
 def _glyph_latents(autoencoder: PatchAutoencoder | AutoencoderKL, batch: Batch) -> Tensor:
     """z, B C h w."""
     if batch.cached is not None:
-        return draw_latents(*batch.cached.glyph_moments)
+        return sample_posterior(*batch.cached.glyph_moments)
     return _encode_frozen(autoencoder, batch.glyph_maps)
 
 

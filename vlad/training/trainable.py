@@ -45,7 +45,7 @@ def component_of(name: str, text_side: TextSide) -> Component | None:
 def parameters_read(text_side: TextSide, aligned: bool) -> frozenset[str]:
     """The names of the text side's parameters that t, and with L_align v, depends on: towers hold layers that nobody
     reads here."""
-    of_lvlm = {f"lvlm.{name}" for name in text_side.lvlm.parameters_read(with_images=aligned)}
+    of_lvlm = {f"lvlm.{name}" for name in text_side.lvlm.parameters_used(with_images=aligned)}
     names = (name for name, _ in text_side.named_parameters())
     return frozenset(name for name in names if not name.startswith("lvlm.") or name in of_lvlm)
 

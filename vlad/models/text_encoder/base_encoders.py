@@ -16,15 +16,15 @@ import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 
-from vlad.models.options import OwnTextOptions
-from vlad.types import OwnStates, Prompt
+from vlad.models.options import BaseTextOptions
+from vlad.types import BaseTextStates, Prompt
 from vlad.utils.hub import without_bars
 
 # The classes that Stable Diffusion's folders name.
 ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 
 
-def load_own_text(
+def load_base_text_encoder(
     path: str, part: str, tokenizer_part: str, encoder_class: str, source: Mapping[str, Any]
 ) -> tuple[nn.Module, Any, dict[str, Any]]:
     """A text encoder of `ENCODERS` in float32 and its tokenizer, from the parts of a pipeline; and the names of weights
@@ -64,32 +64,32 @@ def context_tokens(encoder: Any) -> int:
     return int(encoder.config.max_position_embeddings)
 
 
-class OwnText(nn.Module):
+class BaseTextEncoders(nn.Module):
     """Prompts as the base has always read them, each whole sentence filled up or cut to the encoders' context."""
 
-    def __init__(self, encoders: Sequence[nn.Module], tokenizers: Sequence[Any], options: OwnTextOptions) -> None:
+    def __init__(self, encoders: Sequence[nn.Module], tokenizers: Sequence[Any], options: BaseTextOptions) -> None:
         super().__init__()
         self.encoders = nn.ModuleList(encoders).requires_grad_(False)
         self.tokenizers, self.options = tuple(tokenizers), options
         self.train()
 
-    def train(self, mode: bool = True) -> OwnText:
+    def train(self, mode: bool = True) -> BaseTextEncoders:
         """Never in train mode: nothing here is trained."""
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, prompts: Sequence[Prompt]) -> OwnStates:
+    def forward(self, prompts: Sequence[Prompt]) -> BaseTextStates:
         texts = [prompt.text for prompt in prompts]
         read = [self._read(*pair, [*texts, ""]) for pair in zip(self.encoders, self.tokenizers, strict=True)]
         tokens = torch.cat([states for states, _ in read], dim=-1)  # B+1 M W
         pooled = read[-1][1]  # B+1 P
-        states = OwnStates(tokens[:-1], None, tokens[-1:].expand(len(texts), -1, -1), None)
+        states = BaseTextStates(tokens[:-1], None, tokens[-1:].expand(len(texts), -1, -1), None)
         if pooled is not None:
             empty = pooled[-1:].expand(len(texts), -1)
-            states = OwnStates(states.tokens, pooled[:-1], states.empty_tokens, empty)
+            states = BaseTextStates(states.tokens, pooled[:-1], states.empty_tokens, empty)
         if self.options.empty_as_zeros:
             none = None if states.empty_pooled is None else torch.zeros_like(states.empty_pooled)
-            states = OwnStates(states.tokens, states.pooled, torch.zeros_like(states.empty_tokens), none)
+            states = BaseTextStates(states.tokens, states.pooled, torch.zeros_like(states.empty_tokens), none)
         return states
 
     def _read(self, encoder: Any, tokenizer: Any, texts: list[str]) -> tuple[Tensor, Tensor | None]:

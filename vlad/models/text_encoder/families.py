@@ -185,7 +185,7 @@ VISION_FAMILIES = {
 
 
 @dataclass(frozen=True)
-class Reading:
+class EncoderInfo:
     """How a model is read, kept in its own config, so that it holds for a tower or a pipeline that is loaded later.
 
     `mean` and `std` are the vision tower's, of pixels in [0, 1].
@@ -196,17 +196,17 @@ class Reading:
     std: tuple[float, ...] = towers.HALF
 
 
-def note_reading(model: Any, reading: Reading) -> None:
+def store_encoder_info(model: Any, reading: EncoderInfo) -> None:
     """Writes the reading into the model's config; `save_pretrained` keeps it."""
     model.config.vlad_reading = asdict(reading)
 
 
-def noted_reading(model: Any) -> Reading:
-    """What `note_reading` has written, else the defaults for the model's type."""
+def stored_encoder_info(model: Any) -> EncoderInfo:
+    """What `store_encoder_info` has written, else the defaults for the model's type."""
     noted = getattr(model.config, "vlad_reading", None)
     if noted is None:
-        return Reading(model.config.model_type)
-    return Reading(noted["family"], tuple(noted["mean"]), tuple(noted["std"]))
+        return EncoderInfo(model.config.model_type)
+    return EncoderInfo(noted["family"], tuple(noted["mean"]), tuple(noted["std"]))
 
 
 def text_tower(model: Any, family: Family) -> Any:

@@ -20,7 +20,14 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from vlad.models.options import LVLMOptions
-from vlad.models.text_encoder.families import FAMILIES, VISION_FAMILIES, Family, VisionFamily, noted_reading, text_tower
+from vlad.models.text_encoder.families import (
+    FAMILIES,
+    VISION_FAMILIES,
+    Family,
+    VisionFamily,
+    stored_encoder_info,
+    text_tower,
+)
 from vlad.models.text_encoder.tokenization import PromptTokens, TokenBatch, span_weights
 from vlad.models.text_encoder.vision_tower import fit_images, tower_side
 from vlad.types import Prompt, TextStates
@@ -49,8 +56,8 @@ class LVLMEncoder(nn.Module):
         self.head: Any = head
         self.tokenizer = tokenizer
         self.options = options
-        self.reading = noted_reading(model)
-        self.family = FAMILIES.get(self.reading.family) or Family(self.reading.family, text="", features=None)
+        self.info = stored_encoder_info(model)
+        self.family = FAMILIES.get(self.info.family) or Family(self.info.family, text="", features=None)
         config = self._text_config
         context = getattr(config, "max_position_embeddings", None) or options.max_tokens
         self._tokens = PromptTokens(
@@ -92,7 +99,7 @@ class LVLMEncoder(nn.Module):
 
     def text_modules(self) -> frozenset[str]:
         """The names, inside the model, of the modules whose own weights t depends on: where adapters belong."""
-        read = self.parameters_read(with_images=False)
+        read = self.parameters_used(with_images=False)
         owners = {name.rpartition(".")[0] for name in read if name.startswith("model.")}
         return frozenset(name.removeprefix("model.") for name in owners)
 
@@ -150,14 +157,14 @@ class LVLMEncoder(nn.Module):
         Raises UserError when there is neither a tower nor a separate encoder.
         """
         family: Family | VisionFamily = self.family
-        model, reading = self._base, self.reading
+        model, reading = self._base, self.info
         if self.vision is not None:
-            model, reading = self.vision, noted_reading(self.vision)
+            model, reading = self.vision, stored_encoder_info(self.vision)
             family = VISION_FAMILIES[reading.family]
         features = family.features
         if features is None or (self.vision is None and not hasattr(model, self.family.vision[0])):
             raise UserError(
-                f"This {self.reading.family} model has no vision tower; name a vision encoder with lvlm.vision_path,"
+                f"This {self.info.family} model has no vision tower; name a vision encoder with lvlm.vision_path,"
                 " or set losses.align_weight=0."
             )
         config = next(
@@ -179,7 +186,7 @@ class LVLMEncoder(nn.Module):
         """
         side = math.isqrt(features.shape[1]) if features.ndim == 3 else 0
         if side == 0 or side**2 != features.shape[1] or (self.vision is None and self.family.queries):
-            name = self.reading.family if self.vision is None else noted_reading(self.vision).family
+            name = self.info.family if self.vision is None else stored_encoder_info(self.vision).family
             raise UserError(
                 f"losses.region_weight: the vision tower of this {name} model gives no grid of patches; choose one that"
                 " does (Qwen2.5-VL, LLaVA, Idefics 3, InternVL, PaliGemma), or set losses.region_weight=0."
@@ -190,7 +197,7 @@ class LVLMEncoder(nn.Module):
         """Raises UserError where the states do not predict the next token, as a captioning loss needs it."""
         if not self.family.causal or self.family.reads_both_ways or self.family.read is not None:
             raise UserError(
-                f"losses.captioning_weight: a {self.reading.family} model is no causal language model; set it to 0."
+                f"losses.captioning_weight: a {self.info.family} model is no causal language model; set it to 0."
             )
         if self.options.states != "last":
             raise UserError("losses.captioning_weight needs lvlm.states: last, the states that predict the next token.")
@@ -209,7 +216,7 @@ class LVLMEncoder(nn.Module):
             device = next(self.parameters()).device
             return self.image_embeddings(torch.zeros(1, 3, 32, 32, device=device)).shape[1]
 
-    def parameters_read(self, with_images: bool) -> frozenset[str]:
+    def parameters_used(self, with_images: bool) -> frozenset[str]:
         """The names of the parameters that t, and `with_images` v, depend on: what training can reach.
 
         Found by following the gradient of one prompt and one image, without computing it: towers hold layers,

@@ -17,14 +17,14 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
-from vlad.models.text_encoder.loading import refuse_unpinned_code, told_as
+from vlad.models.text_encoder.lvlm_loading import check_code_is_pinned, report_load_errors
 from vlad.utils.errors import UserError
 
 TRUSTED = "VLAD_TRUSTED_CODE"
 PART = "lvlm"
 
 
-def parts_with_own_code(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
+def load_remote_code_parts(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
     """The LVLM of a pipeline's folder by its name there, where its class is code of its own; else nothing.
 
     Raises UserError where the code is not trusted: it has not been run then.
@@ -34,22 +34,22 @@ def parts_with_own_code(folder: Path, dtype: torch.dtype = torch.float32) -> dic
     if library.partition(".")[0] != "transformers_modules":
         return {}
     place = folder / PART
-    digits = code_digits(place)
+    digits = code_hash(place)
     if os.environ.get(TRUSTED) != digits:
         files = ", ".join(path.name for path in sorted(place.glob("*.py"))) or "which is missing"
         raise UserError(
             f"The LVLM in {place} brings code of its own ({files}); read it, then set {TRUSTED}={digits} in the"
             " environment to let it run."
         )
-    refuse_unpinned_code(str(place), None)
-    with told_as("The LVLM's code", str(place)):
+    check_code_is_pinned(str(place), None)
+    with report_load_errors("The LVLM's code", str(place)):
         model = AutoModel.from_pretrained(place, trust_remote_code=True, local_files_only=True, dtype=dtype)
     # Where diffusers will look for the class: under the name of the run that saved it.
     sys.modules[library] = sys.modules[type(model).__module__]
     return {PART: model}
 
 
-def code_digits(folder: Path) -> str:
+def code_hash(folder: Path) -> str:
     """16 hexadecimal digits of the names and contents of a folder's Python files."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.py")):

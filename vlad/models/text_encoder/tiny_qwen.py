@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLModel
 
 from vlad.models.options import LVLMOptions
-from vlad.models.text_encoder.families import Reading, note_reading
+from vlad.models.text_encoder.families import EncoderInfo, store_encoder_info
 
 SPECIAL_TOKENS = ("<|pad|>", "<|vision_start|>", "<|vision_end|>", "<|image|>", "<|video|>")
 VOCABULARY_SIZE = 1024  # of the tiny LVLM; its tokenizer fills as much of it as its corpus has words for
@@ -85,5 +85,5 @@ def build_tiny_qwen(options: LVLMOptions) -> Qwen2_5_VLModel:
     model = Qwen2_5_VLModel(config)
     # The library's 0.02 lets the context's average outweigh the token itself: "top" and "bottom" then look alike.
     nn.init.normal_(model.language_model.embed_tokens.weight, std=1.0)
-    note_reading(model, Reading("qwen2_5_vl"))
+    store_encoder_info(model, EncoderInfo("qwen2_5_vl"))
     return model

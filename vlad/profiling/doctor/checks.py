@@ -25,7 +25,7 @@ from vlad.config.schema import Config
 from vlad.config.training import OptimOptions
 from vlad.data.dataset import ShardBatches
 from vlad.data.shard_sets import ShardSets, open_sets
-from vlad.models.attention import prove_xformers, set_attention
+from vlad.models.attention import set_attention, try_xformers
 from vlad.profiling.doctor.findings import Finding
 from vlad.profiling.doctor.ranks import all_reduce_rate
 from vlad.profiling.training_speed import StageFigures, measure_stage
@@ -253,7 +253,7 @@ def xformers(examined: Examined) -> Finding:
         version = importlib.metadata.version("xformers")
     except importlib.metadata.PackageNotFoundError:
         return Finding("xformers", "ok", "not installed, not needed: torch's own attention runs")
-    reason = prove_xformers(examined.device, computed_in(stage_precision(examined.config, "refine")[0]))
+    reason = try_xformers(examined.device, computed_in(stage_precision(examined.config, "refine")[0]))
     if reason is None:
         return Finding("xformers", "ok", f"{version}, its kernel ran here")
     remedy = f"Install the release that is built for torch {torch.__version__}, or remove it; SDPA takes its place."

@@ -28,7 +28,14 @@ from transformers import (
 from transformers.utils import cached_file
 
 from vlad.models.options import LVLMOptions
-from vlad.models.text_encoder.families import FAMILIES, VISION_FAMILIES, Family, Reading, note_reading, text_tower
+from vlad.models.text_encoder.families import (
+    FAMILIES,
+    VISION_FAMILIES,
+    EncoderInfo,
+    Family,
+    store_encoder_info,
+    text_tower,
+)
 from vlad.models.text_encoder.tiny_qwen import build_byte_tokenizer, build_tiny_qwen
 from vlad.utils.errors import UserError, counted, did_you_mean, reason_of
 from vlad.utils.hub import NOT_THERE, refuse_out_of_reach
@@ -50,9 +57,9 @@ def load_lvlm(
         return build_tiny_qwen(options), build_byte_tokenizer()
     path, source = options.path, _source(options)
     refuse_out_of_reach("lvlm.path", path, options.revision, CONFIG)
-    with told_as("lvlm.path", path):
+    with report_load_errors("lvlm.path", path):
         if options.trust_remote_code:
-            refuse_unpinned_code(path, options.revision)
+            check_code_is_pinned(path, options.revision)
         stored, _ = PreTrainedConfig.get_config_dict(path, revision=options.revision)
         if "auto_map" not in stored and (kind := stored.get("model_type")) and kind not in CONFIG_MAPPING:
             raise _unknown_family(options, kind)
@@ -76,8 +83,8 @@ def load_lvlm(
             if hasattr(transformers, type(tower).__name__):  # a pipeline can only hold what it can load again
                 model = tower
         mean, std = _normalisation(path, source, config, (family.mean, family.std))
-        note_reading(model, Reading(family.model_type, mean, std))
-    with told_as("lvlm.path", path, "tokenizer"):
+        store_encoder_info(model, EncoderInfo(family.model_type, mean, std))
+    with report_load_errors("lvlm.path", path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
         # Where its files are missing the library builds an empty one, which reads nothing, without a word.
         if set(tokenizer("a sign", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
@@ -90,7 +97,7 @@ def check_same_lvlm(options: LVLMOptions, model: Any) -> None:
     if options.path is None:
         return
     refuse_out_of_reach("lvlm.path", options.path, options.revision, CONFIG)
-    with told_as("lvlm.path", options.path):
+    with report_load_errors("lvlm.path", options.path):
         named = AutoConfig.from_pretrained(options.path, **_source(options)).get_text_config()
     had = model.config.get_text_config()
     differing = [
@@ -105,14 +112,14 @@ def check_same_lvlm(options: LVLMOptions, model: Any) -> None:
         )
 
 
-def load_vision(options: LVLMOptions) -> nn.Module | None:
+def load_vision_encoder(options: LVLMOptions) -> nn.Module | None:
     """The separate vision encoder of `vision_path`, frozen; None without one. Raises UserError as `load_lvlm` does."""
     path = options.vision_path
     if path is None:
         return None
     source: dict[str, Any] = {"revision": options.vision_revision}
     refuse_out_of_reach("lvlm.vision_path", path, options.vision_revision, CONFIG)
-    with told_as("lvlm.vision_path", path):
+    with report_load_errors("lvlm.vision_path", path):
         config = AutoConfig.from_pretrained(path, **source)
         family = VISION_FAMILIES.get(config.model_type)
         if family is None:
@@ -122,11 +129,11 @@ def load_vision(options: LVLMOptions) -> nn.Module | None:
         model_class = _without(getattr(transformers, family.model_class), lambda name: name in family.unread)
         model = _load_whole(model_class, "lvlm.vision_path", path, **source)
         mean, std = _normalisation(path, source, config, (family.mean, family.std))
-        note_reading(model, Reading(config.model_type, mean, std))
+        store_encoder_info(model, EncoderInfo(config.model_type, mean, std))
     return model.requires_grad_(False).eval()
 
 
-def load_head(options: LVLMOptions, model: Any) -> nn.Linear | None:
+def load_lm_head(options: LVLMOptions, model: Any) -> nn.Linear | None:
     """The LM head of a pretrained LVLM, frozen; None where it is tied to the input embeddings.
 
     Raises UserError when the folder or repository holds none.
@@ -138,7 +145,7 @@ def load_head(options: LVLMOptions, model: Any) -> nn.Linear | None:
         raise UserError(
             "losses.captioning_weight: name the folder of the base's LVLM with lvlm.path: it has the LM head."
         )
-    with told_as("lvlm.path", path):
+    with report_load_errors("lvlm.path", path):
         revision = options.revision
         index = cached_file(path, SAFE_INDEX, revision=revision, _raise_exceptions_for_missing_entries=False)
         if index is not None:
@@ -169,7 +176,7 @@ _RAISED = (
 
 
 @contextmanager
-def told_as(option: str, path: str, what: str = "model") -> Iterator[None]:
+def report_load_errors(option: str, path: str, what: str = "model") -> Iterator[None]:
     """What the library raises for a path, as one sentence of ours; its retries without a network are not reported."""
     hub = logging.getLogger("huggingface_hub")
     level = hub.level
@@ -200,7 +207,7 @@ def _source(options: LVLMOptions) -> dict[str, Any]:
     return {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
 
 
-def refuse_unpinned_code(path: str, revision: str | None) -> None:
+def check_code_is_pinned(path: str, revision: str | None) -> None:
     """Raises UserError where a model's code lies in another repository: of that the library takes the newest."""
     for name in (CONFIG, "tokenizer_config.json"):
         found = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)

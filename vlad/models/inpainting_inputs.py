@@ -17,13 +17,13 @@ from torch.nn import functional as F
 from vlad.models.autoencoder import PatchAutoencoder, latent_moments
 
 
-def edit_channels(latent_channels: int) -> int:
+def inpainting_channels(latent_channels: int) -> int:
     """The input channels that editing takes: the mask's one, and those of the masked image's latents."""
     return 1 + latent_channels
 
 
 @torch.no_grad()
-def edit_inputs(autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor, mask: Tensor) -> Tensor:
+def inpainting_inputs(autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor, mask: Tensor) -> Tensor:
     """B 1+C h w of images (B 3 H W in [-1, 1]) and masks (B 1 H W, 1 where drawn anew); the latents' mean."""
     hidden = (pixels * (1 - mask)).to(autoencoder.dtype)
     latents = latent_moments(autoencoder, hidden)[0].to(pixels.dtype)  # B C h w
