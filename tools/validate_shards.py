@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, TextIO
 from vlad.utils.errors import UserError, run_command_line, told_of, writable_directory
 
 if TYPE_CHECKING:
-    from vlad.data.lint.findings import Finding
-    from vlad.data.lint.shard_listing import ShardSet
-    from vlad.data.lint.shard_scan import Inspection
-    from vlad.data.lint.summary import Report, ValidationOptions
+    from vlad.data.lint.options import LintOptions
+    from vlad.data.lint.sample_checks import Finding
+    from vlad.data.lint.shard_checks import Inspection, ShardSet
 
 PAGE, FINDINGS, SHEET = "report.html", "findings.jsonl", "contact_sheet.png"
 
@@ -35,9 +34,11 @@ def _main(arguments: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from vlad.data.lint.run import validate, validate_manifests
-    from vlad.data.lint.shard_listing import list_set
-    from vlad.data.lint.text_report import text_report
+    from vlad.data.lint.contact_sheets import contact_sheet
+    from vlad.data.lint.lint_page import write_page
+    from vlad.data.lint.lint_report import text_report
+    from vlad.data.lint.linter import lint_manifests, lint_shards
+    from vlad.data.lint.shard_checks import list_set
     from vlad.data.options import FetchOptions
     from vlad.data.storage.shard_cache import ShardCache
 
@@ -53,7 +54,7 @@ def _main(arguments: argparse.Namespace) -> int:
                 stream.write(json.dumps(asdict(finding)) + "\n")
 
         if arguments.quick:
-            report = validate_manifests(shard_set, options, on_finding)
+            report = lint_manifests(shard_set, options, on_finding)
         else:
             listed = shard_set.listed_samples
             total, unit = (len(shard_set.shards), "shard") if listed is None else (listed, "sample")
@@ -62,10 +63,12 @@ def _main(arguments: argparse.Namespace) -> int:
                 def on_progress(inspection: Inspection) -> None:
                     bar.update(inspection.ends_shard if unit == "shard" else inspection.counts.samples)
 
-                report = validate(shard_set, options, cache, on_finding, on_progress)
+                report = lint_shards(shard_set, options, cache, on_finding, on_progress)
     print(text_report(report))
     if arguments.html:
-        _write_page(report, arguments.html)
+        write_page(report, arguments.html / PAGE)
+        if cards := [card for _, group in report.cards() for card in group]:
+            contact_sheet(cards).save(arguments.html / SHEET, optimize=True)
         print(f"\nAll findings: {arguments.html / FINDINGS}; page: {arguments.html / PAGE}")
     if report.interrupted:
         return 130
@@ -103,14 +106,14 @@ def _parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _options(arguments: argparse.Namespace) -> ValidationOptions:
-    from vlad.data.lint.summary import Launch, ValidationOptions
+def _options(arguments: argparse.Namespace) -> LintOptions:
+    from vlad.data.lint.options import Launch, LintOptions
 
     asked = {"ranks": arguments.ranks, "batch_size": arguments.batch_size}
     given = {name: value for name, value in asked.items() if value is not None}
     if arguments.images < 0:
         raise UserError(f"--images must be at least 0, not {arguments.images}.")
-    options = ValidationOptions(
+    options = LintOptions(
         resolutions=tuple(arguments.resolutions),
         max_aspect=arguments.max_aspect,
         bucket_step_pixels=arguments.bucket_step,
@@ -131,35 +134,6 @@ def _findings_file(directory: Path, shard_set: ShardSet) -> TextIO:
     if directory.resolve() in source:
         raise UserError(f"--html {directory} is where the shards are, and nothing is written there; name another.")
     return (writable_directory(directory, "the report") / FINDINGS).open("w", encoding="utf-8")
-
-
-def _write_page(report: Report, directory: Path) -> None:
-    from vlad.data.lint.contact_sheets import PageFinding, PageTable, contact_sheet, write_page
-    from vlad.data.lint.findings import KINDS
-    from vlad.data.lint.text_report import place_of, summary_rows, tables
-
-    note = "Interrupted: this is about the part that was read." if report.interrupted else ""
-    groups = report.cards()
-    write_page(
-        directory / PAGE,
-        f"Shards at {report.shard_set.pattern}",
-        note,
-        summary_rows(report),
-        [PageTable(table.heading, table.note, table.rows) for table in tables(report)],
-        [
-            PageFinding(
-                description,
-                report.found[kind],
-                tuple((place_of(finding).rstrip(": "), finding.detail) for finding in report.examples[kind]),
-            )
-            for kind, description in KINDS.items()
-            if report.found[kind]
-        ],
-        groups,
-    )
-    cards = [card for _, group in groups for card in group]
-    if cards:
-        contact_sheet(cards).save(directory / SHEET, optimize=True)
 
 
 if __name__ == "__main__":

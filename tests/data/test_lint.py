@@ -17,15 +17,14 @@ from PIL import Image
 from shapely.geometry import LinearRing
 
 from vlad.data.decoding import encode_sample
-from vlad.data.lint.contact_sheets import contact_sheet, draw_card, write_page
-from vlad.data.lint.duplicate_keys import KeyBook
-from vlad.data.lint.findings import KINDS
-from vlad.data.lint.run import validate, validate_manifests
-from vlad.data.lint.sample_checks import crosses_itself, line_faults
-from vlad.data.lint.shard_listing import list_set
-from vlad.data.lint.statistics import HEIGHT_EDGES_PIXELS, LENGTH_EDGES, bin_names, bin_of, text_height
-from vlad.data.lint.summary import Launch, ValidationOptions
-from vlad.data.lint.text_report import plain, tables, text_report
+from vlad.data.lint.contact_sheets import contact_sheet, draw_card
+from vlad.data.lint.lint_page import write_page
+from vlad.data.lint.lint_report import LintReport, plain, tables, text_report
+from vlad.data.lint.linter import KeyIndex, lint_manifests, lint_shards
+from vlad.data.lint.options import Launch, LintOptions
+from vlad.data.lint.sample_checks import KINDS, Finding, crosses_itself, line_faults
+from vlad.data.lint.sample_statistics import HEIGHT_EDGES_PIXELS, LENGTH_EDGES, bin_names, bin_of, text_height
+from vlad.data.lint.shard_checks import ShardSet, list_set
 from vlad.data.options import FetchOptions, SyntheticOptions
 from vlad.data.shards.reader import index_shards
 from vlad.data.shards.writer import shard_entry, write_manifest, write_shards
@@ -77,8 +76,8 @@ def check(pattern, tmp_path, **options):
     """The report and all findings."""
     findings = []
     cache = ShardCache(FetchOptions(str(tmp_path / "cache")))
-    report = validate(
-        list_set(str(pattern)), ValidationOptions(**options), cache, findings.append, lambda inspection: None
+    report = lint_shards(
+        list_set(str(pattern)), LintOptions(**options), cache, findings.append, lambda inspection: None
     )
     return report, findings
 
@@ -253,7 +252,7 @@ def test_a_link_to_nothing_is_told_by_its_manifest_too(directory):
     shard.unlink()
     shard.symlink_to("gone")
     findings = []
-    validate_manifests(list_set(str(directory)), ValidationOptions(), findings.append)
+    lint_manifests(list_set(str(directory)), LintOptions(), findings.append)
     assert [(finding.kind, finding.detail) for finding in findings] == [("shard", "No such file or directory")]
     with pytest.raises(UserError, match=r"000000\.tar cannot be opened \(No such file"):
         index_shards(str(directory))
@@ -277,7 +276,7 @@ def test_the_same_key_apart_in_one_shard_is_a_duplicate(directory, tmp_path):
 
 @given(st.lists(st.tuples(st.text(), st.integers(0, 3)), max_size=40))
 def test_the_key_book_finds_what_a_dictionary_would(tmp_path_factory, notes):
-    book = KeyBook(tmp_path_factory.mktemp("book"))
+    book = KeyIndex(tmp_path_factory.mktemp("book"))
     expected = {}
     for key, shard in notes:
         book.add(key, shard)
@@ -324,13 +323,13 @@ def test_a_quick_report_reads_no_shard(directory, tmp_path):
     for entry in entries:  # as long as they were, and no tars any more
         (directory / entry["name"]).write_bytes(bytes(entry["bytes"]))
     findings = []
-    report = validate_manifests(list_set(str(directory)), ValidationOptions(), findings.append)
+    report = lint_manifests(list_set(str(directory)), LintOptions(), findings.append)
     assert findings == []
     assert (report.samples, report.counts.lines, report.counts.valid_lines) == (6, 8, 6)
     assert "latin 6" in text_report(report)
     assert "no shard was read" in text_report(report)
     (directory / "000001.tar").write_bytes(b"")
-    report = validate_manifests(list_set(str(directory)), ValidationOptions(), findings.append)
+    report = lint_manifests(list_set(str(directory)), LintOptions(), findings.append)
     assert [finding.detail for finding in findings] == [
         f"it has 0 bytes, the manifest says {entries[1]['bytes']}",
     ]
@@ -339,7 +338,7 @@ def test_a_quick_report_reads_no_shard(directory, tmp_path):
 def test_a_quick_report_needs_a_manifest(directory):
     write_shards(SIGNS[:3], directory)
     with pytest.raises(UserError, match=r"no manifest\.json .* leave out --quick"):
-        validate_manifests(list_set(str(directory)), ValidationOptions(), lambda finding: None)
+        lint_manifests(list_set(str(directory)), LintOptions(), lambda finding: None)
 
 
 # The launch
@@ -349,7 +348,7 @@ def test_a_launch_needs_a_batch_of_samples_a_rank(directory, tmp_path):
     write_manifest(directory, [shard_entry(path, 12) for path in make_shard(directory, 12)], {})
     assert found(directory, tmp_path, launch=Launch(2, 6)) == []
     assert found(directory, tmp_path, launch=Launch(2, 9)) == [("launch", None)]
-    report = validate_manifests(list_set(str(directory)), ValidationOptions(launch=Launch(2, 9)), lambda finding: None)
+    report = lint_manifests(list_set(str(directory)), LintOptions(launch=Launch(2, 9)), lambda finding: None)
     assert "12 samples are too few for 2 ranks x batches of 9: at least 18" in text_report(report)
     with pytest.raises(UserError, match="at least 1"):
         Launch(0)
@@ -399,9 +398,9 @@ def test_an_interrupt_ends_with_what_was_read(directory, tmp_path):
             raise KeyboardInterrupt
 
     cache = ShardCache(FetchOptions(str(tmp_path / "cache")))
-    report = validate(
+    report = lint_shards(
         list_set(str(directory)),
-        ValidationOptions(launch=Launch(batch_size=100)),
+        LintOptions(launch=Launch(batch_size=100)),
         cache,
         lambda finding: None,
         interrupt_at_the_third,
@@ -496,7 +495,11 @@ def test_nothing_from_a_shard_is_markup_on_the_page(tmp_path):
     evil = '<script>alert("x")</script>'
     sample = dataclasses.replace(SIGNS[0], key=evil, caption=evil, layout=Layout((TextLine(evil, BOX, evil),)))
     card = draw_card(sample, evil, (("font", evil),), 0.5, line_faults)
-    write_page(tmp_path / "page.html", evil, evil, [(evil, evil)], [], [], [(evil, [card])])
+    report = LintReport(ShardSet(evil, (), 0, ()), LintOptions())
+    report.counts.fontless[evil] = 1
+    report.keep(card)
+    report.note(Finding("font", evil, evil, evil))
+    write_page(report, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 8
@@ -516,4 +519,4 @@ def test_a_terminal_is_shown_no_control_characters(directory, tmp_path):
 )
 def test_shapes_that_no_run_can_have_are_refused(mistake):
     with pytest.raises(UserError, match="must be from 1 to"):
-        ValidationOptions(**mistake)
+        LintOptions(**mistake)

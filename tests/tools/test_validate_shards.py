@@ -92,12 +92,12 @@ def test_a_wrong_call_gives_2_and_one_sentence(shards, tmp_path):
 def test_ctrl_c_prints_what_was_read(shards):
     code = (
         "import os, runpy, signal, sys\n"
-        "from vlad.data.lint import duplicate_keys as keys\n"
-        "real = keys.KeyBook.add\n"
+        "from vlad.data.lint import linter\n"
+        "real = linter.KeyIndex.add\n"
         "def add(self, key, shard):\n"
         "    real(self, key, shard)\n"
         "    if key == '00000017': os.kill(os.getpid(), signal.SIGINT)\n"
-        "keys.KeyBook.add = add\n"
+        "linter.KeyIndex.add = add\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )

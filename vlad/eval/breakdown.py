@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlad.data.lint.statistics import bin_names, bin_of
+from vlad.data.lint.sample_statistics import bin_names, bin_of
 from vlad.data.shards.writer import script_of
 from vlad.eval.protocols.terms import Reading
 from vlad.layout.polygons import quad_of

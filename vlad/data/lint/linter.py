@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from vlad.data.lint.duplicate_keys import KeyBook
-from vlad.data.lint.findings import Finding
-from vlad.data.lint.shard_listing import ShardSet
-from vlad.data.lint.shard_scan import Chunk, Inspection, inspect_chunk, scan_shard
-from vlad.data.lint.summary import Report, ValidationOptions
+from vlad.data.lint.lint_report import LintReport
+from vlad.data.lint.options import LintOptions
+from vlad.data.lint.sample_checks import Finding
+from vlad.data.lint.shard_checks import Chunk, Inspection, ShardSet, inspect_chunk, scan_shard
 from vlad.data.storage.locations import MANIFEST
 from vlad.data.storage.shard_cache import ShardCache
 from vlad.data.storage.urls import is_url, shown
@@ -23,19 +25,19 @@ CHUNK_SAMPLES = 64
 FETCHED_AHEAD = 4  # shards on their way while others are looked at
 
 
-def validate(
+def lint_shards(
     shard_set: ShardSet,
-    options: ValidationOptions,
+    options: LintOptions,
     cache: ShardCache,
     on_finding: Callable[[Finding], None],
     on_progress: Callable[[Inspection], None],
-) -> Report:
+) -> LintReport:
     """Looks at every sample, on all cores. `on_finding` gets every finding, the report a few of each kind.
 
     Ctrl-C ends it early, with the report of what was looked at.
     """
     buckets = options.buckets
-    report = Report(shard_set, options)
+    report = LintReport(shard_set, options)
 
     def note(finding: Finding) -> None:
         report.note(finding)
@@ -43,9 +45,9 @@ def validate(
 
     for finding in shard_set.findings:
         note(finding)
-    scratch = tempfile.TemporaryDirectory(prefix="vlad-validate-")
+    scratch = tempfile.TemporaryDirectory(prefix="vlad-lint-")
     with scratch as directory:
-        keys = KeyBook(Path(directory))
+        keys = KeyIndex(Path(directory))
         try:
             for inspection in map_in_order(
                 partial(inspect_chunk, cache=cache, buckets=buckets), _chunks(shard_set, report, cache)
@@ -70,7 +72,7 @@ def validate(
     return report
 
 
-def _chunks(shard_set: ShardSet, report: Report, cache: ShardCache) -> Iterator[Chunk]:
+def _chunks(shard_set: ShardSet, report: LintReport, cache: ShardCache) -> Iterator[Chunk]:
     numbered = enumerate(shard_set.shards)
     for scanned in map_in_order(partial(scan_shard, cache=cache), numbered, min(FETCHED_AHEAD, available_cores())):
         entries = scanned.table.samples
@@ -80,16 +82,14 @@ def _chunks(shard_set: ShardSet, report: Report, cache: ShardCache) -> Iterator[
             yield Chunk(scanned, samples, start == 0, start == starts[-1], report.drawn_below, report.room)
 
 
-def validate_manifests(
-    shard_set: ShardSet, options: ValidationOptions, on_finding: Callable[[Finding], None]
-) -> Report:
+def lint_manifests(shard_set: ShardSet, options: LintOptions, on_finding: Callable[[Finding], None]) -> LintReport:
     """What the manifests alone say. Raises UserError where there is none."""
     if not shard_set.manifests:
         raise UserError(
             f"There is no {MANIFEST} beside the shards at {shard_set.pattern}; leave out --quick to read the"
             " shards themselves."
         )
-    report = Report(shard_set, options, quick=True)
+    report = LintReport(shard_set, options, quick=True)
     findings = list(shard_set.findings)
     for shard in shard_set.shards:
         report.shards += 1
@@ -116,10 +116,42 @@ def validate_manifests(
     return report
 
 
-def _add_statistics(report: Report, statistics: dict[str, Any]) -> None:
+def _add_statistics(report: LintReport, statistics: dict[str, Any]) -> None:
     for name in ("lines", "valid_lines"):
         if isinstance(value := statistics.get(name), int):
             setattr(report.counts, name, getattr(report.counts, name) + value)
     scripts = statistics.get("scripts")
     if isinstance(scripts, dict):
         report.scripts.update({str(name): count for name, count in scripts.items() if isinstance(count, int)})
+
+
+class KeyIndex:
+    """All keys with the shards they stand in, on disk in parts: a part alone is held in memory to find doubles."""
+
+    PARTS = 256
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._files = ExitStack()
+        self._parts: dict[int, TextIO] = {}
+
+    def add(self, key: str, shard: int) -> None:
+        """Notes that a shard has the key."""
+        number = zlib.crc32(key.encode("utf-8", "surrogatepass")) % self.PARTS
+        if number not in self._parts:
+            self._parts[number] = self._files.enter_context(self._path(number).open("w", encoding="ascii"))
+        self._parts[number].write(f"{shard} {json.dumps(key)}\n")
+
+    def doubles(self) -> Iterator[tuple[str, list[int]]]:
+        """Keys that stand in the set more than once, with their shards. Nothing can be added any more."""
+        self._files.close()
+        for number in sorted(self._parts):
+            places: dict[str, list[int]] = {}
+            with self._path(number).open(encoding="ascii") as stream:
+                for line in stream:
+                    shard, _, key = line.partition(" ")
+                    places.setdefault(key, []).append(int(shard))
+            yield from ((json.loads(key), shards) for key, shards in places.items() if len(shards) > 1)
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"{number}.keys"

@@ -1,12 +1,97 @@
-"""What validation has found, in words: rows, tables, and the report for a terminal."""
+"""What is known about a set of shards, and what was asked about it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import heapq
+from collections import Counter
+from dataclasses import dataclass, field
 
-from vlad.data.lint.findings import KINDS, Finding
-from vlad.data.lint.statistics import HEIGHT_EDGES_PERCENT, HEIGHT_EDGES_PIXELS, LENGTH_EDGES, bin_names
-from vlad.data.lint.summary import Report
+from vlad.data.lint.contact_sheets import Card
+from vlad.data.lint.options import LintOptions
+from vlad.data.lint.sample_checks import KINDS, Finding
+from vlad.data.lint.sample_statistics import HEIGHT_EDGES_PERCENT, HEIGHT_EDGES_PIXELS, LENGTH_EDGES, Counts, bin_names
+from vlad.data.lint.shard_checks import ShardSet
+from vlad.utils.errors import counted
+
+
+@dataclass
+class LintReport:
+    """What is known about a set; `interrupted` says that only a part of it was looked at."""
+
+    shard_set: ShardSet
+    options: LintOptions
+    quick: bool = False
+    interrupted: bool = False
+    shards: int = 0
+    counts: Counts = field(default_factory=Counts)
+    found: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[Finding]] = field(default_factory=dict)
+    # Cards of sound samples (at most options.images, as a heap by -rank), and of findings by kind.
+    sound_cards: list[tuple[float, int, Card]] = field(default_factory=list)
+    finding_cards: dict[str, list[Card]] = field(default_factory=dict)
+    drawn_sound: int = 0
+    # From the manifests, in a quick report: their own sums.
+    scripts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def samples(self) -> int:
+        """How many samples the set has, so far as known."""
+        return self.counts.samples
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing was found."""
+        return not self.found
+
+    def note(self, finding: Finding) -> None:
+        """Counts a finding, and keeps it while there are few of its kind."""
+        self.found[finding.kind] += 1
+        kept = self.examples.setdefault(finding.kind, [])
+        if len(kept) < self.options.examples:
+            kept.append(finding)
+
+    def keep(self, card: Card) -> None:
+        """Keeps a drawn sample where there is room for it."""
+        if not card.faults:
+            self.drawn_sound += 1
+            heapq.heappush(self.sound_cards, (-card.rank, self.drawn_sound, card))
+            if len(self.sound_cards) > self.options.images:
+                heapq.heappop(self.sound_cards)
+        for kind in dict.fromkeys(kind for kind, _ in card.faults):
+            kept = self.finding_cards.setdefault(kind, [])
+            if len(kept) < self.options.images_a_kind:
+                kept.append(card)
+
+    @property
+    def drawn_below(self) -> float:
+        """The rank that a sound sample must be under to be drawn."""
+        if not self.options.images:
+            return 0.0
+        return 1.0 if len(self.sound_cards) < self.options.images else -self.sound_cards[0][0]
+
+    @property
+    def room(self) -> dict[str, int]:
+        """How many images more are wanted of each kind of finding."""
+        return {kind: self.options.images_a_kind - len(self.finding_cards.get(kind, ())) for kind in KINDS}
+
+    def cards(self) -> list[tuple[str, list[Card]]]:
+        """The drawn samples under their headings."""
+        sound = [card for _, _, card in sorted(self.sound_cards, key=lambda entry: -entry[0])]
+        groups = [("sound samples from all over the set", sound)]
+        groups += [(description, self.finding_cards.get(kind, [])) for kind, description in KINDS.items()]
+        return [(heading, cards) for heading, cards in groups if cards]
+
+    @property
+    def too_small_for(self) -> str | None:
+        """Why the launch that is asked about cannot be; None: it can, or none is asked about."""
+        launch = self.options.launch
+        if launch is None or self.samples >= launch.needed_samples:
+            return None
+        return (
+            f"{counted(self.samples, 'sample')} {'is' if self.samples == 1 else 'are'} too few for"
+            f" {counted(launch.ranks, 'rank')} x batches of {launch.batch_size}: at least {launch.needed_samples}; add"
+            " samples, or lower one of the two"
+        )
 
 
 def plain(text: str) -> str:
@@ -14,7 +99,7 @@ def plain(text: str) -> str:
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
-def summary_rows(report: Report) -> list[tuple[str, str]]:
+def summary_rows(report: LintReport) -> list[tuple[str, str]]:
     """What the set holds, as names and values."""
     counts, total = report.counts, len(report.shard_set.shards)
     rows = [
@@ -44,7 +129,7 @@ class Table:
     note: str = ""
 
 
-def tables(report: Report) -> list[Table]:
+def tables(report: LintReport) -> list[Table]:
     """Histograms and bucket occupancy; none in a quick report, which knows nothing of them."""
     if report.quick:
         return []
@@ -80,7 +165,7 @@ def tables(report: Report) -> list[Table]:
     return result
 
 
-def text_report(report: Report, examples: int = 5) -> str:
+def text_report(report: LintReport, examples: int = 5) -> str:
     """The report for a terminal."""
     lines = []
     if report.interrupted:
