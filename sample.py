@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vlad.utils.errors import OptionParser, UserError, run_command_line
+from vlad.utils.command_line import OptionParser, run_command_line
+from vlad.utils.errors import UserError
 
 
 def parser() -> OptionParser:

@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 
-from vlad.utils.errors import run_command_line
+from vlad.utils.command_line import run_command_line
 
 
 def main() -> int:

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from vlad.eval.generation_modes import MOST_WORDS, WAYS
-from vlad.utils.errors import UserError, run_command_line
+from vlad.utils.command_line import run_command_line
+from vlad.utils.errors import UserError
 from vlad.utils.subprocesses import Children
 
 ROOT = Path(__file__).resolve().parent.parent

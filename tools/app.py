@@ -6,7 +6,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from vlad.utils.errors import OptionParser, UserError, run_command_line
+from vlad.utils.command_line import OptionParser, run_command_line
+from vlad.utils.errors import UserError
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlad.utils.errors import UserError, run_command_line, writable_directory
+from vlad.utils.command_line import run_command_line
+from vlad.utils.errors import UserError
 from vlad.utils.hub import without_bars
+from vlad.utils.paths import writable_directory
 
 
 def main() -> None:

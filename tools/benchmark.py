@@ -8,7 +8,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from vlad.utils.errors import UserError, existing_file, run_command_line
+from vlad.utils.command_line import run_command_line
+from vlad.utils.errors import UserError
+from vlad.utils.paths import existing_file
 
 LEAST = 100  # samples, prompts, layouts: fewer measure nothing
 

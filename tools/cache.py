@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import argparse
 
-from vlad.utils.errors import UserError, claimed, local_place, run_command_line, writable_directory
+from vlad.utils.command_line import run_command_line
+from vlad.utils.errors import UserError
+from vlad.utils.locks import directory_lock
+from vlad.utils.paths import checked_path, writable_directory
 
 
 def main() -> int:
@@ -22,7 +25,7 @@ def main() -> int:
 
     if not arguments.out.strip() or "://" in arguments.out:
         raise UserError(f"--out must name a directory of this machine for the cache, not {arguments.out!r}.")
-    out = local_place(arguments.out, "--out")
+    out = checked_path(arguments.out, "--out")
     config = load_config(arguments.config, arguments.overrides)
 
     import torch
@@ -40,7 +43,7 @@ def main() -> int:
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     encode = cache_encoder(config, parts, device)
     fingerprint = cache_fingerprint(config, parts, sets)
-    with claimed(out, "a cache"), tqdm(total=sets.samples, desc="caching", unit="sample") as bar:
+    with directory_lock(out, "a cache"), tqdm(total=sets.samples, desc="caching", unit="sample") as bar:
         count = write_cache(
             sets,
             config.data.stream(config.seed),

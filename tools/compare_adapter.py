@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlad.utils.errors import UserError, run_command_line
+from vlad.utils.command_line import run_command_line
+from vlad.utils.errors import UserError
 
 
 def main() -> None:

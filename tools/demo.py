@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vlad.utils.errors import UserError, run_command_line
+from vlad.utils.command_line import run_command_line
+from vlad.utils.errors import UserError
 from vlad.utils.subprocesses import Children
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlad.utils.errors import UserError, run_command_line
+from vlad.utils.command_line import run_command_line
+from vlad.utils.errors import UserError
 
 BATCH = 4
 NAMED = 5  # how many missing or unreadable images are named
@@ -105,7 +106,7 @@ def main() -> int:
     from vlad.eval.prompt_files import read_prompt_files, safe_name
     from vlad.models.captioner import LVLMCaptioner, check_model
     from vlad.models.metric_encoders import SentenceEncoder
-    from vlad.utils.errors import writable_directory
+    from vlad.utils.paths import writable_directory
 
     prompts = read_prompt_files(arguments.prompts)[: arguments.first]
     found: dict[str, list[Any]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vlad.utils.errors import run_command_line
+from vlad.utils.command_line import run_command_line
 
 
 def main() -> int:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlad.eval.generation_modes import MODES, MOST_WORDS, WAYS, plain
-from vlad.utils.errors import UserError, run_command_line
+from vlad.utils.command_line import run_command_line
+from vlad.utils.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +53,7 @@ def evaluate_run(
     from vlad.metrics.ocr import build_ocr_engine
     from vlad.pipeline.folders import pipeline_folder
     from vlad.training.callbacks.progress import write_metrics
-    from vlad.utils.errors import existing_file, writable_directory
+    from vlad.utils.paths import existing_file, writable_directory
 
     out = run / "evaluation"
     metrics_file = out / "metrics.json"
@@ -136,7 +137,7 @@ def evaluate_editing(run: Path, count: int, engine: str) -> dict[str, Any]:
     from vlad.pipeline.settings import check_can_edit
     from vlad.reports.image_grids import sample_grid
     from vlad.training.callbacks.progress import write_metrics
-    from vlad.utils.errors import existing_file, writable_directory
+    from vlad.utils.paths import existing_file, writable_directory
 
     name = build_ocr_engine(engine).name
     pipeline = load_pipeline(run)
@@ -232,7 +233,7 @@ def evaluate_alignment(encoder: Path, arguments: argparse.Namespace) -> int:
     from vlad.eval.ocr_files import UNREADABLE, load_image
     from vlad.eval.prompt_files import read_prompt_files
     from vlad.eval.scoring import default_out
-    from vlad.utils.errors import writable_directory
+    from vlad.utils.paths import writable_directory
 
     wanted = [prompt for prompt in read_prompt_files(arguments.prompts) if prompt.key in entries]
     if arguments.images is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlad.utils.errors import OptionParser, run_command_line
+from vlad.utils.command_line import OptionParser, run_command_line
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlad.utils.errors import run_command_line
+from vlad.utils.command_line import run_command_line
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
 
     from vlad.eval.alignment_subsets import ALIGNMENT_SUBSETS
     from vlad.eval.open_benchmark import SUBSETS, BenchmarkOptions, write_benchmark
-    from vlad.utils.errors import writable_directory
+    from vlad.utils.paths import writable_directory
 
     options = BenchmarkOptions(arguments.seed, arguments.split, arguments.count, arguments.size)
     total = options.count * (len(SUBSETS) + len(ALIGNMENT_SUBSETS))

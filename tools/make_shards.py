@@ -20,7 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlad.utils.errors import UserError, claimed, counted, local_place, run_command_line, told_of, writable_directory
+from vlad.data.storage.locations import errors_naming
+from vlad.utils.command_line import run_command_line
+from vlad.utils.errors import UserError, counted
+from vlad.utils.locks import directory_lock
+from vlad.utils.paths import checked_path, writable_directory
 
 if TYPE_CHECKING:
     from vlad.data.importers.annotate import ReadText
@@ -39,7 +43,7 @@ MOST_WORKERS = 512
 
 
 def main() -> int:
-    with told_of("--out"):  # the only place that is read and written like the shards of a run
+    with errors_naming("--out"):  # the only place that is read and written like the shards of a run
         return _main(_parse_arguments())
 
 
@@ -79,7 +83,7 @@ def _main(arguments: argparse.Namespace) -> int:
     _refuse_source(arguments.source, out.target)
     out.refuse_others(arguments)
     writable_directory(out.workplace, "a set of shards")
-    with claimed(out.workplace, "a set of shards"):
+    with directory_lock(out.workplace, "a set of shards"):
         out.refuse_others(arguments)  # another process may have finished them meanwhile
         return _make(arguments, recipe, out)
 
@@ -256,7 +260,7 @@ def _output(out: str, overwrite: bool) -> Output:
     out = local_path(out)
     refuse_programs(out)
     if not is_url(out):
-        place = local_place(out, "--out")
+        place = checked_path(out, "--out")
         return Output(place, place)
     if out.lower().startswith(tuple(f"{scheme}://" for scheme in HTTP_SCHEMES)):
         raise UserError(f"--out {out}: nothing is written over HTTP; name a directory, or a store such as s3://...")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 
-from vlad.utils.errors import UserError, run_command_line
+from vlad.utils.command_line import run_command_line
+from vlad.utils.errors import UserError
 
 
 def main() -> int:

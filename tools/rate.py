@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlad.utils.errors import UserError, did_you_mean, run_command_line
+from vlad.utils.command_line import run_command_line
+from vlad.utils.errors import UserError, did_you_mean
 
 
 def check_numbers(arguments: argparse.Namespace) -> None:
@@ -63,7 +64,7 @@ def main() -> None:
     from vlad.eval.human_study.results import results_of, table_of
     from vlad.eval.human_study.study import Ratings, make_study
     from vlad.eval.prompt_files import read_prompt_files
-    from vlad.utils.errors import writable_directory
+    from vlad.utils.paths import writable_directory
 
     if not arguments.results:
         check_host(arguments.host)

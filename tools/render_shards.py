@@ -12,7 +12,11 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from vlad.utils.errors import UserError, claimed, local_place, run_command_line, told_of, writable_directory
+from vlad.data.storage.locations import errors_naming
+from vlad.utils.command_line import run_command_line
+from vlad.utils.errors import UserError
+from vlad.utils.locks import directory_lock
+from vlad.utils.paths import checked_path, writable_directory
 
 SAMPLES_PER_SHARD = 2000
 HELD_OUT = 256  # signs of the held-out set
@@ -27,9 +31,9 @@ def _directory(option: str, pattern: str) -> Path:
 
     if not pattern.strip() or is_url(pattern) or any(mark in pattern for mark in "*?{}"):
         raise UserError(f"{option}: signs are rendered into one local directory, not {pattern!r}; name one.")
-    with told_of(option):
+    with errors_naming(option):
         refuse_programs(pattern)
-    return local_place(pattern, f"{option}:")
+    return checked_path(pattern, f"{option}:")
 
 
 def _render_shard(directory: Path, options: Any, number: int) -> list[dict[str, Any]]:
@@ -75,7 +79,7 @@ def _render_into(directory: Path, about: Any, render: Callable[[], list[dict[str
             " the signs."
         )
     writable_directory(directory, "shards", needed_bytes=needed_bytes)
-    with claimed(directory, "shards"):
+    with directory_lock(directory, "shards"):
         # From here until the manifest is written again the directory says that it is not whole.
         begun.touch()
         manifest.unlink(missing_ok=True)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlad.utils.errors import UserError, local_place, run_command_line
+from vlad.utils.command_line import run_command_line
+from vlad.utils.errors import UserError
+from vlad.utils.paths import checked_path
 
 ENTRIES = Path(__file__).resolve().parent.parent / "configs" / "eval"
 
@@ -41,7 +43,7 @@ def main() -> int:
         raise UserError("--out names no folder; name one, such as evaluations/table1.")
     for name in ("entries", "out", "weights", "references"):
         if (place := getattr(arguments, name)) is not None:
-            local_place(place, f"--{name}")
+            checked_path(place, f"--{name}")
 
     from vlad.eval.prompt_files import prompts_and_overrides, read_prompt_files
 
@@ -54,7 +56,8 @@ def main() -> int:
     from vlad.eval.scoring import ScoreOptions
     from vlad.eval.table1 import read_entries, remarks, score_rows, write_table
     from vlad.metrics.ocr import build_ocr_engine
-    from vlad.utils.errors import did_you_mean, writable_directory
+    from vlad.utils.errors import did_you_mean
+    from vlad.utils.paths import writable_directory
 
     # Settings behind --rows are no rows, as those behind --prompts are no files.
     behind = arguments.rows or []

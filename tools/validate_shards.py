@@ -13,7 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from vlad.utils.errors import UserError, run_command_line, told_of, writable_directory
+from vlad.data.storage.locations import errors_naming
+from vlad.utils.command_line import run_command_line
+from vlad.utils.errors import UserError
+from vlad.utils.paths import writable_directory
 
 if TYPE_CHECKING:
     from vlad.data.lint.options import LintOptions
@@ -24,7 +27,7 @@ PAGE, FINDINGS, SHEET = "report.html", "findings.jsonl", "contact_sheet.png"
 
 
 def main() -> int:
-    with told_of("SHARDS"):
+    with errors_naming("SHARDS"):
         return _main(_parse_arguments())
 
 

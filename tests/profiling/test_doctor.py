@@ -21,7 +21,7 @@ from vlad.profiling.doctor.findings import Finding, exit_code, table
 from vlad.profiling.doctor.ranks import all_reduce_rate
 from vlad.profiling.training_speed import StageFigures
 from vlad.training.checkpoint import checkpoint_path
-from vlad.utils.errors import run_command_line
+from vlad.utils.command_line import run_command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """

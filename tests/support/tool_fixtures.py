@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from vlad.utils.errors import run_command_line
+from vlad.utils.command_line import run_command_line
 
 Call = Callable[..., tuple[int | str | None, str, str]]
 

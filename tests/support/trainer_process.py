@@ -79,7 +79,7 @@ def train(config: Path, overrides: list[str], orders: Orders, environment: dict[
         sys.argv = ["train.py", str(config), *overrides]
         _follow(orders)
         from train import main
-        from vlad.utils.errors import run_command_line
+        from vlad.utils.command_line import run_command_line
 
         try:
             run_command_line(main)

@@ -27,7 +27,8 @@ from vlad.data.shards.reader import index_shards, read_members
 from vlad.data.signs import render_sign
 from vlad.layout.polygons import box_iou
 from vlad.types import Sample
-from vlad.utils.errors import UserError, claimed
+from vlad.utils.errors import UserError
+from vlad.utils.locks import directory_lock
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "make_shards.py"
@@ -453,7 +454,7 @@ def test_a_source_that_cannot_be_read_to_its_end_is_refused(refused, tmp_path):
 def test_one_directory_is_one_process_s(annotated, tool, refused, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    with claimed(out, "a set of shards"):
+    with directory_lock(out, "a set of shards"):
         assert "Another process is at work on a set of shards" in refused(annotated, "--out", out)
         assert "Another process" in refused(annotated, "--out", out, "--overwrite")
     assert tool(annotated, "--out", out, "--workers", 1)[0] == 0

@@ -28,7 +28,7 @@ from vlad.training.memory_plan import (
     ways_to_fit,
 )
 from vlad.training.parts import Parts
-from vlad.utils.errors import run_command_line
+from vlad.utils.command_line import run_command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -18,7 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from vlad.config.schema import Config
 from vlad.lora.options import LoraOptions
 from vlad.models.options import StableDiffusionOptions
-from vlad.utils.errors import UserError, did_you_mean, existing_file
+from vlad.utils.errors import UserError, did_you_mean
+from vlad.utils.paths import existing_file
 
 Options = TypeVar("Options")
 

@@ -30,9 +30,9 @@ from vlad.data.shard_sets import ShardSets, check_enough_samples
 from vlad.data.shards.reader import ShardError, ShardReader, UnreadableSample, image_sizes
 from vlad.data.shards.writer import SIZES_SUFFIX
 from vlad.data.shuffle import BatchPlan, MixedOrder, SetOrder, plan_batches
+from vlad.data.storage.locations import errors_naming
 from vlad.types import Batch, Sample
 from vlad.utils import distributed
-from vlad.utils.errors import told_of
 
 # Batches that are made or wait for the trainer, a worker (the loader asks for two ahead), and those that it has.
 BATCHES_A_WORKER, BATCHES_IN_USE = 3, 4
@@ -70,7 +70,7 @@ class SampleSource(Generic[Decoded]):
         sample = sample if choice is None else int(choice[sample])
         key, shard = f"sample {sample}", ""
         try:
-            with told_of(self.sets.option):
+            with errors_naming(self.sets.option):
                 raw = self.readers[set_number].read(sample)
             key, shard = raw.key, raw.shard
             decoded = self.decode(raw.members, raw.key, *room)

@@ -9,8 +9,9 @@ import numpy as np
 
 from vlad.data.options import FetchOptions
 from vlad.data.shards.reader import ShardIndex, index_shards
+from vlad.data.storage.locations import SHARDS_OPTION, errors_naming
 from vlad.types import Sample
-from vlad.utils.errors import SHARDS_OPTION, UserError, counted, told_of
+from vlad.utils.errors import UserError, counted
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def open_sets(patterns: dict[str, float], fetch: FetchOptions | None = None, opt
                 f"data.mix: the weight of {pattern} ({weight:g}) is under a thousandth of all; raise it, or leave the"
                 " set out."
             )
-    with told_of(option):
+    with errors_naming(option):
         indexes = tuple(index_shards(pattern, fetch) for pattern in patterns)
     return ShardSets(indexes, tuple(patterns.values()), option=option)
 

@@ -25,8 +25,9 @@ from vlad.eval.ablation import (
 )
 from vlad.metrics.ocr import build_ocr_engine
 from vlad.training.run import is_finished
-from vlad.utils.errors import UserError, writable_directory
+from vlad.utils.errors import UserError
 from vlad.utils.parallel import available_cores
+from vlad.utils.paths import writable_directory
 from vlad.utils.subprocesses import Children, share_of_machine, visible_devices
 
 POLL_SECONDS = 1.0  # a stage's end in another process is seen by its file alone

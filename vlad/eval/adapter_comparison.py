@@ -31,7 +31,8 @@ from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.reports.image_grids import GridRow, sample_grid
 from vlad.training.small_datasets import own_sets
 from vlad.types import Sample
-from vlad.utils.errors import UserError, writable_directory
+from vlad.utils.errors import UserError
+from vlad.utils.paths import writable_directory
 
 SHOWN = 8  # held-out images on the page
 SEED = 1000  # of the first image

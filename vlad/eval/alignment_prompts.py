@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vlad.eval.prompt_files import safe_name
-from vlad.utils.errors import UserError, existing_file
+from vlad.utils.errors import UserError
+from vlad.utils.paths import existing_file
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from vlad.eval.prompt_files import safe_name
 from vlad.eval.protocols.terms import Wanted
 from vlad.layout.layout_files import line_to_json, read_layout, write_layout
 from vlad.types import Layout, Polygon
-from vlad.utils.errors import UserError, writable_directory
+from vlad.utils.errors import UserError
+from vlad.utils.paths import writable_directory
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 INDEX = "index.jsonl"

@@ -26,7 +26,8 @@ from vlad.eval.protocols.terms import Wanted
 from vlad.layout.layout_files import layout_from_json
 from vlad.models.text_encoder.prompt import find_quotes
 from vlad.types import TextLine
-from vlad.utils.errors import UserError, existing_file
+from vlad.utils.errors import UserError
+from vlad.utils.paths import existing_file
 
 ACCEPTED = (
     "a text file with a prompt (or a word) on each line; .tsv or .csv with a column named prompt;"

@@ -23,7 +23,9 @@ from vlad.eval.protocols.terms import Protocol, Wanted
 from vlad.eval.reference_images import references_of
 from vlad.eval.table1_entries import Entry, artist_of, load_entry, masked_box, missing_model
 from vlad.metrics.ocr import build_ocr_engine
-from vlad.utils.errors import UserError, claimed, local_place, writable_directory
+from vlad.utils.errors import UserError
+from vlad.utils.locks import directory_lock
+from vlad.utils.paths import checked_path, writable_directory
 
 ENTRY_ENDINGS = (".yaml", ".yml")
 
@@ -60,7 +62,7 @@ def score_target(
     check_encoders(names, options.weights, options.vision_encoders)
     out = out or default_out(target, options.prompts)
     writable_directory(out, "the evaluation", needed_bytes=20_000_000)
-    with claimed(out, "an evaluation"):
+    with directory_lock(out, "an evaluation"):
         total, images, made = subject.images(options, out)
         with tqdm(total=total, desc="scoring", unit="image") as bar:
             read = subject.read_options(options.read)
@@ -81,7 +83,7 @@ def score_target(
 def check_target(target: Path, options: ScoreOptions, out: Path, overrides: Sequence[str] = ()) -> None:
     """Raises UserError for what `score_target` would refuse. Draws and writes nothing; models are loaded for it."""
     for folder in (out, out / "images", out / "readings"):
-        if local_place(folder, "--out").exists() and not folder.is_dir():
+        if checked_path(folder, "--out").exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file where a folder has to be; move it, or name another place with --out.")
     _subject_of(target, options, overrides).check(options, out)
 
@@ -98,7 +100,7 @@ def _subject_of(target: Path, options: ScoreOptions, overrides: Sequence[str]) -
         raise UserError(
             f"{overrides[0]} changes an entry of configs/eval, and {target} is none; use the options (--help)."
         )
-    local_place(target, "target")
+    checked_path(target, "target")
     entry = load_entry(target, overrides) if is_entry(target) else None
     if entry is None and not target.is_dir():
         raise UserError(f"There is nothing at {target}; name a run, a pipeline, a folder of images or an entry.")

@@ -31,7 +31,8 @@ from vlad.layout.control_images import rows_layout
 from vlad.pipeline.folders import pipeline_folder
 from vlad.pipeline.options import MOST_SCALE, check_scale
 from vlad.types import Layout
-from vlad.utils.errors import UserError, local_place
+from vlad.utils.errors import UserError
+from vlad.utils.paths import checked_path
 
 Kind = Literal["pipeline", "vlad", "fine_tuned", "controlnet", "textdiffuser", "deepfloyd", "images"]
 BATCH = 4
@@ -128,7 +129,7 @@ def missing_model(entry: Entry) -> str | None:
     others = {"controlnet": entry.controlnet, "unet": entry.unet, "planner": entry.planner}
     named = [("stages" if entry.stages else "path", name) for name in folders]
     named += [(option, name) for option, name in others.items() if name is not None]
-    missing = [name for option, name in named if not local_place(name, option).is_dir()]
+    missing = [name for option, name in named if not checked_path(name, option).is_dir()]
     what = "folder of images" if entry.kind == "images" else "model"
     return f"no {what} at {', '.join(missing)}" if missing else None
 

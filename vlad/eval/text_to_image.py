@@ -14,7 +14,8 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from PIL import Image
 from safetensors import SafetensorError
 
-from vlad.utils.errors import UserError, local_place, reason_of
+from vlad.utils.errors import UserError, reason_of
+from vlad.utils.paths import checked_path
 
 PIXELS_A_CELL = 8  # of a latent; diffusers draws no other sizes than multiples of it
 # What diffusers and transformers raise for folders that are damaged, or are none of theirs.
@@ -103,7 +104,7 @@ def load_foreign(
     `scheduler` is a class of diffusers that takes the place of the pipeline's own, with the same options; `steps` is
     how many it will take. Raises UserError for what cannot be loaded, and for a scheduler or steps that do not fit.
     """
-    if not local_place(folder, "model").is_dir():
+    if not checked_path(folder, "model").is_dir():
         raise UserError(f"There is no model at {folder}; put its folder in diffusers' format there, or name its place.")
     try:
         pipeline = loader.from_pretrained(folder, local_files_only=True, **parts)

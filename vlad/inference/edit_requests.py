@@ -20,7 +20,8 @@ from vlad.layout.planner_lines import layout_of_lines
 from vlad.layout.polygons import box_polygon, polygon_area
 from vlad.models.text_encoder.prompt import plain_prompt
 from vlad.types import Layout, Polygon
-from vlad.utils.errors import UserError, is_file
+from vlad.utils.errors import UserError
+from vlad.utils.paths import is_file
 
 _NUMBERS = re.compile(r"[\s\d.,+\-eE]+")
 

@@ -18,8 +18,9 @@ from vlad.config.schema import Config
 from vlad.inference.load import MODULES, load_pipeline, model_fingerprint
 from vlad.pipeline.folders import ALIGNMENT
 from vlad.pipeline.vlad_pipeline import VLADPipeline
-from vlad.utils.errors import UserError, did_you_mean, writable_directory
+from vlad.utils.errors import UserError, did_you_mean
 from vlad.utils.hub import without_bars
+from vlad.utils.paths import writable_directory
 
 VARIANTS = {"fp16": "float16", "bf16": "bfloat16"}
 EXAMPLES = (

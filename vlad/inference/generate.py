@@ -32,8 +32,9 @@ from vlad.pipeline.settings import DrawSettings
 from vlad.pipeline.vlad_pipeline import Reader, VLADPipeline
 from vlad.reports.image_grids import GridRow, draw_layout, image_of_map, overlay, sample_grid
 from vlad.types import Layout
-from vlad.utils.errors import UserError, counted, writable_directory
+from vlad.utils.errors import UserError, counted
 from vlad.utils.failures import user_errors
+from vlad.utils.paths import writable_directory
 
 SHEET_IMAGES = 32
 OVERLAY_PIXELS = 256  # smaller images are enlarged under their polygons

@@ -9,7 +9,8 @@ from typing import IO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from vlad.utils.errors import UserError, existing_file
+from vlad.utils.errors import UserError
+from vlad.utils.paths import existing_file
 
 MOST_IMAGE_PIXELS = 64_000_000  # 8000 x 8000
 

@@ -18,7 +18,8 @@ from vlad.inference.edit_requests import EditSource
 from vlad.layout.layout_files import layout_from_json, layout_to_json
 from vlad.pipeline.settings import DrawSettings
 from vlad.types import Layout
-from vlad.utils.errors import UserError, existing_file
+from vlad.utils.errors import UserError
+from vlad.utils.paths import existing_file
 
 FIELD = "vlad"
 

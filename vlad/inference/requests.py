@@ -20,7 +20,8 @@ from typing import Any
 
 from vlad.layout.layout_files import check_layout, layout_from_json, read_layout
 from vlad.types import Layout
-from vlad.utils.errors import UserError, did_you_mean, existing_file, sentence
+from vlad.utils.errors import UserError, did_you_mean, sentence
+from vlad.utils.paths import existing_file
 
 FIELDS = ("prompt", "seed", "seeds", "layout")
 MOST_SEEDS = 100_000

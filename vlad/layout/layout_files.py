@@ -17,7 +17,8 @@ from typing import Any
 from vlad.layout.fonts import font_path
 from vlad.layout.polygons import box_polygon, polygon_area
 from vlad.types import Layout, Polygon, TextLine
-from vlad.utils.errors import UserError, did_you_mean, existing_file, sentence
+from vlad.utils.errors import UserError, did_you_mean, sentence
+from vlad.utils.paths import existing_file
 
 LINE_FIELDS = ("text", "polygon", "box", "language", "font", "colour", "valid", "confidence")
 

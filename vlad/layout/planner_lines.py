@@ -15,7 +15,8 @@ from pathlib import Path
 from vlad.layout.layout_files import check_layout
 from vlad.layout.polygons import box_polygon
 from vlad.types import Layout, TextLine
-from vlad.utils.errors import UserError, existing_file
+from vlad.utils.errors import UserError
+from vlad.utils.paths import existing_file
 
 PLANNER_GRID = 128  # arXiv 2311.16465: coordinates of the planner's lines
 _PLANNER_LINE = re.compile(r"(.*\S)\s+(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)")

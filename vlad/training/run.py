@@ -84,9 +84,11 @@ from vlad.training.trainer import (
     stage_precision,
 )
 from vlad.utils import distributed
-from vlad.utils.errors import UserError, claimed, counted, writable_directory
+from vlad.utils.errors import UserError, counted
 from vlad.utils.failures import user_errors
 from vlad.utils.hub import without_bars
+from vlad.utils.locks import directory_lock
+from vlad.utils.paths import writable_directory
 
 FIT_IMAGES = 3000  # the projection of a PatchAutoencoder is fitted to this many images
 
@@ -120,7 +122,7 @@ def run(config: Config) -> RunResult:
     check_wandb(config.trainer.wandb)
     directory = writable_directory(config.directory, "the run", needed_bytes=200_000_000)
     # The other ranks of a launch work on the same run.
-    with claimed(directory, "a run") if distributed.is_main_process() else contextlib.nullcontext():
+    with directory_lock(directory, "a run") if distributed.is_main_process() else contextlib.nullcontext():
         return _run(config, own, directory)
 
 

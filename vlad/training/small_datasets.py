@@ -30,7 +30,8 @@ from vlad.pipeline.folders import pipeline_folder, read_pipeline
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.types import Sample
 from vlad.utils.distributed import derived_seed, is_main_process
-from vlad.utils.errors import UserError, counted, existing_file
+from vlad.utils.errors import UserError, counted
+from vlad.utils.paths import existing_file
 
 PRIOR = "prior"  # folder of a run
 BEGUN = "begun.json"  # in it: what is being drawn, while its manifest is missing

@@ -24,8 +24,9 @@ from vlad.models.text_encoder.prompt import parse_prompt, plain_prompt
 from vlad.pipeline.settings import DrawSettings
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.types import Layout
-from vlad.utils.errors import UserError, writable_directory
+from vlad.utils.errors import UserError
 from vlad.utils.failures import user_errors
+from vlad.utils.paths import writable_directory
 from vlad.webui.canvas import Drawn
 from vlad.webui.wording import prompt_of_canvas
 

@@ -15,9 +15,10 @@ from vlad.data.importers.mario import INDEX_LINE, MarioSource, looks_like_mario
 from vlad.data.importers.mmocr import MMOCRSource, WildReceiptSource
 from vlad.data.importers.sources import Source
 from vlad.data.importers.webdataset_tars import TarSource
-from vlad.data.storage.locations import expand_braces
+from vlad.data.storage.locations import errors_naming, expand_braces
 from vlad.data.storage.urls import is_url, shown
-from vlad.utils.errors import UserError, did_you_mean, local_place, told_of
+from vlad.utils.errors import UserError, did_you_mean
+from vlad.utils.paths import checked_path
 
 FORMATS = {
     "folder": "images, with NAME.txt or metadata.jsonl, or with nothing",
@@ -57,7 +58,7 @@ def open_source(
         raise UserError(f"There is no folder {images}; name the one in which the images of {path} lie.")
     tars = _tars(path)
     if not tars:
-        local_place(path, "SOURCE")
+        checked_path(path, "SOURCE")
     if format is None:
         format = "webdataset" if tars else detect_format(Path(path))
     if images is not None and format in WITHOUT_FOLDER:
@@ -169,7 +170,7 @@ def _tars(path: str) -> tuple[Path, ...]:
     if not re.search(r"\.tar(\.gz)?$", path):
         return ()
     expanded = source_paths(path)
-    missing = next((part for part in expanded if not local_place(part, "SOURCE").is_file()), None)
+    missing = next((part for part in expanded if not checked_path(part, "SOURCE").is_file()), None)
     if missing is not None:
         raise UserError(f"There is no tar file {missing}.")
     return tuple(sorted(expanded))
@@ -186,5 +187,5 @@ def source_paths(path: str) -> list[Path]:
     """What SOURCE stands for: itself where it is there, else the parts of its brace pattern. Raises UserError."""
     if _is_there(path):
         return [Path(path)]
-    with told_of("SOURCE"):
+    with errors_naming("SOURCE"):
         return [Path(part) for part in expand_braces(path)]

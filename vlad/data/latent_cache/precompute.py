@@ -27,7 +27,8 @@ from vlad.data.shards.reader import index_shards, sizes_beside
 from vlad.data.shards.writer import MANIFEST, publish_shard, shard_entry, write_manifest, write_tar, write_text_file
 from vlad.layout.fonts import optional_fonts_here
 from vlad.types import Batch, CachedStates, Sample, TextStates
-from vlad.utils.errors import UserError, local_place
+from vlad.utils.errors import UserError
+from vlad.utils.paths import checked_path
 
 CACHE_VERSION = 2  # rises when the same options would give other states: glyph maps, fitting, what is stored
 BEGUN = "begun.json"
@@ -182,7 +183,7 @@ def open_cache(directory: str, expected: Fingerprint, partly: bool = False) -> S
 
     `partly`: the rest of the fingerprint is not known yet.
     """
-    manifest = local_place(directory, "data.cache:") / MANIFEST
+    manifest = checked_path(directory, "data.cache:") / MANIFEST
     if not manifest.is_file():
         raise UserError(f"data.cache: there is no whole cache at {directory}; make one with tools/cache.py.")
     try:

@@ -7,6 +7,7 @@ What is far away is opened by `remote`, object stores are `stores`'s part, tries
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import itertools
 import json
@@ -15,6 +16,7 @@ import re
 import shutil
 import urllib.error
 import urllib.parse
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -26,14 +28,28 @@ from vlad.data.storage.object_stores import refuse_programs
 from vlad.data.storage.remote_files import open_remote
 from vlad.data.storage.retries import DamagedError, StorageError, attempts
 from vlad.data.storage.urls import HTTP_SCHEMES, is_url, join, local_path, scheme, shown
-from vlad.utils.errors import SHARDS_OPTION, UserError, local_place, reason_of
+from vlad.utils.errors import UserError, reason_of
+from vlad.utils.paths import checked_path
 
+SHARDS_OPTION = "data.shards"  # the option that names shards unless `errors_naming` says otherwise
 MANIFEST = "manifest.json"  # describes the shards of a directory, and lists them where a server cannot
 MAX_PATHS = 1_000_000  # a brace range of more is a mistyped one
 MAX_PADDING = 100  # digits of a number in a range, over those that it needs
 # What reading a text raises that is no manifest.
 NOT_A_MANIFEST = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
+
+
+@contextlib.contextmanager
+def errors_naming(option: str) -> Iterator[None]:
+    """For shards that another option or argument names: errors about `data.shards` name that option instead."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        if not message.startswith(f"{SHARDS_OPTION}:") or option == SHARDS_OPTION:
+            raise
+        raise type(error)(option + message.removeprefix(SHARDS_OPTION)) from error
 
 
 # Finding
@@ -51,7 +67,7 @@ def expand(pattern: str, options: FetchOptions | None = None) -> tuple[str, ...]
     for part in expand_braces(pattern):
         refuse_programs(part)
         if not is_url(part):
-            if local_place(part, f"{SHARDS_OPTION}:").is_dir() and not os.access(part, os.R_OK | os.X_OK):
+            if checked_path(part, f"{SHARDS_OPTION}:").is_dir() and not os.access(part, os.R_OK | os.X_OK):
                 raise UserError(f"data.shards: {part} cannot be read; give yourself permission to read it.")
             # glob: Path.glob takes no absolute patterns.
             found += map(str, Path(part).glob("*.tar")) if Path(part).is_dir() else glob.glob(part)  # noqa: PTH207

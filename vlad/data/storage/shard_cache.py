@@ -22,7 +22,7 @@ from vlad.data.storage.object_stores import refuse_programs
 from vlad.data.storage.remote_files import open_remote
 from vlad.data.storage.retries import DamagedError, StorageError, attempts
 from vlad.data.storage.urls import is_url, local_path, shown
-from vlad.utils.errors import writable_directory
+from vlad.utils.paths import writable_directory
 
 _CACHED_NAME = re.compile(r"[0-9a-f]{40}\.(shard|partial)")
 
