@@ -60,7 +60,7 @@ def main() -> int:
     if arguments.steps is not None and arguments.steps < 1:
         raise UserError("--steps must be at least 1.")
     # Late, so that --help and a mistyped option answer at once.
-    from vlad.inference.command import sample
+    from vlad.inference.sampling import sample
 
     return sample(arguments)
 

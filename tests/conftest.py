@@ -11,7 +11,7 @@ pytest_plugins = [
     "pipeline_fixtures",
     "stand_in_fixtures",
     "storage_fixtures",
-    "studio_fixtures",
+    "backend_fixtures",
     "table1_fixtures",
     "tool_fixtures",
     "trainer_fixtures",

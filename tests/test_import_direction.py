@@ -39,7 +39,7 @@ LIBRARIES = {
     "omegaconf": ("config/load.py",),
     "diffusers": (
         *("models/", "diffusion/", "losses/", "pipeline/", "training/parts.py", "training/stages.py"),
-        *("eval/baselines.py", "eval/text_to_image.py", "profiling/sampling_speed.py"),
+        *("eval/baselines.py", "eval/text_to_image.py", "profiling/sampling_time.py"),
     ),
     "torchmetrics": ("eval/fidelity.py",),
     "pyarrow": ("eval/evaluator.py", "data/importers/"),

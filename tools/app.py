@@ -31,16 +31,16 @@ def main() -> None:
     from vlad.webui.page import ServerOptions, build_page, load_gradio, serve
 
     load_gradio()  # before a model is loaded
-    from vlad.inference.load import load_pipeline
-    from vlad.webui.studio import Studio
+    from vlad.inference.load_pipeline import load_pipeline
+    from vlad.webui.backend import Backend
 
     if arguments.host not in LOCAL:
         print(f"Everybody who reaches {arguments.host} can draw here; there is no password.", file=sys.stderr)
     pipeline = load_pipeline(arguments.run, arguments.adapter, arguments.dtype)
     with tempfile.TemporaryDirectory(prefix="vlad-app-") as temporary:
-        studio = Studio(pipeline, arguments.run, arguments.out or Path(temporary), arguments.adapter)
-        page = build_page(studio, arguments.waiting)
-        serve(page, studio, ServerOptions(arguments.host, arguments.port, arguments.waiting))
+        backend = Backend(pipeline, arguments.run, arguments.out or Path(temporary), arguments.adapter)
+        page = build_page(backend, arguments.waiting)
+        serve(page, backend, ServerOptions(arguments.host, arguments.port, arguments.waiting))
 
 
 if __name__ == "__main__":

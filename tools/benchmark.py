@@ -20,7 +20,7 @@ def render(arguments: argparse.Namespace) -> None:
     from vlad.data.options import SyntheticOptions
     from vlad.data.shards.writer import write_shards
     from vlad.data.signs import render_sign
-    from vlad.profiling.rates import report
+    from vlad.profiling.measurement import report
 
     count, options = _count(arguments), SyntheticOptions()
     for index in range(500):  # fills the caches of letters, as any set does in its first second
@@ -34,7 +34,7 @@ def render(arguments: argparse.Namespace) -> None:
 def data(arguments: argparse.Namespace) -> None:
     """Samples a second from shards of 512 x 512 JPEG, and each as a share of the decode limit."""
     count = _count(arguments)
-    from vlad.profiling.data_speed import measure_loading
+    from vlad.profiling.data_throughput import measure_loading
 
     measure_loading(count)
 
@@ -72,8 +72,8 @@ def sample(arguments: argparse.Namespace) -> None:
     if min(steps, batch) < 1:
         raise UserError("--steps and --batch-size must be at least 1.")
     _quiet()
-    from vlad.inference.load import load_pipeline
-    from vlad.profiling.sampling_speed import measure_sample, random_pipeline
+    from vlad.inference.load_pipeline import load_pipeline
+    from vlad.profiling.sampling_time import measure_sample, random_pipeline
 
     asked = {"channels last": arguments.channels_last, "compiled": arguments.compile}
     pipeline = random_pipeline() if arguments.run is None else load_pipeline(arguments.run)
@@ -92,7 +92,7 @@ def solvers(arguments: argparse.Namespace) -> None:
     path = existing_file(Path(arguments.run) / "config.yaml", "config", told)
     from vlad.config.load import load_config
     from vlad.eval.ocr_speed import compare_solvers
-    from vlad.inference.load import load_pipeline
+    from vlad.inference.load_pipeline import load_pipeline
 
     compare_solvers(load_config(path), load_pipeline(arguments.run), count, arguments.engine)
 
@@ -130,7 +130,7 @@ def train(arguments: argparse.Namespace) -> None:
 def plan(_: argparse.Namespace) -> None:
     """The planned and the measured peak of both stages, on the CPU, each measured in a process of its own."""
     from vlad.models.stand_in import StandInOptions, save_stand_in
-    from vlad.profiling.memory_check import PLANNED, PLANNED_CHANNELS, planned_and_measured
+    from vlad.profiling.memory_plan_check import PLANNED, PLANNED_CHANNELS, planned_and_measured
 
     options = StandInOptions(PLANNED_CHANNELS, layers_per_block=2)
     with tempfile.TemporaryDirectory() as folder:

@@ -49,7 +49,7 @@ def evaluate_run(
     from vlad.data.signs import held_out_signs
     from vlad.eval.generators import weights_digest
     from vlad.eval.held_out_words import modes_of, score_spelling, spelling_grid
-    from vlad.inference.load import load_pipeline
+    from vlad.inference.load_pipeline import load_pipeline
     from vlad.metrics.ocr import build_ocr_engine
     from vlad.pipeline.folders import pipeline_folder
     from vlad.training.callbacks.progress import write_metrics
@@ -132,9 +132,9 @@ def evaluate_editing(run: Path, count: int, engine: str) -> dict[str, Any]:
     from vlad.config.load import load_config
     from vlad.data.signs import held_out_signs
     from vlad.eval.editing import score_editing
-    from vlad.inference.load import load_pipeline
+    from vlad.inference.load_pipeline import load_pipeline
     from vlad.metrics.ocr import build_ocr_engine
-    from vlad.pipeline.settings import check_can_edit
+    from vlad.pipeline.edits import check_can_edit
     from vlad.reports.image_grids import sample_grid
     from vlad.training.callbacks.progress import write_metrics
     from vlad.utils.paths import existing_file, writable_directory

@@ -15,7 +15,7 @@ from vlad.config.schema import Config
 from vlad.eval.encoders import RunEncoder, joint_encoder
 from vlad.eval.open_benchmark import BenchmarkOptions, write_benchmark
 from vlad.models.text_encoder.prompt import parse_prompt
-from vlad.pipeline.folders import ALIGNMENT
+from vlad.pipeline.folders import ALIGNMENT_FILE
 from vlad.training.build import build_pipeline, new_parts, publish_text_side
 from vlad.training.parts import Parts
 from vlad.utils.errors import UserError
@@ -40,7 +40,7 @@ def make_run(folder: Path, *overrides: str) -> tuple[Config, Parts]:
         publish_text_side(parts, config.directory / "text")
     else:
         build_pipeline(config, parts).save_pretrained(config.directory / "pipeline")
-        save_file(parts.alignment.state_dict(), config.directory / "pipeline" / ALIGNMENT)
+        save_file(parts.alignment.state_dict(), config.directory / "pipeline" / ALIGNMENT_FILE)
     return config, parts
 
 
@@ -117,7 +117,7 @@ def test_what_has_no_towers_is_refused(tmp_path: Path) -> None:
             joint_encoder(tmp_path)
     (tmp_path / "config.json").unlink()
     config, _ = make_run(tmp_path)
-    (config.directory / "pipeline" / ALIGNMENT).unlink()
+    (config.directory / "pipeline" / ALIGNMENT_FILE).unlink()
     with pytest.raises(UserError, match=r"comes without its alignment heads"):
         RunEncoder(config.directory)
     (tmp_path / "off").mkdir()

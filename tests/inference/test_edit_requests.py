@@ -10,10 +10,10 @@ from PIL import Image
 
 from sample import parser
 from vlad.config.load import load_config
-from vlad.inference.command import sample
 from vlad.inference.edit_requests import read_edit
 from vlad.inference.input_images import read_image
 from vlad.inference.recipes import read_recipe, recipe_from_json, recipe_to_json
+from vlad.inference.sampling import sample
 from vlad.training.build import build_pipeline, new_parts
 from vlad.utils.errors import UserError
 
@@ -97,7 +97,7 @@ def test_words_come_from_lines_a_layout_or_the_prompt(shop: Path, tmp_path: Path
     file.write_text(json.dumps({"lines": [{"text": "HI", "box": [0.3, 0.3, 0.6, 0.5]}]}), encoding="utf-8")
 
     def edit_of(*options: object) -> tuple[list[str] | None, str]:
-        from vlad.inference.command import _edit
+        from vlad.inference.sampling import _edit
 
         asked = _edit(parser().parse_args([str(option) for option in ("--edit", shop, *options)]), None)
         assert asked is not None
@@ -131,10 +131,10 @@ def test_an_edited_image_is_repeated_from_its_recipe(
 
 def test_an_older_recipe_knows_of_no_edit() -> None:
     from vlad.inference.recipes import Recipe
-    from vlad.pipeline.settings import DrawSettings
+    from vlad.pipeline.options import SampleSettings
     from vlad.types import Layout
 
-    recipe = Recipe("a wall", 0, Layout(()), False, DrawSettings(2, 1.0, 1.0, 1.0, True, 32, 32, 2), "m", "r")
+    recipe = Recipe("a wall", 0, Layout(()), False, SampleSettings(2, 1.0, 1.0, 1.0, True, 32, 32, 2), "m", "r")
     older = recipe_to_json(recipe)
     del older["edit"]
     assert recipe_from_json(older) == recipe
@@ -176,7 +176,7 @@ def test_images_that_cannot_be_edited_are_refused(
     with pytest.raises(UserError, match="not trained to edit"):
         call(pipeline_folder, "--edit", shop, "--mask", REGION, "--line", "A", "--out", tmp_path / "out")
     Image.new("RGB", (50, 33)).save(tmp_path / "odd.png")
-    with pytest.raises(UserError, match=r"50 x 33 pixels.*nearest is 48 x 32"):
+    with pytest.raises(UserError, match=r"50 x 33 pixels.*nearest size is 48 x 32"):
         call(editor, "--edit", tmp_path / "odd.png", "--mask", REGION, "--line", "A", "--out", tmp_path / "out")
     with pytest.raises(UserError, match="name the image with --edit"):
         call(editor, "--mask", REGION, "--prompt", "a wall")

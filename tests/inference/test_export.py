@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from vlad.inference.export import export_run, push
-from vlad.inference.load import load_pipeline
+from vlad.inference.load_pipeline import load_pipeline
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.utils.errors import UserError
 

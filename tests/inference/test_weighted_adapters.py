@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlad.inference.load import load_pipeline
+from vlad.inference.load_pipeline import load_pipeline
 from vlad.lora.adapters import add_adapter, save_adapter
 from vlad.lora.options import LoraOptions
 from vlad.lora.weighted_adapters import set_adapters

@@ -13,7 +13,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
-from vlad.inference.load import load_pipeline
+from vlad.inference.load_pipeline import load_pipeline
 from vlad.layout.polygons import box_polygon
 from vlad.models.text_encoder.lvlm import LVLMEncoder
 from vlad.pipeline.vlad_pipeline import VLADPipeline
@@ -232,8 +232,8 @@ def test_wrong_settings_are_one_sentence(pipeline: VLADPipeline) -> None:
         ({"text_scale": float("nan")}, "text_scale must be from 0 to 100, not nan"),
         ({"guidance_rescale": 2.0}, "guidance_rescale must be from 0 to 1"),
         ({"batch_size": -1}, "batch_size must be from 1 to 4096, not -1"),
-        ({"width": 40}, "nearest is 48 x 32"),
-        ({"height": 100_000}, "nearest is 32 x 4096"),
+        ({"width": 40}, "nearest size is 48 x 32"),
+        ({"height": 100_000}, "nearest size is 32 x 4096"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt"),
         ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "prompt_embeds"),
     ):

@@ -16,10 +16,10 @@ from vlad.data.options import SyntheticOptions
 from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.data.signs import render_sign
 from vlad.profiling.doctor import checks
+from vlad.profiling.doctor.all_reduce import all_reduce_rate
 from vlad.profiling.doctor.checks import Examined, examine
 from vlad.profiling.doctor.findings import Finding, exit_code, table
-from vlad.profiling.doctor.ranks import all_reduce_rate
-from vlad.profiling.training_speed import StageFigures
+from vlad.profiling.training_throughput import StageFigures
 from vlad.training.checkpoint import checkpoint_path
 from vlad.utils.command_line import run_command_line
 

@@ -9,7 +9,7 @@ import torch
 from vlad.eval import ocr_speed as reading
 from vlad.models.options import LVLMOptions
 from vlad.models.text_encoder.tiny_qwen import build_byte_tokenizer, build_tiny_qwen
-from vlad.profiling import sampling_speed as sampling
+from vlad.profiling import sampling_time as sampling
 from vlad.profiling.text_encoder_cost import measure_text
 from vlad.utils.errors import UserError
 

@@ -16,7 +16,7 @@ from vlad.config.training import COMPONENTS
 from vlad.data.options import SyntheticOptions
 from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.data.signs import render_sign
-from vlad.inference.load import load_pipeline
+from vlad.inference.load_pipeline import load_pipeline
 from vlad.training.callbacks.phases import TextPhases
 from vlad.training.run import is_finished, run
 from vlad.training.trainable import component_of

@@ -22,7 +22,7 @@ from vlad.config.schema import Config
 from vlad.data.options import SyntheticOptions
 from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.data.signs import render_sign
-from vlad.inference.load import load_pipeline
+from vlad.inference.load_pipeline import load_pipeline
 from vlad.layout.polygons import box_polygon
 from vlad.lora.adapters import adapter_about
 from vlad.pipeline.vlad_pipeline import VLADPipeline

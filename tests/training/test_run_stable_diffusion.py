@@ -15,7 +15,7 @@ from vlad.config.load import load_config
 from vlad.data.options import SyntheticOptions
 from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.data.signs import render_sign
-from vlad.inference.load import load_pipeline
+from vlad.inference.load_pipeline import load_pipeline
 from vlad.models.options import LVLMOptions
 from vlad.models.stand_in import StandInOptions, save_stand_in
 from vlad.models.text_encoder.tiny_qwen import build_tiny_qwen

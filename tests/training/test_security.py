@@ -17,7 +17,7 @@ from vlad.config.load import load_config
 from vlad.config.schema import Config
 from vlad.lora.adapters import add_adapter, attach_adapter, save_adapter
 from vlad.lora.options import LoraOptions
-from vlad.pipeline.folders import ALIGNMENT
+from vlad.pipeline.folders import ALIGNMENT_FILE
 from vlad.training.averaged_pipeline import stored_average
 from vlad.training.build import build_pipeline, new_parts, parts_of_base, publish_text_side
 from vlad.training.callbacks.ema import AVERAGES
@@ -132,7 +132,7 @@ def the_lvlm_of_a_base(folder: Path) -> None:
 
 
 def the_heads_of_a_base(folder: Path) -> None:
-    spoil(folder / "pipeline" / ALIGNMENT)
+    spoil(folder / "pipeline" / ALIGNMENT_FILE)
     parts_of_base(options(folder, f"base={folder}"))
 
 
@@ -142,7 +142,7 @@ def the_ccm_of_a_text_base(folder: Path) -> None:
 
 
 def the_heads_of_a_text_base(folder: Path) -> None:
-    spoil(folder / "text" / ALIGNMENT, plain=True)
+    spoil(folder / "text" / ALIGNMENT_FILE, plain=True)
     new_parts(options(folder, f"text_base={folder}"))
 
 

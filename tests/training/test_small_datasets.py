@@ -23,7 +23,7 @@ from vlad.data.poster_template import render_poster
 from vlad.data.shard_sets import open_sets
 from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.eval.adapter_comparison import compare
-from vlad.inference.load import load_pipeline
+from vlad.inference.load_pipeline import load_pipeline
 from vlad.lora.adapters import adapter_about, attach_adapter
 from vlad.models.autoencoder import decode, encode
 from vlad.pipeline.folders import pipeline_folder

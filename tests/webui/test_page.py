@@ -17,9 +17,9 @@ from PIL import Image
 from vlad.inference.recipes import FIELD
 from vlad.types import Layout
 from vlad.utils.errors import UserError
+from vlad.webui.backend import Backend
 from vlad.webui.canvas import Drawn, canvas_value
 from vlad.webui.page import ServerOptions, build_page, serve
-from vlad.webui.studio import Studio
 
 gradio = pytest.importorskip("gradio", reason="the page needs Gradio (pip install -e '.[app]')")
 WAITING, REQUESTS = 16, 50
@@ -28,9 +28,9 @@ FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 
 
 @pytest.fixture(scope="module")
-def address(studio: Studio) -> Iterator[str]:
-    page = build_page(studio, WAITING)
-    yield serve(page, studio, ServerOptions(), wait=False)
+def address(backend: Backend) -> Iterator[str]:
+    page = build_page(backend, WAITING)
+    yield serve(page, backend, ServerOptions(), wait=False)
     page.close()
 
 
@@ -103,7 +103,7 @@ def test_a_wrong_request_gets_its_message_and_the_server_stays(address: str) -> 
     assert post(address, "draw", *drawing(0))[0] == 200
 
 
-def test_a_page_that_cannot_be_reached_is_one_sentence(studio: Studio) -> None:
+def test_a_page_that_cannot_be_reached_is_one_sentence(backend: Backend) -> None:
     class Unreachable:
         def __init__(self, error: Exception) -> None:
             self.error = error
@@ -116,21 +116,21 @@ def test_a_page_that_cannot_be_reached_is_one_sentence(studio: Studio) -> None:
         (OSError("taken. Or not."), r"127\.0\.0\.1 \(taken\); name another"),
     ):
         with pytest.raises(UserError, match=said):
-            serve(Unreachable(error), studio, ServerOptions(), wait=False)
+            serve(Unreachable(error), backend, ServerOptions(), wait=False)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"127\.0\.0\.1:{port} \(Address already in use\)"):
-            serve(Unreachable(AssertionError()), studio, ServerOptions(port=port), wait=False)
+            serve(Unreachable(AssertionError()), backend, ServerOptions(port=port), wait=False)
     with pytest.raises(UserError, match=r"served at 203\.0\.113\.1 \(.*\); name another --port, or a --host"):
-        serve(Unreachable(AssertionError()), studio, ServerOptions(host="203.0.113.1"), wait=False)
+        serve(Unreachable(AssertionError()), backend, ServerOptions(host="203.0.113.1"), wait=False)
 
 
-def test_files_outside_its_folders_are_out_of_reach(address: str, studio: Studio, tmp_path: Path) -> None:
+def test_files_outside_its_folders_are_out_of_reach(address: str, backend: Backend, tmp_path: Path) -> None:
     secret = Path.cwd() / "pyproject.toml"
     _, data = post(address, "draw", *drawing(0))
     shown = f"{address}gradio_api/file={data[3]['value']['path'] if 'value' in data[3] else data[3]['path']}"
     assert status_of(shown) == 200
-    for path in ("/etc/passwd", str(secret), f"{studio.folder}/../config.yaml", f"{studio.folder}/..%2fconfig.yaml"):
+    for path in ("/etc/passwd", str(secret), f"{backend.folder}/../config.yaml", f"{backend.folder}/..%2fconfig.yaml"):
         assert status_of(f"{address}gradio_api/file={path}") in (403, 404), path
     canvas = canvas_value(Drawn(Layout(()), 32, 32))
     for path in ("/etc/passwd", str(secret)):
@@ -139,7 +139,7 @@ def test_files_outside_its_folders_are_out_of_reach(address: str, studio: Studio
         assert post(address, "edit", named, canvas, "", "0", 2, 2.0, 2.0)[0] != 200
 
 
-def test_too_large_an_upload_is_refused(address: str, studio: Studio) -> None:
+def test_too_large_an_upload_is_refused(address: str, backend: Backend) -> None:
     def upload(content: bytes) -> int:
         head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
         body = head + content + b"\r\n--x--\r\n"

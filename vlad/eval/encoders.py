@@ -17,7 +17,7 @@ from vlad.config.training import TrainableOptions
 from vlad.eval.alignment_scores import JointEncoder
 from vlad.models.metric_encoders import CLIPEncoder
 from vlad.models.text_encoder.prompt import parse_prompt
-from vlad.pipeline.folders import ALIGNMENT, own_pipeline_folder
+from vlad.pipeline.folders import ALIGNMENT_FILE, vlad_pipeline_folder
 from vlad.training.build import TEXT, new_text_side, parts_of_base
 from vlad.utils.errors import UserError
 
@@ -37,11 +37,11 @@ class RunEncoder:
             raise UserError(f"{run} is an adapter, which brings no towers; name its base, {config.base}.")
         # Only what the towers were made of: nothing is trained here.
         config = replace(config, lora=None, stable_diffusion=None, trainable=TrainableOptions(), text_base=None)
-        if (run / TEXT / ALIGNMENT).is_file():
+        if (run / TEXT / ALIGNMENT_FILE).is_file():
             text_side, heads = new_text_side(replace(config, base=None, text_base=str(run)))
         else:
-            if not (own_pipeline_folder(run) / ALIGNMENT).is_file():
-                raise UserError(f"{run} comes without its alignment heads ({ALIGNMENT}); copy the whole run here.")
+            if not (vlad_pipeline_folder(run) / ALIGNMENT_FILE).is_file():
+                raise UserError(f"{run} comes without its alignment heads ({ALIGNMENT_FILE}); copy the whole run here.")
             parts, _ = parts_of_base(replace(config, base=str(run), align_stage="none"))
             text_side, heads = parts.text_side, parts.alignment
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -13,7 +13,7 @@ from PIL import Image
 from vlad.eval.image_sets import Artist
 from vlad.eval.protocols.terms import Wanted
 from vlad.eval.text_to_image import TextToImage
-from vlad.inference.load import load_pipeline
+from vlad.inference.load_pipeline import load_pipeline
 from vlad.pipeline.folders import pipeline_class, pipeline_folder
 from vlad.pipeline.options import check_scale
 from vlad.types import Layout

@@ -19,7 +19,7 @@ from vlad.diffusion.solvers import SOLVERS
 from vlad.eval.ocr_files import ImageFile, ReadOptions, read_files
 from vlad.metrics.ocr import build_ocr_engine, run_ocr
 from vlad.metrics.spelling import word_accuracy
-from vlad.profiling.rates import like_a_photograph, private_megabytes, rate
+from vlad.profiling.measurement import add_photo_noise, private_megabytes, rate
 from vlad.types import Sample
 from vlad.utils.errors import UserError
 from vlad.utils.parallel import available_cores
@@ -60,7 +60,7 @@ def measure_reading(count: int, engine: str) -> None:
         images = Path(folder) / "images"
         images.mkdir()
         for index in range(count):
-            _save_image(like_a_photograph(render_sign(options, index), index), images / f"{index}.jpg")
+            _save_image(add_photo_noise(render_sign(options, index), index), images / f"{index}.jpg")
         print(f"{count} images of 512 x 512, {engine}, {cores} cores")
         rates = []
         for workers in dict.fromkeys((1, cores)):

@@ -26,7 +26,7 @@ from vlad.eval.image_sets import Artist
 from vlad.eval.ocr_files import Box
 from vlad.eval.protocols.terms import Wanted
 from vlad.eval.text_to_image import PIXELS_A_CELL
-from vlad.inference.load import load_pipeline
+from vlad.inference.load_pipeline import load_pipeline
 from vlad.layout.control_images import rows_layout
 from vlad.pipeline.folders import pipeline_folder
 from vlad.pipeline.options import MOST_SCALE, check_scale

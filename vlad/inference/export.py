@@ -15,8 +15,8 @@ from typing import Any
 
 from vlad.config.load import load_config
 from vlad.config.schema import Config
-from vlad.inference.load import MODULES, load_pipeline, model_fingerprint
-from vlad.pipeline.folders import ALIGNMENT
+from vlad.inference.load_pipeline import MODULES, load_pipeline, model_fingerprint
+from vlad.pipeline.folders import ALIGNMENT_FILE
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.utils.errors import UserError, did_you_mean
 from vlad.utils.hub import without_bars
@@ -61,9 +61,11 @@ def export_run(
             load_pipeline(run, dtype=VARIANTS[variant]).save_pretrained(out, variant=variant)
         # Last: the LVLM's config.json says in which precision it is loaded when nobody asks for another.
         pipeline.save_pretrained(out)
-    heads = next((folder / ALIGNMENT for folder in (run / "pipeline", run) if (folder / ALIGNMENT).is_file()), None)
+    heads = next(
+        (folder / ALIGNMENT_FILE for folder in (run / "pipeline", run) if (folder / ALIGNMENT_FILE).is_file()), None
+    )
     if heads is not None:  # fine-tuning goes on with them
-        shutil.copyfile(heads, out / ALIGNMENT)
+        shutil.copyfile(heads, out / ALIGNMENT_FILE)
     config = load_config(run / "config.yaml") if (run / "config.yaml").is_file() else None
     card = out / "README.md"
     card.write_text(_card(pipeline, config, run, images, variants, licence), encoding="utf-8")

@@ -23,12 +23,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from vlad.inference.prompt_requests import Refusal, Request
 from vlad.inference.recipes import Recipe, read_recipe, recipe_to_json, save_image
-from vlad.inference.requests import Refusal, Request
 from vlad.layout.layout_files import layout_as_it_is, layout_to_json, write_layout
 from vlad.layout.masks import Edit
 from vlad.models.text_encoder.prompt import nested_marks, quoted
-from vlad.pipeline.settings import DrawSettings
+from vlad.pipeline.options import SampleSettings
 from vlad.pipeline.vlad_pipeline import Reader, VLADPipeline
 from vlad.reports.image_grids import GridRow, draw_layout, image_of_map, overlay, sample_grid
 from vlad.types import Layout
@@ -63,7 +63,7 @@ class Drawer:
     """A pipeline with all that the images of one call share."""
 
     pipeline: VLADPipeline
-    settings: DrawSettings
+    settings: SampleSettings
     # What every recipe of the call holds besides prompt, seed, layout and settings.
     origin: dict[str, Any]
     # Reads raw glyph maps, to keep those that are right; None: all are refitted.
@@ -182,7 +182,7 @@ def _write_layout_files(
     layout: Layout,
     glyph_map: np.ndarray | None,
     image: Image.Image | None,
-    settings: DrawSettings,
+    settings: SampleSettings,
     out: Path,
 ) -> None:
     write_layout(layout, out / "layouts" / f"{name}.json")

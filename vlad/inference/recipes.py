@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from vlad.inference.edit_requests import EditSource
 from vlad.layout.layout_files import layout_from_json, layout_to_json
-from vlad.pipeline.settings import DrawSettings
+from vlad.pipeline.options import SampleSettings
 from vlad.types import Layout
 from vlad.utils.errors import UserError
 from vlad.utils.paths import existing_file
@@ -33,7 +33,7 @@ class Recipe:
     layout: Layout
     # Whether the layout was given; else the layout UNet planned it.
     layout_given: bool
-    settings: DrawSettings
+    settings: SampleSettings
     # `loading.model_fingerprint`, and where the model came from: as the call named it.
     model: str
     run: str
@@ -83,7 +83,7 @@ def recipe_from_json(record: Any) -> Recipe:
     else:
         values["edit"] = None
     values["layout"] = layout_from_json(record["layout"])
-    values["settings"] = DrawSettings(**record["settings"])
+    values["settings"] = SampleSettings(**record["settings"])
     values["adapters"], values["solvers"] = tuple(record["adapters"]), tuple(record["solvers"])
     return Recipe(**values)
 

@@ -31,7 +31,7 @@ def pipeline_class(folder: Path) -> str | None:
     return name if isinstance(name, str) else name[-1] if isinstance(name, list) and name else None
 
 
-ALIGNMENT = "alignment.safetensors"
+ALIGNMENT_FILE = "alignment.safetensors"
 
 
 NEEDED = ("lvlm", "tokenizer", "composition", "autoencoder", "refine_unet", "refine_scheduler")  # of a pipeline
@@ -43,16 +43,16 @@ def read_pipeline(folder: Path, said: str, dtype: torch.dtype = torch.float32) -
     Raises UserError for one that is damaged or not whole.
     """
     check_weight_shapes(folder, said)
-    with read_whole(folder), without_bars():
+    with reporting_damage(folder), without_bars():
         return VLADPipeline.from_pretrained(folder, dtype=dtype, **load_remote_code_parts(folder, dtype))
 
 
-def read_whole(folder: Path) -> AbstractContextManager[None]:
+def reporting_damage(folder: Path) -> AbstractContextManager[None]:
     """Inside the block a damaged file of a folder, or one with code in it (which is not run), raises UserError."""
     return user_errors(str(folder), unreadable="copy it here again, or train it anew")
 
 
-def own_pipeline_folder(path: Path) -> Path:
+def vlad_pipeline_folder(path: Path) -> Path:
     """`pipeline_folder`, of a pipeline that a run of ours has made. Raises UserError for another one."""
     folder = pipeline_folder(path)
     if (kind := pipeline_class(folder)) != VLADPipeline.__name__:

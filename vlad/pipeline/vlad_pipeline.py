@@ -52,12 +52,13 @@ from vlad.pipeline.batching import (
     onload,
     stepping,
 )
-from vlad.pipeline.inpainting import inputs_of_edits, pasted
-from vlad.pipeline.settings import DrawSettings, check_call, check_edits, check_settings
+from vlad.pipeline.edits import check_edits, edit_conditioning, paste_edits
+from vlad.pipeline.options import SampleSettings, check_model_limits
 from vlad.types import Conditioning, Layout, Prompt
 from vlad.utils.errors import UserError
 
 KEPT_READINGS = 64  # prompts whose t is kept where they are read once
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # Where the components of pipelines lay that version 0.1 has saved.
 MODULES_OF_0_1 = {
     "vlad.diffusion.autoencoder": "vlad.models.autoencoder",
@@ -251,13 +252,13 @@ class VLADPipeline(DiffusionPipeline):
         levels = len(self.refine_unet.config.block_out_channels)
         return spatial_factor(self.autoencoder) * 2 ** (levels - 1)
 
-    def settings(self, **given: Any) -> DrawSettings:
+    def settings(self, **given: Any) -> SampleSettings:
         """The pipeline's own settings with what is given (None: nothing) in their place.
 
         Raises UserError for what cannot be drawn: steps, scales, and sizes with the nearest that can.
         """
         config = self.config
-        defaults = DrawSettings(
+        defaults = SampleSettings(
             config.steps,
             config.text_scale,
             config.layout_scale,
@@ -268,7 +269,8 @@ class VLADPipeline(DiffusionPipeline):
             config.batch_size,
         )
         asked = replace(defaults, **{name: value for name, value in given.items() if value is not None})
-        return check_settings(asked, self.size_unit, self.refine_scheduler.config.num_train_timesteps)
+        check_model_limits(asked, self.size_unit, self.refine_scheduler.config.num_train_timesteps)
+        return asked
 
     def use_solver(self, name: str) -> None:
         """Samples both stages with another of `diffusion.samplers.SOLVERS`. Raises UserError for one that cannot."""
@@ -347,7 +349,15 @@ class VLADPipeline(DiffusionPipeline):
             guidance_rescale=guidance_rescale,
             negative_prompt=negative_prompt,
         )
-        check_call(num_images_per_prompt, output_type, callback_on_step_end_tensor_inputs)
+        if num_images_per_prompt < 1:
+            raise UserError(f"num_images_per_prompt must be at least 1, not {num_images_per_prompt}.")
+        if output_type not in OUTPUT_TYPES:
+            raise UserError(f"There is no output_type {output_type!r}; known: {', '.join(OUTPUT_TYPES)}.")
+        if set(callback_on_step_end_tensor_inputs) - {"latents"}:
+            raise UserError(
+                f"callback_on_step_end_tensor_inputs: {list(callback_on_step_end_tensor_inputs)} holds more than"
+                " 'latents'."
+            )
         self._check_solvers()
         each = range(num_images_per_prompt)
         parsed = [self.check_prompt(text, layout) for text, layout in zip(texts, given, strict=True)]
@@ -386,7 +396,7 @@ class VLADPipeline(DiffusionPipeline):
         self,
         prompts: Sequence[Prompt],
         seeds: Sequence[int],
-        settings: DrawSettings | None = None,
+        settings: SampleSettings | None = None,
         layouts: Sequence[Layout | None] | None = None,
     ) -> list[Plan]:
         """Stage one alone: the layout that is given, or the glyph map and the layout read off it, for each prompt."""
@@ -423,7 +433,7 @@ class VLADPipeline(DiffusionPipeline):
         conditioning: Guidance,
         noise: list[Noise],
         given: list[Layout | None],
-        settings: DrawSettings,
+        settings: SampleSettings,
         on_step: OnStep | None = None,
         reader: Reader | None = None,
     ) -> list[Plan]:
@@ -463,7 +473,7 @@ class VLADPipeline(DiffusionPipeline):
         conditioning: Guidance,
         noise: list[Noise],
         plans: list[Plan],
-        settings: DrawSettings,
+        settings: SampleSettings,
         on_step: OnStep | None = None,
         output_type: str = "pil",
         edits: Sequence[Edit | None] | None = None,
@@ -495,21 +505,23 @@ class VLADPipeline(DiffusionPipeline):
         )  # B C h w
         if output_type == "latent":
             return x_0.cpu()
-        return pasted(((self._decode(x_0) + 1) / 2).cpu(), edits)
+        return paste_edits(((self._decode(x_0) + 1) / 2).cpu(), edits)
 
-    def _edit_inputs(self, edits: Sequence[Edit | None], settings: DrawSettings, device: torch.device) -> Tensor | None:
+    def _edit_inputs(
+        self, edits: Sequence[Edit | None], settings: SampleSettings, device: torch.device
+    ) -> Tensor | None:
         """What the refine UNet is told of the images that are edited: B 1+C h w, zero for the others."""
         if not self.config.edits:
             return None
         onload(self.autoencoder)
-        return inputs_of_edits(self.autoencoder, edits, self._latent_shape(settings), device)
+        return edit_conditioning(self.autoencoder, edits, self._latent_shape(settings), device)
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Pixels B 3 H W in [-1, 1], in the precision of the latents."""
         onload(self.autoencoder)
         return decode(self.autoencoder, latents.to(self.autoencoder.dtype)).to(latents.dtype)
 
-    def _layout_latents(self, plans: list[Plan], settings: DrawSettings, device: torch.device) -> Tensor:
+    def _layout_latents(self, plans: list[Plan], settings: SampleSettings, device: torch.device) -> Tensor:
         """z of each plan: of its layout drawn again, or the raw latents of stage one where those are kept."""
         different = {id(plan.layout): plan.layout for plan in plans}  # all seeds of a prompt may share one
         drawn = {key: draw_glyph_map(layout, settings.width, settings.height) for key, layout in different.items()}
@@ -522,7 +534,7 @@ class VLADPipeline(DiffusionPipeline):
             [plan.z if plan.keep_raw and plan.z is not None else row for row, plan in zip(z, plans, strict=True)]
         )
 
-    def _read_prompts(self, prompts: list[Prompt], settings: DrawSettings) -> Guidance:
+    def _read_prompts(self, prompts: list[Prompt], settings: SampleSettings) -> Guidance:
         """t of every prompt, each read on its own and filled up to one width: it cannot depend on its neighbours.
 
         A prompt that stands there several times is read once, and under `reading_once` once for all calls.
@@ -549,7 +561,7 @@ class VLADPipeline(DiffusionPipeline):
         onload(self.composition)
         return {prompt.text: text_side.compose(state, [prompt]) for state, prompt in zip(states, prompts, strict=True)}
 
-    def _latent_shape(self, settings: DrawSettings) -> tuple[int, int, int]:
+    def _latent_shape(self, settings: SampleSettings) -> tuple[int, int, int]:
         """C h w."""
         factor = spatial_factor(self.autoencoder)
         return self.refine_unet.config.out_channels, settings.height // factor, settings.width // factor

@@ -13,7 +13,7 @@ import torch
 
 from vlad.config.load import load_config
 from vlad.config.schema import Config
-from vlad.profiling.training_speed import StageFigures, count_flops, matrix_rate, measure_stage
+from vlad.profiling.training_throughput import StageFigures, count_flops, matrix_rate, measure_stage
 from vlad.training.precision import computed_in
 from vlad.training.run import run_device
 from vlad.training.trainer import stage_precision

@@ -30,7 +30,7 @@ from vlad.models.text_encoder.lvlm import LVLMEncoder
 from vlad.models.text_encoder.lvlm_loading import check_same_lvlm, load_lm_head, load_lvlm, load_vision_encoder
 from vlad.models.unet import build_unet
 from vlad.models.unet_surgery import add_text_conditioning, added_parameters, extend_conv_in
-from vlad.pipeline.folders import ALIGNMENT, own_pipeline_folder, read_pipeline, read_whole
+from vlad.pipeline.folders import ALIGNMENT_FILE, read_pipeline, reporting_damage, vlad_pipeline_folder
 from vlad.pipeline.options import SampleOptions
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.training.adapters import adapt_decoder, adapt_text_side, adapt_unets
@@ -116,7 +116,7 @@ def new_text_side(config: Config) -> tuple[TextSide, AlignmentHeads]:
     if config.text_base is None:
         composition = _new_composition(config, lvlm.width)
     else:
-        with read_whole(text_folder):
+        with reporting_damage(text_folder):
             composition = CompositionModule.from_pretrained(text_folder / COMPOSITION)
     text_side = TextSide(lvlm, composition)
     base_id = config.text_base or config.lvlm.path
@@ -124,8 +124,8 @@ def new_text_side(config: Config) -> tuple[TextSide, AlignmentHeads]:
         adapt_text_side(text_side, config, reads_images(config), base_id, config.lvlm.revision)
     alignment = _alignment_heads(config, text_side)
     if config.text_base is not None:
-        with read_whole(text_folder):
-            fitted = load_file(text_folder / ALIGNMENT)
+        with reporting_damage(text_folder):
+            fitted = load_file(text_folder / ALIGNMENT_FILE)
         alignment.load_compatible(fitted)
     return text_side, alignment
 
@@ -260,9 +260,9 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     With `lora`: adapters on the LVLM and the UNets, all else frozen.
     """
     assert config.base is not None
-    folder = own_pipeline_folder(Path(config.base))
+    folder = vlad_pipeline_folder(Path(config.base))
     base = read_pipeline(folder, "base")
-    stored = folder / ALIGNMENT
+    stored = folder / ALIGNMENT_FILE
     if config.losses.align_weight and not stored.is_file():
         # Heads that nobody has trained, and that stay as they are, would lead adapters nowhere; whole runs train them.
         if config.makes_adapter:
@@ -283,7 +283,7 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     text_side.lvlm.head = load_lm_head(config.lvlm, text_side.lvlm.model) if config.losses.captioning_weight else None
     alignment = _alignment_heads(config, text_side)
     if stored.is_file():
-        with read_whole(folder):
+        with reporting_damage(folder):
             fitted = load_file(stored)
         alignment.load_compatible(fitted)
     parts = Parts(base.autoencoder, text_side, alignment, base.layout_unet, base.refine_unet, base.config.edits)
@@ -317,7 +317,7 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
 def text_folder_of(path: Path) -> Path:
     """The text side that a run has published. Raises UserError when there is none."""
     for folder in (path / TEXT, path):
-        if (folder / ALIGNMENT).is_file() and (folder / COMPOSITION).is_dir():
+        if (folder / ALIGNMENT_FILE).is_file() and (folder / COMPOSITION).is_dir():
             return folder
     raise UserError(
         f"text_base: there is no text side at {path}; name a finished run of align_stage: only, such as one of"
@@ -334,7 +334,7 @@ def publish_text_side(parts: Parts, folder: Path) -> None:
     text_side.lvlm.tokenizer.save_pretrained(folder / LVLM)
     composition: Any = merged(text_side.composition)
     composition.save_pretrained(folder / COMPOSITION)
-    save_file(parts.alignment.state_dict(), folder / ALIGNMENT)
+    save_file(parts.alignment.state_dict(), folder / ALIGNMENT_FILE)
 
 
 def build_pipeline(config: Config, parts: Parts) -> VLADPipeline:

@@ -42,7 +42,7 @@ from vlad.diffusion.noise_schedule import build_scheduler
 from vlad.lora.adapters import has_adapter, merged
 from vlad.models.attention import set_attention
 from vlad.models.autoencoder import PatchAutoencoder
-from vlad.pipeline.folders import ALIGNMENT
+from vlad.pipeline.folders import ALIGNMENT_FILE
 from vlad.reports.run_report import changes_since_last_start, record_start, write_run_page
 from vlad.training.adapters import adaptable, kept_adapters
 from vlad.training.build import (
@@ -208,7 +208,7 @@ def is_finished(config: Config) -> bool:
     """
     check_run_directory(config)
     if config.align_stage == "only":
-        return (config.directory / TEXT / ALIGNMENT).is_file()
+        return (config.directory / TEXT / ALIGNMENT_FILE).is_file()
     if config.makes_adapter:
         return (config.directory / "adapter").is_dir()
     done = config.directory / "refine" / "metrics.json", config.directory / "pipeline" / "model_index.json"
@@ -440,7 +440,7 @@ def _publish_run(config: Config, parts: Parts) -> None:
     elif not config.makes_adapter:
         folder = config.directory / "pipeline"
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(parts.alignment.state_dict(), folder / ALIGNMENT)
+        save_file(parts.alignment.state_dict(), folder / ALIGNMENT_FILE)
         pipeline = build_pipeline(config, parts)
         pipeline.register_modules(**{name: merged(module) for name, module in adaptable(parts).items() if module})
         with without_bars():

@@ -1,4 +1,4 @@
-"""The page: a Gradio app on one Studio. Nothing in it comes from another host."""
+"""The page: a Gradio app on one Backend. Nothing in it comes from another host."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 
 from vlad.types import Layout
 from vlad.utils.errors import UserError
+from vlad.webui.backend import MOST_UPLOAD_BYTES, Backend, Controls, Result
 from vlad.webui.canvas import COLOURS, FONTS, SCRIPT, STYLE, TEMPLATE, Drawn, canvas_value, drawn_on, still_drawn
-from vlad.webui.studio import MOST_UPLOAD_BYTES, Controls, Result, Studio
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 
@@ -55,19 +55,19 @@ def load_gradio() -> Any:
     return gradio
 
 
-def build_page(studio: Studio, waiting: int = ServerOptions.waiting) -> Any:
+def build_page(backend: Backend, waiting: int = ServerOptions.waiting) -> Any:
     """The page's `gradio.Blocks` with its queue: one request at a time draws, `waiting` more wait, others are refused.
 
     Raises UserError where Gradio is not installed.
     """
     gr = load_gradio()
     with gr.Blocks(title="vlad", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
-        gr.Markdown(f"{INTRODUCTION}\n\n{_model(studio)}")
+        gr.Markdown(f"{INTRODUCTION}\n\n{_model(backend)}")
         with gr.Tab("Draw", elem_id="draw-tab"):
-            _drawing(gr, studio)
+            _drawing(gr, backend)
         with gr.Tab("Edit an image", elem_id="edit-tab"):
-            if studio.edits:
-                _editing(gr, studio)
+            if backend.edits:
+                _editing(gr, backend)
             else:
                 gr.Markdown(
                     "This model was not trained to edit images. One with `refine.editing_share` is, such as"
@@ -77,11 +77,11 @@ def build_page(studio: Studio, waiting: int = ServerOptions.waiting) -> Any:
     return page
 
 
-def serve(page: Any, studio: Studio, options: ServerOptions, wait: bool = True) -> str:
+def serve(page: Any, backend: Backend, options: ServerOptions, wait: bool = True) -> str:
     """Serves the page and returns its address; with `wait`, until it is interrupted.
 
-    Of the disk it shows the studio's folder and what was uploaded. Raises UserError for an address that is taken or out
-    of reach.
+    It serves files from the backend's folder and uploads only. Raises UserError for an address that is taken or cannot
+    be reached.
     """
     gr = load_gradio()
     _check_address(options)
@@ -93,7 +93,7 @@ def serve(page: Any, studio: Studio, options: ServerOptions, wait: bool = True) 
             share=False,
             show_error=True,
             max_file_size=MOST_UPLOAD_BYTES,
-            allowed_paths=[str(studio.folder.resolve())],
+            allowed_paths=[str(backend.folder.resolve())],
             footer_links=[],
             run_history=False,
             ssr_mode=False,
@@ -136,12 +136,12 @@ def _unreachable(options: ServerOptions, error: OSError) -> str:
     return f"The page cannot be served at {where} ({reason}); name another --port, or a --host that is this machine."
 
 
-def _drawing(gr: Any, studio: Studio) -> None:
-    size = studio.pipeline.config.image_pixels
+def _drawing(gr: Any, backend: Backend) -> None:
+    size = backend.pipeline.config.image_pixels
     with gr.Row():
         with gr.Column():
             prompt = gr.Textbox(EXAMPLE, label="Prompt", lines=2, elem_id="prompt", max_length=4000)
-            seeds, controls = _controls(gr, studio, "seeds")
+            seeds, controls = _controls(gr, backend, "seeds")
             with gr.Row():
                 plan = gr.Button("Plan", elem_id="plan")
                 draw = gr.Button("Draw", variant="primary", elem_id="draw")
@@ -150,11 +150,11 @@ def _drawing(gr: Any, studio: Studio) -> None:
             shown = _Gallery(gr, "draw")
 
     def planned(text: str, numbers: str) -> dict[str, Any]:
-        return canvas_value(studio.plan(text, numbers))
+        return canvas_value(backend.plan(text, numbers))
 
     def drawn(text: str, numbers: str, lines: Any, *values: Any) -> tuple:
         before = drawn_on(lines)
-        results, after = studio.draw(text, before, numbers, _controls_of(values))
+        results, after = backend.draw(text, before, numbers, _controls_of(values))
         said = results[0].recipe["prompt"]  # the canvas's words in place of the prompt's
         shown_canvas = still_drawn(after.said) if after.layout is before.layout else canvas_value(after)
         return gr.skip() if said == text else said, shown_canvas, *shown.show(results)
@@ -169,15 +169,15 @@ def _drawing(gr: Any, studio: Studio) -> None:
     )
 
 
-def _editing(gr: Any, studio: Studio) -> None:
-    size = studio.pipeline.config.image_pixels
+def _editing(gr: Any, backend: Backend) -> None:
+    size = backend.pipeline.config.image_pixels
     gr.Markdown(EDITING)
     with gr.Row():
         with gr.Column():
             image = gr.File(label="Image", file_types=IMAGES, type="filepath", elem_id="upload", height=120)
             canvas = _canvas(gr, "edit-canvas", canvas_value(Drawn(Layout(()), size, size)), EDITING_HINTS, True)
             prompt = gr.Textbox("", label="Prompt (may stay empty)", elem_id="edit-prompt", max_length=4000)
-            seeds, controls = _controls(gr, studio, "edit-seeds")
+            seeds, controls = _controls(gr, backend, "edit-seeds")
             edit = gr.Button("Edit", variant="primary", elem_id="edit")
         with gr.Column():
             shown = _Gallery(gr, "edit")
@@ -185,11 +185,11 @@ def _editing(gr: Any, studio: Studio) -> None:
     def opened(path: str | None) -> dict[str, Any]:
         if path is None:
             return canvas_value(Drawn(Layout(()), size, size))
-        uploaded = studio.open(path)
+        uploaded = backend.open(path)
         return canvas_value(Drawn(Layout(()), uploaded.width, uploaded.height), uploaded)
 
     def edited(path: str | None, lines: Any, text: str, numbers: str, *values: Any) -> tuple:
-        return shown.show(studio.edit(path, drawn_on(lines, True), text, numbers, _controls_of(values)))
+        return shown.show(backend.edit(path, drawn_on(lines, True), text, numbers, _controls_of(values)))
 
     image.change(_told(gr, opened), image, canvas, concurrency_id="open", api_name="open")
     edit.click(
@@ -258,15 +258,15 @@ def _canvas(gr: Any, name: str, value: dict[str, Any], hints: tuple[str, str], m
     )
 
 
-def _model(studio: Studio) -> str:
+def _model(backend: Backend) -> str:
     """What draws here, for the head of the page."""
-    side = studio.pipeline.config.image_pixels
-    return f"Drawing with `{studio.run.replace('`', '')}`, at {side} x {side} pixels."
+    side = backend.pipeline.config.image_pixels
+    return f"Drawing with `{backend.run.replace('`', '')}`, at {side} x {side} pixels."
 
 
-def _controls(gr: Any, studio: Studio, name: str) -> tuple[Any, list[Any]]:
+def _controls(gr: Any, backend: Backend, name: str) -> tuple[Any, list[Any]]:
     """The seeds, called `name`, and the sliders that `_controls_of` reads; two beside each other."""
-    own = studio.pipeline.settings()
+    own = backend.pipeline.settings()
     with gr.Row():
         seeds = gr.Textbox("0", label="Seeds, like 7, 0-3 or 1,5", elem_id=name, max_length=100)
         steps = gr.Slider(1, 50, own.steps, step=1, label="Steps")

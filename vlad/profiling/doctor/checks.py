@@ -26,9 +26,9 @@ from vlad.config.training import OptimOptions
 from vlad.data.dataset import ShardBatches
 from vlad.data.shard_sets import ShardSets, open_sets
 from vlad.models.attention import set_attention, try_xformers
+from vlad.profiling.doctor.all_reduce import all_reduce_rate
 from vlad.profiling.doctor.findings import Finding
-from vlad.profiling.doctor.ranks import all_reduce_rate
-from vlad.profiling.training_speed import StageFigures, measure_stage
+from vlad.profiling.training_throughput import StageFigures, measure_stage
 from vlad.training.checkpoint import list_checkpoints
 from vlad.training.environment import cpu_name
 from vlad.training.memory_plan import CONTEXT_BYTES, StagePlan, Switches, checkpoint_bytes, is_packed, plan_stage

@@ -15,7 +15,7 @@ from vlad.models.inpainting_inputs import inpainting_channels, inpainting_inputs
 from vlad.models.options import UNetOptions
 from vlad.models.unet import build_unet, denoise
 from vlad.models.unet_surgery import extend_conv_in
-from vlad.pipeline.inpainting import inputs_of_edits, pasted
+from vlad.pipeline.edits import edit_conditioning, paste_edits
 from vlad.types import Conditioning
 
 CHANNELS = 4
@@ -76,7 +76,7 @@ def test_what_is_kept_is_kept_to_the_last_bit(autoencoder: PatchAutoencoder) -> 
     image = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
     mask = rng.random((32, 32)) < 0.5
     drawn = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    result = pasted(drawn, [Edit(image, mask), None])
+    result = paste_edits(drawn, [Edit(image, mask), None])
     assert torch.equal(result[1], drawn[1])
     as_bytes = (result[0].permute(1, 2, 0) * 255).round().byte().numpy()
     assert (as_bytes[~mask] == image[~mask]).all()
@@ -88,6 +88,6 @@ def test_rows_without_an_edit_are_zero_and_the_others_stand_alone(autoencoder: P
     edit = Edit(image, np.ones((32, 32), dtype=bool))
     half = Edit(image, np.arange(32)[:, None].repeat(32, axis=1) < 16)
     cells, cpu = (CHANNELS, 4, 4), torch.device("cpu")
-    together = inputs_of_edits(autoencoder, [edit, None, half], cells, cpu)
+    together = edit_conditioning(autoencoder, [edit, None, half], cells, cpu)
     assert together[1].abs().max() == 0
-    assert torch.equal(together[2:], inputs_of_edits(autoencoder, [half], cells, cpu))
+    assert torch.equal(together[2:], edit_conditioning(autoencoder, [half], cells, cpu))

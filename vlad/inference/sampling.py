@@ -15,15 +15,14 @@ from PIL import Image
 from vlad.inference.edit_requests import EditRequest, read_edit, repeated_edit
 from vlad.inference.generate import Drawer, draw_to_directory, jobs_of
 from vlad.inference.input_images import read_image
-from vlad.inference.load import load_pipeline, model_fingerprint
+from vlad.inference.load_pipeline import load_pipeline, model_fingerprint
+from vlad.inference.prompt_requests import Refusal, Request, parse_seeds, read_requests
 from vlad.inference.recipes import Recipe, read_recipe
-from vlad.inference.requests import Refusal, Request, parse_seeds, read_requests
 from vlad.layout.layout_files import check_layout, read_layout
 from vlad.layout.masks import Edit
 from vlad.layout.planner_lines import layout_of_lines, read_planner
 from vlad.models.text_encoder.prompt import parse_prompt
-from vlad.pipeline.options import check_scale
-from vlad.pipeline.settings import DrawSettings, nearest_side
+from vlad.pipeline.options import SampleSettings, check_scale, nearest_side
 from vlad.pipeline.vlad_pipeline import Reader, VLADPipeline
 from vlad.types import Layout
 from vlad.utils.errors import UserError
@@ -173,8 +172,8 @@ def _drawer(
 
 
 def _settings(
-    pipeline: VLADPipeline, arguments: argparse.Namespace, before: DrawSettings | None, edit: Edit | None
-) -> DrawSettings:
+    pipeline: VLADPipeline, arguments: argparse.Namespace, before: SampleSettings | None, edit: Edit | None
+) -> SampleSettings:
     """The settings of the call: its options, else those of the repeated image, else the pipeline's own."""
     given: dict[str, Any] = {} if before is None else dict(vars(before))
     names = (

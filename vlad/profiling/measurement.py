@@ -31,7 +31,7 @@ def private_megabytes(process: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1000
 
 
-def like_a_photograph(sample: Sample, seed: int) -> Sample:
+def add_photo_noise(sample: Sample, seed: int) -> Sample:
     """The sign under noise of all scales, weaker the finer: a flat sign decodes faster than any photograph."""
     rng = np.random.default_rng(seed)
     height, width = sample.image.shape[:2]

@@ -14,7 +14,7 @@ from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.data.signs import render_sign
 from vlad.profiling import switch_comparison as comparison
 from vlad.profiling.switch_comparison import HEAD, Call, Row, compare, overrides_of, text_row
-from vlad.profiling.training_speed import StageFigures, count_flops, matrix_rate, measure_stage
+from vlad.profiling.training_throughput import StageFigures, count_flops, matrix_rate, measure_stage
 from vlad.utils.errors import UserError
 
 CONFIG = """
@@ -67,8 +67,8 @@ def test_the_products_of_a_step_are_counted(world: Path) -> None:
 
 
 def test_the_matrix_rate_is_of_a_real_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlad.profiling.training_speed.MATRIX", {"cpu": 128})
-    monkeypatch.setattr("vlad.profiling.training_speed.MATRIX_SECONDS", 0.05)
+    monkeypatch.setattr("vlad.profiling.training_throughput.MATRIX", {"cpu": 128})
+    monkeypatch.setattr("vlad.profiling.training_throughput.MATRIX_SECONDS", 0.05)
     assert matrix_rate(torch.device("cpu"), torch.float32) > 1e8
 
 

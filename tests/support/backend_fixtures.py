@@ -1,11 +1,11 @@
-"""An untrained studio that edits: what it draws is noise, but its ways are those of a trained one."""
+"""An untrained backend that edits: what it draws is noise, but its ways are those of a trained one."""
 
 import pytest
 import torch
 
 from vlad.config.load import load_config
 from vlad.training.build import build_pipeline, new_parts
-from vlad.webui.studio import Studio
+from vlad.webui.backend import Backend
 
 CONFIG = """
 data: {image_pixels: 32}
@@ -19,8 +19,8 @@ sample: {steps: 2, batch_size: 2}
 
 
 @pytest.fixture(scope="session")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
-    folder = tmp_path_factory.mktemp("studio")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Backend:
+    folder = tmp_path_factory.mktemp("backend")
     (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
     config = load_config(folder / "config.yaml")
     torch.manual_seed(0)
@@ -31,4 +31,4 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
         if isinstance(part, torch.nn.Module):
             part.eval()
     pipeline.set_progress_bar_config(disable=True)
-    return Studio(pipeline, "runs/untrained", folder / "images")
+    return Backend(pipeline, "runs/untrained", folder / "images")

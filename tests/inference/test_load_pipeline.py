@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import transformers
 
-from vlad.inference.load import load_pipeline
+from vlad.inference.load_pipeline import load_pipeline
 from vlad.utils.errors import UserError
 from vlad.utils.hub import without_bars
 

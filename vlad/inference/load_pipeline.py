@@ -14,7 +14,7 @@ import torch
 from vlad.inference.unfinished_runs import pipeline_of_running
 from vlad.lora.fingerprint import add_module
 from vlad.lora.weighted_adapters import set_adapters
-from vlad.pipeline.folders import own_pipeline_folder, read_pipeline
+from vlad.pipeline.folders import read_pipeline, vlad_pipeline_folder
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.utils.errors import UserError, did_you_mean, reason_of
 from vlad.utils.hub import without_bars
@@ -99,7 +99,7 @@ def _pipeline_of(run: Path | str, dtype: torch.dtype) -> VLADPipeline:
     has_pipeline = any((folder / "model_index.json").is_file() for folder in (path, path / "pipeline"))
     if not has_pipeline and (path / "config.yaml").is_file():
         return pipeline_of_running(path).to(dtype)
-    return read_pipeline(own_pipeline_folder(path), str(run), dtype)
+    return read_pipeline(vlad_pipeline_folder(path), str(run), dtype)
 
 
 def model_fingerprint(pipeline: VLADPipeline) -> str:

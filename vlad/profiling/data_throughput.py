@@ -22,7 +22,7 @@ from vlad.data.shard_sets import open_sets
 from vlad.data.shards.reader import read_members
 from vlad.data.shards.writer import write_shards
 from vlad.data.signs import render_sign
-from vlad.profiling.rates import like_a_photograph, private_megabytes, rate
+from vlad.profiling.measurement import add_photo_noise, private_megabytes, rate
 from vlad.types import Batch, CachedStates
 
 ROUNDS = 3  # of each measurement
@@ -38,7 +38,7 @@ def measure_loading(count: int) -> None:
         shards.mkdir()
         cache.mkdir()
         options512 = SyntheticOptions(size_pixels=512)
-        signs = (like_a_photograph(render_sign(options512, index), index) for index in range(count))
+        signs = (add_photo_noise(render_sign(options512, index), index) for index in range(count))
         write_shards(signs, shards, samples_per_shard=500, extension="jpg")
         sets = open_sets({str(shards): 1.0})
         options = StreamOptions(image_pixels=512, batch_size=16, shuffle_window=500)

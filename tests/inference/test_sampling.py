@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from sample import parser
-from vlad.inference.command import parse_size, sample
 from vlad.inference.recipes import read_recipe
+from vlad.inference.sampling import parse_size, sample
 from vlad.utils.errors import UserError
 
 BLUE, RED = 'a blue sign that says "HOUSE"', 'a red sign that says "BUS"'
@@ -129,7 +129,7 @@ def test_a_prompt_that_quotes_nothing_is_told_and_drawn(
 def test_what_cannot_be_is_told_before_a_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], said: str
 ) -> None:
-    monkeypatch.setattr("vlad.inference.command.load_pipeline", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("vlad.inference.sampling.load_pipeline", lambda *_: pytest.fail("a model was loaded"))
     asked = () if "--prompt" in options else ("--prompt", BLUE)
     with pytest.raises(UserError, match=said):
         call(tmp_path, *asked, *options)
@@ -308,7 +308,7 @@ def test_when_memory_is_out_what_is_drawn_is_kept(
 
 def test_sizes_are_told_with_the_nearest_that_fits(pipeline_folder: Path, tmp_path: Path) -> None:
     asked = (pipeline_folder, "--prompt", BLUE, "--out", tmp_path)
-    with pytest.raises(UserError, match=r"multiples of 16.*the nearest is 48 x 32"):
+    with pytest.raises(UserError, match=r"multiples of 16.*the nearest size is 48 x 32"):
         call(*asked, "--size", "50x39")
     with pytest.raises(UserError, match="no size"):
         call(*asked, "--size", "wide")
@@ -347,7 +347,7 @@ def test_a_raw_map_that_reads_as_wanted_is_kept(
     pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = (pipeline_folder, "--prompt", BLUE)
-    monkeypatch.setattr("vlad.inference.command._ocr_reader", lambda: lambda glyph_map: ["House"])
+    monkeypatch.setattr("vlad.inference.sampling._ocr_reader", lambda: lambda glyph_map: ["House"])
     assert call(*asked, "--keep-raw", "--out", tmp_path / "kept") == 0
     assert call(*asked, "--no-refit", "--out", tmp_path / "raw") == 0
     assert call(*asked, "--out", tmp_path / "refitted") == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vlad.inference.requests import Refusal, Request, parse_seeds, read_requests
+from vlad.inference.prompt_requests import Refusal, Request, parse_seeds, read_requests
 from vlad.utils.errors import UserError
 
 

@@ -16,19 +16,19 @@ from PIL import Image
 
 from vlad.inference.edit_requests import EditSource
 from vlad.inference.input_images import open_image, pixels_fingerprint
-from vlad.inference.load import model_fingerprint
+from vlad.inference.load_pipeline import model_fingerprint
+from vlad.inference.prompt_requests import parse_seeds
 from vlad.inference.recipes import Recipe, recipe_to_json, save_image
-from vlad.inference.requests import parse_seeds
 from vlad.layout.masks import Edit, lines_inside, mask_of_polygons
 from vlad.models.text_encoder.prompt import parse_prompt, plain_prompt
-from vlad.pipeline.settings import DrawSettings
+from vlad.pipeline.options import SampleSettings
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.types import Layout
 from vlad.utils.errors import UserError
 from vlad.utils.failures import user_errors
 from vlad.utils.paths import writable_directory
 from vlad.webui.canvas import Drawn
-from vlad.webui.wording import prompt_of_canvas
+from vlad.webui.canvas_prompt import prompt_of_canvas
 
 MOST_IMAGES = 16  # of one request
 MOST_STEPS = 200
@@ -54,7 +54,7 @@ class Result:
     recipe: dict[str, Any]
 
 
-class Studio:
+class Backend:
     """A pipeline at the page's service; its images lie in `folder`."""
 
     def __init__(self, pipeline: VLADPipeline, run: str, folder: Path, adapters: Sequence[str] = ()) -> None:
@@ -153,7 +153,7 @@ class Studio:
         settings = self._settings(controls, width=width, height=height)
         return self._draw(wanted, layout, _few_seeds(seeds), settings, edit, source)[0]
 
-    def _settings(self, controls: Controls, **size: int) -> DrawSettings:
+    def _settings(self, controls: Controls, **size: int) -> SampleSettings:
         if controls.steps is not None and controls.steps > MOST_STEPS:
             raise UserError(f"{controls.steps} steps are too many for this page; {MOST_STEPS} are the most.")
         return self.pipeline.settings(**dataclasses.asdict(controls), **size)
@@ -163,7 +163,7 @@ class Studio:
         prompt: str,
         layout: Layout | None,
         seeds: Sequence[int],
-        settings: DrawSettings,
+        settings: SampleSettings,
         edit: Edit | None,
         source: EditSource | None,
     ) -> tuple[list[Result], list[Layout]]:

@@ -11,10 +11,10 @@ from vlad.inference.recipes import read_recipe
 from vlad.layout.polygons import box_polygon
 from vlad.types import Layout, TextLine
 from vlad.utils.errors import UserError
-from vlad.webui import studio as studio_module
+from vlad.webui import backend as backend_module
+from vlad.webui.backend import Backend, Controls
 from vlad.webui.canvas import Drawn, canvas_value, drawn_on
-from vlad.webui.studio import Controls, Studio
-from vlad.webui.wording import prompt_of_canvas
+from vlad.webui.canvas_prompt import prompt_of_canvas
 
 PROMPT = 'a blue sign that says "HOUSE" in white letters at the top'
 LINE = TextLine("HOUSE", box_polygon(0.1, 0.1, 0.9, 0.4))
@@ -77,38 +77,38 @@ def test_what_is_no_canvas_is_one_sentence(value: object, said: str) -> None:
         drawn_on(value)
 
 
-def test_a_prompt_that_quotes_nothing_has_no_plan(studio: Studio) -> None:
+def test_a_prompt_that_quotes_nothing_has_no_plan(backend: Backend) -> None:
     with pytest.raises(UserError, match="quotes nothing; put what"):
-        studio.plan("a blue sign that says HOUSE", "3")
+        backend.plan("a blue sign that says HOUSE", "3")
 
 
-def test_a_plan_is_drawn_moved_and_drawn_again(studio: Studio) -> None:
-    plan = studio.plan(PROMPT, "3")
+def test_a_plan_is_drawn_moved_and_drawn_again(backend: Backend) -> None:
+    plan = backend.plan(PROMPT, "3")
     assert [line.text for line in plan.layout.lines] == ["HOUSE"] and plan.said == ("HOUSE",)
-    first, canvas = studio.draw(PROMPT, plan, "3,4", Controls())
+    first, canvas = backend.draw(PROMPT, plan, "3,4", Controls())
     assert canvas == plan and [result.recipe["seed"] for result in first] == [3, 4]
     moved = Drawn(Layout((LINE,)), 32, 32, plan.said)
-    (second,), _ = studio.draw(PROMPT, moved, "3", Controls())
-    (again,), _ = studio.draw(PROMPT, moved, "3", Controls())
+    (second,), _ = backend.draw(PROMPT, moved, "3", Controls())
+    (again,), _ = backend.draw(PROMPT, moved, "3", Controls())
     assert second.path.read_bytes() != first[0].path.read_bytes()
     assert second.path.read_bytes() == again.path.read_bytes()
     recipe = read_recipe(second.path)
     assert recipe.layout == Layout((LINE,)) and recipe.layout_given and recipe.prompt == PROMPT
     # What is rewritten on the canvas is what the prompt says from then on; lines that nobody planned stay anybody's.
     hotel = layout_of("HOTEL")
-    (drawn,), canvas = studio.draw(PROMPT, Drawn(hotel, 32, 32, plan.said), "3", Controls())
+    (drawn,), canvas = backend.draw(PROMPT, Drawn(hotel, 32, 32, plan.said), "3", Controls())
     assert drawn.recipe["prompt"] == PROMPT.replace("HOUSE", "HOTEL") and canvas == Drawn(hotel, 32, 32, ("HOTEL",))
-    assert studio.draw(PROMPT, Drawn(hotel, 32, 32), "3", Controls())[1].said is None
+    assert backend.draw(PROMPT, Drawn(hotel, 32, 32), "3", Controls())[1].said is None
     # Other words in the prompt than those that were planned: it is planned anew.
-    _, canvas = studio.draw('a sign that says "BUS"', moved, "3", Controls())
+    _, canvas = backend.draw('a sign that says "BUS"', moved, "3", Controls())
     assert [line.text for line in canvas.layout.lines] == ["BUS"]
 
 
-def test_boxes_of_a_image_are_drawn_anew(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_boxes_of_a_image_are_drawn_anew(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "shop.png")
     boxes = (TextLine("SALE", box_polygon(0.1, 0.1, 0.6, 0.4)), TextLine("", box_polygon(0.7, 0.6, 0.95, 0.9)))
-    (result,) = studio.edit(str(tmp_path / "shop.png"), Drawn(Layout(boxes), 48, 32), "", "0", Controls())
+    (result,) = backend.edit(str(tmp_path / "shop.png"), Drawn(Layout(boxes), 48, 32), "", "0", Controls())
     with Image.open(result.path) as image:
         changed = (np.asarray(image) != pixels).any(axis=-1)
     assert changed[5:11, 6:27].mean() > 0.9 and changed[21:27, 35:44].mean() > 0.9
@@ -125,10 +125,10 @@ def test_boxes_of_a_image_are_drawn_anew(studio: Studio, tmp_path: Path, monkeyp
         (Drawn(Layout(boxes), 48, 32), None, "Upload an image first"),
     ):
         with pytest.raises(UserError, match=said):
-            studio.edit(path, canvas, "", "0", Controls())
+            backend.edit(path, canvas, "", "0", Controls())
 
 
-def test_requests_are_bounded(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_are_bounded(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for prompt, seeds, controls, said in (
         ("", "0", Controls(), "The prompt is empty"),
         ('a "sign', "0", Controls(), "never closed"),
@@ -140,24 +140,24 @@ def test_requests_are_bounded(studio: Studio, tmp_path: Path, monkeypatch: pytes
         ('"' + "A" * 200 + '"', "0", Controls(), "200 characters"),
     ):
         with pytest.raises(UserError, match=said):
-            studio.draw(prompt, None, seeds, controls)
+            backend.draw(prompt, None, seeds, controls)
     Image.new("RGB", (64, 64)).save(tmp_path / "large.png")
     (tmp_path / "text.png").write_text("no image", encoding="utf-8")
     with pytest.raises(UserError, match="no image that can be read"):
-        studio.open(str(tmp_path / "text.png"))
+        backend.open(str(tmp_path / "text.png"))
     with monkeypatch.context() as patch:
-        patch.setattr(studio_module, "MOST_UPLOAD_PIXELS", 4000)
+        patch.setattr(backend_module, "MOST_UPLOAD_PIXELS", 4000)
         with pytest.raises(UserError, match="64 x 64 pixels; more than 4,000"):
-            studio.open(str(tmp_path / "large.png"))
-        patch.setattr(studio_module, "MOST_UPLOAD_BYTES", 10)
+            backend.open(str(tmp_path / "large.png"))
+        patch.setattr(backend_module, "MOST_UPLOAD_BYTES", 10)
         with pytest.raises(UserError, match="more than 0 MB"):
-            studio.open(str(tmp_path / "large.png"))
-    monkeypatch.setattr(studio_module, "KEPT_IMAGES", 2)
-    studio.draw("a wall", None, "0-3", Controls())
-    assert len(list(studio.folder.glob("*.png"))) == 2
+            backend.open(str(tmp_path / "large.png"))
+    monkeypatch.setattr(backend_module, "KEPT_IMAGES", 2)
+    backend.draw("a wall", None, "0-3", Controls())
+    assert len(list(backend.folder.glob("*.png"))) == 2
 
 
-def test_a_request_that_runs_out_of_memory_says_so(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_runs_out_of_memory_says_so(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     from vlad.pipeline.vlad_pipeline import VLADPipeline
@@ -168,5 +168,5 @@ def test_a_request_that_runs_out_of_memory_says_so(studio: Studio, monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr(VLADPipeline, "__call__", full)
         with pytest.raises(UserError, match="ask for fewer seeds"):
-            studio.draw("a wall", None, "0", Controls())
-    assert studio.draw("a wall", None, "0", Controls())[0]
+            backend.draw("a wall", None, "0", Controls())
+    assert backend.draw("a wall", None, "0", Controls())[0]
