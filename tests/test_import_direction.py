@@ -39,10 +39,10 @@ LIBRARIES = {
     "omegaconf": ("config/load.py",),
     "diffusers": (
         *("models/", "diffusion/", "losses/", "pipeline/", "training/parts.py", "training/stages.py"),
-        *("eval/baselines.py", "eval/text_to_image.py", "profiling/sampling_time.py"),
+        *("eval/generators/", "profiling/sampling_time.py"),
     ),
-    "torchmetrics": ("eval/fidelity.py",),
-    "pyarrow": ("eval/evaluator.py", "data/importers/"),
+    "torchmetrics": ("eval/fidelity/",),
+    "pyarrow": ("eval/benchmark/evaluator.py", "data/importers/"),
     "rapidfuzz": ("eval/", "metrics/"),
     "rapidocr": ("metrics/ocr.py",),
     "datasets": ("data/importers/huggingface.py",),

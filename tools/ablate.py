@@ -43,7 +43,7 @@ def main() -> int:
     if arguments.ways is not None and "refit" not in arguments.ways:
         raise UserError("--ways needs refit among them: by it the table compares.")
 
-    from vlad.eval.ablation_runs import AblationRuns
+    from vlad.eval.ablation.ablation_runs import AblationRuns
 
     runs = AblationRuns(
         arguments.config,

@@ -91,7 +91,7 @@ def solvers(arguments: argparse.Namespace) -> None:
     count, told = _count(arguments), "name a run directory that train.py made"
     path = existing_file(Path(arguments.run) / "config.yaml", "config", told)
     from vlad.config.load import load_config
-    from vlad.eval.ocr_speed import compare_solvers
+    from vlad.eval.benchmark.ocr_speed import compare_solvers
     from vlad.inference.load_pipeline import load_pipeline
 
     compare_solvers(load_config(path), load_pipeline(arguments.run), count, arguments.engine)
@@ -100,7 +100,7 @@ def solvers(arguments: argparse.Namespace) -> None:
 def ocr(arguments: argparse.Namespace) -> None:
     """Images of 512 x 512 read a second, by one process and by one a core, and the memory they take."""
     count = _count(arguments)
-    from vlad.eval.ocr_speed import measure_reading
+    from vlad.eval.benchmark.ocr_speed import measure_reading
 
     measure_reading(count, arguments.engine)
 

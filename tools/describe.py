@@ -35,7 +35,7 @@ def descriptions(model: Any, images: list[Any], store: Path) -> Iterator[str]:
     """What a model says of each image, kept in a file of lines; what this model has said is not asked again."""
     from tqdm import tqdm
 
-    from vlad.eval.ocr_files import load_image
+    from vlad.eval.benchmark.parallel_ocr import load_image
 
     kept = kept_of(store, model.name)
     missing = [image for image in images if stamp(image.path) not in kept]
@@ -74,7 +74,7 @@ def stamp(path: Path) -> str:
 
 def is_readable(path: Path) -> bool:
     """Whether an image can be decoded."""
-    from vlad.eval.ocr_files import UNREADABLE, load_image
+    from vlad.eval.benchmark.parallel_ocr import UNREADABLE, load_image
 
     try:
         load_image(path)
@@ -100,10 +100,10 @@ def main() -> int:
         raise UserError(f"--first is {arguments.first}, and must be at least 1; leave it out for all prompts.")
     systems, describers = named(arguments.systems), named(arguments.describer)
 
-    from vlad.eval.descriptions import matrix_of, summed_up
-    from vlad.eval.evaluator import write_json
-    from vlad.eval.image_sets import find_images
-    from vlad.eval.prompt_files import read_prompt_files, safe_name
+    from vlad.eval.benchmark.evaluator import write_json
+    from vlad.eval.benchmark.image_sets import find_images
+    from vlad.eval.benchmark.prompt_files import read_prompt_files, safe_name
+    from vlad.eval.description_round_trip import matrix_of, summed_up
     from vlad.models.captioner import LVLMCaptioner, check_model
     from vlad.models.metric_encoders import SentenceEncoder
     from vlad.utils.paths import writable_directory

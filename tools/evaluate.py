@@ -24,7 +24,7 @@ from vlad.utils.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from vlad.eval.evaluator import Evaluation
+    from vlad.eval.benchmark.evaluator import Evaluation
 
 # Options of one way of scoring, which another would pass over in silence.
 OF_BENCHMARKS = (
@@ -47,8 +47,8 @@ def evaluate_run(
 
     from vlad.config.load import load_config
     from vlad.data.signs import held_out_signs
-    from vlad.eval.generators import weights_digest
-    from vlad.eval.held_out_words import modes_of, score_spelling, spelling_grid
+    from vlad.eval.generators.pipeline_generators import weights_digest
+    from vlad.eval.held_out_words.spelling_score import modes_of, score_spelling, spelling_grid
     from vlad.inference.load_pipeline import load_pipeline
     from vlad.metrics.ocr import build_ocr_engine
     from vlad.pipeline.folders import pipeline_folder
@@ -131,7 +131,7 @@ def evaluate_editing(run: Path, count: int, engine: str) -> dict[str, Any]:
 
     from vlad.config.load import load_config
     from vlad.data.signs import held_out_signs
-    from vlad.eval.editing import score_editing
+    from vlad.eval.held_out_words.editing_score import score_editing
     from vlad.inference.load_pipeline import load_pipeline
     from vlad.metrics.ocr import build_ocr_engine
     from vlad.pipeline.edits import check_can_edit
@@ -180,7 +180,7 @@ def print_editing(metrics: dict[str, Any], run: Path) -> None:
 
 def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Evaluation, Path]:
     """Scores images of a benchmark's prompts, drawn where they are missing; the evaluation and its folder."""
-    from vlad.eval.prompt_files import prompts_and_overrides, read_prompt_files
+    from vlad.eval.benchmark.prompt_files import prompts_and_overrides, read_prompt_files
     from vlad.metrics.ocr import build_ocr_engine
 
     # A mistake in these answers at once: what scores them takes seconds to import.
@@ -190,9 +190,9 @@ def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Eva
     read_prompt_files(prompts)
     build_ocr_engine(arguments.engine)
 
-    from vlad.eval.generators import DrawOptions
-    from vlad.eval.ocr_files import ReadOptions
-    from vlad.eval.scoring import ScoreOptions, score_target
+    from vlad.eval.benchmark.parallel_ocr import ReadOptions
+    from vlad.eval.benchmark.run_benchmark import ScoreOptions, score_target
+    from vlad.eval.generators.pipeline_generators import DrawOptions
 
     draw = DrawOptions(
         arguments.steps,
@@ -222,17 +222,17 @@ def evaluate_alignment(encoder: Path, arguments: argparse.Namespace) -> int:
     """Whether a run's own towers, or a CLIP, read prompts or bags of words: prints the table, writes it to OUT/."""
     from tqdm import tqdm
 
-    from vlad.eval.alignment_prompts import read_entries
+    from vlad.eval.alignment.alignment_prompts import read_entries
 
     entries = {entry.key: entry for entry in read_entries(*arguments.prompts)[: arguments.first]}
 
-    from vlad.eval.alignment_scores import contrasts_of, table_of
-    from vlad.eval.encoders import joint_encoder
-    from vlad.eval.evaluator import write_json
-    from vlad.eval.image_sets import find_images
-    from vlad.eval.ocr_files import UNREADABLE, load_image
-    from vlad.eval.prompt_files import read_prompt_files
-    from vlad.eval.scoring import default_out
+    from vlad.eval.alignment.alignment_scores import contrasts_of, table_of
+    from vlad.eval.alignment.joint_encoders import joint_encoder
+    from vlad.eval.benchmark.evaluator import write_json
+    from vlad.eval.benchmark.image_sets import find_images
+    from vlad.eval.benchmark.parallel_ocr import UNREADABLE, load_image
+    from vlad.eval.benchmark.prompt_files import read_prompt_files
+    from vlad.eval.benchmark.run_benchmark import default_out
     from vlad.utils.paths import writable_directory
 
     wanted = [prompt for prompt in read_prompt_files(arguments.prompts) if prompt.key in entries]
@@ -286,7 +286,7 @@ def print_faults(faults: dict[str, list[str]], count: int, of_what: str) -> None
 
 def print_evaluation(found: Evaluation, out: Path) -> None:
     """The table and where the rest is."""
-    from vlad.eval.html_report import text_table
+    from vlad.eval.benchmark.html_report import text_table
 
     print(text_table(found))
     print(f"{len(found.scored)} images of {found.prompts} prompts; in brackets, intervals of 95 %")
@@ -390,7 +390,7 @@ def main() -> int:
 
 def print_spelling(metrics: dict[str, Any], run: Path) -> None:
     """The scores on held-out words, the words with Wilson's 95 % interval."""
-    from vlad.eval.breakdown import wilson_interval
+    from vlad.eval.benchmark.breakdown import wilson_interval
 
     print(f"{metrics['words']} held-out words, {metrics['engine']}, {metrics['protocol']}")
     for mode, score in metrics["modes"].items():

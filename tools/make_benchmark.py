@@ -23,8 +23,8 @@ def main() -> None:
 
     from tqdm import tqdm
 
-    from vlad.eval.alignment_subsets import ALIGNMENT_SUBSETS
-    from vlad.eval.open_benchmark import SUBSETS, BenchmarkOptions, write_benchmark
+    from vlad.eval.open_benchmark.alignment_subsets import ALIGNMENT_SUBSETS
+    from vlad.eval.open_benchmark.make_benchmark import SUBSETS, BenchmarkOptions, write_benchmark
     from vlad.utils.paths import writable_directory
 
     options = BenchmarkOptions(arguments.seed, arguments.split, arguments.count, arguments.size)

@@ -60,10 +60,10 @@ def main() -> None:
         if name not in systems:
             raise UserError(f"--watermarked {name} is no system here.{did_you_mean(name, systems)}")
 
+    from vlad.eval.benchmark.prompt_files import read_prompt_files
     from vlad.eval.human_study.rating_page import build_rating_page, check_host, serve_rating_page
     from vlad.eval.human_study.results import results_of, table_of
     from vlad.eval.human_study.study import Ratings, make_study
-    from vlad.eval.prompt_files import read_prompt_files
     from vlad.utils.paths import writable_directory
 
     if not arguments.results:
@@ -71,7 +71,7 @@ def main() -> None:
     prompts = read_prompt_files(arguments.prompts)[: arguments.first]
     masked: dict[str, tuple[float, float, float, float]] = {}
     if arguments.watermarked:
-        from vlad.eval.baselines import WATERMARK
+        from vlad.eval.generators.baselines import WATERMARK
 
         masked = dict.fromkeys(arguments.watermarked, WATERMARK)
     study = make_study("pairs" if arguments.pairs else "scores", systems, prompts, arguments.seed, masked)

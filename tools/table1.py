@@ -45,15 +45,15 @@ def main() -> int:
         if (place := getattr(arguments, name)) is not None:
             checked_path(place, f"--{name}")
 
-    from vlad.eval.prompt_files import prompts_and_overrides, read_prompt_files
+    from vlad.eval.benchmark.prompt_files import prompts_and_overrides, read_prompt_files
 
     prompts, more = prompts_and_overrides(arguments.prompts)
     if not prompts:
         raise UserError("--prompts names no file; name one of your benchmark's.")
     asked = read_prompt_files(prompts)  # a mistake in them answers at once, also where no row has its models
 
-    from vlad.eval.ocr_files import ReadOptions
-    from vlad.eval.scoring import ScoreOptions
+    from vlad.eval.benchmark.parallel_ocr import ReadOptions
+    from vlad.eval.benchmark.run_benchmark import ScoreOptions
     from vlad.eval.table1 import read_entries, remarks, score_rows, write_table
     from vlad.metrics.ocr import build_ocr_engine
     from vlad.utils.errors import did_you_mean

@@ -10,10 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlad.eval.alignment_prompts import Asked, Entry, Swapped, ZeroShot, entry_of, read_entries
-from vlad.eval.alignment_scores import Contrast, bag_of_words, contrasts_of, score_contrasts, table_of, wordings_of
-from vlad.eval.benchmark_scenes import BenchmarkOptions
-from vlad.eval.open_benchmark import scenes
+from vlad.eval.alignment.alignment_prompts import Asked, Entry, Swapped, ZeroShot, entry_of, read_entries
+from vlad.eval.alignment.alignment_scores import (
+    Contrast,
+    bag_of_words,
+    contrasts_of,
+    score_contrasts,
+    table_of,
+    wordings_of,
+)
+from vlad.eval.open_benchmark.make_benchmark import scenes
+from vlad.eval.open_benchmark.scenes import BenchmarkOptions
 from vlad.utils.errors import UserError
 
 SWAPPED = (Swapped("order", "swapped"), Swapped("colours", "other"))

@@ -2,8 +2,8 @@
 
 import pytest
 
-from vlad.eval.descriptions import confirmed, facts_of, matrix_of, summed_up
-from vlad.eval.protocols.terms import Term
+from vlad.eval.description_round_trip import confirmed, facts_of, matrix_of, summed_up
+from vlad.eval.protocols.protocol import Term
 
 PROMPT = 'Two red cups to the left of a blue plate, with a sign that says "HOT TEA"'
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from vlad.config.load import load_config, save_config
 from vlad.config.schema import Config
-from vlad.eval.encoders import RunEncoder, joint_encoder
-from vlad.eval.open_benchmark import BenchmarkOptions, write_benchmark
+from vlad.eval.alignment.joint_encoders import RunEncoder, joint_encoder
+from vlad.eval.open_benchmark.make_benchmark import BenchmarkOptions, write_benchmark
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.pipeline.folders import ALIGNMENT_FILE
 from vlad.training.build import build_pipeline, new_parts, publish_text_side

@@ -15,14 +15,14 @@ from pyarrow import parquet
 from vlad.data.options import SyntheticOptions
 from vlad.data.signs import render_sign
 from vlad.data.words import held_out_words
-from vlad.eval import ocr_files as reading_files
-from vlad.eval.evaluator import choose_protocols, evaluate, metrics_json
-from vlad.eval.html_report import text_table, write_report
-from vlad.eval.image_sets import BenchmarkImage, check_drawn, draw_images, find_images, image_seed
-from vlad.eval.ocr_files import ImageFile, ReadOptions, load_image, read_files
-from vlad.eval.prompt_files import quoted
+from vlad.eval.benchmark import parallel_ocr as reading_files
+from vlad.eval.benchmark.evaluator import choose_protocols, evaluate, metrics_json
+from vlad.eval.benchmark.html_report import text_table, write_report
+from vlad.eval.benchmark.image_sets import BenchmarkImage, check_drawn, draw_images, find_images, image_seed
+from vlad.eval.benchmark.parallel_ocr import ImageFile, ReadOptions, load_image, read_files
+from vlad.eval.benchmark.prompt_files import quoted
 from vlad.eval.protocols import PROTOCOLS
-from vlad.eval.protocols.terms import Wanted
+from vlad.eval.protocols.protocol import Wanted
 from vlad.layout.line_crops import crop_line
 from vlad.layout.polygons import box_polygon
 from vlad.metrics.ocr import default_enlarge_factor

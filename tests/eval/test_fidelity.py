@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, Dinov2Config, Dinov2Model
 
-from vlad.eval.encoders import joint_encoder
-from vlad.eval.fidelity import (
+from vlad.eval.alignment.joint_encoders import joint_encoder
+from vlad.eval.benchmark.image_sets import BenchmarkImage
+from vlad.eval.fidelity.fidelity_scores import (
     CLIP_PROTOCOLS,
     INCEPTION,
     ClipProtocol,
@@ -25,9 +26,8 @@ from vlad.eval.fidelity import (
     score_distances,
     score_fidelity,
 )
-from vlad.eval.image_sets import BenchmarkImage
-from vlad.eval.protocols.terms import Wanted
-from vlad.eval.reference_images import references_of
+from vlad.eval.fidelity.reference_images import references_of
+from vlad.eval.protocols.protocol import Wanted
 from vlad.models.metric_encoders import CLIPEncoder, VisionEncoder
 from vlad.utils.errors import UserError
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vlad.eval.human_study.results import bradley_terry, krippendorff_alpha, results_of, table_of
 from vlad.eval.human_study.study import ASPECTS, Answer, Ratings, Study, make_study, questions_of
-from vlad.eval.protocols.terms import Wanted
+from vlad.eval.protocols.protocol import Wanted
 from vlad.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,14 +11,21 @@ from PIL import Image
 from vlad.data import signs as synthetic
 from vlad.data.options import SyntheticOptions
 from vlad.data.words import all_words, held_out_words, rare_words, training_words
-from vlad.eval import benchmark_scenes
-from vlad.eval.alignment_prompts import read_entries
-from vlad.eval.alignment_scores import bag_of_words
-from vlad.eval.alignment_subsets import ALIGNMENT_SUBSETS, NUMBERS
-from vlad.eval.benchmark_scenes import SHAPES
-from vlad.eval.descriptions import facts_of
-from vlad.eval.open_benchmark import SUBSETS, BenchmarkOptions, draw_scene, make_scene, scenes, write_benchmark
-from vlad.eval.prompt_files import quoted, read_prompt_files
+from vlad.eval.alignment.alignment_prompts import read_entries
+from vlad.eval.alignment.alignment_scores import bag_of_words
+from vlad.eval.benchmark.prompt_files import quoted, read_prompt_files
+from vlad.eval.description_round_trip import facts_of
+from vlad.eval.open_benchmark import scenes as benchmark_scenes
+from vlad.eval.open_benchmark.alignment_subsets import ALIGNMENT_SUBSETS, NUMBERS
+from vlad.eval.open_benchmark.make_benchmark import (
+    SUBSETS,
+    BenchmarkOptions,
+    draw_scene,
+    make_scene,
+    scenes,
+    write_benchmark,
+)
+from vlad.eval.open_benchmark.scenes import SHAPES
 from vlad.layout.fonts import missing_glyphs
 from vlad.layout.polygons import bounding_box
 from vlad.models.text_encoder.prompt import parse_prompt

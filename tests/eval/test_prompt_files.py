@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vlad.eval.prompt_files import read_prompt_files
-from vlad.eval.protocols.terms import Wanted
+from vlad.eval.benchmark.prompt_files import read_prompt_files
+from vlad.eval.protocols.protocol import Wanted
 from vlad.layout.polygons import box_polygon
 from vlad.types import TextLine
 from vlad.utils.errors import UserError

@@ -10,7 +10,7 @@ from vlad.eval.protocols import PROTOCOLS
 from vlad.eval.protocols.anytext import line_similarity
 from vlad.eval.protocols.cvtg import word_similarity
 from vlad.eval.protocols.longtext import units
-from vlad.eval.protocols.terms import MODES, Reading, Wanted, as_they_are, pool_terms
+from vlad.eval.protocols.protocol import MODES, Reading, Wanted, as_they_are, pool_terms
 from vlad.eval.protocols.textatlas import matched_words
 from vlad.layout.polygons import box_polygon
 from vlad.models.text_encoder.prompt import find_quotes

@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 
 from vlad.eval.human_study.rating_page import build_rating_page, question_html, serve_rating_page
 from vlad.eval.human_study.study import Ratings, make_study, questions_of
-from vlad.eval.protocols.terms import Wanted
+from vlad.eval.protocols.protocol import Wanted
 
 PROMPTS = [Wanted(str(number), f"a <b>sign</b> '{number}'", (str(number),)) for number in range(2)]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

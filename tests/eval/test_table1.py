@@ -14,14 +14,14 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from PIL import Image
 
-from vlad.eval.baselines import WATERMARK, DeepFloydIF, TextDiffuser, load_character_unet
-from vlad.eval.fidelity import INCEPTION
-from vlad.eval.image_sets import image_seed
-from vlad.eval.ocr_files import painted_over
-from vlad.eval.protocols.terms import Wanted
-from vlad.eval.scoring import ScoreOptions
+from vlad.eval.benchmark.image_sets import image_seed
+from vlad.eval.benchmark.parallel_ocr import painted_over
+from vlad.eval.benchmark.run_benchmark import ScoreOptions
+from vlad.eval.fidelity.fidelity_scores import INCEPTION
+from vlad.eval.generators.baselines import WATERMARK, DeepFloydIF, TextDiffuser, load_character_unet
+from vlad.eval.generators.entries import Entry, LayoutArtist, artist_of, load_entry
+from vlad.eval.protocols.protocol import Wanted
 from vlad.eval.table1 import Row, remarks, table_of
-from vlad.eval.table1_entries import Entry, LayoutArtist, artist_of, load_entry
 from vlad.layout.control_images import ALPHABET, character_mask, glyph_edges, rows_layout
 from vlad.layout.polygons import box_polygon
 from vlad.pipeline.vlad_pipeline import VLADPipeline

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from vlad.eval.baselines import CharacterUNet
+from vlad.eval.generators.baselines import CharacterUNet
 
 BLOCKS = {
     "block_out_channels": [8, 8],

@@ -16,7 +16,7 @@ from vlad.config.load import load_config
 from vlad.data.options import SyntheticOptions
 from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.data.signs import render_sign
-from vlad.eval.ablation import (
+from vlad.eval.ablation.variants import (
     Scores,
     ablation_page,
     ablation_table,
@@ -172,9 +172,10 @@ def test_two_jobs_train_each_run_once_and_wait_for_the_autoencoder(
         return 0
 
     monkeypatch.setattr(Children, "run", call)
-    monkeypatch.setattr("vlad.eval.ablation_runs.is_finished", lambda config: (config.directory / "pipeline").is_dir())
-    monkeypatch.setattr("vlad.eval.ablation_runs.POLL_SECONDS", 0.01)
-    monkeypatch.setattr("vlad.eval.ablation_runs.available_cores", lambda: 4)
+    finished = "vlad.eval.ablation.ablation_runs.is_finished"
+    monkeypatch.setattr(finished, lambda config: (config.directory / "pipeline").is_dir())
+    monkeypatch.setattr("vlad.eval.ablation.ablation_runs.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("vlad.eval.ablation.ablation_runs.available_cores", lambda: 4)
 
     def run(*more: str) -> int:
         monkeypatch.setattr(sys, "argv", ["ablate.py", str(config_file), "--count", "2", "--jobs", "2", *more])

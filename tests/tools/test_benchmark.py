@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlad.eval import ocr_speed as reading
+from vlad.eval.benchmark import ocr_speed as reading
 from vlad.models.options import LVLMOptions
 from vlad.models.text_encoder.tiny_qwen import build_byte_tokenizer, build_tiny_qwen
 from vlad.profiling import sampling_time as sampling

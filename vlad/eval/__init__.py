@@ -1,1 +1,1 @@
-"""Evaluation: benchmarks and protocols, generators, FID and CLIPScore, Table I and II, human studies."""
+"""Evaluation: OCR metrics, published protocols, fidelity, benchmarks, ablation, human study."""

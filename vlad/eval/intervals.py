@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from vlad.eval.protocols.terms import pooled
+from vlad.eval.protocols.protocol import pooled
 
 RESAMPLES = 2000
 CHUNK = 100  # draws held at once

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlad.eval.evaluator import Evaluation
-from vlad.eval.protocols.terms import Mode
-from vlad.eval.scoring import ScoreOptions, check_measures, check_target, score_target
-from vlad.eval.table1_entries import Entry, load_entry, missing_model
+from vlad.eval.benchmark.evaluator import Evaluation
+from vlad.eval.benchmark.run_benchmark import ScoreOptions, check_measures, check_target, score_target
+from vlad.eval.generators.entries import Entry, load_entry, missing_model
+from vlad.eval.protocols.protocol import Mode
 from vlad.utils.errors import UserError, counted, did_you_mean
 
 PROTOCOL = "mario"

@@ -1,1 +1,1 @@
-"""A human study: which images are rated by whom, the rating page, the results."""
+"""Human study: which images are rated by whom, the rating page, the results."""

@@ -21,9 +21,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vlad.eval.image_sets import find_images
-from vlad.eval.ocr_files import UNREADABLE, Box, load_image
-from vlad.eval.protocols.terms import Wanted
+from vlad.eval.benchmark.image_sets import find_images
+from vlad.eval.benchmark.parallel_ocr import UNREADABLE, Box, load_image
+from vlad.eval.protocols.protocol import Wanted
 from vlad.utils.errors import UserError
 
 Kind = Literal["scores", "pairs"]

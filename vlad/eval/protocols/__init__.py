@@ -6,8 +6,8 @@ from vlad.eval.protocols.anytext import ANYTEXT
 from vlad.eval.protocols.cvtg import CVTG
 from vlad.eval.protocols.glyphcontrol import GLYPHCONTROL
 from vlad.eval.protocols.longtext import LONGTEXT
-from vlad.eval.protocols.mario import MARIO
-from vlad.eval.protocols.terms import Protocol
+from vlad.eval.protocols.mario_eval import MARIO
+from vlad.eval.protocols.protocol import Protocol
 from vlad.eval.protocols.textatlas import TEXTATLAS
 
 PROTOCOLS: dict[str, Protocol] = {

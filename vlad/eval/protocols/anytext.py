@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from rapidfuzz.distance import Levenshtein
 
-from vlad.eval.protocols.terms import Mode, Protocol, Reading, Term, Terms, Wanted, as_they_are
+from vlad.eval.protocols.protocol import Mode, Protocol, Reading, Term, Terms, Wanted, as_they_are
 
 MOST_LINES, MOST_CHARACTERS = 5, 20
 

@@ -17,7 +17,7 @@ import difflib
 from collections.abc import Sequence
 
 from vlad.eval.protocols.anytext import line_similarity
-from vlad.eval.protocols.terms import (
+from vlad.eval.protocols.protocol import (
     Mode,
     Protocol,
     Reading,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from vlad.eval.protocols.terms import Mode, Protocol, Reading, Term, Terms, Wanted, as_they_are, matches
+from vlad.eval.protocols.protocol import Mode, Protocol, Reading, Term, Terms, Wanted, as_they_are, matches
 from vlad.layout.reading_order import reading_order
 
 _CHINESE = re.compile("[\u4e00-\u9fa5]")

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from rapidfuzz import fuzz
 from rapidfuzz.distance import Levenshtein
 
-from vlad.eval.protocols.terms import Mode, Protocol, Reading, Term, Terms, Wanted, lower_words
+from vlad.eval.protocols.protocol import Mode, Protocol, Reading, Term, Terms, Wanted, lower_words
 from vlad.layout.reading_order import reading_order
 
 LEAST_RATIO = 80

@@ -11,7 +11,7 @@ import numpy as np
 
 from vlad.data.signs import PALETTE, readable_text_colours
 from vlad.data.words import held_out_words, training_words
-from vlad.eval.alignment_prompts import Asked
+from vlad.eval.alignment.alignment_prompts import Asked
 from vlad.layout.glyph_map import draw_line
 from vlad.layout.polygons import box_polygon
 from vlad.types import Layout, TextLine

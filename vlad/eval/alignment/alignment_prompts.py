@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlad.eval.prompt_files import safe_name
+from vlad.eval.benchmark.prompt_files import safe_name
 from vlad.utils.errors import UserError
 from vlad.utils.paths import existing_file
 

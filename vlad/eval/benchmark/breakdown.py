@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vlad.data.lint.sample_statistics import bin_names, bin_of
 from vlad.data.shards.writer import script_of
-from vlad.eval.protocols.terms import Reading
+from vlad.eval.protocols.protocol import Reading
 from vlad.layout.polygons import quad_of
 from vlad.layout.reading_order import reading_order
 from vlad.types import Polygon

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from vlad.eval.protocols.terms import Reading
+from vlad.eval.protocols.protocol import Reading
 from vlad.layout.layout_files import layout_from_json, line_to_json
 from vlad.layout.line_crops import crop_line
 from vlad.metrics.ocr import OCREngine, build_ocr_engine, default_enlarge_factor, enlarge

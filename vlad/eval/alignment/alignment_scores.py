@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlad.eval.alignment_prompts import Entry
+from vlad.eval.alignment.alignment_prompts import Entry
 from vlad.eval.intervals import bootstrap_intervals
-from vlad.eval.protocols.terms import Term, Terms, add_terms, as_they_are, pooled
+from vlad.eval.protocols.protocol import Term, Terms, add_terms, as_they_are, pooled
 from vlad.utils.errors import UserError
 
 BATCH = 32

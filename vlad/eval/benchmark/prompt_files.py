@@ -22,7 +22,7 @@ from typing import Any
 
 from vlad.data.importers.anyword import FRAME_PIXELS
 from vlad.data.importers.sources import UnusableEntry, from_top_left, points_of
-from vlad.eval.protocols.terms import Wanted
+from vlad.eval.protocols.protocol import Wanted
 from vlad.layout.layout_files import layout_from_json
 from vlad.models.text_encoder.prompt import find_quotes
 from vlad.types import TextLine

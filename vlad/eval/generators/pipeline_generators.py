@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image
 
-from vlad.eval.image_sets import Artist
-from vlad.eval.protocols.terms import Wanted
-from vlad.eval.text_to_image import TextToImage
+from vlad.eval.benchmark.image_sets import Artist
+from vlad.eval.generators.text_to_image import TextToImage
+from vlad.eval.protocols.protocol import Wanted
 from vlad.inference.load_pipeline import load_pipeline
 from vlad.pipeline.folders import pipeline_class, pipeline_folder
 from vlad.pipeline.options import check_scale

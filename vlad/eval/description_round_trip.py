@@ -17,7 +17,7 @@ from itertools import pairwise
 
 from vlad.data.signs import PALETTE
 from vlad.eval.intervals import Interval, bootstrap_intervals
-from vlad.eval.protocols.terms import Term, Terms, add_terms, as_they_are, pool_terms
+from vlad.eval.protocols.protocol import Term, Terms, add_terms, as_they_are, pool_terms
 from vlad.models.text_encoder.prompt import find_phrases, find_quotes
 
 COLOURS = frozenset(

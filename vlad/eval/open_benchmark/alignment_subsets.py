@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from vlad.data.signs import PALETTE
-from vlad.eval.alignment_prompts import Asked, Swapped, ZeroShot
-from vlad.eval.benchmark_scenes import SHAPES, Carrier, Draws, board, with_article
+from vlad.eval.alignment.alignment_prompts import Asked, Swapped, ZeroShot
+from vlad.eval.open_benchmark.scenes import SHAPES, Carrier, Draws, board, with_article
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 # Each relation with its inverse and with another way to say it; where the first and the second thing stand.

@@ -15,7 +15,7 @@ compared as multisets, and prompts that ask for nothing are left out.
 
 from __future__ import annotations
 
-from vlad.eval.protocols.terms import (
+from vlad.eval.protocols.protocol import (
     EPSILON,
     Mode,
     Protocol,

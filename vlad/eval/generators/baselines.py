@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vlad.eval.text_to_image import UNLOADABLE, generators_of, load_foreign
+from vlad.eval.generators.text_to_image import UNLOADABLE, generators_of, load_foreign
 from vlad.layout.control_images import ALPHABET, character_mask, glyph_edges
 from vlad.layout.glyph_map import draw_glyph_map
 from vlad.pipeline.folders import pipeline_class

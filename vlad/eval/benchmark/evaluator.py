@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vlad.eval.breakdown import Breakdown, strings_read
-from vlad.eval.image_sets import BenchmarkImage
+from vlad.eval.benchmark.breakdown import Breakdown, strings_read
+from vlad.eval.benchmark.image_sets import BenchmarkImage
+from vlad.eval.benchmark.parallel_ocr import ImageFile, ImageReading, ReadOptions, read_files
 from vlad.eval.intervals import bootstrap_intervals
-from vlad.eval.ocr_files import ImageFile, ImageReading, ReadOptions, read_files
 from vlad.eval.protocols import PROTOCOLS
-from vlad.eval.protocols.terms import MODES, Mode, Protocol, Terms, Wanted, add_terms, pooled
+from vlad.eval.protocols.protocol import MODES, Mode, Protocol, Terms, Wanted, add_terms, pooled
 from vlad.eval.scores import Score
 from vlad.metrics.ocr import build_ocr_engine
 from vlad.utils.errors import UserError

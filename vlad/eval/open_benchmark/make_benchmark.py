@@ -20,9 +20,9 @@ from PIL import Image
 
 from vlad.data.signs import PALETTE
 from vlad.data.words import rare_words
-from vlad.eval.alignment_prompts import Asked
-from vlad.eval.alignment_subsets import ALIGNMENT_SUBSETS
-from vlad.eval.benchmark_scenes import (
+from vlad.eval.alignment.alignment_prompts import Asked
+from vlad.eval.open_benchmark.alignment_subsets import ALIGNMENT_SUBSETS
+from vlad.eval.open_benchmark.scenes import (
     VERSION,
     BenchmarkOptions,
     Carrier,

@@ -16,7 +16,7 @@ from vlad.config.schema import Config
 from vlad.data.options import SyntheticOptions
 from vlad.data.signs import held_out_signs, render_sign
 from vlad.diffusion.solvers import SOLVERS
-from vlad.eval.ocr_files import ImageFile, ReadOptions, read_files
+from vlad.eval.benchmark.parallel_ocr import ImageFile, ReadOptions, read_files
 from vlad.metrics.ocr import build_ocr_engine, run_ocr
 from vlad.metrics.spelling import word_accuracy
 from vlad.profiling.measurement import add_photo_noise, private_megabytes, rate

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlad.eval.breakdown import draw_breakdown
-from vlad.eval.evaluator import Evaluation, Shown
-from vlad.eval.ocr_files import load_image
-from vlad.eval.protocols.terms import MODES
+from vlad.eval.benchmark.breakdown import draw_breakdown
+from vlad.eval.benchmark.evaluator import Evaluation, Shown
+from vlad.eval.benchmark.parallel_ocr import load_image
+from vlad.eval.protocols.protocol import MODES
 from vlad.layout.reading_order import reading_order
 
 CARD_PIXELS = 224

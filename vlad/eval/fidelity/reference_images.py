@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlad.eval.image_sets import ENDINGS
-from vlad.eval.protocols.terms import Wanted
+from vlad.eval.benchmark.image_sets import ENDINGS
+from vlad.eval.protocols.protocol import Wanted
 from vlad.utils.errors import UserError
 
 NONE_NAMED = (

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vlad.config.load import load_config
 from vlad.data.signs import held_out_signs
-from vlad.eval.ablation import (
+from vlad.eval.ablation.variants import (
     FULL,
     ablation_grid,
     ablation_page,

@@ -20,12 +20,18 @@ from typing import Any, Literal
 from PIL import Image
 
 from vlad.config.load import load_options
-from vlad.eval.baselines import WATERMARK, DeepFloydIF, GlyphControlNet, TextDiffuser
-from vlad.eval.generators import DrawOptions, ForeignArtist, VLADArtist, build_artist, weights_digest
-from vlad.eval.image_sets import Artist
-from vlad.eval.ocr_files import Box
-from vlad.eval.protocols.terms import Wanted
-from vlad.eval.text_to_image import PIXELS_A_CELL
+from vlad.eval.benchmark.image_sets import Artist
+from vlad.eval.benchmark.parallel_ocr import Box
+from vlad.eval.generators.baselines import WATERMARK, DeepFloydIF, GlyphControlNet, TextDiffuser
+from vlad.eval.generators.pipeline_generators import (
+    DrawOptions,
+    ForeignArtist,
+    VLADArtist,
+    build_artist,
+    weights_digest,
+)
+from vlad.eval.generators.text_to_image import PIXELS_A_CELL
+from vlad.eval.protocols.protocol import Wanted
 from vlad.inference.load_pipeline import load_pipeline
 from vlad.layout.control_images import rows_layout
 from vlad.pipeline.folders import pipeline_folder

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlad.eval.image_sets import BenchmarkImage
+from vlad.eval.benchmark.image_sets import BenchmarkImage
+from vlad.eval.benchmark.parallel_ocr import UNREADABLE, load_image
+from vlad.eval.fidelity.reference_images import NONE_NAMED, References
 from vlad.eval.intervals import bootstrap_intervals
-from vlad.eval.ocr_files import UNREADABLE, load_image
-from vlad.eval.protocols.terms import as_they_are
-from vlad.eval.reference_images import NONE_NAMED, References
+from vlad.eval.protocols.protocol import as_they_are
 from vlad.eval.scores import Score
 from vlad.models.metric_encoders import CLIPEncoder, VisionEncoder
 from vlad.utils.errors import UserError

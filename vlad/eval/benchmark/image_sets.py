@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from vlad.eval.prompt_files import safe_name
-from vlad.eval.protocols.terms import Wanted
+from vlad.eval.benchmark.prompt_files import safe_name
+from vlad.eval.protocols.protocol import Wanted
 from vlad.layout.layout_files import line_to_json, read_layout, write_layout
 from vlad.types import Layout, Polygon
 from vlad.utils.errors import UserError

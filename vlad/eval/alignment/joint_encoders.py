@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlad.config.load import load_config
 from vlad.config.training import TrainableOptions
-from vlad.eval.alignment_scores import JointEncoder
+from vlad.eval.alignment.alignment_scores import JointEncoder
 from vlad.models.metric_encoders import CLIPEncoder
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.pipeline.folders import ALIGNMENT_FILE, vlad_pipeline_folder

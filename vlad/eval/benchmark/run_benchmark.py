@@ -12,16 +12,23 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vlad.eval.evaluator import Evaluation, check_table_writer, choose_protocols, evaluate, metrics_json, write_json
-from vlad.eval.fidelity import WEIGHTS, check_encoders, score_fidelity
-from vlad.eval.generators import DrawOptions, build_artist
-from vlad.eval.html_report import write_report
-from vlad.eval.image_sets import Artist, BenchmarkImage, check_drawn, draw_images, find_images
-from vlad.eval.ocr_files import ReadOptions
-from vlad.eval.prompt_files import read_prompt_files
-from vlad.eval.protocols.terms import Protocol, Wanted
-from vlad.eval.reference_images import references_of
-from vlad.eval.table1_entries import Entry, artist_of, load_entry, masked_box, missing_model
+from vlad.eval.benchmark.evaluator import (
+    Evaluation,
+    check_table_writer,
+    choose_protocols,
+    evaluate,
+    metrics_json,
+    write_json,
+)
+from vlad.eval.benchmark.html_report import write_report
+from vlad.eval.benchmark.image_sets import Artist, BenchmarkImage, check_drawn, draw_images, find_images
+from vlad.eval.benchmark.parallel_ocr import ReadOptions
+from vlad.eval.benchmark.prompt_files import read_prompt_files
+from vlad.eval.fidelity.fidelity_scores import WEIGHTS, check_encoders, score_fidelity
+from vlad.eval.fidelity.reference_images import references_of
+from vlad.eval.generators.entries import Entry, artist_of, load_entry, masked_box, missing_model
+from vlad.eval.generators.pipeline_generators import DrawOptions, build_artist
+from vlad.eval.protocols.protocol import Protocol, Wanted
 from vlad.metrics.ocr import build_ocr_engine
 from vlad.utils.errors import UserError
 from vlad.utils.locks import directory_lock

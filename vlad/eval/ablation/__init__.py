@@ -1,0 +1,1 @@
+"""Table II: the method trained without each of its parts, over several seeds."""

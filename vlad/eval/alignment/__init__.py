@@ -1,0 +1,1 @@
+"""Image-text alignment benchmark: does a joint encoder read more than a bag of words?"""

@@ -1,0 +1,1 @@
+"""Benchmarks: prompt files, image sets, OCR on all cores, scores, breakdown, HTML report."""

@@ -1,0 +1,1 @@
+"""Fidelity: FID, KID and CLIPScore, and the reference images they compare with."""

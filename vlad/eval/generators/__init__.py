@@ -1,0 +1,1 @@
+"""Generators of benchmark images: our runs, any diffusers pipeline, Table I's baselines."""

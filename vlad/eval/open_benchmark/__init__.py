@@ -1,0 +1,1 @@
+"""The open benchmark: rendered scenes with prompts, layouts and reference images."""
