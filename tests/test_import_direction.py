@@ -36,6 +36,8 @@ LIBRARIES = {
     "xformers": ("models/attention.py",),
     "fsspec": ("data/storage/object_stores.py",),
     "s3fs": (),
+    "filelock": ("utils/locks.py",),
+    "jinja2": ("utils/html.py",),
     "omegaconf": ("config/load.py",),
     "diffusers": (
         *("models/", "diffusion/", "losses/", "pipeline/", "training/parts.py", "training/stages.py"),

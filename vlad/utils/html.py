@@ -1,0 +1,63 @@
+"""HTML pages from Jinja2 templates: values are escaped, and a page runs no script and loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from jinja2 import DictLoader, Environment, StrictUndefined
+
+# What every page extends. The policy is for what escaping might miss: captions and file names come from anywhere.
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<style>
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; color: #1d1d1f; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
+table { border-collapse: collapse; } td, th { padding: .15rem 1rem .15rem 0; text-align: left; vertical-align: top; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+.ok { color: #14752f; } .bad { color: #b3261e; } .quiet { color: #666; } code { overflow-wrap: anywhere; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(224px, 1fr)); gap: 1rem; }
+.cards figure { margin: 0; border: 1px solid #ddd; border-radius: 6px; overflow: hidden; }
+.cards figure div { background: #f2f2f4; display: flex; align-items: center; justify-content: center; height: 224px; }
+.cards figure img { max-width: 100%; max-height: 224px; }
+.cards figcaption { padding: .5rem .7rem; font-size: .8rem; overflow-wrap: anywhere; }
+{% block style %}{% endblock %}
+</style></head>
+<body>
+{% block body %}{% endblock %}
+</body></html>
+"""
+
+
+def data_uri(content: bytes, media_type: str) -> str:
+    """The content as a `data:` address, so that a page holds its images."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+_ENVIRONMENT = Environment(
+    loader=DictLoader({"page": PAGE}),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_ENVIRONMENT.filters["data_uri"] = data_uri
+
+
+def render(template: str | Path, **values: Any) -> str:
+    """Fills in a template, given as its text or as its file.
+
+    A whole page says `{% extends "page" %}`, takes a `title` and fills the blocks `style` and `body`.
+    """
+    source = template.read_text(encoding="utf-8") if isinstance(template, Path) else template
+    return _ENVIRONMENT.from_string(source).render(values)
+
+
+def write_page(path: Path, page: str) -> None:
+    """Writes a page whole or not at all. Lone surrogates, of names of files that are no UTF-8, become backslashes."""
+    temporary = path.with_name(f"{path.name}.partial")
+    temporary.write_bytes(page.encode("utf-8", "backslashreplace"))
+    temporary.replace(path)
