@@ -47,6 +47,7 @@ LIBRARIES = {
     "pyarrow": ("eval/benchmark/evaluator.py", "data/importers/"),
     "rapidfuzz": ("eval/", "metrics/"),
     "rapidocr": ("metrics/ocr.py",),
+    "onnx": ("losses/extra/onnx_graph.py",),
     "datasets": ("data/importers/huggingface.py",),
     "ray": ("data/importers/on_ray.py",),
     "gradio": ("webui/page.py", "eval/human_study/rating_page.py"),

@@ -1,15 +1,28 @@
 """The OCR-aware loss: the recogniser against onnxruntime, the crops against OpenCV, the loss against its formula."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 from vlad.layout.glyph_map import draw_glyph_map
 from vlad.layout.line_crops import crop_line
 from vlad.layout.polygons import box_polygon
-from vlad.losses.extra.ocr_perceptual import Recogniser, cut_lines, ocr_perceptual_loss, packaged_recogniser
+from vlad.losses.extra.ocr_perceptual import (
+    Recogniser,
+    check_recogniser,
+    cut_lines,
+    ocr_perceptual_loss,
+    packaged_recogniser,
+)
+from vlad.losses.extra.onnx_graph import read_onnx
 from vlad.types import Layout, TextLine
+from vlad.utils.errors import UserError
 
 UPRIGHT = TextLine("HOUSE", box_polygon(0.1, 0.2, 0.9, 0.5))
 TILTED = TextLine("CAB", ((0.2, 0.5), (0.7, 0.6), (0.65, 0.9), (0.15, 0.8)))
@@ -37,9 +50,24 @@ def test_the_graph_computes_what_onnxruntime_does(recogniser: Recogniser) -> Non
     features = recogniser(crops)
     last = [node for node in recogniser.graph.nodes if node.operator == "MatMul"][-1]
     bias = recogniser.graph.nodes[-3]
-    tensors = {name: getattr(recogniser.graph, place) for name, place in recogniser.graph.places.items()}
+    tensors = {name: getattr(recogniser.graph, buffer) for name, buffer in recogniser.graph.buffer_names.items()}
     scores = features @ tensors[last.inputs[1]] + tensors[bias.inputs[1]]
     torch.testing.assert_close(scores.softmax(dim=-1), found, atol=1e-5, rtol=1e-3)
+
+
+def test_an_operator_without_a_differentiable_version_is_named(tmp_path: Path) -> None:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Acosh", ["x"], ["y"])], "graph", values[:1], values[1:])
+    onnx.save(helper.make_model(graph), tmp_path / "a.onnx")
+    with pytest.raises(UserError, match=r"a\.onnx has operators .*: Acosh"):
+        read_onnx(tmp_path / "a.onnx")
+
+
+def test_a_missing_library_is_refused_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_recogniser()
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match=r"losses\.ocr_weight: .* pip install 'vlad\[ocr-loss\]'"):
+        check_recogniser()
 
 
 def test_lines_are_cut_out_upright() -> None:

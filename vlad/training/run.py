@@ -40,6 +40,7 @@ from vlad.data.dataset import first_samples
 from vlad.data.shard_sets import ShardSets, open_sets
 from vlad.diffusion.noise_schedule import build_scheduler
 from vlad.lora.adapters import has_adapter, merged
+from vlad.losses.extra.ocr_perceptual import check_recogniser
 from vlad.models.attention import set_attention
 from vlad.models.autoencoder import PatchAutoencoder
 from vlad.pipeline.folders import ALIGNMENT_FILE
@@ -120,6 +121,8 @@ def run(config: Config) -> RunResult:
     check_gpus(config)
     check_run_directory(config)
     check_wandb(config.trainer.wandb)
+    if config.losses.ocr_weight:
+        check_recogniser()
     directory = writable_directory(config.directory, "the run", needed_bytes=200_000_000)
     # The other ranks of a launch work on the same run.
     with directory_lock(directory, "a run") if distributed.is_main_process() else contextlib.nullcontext():

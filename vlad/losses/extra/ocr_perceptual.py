@@ -47,13 +47,23 @@ class Recogniser(nn.Module):
 
 
 def packaged_recogniser() -> Path:
-    """The recogniser's file inside rapidocr. Raises UserError where that is not installed, or holds none."""
+    """The recogniser's file inside rapidocr. Raises UserError where rapidocr is not installed or contains none."""
     found = importlib.util.find_spec("rapidocr")
-    places = list(found.submodule_search_locations or ()) if found is not None else []
-    files = sorted(file for place in places for file in Path(place, "models").glob("*_rec_*.onnx"))
+    folders = list(found.submodule_search_locations or ()) if found is not None else []
+    files = sorted(file for folder in folders for file in Path(folder, "models").glob("*_rec_*.onnx"))
     if not files:
         raise UserError("losses.ocr_weight: rapidocr's recogniser is not installed; run: pip install rapidocr.")
     return files[0]
+
+
+def check_recogniser() -> None:
+    """Raises UserError where a library that the loss needs is not installed."""
+    packaged_recogniser()
+    if importlib.util.find_spec("onnx") is None:
+        raise UserError(
+            "losses.ocr_weight: the OCR perceptual loss needs the library onnx, which is not installed; run: pip"
+            " install 'vlad[ocr-loss]', or set losses.ocr_weight to 0."
+        )
 
 
 def ocr_perceptual_loss(

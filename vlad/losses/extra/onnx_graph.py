@@ -1,36 +1,25 @@
-"""An ONNX file as a differentiable torch function: the operators that PP-OCR's recognisers are made of, and no others.
+"""An ONNX graph as a differentiable torch module, for the operators that PP-OCR's recognisers consist of.
 
-onnxruntime runs such files and gives no gradients. The file is read as what it is, a protocol buffer (field numbers of
-onnx.proto3); nothing in it can run code.
+onnxruntime executes such files but computes no gradients.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlad.utils.errors import UserError
 
-# Field numbers of onnx.proto3.
-MODEL_GRAPH = 7
-GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT = 1, 5, 11, 12
-NODE_INPUT, NODE_OUTPUT, NODE_OPERATOR, NODE_ATTRIBUTE = 1, 2, 4, 5
-ATTRIBUTE_NAME, ATTRIBUTE_FLOAT, ATTRIBUTE_INT, ATTRIBUTE_TEXT, ATTRIBUTE_TENSOR, ATTRIBUTE_INTS = 1, 2, 3, 4, 5, 8
-TENSOR_DIMS, TENSOR_TYPE, TENSOR_FLOATS, TENSOR_INTS, TENSOR_NAME, TENSOR_RAW = 1, 2, 4, 7, 8, 9
-DTYPES = {1: np.float32, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16, 11: np.float64}
-
 
 @dataclass(frozen=True)
 class Node:
-    """One operation: what it reads and writes, by name."""
+    """One operation, with the names of the values that it reads and writes."""
 
     operator: str
     inputs: tuple[str, ...]
@@ -39,19 +28,20 @@ class Node:
 
 
 class OnnxGraph(nn.Module):
-    """The graph of a file, frozen. `forward` gives the values of the names that are asked for."""
+    """A frozen graph with one input. `forward` computes the value of any name in it."""
 
-    def __init__(self, nodes: Sequence[Node], tensors: dict[str, Tensor], inputs: Sequence[str]) -> None:
+    def __init__(self, nodes: Sequence[Node], tensors: dict[str, Tensor], input_name: str) -> None:
         super().__init__()
-        self.nodes, self.inputs = tuple(nodes), tuple(inputs)
-        self.places = {name: f"tensor_{number}" for number, name in enumerate(tensors)}
+        self.nodes, self.input_name = tuple(nodes), input_name
+        # Names in a graph may hold dots, which a buffer's name may not.
+        self.buffer_names = {name: f"tensor_{number}" for number, name in enumerate(tensors)}
         for name, value in tensors.items():
-            self.register_buffer(self.places[name], value, persistent=False)
+            self.register_buffer(self.buffer_names[name], value, persistent=False)
 
     def forward(self, x: Tensor, wanted: str) -> Tensor:
-        """The value of the name `wanted` for the graph's one input; what comes after it is not computed."""
-        values: dict[str, Any] = {name: getattr(self, place) for name, place in self.places.items()}
-        values[self.inputs[0]] = x
+        """The value named `wanted` for the input x; nodes after it are not computed."""
+        values: dict[str, Any] = {name: getattr(self, buffer) for name, buffer in self.buffer_names.items()}
+        values[self.input_name] = x
         for node in self.nodes:
             if wanted in values:
                 break
@@ -61,143 +51,40 @@ class OnnxGraph(nn.Module):
 
 
 def read_onnx(path: Path) -> OnnxGraph:
-    """The graph of an ONNX file. Raises UserError for one with operators that are not known here."""
-    model = memoryview(path.read_bytes())
-    graph = next(value for number, value in _fields(model) if number == MODEL_GRAPH)
-    tensors: dict[str, Tensor] = {}
+    """The graph of an ONNX file. Raises UserError for an operator that is missing from OPERATORS."""
+    import onnx  # of an optional extra
+    from onnx import helper, numpy_helper
+
+    def tensor(proto: onnx.TensorProto) -> Tensor:
+        return torch.from_numpy(numpy_helper.to_array(proto).copy())
+
+    def attribute(proto: onnx.AttributeProto) -> Any:
+        value = helper.get_attribute_value(proto)
+        if isinstance(value, onnx.TensorProto):
+            return tensor(value)
+        return value.decode() if isinstance(value, bytes) else value
+
+    graph = onnx.load(path).graph
+    tensors = {proto.name: tensor(proto) for proto in graph.initializer}
     nodes: list[Node] = []
-    inputs: list[str] = []
-    for number, value in _fields(graph):
-        if number == GRAPH_INITIALIZER:
-            name, tensor = _tensor(value)
-            tensors[name] = tensor
-        elif number == GRAPH_INPUT:
-            inputs.append(_text(next(part for field, part in _fields(value) if field == 1)))
-        elif number == GRAPH_NODE:
-            node = _node(value)
-            if node.operator == "Constant":
-                tensors[node.outputs[0]] = node.attributes["value"]
-            else:
-                nodes.append(node)
+    for proto in graph.node:
+        attributes = {entry.name: attribute(entry) for entry in proto.attribute}
+        if proto.op_type == "Constant":
+            tensors[proto.output[0]] = attributes["value"]
+        else:
+            nodes.append(Node(proto.op_type, tuple(proto.input), tuple(proto.output), attributes))
     unknown = sorted({node.operator for node in nodes} - OPERATORS.keys())
     if unknown:
-        raise UserError(f"{path} has operators that this code does not differentiate: {', '.join(unknown)}.")
-    return OnnxGraph(nodes, tensors, [name for name in inputs if name not in tensors])
+        raise UserError(f"{path} has operators without a differentiable version here: {', '.join(unknown)}.")
+    (input_name,) = (value.name for value in graph.input if value.name not in tensors)
+    return OnnxGraph(nodes, tensors, input_name)
 
 
-# --- the file ------------------------------------------------------------------------------------------------
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
-    """The fields of a message: number, and an int or the bytes."""
-    place = 0
-    while place < len(data):
-        key, place = _varint(data, place)
-        number, kind = key >> 3, key & 7
-        value: Any
-        if kind == 0:
-            value, place = _varint(data, place)
-        elif kind == 2:
-            length, place = _varint(data, place)
-            value, place = data[place : place + length], place + length
-        else:
-            size = {1: 8, 5: 4}[kind]
-            value, place = data[place : place + size], place + size
-        yield number, value
-
-
-def _varint(data: memoryview, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            return value, place
-
-
-def _signed(value: int) -> int:
-    return value - 2**64 if value >= 2**63 else value
-
-
-def _integers(value: Any) -> list[int]:
-    """One int64, or a packed run of them."""
-    if isinstance(value, int):
-        return [_signed(value)]
-    found, place = [], 0
-    while place < len(value):
-        number, place = _varint(value, place)
-        found.append(_signed(number))
-    return found
-
-
-def _text(value: memoryview) -> str:
-    return bytes(value).decode()
-
-
-def _tensor(data: memoryview) -> tuple[str, Tensor]:
-    shape: list[int] = []
-    name, kind, raw = "", 1, b""
-    floats: list[float] = []
-    integers: list[int] = []
-    for number, value in _fields(data):
-        if number == TENSOR_DIMS:
-            shape += _integers(value)
-        elif number == TENSOR_TYPE:
-            kind = value
-        elif number == TENSOR_NAME:
-            name = _text(value)
-        elif number == TENSOR_RAW:
-            raw = bytes(value)
-        elif number == TENSOR_FLOATS:
-            floats += np.frombuffer(value, np.float32).tolist()
-        elif number == TENSOR_INTS:
-            integers += _integers(value)
-    dtype: Any = DTYPES[kind]
-    values: np.ndarray = np.frombuffer(raw, dtype) if raw else np.array(floats or integers, dtype)
-    return name, torch.from_numpy(values.reshape(shape).copy())
-
-
-def _node(data: memoryview) -> Node:
-    inputs, outputs, attributes, operator = [], [], {}, ""
-    for number, value in _fields(data):
-        if number == NODE_INPUT:
-            inputs.append(_text(value))
-        elif number == NODE_OUTPUT:
-            outputs.append(_text(value))
-        elif number == NODE_OPERATOR:
-            operator = _text(value)
-        elif number == NODE_ATTRIBUTE:
-            name, found = _attribute(value)
-            attributes[name] = found
-    return Node(operator, tuple(inputs), tuple(outputs), attributes)
-
-
-def _attribute(data: memoryview) -> tuple[str, Any]:
-    name, found = "", None
-    integers: list[int] = []
-    for number, value in _fields(data):
-        if number == ATTRIBUTE_NAME:
-            name = _text(value)
-        elif number == ATTRIBUTE_FLOAT:
-            found = struct.unpack("<f", value)[0]
-        elif number == ATTRIBUTE_INT:
-            found = _signed(value)
-        elif number == ATTRIBUTE_TEXT:
-            found = _text(value)
-        elif number == ATTRIBUTE_TENSOR:
-            found = _tensor(value)[1]
-        elif number == ATTRIBUTE_INTS:
-            integers += _integers(value)
-    return name, integers or found
-
-
-# --- the operators: (attributes, inputs) -> output -----------------------------------------------------------
+# --- operators: (attributes, inputs) -> output ---------------------------------------------------------------
 
 
 def _padded(a: dict[str, Any], x: Tensor, value: float = 0.0) -> Tensor:
-    """The input with the padding of a convolution or pooling around it: top, left, bottom, right in ONNX."""
+    """The input with a convolution's or pooling's padding around it; ONNX orders it top, left, bottom, right."""
     pads = a.get("pads") or [0, 0, 0, 0]
     if a.get("auto_pad") == "SAME_UPPER":
         pads = [0, 0, 0, 0]
