@@ -30,7 +30,7 @@ LIBRARIES = {
     "transformers": ("models/",),
     "tokenizers": ("models/text_encoder/tiny_qwen.py", "models/stand_in.py", "models/text_encoder/base_encoders.py"),
     "huggingface_hub": ("utils/hub.py", "models/text_encoder/lvlm_loading.py", "inference/export.py"),
-    "peft": ("lora/adapters.py",),
+    "peft": ("lora/adapter_files.py", "lora/inject.py"),
     "bitsandbytes": ("lora/quantise.py", "training/optim.py"),
     "webdataset": ("data/shards/",),
     "xformers": ("models/attention.py",),

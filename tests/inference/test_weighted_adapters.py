@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from vlad.inference.load_pipeline import load_pipeline
-from vlad.lora.adapters import add_adapter, save_adapter
+from vlad.lora.adapter_files import save_adapter
+from vlad.lora.inject import add_adapter
 from vlad.lora.options import LoraOptions
 from vlad.lora.weighted_adapters import set_adapters
 from vlad.pipeline.vlad_pipeline import VLADPipeline

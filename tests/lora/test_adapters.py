@@ -12,8 +12,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vlad.lora.adapters import adapter_about, adapter_base, add_adapter, attach_adapter, load_adapter, save_adapter
+from vlad.lora.adapter_files import adapter_base, adapter_metadata, attach_adapter, save_adapter
 from vlad.lora.fingerprint import module_fingerprint
+from vlad.lora.inject import add_adapter
 from vlad.lora.options import LVLM_TARGETS, UNET_TARGETS, LoraOptions, PartRanks
 from vlad.models.options import LVLMOptions, UNetOptions
 from vlad.models.text_encoder.tiny_qwen import build_tiny_qwen
@@ -106,7 +107,7 @@ def test_a_trained_adapter_survives_the_round_trip(tmp_path: Path) -> None:
     train_b(model)
     save_adapter(model, tmp_path)
 
-    loaded = load_adapter(build(), tmp_path).eval()
+    loaded = attach_adapter(build(), tmp_path).merge_and_unload().eval()
 
     with torch.no_grad():
         assert (loaded(x) - build()(x)).abs().max() > 0.1
@@ -131,7 +132,7 @@ def test_saving_and_loading_ask_nobody(tmp_path: Path, monkeypatch: pytest.Monke
 
     save_adapter(model, tmp_path)
 
-    load_adapter(qwen(), tmp_path)
+    attach_adapter(qwen(), tmp_path)
     assert asked == []
 
 
@@ -177,11 +178,11 @@ def test_the_scale_is_that_of_the_options(tmp_path: Path) -> None:
 
 
 def test_only_modules_among_those_named_are_adapted() -> None:
-    model = add_adapter(qwen(), OPTIONS, ("q_proj",), "base", among={"language_model.layers.0.self_attn.q_proj"})
+    model = add_adapter(qwen(), OPTIONS, ("q_proj",), "base", allowed={"language_model.layers.0.self_attn.q_proj"})
     adapted = {name.split(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
     assert adapted == {"base_model.model.language_model.layers.0.self_attn.q_proj"}
     with pytest.raises(UserError, match="no module matches q_proj; this model has k_proj"):
-        add_adapter(qwen(), OPTIONS, ("q_proj",), "base", among={"language_model.layers.0.self_attn.k_proj"})
+        add_adapter(qwen(), OPTIONS, ("q_proj",), "base", allowed={"language_model.layers.0.self_attn.k_proj"})
 
 
 def test_saving_leaves_the_model_as_it_was(tmp_path: Path) -> None:
@@ -260,30 +261,30 @@ def test_a_base_of_the_same_shape_with_other_weights_is_refused(adapter: Path) -
     other = build()
     other.v_proj.weight.data += 0.1
     with pytest.raises(UserError, match=r"on other weights than this model's: 1 layers differ: v_proj; "):
-        load_adapter(other, adapter)
-    load_adapter(build().to(torch.bfloat16), adapter)  # the same base in half precision
+        attach_adapter(other, adapter)
+    attach_adapter(build().to(torch.bfloat16), adapter)  # the same base in half precision
 
 
 def test_an_adapter_without_marks_is_known_by_its_fingerprint_or_is_peft_s_alone(adapter: Path) -> None:
     (adapter / "base_marks.json").write_text("[1]")
     with pytest.raises(UserError, match=r"base_marks\.json is damaged"):
-        load_adapter(build(), adapter)
+        attach_adapter(build(), adapter)
     (adapter / "base_marks.json").unlink()
-    load_adapter(build(), adapter)
+    attach_adapter(build(), adapter)
     other = build()
     other.v_proj.weight.data += 0.1
     with pytest.raises(UserError, match=r"on another base than this model \(fingerprint .* is missing; copy the whole"):
-        load_adapter(other, adapter)
+        attach_adapter(other, adapter)
     assert not any("lora" in name for name, _ in other.named_parameters())  # and it is left as it was
     save_file(load_file(adapter / WEIGHTS), adapter / WEIGHTS)  # as peft writes it: nothing known of the base
-    load_adapter(other, adapter)
+    attach_adapter(other, adapter)
 
 
 def test_an_adapter_of_another_rank_is_refused(adapter: Path) -> None:
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 3}))
     with pytest.raises(UserError, match=r"does not fit this model .*size mismatch .*\[6, 2\].*\[6, 3\]"):
-        load_adapter(build(), adapter)
+        attach_adapter(build(), adapter)
 
 
 def test_an_untrained_adapter_is_not_published(tmp_path: Path) -> None:
@@ -299,7 +300,7 @@ def test_a_target_that_matches_nothing_is_refused_with_the_candidates(targets: t
 
 def test_an_adapter_of_another_base_is_refused_with_its_base(adapter: Path) -> None:
     with pytest.raises(UserError, match=r"does not fit this model .*size mismatch.*trained on: runs/base") as caught:
-        load_adapter(build(width=8), adapter)
+        attach_adapter(build(width=8), adapter)
     assert "\n" not in str(caught.value)
 
 
@@ -326,14 +327,14 @@ def test_an_adapter_with_other_tensors_is_refused(
     save_file(kept, adapter / WEIGHTS)
 
     with pytest.raises(UserError, match=message):
-        load_adapter(build(), adapter)
+        attach_adapter(build(), adapter)
 
 
 @pytest.mark.parametrize("missing", ["adapter_config.json", WEIGHTS])
 def test_a_folder_without_an_adapter_is_refused(adapter: Path, missing: str) -> None:
     (adapter / missing).unlink()
     with pytest.raises(UserError, match=rf"no adapter in .*{missing} is missing"):
-        load_adapter(build(), adapter)
+        attach_adapter(build(), adapter)
 
 
 def test_damaged_files_are_refused(adapter: Path) -> None:
@@ -341,12 +342,12 @@ def test_damaged_files_are_refused(adapter: Path) -> None:
     for text in ("{", "[]", json.dumps({"r": 2})):
         (adapter / "adapter_config.json").write_text(text)
         with pytest.raises(UserError, match="is not an adapter's config"):
-            load_adapter(build(), adapter)
+            attach_adapter(build(), adapter)
 
     (adapter / "adapter_config.json").write_text(config)
     (adapter / WEIGHTS).write_bytes((adapter / WEIGHTS).read_bytes()[:-8])
     with pytest.raises(UserError, match="does not fit this model"):
-        load_adapter(build(), adapter)
+        attach_adapter(build(), adapter)
 
 
 @pytest.mark.parametrize("options", [{"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}, {"dropout": -0.1}])
@@ -367,7 +368,7 @@ def test_the_file_says_what_it_was_trained_on(adapter: Path, tmp_path: Path) -> 
     model = add_adapter(build(), OPTIONS, ("q_proj",), "runs/base", revision="abc")
     train_b(model)
     save_adapter(model, tmp_path / "new", {"trigger_word": "neon", "recipe": {"steps": 3}})
-    about = adapter_about(tmp_path / "new")
+    about = adapter_metadata(tmp_path / "new")
     assert about == {
         **{"base": "runs/base", "revision": "abc", "fingerprint": module_fingerprint(build())},
         **{"trigger_word": "neon", "recipe": {"steps": 3}},
@@ -378,13 +379,13 @@ def test_the_file_says_what_it_was_trained_on(adapter: Path, tmp_path: Path) -> 
 
 
 def test_a_module_besides_those_that_targets_may_match_is_saved_with_its_marks(tmp_path: Path) -> None:
-    model = add_adapter(build(), OPTIONS, ("q_proj",), "runs/base", among={"q_proj"}, besides=["v_proj"])
+    model = add_adapter(build(), OPTIONS, ("q_proj",), "runs/base", allowed={"q_proj"}, extra=["v_proj"])
     train_b(model)
     save_adapter(model, tmp_path)
     other = build()
     other.v_proj.weight.data += 0.1
     with pytest.raises(UserError, match="1 layers differ: v_proj"):
-        load_adapter(other, tmp_path)
+        attach_adapter(other, tmp_path)
 
 
 class Wide(nn.Module):
@@ -420,6 +421,6 @@ def test_an_adapter_on_packed_matrices_fits_the_base_as_it_is(
     assert all(".lora_" in name for name in with_gradient)
     train_b(model)
     save_adapter(model, tmp_path)
-    loaded = load_adapter(plain, tmp_path)  # marks and fingerprint are of the base before it was packed
+    loaded = attach_adapter(plain, tmp_path).merge_and_unload()  # base_marks.json is of the base before packing
     with torch.no_grad():
         assert (loaded(x) - Wide()(x)).abs().max() > 0.1

@@ -16,7 +16,7 @@ import transformers as tf
 from safetensors.torch import load_file, save_file
 from tiny_families import NAMES, SEEING, TINY_FAMILIES, VIT
 
-from vlad.lora.adapters import add_adapter
+from vlad.lora.inject import add_adapter
 from vlad.lora.options import LoraOptions
 from vlad.models.options import LVLMOptions
 from vlad.models.text_encoder.families import FAMILIES
@@ -176,7 +176,7 @@ def test_a_patch_of_the_grid_stands_where_it_stands_in_the_image(
 def test_gradients_reach_the_adapters_and_nothing_frozen(name: str, encoders: Callable[[str], LVLMEncoder]) -> None:
     encoder = copy.deepcopy(encoders(name))
     targets = TINY_FAMILIES[name].targets
-    encoder.model = add_adapter(encoder.model, LoraOptions(rank=2), targets, "base", among=encoder.text_modules())
+    encoder.model = add_adapter(encoder.model, LoraOptions(rank=2), targets, "base", allowed=encoder.text_modules())
     before = {key: parameter.detach().clone() for key, parameter in encoder.named_parameters()}
     trained = {key: p for key, p in encoder.named_parameters() if p.requires_grad}
     assert trained

@@ -24,7 +24,7 @@ from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.data.signs import render_sign
 from vlad.inference.load_pipeline import load_pipeline
 from vlad.layout.polygons import box_polygon
-from vlad.lora.adapters import adapter_about
+from vlad.lora.adapter_files import adapter_metadata
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.reports.run_report import read_curves
 from vlad.training.run import is_finished, run
@@ -329,7 +329,7 @@ def test_a_lora_run_makes_an_adapter_that_changes_the_images(world: Path) -> Non
     adapter = config.directory / "adapter"
     for part in ("lvlm", "layout_unet", "refine_unet"):
         assert (adapter / part / "adapter_model.safetensors").is_file()
-        about = adapter_about(adapter / part)
+        about = adapter_metadata(adapter / part)
         assert (about["base"], len(about["fingerprint"])) == (str(base), 16)
         assert about["recipe"]["train"]["refine"]["steps"] == 3
     card = (adapter / "README.md").read_text(encoding="utf-8")

@@ -15,7 +15,8 @@ from torch import nn
 
 from vlad.config.load import load_config
 from vlad.config.schema import Config
-from vlad.lora.adapters import add_adapter, attach_adapter, save_adapter
+from vlad.lora.adapter_files import attach_adapter, save_adapter
+from vlad.lora.inject import add_adapter
 from vlad.lora.options import LoraOptions
 from vlad.pipeline.folders import ALIGNMENT_FILE
 from vlad.training.averaged_pipeline import stored_average

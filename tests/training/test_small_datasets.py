@@ -24,7 +24,7 @@ from vlad.data.shard_sets import open_sets
 from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.eval.adapter_comparison import compare
 from vlad.inference.load_pipeline import load_pipeline
-from vlad.lora.adapters import adapter_about, attach_adapter
+from vlad.lora.adapter_files import adapter_metadata, attach_adapter
 from vlad.models.autoencoder import decode, encode
 from vlad.pipeline.folders import pipeline_folder
 from vlad.pipeline.vlad_pipeline import VLADPipeline
@@ -168,7 +168,7 @@ def test_the_decoder_learns_grounds_through_adapters_and_latents_stay(world: Pat
     assert run(config).finished
     adapter = config.directory / "adapter"
     assert {path.name for path in adapter.iterdir()} == {"autoencoder", "README.md"}
-    assert adapter_about(adapter / "autoencoder")["recipe"]["train"]["autoencoder"]["steps"] == 30
+    assert adapter_metadata(adapter / "autoencoder")["recipe"]["train"]["autoencoder"]["steps"] == 30
 
     pipeline = load_pipeline(world / "pipeline")
     posters = first_samples(open_sets(config.data.sets), config.data.stream(0), 8)

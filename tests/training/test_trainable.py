@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vlad.config.training import COMPONENTS, ComponentRates, Phase, TrainableOptions
-from vlad.lora.adapters import add_adapter
+from vlad.lora.inject import add_adapter
 from vlad.lora.options import LoraOptions
 from vlad.models.composition import CompositionModule, TextSide
 from vlad.models.options import LVLMOptions
@@ -47,7 +47,7 @@ def test_a_vision_encoder_of_its_own_is_no_component() -> None:
 def test_names_hold_through_adapters() -> None:
     side = text_side()
     side.lvlm.model = add_adapter(side.lvlm.model, LoraOptions(rank=2), ("q_proj",), "base")
-    side.composition = add_adapter(side.composition, LoraOptions(rank=2), (), "base", besides=["to_pooled.1"])
+    side.composition = add_adapter(side.composition, LoraOptions(rank=2), (), "base", extra=["to_pooled.1"])
     found = {name: component_of(name, side) for name, _ in side.named_parameters()}
     of_q = {component for name, component in found.items() if "q_proj" in name}
     assert of_q == {"lvlm"}

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from vlad.inference.unfinished_runs import pipeline_of_running
-from vlad.lora.fingerprint import add_module
+from vlad.lora.fingerprint import hash_module
 from vlad.lora.weighted_adapters import set_adapters
 from vlad.pipeline.folders import read_pipeline, vlad_pipeline_folder
 from vlad.pipeline.vlad_pipeline import VLADPipeline
@@ -113,5 +113,5 @@ def model_fingerprint(pipeline: VLADPipeline) -> str:
     for name in MODULES:
         module = getattr(pipeline, name)
         if module is not None:
-            add_module(digest, name, module)
+            hash_module(digest, name, module)
     return digest.hexdigest()[:16]

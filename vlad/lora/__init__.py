@@ -1,1 +1,1 @@
-"""LoRA through peft: inject, merge, save and load adapters; the base's fingerprint; quantised bases."""
+"""LoRA through peft: inject, merge, save and load adapters; adapter cards, weight fingerprints, quantised bases."""

@@ -1,4 +1,4 @@
-"""The card of an adapter: README.md beside its parts, with a head that model hubs read."""
+"""The model card of an adapter: README.md beside its parts, with a YAML header that model hubs read."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlad.lora.adapters import CONFIG, DIFFUSERS_WEIGHTS, WEIGHTS, adapter_about
+from vlad.lora.adapter_files import CONFIG, DIFFUSERS_WEIGHTS, WEIGHTS, adapter_metadata
 
 CARD = "README.md"
 
 
-def adapter_card(folder: Path, about: Mapping[str, Any]) -> str:
-    """The card of the adapters in `folder`: what they were trained on, with what, how large they are, how to use them.
+def adapter_card(folder: Path, metadata: Mapping[str, Any]) -> str:
+    """The card of the adapters in `folder`: base, rank and size of each part, how to use them, the training recipe.
 
-    `about`: trigger word (`trigger_word`), recipe (`recipe`) and the like, as plain values.
+    `metadata`: `trigger_word`, `recipe` and the like, as plain values.
     """
     parts = sorted(path.parent for path in folder.glob(f"*/{WEIGHTS}"))
-    known = {part.name: adapter_about(part) for part in parts}
+    known = {part.name: adapter_metadata(part) for part in parts}
     base = next((str(record["base"]) for record in known.values() if record.get("base")), "unknown")
-    trigger = about.get("trigger_word")
+    trigger = metadata.get("trigger_word")
     head = ["---", "library_name: peft", "pipeline_tag: text-to-image", "tags: [vlad, lora, text-rendering]"]
     head += [
         f"base_model: {json.dumps(base)}",
@@ -40,11 +40,11 @@ def adapter_card(folder: Path, about: Mapping[str, Any]) -> str:
     use = [
         f"    python sample.py BASE --adapter THIS_FOLDER --prompt '{said}an image that says \"OPEN\"'",
         "",
-        f"BASE is `{base}`; an adapter is refused on other weights. `THIS_FOLDER:0.5` halves its effect. A UNet's part"
-        f" also stands in {DIFFUSERS_WEIGHTS}, for `unet.load_lora_adapter` and `load_lora_weights` of diffusers.",
+        f"BASE is `{base}`; on other weights the adapter is refused. `THIS_FOLDER:0.5` halves its effect. A UNet's part"
+        f" also has {DIFFUSERS_WEIGHTS}, for `unet.load_lora_adapter` and `load_lora_weights` of diffusers.",
     ]
-    recipe = json.dumps(dict(about), indent=1, ensure_ascii=False)
+    recipe = json.dumps(dict(metadata), indent=1, ensure_ascii=False)
     trained = ["## Trained with", "", "```json", recipe, "```"]
-    word = [f"The trigger word is **{trigger}**: it stood in front of every caption.", ""] if trigger else []
+    word = [f"The trigger word is **{trigger}**: every training caption began with it.", ""] if trigger else []
     lines = [*head, "", f"# An adapter for {base}", "", *word, *rows, "", "## Use", "", *use, "", *trained]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Which weights a module holds, in a few digits: how an adapter and a recipe know their base."""
+"""Fingerprints of a module's weights: how adapters and recipes identify their base."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import nn
 VALUES_PER_TENSOR = 1024
 
 
-def add_module(digest: Any, name: str, module: nn.Module) -> None:
-    """Adds to a hash of every tensor the name, the shape, the type and up to 1024 values spread over it.
+def hash_module(digest: Any, name: str, module: nn.Module) -> None:
+    """Adds every tensor's name, shape, dtype and up to 1024 of its values to a hash.
 
-    Training moves nearly all values, and a large model is read in seconds.
+    Training changes nearly all values, so a sample is enough, and hashing a large model takes seconds.
     """
     for key, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}.{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -26,5 +26,5 @@ def add_module(digest: Any, name: str, module: nn.Module) -> None:
 def module_fingerprint(module: nn.Module) -> str:
     """16 hexadecimal digits of one module's weights."""
     digest = hashlib.sha256()
-    add_module(digest, "", module)
+    hash_module(digest, "", module)
     return digest.hexdigest()[:16]

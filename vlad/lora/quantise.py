@@ -1,6 +1,6 @@
-"""A frozen base in 4 or 8 bits, for adapters on top (QLoRA, arXiv 2305.14314).
+"""Quantisation of a frozen base to 4 or 8 bits, for adapters on top (QLoRA, arXiv 2305.14314).
 
-The matrices of linear layers alone: convolutions, norms and embeddings stay as they are. bitsandbytes packs a matrix
+Only the matrices of linear layers; convolutions, norms and embeddings stay as they are. bitsandbytes packs a matrix
 when it is moved to the GPU.
 """
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from vlad.utils.errors import UserError
 
-LEAST_VALUES = 4096  # of a matrix: smaller ones would save nothing, and bitsandbytes leaves them out as well
+LEAST_VALUES = 4096  # of a matrix: smaller ones save nothing, and bitsandbytes leaves them out as well
 
 
 def check_quantisation() -> None:
@@ -29,9 +29,9 @@ def check_quantisation() -> None:
 
 
 def quantise(module: nn.Module, bits: int) -> nn.Module:
-    """Puts 4-bit (NF4) or 8-bit layers in the place of the module's linear ones, in place; they are frozen.
+    """Replaces the module's linear layers, in place, by frozen 4-bit (NF4) or 8-bit ones.
 
-    Layers inside torch's own attention stay: it takes their weights itself.
+    Layers inside torch's own attention stay: it reads their weights itself.
     """
     import bitsandbytes
 
@@ -53,6 +53,6 @@ def quantise(module: nn.Module, bits: int) -> nn.Module:
         if child.bias is not None:
             packed.bias = nn.Parameter(child.bias.detach(), requires_grad=False)
         setattr(module, name, packed)
-    # What peft asks to choose its own layers by.
+    # peft chooses its layer classes by these.
     module.is_loaded_in_4bit, module.is_loaded_in_8bit = bits == 4, bits == 8  # type: ignore[assignment]
     return module

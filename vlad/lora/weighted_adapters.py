@@ -1,4 +1,4 @@
-"""LoRA adapters in a pipeline: several, each with a weight, merged into its models and taken out again."""
+"""Several LoRA adapters in a pipeline, each with a weight: merged into its models and removed again."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Any
 
 from torch import Tensor
 
-from vlad.lora.adapters import merge_adapters, restore_weights
+from vlad.lora.merge import merge_adapters, restore_weights
 from vlad.utils.errors import UserError
 
 ADAPTED = ("lvlm", "composition", "autoencoder", "layout_unet", "refine_unet")
-_UNADAPTED = "_unadapted_weights"  # where a pipeline keeps what its adapters have changed
+_UNADAPTED = "_unadapted_weights"  # the attribute of a pipeline that keeps the weights its adapters have changed
 
 
 def set_adapters(pipeline: Any, adapters: Sequence[str]) -> None:
-    """Merges adapters, `DIR` or `DIR:WEIGHT` each, in place of those that are merged now; none unloads all.
+    """Merges adapters, `DIR` or `DIR:WEIGHT` each, in place of those that are merged now; an empty list unloads all.
 
-    Raises UserError for a folder without an adapter, and for one of another base; nothing is merged then.
+    Raises UserError for a folder without an adapter, and for an adapter of another base; nothing is merged then.
     """
-    chosen = [_adapter_of(said) for said in adapters]
+    chosen = [_parse_adapter(given) for given in adapters]
     for part, weights in getattr(pipeline, _UNADAPTED, {}).items():
         restore_weights(getattr(pipeline, part), weights)
     unadapted: dict[str, dict[str, Tensor]] = {}
     try:
         for part in ADAPTED:
-            own = [(folder / part, weight) for folder, weight in chosen if (folder / part).is_dir()]
-            if own and getattr(pipeline, part) is None:
-                raise UserError(f"The adapter in {own[0][0].parent} is for a {part}, and this pipeline has none.")
-            if own:
-                unadapted[part] = merge_adapters(getattr(pipeline, part), own)
+            for_part = [(folder / part, weight) for folder, weight in chosen if (folder / part).is_dir()]
+            if for_part and getattr(pipeline, part) is None:
+                raise UserError(f"The adapter in {for_part[0][0].parent} is for a {part}, and this pipeline has none.")
+            if for_part:
+                unadapted[part] = merge_adapters(getattr(pipeline, part), for_part)
     except UserError:
         for part, weights in unadapted.items():
             restore_weights(getattr(pipeline, part), weights)
@@ -41,24 +41,24 @@ def set_adapters(pipeline: Any, adapters: Sequence[str]) -> None:
         setattr(pipeline, _UNADAPTED, unadapted)
 
 
-def _adapter_of(said: str) -> tuple[Path, float]:
-    """The adapter's folder and its weight: of "DIR", "DIR:WEIGHT" or "DIR=WEIGHT"."""
-    name, weight = said, 1.0
+def _parse_adapter(given: str) -> tuple[Path, float]:
+    """The folder and the weight of an adapter given as "DIR", "DIR:WEIGHT" or "DIR=WEIGHT"."""
+    name, weight = given, 1.0
     for mark in (":", "="):
-        before, found, number = said.rpartition(mark)
-        if found and before and not Path(said).exists():
+        before, found, number = given.rpartition(mark)
+        if found and before and not Path(given).exists():
             try:
                 name, weight = before, float(number)
                 break
             except ValueError:
                 continue
-    before, mark, number = said.rpartition(":")
-    if name == said and mark and before and not Path(said).exists() and Path(before).is_dir():
+    before, mark, number = given.rpartition(":")
+    if name == given and mark and before and not Path(given).exists() and Path(before).is_dir():
         raise UserError(
-            f"--adapter {said}: {number!r} is no weight; write a number behind the colon, like {before}:0.8."
+            f"--adapter {given}: {number!r} is no weight; write a number behind the colon, like {before}:0.8."
         )
     if not math.isfinite(weight):
-        raise UserError(f"--adapter {said}: the weight must be a finite number, not {weight}.")
+        raise UserError(f"--adapter {given}: the weight must be a finite number, not {weight}.")
     path = Path(name)
     folder = path / "adapter" if (path / "adapter").is_dir() else path
     if not any((folder / part).is_dir() for part in ADAPTED):

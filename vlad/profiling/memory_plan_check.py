@@ -23,7 +23,7 @@ from vlad.data.collate import collate
 from vlad.data.options import SyntheticOptions
 from vlad.data.signs import render_sign
 from vlad.diffusion.noise_schedule import build_scheduler
-from vlad.lora.adapters import add_adapter
+from vlad.lora.inject import add_adapter
 from vlad.training.build import build_parts, new_parts, reads_images
 from vlad.training.callbacks.phases import TextPhases
 from vlad.training.memory_plan import plan_stage

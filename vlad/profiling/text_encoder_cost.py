@@ -13,7 +13,7 @@ import torch
 
 from vlad.data.options import SyntheticOptions
 from vlad.data.signs import render_sign
-from vlad.lora.adapters import add_adapter
+from vlad.lora.inject import add_adapter
 from vlad.lora.options import LoraOptions
 from vlad.models.options import LVLMOptions
 from vlad.models.text_encoder.lvlm import LVLMEncoder
@@ -61,7 +61,7 @@ def measure_text(mode: str, count: int, lvlm_path: str | None, batch_size: int =
     encoder = LVLMEncoder(*load_lvlm(options, with_vision=False), options).to(device)
     if mode == "lora":
         lora = LoraOptions()
-        encoder.model = add_adapter(encoder.model, lora, lora.lvlm_targets, "benchmark", among=encoder.text_modules())
+        encoder.model = add_adapter(encoder.model, lora, lora.lvlm_targets, "benchmark", allowed=encoder.text_modules())
     else:
         read = encoder.parameters_used(with_images=False)
         for name, parameter in encoder.named_parameters():

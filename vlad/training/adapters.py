@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from vlad.config.schema import Config
-from vlad.lora.adapters import add_adapter, matching
+from vlad.lora.inject import add_adapter, match_targets
 from vlad.lora.options import LoraOptions
 from vlad.models.autoencoder import DECODER_LAYERS, PatchAutoencoder
 from vlad.models.composition import TextSide
@@ -61,11 +61,11 @@ def adapt_text_side(
             if component_of(f"composition.{name}", text_side) in of_composition
         ]
         if lora.composition_targets:
-            names = matching(names, lora.composition_targets)
+            names = match_targets(names, lora.composition_targets)
         # torch's fast path reads the weights of a transformer layer itself and would pass its adapters by.
         torch.backends.mha.set_fastpath_enabled(False)
         options = lora.of_part("composition")
-        text_side.composition = add_adapter(text_side.composition, options, (), base_id, besides=names)
+        text_side.composition = add_adapter(text_side.composition, options, (), base_id, extra=names)
 
 
 def _modules_read(lvlm: LVLMEncoder, with_images: bool) -> set[str]:

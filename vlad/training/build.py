@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from vlad.config.schema import Config
 from vlad.diffusion.noise_schedule import build_scheduler, noise_options_from
-from vlad.lora.adapters import merged
+from vlad.lora.merge import merged_copy
 from vlad.lora.quantise import check_quantisation
 from vlad.losses.alignment_heads import AlignmentHeads, AttentionPool, TokenPool
 from vlad.losses.contrastive import AlignmentHead
@@ -328,11 +328,11 @@ def text_folder_of(path: Path) -> Path:
 def publish_text_side(parts: Parts, folder: Path) -> None:
     """Writes LVLM (adapters merged) with its tokenizer, CCM and alignment heads, for `text_base`; the heads last."""
     text_side = parts.text_side
-    lvlm: Any = merged(text_side.lvlm.model)
+    lvlm: Any = merged_copy(text_side.lvlm.model)
     with without_bars():
         lvlm.save_pretrained(folder / LVLM)
     text_side.lvlm.tokenizer.save_pretrained(folder / LVLM)
-    composition: Any = merged(text_side.composition)
+    composition: Any = merged_copy(text_side.composition)
     composition.save_pretrained(folder / COMPOSITION)
     save_file(parts.alignment.state_dict(), folder / ALIGNMENT_FILE)
 

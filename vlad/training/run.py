@@ -39,7 +39,8 @@ from vlad.data.collate import collate
 from vlad.data.dataset import first_samples
 from vlad.data.shard_sets import ShardSets, open_sets
 from vlad.diffusion.noise_schedule import build_scheduler
-from vlad.lora.adapters import has_adapter, merged
+from vlad.lora.inject import has_adapter
+from vlad.lora.merge import merged_copy
 from vlad.losses.extra.ocr_perceptual import check_recogniser
 from vlad.models.attention import set_attention
 from vlad.models.autoencoder import PatchAutoencoder
@@ -445,7 +446,7 @@ def _publish_run(config: Config, parts: Parts) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(parts.alignment.state_dict(), folder / ALIGNMENT_FILE)
         pipeline = build_pipeline(config, parts)
-        pipeline.register_modules(**{name: merged(module) for name, module in adaptable(parts).items() if module})
+        pipeline.register_modules(**{name: merged_copy(module) for name, module in adaptable(parts).items() if module})
         with without_bars():
             pipeline.save_pretrained(folder)  # model_index.json comes last: its presence says the run is finished
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from vlad.config.schema import Config
 from vlad.config.training import OptimOptions, Precision
-from vlad.lora.adapters import has_adapter
+from vlad.lora.inject import has_adapter
 from vlad.reports.run_report import write_run_page
 from vlad.training.callbacks.adapter_saves import AdapterSaves
 from vlad.training.callbacks.checkpointing import Checkpoints, CheckpointWriter

@@ -10,8 +10,9 @@ from typing import Any
 import lightning as L
 from torch import nn
 
-from vlad.lora.adapters import has_adapter, is_trained, save_adapter, write_for_diffusers
+from vlad.lora.adapter_files import save_adapter, save_for_diffusers
 from vlad.lora.card import CARD, adapter_card
+from vlad.lora.inject import has_adapter, untrained_targets
 from vlad.training.callbacks.ema import ExponentialAverage
 
 
@@ -29,7 +30,7 @@ def write_adapters(
         if has_adapter(module):
             save_adapter(module, folder / name, dict(about or {}))
             if name.endswith("_unet"):
-                write_for_diffusers(module, folder / name)
+                save_for_diffusers(module, folder / name)
     if folder.is_dir():
         (folder / CARD).write_text(adapter_card(folder, about or {}), encoding="utf-8")
         shutil.rmtree(directory, ignore_errors=True)
@@ -60,5 +61,5 @@ class AdapterSaves(L.Callback):
             return
         self.saved_step = step
         with self.average.swapped_in(pl_module):
-            trained = {name: m for name, m in self.modules.items() if has_adapter(m) and is_trained(m)}
+            trained = {name: m for name, m in self.modules.items() if has_adapter(m) and not untrained_targets(m)}
             write_adapters(trained, self.directory, {**self.about, "step": step})
