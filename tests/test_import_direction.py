@@ -27,8 +27,8 @@ LEVELS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 LIBRARIES = {
     "lightning": ("training/",),
     "pytorch_lightning": (),
-    "transformers": ("models/",),
-    "tokenizers": ("models/text_encoder/tiny_qwen.py", "models/stand_in.py", "models/text_encoder/base_encoders.py"),
+    "transformers": ("models/", "profiling/stand_in.py"),
+    "tokenizers": ("models/text_encoder/tiny_qwen.py", "profiling/stand_in.py"),
     "huggingface_hub": ("utils/hub.py", "models/text_encoder/lvlm_loading.py", "inference/export.py"),
     "peft": ("lora/adapter_files.py", "lora/inject.py"),
     "bitsandbytes": ("lora/quantise.py", "training/optim.py"),
@@ -41,7 +41,7 @@ LIBRARIES = {
     "omegaconf": ("config/load.py",),
     "diffusers": (
         *("models/", "diffusion/", "losses/", "pipeline/", "training/parts.py", "training/stages.py"),
-        *("eval/generators/", "profiling/sampling_time.py"),
+        *("eval/generators/", "profiling/sampling_time.py", "profiling/stand_in.py"),
     ),
     "torchmetrics": ("eval/fidelity/",),
     "pyarrow": ("eval/benchmark/evaluator.py", "data/importers/"),

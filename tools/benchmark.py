@@ -129,8 +129,8 @@ def train(arguments: argparse.Namespace) -> None:
 
 def plan(_: argparse.Namespace) -> None:
     """The planned and the measured peak of both stages, on the CPU, each measured in a process of its own."""
-    from vlad.models.stand_in import StandInOptions, save_stand_in
     from vlad.profiling.memory_plan_check import PLANNED, PLANNED_CHANNELS, planned_and_measured
+    from vlad.profiling.stand_in import StandInOptions, save_stand_in
 
     options = StandInOptions(PLANNED_CHANNELS, layers_per_block=2)
     with tempfile.TemporaryDirectory() as folder:

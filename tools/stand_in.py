@@ -1,6 +1,6 @@
 """A stand-in for Stable Diffusion, small and of random weights: python tools/stand_in.py sd15 --out FOLDER
 
-Saved as the real one is, to try a config on before the real one is at hand. What it draws is noise.
+Saved in the format of the real one, to try a config before the weights are downloaded. Its images are noise.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> int:
     if out.exists():
         raise UserError(f"{out} is there already; name a new folder with --out.")
 
-    from vlad.models.stand_in import REAL, save_stand_in
+    from vlad.profiling.stand_in import REAL, save_stand_in
 
     writable_directory(out, "a stand-in", needed_bytes=30_000_000_000 if arguments.real_size else 10_000_000)
     save_stand_in(arguments.kind, out, REAL[arguments.kind] if arguments.real_size else None)

@@ -16,9 +16,9 @@ from vlad.diffusion.noise_schedule import build_scheduler, noise_options_from
 from vlad.diffusion.options import NoiseOptions
 from vlad.models.options import StableDiffusionOptions
 from vlad.models.stable_diffusion import load_stable_diffusion
-from vlad.models.stand_in import StandInOptions, save_stand_in
 from vlad.models.text_encoder.base_encoders import BaseTextEncoders
 from vlad.models.text_encoder.prompt import parse_prompt
+from vlad.profiling.stand_in import StandInOptions, save_stand_in
 from vlad.utils.errors import UserError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -10,8 +10,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from vlad.config.load import load_config
-from vlad.models.stand_in import StandInOptions, save_stand_in
 from vlad.pipeline.vlad_pipeline import VLADPipeline
+from vlad.profiling.stand_in import StandInOptions, save_stand_in
 from vlad.training.build import build_parts, build_pipeline
 from vlad.types import Layout, TextLine
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vlad.models.stand_in import save_stand_in
+from vlad.profiling.stand_in import save_stand_in
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ import torch
 from vlad.config.load import load_config
 from vlad.config.schema import Config
 from vlad.config.training import OptimOptions
-from vlad.models.stand_in import StandInOptions, save_stand_in
 from vlad.profiling.memory_plan_check import PLANNED_CHANNELS, planned_and_measured
+from vlad.profiling.stand_in import StandInOptions, save_stand_in
 from vlad.training import memory_trace as tracing
 from vlad.training.build import build_parts
 from vlad.training.memory_plan import (

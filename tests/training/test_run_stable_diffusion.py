@@ -17,8 +17,8 @@ from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.data.signs import render_sign
 from vlad.inference.load_pipeline import load_pipeline
 from vlad.models.options import LVLMOptions
-from vlad.models.stand_in import StandInOptions, save_stand_in
 from vlad.models.text_encoder.tiny_qwen import build_tiny_qwen
+from vlad.profiling.stand_in import StandInOptions, save_stand_in
 from vlad.training.run import is_finished, run
 from vlad.utils.errors import UserError
 

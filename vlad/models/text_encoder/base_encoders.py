@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 
 from vlad.models.options import BaseTextOptions
@@ -36,27 +35,6 @@ def load_base_text_encoder(
         path, subfolder=tokenizer_part, revision=source.get("revision")
     )
     return encoder, tokenizer, info
-
-
-def tiny_text_encoder(width: int, layers: int, projection: int | None) -> tuple[nn.Module, Any]:
-    """A CLIP text encoder of random weights and a tokenizer of single bytes; with a projection like SDXL's second."""
-    letters = sorted(ByteLevel.alphabet())
-    symbols = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {symbol: number for number, symbol in enumerate(symbols)}
-    tokenizer = transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=max(4, width // 64),
-        projection_dim=projection or width,
-        bos_token_id=vocabulary["<|startoftext|>"],
-        eos_token_id=vocabulary["<|endoftext|>"],
-        pad_token_id=vocabulary["<|endoftext|>"],
-    )
-    encoder_class = transformers.CLIPTextModel if projection is None else transformers.CLIPTextModelWithProjection
-    return encoder_class(config), tokenizer
 
 
 def context_tokens(encoder: Any) -> int:

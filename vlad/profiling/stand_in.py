@@ -1,4 +1,8 @@
-"""Stand-ins for Stable Diffusion: its classes and its shapes in small, random weights, saved as the real ones are."""
+"""Stand-ins for Stable Diffusion: models of its classes with random weights, small or of the real sizes.
+
+Saved in diffusers' format like the real ones: to try a config before the weights are downloaded, to compare planned
+with measured memory (`benchmark plan`), and for tests.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -17,26 +22,27 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-
-from vlad.models.text_encoder.base_encoders import tiny_text_encoder
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import nn
 
 Kind = Literal["sd15", "sd21", "sdxl"]
 WIDTH = 32  # of a text encoder
-POOLED, SIZE_WIDTH = 24, 8  # SDXL's pooled text, and the width of each of its six size numbers
+POOLED, SIZE_WIDTH = 24, 8  # widths of SDXL's pooled text and of each of its six size embeddings
 SCHEDULE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 @dataclass(frozen=True)
 class StandInOptions:
-    """Sizes of a stand-in; `autoencoder` are options of AutoencoderKL beside or in place of ours.
+    """Sizes of a stand-in.
 
-    `text`: width and layers of each text encoder, the pooled width of the second one.
+    `text`: width and layers of each text encoder; `pooled`: the pooled width of the second. `autoencoder`: further
+    options of AutoencoderKL, which take precedence over the ones here.
     """
 
     block_channels: tuple[int, ...] = (32, 64)
     layers_per_block: int = 1
-    head_dims: tuple[int, ...] | None = None  # diffusers' attention_head_dim; None: small ones
-    transformer_layers: tuple[int, ...] | None = None  # of SDXL
+    head_dims: tuple[int, ...] | None = None  # diffusers' attention_head_dim; None: small heads
+    transformer_layers: tuple[int, ...] | None = None  # of each level of SDXL; None: 1, 2, ...
     size_width: int = SIZE_WIDTH
     text: tuple[tuple[int, int], ...] = ((WIDTH, 2), (WIDTH, 3))
     pooled: int = POOLED
@@ -47,7 +53,7 @@ class StandInOptions:
 
 
 _AS_SD = {"layers_per_block": 2, "autoencoder_channels": (128, 256, 512, 512)}
-# The sizes of the published models (their vocabularies apart).
+# The sizes of the published models, except their vocabularies.
 REAL: dict[Kind, StandInOptions] = {
     "sd15": StandInOptions((320, 640, 1280, 1280), head_dims=(8,), text=((768, 12),), **_AS_SD),  # type: ignore[arg-type]
     "sd21": StandInOptions(
@@ -78,8 +84,8 @@ def save_stand_in(kind: Kind, folder: Path, options: StandInOptions | None = Non
 
 
 def _plain(kind: Kind, options: StandInOptions) -> StableDiffusionPipeline:
-    """SD 1.5 predicts epsilon, 2.1 v; 2.1 has linear projections around its attention and heads of one width."""
-    encoder, tokenizer = tiny_text_encoder(*options.text[0], None)
+    """SD 1.5 predicts epsilon, 2.1 predicts v; 2.1 has linear projections around attention and heads of one width."""
+    encoder, tokenizer = _text_encoder(*options.text[0], None)
     v = kind == "sd21"
     unet = _unet(
         options,
@@ -108,9 +114,9 @@ def _plain(kind: Kind, options: StandInOptions) -> StableDiffusionPipeline:
 
 
 def _xl(options: StandInOptions) -> StableDiffusionXLPipeline:
-    """Two text encoders side by side, the second one's pooled output and six size numbers beside the time."""
-    first, tokenizer = tiny_text_encoder(*options.text[0], None)
-    second, tokenizer_2 = tiny_text_encoder(*options.text[1], options.pooled)
+    """Two text encoders side by side; the pooled output of the second and six size values join the time embedding."""
+    first, tokenizer = _text_encoder(*options.text[0], None)
+    second, tokenizer_2 = _text_encoder(*options.text[1], options.pooled)
     levels = len(options.block_channels)
     unet = _unet(
         options,
@@ -135,6 +141,27 @@ def _xl(options: StandInOptions) -> StableDiffusionXLPipeline:
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
     )
+
+
+def _text_encoder(width: int, layers: int, projection: int | None) -> tuple[nn.Module, Any]:
+    """A CLIP text encoder and a tokenizer of single bytes; with `projection`, like SDXL's second encoder."""
+    letters = sorted(ByteLevel.alphabet())
+    symbols = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {symbol: number for number, symbol in enumerate(symbols)}
+    tokenizer = transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(4, width // 64),
+        projection_dim=projection or width,
+        bos_token_id=vocabulary["<|startoftext|>"],
+        eos_token_id=vocabulary["<|endoftext|>"],
+        pad_token_id=vocabulary["<|endoftext|>"],
+    )
+    encoder_class = transformers.CLIPTextModel if projection is None else transformers.CLIPTextModelWithProjection
+    return encoder_class(config), tokenizer
 
 
 def _head_dims(options: StandInOptions) -> list[int]:
