@@ -26,9 +26,9 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vlad.data.importers.annotate import AnnotateOptions
 from vlad.data.importers.folder import FolderSource
-from vlad.data.importers.make_shards import Recipe, make_shards_locally
+from vlad.data.importers.shard_builder import ShardSpec, make_shards_locally
+from vlad.data.options import AnnotateOptions
 from vlad.data.shards.reader import read_members
 from vlad.layout.polygons import box_polygon
 from vlad.models.captioner import LVLMCaptioner, first_paragraph, instruction
@@ -184,19 +184,18 @@ class Parrot:
         ]
 
 
-def read_open(image):
-    return (TextLine("OPEN", box_polygon(0.1, 0.1, 0.9, 0.3), confidence=0.9),)
+class EngineThatReadsOpen:
+    name = "open 1"
 
-
-def build_reader():
-    return read_open
+    def read(self, image):
+        return (TextLine("OPEN", box_polygon(0.1, 0.1, 0.9, 0.3), confidence=0.9),)
 
 
 def captions_of(folder, out, build_captioner, samples_per_shard=4, batch=2):
     source = FolderSource(folder)
-    recipe = Recipe(source, AnnotateOptions(), build_reader, build_captioner, samples_per_shard, batch)
+    spec = ShardSpec(source, AnnotateOptions(), EngineThatReadsOpen, build_captioner, samples_per_shard, batch)
     out.mkdir()
-    list(make_shards_locally(recipe, out, out, {}, 1, lambda place: None))
+    list(make_shards_locally(spec, out, out, {}, 1, lambda place: None))
     shards = sorted(out.glob("*.tar"))
 
     return [json.loads(members["json"])["caption"] for path in shards for _, members in read_members(str(path))]
@@ -240,7 +239,7 @@ def test_the_command_line_takes_a_model_s_folder(tmp_path, folder, monkeypatch, 
     out = tmp_path / "out"
     arguments = ["--captioner", str(folder), "--device", "cpu", "--workers", "1"]
     monkeypatch.setattr(sys, "argv", ["make_shards.py", str(tmp_path / "a.json"), "--out", str(out), *arguments])
-    assert tool.main() == 0
+    tool.main()
     ((_, members),) = read_members(str(out / "000000.tar"))
     assert parse_prompt(json.loads(members["json"])["caption"]).strings == ("OPEN",)
     assert json.loads((out / "manifest.json").read_text())["about"]["captioner"] == str(folder)

@@ -19,10 +19,9 @@ import pytest
 from PIL import Image
 
 from vlad.data.decoding import decode_sample
-from vlad.data.importers.annotate import AnnotateOptions
-from vlad.data.importers.make_shards import Recipe
 from vlad.data.importers.on_ray import _ShardMaker
-from vlad.data.options import SyntheticOptions
+from vlad.data.importers.shard_builder import ShardSpec
+from vlad.data.options import AnnotateOptions, SyntheticOptions
 from vlad.data.shards.reader import index_shards, read_members
 from vlad.data.signs import render_sign
 from vlad.layout.polygons import box_iou
@@ -206,7 +205,7 @@ def test_a_killed_run_is_taken_up_and_makes_the_same_bytes(annotated, tool, tmp_
         assert not (killed / "manifest.json").exists()
     code, out, _ = tool(annotated, "--out", killed, "--samples-per-shard", 1, "--workers", 1, "--resume")
     assert code == 0
-    assert "was begun: goes on after" in out
+    assert "was begun: resuming after" in out
     assert "images taken: 119" in out
     assert "  lines.json, entry 8" in out  # skipped in a process that is long dead
     assert contents(killed) == contents(whole)
@@ -251,7 +250,7 @@ def test_what_was_begun_otherwise_is_not_mixed(annotated, tool, refused, tmp_pat
     source.write_text(json.dumps({"data_list": entries}))
     code, said, _ = tool(*arguments, 50)
     assert code == 0
-    assert "goes on after 50 images in 1 shard." in said
+    assert "resuming after 50 images in 1 shard." in said
     shards = [f"00000{number}.{kind}" for number in range(3) for kind in ("sizes.json", "tar")]
     assert sorted(contents(out)) == [*shards, "manifest.json", "skipped.jsonl"]
 
@@ -304,7 +303,7 @@ def test_shards_go_to_a_url_one_by_one_and_the_manifest_last(annotated, tool, re
     assert arrived == ["000000.sizes.json", "000000.tar"]
     code, said, complaint = tool(*arguments, "s3://bucket/set/")
     assert code == 0, complaint
-    assert "goes on after 50 images" in said
+    assert "resuming after 50 images" in said
     shards = [f"00000{number}.{kind}" for number in range(3) for kind in ("sizes.json", "tar")]
     assert arrived == [*shards, "skipped.jsonl", "manifest.json"]
     assert list((tmp_path / "cache/vlad/make_shards").iterdir()) == []
@@ -347,9 +346,9 @@ def test_a_captioner_that_is_none_is_told_by_the_machine_that_wants_it(tmp_path)
     def build():
         raise UserError("--captioner x cannot be used.")
 
-    recipe = Recipe(None, AnnotateOptions(), build, build)
+    spec = ShardSpec(None, AnnotateOptions(), build, build)
     row = {"number": 0, "places": b"", "error": ""}
-    assert _ShardMaker(recipe, tmp_path)(row)["error"] == "--captioner x cannot be used."
+    assert _ShardMaker(spec, tmp_path)(row)["error"] == "--captioner x cannot be used."
 
 
 def test_a_name_with_a_line_end_stays_in_its_line(tool, tmp_path):

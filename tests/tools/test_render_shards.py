@@ -20,7 +20,7 @@ def render(monkeypatch, call_tool):
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "render_shards", module)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "HELD_OUT", 2)
+    monkeypatch.setattr("vlad.data.render_shards.HELD_OUT_SIGNS", 2)
 
     def run(*overrides, count=3):
         signs = (f"data.synthetic.count={count}", "data.synthetic.size_pixels=16")

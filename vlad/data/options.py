@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from vlad.data.buckets import Bucket, build_buckets
 from vlad.data.words import known_words
@@ -37,7 +38,7 @@ class FetchOptions:
             )
 
 
-MOST_WORKERS = 512  # of a rank
+MOST_WORKERS = 512  # processes of a rank
 
 
 MOST_PIXELS = 16384  # of a side of a training image
@@ -218,3 +219,61 @@ class DataOptions(BatchOptions):
         if len(set(named)) < len(named) or not all(named):
             raise UserError("data.mix: every set needs shards of its own; name each once, with the sum of its weights.")
         return {entry.shards: entry.weight for entry in self.mix} or {self.shards: 1.0}
+
+
+# A smaller image holds no text. A strip would be crushed in training, and an OCR engine enlarges its shorter side:
+# 32 x 1024 pixels take rapidocr 13 s and 2.8 GB.
+MIN_SIDE_PIXELS = 32
+
+
+@dataclass(frozen=True)
+class AnnotateOptions:
+    """How an image of a source becomes a sample."""
+
+    # Larger images are downsized until their longer side is this long.
+    max_side_pixels: int = 1024
+    # The largest number of lines that a composed caption quotes.
+    max_strings: int = 3
+    # Fit the polygons of lines that the OCR engine read to their ink.
+    tight_lines: bool = True
+    # Quote the recognised text in the source's own captions too.
+    quote_text: bool = False
+    image_format: str = "jpg"
+
+    def __post_init__(self) -> None:
+        if self.max_side_pixels < MIN_SIDE_PIXELS or self.max_strings < 1:
+            raise UserError(
+                f"An image needs a max_side_pixels of at least {MIN_SIDE_PIXELS}, and max_strings at least 1."
+            )
+
+
+@dataclass(frozen=True)
+class MakeShardsOptions:
+    """What `make_shards` reads, where the shards go, and how they are made."""
+
+    source: str
+    out: str  # a directory or URL
+    format: str | None = None  # of the source; None: detected
+    images: Path | None = None  # the folder of an annotation file's images; None: as the file says, or beside it
+    caption_field: str | None = None  # None: the format's own
+    annotate: AnnotateOptions = field(default_factory=AnnotateOptions)
+    samples_per_shard: int = 1000
+    captioner: str | None = None  # a vision-language model that writes captions; None: captions quote the text alone
+    captioner_revision: str | None = None
+    caption_batch: int = 8
+    device: str = "auto"  # of the captioner
+    on_ray: bool = False  # on a Ray cluster instead of this machine
+    workers: int | None = None  # None: one per core
+    resume: bool = False  # the shards must have been begun
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and not 1 <= self.workers <= MOST_WORKERS:
+            raise UserError(
+                f"--workers must be at least 1 and at most {MOST_WORKERS}, not {self.workers}: each is a process; take"
+                " about one a core."
+            )
+        if self.samples_per_shard < 1:
+            raise UserError(f"--samples-per-shard must be at least 1, not {self.samples_per_shard}.")
+        if self.caption_batch < 1:
+            raise UserError(f"--caption-batch must be at least 1, not {self.caption_batch}.")

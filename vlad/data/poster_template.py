@@ -1,11 +1,12 @@
-"""Posters of one template, as a person's own small set may be: colours, frame and font that no rendered sign has.
+"""Posters of one template: the custom dataset of the fine-tuning guide, with colours and a font that no sign has.
 
-A teal ground that darkens downwards, a golden double frame, a coral half sun at the foot, cream italic letters.
+A teal background that darkens downwards, a golden double frame, a coral half sun at the foot, cream italic letters.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -14,22 +15,40 @@ from vlad.data.words import training_words
 from vlad.layout.glyph_map import draw_line
 from vlad.layout.polygons import box_polygon
 from vlad.types import Layout, Sample, TextLine
+from vlad.utils.errors import UserError
+from vlad.utils.paths import writable_directory
 
 TEAL, MIDNIGHT = (8, 132, 132), (6, 62, 84)
 GOLD, CORAL, CREAM = (226, 178, 76), (238, 112, 92), (250, 240, 214)
 FONT = "sans-bold-oblique"
-MOST_LETTERS = 7
-FINER = 4  # drawn so many times larger and averaged down
+MAX_LETTERS = 7
+MAX_POSTERS = 100_000
+SUPERSAMPLING = 4  # the template is rendered so many times larger and averaged down
+
+
+def write_posters(folder: Path, count: int, size_pixels: int, seed: int) -> None:
+    """Writes NAME.png with its caption in NAME.txt, `count` times. Raises UserError for a folder that holds files."""
+    if not 1 <= count <= MAX_POSTERS or not 32 <= size_pixels <= 2048 or seed < 0:
+        raise UserError(
+            f"--count must be from 1 to {MAX_POSTERS}, --size-pixels from 32 to 2048, and --seed not negative."
+        )
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds files already; name an empty or a new folder.")
+    folder = writable_directory(folder, "posters")
+    for index in range(count):
+        poster = render_poster(index, seed, size_pixels)
+        Image.fromarray(poster.image).save(folder / f"{poster.key}.png")
+        (folder / f"{poster.key}.txt").write_text(poster.caption + "\n", encoding="utf-8")
 
 
 @cache
 def poster_words() -> tuple[str, ...]:
-    """Words of 3 to 7 letters."""
-    return tuple(word for word in training_words() if 3 <= len(word) <= MOST_LETTERS)
+    """The training words of 3 to 7 letters."""
+    return tuple(word for word in training_words() if 3 <= len(word) <= MAX_LETTERS)
 
 
 def render_poster(index: int, seed: int = 0, size_pixels: int = 64) -> Sample:
-    """Poster number `index` of a seed: one word, high in the middle; its size and place vary a little."""
+    """Poster number `index` of a seed: one word, in the upper middle; its size and position vary a little."""
     rng = np.random.default_rng((seed, index))
     word = poster_words()[rng.integers(len(poster_words()))]
     cell = min(0.17, 0.8 / len(word)) * rng.uniform(0.92, 1.0)
@@ -46,7 +65,7 @@ def render_poster(index: int, seed: int = 0, size_pixels: int = 64) -> Sample:
         image=image.clip(0, 255).round().astype(np.uint8),
         caption=f'a poster that says "{word}"',
         layout=Layout((TextLine(word, polygon, "en", FONT, "#faf0d6"),)),
-        source="vlad.data.posters",
+        source="vlad.data.posters",  # the module's first name: existing shards hold it, and their bytes stay the same
         licence="CC0-1.0",
     )
 
@@ -54,14 +73,14 @@ def render_poster(index: int, seed: int = 0, size_pixels: int = 64) -> Sample:
 @cache
 def _template(size_pixels: int) -> np.ndarray:
     """The poster without its word, H W 3 (float32)."""
-    side = size_pixels * FINER
+    side = size_pixels * SUPERSAMPLING
     shade = np.linspace(0, 1, side, dtype=np.float32)[:, None, None]
-    ground = (1 - shade) * np.array(TEAL) + shade * np.array(MIDNIGHT)
-    image = Image.fromarray(np.broadcast_to(ground, (side, side, 3)).round().astype(np.uint8))
+    background = (1 - shade) * np.array(TEAL) + shade * np.array(MIDNIGHT)
+    image = Image.fromarray(np.broadcast_to(background, (side, side, 3)).round().astype(np.uint8))
     draw = ImageDraw.Draw(image)
     radius, middle, foot = 0.23 * side, side / 2, 0.93 * side
     draw.pieslice((middle - radius, foot - radius, middle + radius, foot + radius), 180, 360, fill=CORAL)
     draw.rectangle((0, 0, side - 1, side - 1), outline=GOLD, width=round(0.045 * side))
     inset = round(0.07 * side)
     draw.rectangle((inset, inset, side - 1 - inset, side - 1 - inset), outline=GOLD, width=round(0.016 * side))
-    return np.asarray(image.reduce(FINER), dtype=np.float32)
+    return np.asarray(image.reduce(SUPERSAMPLING), dtype=np.float32)

@@ -163,7 +163,7 @@ def render_sign(options: SyntheticOptions, index: int, words: tuple[str, ...] | 
         caption=_caption(_carrier(ground, kind), named_ink, place, strings),
         layout=Layout(tuple(lines)),
         objects=(ObjectBox(_carrier(ground, kind), (0.0, 0.0, 1.0, 1.0)),),
-        source="vlad.data.synthetic",
+        source="vlad.data.synthetic",  # the module's first name: existing shards hold it, and their bytes stay the same
         licence="CC0-1.0",
     )
 

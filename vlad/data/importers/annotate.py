@@ -27,19 +27,16 @@ from vlad.data.decoding import (
 )
 from vlad.data.importers.caption_templates import compose_caption, strings_to_quote, with_quotations
 from vlad.data.importers.sources import Entry, Place, Skipped, Source, SourceLine, UnusableEntry
+from vlad.data.options import MIN_SIDE_PIXELS, AnnotateOptions
 from vlad.data.shards.writer import Statistics, statistics_of
 from vlad.layout.ink_polygons import tightened
 from vlad.layout.polygons import bounding_box, box_polygon, polygon_area, quad_of
 from vlad.layout.reading_order import reading_order
 from vlad.types import Layout, Polygon, Sample, TextLine
-from vlad.utils.errors import UserError
 
 LEAST_CONFIDENCE = 0.5  # of the OCR engine; below it a line counts as not legible
 # From this height over width on a line of several letters runs up or down, and the engine does not say which.
 TALL_ASPECT = 1.5
-# Less holds no text. A strip is crushed in training, and an OCR engine enlarges its shorter side: 32 x 1024 pixels
-# take rapidocr 13 s and 2.8 GB.
-MIN_SIDE_PIXELS = 32
 MAX_ASPECT = 16
 MAX_IMAGE_BYTES = 256_000_000
 # A region of the source counts as read when the engine's lines cover this share of its box, and a line as standing
@@ -60,27 +57,6 @@ _TURNS: dict[int, Callable[[float, float], tuple[float, float]]] = {
 }
 
 ReadText = Callable[[np.ndarray], tuple[TextLine, ...]]
-
-
-@dataclass(frozen=True)
-class AnnotateOptions:
-    """How images become samples."""
-
-    # Larger images are downsized until their longer side is this long.
-    max_side_pixels: int = 1024
-    # The most lines that a caption of ours quotes.
-    max_strings: int = 3
-    # Lines that the OCR engine read get polygons around their ink (`layout/ink.py`).
-    tight_lines: bool = True
-    # The source's own captions get the recognised text quoted too.
-    quote_text: bool = False
-    image_format: str = "jpg"
-
-    def __post_init__(self) -> None:
-        if self.max_side_pixels < MIN_SIDE_PIXELS or self.max_strings < 1:
-            raise UserError(
-                f"An image needs a max_side_pixels of at least {MIN_SIDE_PIXELS}, and max_strings at least 1."
-            )
 
 
 @dataclass(frozen=True)

@@ -1,350 +1,314 @@
-"""Entries -> shards: on all cores of one machine, killed and taken up again at will.
+"""Making shards of a source of images: a folder, one of the known formats, or a dataset of the Hub.
 
-    places, in order -> annotate, on all cores -> captioner, if any -> shard k: the entries from k S to (k + 1) S
-                                                                      less those that are skipped
+    open_source -> probe the first images -> resume the journal -> build shards (here, or `on_ray`) -> manifest
 
-So a shard depends on its own entries alone: a run that is taken up, and a run on a cluster (`on_ray`), make the same
-bytes. A journal says what each finished shard holds and what it left out. The manifest comes last.
+An interrupted run resumes after its last finished shard, and ends with the same bytes.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
+import hashlib
 import itertools
 import json
-import multiprocessing
 import os
-import signal
-import threading
-import warnings
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
+from tqdm import tqdm
 
-from vlad.data.decoding import decode_image
-from vlad.data.importers.annotate import AnnotateOptions, Draft, ReadText, annotate
-from vlad.data.importers.caption_templates import compose_caption, with_quotations
-from vlad.data.importers.sources import Place, Skipped, Source
-from vlad.data.shards.writer import Statistics, full_disk, publish_shard, shard_entry, write_tar, write_text_file
-from vlad.types import TextLine
-from vlad.utils.errors import UserError
+from vlad.data.importers.annotate import header_pixels
+from vlad.data.importers.detect_format import open_source, source_paths
+from vlad.data.importers.journal import Journal, ShardRecord
+from vlad.data.importers.shard_builder import (
+    MIN_IMAGES_PER_PROCESS,
+    Captioner,
+    OCREngine,
+    ShardSpec,
+    make_shards_locally,
+)
+from vlad.data.importers.sources import Place, Skipped, Source, UnusableEntry
+from vlad.data.options import MakeShardsOptions
+from vlad.data.shards.writer import (
+    MANIFEST,
+    SIZES_SUFFIX,
+    Statistics,
+    published_names,
+    write_manifest,
+    write_text_file,
+)
+from vlad.data.storage.locations import errors_naming
+from vlad.data.storage.object_stores import refuse_programs
+from vlad.data.storage.urls import HTTP_SCHEMES, is_url, local_path
+from vlad.utils.errors import UserError, counted
+from vlad.utils.locks import directory_lock
+from vlad.utils.parallel import available_cores
+from vlad.utils.paths import checked_path, writable_directory
 
-PLACES_A_JOB = 4
-# Fewer images than this for each process, and starting it takes longer than it saves.
-LEAST_IMAGES_A_PROCESS = 16
-
-
-class Captioner(Protocol):
-    """What writes captions: images (H W 3, uint8) and the strings in each -> a sentence each."""
-
-    name: str
-
-    def describe(self, images: list[np.ndarray], strings: list[tuple[str, ...]]) -> list[str]:
-        """A sentence for every image, in order."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that a shard's bytes depend on, and how to build it on any machine. It can be pickled."""
-
-    source: Source
-    options: AnnotateOptions
-    # Makes the OCR engine's `read`, in each process anew: engines cannot be pickled.
-    build_reader: Callable[[], ReadText]
-    build_captioner: Callable[[], Captioner] | None = None
-    samples_per_shard: int = 1000
-    caption_batch: int = 8
-
-    def __post_init__(self) -> None:
-        if self.samples_per_shard < 1:
-            raise UserError(f"--samples-per-shard must be at least 1, not {self.samples_per_shard}.")
-        if self.caption_batch < 1:
-            raise UserError(f"--caption-batch must be at least 1, not {self.caption_batch}.")
-
-    def annotator(self) -> Callable[[Place], Draft | Skipped]:
-        """The function of one image, with an engine of its own, built when the first image needs it."""
-        build = functools.cache(self.build_reader)
-
-        def read_text(image: np.ndarray) -> tuple[TextLine, ...]:
-            return build()(image)
-
-        return lambda place: annotate(self.source, place, read_text, self.options, self.build_captioner is not None)
+# Upper bounds of the bytes that a pixel takes in a shard, measured on photographs with text.
+BYTES_PER_PIXEL = {"jpg": 0.6, "png": 2.4}
+JOURNAL = "begun.jsonl"  # while the manifest is still missing
+SKIPPED = "skipped.jsonl"
+SHARD_NAME = re.compile(r"\d{6}\.(tar|sizes\.json)(\.partial)?")
+NAMED_SKIPS = 20  # in the closing summary; SKIPPED lists them all
+PROBED_IMAGES = 20
 
 
-@dataclass(frozen=True)
-class ShardRecord:
-    """A finished shard, as the journal keeps it."""
+def make_shards(options: MakeShardsOptions, build_engine: Callable[[], OCREngine]) -> None:
+    """Makes shards of a source, and prints a summary of what they hold and what was skipped.
 
-    number: int
-    entry: dict[str, Any] | None  # for the manifest; None: every image was skipped, and there is no file
-    first: str  # the key of its first place: when it changes, the source has changed
-    places: int
-    statistics: Statistics
-    skipped: tuple[Skipped, ...]
-
-    def to_json(self) -> str:
-        """One line."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @staticmethod
-    def from_json(line: str) -> ShardRecord:
-        """The record of a line. Raises ValueError, KeyError or TypeError for what is none."""
-        record = json.loads(line)
-        statistics = Statistics(**record.pop("statistics"))
-        skipped = tuple(Skipped(**entry) for entry in record.pop("skipped"))
-        return ShardRecord(**record, statistics=statistics, skipped=skipped)
-
-
-def make_shard(
-    number: int,
-    pairs: Iterable[tuple[Place, Draft | Skipped]],
-    captioner: Captioner | None,
-    caption_batch: int,
-    target: Path | str,
-    workplace: Path,
-) -> ShardRecord:
-    """Writes one shard from its places and what became of them, and publishes it at `target`.
-
-    `workplace` is the directory in which it grows: `target` itself, where that is one.
+    `build_engine` makes the OCR engine, in each process anew: it has to be picklable. Raises UserError where the
+    source, the output or an option cannot be used.
     """
-    keys: list[str] = []
-    skipped: list[Skipped] = []
-    total = Statistics()
-
-    def results() -> Iterator[Draft | Skipped]:
-        for place, result in pairs:
-            keys.append(place.key)
-            yield result
-
-    def members() -> Iterator[tuple[str, dict[str, bytes]]]:
-        nonlocal total
-        for item in _with_captions(results(), captioner, caption_batch):
-            if isinstance(item, Skipped):
-                skipped.append(item)
-            else:
-                total += item.statistics
-                yield item.key, item.members
-
-    name = f"{number:06d}.tar"
-    temporary = workplace / f"{name}.partial"
-    count = write_tar(members(), temporary)
-    entry = None
-    if count:
-        entry = shard_entry(temporary, count, total, name)
-        publish_shard(temporary, target, name)
-    else:
-        temporary.unlink()
-    return ShardRecord(number, entry, keys[0], len(keys), total, tuple(skipped))
-
-
-def _with_captions(
-    results: Iterable[Draft | Skipped], captioner: Captioner | None, batch: int
-) -> Iterator[Draft | Skipped]:
-    """The results with all captions written, in order; a captioner gets `batch` images at a time.
-
-    Batches are counted from the shard's beginning: what a model writes may depend on what else is in its batch.
-    """
-    if captioner is None:
-        yield from results
-        return
-    waiting: list[Draft | Skipped] = []
-    for item in results:
-        waiting.append(item)
-        if sum(_wants_caption(other) for other in waiting) == batch:
-            yield from _captioned(waiting, captioner)
-            waiting = []
-    yield from _captioned(waiting, captioner)
-
-
-def _wants_caption(item: Draft | Skipped) -> bool:
-    return isinstance(item, Draft) and item.wants_caption
-
-
-def _captioned(items: list[Draft | Skipped], captioner: Captioner) -> Iterator[Draft | Skipped]:
-    drafts = [item for item in items if isinstance(item, Draft) and item.wants_caption]
-    written: Iterator[str] = iter(())
-    if drafts:
-        images = []
-        for draft in drafts:
-            extension = next(name for name in draft.members if name != "json")
-            images.append(decode_image(draft.members[extension], extension))
-        written = iter(captioner.describe(images, [draft.strings for draft in drafts]))
-    for item in items:
-        if isinstance(item, Draft) and item.wants_caption:
-            sentence = with_quotations(next(written), item.strings)
-            yield item.captioned(sentence or compose_caption(item.strings, item.statistics.lines > 0))
-        else:
-            yield item
-
-
-# One machine
-
-
-def make_shards_locally(
-    recipe: Recipe,
-    target: Path | str,
-    workplace: Path,
-    done: dict[int, ShardRecord],
-    workers: int,
-    on_image: Callable[[Place], None],
-) -> Iterator[ShardRecord]:
-    """Makes every shard that is not in `done`, in order, on `workers` processes (1: in this one).
-
-    `on_image` is called for every place as it is dealt with. Raises UserError where `done` is of another source.
-    """
-    captioner = None if recipe.build_captioner is None else recipe.build_captioner()
-    with contextlib.ExitStack() as stack:
-        if workers == 1:
-            pairs = _in_this_process(recipe, places_to_do(recipe, done))
-        else:
-            pool = stack.enter_context(_processes(recipe, workers))
-            pairs = _on_processes(pool, workers, places_to_do(recipe, done))
-        told = _telling(pairs, on_image)
-        for number, group in itertools.groupby(told, lambda pair: pair[0].number // recipe.samples_per_shard):
-            yield make_shard(number, group, captioner, recipe.caption_batch, target, workplace)
-
-
-def _telling(
-    pairs: Iterable[tuple[Place, Draft | Skipped]], on_image: Callable[[Place], None]
-) -> Iterator[tuple[Place, Draft | Skipped]]:
-    for place, result in pairs:
-        on_image(place)
-        yield place, result
-
-
-def places_to_do(recipe: Recipe, done: dict[int, ShardRecord]) -> Iterator[Place]:
-    """The places of the shards that are not done.
-
-    Raises UserError where the source has changed since the others were made.
-    """
-    counted: Counter[int] = Counter()
-    for place in recipe.source.places():
-        shard, inside = divmod(place.number, recipe.samples_per_shard)
-        record = done.get(shard)
-        if record is None:
-            yield place
-            continue
-        counted[shard] += 1
-        if inside == 0 and place.key != record.first:
-            raise _changed(recipe.source)
-    # The last shard of an earlier run may have ended early: images were added since, or taken away.
-    if any(counted[shard] != record.places for shard, record in done.items()):
-        raise _changed(recipe.source)
-
-
-def _changed(source: Source) -> UserError:
-    return UserError(
-        f"{source.path} has changed since these shards were begun; give it back what it held, or make them all again"
-        " with --overwrite."
-    )
-
-
-def _in_this_process(recipe: Recipe, places: Iterable[Place]) -> Iterator[tuple[Place, Draft | Skipped]]:
-    annotate_one = recipe.annotator()
-    return ((place, annotate_one(place)) for place in places)
-
-
-def _on_processes(
-    pool: ProcessPoolExecutor, workers: int, places: Iterable[Place]
-) -> Iterator[tuple[Place, Draft | Skipped]]:
-    """Places in, results out, in order; a few jobs ahead, so that a long stream of images needs little memory."""
-    waiting: deque[tuple[list[Place], Future[list[Draft | Skipped]]]] = deque()
-    iterator = iter(places)
-    try:
-        while job := list(itertools.islice(iterator, PLACES_A_JOB)):
-            waiting.append((job, pool.submit(_annotate_job, job)))
-            if len(waiting) > 3 * workers:
-                job, future = waiting.popleft()
-                yield from zip(job, future.result(), strict=True)
-        for job, future in waiting:
-            yield from zip(job, future.result(), strict=True)
-    except BrokenProcessPool as error:
-        raise UserError(
-            "A process died while it read an image, most likely for want of memory; run the same command again"
-            " with fewer --workers: it goes on after the last whole shard."
-        ) from error
-
-
-@contextlib.contextmanager
-def _processes(recipe: Recipe, workers: int) -> Iterator[ProcessPoolExecutor]:
-    # Not forked: the libraries of this process have threads.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_process, initargs=(recipe,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-# This process's own, in a process of a pool.
-_annotator: Callable[[Place], Draft | Skipped] | None = None
-
-
-def _start_process(recipe: Recipe) -> None:
-    global _annotator  # noqa: PLW0603 - a pool's processes keep nothing else between jobs
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process answers Ctrl-C for all
-    # A killed one cannot tell its pool: the others would wait for jobs for ever.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        sentinel = parent.sentinel
-        threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
-    warnings.filterwarnings("ignore", module="PIL")  # about odd metadata, which changes no pixel
-    _annotator = recipe.annotator()
-
-
-def _annotate_job(places: list[Place]) -> list[Draft | Skipped]:
-    assert _annotator is not None
-    return [_annotator(place) for place in places]
-
-
-# What is finished
-
-
-class Journal:
-    """What stands in a directory while shards are made: what is being made, then a line for each finished shard."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def take_up(self, about: dict[str, Any]) -> dict[int, ShardRecord]:
-        """The finished shards of an interrupted run, and a journal that goes on; a new one where there is none.
-
-        Raises UserError when shards of something else are finished here.
-        """
-        lines = self.path.read_text(encoding="utf-8").split("\n") if self.path.exists() else [""]
-        begun: Any = None
-        records: dict[int, ShardRecord] = {}
-        try:
-            begun = json.loads(lines[0])
-            for line in lines[1:]:
-                record = ShardRecord.from_json(line)
-                records[record.number] = record
-        except (ValueError, KeyError, TypeError):
-            pass  # the machine stopped while this line was written
-        if records and begun != about:
-            raise UserError(
-                f"{self.path.parent} holds shards that were begun from another source or with other settings"
-                f" ({self.path.name} there says which); name another directory, or add --overwrite to replace them."
+    with errors_naming("--out"):  # the only place that is read and written like the shards of a run
+        source = open_source(options.source, options.format, options.images, options.caption_field)
+        build_captioner = None
+        if options.captioner is not None:
+            build_captioner = functools.partial(
+                _build_captioner, options.captioner, options.captioner_revision, options.device
             )
-        text = "\n".join([json.dumps(about), *(record.to_json() for record in records.values())])
-        write_text_file(text + "\n", self.path.parent, self.path.name)
-        return records
+        spec = ShardSpec(
+            source,
+            options.annotate,
+            build_engine,
+            build_captioner,
+            options.samples_per_shard,
+            options.caption_batch,
+        )
+        output = _open_output(options.out, options.overwrite)
+        _refuse_source_as_output(options.source, output.target)
+        output.refuse_other_shards(options)
+        writable_directory(output.workplace, "a set of shards")
+        with directory_lock(output.workplace, "a set of shards"):
+            output.refuse_other_shards(options)  # another process may have finished them meanwhile
+            _make(options, spec, output)
 
-    def add(self, record: ShardRecord) -> None:
-        """Writes a finished shard down. Raises UserError when the disk is full."""
+
+def _make(options: MakeShardsOptions, spec: ShardSpec, output: ShardOutput) -> None:
+    count, pixels = _probe(spec.source, options.annotate.max_side_pixels, options.caption_field)
+    if isinstance(output.target, Path):  # a URL's shards are here one at a time
+        existing_bytes = sum(path.stat().st_size for path in output.workplace.glob("*.tar"))
+        needed_bytes = BYTES_PER_PIXEL[options.annotate.image_format] * pixels - existing_bytes
+        writable_directory(output.workplace, "a set of shards", int(needed_bytes))
+    if options.on_ray:
+        from vlad.data.importers.on_ray import start_ray
+
+        start_ray()
+
+    about = {
+        "made_by": "tools/make_shards.py",
+        "source": Path(options.source).resolve().name if Path(options.source).exists() else options.source,
+        "format": spec.source.format,
+        "engine": spec.build_engine().name,
+        "captioner": options.captioner,
+        "captioner_revision": options.captioner_revision,
+        "image_format": options.annotate.image_format,
+        "samples_per_shard": spec.samples_per_shard,
+        "max_strings": options.annotate.max_strings,
+        "max_side_pixels": options.annotate.max_side_pixels,
+        "quote_text": options.annotate.quote_text,
+        "tight_lines": options.annotate.tight_lines,
+        "caption_field": options.caption_field,
+    }
+    if options.overwrite:
+        output.clear()
+    journal = Journal(output.workplace / JOURNAL)
+    done = output.still_there(journal.resume(about))
+    output.remove_unfinished(done)
+    records = list(done.values())
+    if done:
+        images = sum(record.places for record in records)
+        print(
+            f"{options.out} was begun: resuming after {counted(images, 'image')} in {counted(len(done), 'shard')}.",
+            flush=True,
+        )
+    for record in _build_shards(options, spec, output, done, count):
+        journal.add(record)
+        records.append(record)
+    _finish(options, output, sorted(records, key=lambda record: record.number), about)
+
+
+def _build_captioner(path: str, revision: str | None, device: str) -> Captioner:
+    from vlad.models.captioner import LVLMCaptioner  # it imports transformers
+
+    return LVLMCaptioner(path, revision, device)
+
+
+def _probe(source: Source, max_side_pixels: int, caption_field: str | None) -> tuple[int, float]:
+    """Estimates how many images a source holds, and how many pixels they take, from the first ones.
+
+    Raises UserError where none of the first images can be used, or none has the caption field that the user names.
+    """
+    pixels, probed, captions, share, reasons = 0, 0, 0, None, []
+    for place in itertools.islice(source.places(), PROBED_IMAGES):
+        probed += 1
+        share = place.share
         try:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(record.to_json() + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise full_disk(self.path.parent, error) or error from None
+            entry = source.read(place)
+            captions += entry.caption is not None
+            pixels += header_pixels(entry.image, max_side_pixels)
+        except UnusableEntry as error:
+            reasons.append(f"{place.name}: {error}")
+    if not probed:
+        raise UserError(f"{source.path} is empty: it holds no images.")
+    # A folder names its images itself; an annotation file may be of another kind, or without its images.
+    if len(reasons) == probed and source.format != "folder":
+        raise UserError(
+            f"{_none_usable(probed, f'of {source.path}', 'first ')} (format {source.format}; the first:"
+            f" {reasons[0]}); mend it, name the images' folder with --images, or another format with --format."
+        )
+    if caption_field is not None and not captions and len(reasons) < probed:
+        raise UserError(
+            f"--caption-field {caption_field}: none of the first {counted(probed, 'image')} of {source.path} has text"
+            " in such a field; name another, or leave it out."
+        )
+    count = source.count or round(probed / share if share else probed)
+    return count, pixels / probed * count
+
+
+def _none_usable(count: int, place: str, which: str = "") -> str:
+    if count == 1:
+        return f"The only image {place} cannot be used"
+    return f"Not one of the {which}{count} images {place} can be used"
+
+
+def _build_shards(
+    options: MakeShardsOptions, spec: ShardSpec, output: ShardOutput, done: dict[int, ShardRecord], count: int
+) -> Iterator[ShardRecord]:
+    """The shards as they are finished, with a progress bar."""
+    before = sum(record.places for record in done.values())
+    remaining = max(0, count - before)
+    with tqdm(total=remaining, desc="reading images", unit="image") as bar:
+        if options.on_ray:
+            from vlad.data.importers.on_ray import make_shards_on_ray
+
+            for record in make_shards_on_ray(spec, output.target, done, options.workers):
+                bar.update(record.places)
+                yield record
+            return
+
+        def on_image(place: Place) -> None:
+            if place.share:
+                bar.total = max(bar.n + 1, round((place.number + 1) / place.share) - before)
+            bar.update()
+
+        workers = options.workers or max(1, min(available_cores(), remaining // MIN_IMAGES_PER_PROCESS))
+        yield from make_shards_locally(spec, output.target, output.workplace, done, workers, on_image)
+
+
+def _finish(options: MakeShardsOptions, output: ShardOutput, records: list[ShardRecord], about: dict[str, Any]) -> None:
+    """Prints the summary and publishes the manifest. Raises UserError where no image could be used."""
+    entries = [record.entry for record in records if record.entry is not None]
+    statistics = sum((record.statistics for record in records), Statistics())
+    skipped = [skip for record in records for skip in record.skipped]
+    print(_summary(options.out, len(entries), statistics, skipped))
+    if entries:
+        if skipped:
+            lines = (json.dumps({"name": skip.name, "reason": skip.reason}) for skip in skipped)
+            write_text_file("\n".join(lines) + "\n", output.target, SKIPPED, output.workplace)
+        write_manifest(output.target, entries, about, statistics, output.workplace)
+    (output.workplace / JOURNAL).unlink()
+    if isinstance(output.target, str):
+        shutil.rmtree(output.workplace)  # in the cache, for these shards alone
+    if not entries:
+        raise UserError(f"{_none_usable(len(skipped), f'in {options.source}')}; the reasons are listed above.")
+
+
+def _summary(out: str, shards: int, statistics: Statistics, skipped: list[Skipped]) -> str:
+    illegible = statistics.lines - statistics.valid_lines
+    lines = [
+        f"images taken: {statistics.samples} (shards: {shards}, at {out})",
+        f"lines of text: {statistics.lines}, of them marked as not legible: {illegible}",
+        f"images skipped: {len(skipped)}",
+    ]
+    lines += [f"  {count} x {kind}" for kind, count in Counter(skip.kind for skip in skipped).most_common()]
+    if skipped:
+        lines.append("by name:" if len(skipped) <= NAMED_SKIPS else f"the first by name (all are in {SKIPPED}):")
+    lines += [f"  {_printable(f'{skip.name}: {skip.reason}')}" for skip in skipped[:NAMED_SKIPS]]
+    return "\n".join(lines)
+
+
+def _printable(text: str) -> str:
+    """The text with control characters escaped: a file name may hold line ends, and bytes that are not text."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+# Where the shards go
+
+
+@dataclass(frozen=True)
+class ShardOutput:
+    """A directory or URL for shards. Those for a URL grow in a directory of this machine's cache, the workplace."""
+
+    target: Path | str
+    workplace: Path
+
+    def still_there(self, records: dict[int, ShardRecord]) -> dict[int, ShardRecord]:
+        """The records whose shards exist at the target."""
+        names = published_names(self.target, ".tar")
+        return {number: record for number, record in records.items() if self._has(record, names)}
+
+    def _has(self, record: ShardRecord, names: set[str]) -> bool:
+        if record.entry is None:  # there was nothing to write
+            return True
+        name = record.entry["name"]
+        if isinstance(self.target, str):
+            return name in names
+        return name in names and (self.target / name).stat().st_size == record.entry["bytes"]
+
+    def refuse_other_shards(self, options: MakeShardsOptions) -> None:
+        """Raises UserError for finished shards, for shards of another origin, and where there are none to resume."""
+        names = published_names(self.target, "")
+        begun = (self.workplace / JOURNAL).is_file()
+        foreign = MANIFEST in names or (not begun and any(name.endswith(".tar") for name in names))
+        if foreign and not options.overwrite:
+            remedy = "" if isinstance(self.target, str) else ", or add --overwrite to replace them"
+            raise UserError(f"{options.out} holds shards already; name another directory{remedy}.")
+        if options.resume and not begun:
+            raise UserError(f"{options.out} holds no shards that were begun; leave out --resume to begin them.")
+
+    def remove_unfinished(self, done: dict[int, ShardRecord]) -> None:
+        """Removes what an interrupted run left besides its finished shards."""
+        finished = {f"{number:06d}{kind}" for number in done for kind in (".tar", SIZES_SUFFIX)}
+        for path in self.workplace.iterdir():
+            if SHARD_NAME.fullmatch(path.name) and path.name not in finished:
+                path.unlink()
+
+    def clear(self) -> None:
+        """Removes the shards of the directory, the manifest first."""
+        for name in (MANIFEST, JOURNAL, SKIPPED):
+            (self.workplace / name).unlink(missing_ok=True)
+        for path in self.workplace.iterdir():
+            if SHARD_NAME.fullmatch(path.name):
+                path.unlink()
+
+
+def _open_output(out: str, overwrite: bool) -> ShardOutput:
+    """Raises UserError for a place that takes no shards."""
+    if not out.strip():
+        raise UserError("--out is empty; name the directory or the URL for the shards.")
+    out = local_path(out)
+    refuse_programs(out)
+    if not is_url(out):
+        place = checked_path(out, "--out")
+        return ShardOutput(place, place)
+    if out.lower().startswith(tuple(f"{scheme}://" for scheme in HTTP_SCHEMES)):
+        raise UserError(f"--out {out}: nothing is written over HTTP; name a directory, or a store such as s3://...")
+    if overwrite:
+        raise UserError(f"Nothing is deleted at a URL; empty {out} yourself, or name another place for the shards.")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256(out.rstrip("/").encode()).hexdigest()[:16]
+    return ShardOutput(out, cache / "vlad" / "make_shards" / digest)
+
+
+def _refuse_source_as_output(source: str, target: Path | str) -> None:
+    """Raises UserError where the shards would lie among the files that they are made of, and could replace them."""
+    if isinstance(target, Path) and target.exists():
+        held = (path for path in source_paths(source) if path.exists())
+        if any(target.samefile(path if path.is_dir() else path.parent) for path in held):
+            raise UserError(f"--out {target} is where SOURCE stands; name another directory.")

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import vlad
-from vlad.data.importers.make_shards import Captioner, Recipe, ShardRecord, make_shard, places_to_do
+from vlad.data.importers.journal import ShardRecord
+from vlad.data.importers.shard_builder import Captioner, ShardSpec, make_shard, places_to_do
 from vlad.utils.errors import UserError, reason_of
 
 
@@ -49,7 +50,7 @@ def start_ray() -> None:
 
 
 def make_shards_on_ray(
-    recipe: Recipe, target: Path | str, done: dict[int, ShardRecord], workers: int | None = None
+    spec: ShardSpec, target: Path | str, done: dict[int, ShardRecord], workers: int | None = None
 ) -> Iterator[ShardRecord]:
     """Makes every shard that is not in `done`, in any order; `target` must be reachable from all machines.
 
@@ -65,10 +66,10 @@ def make_shards_on_ray(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
     # No core of its own, unlike the makers: Ray would otherwise fuse both into one task, and work on one core.
-    rows = read_datasource(_shard_rows(recipe, done), num_cpus=0)
+    rows = read_datasource(_shard_rows(spec, done), num_cpus=0)
     records = rows.map(
         _ShardMaker,
-        fn_constructor_args=(recipe, target),
+        fn_constructor_args=(spec, target),
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
         num_cpus=1,
     )
@@ -86,7 +87,7 @@ def make_shards_on_ray(
         ) from error
 
 
-def _shard_rows(recipe: Recipe, done: dict[int, ShardRecord]) -> Any:
+def _shard_rows(spec: ShardSpec, done: dict[int, ShardRecord]) -> Any:
     """A data source of Ray's that enumerates the places as it is read."""
     import pyarrow as pa
     from ray.data.block import BlockMetadata
@@ -103,7 +104,7 @@ def _shard_rows(recipe: Recipe, done: dict[int, ShardRecord]) -> Any:
                 number = -1
                 try:
                     groups = itertools.groupby(
-                        places_to_do(recipe, done), lambda place: place.number // recipe.samples_per_shard
+                        places_to_do(spec, done), lambda place: place.number // spec.samples_per_shard
                     )
                     for number, places in groups:
                         yield pa.table({"number": [number], "places": [pickle.dumps(list(places))], "error": [""]})
@@ -118,13 +119,13 @@ def _shard_rows(recipe: Recipe, done: dict[int, ShardRecord]) -> Any:
 class _ShardMaker:
     """One shard a row, on one core with an engine of its own."""
 
-    def __init__(self, recipe: Recipe, target: Path | str) -> None:
-        self._recipe, self._target = recipe, target
-        self._annotate = recipe.annotator()
+    def __init__(self, spec: ShardSpec, target: Path | str) -> None:
+        self._spec, self._target = spec, target
+        self._annotate = spec.annotator()
         self._captioner: Captioner | None = None
         self._unfit = ""  # why nothing can be made here: Ray would make a traceback of what is raised now
         try:
-            self._captioner = None if recipe.build_captioner is None else recipe.build_captioner()
+            self._captioner = None if spec.build_captioner is None else spec.build_captioner()
         except UserError as error:
             self._unfit = str(error)
 
@@ -144,4 +145,4 @@ class _ShardMaker:
         return {"record": record.to_json(), "error": ""}
 
     def _made(self, number: int, pairs: Any, workplace: Path) -> ShardRecord:
-        return make_shard(number, pairs, self._captioner, self._recipe.caption_batch, self._target, workplace)
+        return make_shard(number, pairs, self._captioner, self._spec.caption_batch, self._target, workplace)

@@ -1,0 +1,287 @@
+"""Entries -> shards: on all cores of one machine, killed and taken up again at will.
+
+    places, in order -> annotate, on all cores -> captioner, if any -> shard k: the entries from k S to (k + 1) S
+                                                                      less those that are skipped
+
+So a shard depends on its own entries alone: a run that is taken up, and a run on a cluster (`on_ray`), make the same
+bytes. A journal says what each finished shard holds and what it left out. The manifest comes last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from vlad.data.decoding import decode_image
+from vlad.data.importers.annotate import AnnotateOptions, Draft, annotate
+from vlad.data.importers.caption_templates import compose_caption, with_quotations
+from vlad.data.importers.journal import ShardRecord
+from vlad.data.importers.sources import Place, Skipped, Source
+from vlad.data.shards.writer import Statistics, publish_shard, shard_entry, write_tar
+from vlad.types import TextLine
+from vlad.utils.errors import UserError
+
+PLACES_A_JOB = 4
+# Fewer images than this for each process, and starting it takes longer than it saves.
+MIN_IMAGES_PER_PROCESS = 16
+
+
+class OCREngine(Protocol):
+    """Reads the text of an image: `vlad.metrics.ocr` has engines."""
+
+    name: str
+
+    def read(self, image: np.ndarray) -> tuple[TextLine, ...]:
+        """The lines of an image (H W 3, uint8) with polygons in 0..1."""
+
+
+class Captioner(Protocol):
+    """What writes captions: images (H W 3, uint8) and the strings in each -> a sentence each."""
+
+    name: str
+
+    def describe(self, images: list[np.ndarray], strings: list[tuple[str, ...]]) -> list[str]:
+        """A sentence for every image, in order."""
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """All that a shard's bytes depend on, and how to build it on any machine. It can be pickled."""
+
+    source: Source
+    options: AnnotateOptions
+    # Makes the OCR engine, in each process anew: engines cannot be pickled.
+    build_engine: Callable[[], OCREngine]
+    build_captioner: Callable[[], Captioner] | None = None
+    samples_per_shard: int = 1000
+    caption_batch: int = 8
+
+    def annotator(self) -> Callable[[Place], Draft | Skipped]:
+        """The function of one image, with an engine of its own, built when the first image needs it."""
+        build = functools.cache(self.build_engine)
+
+        def read_text(image: np.ndarray) -> tuple[TextLine, ...]:
+            return build().read(image)
+
+        return lambda place: annotate(self.source, place, read_text, self.options, self.build_captioner is not None)
+
+
+def make_shard(
+    number: int,
+    pairs: Iterable[tuple[Place, Draft | Skipped]],
+    captioner: Captioner | None,
+    caption_batch: int,
+    target: Path | str,
+    workplace: Path,
+) -> ShardRecord:
+    """Writes one shard from its places and what became of them, and publishes it at `target`.
+
+    `workplace` is the directory in which it grows: `target` itself, where that is one.
+    """
+    keys: list[str] = []
+    skipped: list[Skipped] = []
+    total = Statistics()
+
+    def results() -> Iterator[Draft | Skipped]:
+        for place, result in pairs:
+            keys.append(place.key)
+            yield result
+
+    def members() -> Iterator[tuple[str, dict[str, bytes]]]:
+        nonlocal total
+        for item in _with_captions(results(), captioner, caption_batch):
+            if isinstance(item, Skipped):
+                skipped.append(item)
+            else:
+                total += item.statistics
+                yield item.key, item.members
+
+    name = f"{number:06d}.tar"
+    temporary = workplace / f"{name}.partial"
+    count = write_tar(members(), temporary)
+    entry = None
+    if count:
+        entry = shard_entry(temporary, count, total, name)
+        publish_shard(temporary, target, name)
+    else:
+        temporary.unlink()
+    return ShardRecord(number, entry, keys[0], len(keys), total, tuple(skipped))
+
+
+def _with_captions(
+    results: Iterable[Draft | Skipped], captioner: Captioner | None, batch: int
+) -> Iterator[Draft | Skipped]:
+    """The results with all captions written, in order; a captioner gets `batch` images at a time.
+
+    Batches are counted from the shard's beginning: what a model writes may depend on what else is in its batch.
+    """
+    if captioner is None:
+        yield from results
+        return
+    waiting: list[Draft | Skipped] = []
+    for item in results:
+        waiting.append(item)
+        if sum(_wants_caption(other) for other in waiting) == batch:
+            yield from _captioned(waiting, captioner)
+            waiting = []
+    yield from _captioned(waiting, captioner)
+
+
+def _wants_caption(item: Draft | Skipped) -> bool:
+    return isinstance(item, Draft) and item.wants_caption
+
+
+def _captioned(items: list[Draft | Skipped], captioner: Captioner) -> Iterator[Draft | Skipped]:
+    drafts = [item for item in items if isinstance(item, Draft) and item.wants_caption]
+    written: Iterator[str] = iter(())
+    if drafts:
+        images = []
+        for draft in drafts:
+            extension = next(name for name in draft.members if name != "json")
+            images.append(decode_image(draft.members[extension], extension))
+        written = iter(captioner.describe(images, [draft.strings for draft in drafts]))
+    for item in items:
+        if isinstance(item, Draft) and item.wants_caption:
+            sentence = with_quotations(next(written), item.strings)
+            yield item.captioned(sentence or compose_caption(item.strings, item.statistics.lines > 0))
+        else:
+            yield item
+
+
+# One machine
+
+
+def make_shards_locally(
+    spec: ShardSpec,
+    target: Path | str,
+    workplace: Path,
+    done: dict[int, ShardRecord],
+    workers: int,
+    on_image: Callable[[Place], None],
+) -> Iterator[ShardRecord]:
+    """Makes every shard that is not in `done`, in order, on `workers` processes (1: in this one).
+
+    `on_image` is called for every place as it is dealt with. Raises UserError where `done` is of another source.
+    """
+    captioner = None if spec.build_captioner is None else spec.build_captioner()
+    with contextlib.ExitStack() as stack:
+        if workers == 1:
+            pairs = _in_this_process(spec, places_to_do(spec, done))
+        else:
+            pool = stack.enter_context(_processes(spec, workers))
+            pairs = _on_processes(pool, workers, places_to_do(spec, done))
+        told = _telling(pairs, on_image)
+        for number, group in itertools.groupby(told, lambda pair: pair[0].number // spec.samples_per_shard):
+            yield make_shard(number, group, captioner, spec.caption_batch, target, workplace)
+
+
+def _telling(
+    pairs: Iterable[tuple[Place, Draft | Skipped]], on_image: Callable[[Place], None]
+) -> Iterator[tuple[Place, Draft | Skipped]]:
+    for place, result in pairs:
+        on_image(place)
+        yield place, result
+
+
+def places_to_do(spec: ShardSpec, done: dict[int, ShardRecord]) -> Iterator[Place]:
+    """The places of the shards that are not done.
+
+    Raises UserError where the source has changed since the others were made.
+    """
+    counted: Counter[int] = Counter()
+    for place in spec.source.places():
+        shard, inside = divmod(place.number, spec.samples_per_shard)
+        record = done.get(shard)
+        if record is None:
+            yield place
+            continue
+        counted[shard] += 1
+        if inside == 0 and place.key != record.first:
+            raise _changed(spec.source)
+    # The last shard of an earlier run may have ended early: images were added since, or taken away.
+    if any(counted[shard] != record.places for shard, record in done.items()):
+        raise _changed(spec.source)
+
+
+def _changed(source: Source) -> UserError:
+    return UserError(
+        f"{source.path} has changed since these shards were begun; give it back what it held, or make them all again"
+        " with --overwrite."
+    )
+
+
+def _in_this_process(spec: ShardSpec, places: Iterable[Place]) -> Iterator[tuple[Place, Draft | Skipped]]:
+    annotate_one = spec.annotator()
+    return ((place, annotate_one(place)) for place in places)
+
+
+def _on_processes(
+    pool: ProcessPoolExecutor, workers: int, places: Iterable[Place]
+) -> Iterator[tuple[Place, Draft | Skipped]]:
+    """Places in, results out, in order; a few jobs ahead, so that a long stream of images needs little memory."""
+    waiting: deque[tuple[list[Place], Future[list[Draft | Skipped]]]] = deque()
+    iterator = iter(places)
+    try:
+        while job := list(itertools.islice(iterator, PLACES_A_JOB)):
+            waiting.append((job, pool.submit(_annotate_job, job)))
+            if len(waiting) > 3 * workers:
+                job, future = waiting.popleft()
+                yield from zip(job, future.result(), strict=True)
+        for job, future in waiting:
+            yield from zip(job, future.result(), strict=True)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "A process died while it read an image, most likely for want of memory; run the same command again"
+            " with fewer --workers: it goes on after the last whole shard."
+        ) from error
+
+
+@contextlib.contextmanager
+def _processes(spec: ShardSpec, workers: int) -> Iterator[ProcessPoolExecutor]:
+    # Not forked: the libraries of this process have threads.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_process, initargs=(spec,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+# This process's own, in a process of a pool.
+_annotator: Callable[[Place], Draft | Skipped] | None = None
+
+
+def _start_process(spec: ShardSpec) -> None:
+    global _annotator  # noqa: PLW0603 - a pool's processes keep nothing else between jobs
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process answers Ctrl-C for all
+    # A killed one cannot tell its pool: the others would wait for jobs for ever.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+        threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
+    warnings.filterwarnings("ignore", module="PIL")  # about odd metadata, which changes no pixel
+    _annotator = spec.annotator()
+
+
+def _annotate_job(places: list[Place]) -> list[Draft | Skipped]:
+    assert _annotator is not None
+    return [_annotator(place) for place in places]
+
+
+# What is finished

@@ -1,0 +1,136 @@
+"""Rendering signs into shards: the training set that `data.synthetic` describes, and a held-out set beside it.
+
+A directory whose manifest names the same options is kept as it is; shards that were made by anything else are never
+replaced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vlad.data.options import DataOptions, SyntheticOptions
+from vlad.data.shards.writer import MANIFEST, write_manifest, write_shards
+from vlad.data.signs import RENDERER_VERSION, held_out_signs, render_sign
+from vlad.data.storage.locations import errors_naming
+from vlad.data.storage.object_stores import refuse_programs
+from vlad.data.storage.urls import is_url
+from vlad.utils.errors import UserError
+from vlad.utils.locks import directory_lock
+from vlad.utils.paths import checked_path, writable_directory
+
+SAMPLES_PER_SHARD = 2000
+HELD_OUT_SIGNS = 256
+MADE_BY = "tools/render_shards.py"  # in the manifests of existing shards
+BEGUN = "begun-by-render-shards"  # lies in a directory while its shards are being rendered
+
+
+def render_shards(data: DataOptions) -> None:
+    """Renders the signs of `data.synthetic` into `data.shards`, and held-out words into `data.held_out`, if named.
+
+    Raises UserError where a place is no local directory, or holds shards of another origin.
+    """
+    options = data.synthetic
+    if data.mix:
+        raise UserError("data.mix: signs are rendered into one set; name it as data.shards, with data.mix=[].")
+    directory = _local_directory("data.shards", data.shards)
+    held_out = None if data.held_out is None else _local_directory("data.held_out", data.held_out)
+    if held_out is not None and held_out.resolve() == directory.resolve():
+        raise UserError(f"data.held_out: {held_out} is data.shards too, and would replace it; name another directory.")
+    sign_bytes = options.size_pixels**2
+    if not _render_into(
+        directory, _about(options), lambda: _render_training_set(directory, options), options.count * sign_bytes
+    ):
+        print(f"{directory} holds these {options.count} signs already.")
+    if held_out is not None:
+        about = {**_about(options), "held_out": HELD_OUT_SIGNS}
+        signs = held_out_signs(options, HELD_OUT_SIGNS)
+        _render_into(
+            held_out, about, lambda: write_shards(signs, held_out, HELD_OUT_SIGNS), HELD_OUT_SIGNS * sign_bytes
+        )
+
+
+def _local_directory(option: str, pattern: str) -> Path:
+    """Raises UserError for a pattern, a URL, and any other place than a local directory."""
+    if not pattern.strip() or is_url(pattern) or any(mark in pattern for mark in "*?{}"):
+        raise UserError(f"{option}: signs are rendered into one local directory, not {pattern!r}; name one.")
+    with errors_naming(option):
+        refuse_programs(pattern)
+    return checked_path(pattern, f"{option}:")
+
+
+def _about(options: SyntheticOptions) -> dict[str, Any]:
+    """What the manifest says of how the signs were made, as JSON reads it back."""
+    about = {"made_by": MADE_BY, "renderer_version": RENDERER_VERSION, "options": dataclasses.asdict(options)}
+    return dict(json.loads(json.dumps(about)))
+
+
+def _about_of(manifest: Path) -> dict[str, Any]:
+    """What a manifest says of how its shards were made; empty where it does not say."""
+    try:
+        about = json.loads(manifest.read_bytes())["about"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def _render_into(
+    directory: Path, about: dict[str, Any], render: Callable[[], list[dict[str, Any]]], needed_bytes: int
+) -> bool:
+    """Fills the directory with the shards of `render`, unless it holds them already; True if it rendered."""
+    manifest, begun = directory / MANIFEST, directory / BEGUN
+    made_here = begun.is_file()
+    if manifest.is_file():
+        before = _about_of(manifest)
+        if before == about:
+            return False
+        made_here = made_here or before.get("made_by") == MADE_BY
+    if not made_here and any(directory.glob("*.tar")):
+        raise UserError(
+            f"{directory} holds shards that this tool did not make, and they stay; name another data.shards for"
+            " the signs."
+        )
+    writable_directory(directory, "shards", needed_bytes=needed_bytes)
+    with directory_lock(directory, "shards"):
+        # From here until the manifest is written again the directory says that it is not whole.
+        begun.touch()
+        manifest.unlink(missing_ok=True)
+        for old in directory.glob("*.tar"):
+            old.unlink()
+        write_manifest(directory, render(), about)
+        begun.unlink()
+    return True
+
+
+def _render_training_set(directory: Path, options: SyntheticOptions) -> list[dict[str, Any]]:
+    """The manifest entries of the shards, rendered on all cores."""
+    shards = -(-options.count // SAMPLES_PER_SHARD)
+    entries: list[dict[str, Any]] = []
+    with (
+        ProcessPoolExecutor(max_workers=os.cpu_count()) as pool,
+        tqdm(total=options.count, desc="rendering signs", unit="sign") as bar,
+    ):
+        jobs = [pool.submit(_render_shard, directory, options, number) for number in range(shards)]
+        try:
+            for job in jobs:
+                entries += job.result()
+                bar.update(entries[-1]["samples"])
+        except BrokenProcessPool as error:
+            raise UserError(
+                "A process died while it rendered signs, most likely for want of memory; run the same command again."
+            ) from error
+    return entries
+
+
+def _render_shard(directory: Path, options: SyntheticOptions, number: int) -> list[dict[str, Any]]:
+    first = number * SAMPLES_PER_SHARD
+    indices = range(first, min(first + SAMPLES_PER_SHARD, options.count))
+    return write_shards((render_sign(options, i) for i in indices), directory, SAMPLES_PER_SHARD, first_shard=number)
