@@ -22,7 +22,7 @@ def main() -> int:
     from vlad.config.load import load_config
 
     config = load_config(arguments.config, arguments.overrides)
-    from vlad.training.ranks import started_by
+    from vlad.training.launcher import started_by
     from vlad.training.run import is_finished, next_command, run
     from vlad.utils.distributed import is_main_process
 

@@ -33,7 +33,7 @@ def main() -> int:
 
     from vlad.data.latent_cache.precompute import write_cache
     from vlad.data.shard_sets import open_sets
-    from vlad.training.cached_states import cache_encoder, cache_fingerprint, cacheable_parts
+    from vlad.training.caching import cache_encoder, cache_fingerprint, cacheable_parts
 
     if config.data.mix:
         raise UserError("data.mix: a cache is of one shard set; name it as data.shards.")

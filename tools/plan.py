@@ -23,14 +23,15 @@ def main() -> int:
     if arguments.gpu_gb is not None and not 0 < arguments.gpu_gb < 1e6:
         raise UserError(f"--gpu-gb must be a number of gigabytes above 0, not {arguments.gpu_gb:g}.")
 
+    from vlad.config.checks import check_config
     from vlad.config.load import load_config
 
     config = load_config(arguments.config, arguments.overrides)
-    from vlad.training.build import build_parts, check_text_side
+    check_config(config)
+    from vlad.training.build import build_parts
+    from vlad.training.devices import sharding_ranks
     from vlad.training.memory_plan import CONTEXT_BYTES, GB, device_bytes, is_packed, plan_table, ways_to_fit
-    from vlad.training.trainer import sharing_ranks
 
-    check_text_side(config)
     if config.align_stage == "only":
         raise UserError("align_stage: only trains no UNet; a plan is of the stages layout and refine.")
     parts, config = build_parts(config)
@@ -38,7 +39,7 @@ def main() -> int:
         raise UserError("lora.base_bits: leave it out here; the plan says what packing the base would bring.")
     room = device_bytes() if arguments.gpu_gb is None else int(arguments.gpu_gb * GB)
     for name in ["refine"] if parts.layout_unet is None else ["layout", "refine"]:
-        print(plan_table(ways_to_fit(config, parts, name, room, sharing_ranks(config)), room) + "\n")
+        print(plan_table(ways_to_fit(config, parts, name, room, sharding_ranks(config)), room) + "\n")
     counted = "; --gpu-gb SIZE says what fits" if room is None else ", which 'fits' counts"
     print(
         f"GB of 10^9 bytes, of each process. A GPU takes about {CONTEXT_BYTES / GB:.1f} more for itself (assumed)"

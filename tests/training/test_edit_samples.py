@@ -17,7 +17,7 @@ from vlad.inference.load_pipeline import load_pipeline
 from vlad.layout.glyph_map import draw_glyph_map
 from vlad.layout.masks import touched_lines
 from vlad.models.text_encoder.prompt import parse_prompt, plain_prompt
-from vlad.training.edit_samples import make_edits
+from vlad.training.inpainting_batches import make_edits
 from vlad.training.run import run
 from vlad.types import Batch, Layout
 from vlad.utils.errors import UserError

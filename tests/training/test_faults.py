@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from trainer_process import CONTEXT, Orders, finish, start
 
+from vlad.training.callbacks.rank_watch import RankWatch
 from vlad.training.checkpoint import list_checkpoints
-from vlad.training.ranks import RankWatch
 
 STAGES = ("autoencoder", "layout", "refine")
 SEEDS = {5: 0, 32: 1}  # of the instants, by the number of kills

@@ -1,4 +1,4 @@
-"""Steps that are skipped, results that are flushed before checkpoints go, and more processes than GPUs."""
+"""Skipped steps, and results that are flushed to the disk before their checkpoints are removed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from vlad.config.load import load_config
 from vlad.training.callbacks import gradient_guard as gradients
 from vlad.training.callbacks.ema import save_average
 from vlad.training.callbacks.gradient_guard import GradientGuard
 from vlad.training.callbacks.progress import write_metrics
-from vlad.training.trainer import check_gpus
 from vlad.types import Batch
 from vlad.utils.errors import UserError
 
@@ -42,17 +40,6 @@ def test_what_checkpoints_are_removed_for_is_on_the_disk_before_it_has_its_name(
         *("flush trained.partial", "name trained.safetensors", "flush stage"),
         *("flush metrics.partial", "name metrics.json", "flush stage"),
     ]
-
-
-def test_more_processes_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.yaml").write_text("trainer: {devices: 4}")
-    check_gpus(load_config(tmp_path / "a.yaml", ["trainer.accelerator=cpu"]))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    check_gpus(load_config(tmp_path / "a.yaml", ["trainer.devices=auto"]))
-    check_gpus(load_config(tmp_path / "a.yaml", ["trainer.accelerator=cpu"]))
-    with pytest.raises(UserError, match=r"trainer\.devices is 4, and torch finds 2 GPUs here"):
-        check_gpus(load_config(tmp_path / "a.yaml"))
 
 
 def test_a_run_that_only_leaves_steps_out_ends_and_fills_no_disk(

@@ -13,7 +13,6 @@ import pytest
 from trainer_process import free_port
 
 from vlad.config.load import load_config
-from vlad.training.cached_states import caches_text
 from vlad.training.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +87,7 @@ def test_the_gpu_s_script_measures_what_it_has_made(tmp_path: Path) -> None:
     assert {(config.data.batch_size, config.data.image_pixels) for config in configs} == {(3, 512)}
     assert str(configs[1].directory) == "runs/sd15_512"
     assert [config.base for config in configs] == [None, None, *["runs/sd15_512"] * 4]
-    assert all(caches_text(config) for config in configs[2:])  # or L_align would miss its images
+    assert all(config.text_training.freezes_lvlm for config in configs[2:])  # or L_align would miss its images
     places = [call[call.index("--out" if "--out" in call else "--cache") + 1] for call in calls[2:]]
     assert set(places) == {"data/sd15_512_cache"}
     assert configs[-1].makes_adapter

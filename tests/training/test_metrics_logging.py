@@ -20,8 +20,8 @@ from vlad.training.callbacks.ema import ExponentialAverage
 from vlad.training.callbacks.metrics_logging import NoiseLevels, learning_rates
 from vlad.training.callbacks.progress import Measured, Progress, RefreshReport, SampleGrid
 from vlad.training.datamodule import TimedLoader
-from vlad.training.environment import describe_start
 from vlad.training.loggers import build_loggers, check_wandb
+from vlad.training.provenance import describe_start
 from vlad.utils.errors import UserError
 
 

@@ -28,11 +28,11 @@ from vlad.lora.adapter_files import adapter_metadata, attach_adapter
 from vlad.models.autoencoder import decode, encode
 from vlad.pipeline.folders import pipeline_folder
 from vlad.pipeline.vlad_pipeline import VLADPipeline
-from vlad.training import small_datasets as own_images
-from vlad.training.build import build_pipeline, check_stages, new_parts
+from vlad.training import prior_preservation
+from vlad.training.build import build_pipeline, new_parts
 from vlad.training.callbacks.validation import EarlyStopping, Look
 from vlad.training.run import build_stage, is_finished, run, training_parts
-from vlad.training.small_datasets import own_sets
+from vlad.training.run_data import open_data, refuse_without_text
 from vlad.types import Layout
 from vlad.utils.errors import UserError
 
@@ -189,9 +189,6 @@ def test_the_decoder_learns_grounds_through_adapters_and_latents_stay(world: Pat
     stage.load_state_dict(load_file(config.directory / "autoencoder" / "trained.safetensors"), strict=False)
     assert torch.allclose(decode(parts.autoencoder.eval(), latents), after, atol=1e-5)
 
-    with pytest.raises(UserError, match=r"^lora\.decoder: a cache holds no images"):
-        check_stages(load(world, *decoder[1:], "name=cached", "data.cache=nowhere"))
-
 
 # --- the base's own images ---------------------------------------------------------------------------------
 
@@ -199,7 +196,7 @@ def test_the_decoder_learns_grounds_through_adapters_and_latents_stay(world: Pat
 def test_the_prior_is_drawn_once_by_the_base_and_goes_on_after_a_kill(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own_images, "PRIOR_SHARD", 4)
+    monkeypatch.setattr(prior_preservation, "PRIOR_SHARD", 4)
     config = load(
         world,
         "name=prior",
@@ -207,9 +204,9 @@ def test_the_prior_is_drawn_once_by_the_base_and_goes_on_after_a_kill(
         "lora.layout_unet=false",
         "trainable={lvlm: frozen, composition: null}",
     )
-    sets = own_sets(config, open_sets(config.data.sets))
+    data = open_data(config)
     folder = config.directory / "prior"
-    drawn = own_images._drawn
+    drawn = prior_preservation._generate
     calls: list[range] = []
 
     def killed(pipeline: VLADPipeline, prompts: list[str], numbers: range, seed: int) -> Any:
@@ -218,9 +215,9 @@ def test_the_prior_is_drawn_once_by_the_base_and_goes_on_after_a_kill(
             raise KeyboardInterrupt
         return drawn(pipeline, prompts, numbers, seed)
 
-    monkeypatch.setattr(own_images, "_drawn", killed)
+    monkeypatch.setattr(prior_preservation, "_generate", killed)
     with pytest.raises(KeyboardInterrupt):
-        own_images.draw_prior(config, sets.own, folder)
+        prior_preservation.generate_prior(config, data.shards, folder)
     assert not (folder / "manifest.json").is_file()
     assert run(config).finished  # only the refine stage: nothing else carries an adapter
     assert not (config.directory / "layout").exists()
@@ -435,7 +432,7 @@ def test_shards_of_which_nothing_can_be_used_are_not_called_without_text(tmp_pat
     shard.write_bytes(shard.read_bytes().replace(b'"caption"', b'"kaption"'))
     config = load_config("configs/tiny.yaml", [f"data.shards={tmp_path}/shards", "data.max_bad_share=1"])
     with pytest.raises(UserError, match=r"^data\.shards: not one sample of .*/shards can be used"):
-        own_images.refuse_without_text(config, open_sets(config.data.sets))
+        refuse_without_text(config, open_sets(config.data.sets))
 
 
 @pytest.mark.gpu

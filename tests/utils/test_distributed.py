@@ -12,7 +12,7 @@ from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from vlad.losses.contrastive import AlignmentHead
-from vlad.training.ranks import check_launch, started_by
+from vlad.training.launcher import check_launch, started_by
 from vlad.utils import distributed
 from vlad.utils.errors import UserError
 

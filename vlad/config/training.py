@@ -69,6 +69,9 @@ class OptimOptions:
             raise UserError("train: ema_power_widths and ema_snapshot_every_steps go together; set both or neither.")
 
 
+STAGES = ("align", "autoencoder", "layout", "refine")  # in the order in which a run trains them
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """Steps and optimiser of each stage."""
@@ -184,6 +187,12 @@ class TextTraining:
     def is_frozen(self) -> bool:
         """Whether nothing is ever trained."""
         return not self.components("full") and not self.components("lora")
+
+    @property
+    def freezes_lvlm(self) -> bool:
+        """Whether the LVLM never changes, so that its states of captions and images can be cached."""
+        trained = {*self.components("lora"), *self.components("full")}
+        return trained.isdisjoint({"lvlm", "projector", "vision_tower"})
 
 
 @dataclass(frozen=True)

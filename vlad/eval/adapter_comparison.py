@@ -21,7 +21,6 @@ from vlad.config.load import load_config
 from vlad.config.schema import Config
 from vlad.data.dataset import first_samples
 from vlad.data.options import SyntheticOptions
-from vlad.data.shard_sets import open_sets
 from vlad.data.signs import held_out_signs
 from vlad.eval.fidelity.fidelity_scores import PixelFeatures, score_distances
 from vlad.inference.load_pipeline import load_pipeline
@@ -29,7 +28,7 @@ from vlad.metrics.ocr import default_enlarge_factor, run_ocr
 from vlad.metrics.spelling import letter_accuracy, word_accuracy
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.reports.image_grids import GridRow, sample_grid
-from vlad.training.small_datasets import own_sets
+from vlad.training.run_data import open_data
 from vlad.types import Sample
 from vlad.utils.errors import UserError
 from vlad.utils.paths import writable_directory
@@ -142,7 +141,7 @@ def _is_number(text: str) -> bool:
 
 def _held_out(config: Config) -> tuple[list[Sample], list[Sample]]:
     """All held-out images of a run, and as many of those that it was trained on."""
-    sets = own_sets(config, open_sets(config.data.sets, config.data.fetch))
+    sets = open_data(config)
     if sets.held_out is None:
         raise UserError(f"{config.directory} has held out no images; train it with validation.share=0.2.")
     stream = config.data.stream(config.seed)
@@ -152,7 +151,7 @@ def _held_out(config: Config) -> tuple[list[Sample], list[Sample]]:
             f"{config.directory} has held out {len(held)} of its images, and a distance needs at least two; train it"
             " with a larger validation.share, or with more images."
         )
-    return held, first_samples(sets.own, stream, len(held))
+    return held, first_samples(sets.shards, stream, len(held))
 
 
 def _images(pipeline: VLADPipeline, prompts: list[str]) -> list[Image.Image]:

@@ -14,9 +14,8 @@ import torch
 from vlad.config.load import load_config
 from vlad.config.schema import Config
 from vlad.profiling.training_throughput import StageFigures, count_flops, matrix_rate, measure_stage
-from vlad.training.precision import computed_in
-from vlad.training.run import run_device
-from vlad.training.trainer import stage_precision
+from vlad.training.devices import run_device
+from vlad.training.precision import computed_in, stage_precision
 from vlad.utils.errors import UserError
 
 SWITCHES = ("plain", "attention", "channels_last", "compile", "cache", "batch")

@@ -25,17 +25,18 @@ from vlad.data.collate import collate
 from vlad.data.dataset import first_samples
 from vlad.data.shard_sets import open_sets
 from vlad.models.attention import set_attention
-from vlad.training.adapters import adaptable
-from vlad.training.build import check_text_side
-from vlad.training.cached_states import cached_sets, check_cache
+from vlad.training.add_adapters import adaptable
+from vlad.training.caching import cached_sets
 from vlad.training.callbacks.metrics_logging import StepClock
 from vlad.training.callbacks.progress import StopOnSignal
 from vlad.training.datamodule import ShardDataModule
+from vlad.training.devices import run_device
 from vlad.training.optim import check_optimizer
-from vlad.training.precision import computed_in
-from vlad.training.run import build_stage, quieten, run_device, set_switches, stage_names, stored, training_parts
+from vlad.training.precision import computed_in, stage_precision
+from vlad.training.run import build_stage, quieten, set_switches, stage_names, stored, training_parts
 from vlad.training.stages import set_modes
-from vlad.training.trainer import build_trainer, stage_precision
+from vlad.training.trainer import build_trainer
+from vlad.training.validate import validate
 from vlad.utils import distributed
 from vlad.utils.errors import UserError
 
@@ -96,9 +97,7 @@ def measure_stage(config: Config, name: str, steps: int, warmup: int) -> StageFi
 
 def _time(config: Config, name: str, warmup: int) -> tuple[StepClock, str]:
     quieten()
-    sets = open_sets(config.data.sets, config.data.fetch)
-    check_cache(config, sets)
-    check_text_side(config)
+    sets = validate(config).shards
     parts, config = training_parts(config)
     precision, device = stage_precision(config, name)[0], run_device(config)
     optim: OptimOptions = getattr(config.train, name)

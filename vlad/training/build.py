@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from vlad.config.schema import Config
 from vlad.diffusion.noise_schedule import build_scheduler, noise_options_from
 from vlad.lora.merge import merged_copy
-from vlad.lora.quantise import check_quantisation
 from vlad.losses.alignment_heads import AlignmentHeads, AttentionPool, TokenPool
 from vlad.losses.contrastive import AlignmentHead
 from vlad.losses.extra.image_text_matching import MatchingHead
@@ -33,60 +32,13 @@ from vlad.models.unet_surgery import add_text_conditioning, added_parameters, ex
 from vlad.pipeline.folders import ALIGNMENT_FILE, read_pipeline, reporting_damage, vlad_pipeline_folder
 from vlad.pipeline.options import SampleOptions
 from vlad.pipeline.vlad_pipeline import VLADPipeline
-from vlad.training.adapters import adapt_decoder, adapt_text_side, adapt_unets
+from vlad.training.add_adapters import adapt_decoder, adapt_text_side, adapt_unets
 from vlad.training.parts import Parts
 from vlad.utils.distributed import is_main_process
 from vlad.utils.errors import UserError
 from vlad.utils.hub import without_bars
 
 TEXT, LVLM, COMPOSITION = "text", "lvlm", "composition"  # the text side of a run of L_align alone
-
-
-def check_text_side(config: Config) -> None:
-    """Raises UserError for options of the text side that contradict each other."""
-    training = config.text_training  # refuses what an adapter run cannot train
-    if config.align_stage != "none" and not config.losses.align_weight:
-        raise UserError(f"align_stage: {config.align_stage} has nothing to train with losses.align_weight: 0.")
-    if config.align_stage != "none" and training.is_frozen:
-        raise UserError(f"align_stage: {config.align_stage} has nothing to train: trainable freezes every component.")
-    if config.align_stage == "only" and config.base is not None:
-        raise UserError("align_stage: only makes a text side, and a base brings one; name it as text_base instead.")
-    if config.base is not None and config.stable_diffusion is not None:
-        raise UserError("stable_diffusion: the base brings UNets of its own; leave one of the two out.")
-    if config.base is not None and config.text_base is not None:
-        raise UserError("text_base: the base brings its own text side; leave one of the two out.")
-    adapted = training.components("lora")
-    for component in adapted if config.base is None and config.text_base is None else ():
-        if config.lvlm.path is None or component in ("composition", "spelling"):
-            raise UserError(
-                f"trainable.{component}: lora adapts what is trained already; name an LVLM with lvlm.path, for the"
-                " rest a base or a text_base, or set it to full."
-            )
-    if config.lora is not None and config.lora.base_bits is not None:
-        check_quantisation()
-    if config.makes_adapter and config.lora is not None:
-        lora = config.lora
-        nothing = not adapted and not (lora.layout_unet or lora.refine_unet or lora.decoder)
-        if nothing:
-            raise UserError("lora: no part carries adapters; set lora.refine_unet=true, or another part's.")
-    if config.lora is not None and not adapted and config.base is None and config.stable_diffusion is None:
-        raise UserError("lora: adapters need a base; add base=runs/NAME, a finished run, or set trainable.lvlm=lora.")
-
-
-def check_stages(config: Config) -> None:
-    """Raises UserError for a stage without steps that has to be trained, and where edits cannot be."""
-    for name in ("align", "autoencoder", "layout", "refine"):
-        if getattr(config.train, name).steps == 0 and (name != "layout" or config.base is None or config.lora):
-            raise UserError(
-                f"train.{name}.steps must be at least 1; 0 is for the layout stage alone, of a run with a base and"
-                " without lora."
-            )
-    if config.lora is not None and config.lora.decoder and config.data.cache is not None:
-        raise UserError("lora.decoder: a cache holds no images to restore; leave out data.cache, or lora.decoder.")
-    if config.refine.editing_share and config.data.cache is not None:
-        raise UserError(
-            "refine.editing_share: a cache holds no images to hide a part of; leave data.cache out, or set it to 0."
-        )
 
 
 def build_parts(config: Config) -> tuple[Parts, Config]:

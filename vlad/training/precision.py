@@ -17,7 +17,8 @@ from typing import Literal
 
 import torch
 
-from vlad.config.training import Precision
+from vlad.config.schema import Config
+from vlad.config.training import OptimOptions, Precision
 from vlad.utils.errors import UserError
 
 
@@ -58,3 +59,10 @@ def computed_in(precision: Precision) -> torch.dtype:
 def autocast_of(precision: Precision) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
     """The name of Lightning's plugin that computes so: its own bf16-true would store what is trained in bf16 too."""
     return "bf16-mixed" if precision == "bf16-true" else precision
+
+
+def stage_precision(config: Config, name: str) -> tuple[Precision, str | None]:
+    """A stage's precision here, with a note where another was asked for. Raises UserError for an impossible one."""
+    optim: OptimOptions = getattr(config.train, name)
+    on_gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
+    return native_precision(optim.precision or config.trainer.precision, on_gpu)

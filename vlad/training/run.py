@@ -37,26 +37,23 @@ from vlad.config.schema import Config
 from vlad.config.training import OptimOptions, Precision
 from vlad.data.collate import collate
 from vlad.data.dataset import first_samples
-from vlad.data.shard_sets import ShardSets, open_sets
+from vlad.data.shard_sets import ShardSets
 from vlad.diffusion.noise_schedule import build_scheduler
 from vlad.lora.inject import has_adapter
 from vlad.lora.merge import merged_copy
-from vlad.losses.extra.ocr_perceptual import check_recogniser
 from vlad.models.attention import set_attention
 from vlad.models.autoencoder import PatchAutoencoder
 from vlad.pipeline.folders import ALIGNMENT_FILE
 from vlad.reports.run_report import changes_since_last_start, record_start, write_run_page
-from vlad.training.adapters import adaptable, kept_adapters
+from vlad.training.add_adapters import adaptable, kept_adapters
 from vlad.training.build import (
     TEXT,
     build_parts,
     build_pipeline,
-    check_stages,
-    check_text_side,
     publish_text_side,
     reads_images,
 )
-from vlad.training.cached_states import cached_sets, check_cache
+from vlad.training.caching import cached_sets
 from vlad.training.callbacks.adapter_saves import write_adapters
 from vlad.training.callbacks.ema import save_average
 from vlad.training.callbacks.monitors import grid_drawer, look_taker, retrieval_measure
@@ -64,27 +61,19 @@ from vlad.training.callbacks.phases import TextPhases
 from vlad.training.callbacks.progress import StopOnSignal, takes_part, write_metrics
 from vlad.training.checkpoint import prune_checkpoints, remove_damaged, remove_partial
 from vlad.training.datamodule import ShardDataModule
-from vlad.training.environment import describe_start
-from vlad.training.legibility import build_legibility
-from vlad.training.loggers import check_wandb
+from vlad.training.devices import is_sharded_run, run_device, sharding_ranks
+from vlad.training.legibility_models import build_legibility
 from vlad.training.memory_plan import start_line
 from vlad.training.memory_savers import checkpoint_activations, compile_as_written, compile_unets, frozen_in_bf16
-from vlad.training.optim import check_optimizer
 from vlad.training.parts import TRAINED, Parts
-from vlad.training.precision import computed_in
-from vlad.training.ranks import check_launch
+from vlad.training.precision import computed_in, stage_precision
+from vlad.training.prior_preservation import with_prior
+from vlad.training.provenance import describe_start
 from vlad.training.resume import check_run_directory, finished_stage, freely_changed, listed, starting_checkpoint
-from vlad.training.small_datasets import OwnSets, own_sets, refuse_without_text, with_prior
+from vlad.training.run_data import RunData
 from vlad.training.stages import AlignStage, AutoencoderStage, LayoutStage, RefineStage, Stage, set_modes
-from vlad.training.trainer import (
-    build_trainer,
-    check_gpus,
-    check_sharding,
-    devices,
-    is_sharded_run,
-    sharing_ranks,
-    stage_precision,
-)
+from vlad.training.trainer import build_trainer
+from vlad.training.validate import check_stages, validate
 from vlad.utils import distributed
 from vlad.utils.errors import UserError, counted
 from vlad.utils.failures import user_errors
@@ -106,48 +95,29 @@ class RunResult:
 def run(config: Config) -> RunResult:
     """Trains every stage that is not done yet. Raises UserError before any long work for what cannot work."""
     quieten()
-    sets = open_sets(config.data.sets, config.data.fetch)
-    check_cache(config, sets)
-    if config.data.held_out is not None:
-        open_sets(
-            {config.data.held_out: 1.0}, config.data.fetch, "data.held_out"
-        )  # measured between stages: too late to be missing
-    check_text_side(config)
-    check_stages(config)
-    own = own_sets(config, sets)
-    check_launch(config.trainer.nodes, max(1, devices(config)))
-    check_sharding(config)
-    if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator: there is no GPU that torch can use here; set it to auto or cpu.")
-    check_gpus(config)
-    check_run_directory(config)
-    check_wandb(config.trainer.wandb)
-    if config.losses.ocr_weight:
-        check_recogniser()
+    data = validate(config)
     directory = writable_directory(config.directory, "the run", needed_bytes=200_000_000)
     # The other ranks of a launch work on the same run.
     with directory_lock(directory, "a run") if distributed.is_main_process() else contextlib.nullcontext():
-        return _run(config, own, directory)
+        return _run(config, data, directory)
 
 
-def _run(config: Config, sets: OwnSets, directory: Path) -> RunResult:
+def _run(config: Config, data: RunData, directory: Path) -> RunResult:
     described = config
     torch.use_deterministic_algorithms(True, warn_only=True)
     parts, config = training_parts(config)
-    refuse_without_text(config, sets.own)
     stages = stage_names(config, parts)
-    memory = start_line(config, parts, stages, sharing_ranks(config)) if distributed.is_main_process() else None
+    memory = start_line(config, parts, stages, sharding_ranks(config)) if distributed.is_main_process() else None
     device = run_device(config)
-    precisions = [stage_precision(config, stage)[0] for stage in stages]  # refused before any is trained
-    for stage in stages:
-        check_optimizer(getattr(config.train, stage), device)
-    line = set_switches(config, parts, device, computed_in(precisions[-1]))
+    check_stages(config, stages, data)
+    dtype = computed_in(stage_precision(config, stages[-1])[0])
+    line = set_switches(config, parts, device, dtype)
     # Only now: a call that could not work must not claim the directory for its config.
     if distributed.is_main_process() and not (directory / "config.yaml").is_file():
         save_config(described, directory / "config.yaml")
-    sets = with_prior(config, sets)
+    data = with_prior(config, data)
     if distributed.is_main_process():
-        found = f"{counted(sets.own.samples, 'sample')} in {counted(sets.own.shards, 'shard')}"
+        found = f"{counted(data.shards.samples, 'sample')} in {counted(data.shards.shards, 'shard')}"
         print(f"{config.name}: {found}; {line}", file=sys.stderr)
         if memory is not None:
             print(memory, file=sys.stderr)
@@ -162,14 +132,14 @@ def _run(config: Config, sets: OwnSets, directory: Path) -> RunResult:
 
     with StopOnSignal() as stop:
         for number, stage in enumerate(stages):
-            if not _train_stage(config, parts, sets, stage, stages, stop):
+            if not _train_stage(config, parts, data, stage, stages, stop):
                 return RunResult(directory, finished=False)
             if is_sharded_run(config):
                 # The modules are in parts on all ranks now: from the files, as a run does that goes on.
                 parts, _ = training_parts(described)
                 for done in stages[: number + 1]:
-                    _train_stage(config, parts, sets, done, stages, stop)
-                set_switches(config, parts, device, computed_in(precisions[-1]))
+                    _train_stage(config, parts, data, done, stages, stop)
+                set_switches(config, parts, device, dtype)
     compile_as_written(_unets(parts))
     if distributed.is_main_process():
         with failures_reported(f"{config.name}:", directory):
@@ -198,11 +168,6 @@ def set_switches(config: Config, parts: Parts, device: torch.device, dtype: torc
     checkpoint_activations(config.trainer.activation_checkpointing, unets, parts.text_side.lvlm.model)
     compile_unets(config.trainer.compile, unets, device)
     return line
-
-
-def run_device(config: Config) -> torch.device:
-    """What a run's processes compute on."""
-    return torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
 
 
 def is_finished(config: Config) -> bool:
@@ -281,13 +246,13 @@ def _text_steps_before(config: Config, parts: Parts, name: str) -> int:
     return sum(getattr(config.train, other).steps for other in before)
 
 
-def _train_stage(config: Config, parts: Parts, sets: OwnSets, name: str, order: list[str], stop: StopOnSignal) -> bool:
+def _train_stage(config: Config, parts: Parts, sets: RunData, name: str, order: list[str], stop: StopOnSignal) -> bool:
     """Trains a stage to its end, or until a signal; returns whether it is done."""
     label = f"[{order.index(name) + 1}/{len(order)} {name}]"
     directory = config.directory / name
     checkpoints = directory / "checkpoints"
     optim: OptimOptions = getattr(config.train, name)
-    stage, phases = build_stage(config, parts, name, sets.own, label)
+    stage, phases = build_stage(config, parts, name, sets.shards, label)
     finished = finished_stage(config, name, order)
     if finished is not None:
         _load_stage(stage, finished)
@@ -306,11 +271,11 @@ def _train_stage(config: Config, parts: Parts, sets: OwnSets, name: str, order: 
         remove_partial(checkpoints)
     newest = starting_checkpoint(config, name, label, distributed.is_main_process())
 
-    draw = grid_drawer(config, parts, sets.own, name) if name in ("layout", "refine") else None
-    measure = None if phases is None else retrieval_measure(config, parts)
+    draw = grid_drawer(config, parts, sets.shards, name) if name in ("layout", "refine") else None
+    measure = None if phases is None else retrieval_measure(config, parts, sets.pairs)
     look = None
     if sets.held_out is not None and name in ("layout", "refine"):
-        look = look_taker(config, parts, sets.own, sets.held_out, name)
+        look = look_taker(config, parts, sets.shards, sets.held_out, name)
     adapters, about = kept_adapters(config, parts), adapter_recipe(config)
     built = build_trainer(config, name, label, stop, draw, measure, phases, adapters, newest, look, about)
     trainer = built.trainer

@@ -32,8 +32,8 @@ from vlad.models.autoencoder import PatchAutoencoder, encode, sample_posterior, 
 from vlad.models.composition import TextSide
 from vlad.models.inpainting_inputs import inpainting_channels, inpainting_inputs
 from vlad.training.callbacks.metrics_logging import NoiseLevels
-from vlad.training.edit_samples import make_edits
 from vlad.training.fsdp import shard
+from vlad.training.inpainting_batches import make_edits
 from vlad.training.optim import build_optimizer, learning_rate_factor
 from vlad.training.parts import Parts
 from vlad.types import Batch

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import nn
 
 from vlad.config.schema import Config
-from vlad.config.training import OptimOptions, Precision
+from vlad.config.training import OptimOptions
 from vlad.lora.inject import has_adapter
 from vlad.reports.run_report import write_run_page
 from vlad.training.callbacks.adapter_saves import AdapterSaves
@@ -25,14 +24,14 @@ from vlad.training.callbacks.gradient_guard import GradientGuard
 from vlad.training.callbacks.metrics_logging import Watch
 from vlad.training.callbacks.phases import TextPhases
 from vlad.training.callbacks.progress import Measured, Progress, RefreshReport, SampleGrid, SeedEachBatch, StopOnSignal
+from vlad.training.callbacks.rank_watch import RankWatch
 from vlad.training.callbacks.validation import EarlyStopping, Look
+from vlad.training.devices import is_sharded_run, local_processes, total_processes
 from vlad.training.fsdp import ShardedStrategy
 from vlad.training.loggers import build_loggers
-from vlad.training.precision import autocast_of, native_precision
-from vlad.training.ranks import RankWatch
+from vlad.training.precision import autocast_of, stage_precision
 from vlad.training.resume import config_record
 from vlad.utils.distributed import is_main_process
-from vlad.utils.errors import UserError, counted
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,7 @@ def build_trainer(
     precision, note = stage_precision(config, name)
     if note is not None and is_main_process():
         print(f"{label} {note}", file=sys.stderr)
-    processes = max(1, devices(config)) * options.nodes
-    images_per_step = config.data.batch_size * optim.accumulate_batches * processes
+    images_per_step = config.data.batch_size * optim.accumulate_batches * total_processes(config)
     progress = Progress(label, images_per_step, optim.steps)
     guard = GradientGuard(directory / "nonfinite", optim.clip_grad_norm, options.on_nonfinite)
     writer = CheckpointWriter(
@@ -133,7 +131,7 @@ def build_trainer(
     start = f"from-{begins_at.stem}" if begins_at is not None else "from-step-00000000"
     trainer = L.Trainer(
         accelerator=options.accelerator,
-        devices=devices(config) or "auto",
+        devices=local_processes(config),
         num_nodes=options.nodes,
         strategy=_strategy(config, name),
         precision=autocast_of(precision),
@@ -151,64 +149,9 @@ def build_trainer(
     return StageTrainer(trainer, average, guard, progress, saving, stopping)
 
 
-def devices(config: Config) -> int:
-    """Processes on this machine; 0 means "whatever GPUs there are"."""
-    if config.trainer.devices != "auto":
-        return int(config.trainer.devices)
-    return torch.cuda.device_count() if config.trainer.accelerator != "cpu" else 1
-
-
-def check_gpus(config: Config) -> None:
-    """Raises UserError where more processes are asked for than there are GPUs."""
-    there = torch.cuda.device_count() if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else 0
-    if 0 < there < devices(config):
-        raise UserError(
-            f"trainer.devices is {devices(config)}, and torch finds {counted(there, 'GPU')} here; set it to auto, or to"
-            f" {there} at most."
-        )
-
-
-def is_sharded_run(config: Config) -> bool:
-    """Whether several processes share the weights; of one process `fsdp` asks for nothing."""
-    return config.trainer.strategy == "fsdp" and max(1, devices(config)) * config.trainer.nodes > 1
-
-
-def sharing_ranks(config: Config) -> int:
-    """How many processes share what is sharded; 1: each holds all."""
-    return max(1, devices(config)) * config.trainer.nodes if is_sharded_run(config) else 1
-
-
-def check_sharding(config: Config) -> None:
-    """Raises UserError for what does not go together with sharded weights."""
-    if not is_sharded_run(config):
-        return
-    what = None
-    if config.lora is not None or config.text_training.components("lora"):
-        what = "adapters are small enough for every rank: train them with trainer.strategy=ddp"
-    elif len(config.text_training.phases) > 1:
-        what = "what is trained cannot change on the way: leave out trainable's phases, or use trainer.strategy=ddp"
-    elif config.trainer.compile != "none":
-        what = "compiled and sharded blocks are not tried together yet: set trainer.compile=none"
-    elif any(getattr(config.train, stage).optimizer == "adamw-8bit" for stage in ("align", "layout", "refine")):
-        what = "8-bit moments do not know shards: set the stages' optimizer to adamw"
-    elif config.validation.share:
-        what = "the looks at held-out images are one rank's: leave out validation.share, or use trainer.strategy=ddp"
-    elif "16-mixed" in {config.trainer.precision, config.train.layout.precision, config.train.refine.precision}:
-        what = "there is no loss scaler for shards: use bf16-mixed or 32-true"
-    if what is not None:
-        raise UserError(f"trainer.strategy: fsdp: {what}.")
-
-
-def stage_precision(config: Config, name: str) -> tuple[Precision, str | None]:
-    """A stage's precision here, with a note where another was asked for. Raises UserError for an impossible one."""
-    optim: OptimOptions = getattr(config.train, name)
-    on_gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
-    return native_precision(optim.precision or config.trainer.precision, on_gpu)
-
-
 def _strategy(config: Config, name: str) -> Strategy | str:
     """DDP or FSDP where several processes train, which gives up on a rank that does not answer."""
-    if devices(config) <= 1 and config.trainer.nodes == 1:
+    if total_processes(config) == 1:
         return "auto"
     timeout = timedelta(minutes=config.trainer.timeout_minutes)
     if is_sharded_run(config):

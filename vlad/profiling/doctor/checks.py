@@ -30,15 +30,15 @@ from vlad.profiling.doctor.all_reduce import all_reduce_rate
 from vlad.profiling.doctor.findings import Finding
 from vlad.profiling.training_throughput import StageFigures, measure_stage
 from vlad.training.checkpoint import list_checkpoints
-from vlad.training.environment import cpu_name
+from vlad.training.devices import local_processes, run_device, sharding_ranks
 from vlad.training.memory_plan import CONTEXT_BYTES, StagePlan, Switches, checkpoint_bytes, is_packed, plan_stage
 from vlad.training.memory_savers import prove_compile
 from vlad.training.optim import check_optimizer
 from vlad.training.parts import Parts
-from vlad.training.precision import computed_in
-from vlad.training.ranks import check_launch
-from vlad.training.run import build_stage, is_finished, run_device, stage_names, training_parts
-from vlad.training.trainer import check_sharding, devices, sharing_ranks, stage_precision
+from vlad.training.precision import computed_in, stage_precision
+from vlad.training.provenance import cpu_name
+from vlad.training.run import build_stage, is_finished, stage_names, training_parts
+from vlad.training.validate import check_machine
 from vlad.utils.errors import UserError, counted
 
 # What the code is written against; and releases that must not run.
@@ -69,7 +69,7 @@ class Examined:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.device = run_device(config)
-        self.processes = max(1, devices(config))
+        self.processes = local_processes(config)
         self.ranks = self.processes * config.trainer.nodes
 
     @cached_property
@@ -99,7 +99,7 @@ class Examined:
     def memory(self) -> dict[str, StagePlan]:
         """The plans of the stages that train a UNet."""
         parts, config = self.built
-        ranks, plans = sharing_ranks(config), {}
+        ranks, plans = sharding_ranks(config), {}
         for name in self.stages:
             if name in ("layout", "refine"):
                 switches = Switches.of(config, name, ranks, stage_precision(config, name)[0])
@@ -214,8 +214,7 @@ def device(examined: Examined) -> Finding:
 
 def launch(examined: Examined) -> Finding:
     """That a launcher has started what the config asks for, and that the strategy can."""
-    check_launch(examined.config.trainer.nodes, examined.processes)
-    check_sharding(examined.config)
+    check_machine(examined.config)
     return Finding("launch", "ok", f"{examined.config.trainer.nodes} x {examined.processes} processes")
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from vlad.config.schema import Config
 from vlad.data.collate import collate
 from vlad.data.dataset import first_samples
-from vlad.data.shard_sets import ShardSets, open_sets
+from vlad.data.shard_sets import ShardSets
 from vlad.losses.contrastive import text_ids
 from vlad.losses.text_side_losses import encode_prompts
 from vlad.metrics.ocr import default_enlarge_factor, run_ocr
@@ -90,17 +90,16 @@ def _spelled(images: list[np.ndarray], wanted: list[list[str]]) -> dict[str, flo
     }
 
 
-def retrieval_measure(config: Config, parts: Parts) -> Callable[[Path], dict[str, float]] | None:
+def retrieval_measure(
+    config: Config, parts: Parts, pairs: ShardSets | None
+) -> Callable[[Path], dict[str, float]] | None:
     """Scores the first pairs of the held-out set in the shared space as it is now, and draws that space.
 
     None without `data.held_out` or without L_align.
     """
-    if config.data.held_out is None or not config.losses.align_weight:
+    if pairs is None or not config.losses.align_weight:
         return None
-    stream = config.data.stream(config.seed)
-    samples = first_samples(
-        open_sets({config.data.held_out: 1.0}, config.data.fetch, "data.held_out"), stream, RETRIEVAL_PAIRS
-    )
+    samples = first_samples(pairs, config.data.stream(config.seed), RETRIEVAL_PAIRS)
     size = config.data.batch_size
     batches = [collate(samples[start : start + size]) for start in range(0, len(samples), size)]
 

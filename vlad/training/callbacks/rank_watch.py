@@ -16,50 +16,10 @@ from typing import Any
 
 import lightning as L
 
-from vlad.utils.errors import UserError
 from vlad.utils.failures import is_lost_connection
 
 POLL_SECONDS = 0.25
 GRACE_SECONDS = 2.0
-
-
-def started_by() -> str | None:
-    """What has started this process as one of several; None where the run starts them itself."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return "torchrun"
-    return "srun" if (_told("SLURM_STEP_NUM_TASKS") or 1) > 1 else None
-
-
-def check_launch(nodes: int, devices: int) -> None:
-    """Raises UserError where a launcher's variables do not agree with `nodes` machines of `devices` processes.
-
-    Without a launcher several nodes would wait for each other for ever.
-    """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        launcher, told = "torchrun", (_told("WORLD_SIZE"), _told("LOCAL_WORLD_SIZE"))
-    elif (tasks := _told("SLURM_STEP_NUM_TASKS") or 1) > 1:
-        # Each would train alone, and all would write into one directory. A batch script itself is no step of its job.
-        launcher, told = "srun", (tasks, tasks // (_told("SLURM_STEP_NUM_NODES") or 1))
-    elif nodes == 1:
-        return
-    elif "SLURM_PROCID" in os.environ and "SLURM_NTASKS" in os.environ:
-        machines = _told("SLURM_NNODES") or nodes
-        launcher, told = "srun", (_told("SLURM_NTASKS"), (_told("SLURM_NTASKS") or 0) // machines)
-    else:
-        raise UserError(
-            f"trainer.nodes is {nodes}, but nothing has started processes on other machines; start the same command on"
-            " every node with torchrun or srun (docs/training.md), or set trainer.nodes=1."
-        )
-    if told != (nodes * devices, devices):
-        raise UserError(
-            f"trainer.nodes x trainer.devices is {nodes} x {devices}, but {launcher} has started {told[0]} processes,"
-            f" {told[1]} on this machine; make the two agree."
-        )
-
-
-def _told(name: str) -> int | None:
-    value = os.environ.get(name, "")
-    return int(value) if value.isdecimal() else None
 
 
 class RankWatch(L.Callback):
