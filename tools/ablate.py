@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from vlad.eval.generation_modes import MOST_WORDS, WAYS
+from vlad.eval.options import MODES_BY_NAME, MOST_WORDS
 from vlad.utils.command_line import run_command_line
 from vlad.utils.errors import UserError
 from vlad.utils.subprocesses import Children
@@ -29,7 +29,10 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (default: 3)")
     parser.add_argument("--count", type=int, default=200, help="held-out words that are drawn (default: 200)")
     parser.add_argument(
-        "--ways", nargs="+", choices=WAYS, help="of drawing them, refit among them; each takes time (default: all)"
+        "--ways",
+        nargs="+",
+        choices=MODES_BY_NAME,
+        help="of drawing them, refit among them; each takes time (default: all)",
     )
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs at once, each with its share of the cores and GPUs (default: 1)"

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlad.eval.generation_modes import MODES, MOST_WORDS, WAYS, plain
+from vlad.eval.options import GENERATION_MODES, MODES_BY_NAME, MOST_WORDS, mode_name
 from vlad.utils.command_line import run_command_line
 from vlad.utils.errors import UserError
 
@@ -47,7 +47,7 @@ def evaluate_run(
 
     from vlad.config.load import load_config
     from vlad.data.signs import held_out_signs
-    from vlad.eval.generators.pipeline_generators import weights_digest
+    from vlad.eval.generators.generator import weights_digest
     from vlad.eval.held_out_words.spelling_score import modes_of, score_spelling, spelling_grid
     from vlad.inference.load_pipeline import load_pipeline
     from vlad.metrics.ocr import build_ocr_engine
@@ -91,16 +91,16 @@ def evaluate_run(
 
             score, images, rows = score_spelling(pipeline, signs, mode, engine, show)
         metrics["modes"][mode] = dataclasses.asdict(score)
-        folder = out / plain(mode)
+        folder = out / mode_name(mode)
         writable_directory(folder, "images")
         for stale in folder.glob("[0-9][0-9][0-9][0-9].png"):  # of another count of words
             stale.unlink()
         for number, image in enumerate(images):
             image.save(folder / f"{number:04d}.png")
         spelling_grid(rows[:32], mode).save(out / f"{folder.name}.png")
-    for mode in set(MODES) - set(metrics["modes"]):  # of an evaluation that gave way
-        shutil.rmtree(out / plain(mode), ignore_errors=True)
-        (out / f"{plain(mode)}.png").unlink(missing_ok=True)
+    for mode in set(GENERATION_MODES) - set(metrics["modes"]):  # of an evaluation that gave way
+        shutil.rmtree(out / mode_name(mode), ignore_errors=True)
+        (out / f"{mode_name(mode)}.png").unlink(missing_ok=True)
     write_metrics(metrics_file, metrics)
     return metrics
 
@@ -190,11 +190,10 @@ def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Eva
     read_prompt_files(prompts)
     build_ocr_engine(arguments.engine)
 
-    from vlad.eval.benchmark.parallel_ocr import ReadOptions
-    from vlad.eval.benchmark.run_benchmark import ScoreOptions, score_target
-    from vlad.eval.generators.pipeline_generators import DrawOptions
+    from vlad.eval.benchmark.run_benchmark import run_benchmark
+    from vlad.eval.options import BenchmarkOptions, GenerationOptions, OCROptions
 
-    draw = DrawOptions(
+    generation = GenerationOptions(
         arguments.steps,
         arguments.text_scale,
         arguments.layout_scale,
@@ -202,10 +201,10 @@ def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Eva
         arguments.pixels,
         arguments.batch_size,
     )
-    options = ScoreOptions(
+    options = BenchmarkOptions(
         prompts=prompts,
         protocol=arguments.protocol,
-        read=ReadOptions(arguments.engine, arguments.enlarge, arguments.workers),
+        ocr=OCROptions(arguments.engine, arguments.enlarge, arguments.workers),
         first=arguments.first,
         images_per_prompt=arguments.images_per_prompt,
         seed=arguments.seed,
@@ -213,9 +212,9 @@ def evaluate_benchmark(target: Path, arguments: argparse.Namespace) -> tuple[Eva
         weights=arguments.weights,
         vision_encoders=tuple(arguments.vision_encoder),
         references=arguments.references,
-        draw=draw,
+        generation=generation,
     )
-    return score_target(target, options, arguments.out, [*more, *arguments.overrides])
+    return run_benchmark(target, options, arguments.out, [*more, *arguments.overrides])
 
 
 def evaluate_alignment(encoder: Path, arguments: argparse.Namespace) -> int:
@@ -340,7 +339,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, help="images at once of a pipeline that is not ours (default: 4)")
     parser.add_argument("--count", type=int, default=200, help="without --prompts: how many words (default: 200)")
     parser.add_argument(
-        "--ways", nargs="+", choices=WAYS, help="without --prompts: only these ways of drawing (default: all)"
+        "--ways", nargs="+", choices=MODES_BY_NAME, help="without --prompts: only these ways of drawing (default: all)"
     )
     parser.add_argument("--editing", action="store_true", help="replace the words of held-out signs, and read them")
     parser.add_argument(
@@ -383,7 +382,7 @@ def main() -> int:
     if arguments.editing:
         print_editing(evaluate_editing(arguments.target, arguments.count, arguments.engine), arguments.target)
         return 0
-    ways = None if arguments.ways is None else [WAYS[way] for way in arguments.ways]
+    ways = None if arguments.ways is None else [MODES_BY_NAME[way] for way in arguments.ways]
     print_spelling(evaluate_run(arguments.target, arguments.count, arguments.engine, ways), arguments.target)
     return 0
 

@@ -24,10 +24,10 @@ def main() -> None:
     from tqdm import tqdm
 
     from vlad.eval.open_benchmark.alignment_subsets import ALIGNMENT_SUBSETS
-    from vlad.eval.open_benchmark.make_benchmark import SUBSETS, BenchmarkOptions, write_benchmark
+    from vlad.eval.open_benchmark.make_benchmark import SUBSETS, OpenBenchmarkOptions, write_benchmark
     from vlad.utils.paths import writable_directory
 
-    options = BenchmarkOptions(arguments.seed, arguments.split, arguments.count, arguments.size)
+    options = OpenBenchmarkOptions(arguments.seed, arguments.split, arguments.count, arguments.size)
     total = options.count * (len(SUBSETS) + len(ALIGNMENT_SUBSETS))
     writable_directory(arguments.out, "the benchmark", needed_bytes=total * options.size_pixels**2 // 8)
     with tqdm(total=total, desc="rendering", unit="image") as bar:

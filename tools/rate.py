@@ -71,7 +71,7 @@ def main() -> None:
     prompts = read_prompt_files(arguments.prompts)[: arguments.first]
     masked: dict[str, tuple[float, float, float, float]] = {}
     if arguments.watermarked:
-        from vlad.eval.generators.baselines import WATERMARK
+        from vlad.eval.options import WATERMARK
 
         masked = dict.fromkeys(arguments.watermarked, WATERMARK)
     study = make_study("pairs" if arguments.pairs else "scores", systems, prompts, arguments.seed, masked)

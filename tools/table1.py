@@ -52,8 +52,7 @@ def main() -> int:
         raise UserError("--prompts names no file; name one of your benchmark's.")
     asked = read_prompt_files(prompts)  # a mistake in them answers at once, also where no row has its models
 
-    from vlad.eval.benchmark.parallel_ocr import ReadOptions
-    from vlad.eval.benchmark.run_benchmark import ScoreOptions
+    from vlad.eval.options import BenchmarkOptions, OCROptions
     from vlad.eval.table1 import read_entries, remarks, score_rows, write_table
     from vlad.metrics.ocr import build_ocr_engine
     from vlad.utils.errors import did_you_mean
@@ -68,9 +67,9 @@ def main() -> int:
         if name not in entries:
             raise UserError(f"There is no row {name!r}.{did_you_mean(name, entries)} Rows: {', '.join(entries)}.")
     chosen = {name: entry for name, entry in entries.items() if name in (chosen_rows or entries)}
-    options = ScoreOptions(
+    options = BenchmarkOptions(
         prompts=prompts,
-        read=ReadOptions(arguments.engine, workers=arguments.workers),
+        ocr=OCROptions(arguments.engine, workers=arguments.workers),
         first=arguments.first,
         images_per_prompt=arguments.images_per_prompt,
         seed=arguments.seed,

@@ -20,7 +20,7 @@ from vlad.eval.alignment.alignment_scores import (
     wordings_of,
 )
 from vlad.eval.open_benchmark.make_benchmark import scenes
-from vlad.eval.open_benchmark.scenes import BenchmarkOptions
+from vlad.eval.open_benchmark.scenes import OpenBenchmarkOptions
 from vlad.utils.errors import UserError
 
 SWAPPED = (Swapped("order", "swapped"), Swapped("colours", "other"))
@@ -129,7 +129,7 @@ def test_a_bag_of_words_shows_and_one_who_reads_gets_all() -> None:
     subsets = ("counting", "relations", "synonyms")
     entries = [
         Entry(scene.key, scene.subset, scene.prompt, scene.asked)
-        for scene in scenes(BenchmarkOptions(count=8), subsets)
+        for scene in scenes(OpenBenchmarkOptions(count=8), subsets)
     ]
     meanings: dict[str, int] = {}
     for number, entry in enumerate(entries):

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from vlad.config.load import load_config, save_config
 from vlad.config.schema import Config
 from vlad.eval.alignment.joint_encoders import RunEncoder, joint_encoder
-from vlad.eval.open_benchmark.make_benchmark import BenchmarkOptions, write_benchmark
+from vlad.eval.open_benchmark.make_benchmark import OpenBenchmarkOptions, write_benchmark
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.pipeline.folders import ALIGNMENT_FILE
 from vlad.training.build import build_pipeline, new_parts, publish_text_side
@@ -67,7 +67,7 @@ def test_the_command_scores_a_run_and_says_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, _ = make_run(tmp_path)
-    write_benchmark(BenchmarkOptions(count=2, size_pixels=64), tmp_path / "benchmark")
+    write_benchmark(OpenBenchmarkOptions(count=2, size_pixels=64), tmp_path / "benchmark")
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     tool = importlib.import_module("evaluate")
 

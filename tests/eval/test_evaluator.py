@@ -18,9 +18,10 @@ from vlad.data.words import held_out_words
 from vlad.eval.benchmark import parallel_ocr as reading_files
 from vlad.eval.benchmark.evaluator import choose_protocols, evaluate, metrics_json
 from vlad.eval.benchmark.html_report import text_table, write_report
-from vlad.eval.benchmark.image_sets import BenchmarkImage, check_drawn, draw_images, find_images, image_seed
-from vlad.eval.benchmark.parallel_ocr import ImageFile, ReadOptions, load_image, read_files
+from vlad.eval.benchmark.image_sets import BenchmarkImage, check_generated, find_images, generate_images, image_seed
+from vlad.eval.benchmark.parallel_ocr import ImageFile, load_image, read_files
 from vlad.eval.benchmark.prompt_files import quoted
+from vlad.eval.options import OCROptions
 from vlad.eval.protocols import PROTOCOLS
 from vlad.eval.protocols.protocol import Wanted
 from vlad.layout.line_crops import crop_line
@@ -34,7 +35,7 @@ PROMPTS = [
     Wanted(str(number), sign.caption, quoted(sign.caption), sign.layout.lines, "ab"[number % 2])
     for number, sign in enumerate(SIGNS)
 ]
-ONE = ReadOptions(workers=1)
+ONE = OCROptions(workers=1)
 
 
 class Painter:
@@ -53,7 +54,7 @@ class Painter:
     def refusal(self, wanted: Wanted, layout: Layout | None) -> str | None:
         return "too long" if len(wanted.prompt) > 200 else None
 
-    def draw(
+    def generate(
         self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
     ) -> list[tuple[Image.Image, Layout | None]]:
         self.drawn += [(wanted.key, seed) for wanted, seed in zip(prompts, seeds, strict=True)]
@@ -142,7 +143,7 @@ def test_what_was_read_is_not_read_again(folder: Path, tmp_path: Path, monkeypat
     Image.fromarray(SIGNS[1].image[:, ::-1].copy()).save(folder / "0.png")
     evaluate(images, [PROTOCOLS["mario"]], ONE, tmp_path)
     assert reads == [folder / "0.png"]
-    evaluate(images, [PROTOCOLS["mario"]], ReadOptions(enlarge_factor=3, workers=1), tmp_path)
+    evaluate(images, [PROTOCOLS["mario"]], OCROptions(enlarge_factor=3, workers=1), tmp_path)
     assert len(reads) == 4
 
 
@@ -165,7 +166,7 @@ def test_processes_read_what_one_does(folder: Path, tmp_path: Path) -> None:
             time.sleep(0.05)
         yield from several[1:]
 
-    assert list(read_files(drawn(), ReadOptions(workers=2))) == alone
+    assert list(read_files(drawn(), OCROptions(workers=2))) == alone
     assert alone[-1].fault and not alone[0].fault
     assert [reading.reading.crops for reading in alone[:2]] == [(SIGNS[n].layout.lines[0].text,) for n in range(2)]
 
@@ -180,17 +181,17 @@ def test_few_images_are_taken_ahead_of_the_readings(tmp_path: Path) -> None:
             taken += 1
             yield ImageFile(tmp_path / "a.png", tmp_path / f"{number}.json")
 
-    ahead = [taken - done for done, _ in enumerate(read_files(images(), ReadOptions(workers=2)), start=1)]
+    ahead = [taken - done for done, _ in enumerate(read_files(images(), OCROptions(workers=2)), start=1)]
     assert len(ahead) == 14
     assert max(ahead) <= 8
 
 
 def test_images_are_drawn_once_and_go_on_where_they_stopped(tmp_path: Path) -> None:
     def drawn(painter: Painter, prompts: Sequence[Wanted] = PROMPTS, seed: int = 0) -> list[BenchmarkImage]:
-        return list(draw_images(painter, prompts, 2, seed, False, tmp_path))
+        return list(generate_images(painter, prompts, 2, seed, False, tmp_path))
 
     stopped = Painter()
-    images = draw_images(stopped, PROMPTS, 2, 0, False, tmp_path)
+    images = generate_images(stopped, PROMPTS, 2, 0, False, tmp_path)
     assert [next(images).name for _ in range(2)] == ["0_0", "0_1"]
     images.close()  # type: ignore[attr-defined]
     assert len(stopped.drawn) == 4
@@ -217,7 +218,7 @@ def test_images_are_drawn_once_and_go_on_where_they_stopped(tmp_path: Path) -> N
 def test_images_of_another_prompt_are_not_scored_for_the_one_that_has_its_id_now(tmp_path: Path) -> None:
     def drawn(prompts: Sequence[Wanted], use_layouts: bool = False, out: Path = tmp_path) -> list[tuple[str, int]]:
         painter = Painter()
-        list(draw_images(painter, prompts, 1, 0, use_layouts, out))
+        list(generate_images(painter, prompts, 1, 0, use_layouts, out))
         return painter.drawn
 
     assert len(drawn(PROMPTS[:2])) == 2
@@ -244,7 +245,7 @@ def test_prompts_that_ask_for_nothing_are_scored_where_that_is_defined(tmp_path:
     found = evaluate(find_images(tmp_path / "made", prompts, None), protocols, ONE, tmp_path)
     # The published scorer counts a blank image as right here: a figure that nobody should take for a score.
     assert found.values["mario"] == {"strict": {}, "corrected": {}}
-    assert "would count a picture without text as right" in found.left_out["mario, strict"]
+    assert "would count an image without text as right" in found.left_out["mario, strict"]
     write_report(tmp_path / "report.html", found, "x", [])
     assert "mario         recall" in text_table(found)
 
@@ -265,12 +266,12 @@ def test_one_prompt_that_asks_is_enough_for_the_strict_figures_of_all(tmp_path: 
 def test_damaged_records_of_what_was_drawn_are_told(name: str, damaged: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(damaged, encoding="utf-8")
     with pytest.raises(UserError, match=rf"{name} is damaged .* remove"):
-        check_drawn(Painter(), [Wanted("0", "a cat", ())], 0, False, tmp_path)
+        check_generated(Painter(), [Wanted("0", "a cat", ())], 0, False, tmp_path)
 
 
 def test_prompts_that_cannot_be_drawn_are_missing_with_the_reason(tmp_path: Path) -> None:
     prompts = [PROMPTS[0], Wanted("x", "long " * 50, ("long",)), PROMPTS[1]]
-    images = draw_images(Painter(), prompts, 1, 0, False, tmp_path)
+    images = generate_images(Painter(), prompts, 1, 0, False, tmp_path)
     found = evaluate(images, [PROTOCOLS["mario"]], ONE, tmp_path)
     assert found.missing == ["x_0: too long"]
     assert (found.prompts, found.images) == (2, 3)

@@ -19,7 +19,7 @@ from vlad.eval.open_benchmark import scenes as benchmark_scenes
 from vlad.eval.open_benchmark.alignment_subsets import ALIGNMENT_SUBSETS, NUMBERS
 from vlad.eval.open_benchmark.make_benchmark import (
     SUBSETS,
-    BenchmarkOptions,
+    OpenBenchmarkOptions,
     draw_scene,
     make_scene,
     scenes,
@@ -31,7 +31,7 @@ from vlad.layout.polygons import bounding_box
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.utils.errors import UserError
 
-SMALL = BenchmarkOptions(count=3, size_pixels=64)
+SMALL = OpenBenchmarkOptions(count=3, size_pixels=64)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -47,7 +47,7 @@ def test_the_same_options_make_the_same_bytes(tmp_path: Path) -> None:
     # Once more where it is: nothing is done, and another benchmark is refused.
     assert write_benchmark(SMALL, tmp_path / "a") == json.loads(files(tmp_path / "b")["benchmark.json"])
     with pytest.raises(UserError, match="holds another benchmark"):
-        write_benchmark(BenchmarkOptions(count=4, size_pixels=64), tmp_path / "a")
+        write_benchmark(OpenBenchmarkOptions(count=4, size_pixels=64), tmp_path / "a")
 
 
 def test_the_text_subsets_are_those_of_version_1_and_an_older_folder_gets_the_others(tmp_path: Path) -> None:
@@ -67,9 +67,9 @@ def test_the_text_subsets_are_those_of_version_1_and_an_older_folder_gets_the_ot
 
 
 def test_a_larger_benchmark_begins_with_the_smaller_one() -> None:
-    large = {scene.key: scene for scene in scenes(BenchmarkOptions(count=5, size_pixels=512))}
+    large = {scene.key: scene for scene in scenes(OpenBenchmarkOptions(count=5, size_pixels=512))}
     assert all(large[scene.key] == scene for scene in scenes(SMALL))
-    assert make_scene(BenchmarkOptions(seed=1), "lines", 0) != large["lines-0000"]
+    assert make_scene(OpenBenchmarkOptions(seed=1), "lines", 0) != large["lines-0000"]
 
 
 def test_the_prompt_file_is_read_back_with_polygons_and_references(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_the_prompt_file_is_read_back_with_polygons_and_references(tmp_path: Pat
 @pytest.mark.parametrize("split", ["dev", "test"])
 def test_every_entry_can_be_drawn_and_stands_inside_its_image(split: str) -> None:
     subsets = (*SUBSETS, *ALIGNMENT_SUBSETS)
-    for scene in scenes(BenchmarkOptions(split=split, count=30), subsets):  # type: ignore[arg-type]
+    for scene in scenes(OpenBenchmarkOptions(split=split, count=30), subsets):  # type: ignore[arg-type]
         assert parse_prompt(scene.prompt).strings
         for line in scene.layout.lines:
             assert not missing_glyphs(line.text)
@@ -99,7 +99,7 @@ def test_every_entry_can_be_drawn_and_stands_inside_its_image(split: str) -> Non
 def test_small_print_is_small() -> None:
     heights = []
     for index in range(30):
-        _, *small = make_scene(BenchmarkOptions(), "small", index).layout.lines
+        _, *small = make_scene(OpenBenchmarkOptions(), "small", index).layout.lines
         heights += [bounding_box(line.polygon)[3] - bounding_box(line.polygon)[1] for line in small]
     assert 0.018 < min(heights) < 0.03 < max(heights) <= 0.05
 
@@ -114,7 +114,7 @@ def can_be_drawn_in_training(text: str) -> bool:
 
 def test_training_never_draws_what_the_test_split_asks_for() -> None:
     subsets = (*SUBSETS, *ALIGNMENT_SUBSETS)
-    asked = {line.text for scene in scenes(BenchmarkOptions(count=60), subsets) for line in scene.layout.lines}
+    asked = {line.text for scene in scenes(OpenBenchmarkOptions(count=60), subsets) for line in scene.layout.lines}
     assert len(asked) > 400
     assert not any(map(can_be_drawn_in_training, asked))
     # Words that a prompt writes small or joins are held out as well.
@@ -137,12 +137,12 @@ def test_rare_words_are_no_training_words_and_random_strings_are_checked_against
 @pytest.mark.parametrize("wrong", [{"count": 0}, {"size_pixels": 8}, {"seed": -1}, {"split": "train"}])
 def test_options_that_make_no_benchmark_are_refused(wrong: dict) -> None:
     with pytest.raises(UserError, match="The benchmark needs"):
-        BenchmarkOptions(**wrong)
+        OpenBenchmarkOptions(**wrong)
 
 
 @pytest.mark.parametrize("subset", ["relations", "synonyms"])
 def test_swapped_prompts_say_something_else_in_the_same_words(subset: str) -> None:
-    for scene in scenes(BenchmarkOptions(count=30), [subset]):
+    for scene in scenes(OpenBenchmarkOptions(count=30), [subset]):
         facts, texts = facts_of(scene.prompt), [one.prompt for one in scene.asked.swapped]
         assert len(facts.relations) == 1 and len(facts.colours) == 2
         bags = bag_of_words([scene.prompt, *texts])
@@ -167,7 +167,7 @@ def runs(marks: np.ndarray) -> int:
 
 def test_what_is_counted_is_what_is_drawn() -> None:
     counts = set()
-    for scene in scenes(BenchmarkOptions(count=20), ["counting"]):
+    for scene in scenes(OpenBenchmarkOptions(count=20), ["counting"]):
         *shapes, sign = scene.carriers
         image = draw_scene(scene, 256)
         # Columns in which a shape's colour stands, on the shapes' side of the sign.

@@ -16,10 +16,10 @@ from PIL import Image
 
 from vlad.eval.benchmark.image_sets import image_seed
 from vlad.eval.benchmark.parallel_ocr import painted_over
-from vlad.eval.benchmark.run_benchmark import ScoreOptions
 from vlad.eval.fidelity.fidelity_scores import INCEPTION
-from vlad.eval.generators.baselines import WATERMARK, DeepFloydIF, TextDiffuser, load_character_unet
-from vlad.eval.generators.entries import Entry, LayoutArtist, artist_of, load_entry
+from vlad.eval.generators.baselines import DeepFloydIF, TextDiffuser, load_character_unet
+from vlad.eval.generators.entries import Entry, LayoutGenerator, generator_of, load_entry
+from vlad.eval.options import WATERMARK, BenchmarkOptions
 from vlad.eval.protocols.protocol import Wanted
 from vlad.eval.table1 import Row, remarks, table_of
 from vlad.layout.control_images import ALPHABET, character_mask, glyph_edges, rows_layout
@@ -95,7 +95,7 @@ def test_rows_hold_all_words_inside_the_image() -> None:
 def test_textdiffuser_takes_seventeen_channels_in_its_order(stable_diffusion: Path, character_unet: Path) -> None:
     """The loop against one step by hand."""
     model = TextDiffuser(stable_diffusion, character_unet, 16, 1, 3.0, "DDPMScheduler")
-    image = model.draw(["a sign"], [7], [HELLO])[0]
+    image = model.generate(["a sign"], [7], [HELLO])[0]
     assert image.size == (16, 16)
 
     pipeline, unet = model.pipeline, load_character_unet(character_unet)
@@ -127,18 +127,18 @@ def test_layouts_shape_what_is_drawn(
         {"kind": "textdiffuser", "unet": str(character_unet)},
     ):
         entry = Entry(path=str(stable_diffusion), pixels=16, steps=2, **options)
-        artist = artist_of(entry)
+        generator = generator_of(entry)
         wanted = Wanted("0", "a sign that says 'HELLO'", ("HELLO",))
         seed = [image_seed(0, "0", 0)]
         (own, layout), (again, _), (other, _) = (
-            artist.draw([wanted], seed, layouts)[0] for layouts in (None, [HELLO], [OTHER])
+            generator.generate([wanted], seed, layouts)[0] for layouts in (None, [HELLO], [OTHER])
         )
         assert layout == HELLO
         assert own.tobytes() == again.tobytes() != other.tobytes()
-    planned = LayoutArtist(
+    planned = LayoutGenerator(
         Entry(path=str(stable_diffusion), kind="controlnet", controlnet=str(controlnet), planner=str(ours), pixels=16)
     )
-    ((_, layout),) = planned.draw([wanted], seed, None)
+    ((_, layout),) = planned.generate([wanted], seed, None)
     pipeline = VLADPipeline.from_pretrained(ours / "pipeline")
     assert layout == pipeline([wanted.prompt], seed).layouts[0]
     assert "The string" in str(planned.refusal(Wanted("1", f"'{'long ' * 20}'", ()), None))
@@ -146,13 +146,13 @@ def test_layouts_shape_what_is_drawn(
 
 def test_deepfloyd_marks_its_images_where_the_mask_is(deepfloyd: Path) -> None:
     model = DeepFloydIF([deepfloyd / name for name in ("IF-I", "IF-II", "upscaler")], 2, None)
-    images = [np.asarray(drawn) for drawn in model.draw(["a sign", "a cat"], [1, 2])]
+    images = [np.asarray(drawn) for drawn in model.generate(["a sign", "a cat"], [1, 2])]
     assert [image.shape for image in images] == [(64, 64, 3)] * 2
     assert (images[0] != images[1]).any()
-    alone = np.asarray(model.draw(["a sign"], [1])[0])
+    alone = np.asarray(model.generate(["a sign"], [1])[0])
     assert np.abs(alone.astype(int) - images[0]).max() <= 1, "an image does not depend on its neighbours"
     model.third.watermarker = None
-    bare = np.asarray(model.draw(["a sign"], [1])[0])
+    bare = np.asarray(model.generate(["a sign"], [1])[0])
     marked = (alone != bare).any(axis=-1)
     assert marked.any()
     assert (painted_over(alone, WATERMARK) == painted_over(bare, WATERMARK)).all()
@@ -238,7 +238,7 @@ def test_what_a_row_lacks_or_rests_on_is_told_once_and_its_missing_images_named(
         Row("artist", Entry(title="ARTIST", kind="images", path="made"), {}, 4, (shared,)),
         Row("deepfloyd", Entry(title="DeepFloyd IF", kind="deepfloyd"), {}, left_out="no model at x"),
     ]
-    said = remarks(rows, ScoreOptions(prompts=(Path("p.txt"),), first=3), "some engine 1", 5)
+    said = remarks(rows, BenchmarkOptions(prompts=(Path("p.txt"),), first=3), "some engine 1", 5)
     assert said[0] == "Measured by some engine 1 on the first 3 of 5 prompts of p.txt, 1 image a prompt, seed 0."
     assert said[2:] == [
         "VLAD: drawn by runs/tiny, 50 steps.",
@@ -366,7 +366,7 @@ def test_models_that_are_others_are_told(ours: Path, without_layouts: Path, stab
         (Entry(path=str(stable_diffusion), scheduler="Nonesuch"), "no scheduler 'Nonesuch'"),
     ):
         with pytest.raises(UserError, match=said):
-            artist_of(entry)
+            generator_of(entry)
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_models_that_are_others_are_told(ours: Path, without_layouts: Path, stab
 )
 def test_a_scheduler_that_does_not_fit_is_told(scheduler: str, said: str, stable_diffusion: Path) -> None:
     with pytest.raises(UserError, match=said):
-        artist_of(Entry(path=str(stable_diffusion), scheduler=scheduler))
+        generator_of(Entry(path=str(stable_diffusion), scheduler=scheduler))
 
 
 def test_a_cut_file_of_weights_is_told(stable_diffusion: Path, tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ def test_a_cut_file_of_weights_is_told(stable_diffusion: Path, tmp_path: Path) -
     weights = tmp_path / "cut" / "text_encoder" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"The pipeline in .* cannot be loaded"):
-        artist_of(Entry(path=str(tmp_path / "cut")))
+        generator_of(Entry(path=str(tmp_path / "cut")))
 
 
 def test_a_pipeline_of_another_kind_is_told(
@@ -422,5 +422,5 @@ def test_a_pipeline_of_another_kind_is_told(
         (Entry(kind="deepfloyd", path=str(deepfloyd), steps=1001), "1001 steps cannot be taken"),
     ):
         with pytest.raises(UserError, match=said):
-            artist_of(entry)
-    assert artist_of(Entry(path=first)).settings()["pipeline"] == "IFPipeline"
+            generator_of(entry)
+    assert generator_of(Entry(path=first)).settings()["pipeline"] == "IFPipeline"

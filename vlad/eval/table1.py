@@ -1,6 +1,6 @@
 """Table I: every row of configs/eval/ scored by MARIO-Eval, beside the published figures.
 
-configs/eval/*.yaml --> score_target --> OUT/ROW/ --> one line a row; a row whose models are missing says what is
+configs/eval/*.yaml --> run_benchmark --> OUT/ROW/ --> one line a row; a row whose models are missing says what is
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from vlad.eval.benchmark.evaluator import Evaluation
-from vlad.eval.benchmark.run_benchmark import ScoreOptions, check_measures, check_target, score_target
+from vlad.eval.benchmark.run_benchmark import check_measures, check_target, run_benchmark
 from vlad.eval.generators.entries import Entry, load_entry, missing_model
+from vlad.eval.options import BenchmarkOptions
 from vlad.eval.protocols.protocol import Mode
 from vlad.utils.errors import UserError, counted, did_you_mean
 
@@ -70,7 +71,7 @@ def read_entries(folder: Path, overrides: Sequence[str] = ()) -> dict[str, tuple
     return {name: (files[name], given[name]) for name in names}
 
 
-def score_rows(entries: Mapping[str, tuple[Path, list[str]]], options: ScoreOptions, out: Path) -> list[Row]:
+def score_rows(entries: Mapping[str, tuple[Path, list[str]]], options: BenchmarkOptions, out: Path) -> list[Row]:
     """Scores every row whose models are there; those that are done are only read again."""
     options = replace(options, protocol=PROTOCOL)
     loaded, left_out = {}, {}
@@ -91,7 +92,7 @@ def score_rows(entries: Mapping[str, tuple[Path, list[str]]], options: ScoreOpti
             rows.append(Row(name, entry, {}, left_out=left_out[name]))
             continue
         with _told_of_row(name):
-            found, _ = score_target(path, options, out / name, overrides)
+            found, _ = run_benchmark(path, options, out / name, overrides)
         notes = [f"{score.name}: {score.protocol}." for score in found.fidelity if score.name != "KID"]
         notes += found.left_out.values()
         faults = (*found.missing, *found.unreadable)
@@ -143,7 +144,7 @@ def _cells(figures: Mapping[tuple[str, str], float | None], mode: str) -> str:
     return " | ".join("-" if value is None else f"{value:.{digits}f}" for value, digits in values)
 
 
-def remarks(rows: Sequence[Row], options: ScoreOptions, engine: str, prompts: int) -> list[str]:
+def remarks(rows: Sequence[Row], options: BenchmarkOptions, engine: str, prompts: int) -> list[str]:
     """What the figures rest on and what is not among them, a sentence each; `prompts` are in the files."""
     files = ", ".join(path.name for path in options.prompts)
     asked = counted(prompts, "prompt")

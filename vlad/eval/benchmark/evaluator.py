@@ -18,8 +18,9 @@ from typing import Any
 
 from vlad.eval.benchmark.breakdown import Breakdown, strings_read
 from vlad.eval.benchmark.image_sets import BenchmarkImage
-from vlad.eval.benchmark.parallel_ocr import ImageFile, ImageReading, ReadOptions, read_files
+from vlad.eval.benchmark.parallel_ocr import ImageFile, ImageReading, read_files
 from vlad.eval.intervals import bootstrap_intervals
+from vlad.eval.options import OCROptions
 from vlad.eval.protocols import PROTOCOLS
 from vlad.eval.protocols.protocol import MODES, Mode, Protocol, Terms, Wanted, add_terms, pooled
 from vlad.eval.scores import Score
@@ -103,7 +104,7 @@ def choose_protocols(
 def evaluate(
     images: Iterable[BenchmarkImage],
     protocols: Sequence[Protocol],
-    options: ReadOptions,
+    options: OCROptions,
     out: Path,
     left_out: dict[str, str] | None = None,
     on_progress: Callable[[int], None] | None = None,
@@ -136,7 +137,7 @@ def evaluate(
 
 
 def _read(
-    images: Iterable[BenchmarkImage], protocols: Sequence[Protocol], options: ReadOptions, out: Path, found: Evaluation
+    images: Iterable[BenchmarkImage], protocols: Sequence[Protocol], options: OCROptions, out: Path, found: Evaluation
 ) -> Iterator[tuple[BenchmarkImage, ImageReading | None]]:
     """Every image with its reading (None where it is missing), in order; counts them."""
     with_crops = any(protocol.needs_polygons for protocol in protocols)
@@ -353,7 +354,7 @@ def check_table_writer() -> None:
         raise UserError("per_image.parquet needs pyarrow; run: pip install 'vlad[eval]'.") from error
 
 
-def _galleries(scores: _Scores, options: ReadOptions, out: Path) -> dict[str, list[Shown]]:
+def _galleries(scores: _Scores, options: OCROptions, out: Path) -> dict[str, list[Shown]]:
     """The best, the median and the worst images, at most GALLERY each; none twice where there are enough."""
     if not scores.ranks:
         return {}

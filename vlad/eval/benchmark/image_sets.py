@@ -15,11 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
-
-from PIL import Image
+from typing import Any
 
 from vlad.eval.benchmark.prompt_files import safe_name
+from vlad.eval.generators.generator import Generator
 from vlad.eval.protocols.protocol import Wanted
 from vlad.layout.layout_files import line_to_json, read_layout, write_layout
 from vlad.types import Layout, Polygon
@@ -167,33 +166,15 @@ def _by_name(folder: Path, prompts: Sequence[Wanted]) -> dict[str, dict[int, Pat
 # Drawn
 
 
-class Artist(Protocol):
-    """What draws prompts."""
-
-    batch_size: int
-    takes_layouts: bool
-
-    def settings(self) -> dict[str, Any]:
-        """All that shapes its images, as plain values."""
-
-    def refusal(self, wanted: Wanted, layout: Layout | None) -> str | None:
-        """Why a prompt cannot be drawn, in one sentence; None where it can."""
-
-    def draw(
-        self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
-    ) -> list[tuple[Image.Image, Layout | None]]:
-        """An image a prompt, with the layout that it follows where there is one."""
-
-
-def draw_images(
-    artist: Artist, prompts: Sequence[Wanted], per_prompt: int, seed: int, use_layouts: bool, out: Path
+def generate_images(
+    generator: Generator, prompts: Sequence[Wanted], per_prompt: int, seed: int, use_layouts: bool, out: Path
 ) -> Iterator[BenchmarkImage]:
     """The images of every prompt, in order, each given out once it is on the disk; what is there is not drawn again.
 
     Raises UserError when `out` holds images that were drawn in another way, or of other prompts with the same ids.
     """
     folder = writable_directory(out / "images", "images")
-    for path, content in check_drawn(artist, prompts, seed, use_layouts, out).items():
+    for path, content in check_generated(generator, prompts, seed, use_layouts, out).items():
         _write_json(path, content)
     batch: list[BenchmarkImage] = []
     queue: list[BenchmarkImage] = []  # in the prompts' order, what is drawn and what waits for its batch
@@ -201,7 +182,7 @@ def draw_images(
     def drawn() -> None:
         layouts = [Layout(image.wanted.lines) for image in batch] if use_layouts else None
         seeds = [image_seed(seed, image.wanted.key, image.sample) for image in batch]
-        images = artist.draw([image.wanted for image in batch], seeds, layouts)
+        images = generator.generate([image.wanted for image in batch], seeds, layouts)
         for image, (pil_image, layout) in zip(batch, images, strict=True):
             assert image.path is not None
             if layout is not None and layout.lines:
@@ -213,7 +194,7 @@ def draw_images(
 
     for wanted in prompts:
         layout = Layout(wanted.lines) if use_layouts else None
-        refusal = artist.refusal(wanted, layout)
+        refusal = generator.refusal(wanted, layout)
         for sample in range(per_prompt):
             if refusal is not None:
                 queue.append(BenchmarkImage(wanted, sample, None, refusal))
@@ -222,7 +203,7 @@ def draw_images(
             queue.append(image)
             if not (folder / f"{wanted.key}_{sample}.png").is_file():
                 batch.append(image)
-            if len(batch) == artist.batch_size:
+            if len(batch) == generator.batch_size:
                 drawn()
             if not batch:
                 yield from queue
@@ -232,11 +213,11 @@ def draw_images(
     yield from queue
 
 
-def check_drawn(
-    artist: Artist, prompts: Sequence[Wanted], seed: int, use_layouts: bool, out: Path
+def check_generated(
+    generator: Generator, prompts: Sequence[Wanted], seed: int, use_layouts: bool, out: Path
 ) -> dict[Path, dict[str, Any]]:
-    """Raises UserError as `draw_images` does. Gives what its records of `out` have to say, by their paths."""
-    settings = {**artist.settings(), "seed": seed, "use_layouts": use_layouts}
+    """Raises UserError as `generate_images` does. Gives what its records of `out` have to say, by their paths."""
+    settings = {**generator.settings(), "seed": seed, "use_layouts": use_layouts}
     _check_settings(out / SETTINGS, settings)
     return {out / SETTINGS: settings, out / DRAWN_OF: _checked_prompts(out, prompts, use_layouts)}
 

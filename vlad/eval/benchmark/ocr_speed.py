@@ -16,7 +16,8 @@ from vlad.config.schema import Config
 from vlad.data.options import SyntheticOptions
 from vlad.data.signs import held_out_signs, render_sign
 from vlad.diffusion.solvers import SOLVERS
-from vlad.eval.benchmark.parallel_ocr import ImageFile, ReadOptions, read_files
+from vlad.eval.benchmark.parallel_ocr import ImageFile, read_files
+from vlad.eval.options import OCROptions
 from vlad.metrics.ocr import build_ocr_engine, run_ocr
 from vlad.metrics.spelling import word_accuracy
 from vlad.profiling.measurement import add_photo_noise, private_megabytes, rate
@@ -66,7 +67,7 @@ def measure_reading(count: int, engine: str) -> None:
         for workers in dict.fromkeys((1, cores)):
             store = Path(folder) / f"readings-{workers}"
             store.mkdir()
-            read = functools.partial(_read_all, images, store, ReadOptions(engine, workers=workers))
+            read = functools.partial(_read_all, images, store, OCROptions(engine, workers=workers))
             rates.append(rate(count, read))
             print(f"  processes: {workers}  {rates[-1]:6.1f} images/s  {rates[-1] / rates[0]:.2f} of one's rate")
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from vlad.eval.options import Box, OCROptions
 from vlad.eval.protocols.protocol import Reading
 from vlad.layout.layout_files import layout_from_json, line_to_json
 from vlad.layout.line_crops import crop_line
@@ -31,23 +32,8 @@ from vlad.metrics.ocr import OCREngine, build_ocr_engine, default_enlarge_factor
 from vlad.types import Polygon
 from vlad.utils.parallel import available_cores
 
-Box = tuple[float, float, float, float]
 MOST_PIXELS = 100_000_000  # an image with more is not decoded
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what `load_image` may raise
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How images are read. `enlarge_factor` None: until the shorter side has 256 pixels.
-
-    `workers` processes; 1 reads in the calling one, None takes a process a core. `masked` is a box (left, top, right,
-    bottom; 0..1) that is painted over before an image is read: a watermark.
-    """
-
-    engine: str = "rapidocr"
-    enlarge_factor: int | None = None
-    workers: int | None = None
-    masked: Box | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +56,7 @@ class ImageReading:
     fault: str | None = None
 
 
-def read_files(images: Iterable[ImageFile], options: ReadOptions) -> Iterator[ImageReading]:
+def read_files(images: Iterable[ImageFile], options: OCROptions) -> Iterator[ImageReading]:
     """The reading of every image, in order.
 
     Raises UserError for an engine that is unknown or not installed, before the first image is taken.
@@ -108,7 +94,7 @@ def _result(item: ImageReading | Future[ImageReading]) -> ImageReading:
 class _Reader:
     """One process's engine."""
 
-    def __init__(self, engine: OCREngine, options: ReadOptions) -> None:
+    def __init__(self, engine: OCREngine, options: OCROptions) -> None:
         self.engine, self.options = engine, options
         self.about = _about(engine, options)
 
@@ -139,7 +125,7 @@ class _Reader:
 _reader: _Reader | None = None
 
 
-def _begin(options: ReadOptions) -> None:
+def _begin(options: OCROptions) -> None:
     """Makes a worker's engine."""
     global _reader  # noqa: PLW0603 - a process's own, made once
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -175,7 +161,7 @@ def painted_over(image: np.ndarray, box: Box) -> np.ndarray:
     return result
 
 
-def _about(engine: OCREngine, options: ReadOptions) -> dict[str, Any]:
+def _about(engine: OCREngine, options: OCROptions) -> dict[str, Any]:
     masked = {} if options.masked is None else {"masked": list(options.masked)}
     return {"engine": engine.name, "enlarge": options.enlarge_factor, **masked}
 

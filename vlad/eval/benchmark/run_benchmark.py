@@ -6,7 +6,7 @@ TARGET is a run, a pipeline of ours or of diffusers, a folder of images, or an e
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ from vlad.eval.benchmark.evaluator import (
     write_json,
 )
 from vlad.eval.benchmark.html_report import write_report
-from vlad.eval.benchmark.image_sets import Artist, BenchmarkImage, check_drawn, draw_images, find_images
-from vlad.eval.benchmark.parallel_ocr import ReadOptions
+from vlad.eval.benchmark.image_sets import BenchmarkImage, check_generated, find_images, generate_images
 from vlad.eval.benchmark.prompt_files import read_prompt_files
-from vlad.eval.fidelity.fidelity_scores import WEIGHTS, check_encoders, score_fidelity
+from vlad.eval.fidelity.fidelity_scores import check_encoders, score_fidelity
 from vlad.eval.fidelity.reference_images import references_of
-from vlad.eval.generators.entries import Entry, artist_of, load_entry, masked_box, missing_model
-from vlad.eval.generators.pipeline_generators import DrawOptions, build_artist
+from vlad.eval.generators.entries import Entry, generator_of, load_entry, masked_box, missing_model
+from vlad.eval.generators.generator import Generator
+from vlad.eval.generators.pipeline_generators import build_generator
+from vlad.eval.options import BenchmarkOptions, GenerationOptions, OCROptions
 from vlad.eval.protocols.protocol import Protocol, Wanted
 from vlad.metrics.ocr import build_ocr_engine
 from vlad.utils.errors import UserError
@@ -37,26 +38,8 @@ from vlad.utils.paths import checked_path, writable_directory
 ENTRY_ENDINGS = (".yaml", ".yml")
 
 
-@dataclass(frozen=True)
-class ScoreOptions:
-    """What is scored and how. `first` and `images_per_prompt` None: all prompts, and one image each (of a folder, as
-    many as there are). `references` None: those that the prompt files name. `draw` is of targets that are no entry."""
-
-    prompts: tuple[Path, ...]
-    protocol: str = "all"
-    read: ReadOptions = field(default_factory=ReadOptions)
-    first: int | None = None
-    images_per_prompt: int | None = None
-    seed: int = 0
-    use_layouts: bool = False
-    weights: Path = WEIGHTS
-    vision_encoders: tuple[Path, ...] = ()
-    references: Path | None = None
-    draw: DrawOptions = field(default_factory=DrawOptions)
-
-
-def score_target(
-    target: Path, options: ScoreOptions, out: Path | None = None, overrides: Sequence[str] = ()
+def run_benchmark(
+    target: Path, options: BenchmarkOptions, out: Path | None = None, overrides: Sequence[str] = ()
 ) -> tuple[Evaluation, Path]:
     """Scores a target; `overrides` change an entry's settings. Gives the evaluation and its folder.
 
@@ -72,7 +55,7 @@ def score_target(
     with directory_lock(out, "an evaluation"):
         total, images, made = subject.images(options, out)
         with tqdm(total=total, desc="scoring", unit="image") as bar:
-            read = subject.read_options(options.read)
+            read = subject.read_options(options.ocr)
             found = evaluate(images, protocols, read, out, subject.left_out, lambda done: bar.update(done - bar.n))
         found.fidelity, absent = score_fidelity(
             found.scored, names, options.weights, options.vision_encoders, references
@@ -87,22 +70,22 @@ def score_target(
     return found, out
 
 
-def check_target(target: Path, options: ScoreOptions, out: Path, overrides: Sequence[str] = ()) -> None:
-    """Raises UserError for what `score_target` would refuse. Draws and writes nothing; models are loaded for it."""
+def check_target(target: Path, options: BenchmarkOptions, out: Path, overrides: Sequence[str] = ()) -> None:
+    """Raises UserError for what `run_benchmark` would refuse. Draws and writes nothing; models are loaded for it."""
     for folder in (out, out / "images", out / "readings"):
         if checked_path(folder, "--out").exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file where a folder has to be; move it, or name another place with --out.")
     _subject_of(target, options, overrides).check(options, out)
 
 
-def check_measures(options: ScoreOptions) -> None:
-    """Raises UserError for what `score_target` would refuse of the prompts, references and encoders of any target."""
+def check_measures(options: BenchmarkOptions) -> None:
+    """Raises UserError for what `run_benchmark` would refuse of the prompts, references and encoders of any target."""
     prompts = read_prompt_files(options.prompts)[: options.first]
     references_of(prompts, options.references)
     check_encoders([options.protocol], options.weights, options.vision_encoders)
 
 
-def _subject_of(target: Path, options: ScoreOptions, overrides: Sequence[str]) -> _Subject:
+def _subject_of(target: Path, options: BenchmarkOptions, overrides: Sequence[str]) -> _Subject:
     if overrides and not is_entry(target):
         raise UserError(
             f"{overrides[0]} changes an entry of configs/eval, and {target} is none; use the options (--help)."
@@ -113,9 +96,9 @@ def _subject_of(target: Path, options: ScoreOptions, overrides: Sequence[str]) -
         raise UserError(f"There is nothing at {target}; name a run, a pipeline, a folder of images or an entry.")
     if entry is not None and (why := missing_model(entry)) is not None:
         raise UserError(f"{target}: there is {why}; put it there, or name another place (key=value).")
-    _check_draw_options(target, entry, options.draw)
+    _check_draw_options(target, entry, options.generation)
     prompts = read_prompt_files(options.prompts)[: options.first]
-    build_ocr_engine(options.read.engine)
+    build_ocr_engine(options.ocr.engine)
     check_table_writer()
     draws = is_pipeline(target) if entry is None else entry.kind != "images"
     use_layouts = options.use_layouts or (options.protocol == "anytext" and draws)
@@ -124,7 +107,7 @@ def _subject_of(target: Path, options: ScoreOptions, overrides: Sequence[str]) -
     return _Subject(target, entry, draws, prompts, use_layouts, protocols, left_out)
 
 
-def _check_draw_options(target: Path, entry: Entry | None, draw: DrawOptions) -> None:
+def _check_draw_options(target: Path, entry: Entry | None, draw: GenerationOptions) -> None:
     """Raises UserError where options of drawing would change nothing."""
     given = next((name for name, value in asdict(draw).items() if value is not None), None)
     if given is None:
@@ -178,44 +161,44 @@ class _Subject:
         """Where it lies; of an entry, where its models or images lie as well."""
         return str(self.target) if self.entry is None else f"{self.target}, path {self.entry.drawn_from}"
 
-    def read_options(self, options: ReadOptions) -> ReadOptions:
+    def read_options(self, options: OCROptions) -> OCROptions:
         """The same, with the entry's watermark painted over."""
         masked = None if self.entry is None else masked_box(self.entry)
-        return ReadOptions(options.engine, options.enlarge_factor, options.workers, masked)
+        return OCROptions(options.engine, options.enlarge_factor, options.workers, masked)
 
-    def images(self, options: ScoreOptions, out: Path) -> tuple[int, Iterator[BenchmarkImage], dict[str, Any]]:
+    def images(self, options: BenchmarkOptions, out: Path) -> tuple[int, Iterator[BenchmarkImage], dict[str, Any]]:
         """How many images there will be, the images, and how they were made."""
         if not self.draws:
             images = self._found(options)
             said = "found in the folder; with which seeds and settings is not known here"
             return len(images), iter(images), {"made": said}
-        artist, count = self._artist(options), options.images_per_prompt or 1
-        drawn = draw_images(artist, self.prompts, count, options.seed, self.use_layouts, out)
+        generator, count = self._generator(options), options.images_per_prompt or 1
+        drawn = generate_images(generator, self.prompts, count, options.seed, self.use_layouts, out)
         layouts = "given" if self.use_layouts else "its own"
-        made = {"made": {**artist.settings(), "seed": options.seed, "layouts": layouts}}
+        made = {"made": {**generator.settings(), "seed": options.seed, "layouts": layouts}}
         return len(self.prompts) * count, drawn, made
 
-    def check(self, options: ScoreOptions, out: Path) -> None:
+    def check(self, options: BenchmarkOptions, out: Path) -> None:
         """Raises UserError where `images` would, or the first of them."""
         if self.draws:
-            check_drawn(self._artist(options), self.prompts, options.seed, self.use_layouts, out)
+            check_generated(self._generator(options), self.prompts, options.seed, self.use_layouts, out)
         else:
             self._found(options)
 
-    def _found(self, options: ScoreOptions) -> list[BenchmarkImage]:
+    def _found(self, options: BenchmarkOptions) -> list[BenchmarkImage]:
         folder = self.target if self.entry is None else Path(self.entry.path)
         return find_images(folder, self.prompts, options.images_per_prompt)
 
-    def _artist(self, options: ScoreOptions) -> Artist:
-        artist = build_artist(self.target, options.draw) if self.entry is None else artist_of(self.entry)
-        if self.use_layouts and not artist.takes_layouts:
+    def _generator(self, options: BenchmarkOptions) -> Generator:
+        generator = build_generator(self.target, options.generation) if self.entry is None else generator_of(self.entry)
+        if self.use_layouts and not generator.takes_layouts:
             stands = f"{self.target} takes no layouts, so its text stands where it likes"
             if options.use_layouts:
                 raise UserError(f"{stands}; leave out --use-layouts.")
             raise UserError(f"{stands}, and the protocol anytext reads lines in their polygons; take another protocol.")
         if self.use_layouts and not all(wanted.lines for wanted in self.prompts):
             raise UserError("--use-layouts draws text where the prompt file says, and the file has no polygons.")
-        return artist
+        return generator
 
 
 def rests_on(found: Evaluation, about: dict[str, Any]) -> list[tuple[str, str]]:

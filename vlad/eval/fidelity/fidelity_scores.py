@@ -30,7 +30,6 @@ from vlad.eval.scores import Score
 from vlad.models.metric_encoders import CLIPEncoder, VisionEncoder
 from vlad.utils.errors import UserError
 
-WEIGHTS = Path("weights")  # where weights are looked for
 INCEPTION = "inception-2015-12-05.pt"
 BATCH = 16
 MOST_KID_FEATURES = 10_000  # KID keeps its features: more would fill the memory, and change its figure little

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vlad.eval.generators.text_to_image import UNLOADABLE, generators_of, load_foreign
+from vlad.eval.generators.text_to_image import UNLOADABLE, generators_of, load_diffusers_pipeline
 from vlad.layout.control_images import ALPHABET, character_mask, glyph_edges
 from vlad.layout.glyph_map import draw_glyph_map
 from vlad.pipeline.folders import pipeline_class
@@ -29,8 +29,6 @@ from vlad.types import Layout
 from vlad.utils.errors import UserError
 
 Hint = Literal["edges", "glyphs"]
-# DeepFloyd's watermark: 62 pixels of 1024, 14 from the right and the lower edge (left, top, right, bottom; 0..1).
-WATERMARK = (1 - 76 / 1024, 1 - 76 / 1024, 1 - 14 / 1024, 1 - 14 / 1024)
 # DeepFloyd's: the second enlarges what the prompt's embeddings describe, the third reads the prompt itself.
 STAGES = ("IFPipeline", "IFSuperResolutionPipeline", "StableDiffusionUpscalePipeline")
 STABLE_DIFFUSION = "StableDiffusionPipeline"
@@ -61,13 +59,13 @@ class GlyphControlNet:
         from diffusers import AutoPipelineForText2Image  # late: it imports every pipeline that diffusers has
 
         steps = arguments.get("num_inference_steps")
-        self.pipeline = load_foreign(folder, AutoPipelineForText2Image, scheduler, steps, controlnet=control)
+        self.pipeline = load_diffusers_pipeline(folder, AutoPipelineForText2Image, scheduler, steps, controlnet=control)
         unet = getattr(self.pipeline, "unet", None)
         if unet is not None:
             _check_text_width(controlnet, control.config.cross_attention_dim, folder, unet.config.cross_attention_dim)
         self.hint, self.pixels, self.arguments = hint, pixels, arguments
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int], layouts: Sequence[Layout]) -> list[Image.Image]:
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], layouts: Sequence[Layout]) -> list[Image.Image]:
         """An image a prompt."""
         result = self.pipeline(
             prompt=list(prompts),
@@ -110,19 +108,19 @@ class DeepFloydIF:
                     " three stages' folders in their order."
                 )
         first, second, third = folders
-        self.first = load_foreign(first, steps=steps)
+        self.first = load_diffusers_pipeline(first, steps=steps)
         # The second stage brings a text encoder of its own, the same one again.
-        self.second = load_foreign(second, steps=steps, text_encoder=None)
+        self.second = load_diffusers_pipeline(second, steps=steps, text_encoder=None)
         safety = {
             name: part
             for name in ("feature_extractor", "safety_checker", "watermarker")
             if (part := getattr(self.first, name, None)) is not None
         }
-        self.third = load_foreign(third, steps=steps, **safety)
+        self.third = load_diffusers_pipeline(third, steps=steps, **safety)
         self.steps = {} if steps is None else {"num_inference_steps": steps}
         self.guidance = {} if guidance is None else {"guidance_scale": guidance}
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """An image a prompt, watermarked where the first stage's folder has a watermark."""
         wanted, unwanted = self.first.encode_prompt(list(prompts))
         generators = generators_of(seeds)
@@ -195,7 +193,7 @@ class TextDiffuser:
                 f"TextDiffuser draws with a {STABLE_DIFFUSION}, and {folder} holds {found}; name another folder."
             )
         self.unet = load_character_unet(unet)
-        self.pipeline = load_foreign(folder, scheduler=scheduler, steps=steps, unet=None)
+        self.pipeline = load_diffusers_pipeline(folder, scheduler=scheduler, steps=steps, unet=None)
         for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
             if getattr(self.pipeline, part, None) is None:
                 raise UserError(f"The pipeline in {folder} has no {part}, which TextDiffuser needs; save it anew.")
@@ -212,7 +210,7 @@ class TextDiffuser:
         self.pixels, self.steps, self.guidance = pixels, steps, guidance
 
     @torch.no_grad()
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int], layouts: Sequence[Layout]) -> list[Image.Image]:
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], layouts: Sequence[Layout]) -> list[Image.Image]:
         """An image a prompt."""
         vae, scheduler, generators = self.pipeline.vae, self.pipeline.scheduler, generators_of(seeds)
         wanted, unwanted = self.pipeline.encode_prompt(

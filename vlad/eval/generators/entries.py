@@ -20,17 +20,11 @@ from typing import Any, Literal
 from PIL import Image
 
 from vlad.config.load import load_options
-from vlad.eval.benchmark.image_sets import Artist
-from vlad.eval.benchmark.parallel_ocr import Box
-from vlad.eval.generators.baselines import WATERMARK, DeepFloydIF, GlyphControlNet, TextDiffuser
-from vlad.eval.generators.pipeline_generators import (
-    DrawOptions,
-    ForeignArtist,
-    VLADArtist,
-    build_artist,
-    weights_digest,
-)
-from vlad.eval.generators.text_to_image import PIXELS_A_CELL
+from vlad.eval.generators.baselines import DeepFloydIF, GlyphControlNet, TextDiffuser
+from vlad.eval.generators.generator import Generator, weights_digest
+from vlad.eval.generators.pipeline_generators import DiffusersGenerator, VLADGenerator, build_generator
+from vlad.eval.generators.text_to_image import PIXELS_PER_LATENT
+from vlad.eval.options import WATERMARK, Box, GenerationOptions
 from vlad.eval.protocols.protocol import Wanted
 from vlad.inference.load_pipeline import load_pipeline
 from vlad.layout.control_images import rows_layout
@@ -86,8 +80,8 @@ class Entry:
         counts = [value for value in (self.steps, self.pixels, self.batch_size) if value is not None]
         if min(counts) < 1:
             raise UserError("An entry's steps, pixels and batch_size must be at least 1.")
-        if self.pixels % PIXELS_A_CELL:
-            raise UserError(f"An entry's pixels must be a multiple of {PIXELS_A_CELL}, not {self.pixels}.")
+        if self.pixels % PIXELS_PER_LATENT:
+            raise UserError(f"An entry's pixels must be a multiple of {PIXELS_PER_LATENT}, not {self.pixels}.")
         for name in ("text_scale", "layout_scale"):
             if (value := getattr(self, name)) is not None:
                 check_scale(name, value)
@@ -140,32 +134,32 @@ def missing_model(entry: Entry) -> str | None:
     return f"no {what} at {', '.join(missing)}" if missing else None
 
 
-def artist_of(entry: Entry) -> Artist:
+def generator_of(entry: Entry) -> Generator:
     """What draws the row. Raises UserError for models that are not there or that are others."""
     assert entry.kind != "images"
     if entry.kind in ("vlad", "fine_tuned"):
         folder = pipeline_folder(Path(entry.path))
-        artist = VLADArtist(folder, DrawOptions(entry.steps, entry.text_scale, entry.layout_scale))
-        if artist.takes_layouts == (entry.kind == "fine_tuned"):
-            trained = "with" if artist.takes_layouts else "without"
-            other = "layout.kind=none" if artist.takes_layouts else "layout.kind=latents"
+        generator = VLADGenerator(folder, GenerationOptions(entry.steps, entry.text_scale, entry.layout_scale))
+        if generator.takes_layouts == (entry.kind == "fine_tuned"):
+            trained = "with" if generator.takes_layouts else "without"
+            other = "layout.kind=none" if generator.takes_layouts else "layout.kind=latents"
             raise UserError(f"{entry.path} was trained {trained} a layout stage; name a run trained with {other}.")
-        return artist
+        return generator
     if entry.kind == "pipeline":
-        options = DrawOptions(entry.steps, entry.text_scale, None, None, entry.pixels, entry.batch_size)
+        options = GenerationOptions(entry.steps, entry.text_scale, None, None, entry.pixels, entry.batch_size)
         if entry.scheduler is None:
-            return build_artist(Path(entry.path), options)
-        return ForeignArtist(Path(entry.path), options, entry.scheduler)
+            return build_generator(Path(entry.path), options)
+        return DiffusersGenerator(Path(entry.path), options, entry.scheduler)
     if entry.kind == "deepfloyd":
-        return DeepFloydArtist(entry)
-    return LayoutArtist(entry)
+        return DeepFloydGenerator(entry)
+    return LayoutGenerator(entry)
 
 
 def _stages(entry: Entry) -> list[Path]:
     return [Path(name) for name in entry.stages] or [Path(entry.path) / name for name in ("IF-I", "IF-II", "upscaler")]
 
 
-class DeepFloydArtist:
+class DeepFloydGenerator:
     """DeepFloyd IF, which knows no layouts."""
 
     takes_layouts = False
@@ -182,14 +176,14 @@ class DeepFloydArtist:
         """Nothing: it draws every prompt."""
         return None
 
-    def draw(
+    def generate(
         self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
     ) -> list[tuple[Image.Image, Layout | None]]:
         """An image a prompt."""
-        return [(image, None) for image in self.model.draw([wanted.prompt for wanted in prompts], seeds)]
+        return [(image, None) for image in self.model.generate([wanted.prompt for wanted in prompts], seeds)]
 
 
-class LayoutArtist:
+class LayoutGenerator:
     """A model that is told where text goes: ControlNet or TextDiffuser, with the layouts that come from us."""
 
     takes_layouts = True
@@ -219,12 +213,12 @@ class LayoutArtist:
             return str(error)
         return None
 
-    def draw(
+    def generate(
         self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
     ) -> list[tuple[Image.Image, Layout | None]]:
         """An image a prompt, with the layout that it was told."""
         told = layouts or self._planned(prompts, seeds)
-        images = self.model.draw([wanted.prompt for wanted in prompts], seeds, told)
+        images = self.model.generate([wanted.prompt for wanted in prompts], seeds, told)
         return list(zip(images, told, strict=True))
 
     def _planned(self, prompts: Sequence[Wanted], seeds: Sequence[int]) -> list[Layout]:

@@ -2,60 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from vlad.eval.benchmark.image_sets import Artist
+from vlad.eval.generators.generator import Generator, weights_digest
 from vlad.eval.generators.text_to_image import TextToImage
+from vlad.eval.options import GenerationOptions
 from vlad.eval.protocols.protocol import Wanted
 from vlad.inference.load_pipeline import load_pipeline
 from vlad.pipeline.folders import pipeline_class, pipeline_folder
-from vlad.pipeline.options import check_scale
 from vlad.types import Layout
 from vlad.utils.errors import UserError
 
 OURS = "VLADPipeline"
-FOREIGN_BATCH = 4
+DIFFUSERS_BATCH = 4
 
 
-@dataclass(frozen=True)
-class DrawOptions:
-    """How images are drawn; None leaves it to the pipeline. `pixels` is of foreign pipelines alone."""
-
-    steps: int | None = None
-    text_scale: float | None = None
-    layout_scale: float | None = None
-    refit: bool | None = None
-    pixels: int | None = None
-    batch_size: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("text_scale", "layout_scale"):
-            if (value := getattr(self, name)) is not None:
-                check_scale(name, value)
-
-
-def build_artist(target: Path, options: DrawOptions) -> Artist:
-    """The artist of a run directory or a pipeline folder. Raises UserError when there is none or options don't fit."""
+def build_generator(target: Path, options: GenerationOptions) -> Generator:
+    """The generator of a run or pipeline folder. Raises UserError where there is none or options do not fit."""
     folder = pipeline_folder(target)
     if pipeline_class(folder) == OURS:
         if options.pixels is not None or options.batch_size is not None:
             raise UserError("--pixels and --batch-size are of other pipelines; this one draws as it was trained.")
-        return VLADArtist(folder, options)
+        return VLADGenerator(folder, options)
     if options.layout_scale is not None or options.refit is not None:
         raise UserError(f"--layout-scale and --no-refit are of our own pipelines; {target} holds another one.")
-    return ForeignArtist(folder, options)
+    return DiffusersGenerator(folder, options)
 
 
-class VLADArtist:
+class VLADGenerator:
     """A pipeline of ours; images come with the layouts between the stages."""
 
-    def __init__(self, folder: Path, options: DrawOptions) -> None:
+    def __init__(self, folder: Path, options: GenerationOptions) -> None:
         self.folder, self.options = folder, options
         self.pipeline = load_pipeline(folder)
         self.pipeline.settings(  # refuses here what it would refuse at the first image
@@ -85,7 +66,7 @@ class VLADArtist:
             return str(error)
         return None
 
-    def draw(
+    def generate(
         self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
     ) -> list[tuple[Image.Image, Layout | None]]:
         """An image a prompt, with its layout."""
@@ -102,15 +83,15 @@ class VLADArtist:
         return list(zip(drawn.images, drawn.layouts, strict=True))
 
 
-class ForeignArtist:
+class DiffusersGenerator:
     """A diffusers pipeline of others, which knows no layouts."""
 
     takes_layouts = False
 
-    def __init__(self, folder: Path, options: DrawOptions, scheduler: str | None = None) -> None:
+    def __init__(self, folder: Path, options: GenerationOptions, scheduler: str | None = None) -> None:
         """`scheduler`: a class of diffusers that takes the place of the pipeline's own."""
         self.folder, self.options = folder, options
-        self.batch_size = options.batch_size or FOREIGN_BATCH
+        self.batch_size = options.batch_size or DIFFUSERS_BATCH
         self.scheduler = {} if scheduler is None else {"scheduler": scheduler}
         self.text_to_image = TextToImage(folder, options.steps, options.text_scale, options.pixels, scheduler)
 
@@ -129,20 +110,9 @@ class ForeignArtist:
         """Nothing: such a pipeline draws every prompt."""
         return None
 
-    def draw(
+    def generate(
         self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
     ) -> list[tuple[Image.Image, Layout | None]]:
         """An image a prompt."""
-        images = self.text_to_image.draw([wanted.prompt for wanted in prompts], seeds)
+        images = self.text_to_image.generate([wanted.prompt for wanted in prompts], seeds)
         return [(image, None) for image in images]
-
-
-def weights_digest(folder: Path) -> str:
-    """What the folder's weights and configs are, in twelve digits; the same wherever the folder lies."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".safetensors", ".bin", ".json") and path.is_file():
-            digest.update(str(path.relative_to(folder)).encode())
-            with path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:12]

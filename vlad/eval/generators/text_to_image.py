@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from vlad.utils.errors import UserError, reason_of
 from vlad.utils.paths import checked_path
 
-PIXELS_A_CELL = 8  # of a latent; diffusers draws no other sizes than multiples of it
+PIXELS_PER_LATENT = 8  # of a latent; diffusers draws no other sizes than multiples of it
 # What diffusers and transformers raise for folders that are damaged, or are none of theirs.
 UNLOADABLE = (
     OSError,
@@ -42,9 +42,9 @@ class TextToImage:
     def __init__(
         self, folder: Path, steps: int | None, guidance: float | None, pixels: int | None, scheduler: str | None = None
     ) -> None:
-        if pixels is not None and pixels % PIXELS_A_CELL:
-            raise UserError(f"Pipelines of diffusers draw multiples of {PIXELS_A_CELL} pixels, not {pixels}.")
-        pipeline = load_foreign(folder, scheduler=scheduler, steps=steps)
+        if pixels is not None and pixels % PIXELS_PER_LATENT:
+            raise UserError(f"Pipelines of diffusers draw multiples of {PIXELS_PER_LATENT} pixels, not {pixels}.")
+        pipeline = load_diffusers_pipeline(folder, scheduler=scheduler, steps=steps)
         needed = _needed_beside_prompts(pipeline)
         if needed:
             raise UserError(
@@ -63,7 +63,7 @@ class TextToImage:
         self.name = type(pipeline).__name__
         self.pipeline = pipeline
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """An image a prompt."""
         result = self.pipeline(
             prompt=list(prompts), generator=generators_of(seeds), output_type="pil", **self.arguments
@@ -92,7 +92,7 @@ def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def load_foreign(
+def load_diffusers_pipeline(
     folder: Path,
     loader: Any = DiffusionPipeline,
     scheduler: str | None = None,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from vlad.eval.generation_modes import MODES, Mode
+from vlad.eval.options import GENERATION_MODES, GenerationMode
 from vlad.metrics.colours import ColourScore, score_colours
 from vlad.metrics.ocr import run_ocr
 from vlad.metrics.positions import PositionScore, score_positions
@@ -29,7 +29,7 @@ from vlad.types import Layout, Sample
 class SpellingScore:
     """One way of drawing: exact words, letters, colours and places (of the images), time to sample them all."""
 
-    mode: Mode
+    mode: GenerationMode
     words: int
     word_accuracy: float
     letter_accuracy: float
@@ -39,17 +39,17 @@ class SpellingScore:
     misread: tuple[tuple[str, str], ...]  # wanted, read
 
 
-def modes_of(pipeline: VLADPipeline) -> tuple[Mode, ...]:
+def modes_of(pipeline: VLADPipeline) -> tuple[GenerationMode, ...]:
     """The ways in which a pipeline can draw."""
     if not pipeline.uses_layout:
         return ("no layout",)
-    return MODES if pipeline.layout_unet is not None else ("true layout",)
+    return GENERATION_MODES if pipeline.layout_unet is not None else ("true layout",)
 
 
 def score_spelling(
     pipeline: VLADPipeline,
     signs: list[Sample],
-    mode: Mode,
+    mode: GenerationMode,
     engine: str = "rapidocr",
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[SpellingScore, list[Image.Image], list[GridRow]]:
@@ -89,7 +89,7 @@ def score_spelling(
     return score, drawn.images, rows
 
 
-HEADS: dict[Mode, tuple[str, ...]] = {
+HEADS: dict[GenerationMode, tuple[str, ...]] = {
     "refit": ("raw plan", "layout", "image"),
     "true layout": ("true layout", "image"),
     "raw": ("raw plan", "image"),
@@ -97,13 +97,15 @@ HEADS: dict[Mode, tuple[str, ...]] = {
 }
 
 
-def _steps_of(mode: Mode, plan: np.ndarray | None, layout: Layout, image: Image.Image) -> tuple[Image.Image, ...]:
+def _steps_of(
+    mode: GenerationMode, plan: np.ndarray | None, layout: Layout, image: Image.Image
+) -> tuple[Image.Image, ...]:
     """What an image was drawn from, and the image, as `HEADS` calls them; a raw plan is no layout of letters."""
     planned = () if plan is None else (image_of_map(plan),)
     given = () if mode in ("raw", "no layout") else (draw_layout(layout, image.width),)
     return (*(planned if mode in ("refit", "raw") else ()), *given, image)
 
 
-def spelling_grid(rows: list[GridRow], mode: Mode, columns: int = 4) -> Image.Image:
+def spelling_grid(rows: list[GridRow], mode: GenerationMode, columns: int = 4) -> Image.Image:
     """The rows as one image, from what was planned to what was drawn."""
     return sample_grid(rows, HEADS[mode], cell_pixels=128, columns=columns)

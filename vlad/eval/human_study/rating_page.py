@@ -17,8 +17,9 @@ from typing import Any
 
 from PIL import Image
 
-from vlad.eval.benchmark.parallel_ocr import Box, load_image, painted_over
+from vlad.eval.benchmark.parallel_ocr import load_image, painted_over
 from vlad.eval.human_study.study import ASPECTS, SCALE, Question, Ratings, check_rater
+from vlad.eval.options import Box
 from vlad.utils.errors import UserError, sentence
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported

@@ -22,7 +22,8 @@ from typing import Any, Literal
 import numpy as np
 
 from vlad.eval.benchmark.image_sets import find_images
-from vlad.eval.benchmark.parallel_ocr import UNREADABLE, Box, load_image
+from vlad.eval.benchmark.parallel_ocr import UNREADABLE, load_image
+from vlad.eval.options import Box
 from vlad.eval.protocols.protocol import Wanted
 from vlad.utils.errors import UserError
 

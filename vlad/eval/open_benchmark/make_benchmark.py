@@ -24,9 +24,9 @@ from vlad.eval.alignment.alignment_prompts import Asked
 from vlad.eval.open_benchmark.alignment_subsets import ALIGNMENT_SUBSETS
 from vlad.eval.open_benchmark.scenes import (
     VERSION,
-    BenchmarkOptions,
     Carrier,
     Draws,
+    OpenBenchmarkOptions,
     Scene,
     board,
     draw_scene,
@@ -147,7 +147,7 @@ SUBSETS: dict[str, Callable[[Draws], tuple[str, tuple[Carrier, ...]]]] = {
 }
 
 
-def make_scene(options: BenchmarkOptions, subset: str, index: int) -> Scene:
+def make_scene(options: OpenBenchmarkOptions, subset: str, index: int) -> Scene:
     """Entry number `index` of a subset."""
     draws = Draws(options, subset, index)
     if subset in ALIGNMENT_SUBSETS:
@@ -161,7 +161,7 @@ def make_scene(options: BenchmarkOptions, subset: str, index: int) -> Scene:
     return scene
 
 
-def scenes(options: BenchmarkOptions, subsets: Iterable[str] = SUBSETS) -> Iterator[Scene]:
+def scenes(options: OpenBenchmarkOptions, subsets: Iterable[str] = SUBSETS) -> Iterator[Scene]:
     """All entries, subset by subset."""
     for subset in subsets:
         for index in range(options.count):
@@ -181,7 +181,7 @@ def scene_record(scene: Scene) -> dict[str, Any]:
 
 
 def write_benchmark(
-    options: BenchmarkOptions, out: Path, on_progress: Callable[[int], None] | None = None
+    options: OpenBenchmarkOptions, out: Path, on_progress: Callable[[int], None] | None = None
 ) -> dict[str, Any]:
     """Writes OUT/prompts.jsonl, OUT/alignment.jsonl, OUT/images/ and, last, OUT/benchmark.json; returns what that
     holds.

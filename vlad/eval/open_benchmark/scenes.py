@@ -27,7 +27,7 @@ LINE_PITCH = 1.3
 
 
 @dataclass(frozen=True)
-class BenchmarkOptions:
+class OpenBenchmarkOptions:
     """Which benchmark: `count` prompts a subset, images of `size_pixels` a side."""
 
     seed: int = 0
@@ -74,7 +74,7 @@ class Scene:
 class Draws:
     """Chance of one scene, with the words of its split."""
 
-    def __init__(self, options: BenchmarkOptions, subset: str, index: int) -> None:
+    def __init__(self, options: OpenBenchmarkOptions, subset: str, index: int) -> None:
         entropy = f"{VERSION}:{options.seed}:{options.split}:{subset}:{index}"
         self.rng = np.random.default_rng(list(hashlib.sha256(entropy.encode()).digest()))
         self.split: Split = options.split
