@@ -149,7 +149,7 @@ def test_a_perfect_prediction_lands_on_x_0(kind: str, zero_terminal_snr: bool, s
 def test_every_solver_that_fits_lands_on_x_0_and_the_others_are_refused(name: str, kind: str) -> None:
     process = NoiseOptions(prediction=kind)
     if name in (("ddim", "euler") if kind == "flow" else ("flow-euler",)):
-        with pytest.raises(UserError, match=f"solver {name} does not fit.*predict {kind}"):
+        with pytest.raises(UserError, match=f"solver {name} does not fit.*predicts {kind}"):
             build_solver(name, process)
         return
     scheduler = build_solver(name, process)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vlad.models.spelling_tokens import MOST_TOKENS, NOMINAL_CELL, SpellingEncoder
+from vlad.models.spelling_tokens import MAX_LETTER_WIDTH, MAX_TOKENS, SpellingEncoder
 from vlad.types import Prompt, Span
 
 torch.manual_seed(0)
@@ -81,7 +81,7 @@ def test_any_two_characters_of_any_script_differ(pair: str) -> None:
 
 @torch.no_grad()
 def test_within_the_limits_a_token_is_the_sum_of_its_tables() -> None:
-    nominal = 0.5 + (1 + 0.5 - 3 / 2) * NOMINAL_CELL  # the second of three characters
+    nominal = 0.5 + (1 + 0.5 - 3 / 2) * MAX_LETTER_WIDTH  # the second of three characters
     angles = nominal * ENCODER.frequencies
     wanted = (
         sum(ENCODER.bytes.weight[256 * k + byte] for k, byte in enumerate([*"é".encode(), 0, 0]))
@@ -102,5 +102,5 @@ def test_past_the_limits_characters_share_the_last_place_but_are_all_there() -> 
 
 
 def test_a_quoted_page_is_cut_and_half_a_surrogate_pair_is_spelled_as_a_question_mark() -> None:
-    assert len(spell(*["LONG" * 100] * 3)) == MOST_TOKENS
+    assert len(spell(*["LONG" * 100] * 3)) == MAX_TOKENS
     torch.testing.assert_close(spell("A\ud800"), spell("A?"))

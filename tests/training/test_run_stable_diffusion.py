@@ -157,7 +157,7 @@ def test_models_in_the_wrong_place_are_told_their_own(world: Path, tmp_path: Pat
     [
         (StandInOptions(autoencoder={"scaling_factor": 0.5}), "scaling_factor 0.5, not 0.18215"),
         (StandInOptions(latent_channels=6), "channels 6, not 4"),
-        (StandInOptions(levels=3), "pixels a cell 4, not 8"),
+        (StandInOptions(levels=3), "pixels per cell 4, not 8"),
         (StandInOptions(autoencoder={"shift_factor": 0.1}), "shift_factor 0.1, not 0.0"),
     ],
 )

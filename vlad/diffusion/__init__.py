@@ -1,1 +1,1 @@
-"""Diffusion: the autoencoder, noise schedules and targets, UNets, attention backends, samplers."""
+"""Diffusion: noise schedules, training targets and loss weights, classifier-free guidance, solvers."""

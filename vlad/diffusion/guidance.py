@@ -1,6 +1,6 @@
-"""Classifier-free guidance, hierarchical: by the text t and by the layout z, with a scale each.
+"""Classifier-free guidance, hierarchical: one guidance scale for the text t, one for the layout z.
 
-Letters: B batch, C latent channels, h w cells.
+Any Denoiser (vlad/types.py) can be guided. Letters: B batch, C latent channels, h w cells.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ def guided(
     negative: Conditioning | None = None,
     edit: Tensor | None = None,
 ) -> Predict:
-    """The guided prediction as a function of x_t and t, in the precision of x_t whatever `dtype`, the model's, is.
+    """The guided prediction as a function of x_t and the timestep; computed in `dtype`, returned in x_t's.
 
         e = e(n, 0) + s_z (e(n, z) - e(n, 0)) + s_t (e(t, z) - e(n, z))
 
-    s_t = text_scale, s_z = layout_scale; without z the terms in s_z vanish. n is the negative prompt's conditioning,
-    or that of no prompt. A branch whose coefficient is zero is not computed, and the others run as one batch: scales
+    s_t = text_scale, s_z = layout_scale; without z the terms in s_z vanish. n is the conditioning of the negative
+    prompt, or of no prompt. A branch whose coefficient is zero is not computed, and the others run as one batch: scales
     of 1 cost one evaluation a step, equal scales two. `rescale` is phi of Lin et al. 2023 (arXiv 2305.08891, Eq. 15,
-    16): how far e is brought back to the standard deviation of e(t, z), which large scales enlarge. `edit` (B 1+C h w,
-    of `models.inpainting.inpainting_inputs`) is given to every branch.
+    16): how far e is brought back to the standard deviation of e(t, z), which large scales enlarge. Every branch gets
+    the same inpainting channels `edit` (B 1+C h w).
     """
     branches: list[tuple[float, bool, bool]] = [(text_scale, True, True)]  # coefficient, with t, with z
     if z is None:
@@ -44,10 +44,10 @@ def guided(
     branches = [branch for branch in branches if branch[0] != 0]
 
     batch, device = len(conditioning.tokens), conditioning.tokens.device
-    without = conditioning.unconditional_unless(torch.zeros(batch, dtype=torch.bool, device=device))
-    without = without if negative is None else negative
+    if negative is None:
+        negative = conditioning.unconditional_unless(torch.zeros(batch, dtype=torch.bool, device=device))
     all_conditioning = concat_conditioning(
-        [conditioning if with_text else without for _, with_text, _ in branches], dtype
+        [conditioning if with_text else negative for _, with_text, _ in branches], dtype
     )
     all_z = None
     if z is not None:
@@ -60,15 +60,15 @@ def guided(
         parts = outputs.chunk(len(branches))
         result = torch.stack([scale * part for (scale, _, _), part in zip(branches, parts, strict=True)]).sum(dim=0)
         if rescale and branches[0][1]:
-            wanted = result * parts[0].std(dim=(1, 2, 3), keepdim=True) / result.std(dim=(1, 2, 3), keepdim=True)
-            result = rescale * wanted + (1 - rescale) * result
+            rescaled = result * parts[0].std(dim=(1, 2, 3), keepdim=True) / result.std(dim=(1, 2, 3), keepdim=True)
+            result = rescale * rescaled + (1 - rescale) * result
         return result
 
     return predict
 
 
 def concat_conditioning(parts: Sequence[Conditioning], dtype: torch.dtype | None = None) -> Conditioning:
-    """The rows of all parts, which have one width K, one after the other; dtype None: as they are."""
+    """Concatenates the rows of all parts, which have the same K; dtype None: no cast."""
 
     def cat(tensors: Iterable[Tensor]) -> Tensor:
         return torch.cat(list(tensors)).to(dtype=dtype)

@@ -1,9 +1,10 @@
-"""Noise schedules, targets and loss weights, through diffusers' schedulers (Eq. 4, 9).
+"""Noise schedules, prediction targets and min-SNR loss weights, through diffusers' schedulers (Eq. 4, 9).
 
     x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) epsilon        diffusion (Eq. 4)
     x_t = (1 - s) x_0 + s epsilon, s = t / T                           rectified flow
 
-The paper predicts epsilon; x_0 ("sample"), v and the flow's velocity are options. Letters: B C h w latents.
+The paper predicts epsilon; x_0 ("sample"), v ("v_prediction") and the flow's velocity are options.
+Letters: B batch, C latent channels, h w cells.
 """
 
 from __future__ import annotations
@@ -13,10 +14,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias, get_args, get_type_hints
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    FlowMatchEulerDiscreteScheduler,
-)
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from vlad.diffusion.options import NoiseOptions
@@ -26,7 +24,7 @@ Scheduler: TypeAlias = DDIMScheduler | FlowMatchEulerDiscreteScheduler
 
 
 def build_scheduler(options: NoiseOptions) -> Scheduler:
-    """The diffusers scheduler that trains and, with any solver of its family, samples this process."""
+    """The diffusers scheduler of this process, for training; solvers.py has those for sampling."""
     if options.prediction == "flow":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=options.train_timesteps)
     return DDIMScheduler(
@@ -42,30 +40,30 @@ def build_scheduler(options: NoiseOptions) -> Scheduler:
 
 
 def noise_fields_of(scheduler: Scheduler) -> dict[str, str | int | float | bool]:
-    """The noise that a scheduler of `build_scheduler` stands for, as the fields of NoiseOptions that say so."""
-    stored = scheduler.config
+    """The fields of NoiseOptions that a scheduler of `build_scheduler` was built from."""
+    config = scheduler.config
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        return {"prediction": "flow", "train_timesteps": stored.num_train_timesteps}
+        return {"prediction": "flow", "train_timesteps": config.num_train_timesteps}
     return {
-        "prediction": stored.prediction_type,
-        "beta_schedule": stored.beta_schedule,
-        "train_timesteps": stored.num_train_timesteps,
-        "beta_start": stored.beta_start,
-        "beta_end": stored.beta_end,
-        "zero_terminal_snr": stored.rescale_betas_zero_snr,
+        "prediction": config.prediction_type,
+        "beta_schedule": config.beta_schedule,
+        "train_timesteps": config.num_train_timesteps,
+        "beta_start": config.beta_start,
+        "beta_end": config.beta_end,
+        "zero_terminal_snr": config.rescale_betas_zero_snr,
     }
 
 
 def draw_timesteps(options: NoiseOptions, batch: int, device: torch.device) -> Tensor:
-    """Training timesteps, B (int64), from torch's generator of the device."""
+    """Random training timesteps, B (int64), from torch's generator of the device."""
     u = torch.rand(batch, device=device)
     share = 1 - u.square() if options.timestep_bias == "high" else u
     return (share * options.train_timesteps).long().clamp(0, options.train_timesteps - 1)
 
 
 def draw_noise(x_0: Tensor, offset: float = 0.0) -> Tensor:
-    """epsilon B C h w: normal, and with an offset o each channel of each image moved by o times a normal number."""
-    # The same numbers whatever the memory format.
+    """epsilon B C h w: normal noise, plus offset noise: `offset` times one normal number a channel of an image."""
+    # Not randn_like: the numbers must not depend on the memory format.
     noise = torch.randn(x_0.shape, device=x_0.device, dtype=x_0.dtype)
     if not offset:
         return noise
@@ -73,7 +71,7 @@ def draw_noise(x_0: Tensor, offset: float = 0.0) -> Tensor:
 
 
 def add_noise(scheduler: Scheduler, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """x_t of Eq. 4, or of the flow."""
+    """x_t of Eq. 4, or of rectified flow."""
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         s = _flow_share(scheduler, timesteps, x_0)
         return (1 - s) * x_0 + s * noise
@@ -81,7 +79,7 @@ def add_noise(scheduler: Scheduler, x_0: Tensor, noise: Tensor, timesteps: Tenso
 
 
 def training_target(scheduler: Scheduler, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the UNet is to predict at x_t (Eq. 9 has epsilon)."""
+    """The prediction target at x_t (epsilon in Eq. 9)."""
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         return noise - x_0
     match scheduler.config.prediction_type:
@@ -94,7 +92,7 @@ def training_target(scheduler: Scheduler, x_0: Tensor, noise: Tensor, timesteps:
 
 
 def predicted_x_0(scheduler: Scheduler, prediction: Tensor, x_t: Tensor, timesteps: Tensor) -> Tensor:
-    """The image that a prediction at x_t stands for."""
+    """x_0 computed from the prediction at x_t."""
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         return x_t - _flow_share(scheduler, timesteps, x_t) * prediction
     alpha_bar = scheduler.alphas_cumprod.to(x_t.device)[timesteps].to(x_t.dtype)[:, None, None, None]
@@ -108,14 +106,14 @@ def predicted_x_0(scheduler: Scheduler, prediction: Tensor, x_t: Tensor, timeste
 
 
 def signal_shares(scheduler: Scheduler, timesteps: Tensor) -> Tensor:
-    """The share of the image in the variance of x_t, B: alpha_bar_t, or (1 - s)^2 of a flow."""
+    """The share of x_0 in the variance of x_t, B: alpha_bar_t, or (1 - s)^2 of rectified flow."""
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         return (1 - timesteps / scheduler.config.num_train_timesteps).square()
     return scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
 
 
 def loss_weights(scheduler: Scheduler, timesteps: Tensor, min_snr_gamma: float | None) -> Tensor:
-    """Weights B of the squared error: 1, or min-SNR's min(SNR, gamma) brought into the prediction's own space."""
+    """Weights B of the squared error: 1, or min-SNR's min(SNR, gamma) of x_0 converted to the predicted quantity."""
     if min_snr_gamma is None or isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         return torch.ones(len(timesteps), device=timesteps.device)
     alpha_bar = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
@@ -134,25 +132,25 @@ def _flow_share(scheduler: FlowMatchEulerDiscreteScheduler, timesteps: Tensor, l
     return (timesteps.to(like.dtype) / scheduler.config.num_train_timesteps)[:, None, None, None]
 
 
-def noise_options_from(scheduler: Mapping[str, Any], own: NoiseOptions) -> NoiseOptions:
-    """The noise that a model was trained with, by its scheduler's config; what only training knows stays `own`.
+def noise_options_from(scheduler: Mapping[str, Any], defaults: NoiseOptions) -> NoiseOptions:
+    """The noise options that match a pretrained model's scheduler config; the rest is taken from `defaults`.
 
-    Raises UserError for a process that we do not know.
+    Raises UserError for a process that NoiseOptions cannot describe.
     """
     known = get_type_hints(NoiseOptions)
     prediction = scheduler.get("prediction_type", "epsilon")
     schedule = scheduler.get("beta_schedule", "linear")
     if prediction not in get_args(known["prediction"]) or prediction == "flow" or "beta_start" not in scheduler:
         raise UserError(
-            f"stable_diffusion.path: its scheduler ({scheduler.get('_class_name')}, prediction_type {prediction}) is"
-            " not that of a Stable Diffusion 1, 2 or XL, which predicts epsilon, v_prediction or sample."
+            f"stable_diffusion.path: the scheduler ({scheduler.get('_class_name')}, prediction_type {prediction})"
+            " is not that of a Stable Diffusion 1, 2 or XL, which predicts epsilon, v_prediction or sample."
         )
     if schedule not in get_args(known["beta_schedule"]) or scheduler.get("trained_betas") is not None:
         what = "trained_betas" if scheduler.get("trained_betas") is not None else f"beta_schedule {schedule}"
         schedules = ", ".join(get_args(known["beta_schedule"]))
-        raise UserError(f"stable_diffusion.path: its scheduler has {what}; known are beta_schedule {schedules}.")
+        raise UserError(f"stable_diffusion.path: the scheduler has {what}; known beta_schedules: {schedules}.")
     return replace(
-        own,
+        defaults,
         prediction=prediction,
         beta_schedule=schedule,
         beta_start=float(scheduler["beta_start"]),

@@ -1,4 +1,4 @@
-"""Sampling: any diffusers solver over a plain function of (x_t, t), and hierarchical guidance as such a function.
+"""Solvers (samplers): any diffusers scheduler over a plain function of x_t and the timestep, such as a guided one.
 
 Letters: B batch, C latent channels, h w cells.
 """
@@ -23,7 +23,7 @@ from vlad.diffusion.guidance import Predict
 from vlad.diffusion.options import NoiseOptions
 from vlad.utils.errors import UserError, did_you_mean
 
-# Called after step number n at timestep t with x_t; what it returns takes x_t's place.
+# Called after each step with its number, its timestep and x_t; the returned tensor replaces x_t.
 OnStep = Callable[[int, Tensor, Tensor], Tensor]
 
 SOLVERS: dict[str, type[SchedulerMixin]] = {
@@ -38,15 +38,14 @@ _FLOW_ONLY = ("flow-euler",)
 
 
 def build_solver(name: str, process: NoiseOptions) -> SchedulerMixin:
-    """The named solver for what a UNet was trained on. Raises UserError for one that does not fit it."""
+    """The named solver for the process a UNet was trained with. Raises UserError for one that does not fit it."""
     if name not in SOLVERS:
         raise UserError(f"There is no solver {name!r}.{did_you_mean(name, SOLVERS)} Known: {', '.join(SOLVERS)}.")
     is_flow = process.prediction == "flow"
     if name in (_DIFFUSION_ONLY if is_flow else _FLOW_ONLY):
         fitting = [known for known in SOLVERS if known not in (_DIFFUSION_ONLY if is_flow else _FLOW_ONLY)]
         raise UserError(
-            f"The solver {name} does not fit a model that was trained to predict {process.prediction}; choose"
-            f" {', '.join(fitting)}."
+            f"The solver {name} does not fit a model that predicts {process.prediction}; choose {', '.join(fitting)}."
         )
     if is_flow:
         if name == "flow-euler":
@@ -69,19 +68,19 @@ def build_solver(name: str, process: NoiseOptions) -> SchedulerMixin:
 
 
 def check_scheduler(scheduler: SchedulerMixin, process: NoiseOptions, stage: str) -> None:
-    """Raises UserError when a scheduler that somebody has set undoes other noise than the stage was trained with."""
-    stored = scheduler.config
-    # FlowMatchEuler has no prediction_type: it knows no other.
-    prediction = stored.get("prediction_type", "flow")
+    """Raises UserError when a scheduler that the user has set is of another process than the stage's UNet."""
+    config = scheduler.config
+    # FlowMatchEuler has no prediction_type: it is always flow.
+    prediction = config.get("prediction_type", "flow")
     found = {
         "prediction": {"flow_prediction": "flow", "original_sample": "sample"}.get(prediction, prediction),
-        "train_timesteps": stored.num_train_timesteps,
+        "train_timesteps": config.num_train_timesteps,
     }
     if process.prediction != "flow":
-        found["beta_schedule"] = stored.get("beta_schedule")
-        found["zero_terminal_snr"] = bool(stored.get("rescale_betas_zero_snr", False))
+        found["beta_schedule"] = config.get("beta_schedule")
+        found["zero_terminal_snr"] = bool(config.get("rescale_betas_zero_snr", False))
         if process.beta_schedule != "squaredcos_cap_v2":
-            found |= {"beta_start": stored.get("beta_start"), "beta_end": stored.get("beta_end")}
+            found |= {"beta_start": config.get("beta_start"), "beta_end": config.get("beta_end")}
     for name, value in found.items():
         trained = getattr(process, name)
         if value != trained:

@@ -35,11 +35,15 @@ class PartRanks:
 class LoraOptions:
     """Low-rank adapters W + (alpha / rank) B A."""
 
+    # Columns of B and rows of A.
     rank: int = 8
+    # Scale of the update: alpha / rank.
     alpha: float = 16.0
+    # Dropout of the input of A.
     dropout: float = 0.0
-    # rsLoRA scales by alpha / sqrt(rank); DoRA learns each row's length apart from its direction.
+    # rsLoRA: scale by alpha / sqrt(rank) instead.
     rslora: bool = False
+    # DoRA: learn each row's length apart from its direction.
     dora: bool = False
     # Which UNets carry adapters. For the LVLM and the CCM, `trainable` decides (lora or frozen).
     layout_unet: bool = True
@@ -47,9 +51,10 @@ class LoraOptions:
     # Adapters on the decoder of a PatchAutoencoder, trained in a stage before the others: for backgrounds and colours
     # that it has not learned. The latents do not change; an AutoencoderKL is never adapted.
     decoder: bool = False
+    # The layers that carry adapters, by the ends of their names: in the LVLM, in the UNets, and in the CCM with the
+    # spelling encoder (empty: every linear layer).
     lvlm_targets: tuple[str, ...] = LVLM_TARGETS
     unet_targets: tuple[str, ...] = UNET_TARGETS
-    # In the CCM and the spelling encoder; empty: every linear layer.
     composition_targets: tuple[str, ...] = ()
     # Ranks of single parts; alpha / rank stays the same.
     ranks: PartRanks = field(default_factory=PartRanks)

@@ -1,1 +1,1 @@
-"""Models: autoencoder, UNet, attention backends, Stable Diffusion, the CCM, spelling tokens, text encoders."""
+"""Models: autoencoders, UNets, attention backends, Stable Diffusion, the CCM, spelling tokens, text encoders."""

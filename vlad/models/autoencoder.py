@@ -1,9 +1,9 @@
-"""Pixels <-> scaled latents. No other module knows a scale factor.
+"""Autoencoders (VAE): pixels <-> scaled latents. No other module knows a scale factor.
 
     pixels [-1, 1]  --encode-->  latents  --scale-->  scaled latents  (what schedules, UNets and samplers see)
 
-Two kinds: diffusers' `AutoencoderKL` (Stable Diffusion's), and `PatchAutoencoder`, which is small enough to be
-fitted in a minute on two cores. Letters: B batch, C latent channels, H W pixels, h w cells (H/f, W/f).
+Two kinds: diffusers' `AutoencoderKL` (Stable Diffusion's), and `PatchAutoencoder`, which is small enough to train
+in a minute on two cores. Letters: B batch, C latent channels, H W pixels, h w cells (H/f, W/f).
 """
 
 from __future__ import annotations
@@ -36,16 +36,17 @@ class _ResidualBlock(nn.Module):
         return x + self.conv_out(F.silu(self.conv_in(F.silu(self.norm(x)))))
 
 
-DECODER_LAYERS = ("linear_out", "conv_in", "conv_out")  # of a PatchAutoencoder, by the ends of their names
+# Of a PatchAutoencoder, by the ends of their names.
+DECODER_LAYERS = ("linear_out", "conv_in", "conv_out")
 
 
 class PatchAutoencoder(ModelMixin, ConfigMixin):
-    """A linear encoder fitted in closed form and a convolutional decoder trained against it.
+    """A linear encoder fitted in closed form (PCA of patches) and a convolutional decoder trained on its latents.
 
-    The encoder projects each patch of f x f pixels on its `latent_channels` leading principal components,
-    every one scaled to a standard deviation of 0.5: isotropic latents, no training, no collapse. The decoder
-    starts as the projection's transpose and learns what the projection lost from the neighbouring patches;
-    it is trained on noisy latents, so that it also forgives what a sampler leaves behind.
+    The encoder projects each patch of f x f pixels on its `latent_channels` leading principal components, each scaled
+    to a standard deviation of 0.5: isotropic latents, no training, no collapse. The decoder starts as the projection's
+    transpose and learns to restore from the neighbouring patches what the projection lost. It is trained on noisy
+    latents, to be robust to a sampler's residual noise.
     """
 
     @register_to_config
@@ -65,13 +66,13 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def fit(self, pixels: Tensor) -> float:
-        """Fits the projection to images (B 3 H W in [-1, 1]); returns the share of variance it keeps."""
+        """Fits the projection to images (B 3 H W in [-1, 1]); returns the share of their variance that it keeps."""
         f, channels = self.config.patch_pixels, self.config.latent_channels
         patches = F.unfold(pixels.double(), f, stride=f).transpose(1, 2).flatten(0, 1)  # n, 3 f f
         mean = patches.mean(dim=0)
         variances, directions = torch.linalg.eigh(torch.cov((patches - mean).T))
         kept, basis = variances.flip(0)[:channels].clamp_min(1e-8), directions.flip(1)[:, :channels]
-        # Each component's sign is free: fix it, so that a fit does not depend on the linear algebra library.
+        # A component's sign is arbitrary: fix it, so that a fit does not depend on the linear algebra library.
         basis = basis * torch.where(basis.sum(dim=0) < 0, -1.0, 1.0)
         encoder = basis.T * (0.5 / kept.sqrt())[:, None]
         self.projection.weight.copy_(encoder.reshape(channels, 3, f, f))
@@ -91,7 +92,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
 
 def build_autoencoder(options: AutoencoderOptions) -> PatchAutoencoder | AutoencoderKL:
-    """The autoencoder of the options: loaded from `path` and frozen, or new and still to be fitted.
+    """The autoencoder of the options: an AutoencoderKL loaded from `path`, or a new PatchAutoencoder, not yet fitted.
 
     Raises UserError when there is no AutoencoderKL at the path.
     """
@@ -110,33 +111,33 @@ def build_autoencoder(options: AutoencoderOptions) -> PatchAutoencoder | Autoenc
 
 
 def spatial_factor(autoencoder: PatchAutoencoder | AutoencoderKL) -> int:
-    """Pixels a latent cell, along one side."""
+    """Pixels per latent cell, along one side."""
     if not isinstance(autoencoder, AutoencoderKL):
         return autoencoder.config.patch_pixels
     return 2 ** (len(autoencoder.config.block_out_channels) - 1)
 
 
 def latent_differences(one: PatchAutoencoder | AutoencoderKL, other: AutoencoderKL) -> str:
-    """What of their latents' form and scale differs, with both values; empty where a UNet takes either's alike."""
+    """The differences in shape and scale of their latents, with both values; empty if a UNet can take either's."""
 
-    def form(autoencoder: AutoencoderKL) -> dict[str, Any]:
-        stored = autoencoder.config
+    def latent_format(autoencoder: AutoencoderKL) -> dict[str, Any]:
+        config = autoencoder.config
         return {
-            "channels": stored.latent_channels,
-            "pixels a cell": spatial_factor(autoencoder),
-            "scaling_factor": stored.scaling_factor,
-            "shift_factor": stored.shift_factor or 0.0,
-            "latents_mean": stored.latents_mean,
-            "latents_std": stored.latents_std,
+            "channels": config.latent_channels,
+            "pixels per cell": spatial_factor(autoencoder),
+            "scaling_factor": config.scaling_factor,
+            "shift_factor": config.shift_factor or 0.0,
+            "latents_mean": config.latents_mean,
+            "latents_std": config.latents_std,
         }
 
     assert isinstance(one, AutoencoderKL)
-    ours, theirs = form(one), form(other)
-    return ", ".join(f"{name} {ours[name]}, not {theirs[name]}" for name in ours if ours[name] != theirs[name])
+    a, b = latent_format(one), latent_format(other)
+    return ", ".join(f"{name} {a[name]}, not {b[name]}" for name in a if a[name] != b[name])
 
 
 def with_image_size(t: Conditioning, autoencoder: PatchAutoencoder | AutoencoderKL, latents: Tensor) -> Conditioning:
-    """t that says how large the images of these latents (B C h w) are."""
+    """t with the size in pixels of the images that these latents (B C h w) are of."""
     factor, (height, width) = spatial_factor(autoencoder), latents.shape[-2:]
     return replace(t, size=(height * factor, width * factor))
 
@@ -144,7 +145,7 @@ def with_image_size(t: Conditioning, autoencoder: PatchAutoencoder | Autoencoder
 def latent_moments(autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
     """Pixels B 3 H W in [-1, 1] -> mean and standard deviation of the scaled latents, B C h w each.
 
-    The deviation is None for an autoencoder that does not draw.
+    The deviation is None for a deterministic autoencoder.
     """
     if not isinstance(autoencoder, AutoencoderKL):
         return autoencoder.encode(pixels), None
@@ -154,7 +155,7 @@ def latent_moments(autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor
 
 
 def sample_posterior(mean: Tensor, deviation: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
-    """Scaled latents B C h w from their moments."""
+    """Scaled latents B C h w sampled from the posterior with these moments."""
     if deviation is None:
         return mean
     noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
@@ -164,7 +165,7 @@ def sample_posterior(mean: Tensor, deviation: Tensor | None, generator: torch.Ge
 def encode(
     autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Pixels B 3 H W in [-1, 1] -> scaled latents B C h w; an AutoencoderKL's are drawn from its posterior."""
+    """Pixels B 3 H W in [-1, 1] -> scaled latents B C h w; an AutoencoderKL's are sampled from its posterior."""
     return sample_posterior(*latent_moments(autoencoder, pixels), generator)
 
 
@@ -177,12 +178,12 @@ def decode(autoencoder: PatchAutoencoder | AutoencoderKL, scaled_latents: Tensor
 
 
 def _scale_and_shift(autoencoder: AutoencoderKL, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
-    """scaled latents = (latents - shift) * scale, as the autoencoder's config says: one pair for all, or a channel's
-    mean and deviation."""
-    stored = autoencoder.config
-    if stored.latents_mean is None or stored.latents_std is None:
-        return stored.scaling_factor, stored.shift_factor or 0.0
+    """scaled latents = (latents - shift) * scale, by the autoencoder's config: one pair for all channels, or each
+    channel's mean and deviation."""
+    config = autoencoder.config
+    if config.latents_mean is None or config.latents_std is None:
+        return config.scaling_factor, config.shift_factor or 0.0
     mean, deviation = (
-        like.new_tensor(values).view(1, -1, 1, 1) for values in (stored.latents_mean, stored.latents_std)
+        like.new_tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std)
     )
-    return stored.scaling_factor / deviation, mean
+    return config.scaling_factor / deviation, mean

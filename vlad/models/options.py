@@ -1,4 +1,4 @@
-"""Options of the models: UNets, autoencoder, CCM, LVLM, a Stable Diffusion to start from."""
+"""Model options: UNets, autoencoder, CCM, LVLM, the Stable Diffusion that a run starts from."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from vlad.utils.errors import UserError
 
 @dataclass(frozen=True)
 class UNetOptions:
-    """A UNet built from nothing, with cross-attention on every level."""
+    """A new UNet, with cross-attention on every level."""
 
+    # Channels of each level, from the finest.
     block_channels: tuple[int, ...] = (96, 128)
+    # Residual blocks, each with cross-attention, on every level.
     layers_per_block: int = 1
+    # Attention heads.
     heads: int = 4
-    # Cross-attention on the way up too. Without it a training step of the tiny UNets takes 0.6 of the time.
+    # Cross-attention in the up blocks, too. Without it a training step of the tiny UNets takes 0.6 of the time.
     up_attention: bool = True
-    # Fourier features of x and y beside the latents: 4 channels a frequency; 0 for none.
+    # Position features (Fourier features of x and y) beside the latents, 4 channels a frequency; 0 for none.
     position_frequencies: int = 6
-    # The pooled conditioning joins the time embedding.
+    # Add the pooled conditioning to the time embedding.
     pooled: bool = True
 
     def __post_init__(self) -> None:
@@ -32,12 +35,17 @@ class UNetOptions:
 
 @dataclass(frozen=True)
 class AutoencoderOptions:
-    """`path` is a folder or hub id of an AutoencoderKL; with None a PatchAutoencoder is trained."""
+    """A pretrained AutoencoderKL, or a PatchAutoencoder that the run trains."""
 
+    # Folder or hub id of an AutoencoderKL in diffusers' format; None: train a PatchAutoencoder of the sizes below.
     path: str | None = None
+    # Branch, tag or commit of a hub id; None: its newest.
     revision: str | None = None
+    # Pixels per latent cell, along one side.
     patch_pixels: int = 8
+    # Principal components kept of a patch.
     latent_channels: int = 24
+    # Channels and residual blocks of the decoder.
     decoder_width: int = 128
     decoder_layers: int = 2
 
@@ -55,21 +63,25 @@ class AutoencoderOptions:
 
 @dataclass(frozen=True)
 class CompositionOptions:
-    """`kind: none` is the paper's ablation: the LVLM's tokens go straight on through one projection."""
+    """The Contextual Composition Module. `kind: none` is the paper's ablation: one projection of the LVLM's tokens."""
 
+    # `transformer`: self-attention over t_g, {t_i} and spelling tokens; `q-former`: learned queries that read them.
     kind: Literal["transformer", "q-former", "none"] = "transformer"
-    # {t_i}: the states of the prompt's object phrases, or of as many learned slot queries as `slots` says.
+    # {t_i}: the states of the prompt's object phrases, or of `slots` learned slot queries.
     locals: Literal["phrases", "slots"] = "phrases"
+    # Slot queries, for `locals: slots`.
     slots: int = 4
-    # Learned queries of the q-former.
+    # Learned queries, for `kind: q-former`.
     queries: int = 16
+    # Width, layers and attention heads inside the CCM.
     width: int = 128
     layers: int = 2
     heads: int = 4
-    # Width of the tokens that the UNets' cross-attention takes.
+    # Width of the tokens that the UNets' cross-attention reads.
     output_width: int = 128
+    # Spelling tokens: one per character of every quoted string.
     spelling: bool = True
-    # The longest string and the most strings a layout holds.
+    # The longest string, and the most strings of a layout, whose places the spelling tokens tell apart.
     max_characters: int = 8
     max_strings: int = 3
 
@@ -84,41 +96,42 @@ class CompositionOptions:
             raise UserError("composition: slots and queries must be at least 1.")
         if self.kind == "none" and self.locals == "slots":
             raise UserError(
-                "composition.locals: slots has nothing to do with kind: none, which hands on the LVLM's own tokens;"
-                " choose another kind, or locals: phrases."
+                "composition.locals: slots does nothing with kind: none, which passes the LVLM's tokens on; choose"
+                " another kind, or locals: phrases."
             )
 
 
 @dataclass(frozen=True)
 class LVLMOptions:
-    """Which LVLM, and how it is read.
+    """The LVLM, and which of its states are used."""
 
-    `path` is a local folder or hub id; with None a tiny Qwen2.5-VL is built from the sizes below, its weights
-    random, its tokenizer byte-level.
-    """
-
+    # Folder or hub id; None: a tiny Qwen2.5-VL of the sizes below, with random weights and a byte-level tokenizer.
     path: str | None = None
+    # Branch, tag or commit of a hub id; None: its newest.
     revision: str | None = None
-    # Runs code from the hub; only with `revision` a full commit id, so that it cannot change.
+    # Runs code from the hub; `revision` must be a full commit id, so that the code cannot change.
     trust_remote_code: bool = False
-    # A CLIP, SigLIP or DINOv2 for v, frozen, where the LVLM has no vision tower or another one is wanted.
+    # A frozen CLIP, SigLIP or DINOv2 for v, if the LVLM has no vision tower or another one is wanted.
     vision_path: str | None = None
+    # Its branch, tag or commit.
     vision_revision: str | None = None
+    # Sizes of the tiny Qwen2.5-VL and of its vision tower, where `path` is None.
     hidden_size: int = 128
     layers: int = 2
     heads: int = 4
     vision_hidden_size: int = 64
     vision_layers: int = 2
     vision_patch_pixels: int = 16
-    # Images are scaled to this side before a vision tower that takes any (Qwen2-VL, Pixtral, DINOv2, ...).
+    # Side in pixels to which images are scaled for a vision tower that takes any size (Qwen2-VL, Pixtral, DINOv2).
     vision_pixels: int = 64
+    # Longer prompts are cut: words outside quotation marks go first, from the right.
     max_tokens: int = 160
-    # Around a prompt: the tokenizer's own special tokens, or its chat template (whose tokens give no states).
+    # Put the prompt between the tokenizer's special tokens, or into its chat template (whose tokens give no states).
     template: Literal["plain", "chat"] = "plain"
-    # The states: `last`, `layer:N` (from 1, or from the end: -1 is the last), or `normalised-average`: the mean over
-    # all layers, each layer-normalised (Wang et al., CVPR 2025).
+    # The hidden states to use: `last`, `layer:N` (from 1, or from the end: -1 is the last), or `normalised-average`:
+    # the mean over all layers, each layer-normalised (Wang et al., CVPR 2025).
     states: str = "last"
-    # t_g: the mean of all token states, or the last one (of a pretrained causal LVLM, the one that saw all).
+    # t_g: the mean of all token states, or the last one (of a pretrained causal LVLM the one that attends to all).
     pooling: Literal["mean", "last"] = "mean"
 
     def __post_init__(self) -> None:
@@ -153,16 +166,18 @@ OPTION = "stable_diffusion.path"
 
 @dataclass(frozen=True)
 class StableDiffusionOptions:
-    """The model that both UNets start from."""
+    """The Stable Diffusion model that both UNets start from."""
 
     # A folder or hub id in diffusers' format, or one .safetensors file.
     path: str = ""
+    # Branch, tag or commit of a hub id; None: its newest.
     revision: str | None = None
-    # Which of the weights, where a folder has several, such as fp16; None: those without a name.
+    # Which weights, if the folder has several variants, such as fp16; None: those without a variant's name.
     variant: str | None = None
-    # For a single file: a folder or hub id in diffusers' format of the same kind of model. Its weights are not read.
+    # For a single file: a folder or hub id in diffusers' format of the same kind of model, for its configs and
+    # tokenizers. Its weights are not read.
     config: str | None = None
-    # Keep its own text encoders' tokens beside the CCM's: at step 0 the images are its own.
+    # Keep the tokens of the model's text encoders beside the CCM's: at step 0 the images are those of the model.
     own_text: bool = True
 
     def __post_init__(self) -> None:
@@ -175,9 +190,10 @@ class StableDiffusionOptions:
 
 @dataclass(frozen=True)
 class BaseTextOptions:
-    """How the encoders are read. Stable Diffusion 1 and 2: `last`, after its norm; XL: `penultimate`, without.
+    """Which states of the base model's text encoders are used.
 
-    `empty_as_zeros`: no prompt is zeros (SDXL was trained so) rather than the empty string.
+    Stable Diffusion 1 and 2: the `last`, after the final norm; XL: the `penultimate`, without a norm.
+    `empty_as_zeros`: no prompt is zeros (SDXL was trained so) instead of the empty string.
     """
 
     states: Literal["last", "penultimate"] = "last"

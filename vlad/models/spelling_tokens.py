@@ -1,14 +1,14 @@
-"""Spelling tokens: one token a character of every quoted string, for UNets that have to spell.
+"""Spelling tokens: one token per character of every quoted string, for UNets that have to spell.
 
-An LVLM's subword tokens hide the letters (ByT5 and Glyph-ByT5 show what that costs). A spelling token says
-which character stands at which place of which string:
+An LVLM's subword tokens hide the letters (ByT5 and Glyph-ByT5 show what that costs). A spelling token encodes
+which character is at which position of which string:
 
     e = E_bytes(character) + E_place(length of the string, index in it) + E_string(number of strings, index)
         + Fourier features of the nominal place
 
-The nominal place is where the character's middle would stand, from 0 at the left to 1 at the right of the image,
-were its string a centred line as wide as it fits. The features are those that tell a UNet's cells where they are
-(`diffusion.unets.position_features`): key and query speak of places in the same terms from the first step.
+The nominal place is the x coordinate of the character's centre, from 0 at the left of the image to 1 at the right,
+if its string were a centred line as wide as it fits. The features are the position features of a UNet's cells
+(`unet.position_features`): keys and queries describe places in the same terms from the first step.
 
 Letters: B batch, S characters of all strings, D width.
 """
@@ -23,16 +23,16 @@ from torch import Tensor, nn
 
 from vlad.types import Prompt
 
-MOST_TOKENS = 512  # of one prompt: a caption from the wild may quote a page
-NOMINAL_CELL = 0.2  # no letter is nominally wider than this share of the image
+MAX_TOKENS = 512  # of one prompt: a web caption may quote a page
+MAX_LETTER_WIDTH = 0.2  # of a letter at its nominal place, as a share of the image's
 UTF8_BYTES = 4  # a character is at most four bytes: the embedding is the sum of theirs, any script
 
 
 class SpellingEncoder(nn.Module):
     """Prompts -> spelling tokens B S D with their mask B S; S is at least 1.
 
-    The tables of places and strings end at `max_characters` and `max_strings`. What is past an end shares the last
-    entry, where only the nominal place tells characters apart.
+    The tables of places and strings end at `max_characters` and `max_strings`. What is past the end shares the last
+    entry, where only the nominal place distinguishes characters.
     """
 
     frequencies: Tensor
@@ -68,7 +68,7 @@ class SpellingEncoder(nn.Module):
         return tokens, mask.to(device)
 
     def _rows(self, strings: Sequence[str]) -> list[tuple[float, ...]]:
-        """A row of numbers a character, MOST_TOKENS at most."""
+        """A row of numbers per character, MAX_TOKENS at most."""
         last_string, last_character = self.max_strings - 1, self.max_characters - 1
         count = min(len(strings) - 1, last_string)
         rows: list[tuple[float, ...]] = []
@@ -80,6 +80,6 @@ class SpellingEncoder(nn.Module):
                 byte_ids = [256 * k + (utf8[k] if k < len(utf8) else 0) for k in range(UTF8_BYTES)]
                 place = min(len(text) - 1, last_character) * self.max_characters + min(index, last_character)
                 string = count * self.max_strings + min(number, last_string)
-                nominal = 0.5 + (index + 0.5 - len(text) / 2) * min(NOMINAL_CELL, 0.92 / len(text))
+                nominal = 0.5 + (index + 0.5 - len(text) / 2) * min(MAX_LETTER_WIDTH, 0.92 / len(text))
                 rows.append((*byte_ids, place, string, nominal))
-        return rows[:MOST_TOKENS]
+        return rows[:MAX_TOKENS]

@@ -1,11 +1,12 @@
-"""The two UNets: diffusers' UNet2DConditionModel, and one contract to call either.
+"""The layout UNet and the refine UNet (diffusers' UNet2DConditionModel), and `denoise`, the one contract to call them.
 
-    layout UNet (TLG, Eq. 6)   z_t                       cross-attention to t  ->  prediction for z
-    refine UNet (VFE, Eq. 5, 7) x_t (+) z, concatenated   cross-attention to t  ->  prediction for x_0
+    layout UNet (TLG, Eq. 6)     z_t                       cross-attention to t  ->  prediction for z
+    refine UNet (VFE, Eq. 5, 7)  x_t (+) z, concatenated   cross-attention to t  ->  prediction for x_0
 
-(+) is concatenation of channels. Position channels may follow: at 8 x 8 cells a small UNet needs to be told
-where it is. A UNet that edits has the channels of `inpainting` last. Letters: B batch, C latent channels,
-P position channels, h w cells, K conditioning tokens.
+Input channels, in this order: x_t, z, position features (Fourier features of x and y: on 8 x 8 cells a small UNet
+does not know where it is without them), inpainting channels (inpainting_inputs.py). SDXL's UNet is conditioned on the
+image size, too. Letters: B batch, C latent channels, P position channels, h w cells, K conditioning tokens, M tokens of
+the base model's text encoders.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from vlad.types import Conditioning
 def build_unet(
     options: UNetOptions, latent_channels: int, extra_channels: int, cross_attention_width: int, cells: int
 ) -> UNet2DConditionModel:
-    """A new UNet for `latent_channels` in and out, with `extra_channels` concatenated to the input (z's)."""
+    """A new UNet for `latent_channels` in and out, with `extra_channels` (z's) concatenated to its input."""
     levels = len(options.block_channels)
     return UNet2DConditionModel(
         sample_size=cells,
@@ -34,7 +35,7 @@ def build_unet(
         layers_per_block=options.layers_per_block,
         down_block_types=("CrossAttnDownBlock2D",) * levels,
         up_block_types=("CrossAttnUpBlock2D" if options.up_attention else "UpBlock2D",) * levels,
-        # diffusers' name misleads: this is the number of heads (huggingface/diffusers#2011).
+        # diffusers' name is misleading: this is the number of heads (huggingface/diffusers#2011).
         attention_head_dim=options.heads,
         cross_attention_dim=cross_attention_width,
         class_embed_type="projection" if options.pooled else None,
@@ -52,62 +53,63 @@ def denoise(
 ) -> Tensor:
     """One call of a UNet: its prediction (B C h w) at x_t (B C h w), timesteps (B), given t and z (B C h w or None).
 
-    `edit` is what `inpainting.inpainting_inputs` makes (B 1+C h w), for a UNet that edits and no other.
+    `edit`: the inpainting channels of `inpainting_inputs` (B 1+C h w), for a UNet that has them, and only for one.
     """
     inputs = [x_t] if z is None else [x_t, z]  # Eq. 7: x_t (+) z
-    last = [] if edit is None else [edit]
-    position_channels = unet.config.in_channels - sum(part.shape[1] for part in (*inputs, *last))
+    edits = [] if edit is None else [edit]
+    position_channels = unet.config.in_channels - sum(part.shape[1] for part in (*inputs, *edits))
     if position_channels:
         inputs.append(position_features(position_channels, x_t))
-    inputs += last
+    inputs += edits
     pooled = None
     if unet.config.class_embed_type == "projection":
         missing = unet.config.projection_class_embeddings_input_dim - conditioning.pooled.shape[-1]
         pooled = F.pad(conditioning.pooled, (0, missing))
-    tokens, mask, base_tokens = _all_tokens(conditioning)  # B M+K W+D or B K D
+    tokens, mask, base_tokens = _cross_attention_tokens(conditioning)  # B M+K W+D or B K D
     return unet(
         torch.cat(inputs, dim=1),
         timesteps,
         encoder_hidden_states=tokens,
         encoder_attention_mask=mask,
         class_labels=pooled,
-        added_cond_kwargs=_added_conditioning(unet, conditioning),
+        added_cond_kwargs=_sdxl_conditioning(unet, conditioning),
         cross_attention_kwargs={"base_tokens": base_tokens} if base_tokens else None,
         return_dict=False,
     )[0]
 
 
 def has_text_projection(unet: UNet2DConditionModel) -> bool:
-    """Whether the UNet is a pretrained one that was grown to take t (growing.py)."""
+    """Whether the UNet is a pretrained one that was extended to read t (unet_surgery.py)."""
     return unet.config.encoder_hid_dim_type == "text_proj"
 
 
-def _all_tokens(conditioning: Conditioning) -> tuple[Tensor, Tensor, int]:
-    """Tokens and mask for the UNet, and how many of the tokens are its base's own: those first, then t's.
+def _cross_attention_tokens(conditioning: Conditioning) -> tuple[Tensor, Tensor, int]:
+    """Tokens and mask for cross-attention, and how many of the tokens are the base model's: those first, then t's.
 
-    Each kind has columns of its own, the other's are zero: one matrix, `encoder_hid_proj`, holds a projection of each.
+    Each kind has its own columns, zero in the other: one matrix, `encoder_hid_proj`, holds a projection of each.
     """
-    own = conditioning.base_text
-    if own is None:
+    base = conditioning.base_text
+    if base is None:
         return conditioning.tokens, conditioning.mask, 0
-    theirs = F.pad(own.tokens, (0, conditioning.tokens.shape[-1]))  # B M W+D
-    ours = F.pad(conditioning.tokens, (own.tokens.shape[-1], 0))  # B K W+D
-    mask = F.pad(conditioning.mask, (own.tokens.shape[1], 0), value=True)
-    return torch.cat([theirs, ours.to(theirs.dtype)], dim=1), mask, own.tokens.shape[1]
+    of_base = F.pad(base.tokens, (0, conditioning.tokens.shape[-1]))  # B M W+D
+    of_t = F.pad(conditioning.tokens, (base.tokens.shape[-1], 0))  # B K W+D
+    mask = F.pad(conditioning.mask, (base.tokens.shape[1], 0), value=True)
+    return torch.cat([of_base, of_t.to(of_base.dtype)], dim=1), mask, base.tokens.shape[1]
 
 
-def _added_conditioning(unet: UNet2DConditionModel, conditioning: Conditioning) -> dict[str, Tensor] | None:
-    """SDXL's (arXiv 2307.01952, section 2.2): the pooled text of its own encoder, and six numbers of sizes.
+def _sdxl_conditioning(unet: UNet2DConditionModel, conditioning: Conditioning) -> dict[str, Tensor] | None:
+    """SDXL's pooled text and size conditioning (arXiv 2307.01952, section 2.2); None for another UNet.
 
-    Those are the original height and width, the crop's top and left, and the height and width that are drawn: images
-    are whole and as large as they are drawn. Without its own text: the zeros that SDXL knows as no prompt.
+    The six sizes are the original height and width, the crop's top and left, and the target height and width: our
+    images are uncropped, and as large as the target. Without the base's text encoders the pooled text is zeros, which
+    SDXL was trained to take for no prompt.
     """
     if unet.config.addition_embed_type != "text_time":
         return None
-    assert conditioning.size is not None, "this UNet is told the size of the image"
-    batch, own = len(conditioning.tokens), conditioning.base_text
+    assert conditioning.size is not None, "this UNet is conditioned on the image size"
+    batch, base = len(conditioning.tokens), conditioning.base_text
     sizes = torch.tensor([*conditioning.size, 0.0, 0.0, *conditioning.size], device=conditioning.tokens.device)
-    text = None if own is None else own.pooled
+    text = None if base is None else base.pooled
     if text is None:
         width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
         text = conditioning.tokens.new_zeros(batch, width)
@@ -115,7 +117,7 @@ def _added_conditioning(unet: UNet2DConditionModel, conditioning: Conditioning) 
 
 
 def position_features(channels: int, like: Tensor) -> Tensor:
-    """sin and cos of pi k x and pi k y, k = 1 .. channels / 4, at the cells' centres: B P h w."""
+    """Fourier features: sin and cos of pi k x and pi k y, k = 1 .. channels / 4, at the cells' centres: B P h w."""
     frequencies = math.pi * torch.arange(1, channels // 4 + 1, device=like.device)
 
     def waves(count: int) -> Tensor:

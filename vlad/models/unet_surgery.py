@@ -1,15 +1,15 @@
-"""A pretrained UNet grown by what a finished run gives it: more input channels, t's tokens, t's pooled vector.
+"""Extending a pretrained UNet: more input channels, cross-attention to t, t's pooled vector.
 
-At step 0 the grown UNet computes what it computed before, whatever the new inputs hold:
+At step 0 the extended UNet computes what it computed before, whatever the new inputs hold:
 
     conv_in            the new channels' weights are zero
     class_embedding    t's pooled vector joins the time embedding through two layers, the last of them zero
-    encoder_hid_proj   [W_own | W_t] with W_own = 1: the base's own text tokens pass as they are; t's tokens become zero
-                       tokens, whose attention (attention.py) adds zero. Without the base's own text t is all that the
-                       UNet reads, and W_t starts like any new layer.
+    encoder_hid_proj   [W_base | W_t] with W_base = 1: the tokens of the base's text encoders pass unchanged; t's tokens
+                       become zero tokens, whose attention (attention.py) adds zero. Without the base's text encoders
+                       t is all that the UNet reads, and W_t is initialised like any new layer.
 
-All three are options of diffusers' own `UNet2DConditionModel`: a grown UNet is saved and loaded like any other.
-Letters: W width of the UNet's cross-attention, D of t.
+All three are options of diffusers' `UNet2DConditionModel`: an extended UNet is saved and loaded like any other.
+Letters: W width of the UNet's cross-attention, D width of t.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from torch import nn
 
 from vlad.utils.errors import UserError
 
-NEW_LAYERS = ("conv_in.", "class_embedding.", "encoder_hid_proj.")  # what has to be trained in full, adapters or not
+# These have to be trained in full, even where the rest of the UNet carries adapters.
+ADDED_LAYERS = ("conv_in.", "class_embedding.", "encoder_hid_proj.")
 
 
 @torch.no_grad()
 def extend_conv_in(unet: UNet2DConditionModel, in_channels: int) -> None:
-    """Makes the UNet take `in_channels`, those it had first; the new ones' weights are zero, so nothing changes yet.
+    """Extends the UNet's input to `in_channels`, the old ones first. The new weights are zero: outputs do not change.
 
     Raises UserError for fewer channels than it takes already.
     """
     old = unet.conv_in
     if in_channels < old.in_channels:
         raise UserError(
-            f"The UNet takes {old.in_channels} channels and cannot be made to take {in_channels}: channels are added,"
-            " never removed."
+            f"The UNet takes {old.in_channels} input channels and cannot be reduced to {in_channels}: channels are"
+            " added, never removed."
         )
     if in_channels == old.in_channels:
         return
@@ -52,28 +53,28 @@ def extend_conv_in(unet: UNet2DConditionModel, in_channels: int) -> None:
 
 @torch.no_grad()
 def add_text_conditioning(unet: UNet2DConditionModel, width: int, keep_base_text: bool) -> None:
-    """Makes the UNet take t: tokens and a pooled vector of `width` D, and with `keep_base_text` the base's own tokens.
+    """Lets the UNet read t: tokens and a pooled vector of `width` D, beside the base's tokens with `keep_base_text`.
 
-    Raises UserError for a UNet whose text or class inputs are taken by something else.
+    Raises UserError for a UNet whose text or class inputs are in use for something else.
     """
-    stored = unet.config
+    config = unet.config
     check_plain_unet(unet)
-    own_width = stored.cross_attention_dim
+    base_width = config.cross_attention_dim
     like = unet.conv_in.weight
-    project = nn.Linear((own_width if keep_base_text else 0) + width, own_width)
+    project = nn.Linear((base_width if keep_base_text else 0) + width, base_width)
     nn.init.zeros_(project.bias)
     if keep_base_text:
         nn.init.zeros_(project.weight)
-        project.weight[:, :own_width] = torch.eye(own_width)
+        project.weight[:, :base_width] = torch.eye(base_width)
     unet.encoder_hid_proj = project.to(like.device, like.dtype)
     unet.register_to_config(encoder_hid_dim=project.in_features, encoder_hid_dim_type="text_proj")
 
-    # One option of diffusers is the width of both the class embedding and SDXL's added one: `denoise` fills t up to it.
-    pooled_width = stored.projection_class_embeddings_input_dim or width
+    # One option of diffusers is the width of both the class embedding and SDXL's pooled text: `denoise` pads t to it.
+    pooled_width = config.projection_class_embeddings_input_dim or width
     if pooled_width < width:
         raise UserError(
-            f"composition.output_width: {width} is wider than the {pooled_width} values that this UNet takes as a"
-            f" pooled text; set it to {pooled_width} or less."
+            f"composition.output_width: {width} is wider than the pooled text that this UNet takes ({pooled_width});"
+            f" set it to {pooled_width} or less."
         )
     embed = TimestepEmbedding(pooled_width, unet.time_embedding.linear_2.out_features)
     nn.init.zeros_(embed.linear_2.weight)
@@ -83,29 +84,29 @@ def add_text_conditioning(unet: UNet2DConditionModel, width: int, keep_base_text
 
 
 def check_plain_unet(unet: UNet2DConditionModel) -> None:
-    """Raises UserError for a UNet whose text or class inputs are taken by something that no prompt gives."""
-    stored = unet.config
+    """Raises UserError for a UNet whose text or class inputs need something that no prompt gives."""
+    config = unet.config
     taken = [
-        f"{name}: {stored[name]}"
+        f"{name}: {config[name]}"
         for name in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "encoder_hid_dim")
-        if stored[name] is not None
+        if config[name] is not None
     ]
-    if stored.addition_embed_type not in (None, "text_time"):
-        taken.append(f"addition_embed_type: {stored.addition_embed_type}")
-    if stored.time_cond_proj_dim is not None:
-        taken.append(f"time_cond_proj_dim: {stored.time_cond_proj_dim}")
-    if not isinstance(stored.cross_attention_dim, int):
-        taken.append(f"cross_attention_dim: {stored.cross_attention_dim}")
+    if config.addition_embed_type not in (None, "text_time"):
+        taken.append(f"addition_embed_type: {config.addition_embed_type}")
+    if config.time_cond_proj_dim is not None:
+        taken.append(f"time_cond_proj_dim: {config.time_cond_proj_dim}")
+    if not isinstance(config.cross_attention_dim, int):
+        taken.append(f"cross_attention_dim: {config.cross_attention_dim}")
     if taken:
         raise UserError(
-            f"stable_diffusion: its UNet is no plain text-to-image UNet ({', '.join(taken)}); name a model of the"
-            " Stable Diffusion 1, 2 or XL kind."
+            f"stable_diffusion: the model's UNet is no plain text-to-image UNet ({', '.join(taken)}); name a model of"
+            " the Stable Diffusion 1, 2 or XL kind."
         )
 
 
 def added_parameters(unet: nn.Module) -> Iterator[nn.Parameter]:
-    """The parameters of the layers that growing has added to, of a UNet with or without adapters."""
+    """The parameters of ADDED_LAYERS, of a UNet with or without adapters."""
     for name, parameter in unet.named_parameters():
         inner = name.removeprefix("base_model.model.")
-        if inner.startswith(NEW_LAYERS) and ".lora_" not in inner:
+        if inner.startswith(ADDED_LAYERS) and ".lora_" not in inner:
             yield parameter

@@ -1,9 +1,9 @@
-"""Weights as they lie on disk, held against the config beside them, before anything is loaded.
+"""Checking that a pipeline's weight files fit their configs, before anything is loaded.
 
-    PART/config.json        what the model should be: its class is built from it, without memory
-    PART/*.safetensors      what is there: names and shapes, read from the files' heads alone
+    PART/config.json        the wanted names and shapes: the model is built from it on the meta device
+    PART/*.safetensors      the stored names and shapes, read from the files' headers
 
-Loading would stop at the first tensor of another shape, and fill up one that is missing with random numbers.
+Loading would stop at the first tensor of another shape, and initialise missing ones at random.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from safetensors import SafetensorError, safe_open
 
 from vlad.utils.errors import UserError
 
-SHOWN = 4  # differing tensors that a message names
+MAX_NAMED = 4  # differing tensors that a message names
 CLASSES: dict[str, Any] = {"UNet2DConditionModel": UNet2DConditionModel, "AutoencoderKL": AutoencoderKL}
 
 
 def check_weight_shapes(folder: Path, option: str) -> None:
     """Raises UserError when the weights of a UNet or an autoencoder in a pipeline's folder do not fit its config.
 
-    The message names the tensors with their shapes. Parts of other classes are passed by.
+    The message names the tensors with their shapes. Parts of other classes are skipped.
     """
     for path in sorted(folder.glob("*/config.json")):
         part = path.parent
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
-            of_class = CLASSES.get(config.get("_class_name"))
-            if of_class is None:
+            model_class = CLASSES.get(config.get("_class_name"))
+            if model_class is None:
                 continue
             with torch.device("meta"):
-                model = of_class.from_config(config)
+                model = model_class.from_config(config)
             stored = _stored_shapes(part)
         except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
@@ -60,7 +60,7 @@ def describe_mismatches(
     missing: Collection[str],
     unexpected: Collection[str],
 ) -> str:
-    """How many tensors differ and the first of them, with the shapes stored and wanted; empty when none does."""
+    """The number of differing tensors and the first few, with stored and wanted shapes; empty if all fit."""
     differing = [
         f"{name} {_shape(stored)} where the config says {_shape(wanted)}" for name, stored, wanted in sorted(mismatched)
     ]
@@ -68,8 +68,8 @@ def describe_mismatches(
     differing += [f"{name} not in the model" for name in sorted(unexpected)]
     if not differing:
         return ""
-    more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
-    return f"{len(differing)} tensors differ: {', '.join(differing[:SHOWN])}{more}"
+    more = f" and {len(differing) - MAX_NAMED} more" if len(differing) > MAX_NAMED else ""
+    return f"{len(differing)} tensors differ: {', '.join(differing[:MAX_NAMED])}{more}"
 
 
 def _stored_shapes(part: Path) -> dict[str, tuple[int, ...]]:
