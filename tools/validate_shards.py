@@ -38,8 +38,7 @@ def _main(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from vlad.data.lint.contact_sheets import contact_sheet
-    from vlad.data.lint.lint_page import write_page
-    from vlad.data.lint.lint_report import text_report
+    from vlad.data.lint.lint_report import text_report, write_lint_page
     from vlad.data.lint.linter import lint_manifests, lint_shards
     from vlad.data.lint.shard_checks import list_set
     from vlad.data.options import FetchOptions
@@ -69,7 +68,7 @@ def _main(arguments: argparse.Namespace) -> int:
                 report = lint_shards(shard_set, options, cache, on_finding, on_progress)
     print(text_report(report))
     if arguments.html:
-        write_page(report, arguments.html / PAGE)
+        write_lint_page(report, arguments.html / PAGE)
         if cards := [card for _, group in report.cards() for card in group]:
             contact_sheet(cards).save(arguments.html / SHEET, optimize=True)
         print(f"\nAll findings: {arguments.html / FINDINGS}; page: {arguments.html / PAGE}")
@@ -123,7 +122,7 @@ def _options(arguments: argparse.Namespace) -> LintOptions:
         launch=Launch(**given) if given else None,
         # Images are drawn for the page alone.
         images=arguments.images if arguments.html else 0,
-        images_a_kind=6 if arguments.html else 0,
+        images_per_kind=6 if arguments.html else 0,
     )
     # A resolution that fits no step is told before anything is read.
     assert options.buckets

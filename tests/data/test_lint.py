@@ -18,8 +18,7 @@ from shapely.geometry import LinearRing
 
 from vlad.data.decoding import encode_sample
 from vlad.data.lint.contact_sheets import contact_sheet, draw_card
-from vlad.data.lint.lint_page import write_page
-from vlad.data.lint.lint_report import LintReport, plain, tables, text_report
+from vlad.data.lint.lint_report import LintReport, plain, tables, text_report, write_lint_page
 from vlad.data.lint.linter import KeyIndex, lint_manifests, lint_shards
 from vlad.data.lint.options import Launch, LintOptions
 from vlad.data.lint.sample_checks import KINDS, Finding, crosses_itself, line_faults
@@ -112,7 +111,7 @@ def test_a_sound_set_is_counted_and_nothing_found(directory, tmp_path):
     assert [table.rows for table in tables(report)][-1] == (("32 x 32", 150),)
     assert counts.bytes == sum(len(data) for name, data in before.items() if name.endswith(".tar"))
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
-    assert "Nothing was found: the set is sound." in text_report(report)
+    assert "No findings: the set is sound." in text_report(report)
 
 
 @pytest.mark.parametrize("spelling", ["{}", "{}/", "{}/*.tar", "{}/{{000000..000001}}.tar", "file://{}"])
@@ -238,7 +237,7 @@ def test_what_is_no_file_and_what_holds_nothing_is_named(directory, tmp_path):
     (directory / "4.tar").mkdir()
     report, findings = check(directory, tmp_path)
     assert [(finding.kind, finding.detail) for finding in findings] == [
-        ("shard", "it holds no samples"),
+        ("shard", "it contains no samples"),
         ("shard", "It is no file"),
         ("shard", "Too many levels of symbolic links"),
         ("shard", "Is a directory"),
@@ -281,7 +280,7 @@ def test_the_key_book_finds_what_a_dictionary_would(tmp_path_factory, notes):
     for key, shard in notes:
         book.add(key, shard)
         expected.setdefault(key, []).append(shard)
-    assert dict(book.doubles()) == {key: shards for key, shards in expected.items() if len(shards) > 1}
+    assert dict(book.duplicates()) == {key: shards for key, shards in expected.items() if len(shards) > 1}
 
 
 # Manifests
@@ -300,9 +299,9 @@ def test_a_shard_that_is_not_what_its_manifest_says_is_named(directory, tmp_path
     }
     told = {finding.shard.rpartition("/")[2]: finding.detail for finding in findings}
     assert told["000000.tar"] == "it has 3 samples, the manifest says 4"
-    assert told["000001.tar"] == "its checksum is not the one in the manifest"
+    assert told["000001.tar"] == "its checksum differs from the manifest's"
     assert "bytes, the manifest says" in told["000002.tar"]
-    assert told["gone.tar"] == "the manifest lists it, but it is not there"
+    assert told["gone.tar"] == "listed in the manifest, but missing"
     # Of some shards alone, the others' absence says nothing.
     assert "gone.tar" not in str(list_set(f"{directory}/00000?.tar").findings)
 
@@ -366,12 +365,12 @@ def test_examples_and_images_are_few_whatever_is_found(directory, tmp_path):
     lines = [line("什么")]
     write_tar(directory / "0.tar", [(f"{number:04d}", members_of(SIGN, lines=lines)) for number in range(200)])
     write_tar(directory / "1.tar", [(f"s{number:04d}", members_of(SIGN)) for number in range(200)])
-    options = {"examples": 3, "images": 5, "images_a_kind": 2}
+    options = {"examples": 3, "images": 5, "images_per_kind": 2}
     report, findings = check(directory, tmp_path, **options)
     assert len(findings) == report.found["font"] == 200
     assert len(report.examples["font"]) == 3
     assert [(heading, len(cards)) for heading, cards in report.cards()] == [
-        ("sound samples from all over the set", 5),
+        ("sound samples from the whole set", 5),
         (KINDS["font"], 2),
     ]
     again = check(directory, tmp_path, **options)[0]
@@ -497,9 +496,9 @@ def test_nothing_from_a_shard_is_markup_on_the_page(tmp_path):
     card = draw_card(sample, evil, (("font", evil),), 0.5, line_faults)
     report = LintReport(ShardSet(evil, (), 0, ()), LintOptions())
     report.counts.fontless[evil] = 1
-    report.keep(card)
+    report.keep_card(card)
     report.note(Finding("font", evil, evil, evil))
-    write_page(report, tmp_path / "page.html")
+    write_lint_page(report, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 8

@@ -1,7 +1,7 @@
-"""Whether shards are sound: every sample looked at, what is wrong told with shard and key, what they hold counted.
+"""Shard lint: checks every sample, reports each finding with its shard and key, and counts what the shards contain.
 
-    pattern -> listing -> inspection of every shard (headers) and chunk of samples (checks, counts) -> report
+    pattern -> listing with manifests -> each shard's headers -> chunks of samples (checks, counts) -> report
 
-Nothing is changed. Memory is bounded on a set of any size: counts, a few examples of every finding, a few images;
-keys go through files on disk.
+Shards are only read. Memory stays bounded whatever the size of the set: the report keeps counts, a few examples and a
+few images of each kind of finding; keys go to files on disk.
 """

@@ -1,4 +1,4 @@
-"""Images of samples with their polygons and texts drawn over them, alone and as a contact sheet."""
+"""Cards: samples with their polygons and texts drawn over the image, alone and as a contact sheet."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from PIL import Image, ImageDraw
 from vlad.layout.fonts import load_font, missing_glyphs
 from vlad.types import Sample, TextLine
 
-CARD_PIXELS = 320  # the longer side of a drawn sample
+CARD_PIXELS = 320  # of the longer side
 LABEL_PIXELS = 13
 COLOURS = {"sound": (60, 230, 90), "ignored": (190, 190, 190), "faulty": (255, 70, 70)}
 
 
 @dataclass(frozen=True)
 class Card:
-    """A drawn sample (JPEG) with what is said beside it. `rank` decides which sound samples are kept, lowest first."""
+    """A sample's annotated image (JPEG) with its texts. Of sound samples the cards of lowest `rank` are kept."""
 
     shard: str
     key: str
@@ -38,14 +38,14 @@ def draw_card(
     rank: float,
     line_faults: Callable[[TextLine], Iterable[tuple[str, str]]],
 ) -> Card:
-    """The sample's image with every line's polygon: green, grey where it is ignored, red where something is wrong."""
+    """The sample's image with every line's polygon: green if sound, grey if ignored, red if faulty."""
     image = Image.fromarray(sample.image)
     scale = CARD_PIXELS / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    # Small signs keep their pixels visible; photographs are scaled down smoothly.
+    # Small signs keep visible pixels; photographs shrink smoothly.
     image = image.resize(size, Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(image)
-    # A polygon may lie anywhere; far outside nothing of it shows.
+    # A polygon may lie anywhere; far outside it cannot be seen.
     rings = [np.clip(np.array(line.polygon), -1, 2) * (size[0] - 1, size[1] - 1) for line in sample.layout.lines]
     taken = [(*ring.min(axis=0), *ring.max(axis=0)) for ring in rings]
     for number, (line, ring) in enumerate(zip(sample.layout.lines, rings, strict=True), start=1):
@@ -75,11 +75,11 @@ def _draw_label(
     size: tuple[int, int],
     colour: tuple[int, int, int],
 ) -> Box:
-    """Writes a line's number and text beside its polygon, where it covers least of what is taken; returns its place."""
+    """Labels a polygon with its line's number and text where that overlaps `taken` least; returns the label's box."""
     font = load_font("sans", LABEL_PIXELS)
     (left, top), (right, bottom) = ring.min(axis=0).tolist(), ring.max(axis=0).tolist()
     height = LABEL_PIXELS + 4
-    # The number alone, where the text would cover other lines or has characters that the font lacks.
+    # The number alone if the text would cover other lines or has characters that the font lacks.
     labels = (
         [f"{number} {text.strip()}"[:40]]
         if text.strip() and text.isprintable() and not missing_glyphs(text, "sans")
@@ -119,7 +119,7 @@ def _overlap(a: Box, b: Box) -> float:
 
 
 def contact_sheet(cards: Sequence[Card], columns: int = 5, cell_pixels: int = 240) -> Image.Image:
-    """All cards in one image, each in a square cell with its key below."""
+    """All cards in one image, each in a square cell above its key."""
     rows = math.ceil(len(cards) / columns)
     columns = min(columns, len(cards))
     foot = LABEL_PIXELS + 6

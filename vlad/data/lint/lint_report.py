@@ -1,10 +1,11 @@
-"""What is known about a set of shards, and what was asked about it."""
+"""The report of a lint run: counts, findings and cards, as text for a terminal and as an HTML page."""
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from vlad.data.lint.contact_sheets import Card
 from vlad.data.lint.options import LintOptions
@@ -12,11 +13,12 @@ from vlad.data.lint.sample_checks import KINDS, Finding
 from vlad.data.lint.sample_statistics import HEIGHT_EDGES_PERCENT, HEIGHT_EDGES_PIXELS, LENGTH_EDGES, Counts, bin_names
 from vlad.data.lint.shard_checks import ShardSet
 from vlad.utils.errors import counted
+from vlad.utils.html import render, write_page
 
 
 @dataclass
 class LintReport:
-    """What is known about a set; `interrupted` says that only a part of it was looked at."""
+    """What a run has found in a set; `interrupted`: only a part of the set was checked."""
 
     shard_set: ShardSet
     options: LintOptions
@@ -26,21 +28,21 @@ class LintReport:
     counts: Counts = field(default_factory=Counts)
     found: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[Finding]] = field(default_factory=dict)
-    # Cards of sound samples (at most options.images, as a heap by -rank), and of findings by kind.
+    # Cards of sound samples (at most options.images, a heap by -rank), and of findings by kind.
     sound_cards: list[tuple[float, int, Card]] = field(default_factory=list)
     finding_cards: dict[str, list[Card]] = field(default_factory=dict)
-    drawn_sound: int = 0
-    # From the manifests, in a quick report: their own sums.
+    sound_card_count: int = 0
+    # Lines by script: from the manifests, in a quick report.
     scripts: Counter[str] = field(default_factory=Counter)
 
     @property
     def samples(self) -> int:
-        """How many samples the set has, so far as known."""
+        """The number of samples, as far as known."""
         return self.counts.samples
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing was found."""
+        """Whether there are no findings."""
         return not self.found
 
     def note(self, finding: Finding) -> None:
@@ -50,40 +52,40 @@ class LintReport:
         if len(kept) < self.options.examples:
             kept.append(finding)
 
-    def keep(self, card: Card) -> None:
-        """Keeps a drawn sample where there is room for it."""
+    def keep_card(self, card: Card) -> None:
+        """Keeps a card if the report needs it."""
         if not card.faults:
-            self.drawn_sound += 1
-            heapq.heappush(self.sound_cards, (-card.rank, self.drawn_sound, card))
+            self.sound_card_count += 1
+            heapq.heappush(self.sound_cards, (-card.rank, self.sound_card_count, card))
             if len(self.sound_cards) > self.options.images:
                 heapq.heappop(self.sound_cards)
         for kind in dict.fromkeys(kind for kind, _ in card.faults):
             kept = self.finding_cards.setdefault(kind, [])
-            if len(kept) < self.options.images_a_kind:
+            if len(kept) < self.options.images_per_kind:
                 kept.append(card)
 
     @property
-    def drawn_below(self) -> float:
-        """The rank that a sound sample must be under to be drawn."""
+    def card_below(self) -> float:
+        """The rank below which the report needs a card of a sound sample."""
         if not self.options.images:
             return 0.0
         return 1.0 if len(self.sound_cards) < self.options.images else -self.sound_cards[0][0]
 
     @property
-    def room(self) -> dict[str, int]:
-        """How many images more are wanted of each kind of finding."""
-        return {kind: self.options.images_a_kind - len(self.finding_cards.get(kind, ())) for kind in KINDS}
+    def wanted_cards(self) -> dict[str, int]:
+        """The number of cards that the report still needs of each kind of finding."""
+        return {kind: self.options.images_per_kind - len(self.finding_cards.get(kind, ())) for kind in KINDS}
 
     def cards(self) -> list[tuple[str, list[Card]]]:
-        """The drawn samples under their headings."""
+        """Headings with their cards."""
         sound = [card for _, _, card in sorted(self.sound_cards, key=lambda entry: -entry[0])]
-        groups = [("sound samples from all over the set", sound)]
+        groups = [("sound samples from the whole set", sound)]
         groups += [(description, self.finding_cards.get(kind, [])) for kind, description in KINDS.items()]
         return [(heading, cards) for heading, cards in groups if cards]
 
     @property
     def too_small_for(self) -> str | None:
-        """Why the launch that is asked about cannot be; None: it can, or none is asked about."""
+        """Why the set does not suffice for the launch; None: it does, or there is none."""
         launch = self.options.launch
         if launch is None or self.samples >= launch.needed_samples:
             return None
@@ -95,16 +97,16 @@ class LintReport:
 
 
 def plain(text: str) -> str:
-    """Text from a shard as a terminal may show it: what is not printable is written as its escape."""
+    """Text from a shard made safe for a terminal: unprintable characters are escaped."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def summary_rows(report: LintReport) -> list[tuple[str, str]]:
-    """What the set holds, as names and values."""
+    """The set in figures, as names and values."""
     counts, total = report.counts, len(report.shard_set.shards)
     rows = [
         ("shards", f"{report.shards:,}" + (f" of {total:,}" if report.shards != total else "")),
-        ("samples", f"{counts.samples:,}" + ("" if report.quick else f", {counts.sound:,} of them without a finding")),
+        ("samples", f"{counts.samples:,}" + ("" if report.quick else f", {counts.sound:,} of them without findings")),
         ("size", f"{counts.bytes / 1e6:,.1f} MB"),
     ]
     if not report.quick or counts.lines:
@@ -122,15 +124,20 @@ def summary_rows(report: LintReport) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Table:
-    """Counts under a heading, with a name for every row."""
+    """Named counts under a heading."""
 
     heading: str
     rows: tuple[tuple[str, int], ...]
     note: str = ""
 
+    @property
+    def largest(self) -> int:
+        """The largest count, the length of a full bar."""
+        return max(count for _, count in self.rows)
+
 
 def tables(report: LintReport) -> list[Table]:
-    """Histograms and bucket occupancy; none in a quick report, which knows nothing of them."""
+    """Histograms and bucket occupancy; none in a quick report, which reads no samples."""
     if report.quick:
         return []
     counts, options = report.counts, report.options
@@ -146,11 +153,11 @@ def tables(report: LintReport) -> list[Table]:
     result = []
     for heading, names, counter in shown:
         used = [number for number in range(len(names)) if counter[number]]
-        if used:  # from the first bin that holds something to the last
+        if used:  # from the first non-empty bin to the last
             bins = range(used[0], used[-1] + 1)
             result.append(Table(heading, tuple((names[number], counter[number]) for number in bins)))
     if counts.fontless:
-        result.append(Table("lines that no font draws by script", tuple(counts.fontless.most_common())))
+        result.append(Table("lines without a font, by script", tuple(counts.fontless.most_common())))
     buckets = options.buckets
     rows = tuple((f"{bucket.width} x {bucket.height}", counts.buckets[i]) for i, bucket in enumerate(buckets))
     filled = tuple(row for row in rows if row[1])
@@ -169,7 +176,7 @@ def text_report(report: LintReport, examples: int = 5) -> str:
     """The report for a terminal."""
     lines = []
     if report.interrupted:
-        lines += ["Interrupted: this is about the part that was read.", ""]
+        lines += ["Interrupted: this report covers what was read.", ""]
     width = max(len(name) for name, _ in summary_rows(report))
     lines += [f"{name:<{width}}  {plain(value)}" for name, value in summary_rows(report)]
     for table in tables(report):
@@ -177,24 +184,33 @@ def text_report(report: LintReport, examples: int = 5) -> str:
         lines += ["", table.heading + (f" ({table.note})" if table.note else "")]
         width = max(len(name) for name, _ in table.rows)
         for name, count in table.rows:
-            bar = "#" * round(40 * count / max(count for _, count in table.rows))
+            bar = "#" * round(40 * count / table.largest)
             lines.append(f"  {name:>{width}}  {count:>9,}  {count / total:>6.1%}  {bar}".rstrip())
     lines.append("")
     if report.is_sound:
         whole = "the manifests are sound (no shard was read)." if report.quick else "the set is sound."
-        lines.append(f"Nothing was found{' so far.' if report.interrupted else ': ' + whole}")
+        lines.append(f"No findings{' so far.' if report.interrupted else ': ' + whole}")
     for kind, description in KINDS.items():
         if not report.found[kind]:
             continue
         lines.append(f"{report.found[kind]:>7,}  {description}")
         shown = report.examples[kind][:examples]
-        lines += [f"         {plain(place_of(finding))}{plain(finding.detail)}" for finding in shown]
+        for finding in shown:
+            place = f"{finding.place}: " if finding.place else ""
+            lines.append(f"         {plain(place)}{plain(finding.detail)}")
         if report.found[kind] > len(shown):
             lines.append(f"         ... and {report.found[kind] - len(shown):,} more")
     return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def place_of(finding: Finding) -> str:
-    """Shard and key, as they stand before the detail."""
-    named = [name for name in (finding.shard, finding.key) if name is not None]
-    return f"{', '.join(named)}: " if named else ""
+def write_lint_page(report: LintReport, path: Path) -> None:
+    """Writes the HTML page, one file with its images in it."""
+    page = render(
+        Path(__file__).with_name("lint_page.html"),
+        title=f"Shards at {report.shard_set.pattern}",
+        report=report,
+        summary=summary_rows(report),
+        tables=tables(report),
+        kinds=KINDS,
+    )
+    write_page(path, page)

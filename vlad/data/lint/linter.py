@@ -1,4 +1,4 @@
-"""The whole set looked at, on all cores; or its manifests alone."""
+"""Lints a set of shards: all samples, on all cores, or the manifests alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vlad.utils.errors import UserError
 from vlad.utils.parallel import available_cores, map_in_order
 
 CHUNK_SAMPLES = 64
-FETCHED_AHEAD = 4  # shards on their way while others are looked at
+FETCHED_AHEAD = 4  # shards that are fetched while others are checked
 
 
 def lint_shards(
@@ -32,9 +32,9 @@ def lint_shards(
     on_finding: Callable[[Finding], None],
     on_progress: Callable[[Inspection], None],
 ) -> LintReport:
-    """Looks at every sample, on all cores. `on_finding` gets every finding, the report a few of each kind.
+    """Checks every sample, on all cores. `on_finding` gets every finding, the report keeps a few of each kind.
 
-    Ctrl-C ends it early, with the report of what was looked at.
+    Ctrl-C ends it early, with a report of what has been checked.
     """
     buckets = options.buckets
     report = LintReport(shard_set, options)
@@ -57,13 +57,13 @@ def lint_shards(
                 for finding in inspection.findings:
                     note(finding)
                 for card in inspection.cards:
-                    report.keep(card)
+                    report.keep_card(card)
                 for key in inspection.keys:
                     keys.add(key, inspection.shard)
                 on_progress(inspection)
         except KeyboardInterrupt:
             report.interrupted = True
-        for key, numbers in keys.doubles():
+        for key, numbers in keys.duplicates():
             names = [shown(shard_set.shards[number].path) for number in numbers]
             places = ", ".join(dict.fromkeys(names[:5])) + (", ..." if len(names) > 5 else "")
             note(Finding("duplicate", names[1], key, f"{len(names)} times: {places}"))
@@ -79,11 +79,11 @@ def _chunks(shard_set: ShardSet, report: LintReport, cache: ShardCache) -> Itera
         starts = range(0, max(1, len(entries)), CHUNK_SAMPLES)
         for start in starts:
             samples = entries[start : start + CHUNK_SAMPLES]
-            yield Chunk(scanned, samples, start == 0, start == starts[-1], report.drawn_below, report.room)
+            yield Chunk(scanned, samples, start == 0, start == starts[-1], report.card_below, report.wanted_cards)
 
 
 def lint_manifests(shard_set: ShardSet, options: LintOptions, on_finding: Callable[[Finding], None]) -> LintReport:
-    """What the manifests alone say. Raises UserError where there is none."""
+    """A report of the manifests alone. Raises UserError if there are none."""
     if not shard_set.manifests:
         raise UserError(
             f"There is no {MANIFEST} beside the shards at {shard_set.pattern}; leave out --quick to read the"
@@ -93,21 +93,21 @@ def lint_manifests(shard_set: ShardSet, options: LintOptions, on_finding: Callab
     findings = list(shard_set.findings)
     for shard in shard_set.shards:
         report.shards += 1
-        said = shard.said
-        if said is None:
+        entry = shard.entry
+        if entry is None:
             continue
-        report.counts.samples += said.samples
-        report.counts.bytes += said.bytes or 0
+        report.counts.samples += entry.samples
+        report.counts.bytes += entry.bytes or 0
         try:
-            size = said.bytes if is_url(shard.path) else Path(shard.path).stat().st_size
-        except OSError as error:  # a link to what is not there
-            findings.append(Finding("shard", shard.path, None, error.strerror or "it cannot be opened"))
+            size = entry.bytes if is_url(shard.path) else Path(shard.path).stat().st_size
+        except OSError as error:  # a dangling link
+            findings.append(Finding("shard", shard.path, None, error.strerror or "cannot be opened"))
             continue
-        if size != said.bytes:
+        if size != entry.bytes:
             findings.append(
-                Finding("manifest", shard.path, None, f"it has {size} bytes, the manifest says {said.bytes}")
+                Finding("manifest", shard.path, None, f"it has {size} bytes, the manifest says {entry.bytes}")
             )
-        _add_statistics(report, said.statistics or {})
+        _add_statistics(report, entry.statistics or {})
     if report.too_small_for is not None:
         findings.append(Finding("launch", None, None, report.too_small_for))
     for finding in findings:
@@ -126,7 +126,7 @@ def _add_statistics(report: LintReport, statistics: dict[str, Any]) -> None:
 
 
 class KeyIndex:
-    """All keys with the shards they stand in, on disk in parts: a part alone is held in memory to find doubles."""
+    """Finds duplicate keys in bounded memory: keys go to files by hash, of which only one is loaded at a time."""
 
     PARTS = 256
 
@@ -136,22 +136,22 @@ class KeyIndex:
         self._parts: dict[int, TextIO] = {}
 
     def add(self, key: str, shard: int) -> None:
-        """Notes that a shard has the key."""
+        """Records that a shard has the key."""
         number = zlib.crc32(key.encode("utf-8", "surrogatepass")) % self.PARTS
         if number not in self._parts:
             self._parts[number] = self._files.enter_context(self._path(number).open("w", encoding="ascii"))
         self._parts[number].write(f"{shard} {json.dumps(key)}\n")
 
-    def doubles(self) -> Iterator[tuple[str, list[int]]]:
-        """Keys that stand in the set more than once, with their shards. Nothing can be added any more."""
+    def duplicates(self) -> Iterator[tuple[str, list[int]]]:
+        """Keys that occur more than once, with their shards. Ends the adding of keys."""
         self._files.close()
         for number in sorted(self._parts):
-            places: dict[str, list[int]] = {}
+            shards_by_key: dict[str, list[int]] = {}
             with self._path(number).open(encoding="ascii") as stream:
                 for line in stream:
                     shard, _, key = line.partition(" ")
-                    places.setdefault(key, []).append(int(shard))
-            yield from ((json.loads(key), shards) for key, shards in places.items() if len(shards) > 1)
+                    shards_by_key.setdefault(key, []).append(int(shard))
+            yield from ((json.loads(key), shards) for key, shards in shards_by_key.items() if len(shards) > 1)
 
     def _path(self, number: int) -> Path:
         return self._directory / f"{number}.keys"

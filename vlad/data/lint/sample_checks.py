@@ -1,4 +1,4 @@
-"""What is wrong with one sample, by its members alone."""
+"""Checks of one sample, and the kinds of findings that a lint run reports."""
 
 from __future__ import annotations
 
@@ -21,45 +21,50 @@ from vlad.layout.fonts import missing_glyphs
 from vlad.layout.polygons import polygon_area
 from vlad.types import Polygon, Sample, TextLine
 
-OUTSIDE_TOLERANCE = 1e-3  # of the image: what rounding does
-LEAST_AREA = 1e-6
-MAX_POLYGON_POINTS = 200  # the test for crossings is quadratic
+OUTSIDE_TOLERANCE = 1e-3  # of the image's side: rounding
+MIN_AREA = 1e-6  # of the image
+MAX_POLYGON_POINTS = 200  # crosses_itself takes quadratic time
 
 
-# What can be wrong, in the order it is told.
+# Kinds of findings in the order of the report.
 KINDS = {
-    "shard": "shards that cannot be read, or are damaged",
-    "manifest": "shards that are not what their manifest says",
-    "name": "members with absolute or climbing names, links, devices (never read)",
-    "member": "members of kinds that are never read",
-    "double": "samples whose members are too large or stand there twice",
+    "shard": "shards that are unreadable or damaged",
+    "manifest": "shards that differ from their manifest",
+    "name": "members with absolute or climbing paths, links, devices (never read)",
+    "member": "members of unsupported kinds (never read)",
+    "double": "samples with oversized or duplicate members",
     "incomplete": "samples without an image or without a record",
     "bomb": "images over the pixel limit (never decoded)",
     "image": "images that do not decode",
-    "record": "records that cannot be read",
+    "record": "records that cannot be parsed",
     "caption": "missing captions",
     "text": "lines without text",
-    "outside": "polygons that leave the image",
+    "outside": "polygons that reach outside the image",
     "crossing": "polygons that cross themselves",
     "flat": "polygons without area",
-    "font": "lines with characters that no font of ours draws (training ignores them)",
-    "duplicate": "keys that stand there more than once",
+    "font": "lines with characters that no bundled font has (training ignores them)",
+    "duplicate": "keys that occur more than once",
     "launch": "launches that the set is too small for",
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong; `key` is None where it is about a whole shard, `shard` where it is about the whole set."""
+    """One problem. `key` is None where it concerns a whole shard, `shard` where it concerns the whole set."""
 
     kind: str
     shard: str | None
     key: str | None
     detail: str
 
+    @property
+    def place(self) -> str:
+        """Shard and key, as far as there are any."""
+        return ", ".join(name for name in (self.shard, self.key) if name is not None)
+
 
 def crosses_itself(polygon: Polygon) -> bool:
-    """Whether two sides of the polygon cross each other at a point inside both."""
+    """Whether two sides of the polygon cross at a point inside both."""
     points = np.array(polygon, dtype=np.float64)
     following = np.roll(points, -1, axis=0)
 
@@ -74,51 +79,51 @@ def crosses_itself(polygon: Polygon) -> bool:
 
 
 def line_faults(line: TextLine) -> Iterator[tuple[str, str]]:
-    """What is wrong with a line: kinds and details."""
+    """The problems of a line of text, as kinds and details."""
     name = repr(line.text)
     if line.valid and not line.text.strip():
         yield "text", "a line marked as valid has no text"
     if line.valid and (missing := missing_glyphs(line.text)):
-        yield "font", f"{name}: no font draws {missing}"
+        yield "font", f"{name}: no bundled font has {missing}"
     xs, ys = zip(*line.polygon, strict=True)
     beyond = max(-min(xs), -min(ys), max(xs) - 1, max(ys) - 1)
     if beyond > OUTSIDE_TOLERANCE:
-        yield "outside", f"{name} leaves the image by {beyond:.3g} of its side"
+        yield "outside", f"the polygon of {name} reaches outside the image by {beyond:.3g} of its side"
     if len(line.polygon) > MAX_POLYGON_POINTS:
         yield (
             "crossing",
-            f"{name} has {len(line.polygon)} points, more than the {MAX_POLYGON_POINTS} that are looked at",
+            f"the polygon of {name} has {len(line.polygon)} points, too many to check (at most {MAX_POLYGON_POINTS})",
         )
     elif crosses_itself(line.polygon):
         yield "crossing", f"the polygon of {name} crosses itself"
-    elif polygon_area(line.polygon) <= LEAST_AREA:
-        yield "flat", f"the polygon of {name} covers no area"
+    elif polygon_area(line.polygon) <= MIN_AREA:
+        yield "flat", f"the polygon of {name} has no area"
 
 
 def check_members(members: dict[str, bytes], key: str) -> tuple[Sample | None, list[tuple[str, str]]]:
-    """A sample as far as it decodes (None: not at all), and what is wrong with it: kinds and details."""
+    """Decodes a sample: the sample (None where image or record fail), and its problems as kinds and details."""
     faults: list[tuple[str, str]] = []
     kind = next((kind for kind in IMAGE_FORMATS if kind in members), None)
     image = None
     if kind is None:
-        faults.append(("incomplete", f"no image; known: {', '.join(IMAGE_FORMATS)}"))
+        faults.append(("incomplete", f"no image; supported formats: {', '.join(IMAGE_FORMATS)}"))
     else:
         try:
             width, height = image_size(members[kind], kind)
             if width * height > MAX_IMAGE_PIXELS:
-                faults.append(("bomb", f"{width} x {height} pixels are over the limit of {MAX_IMAGE_PIXELS}"))
+                faults.append(("bomb", f"{width} x {height} pixels exceed the limit of {MAX_IMAGE_PIXELS}"))
             else:
                 image = decode_image(members[kind], kind)
         except BadSample as error:
             bomb = isinstance(error.__cause__, Image.DecompressionBombError)
             faults.append(("bomb" if bomb else "image", str(error)))
     if "json" not in members:
-        return None, [*faults, ("incomplete", "no json")]
+        return None, [*faults, ("incomplete", "no json record")]
     try:
         sample = decode_record(members["json"], key)[1]
     except BadSample as error:
         lacks_caption = _lacks_caption(members["json"])
-        fault = ("caption", "caption is missing or empty") if lacks_caption else ("record", str(error))
+        fault = ("caption", "the caption is missing or empty") if lacks_caption else ("record", str(error))
         return None, [*faults, fault]
     for line in sample.layout.lines:
         faults += line_faults(line)

@@ -1,4 +1,4 @@
-"""What samples hold, counted into histograms and training shapes."""
+"""Statistics of samples: histograms of text length and height, training shapes, scripts without a font."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ HEIGHT_EDGES_PERCENT = (0, 1, 2, 4, 8, 16, 32, 64)
 
 @dataclass
 class Counts:
-    """What samples hold, as sums."""
+    """Sums over samples."""
 
     samples: int = 0
     sound: int = 0
     bytes: int = 0
     lines: int = 0
     valid_lines: int = 0
-    without_text: int = 0  # samples that have no valid line
-    lengths: Counter[int] = field(default_factory=Counter)  # valid lines by the bin of their characters
+    without_text: int = 0  # samples without a valid line
+    lengths: Counter[int] = field(default_factory=Counter)  # valid lines by bin of LENGTH_EDGES
     heights_pixels: Counter[int] = field(default_factory=Counter)
-    heights_percent: Counter[int] = field(default_factory=Counter)  # of the image's height
-    buckets: Counter[int] = field(default_factory=Counter)  # samples by the number of their bucket
-    # Lines that no font of ours draws, by the script of the first character that is missing ("cjk", "thai").
+    heights_percent: Counter[int] = field(default_factory=Counter)  # share of the image's height
+    buckets: Counter[int] = field(default_factory=Counter)  # samples by index of their bucket
+    # Lines that no bundled font can render, by script of the first missing character ("cjk", "thai").
     fontless: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Counts) -> None:
-        """Adds the sums of other samples."""
+        """Adds the sums over other samples."""
         for name, value in vars(other).items():
             if isinstance(value, Counter):
                 getattr(self, name).update(value)
@@ -46,7 +46,7 @@ class Counts:
 
 
 def count_sample(counts: Counts, sample: Sample, buckets: tuple[Bucket, ...]) -> None:
-    """Adds what one sample holds; its bucket too, where there are any."""
+    """Adds one sample to the sums; its bucket too, if there are buckets."""
     height, width = sample.image.shape[:2]
     if buckets:
         counts.buckets[nearest_bucket(buckets, width, height)] += 1
@@ -64,18 +64,18 @@ def count_sample(counts: Counts, sample: Sample, buckets: tuple[Bucket, ...]) ->
 
 
 def text_height(line: TextLine, height_pixels: int, width_pixels: int) -> float:
-    """The mean length, in pixels, of the two edges that stand at the ends of the line."""
+    """The mean length in pixels of the two edges at the ends of the line."""
     quad = np.array(quad_of(line.polygon)) * (width_pixels, height_pixels)
     return float(np.linalg.norm(quad[3] - quad[0]) + np.linalg.norm(quad[2] - quad[1])) / 2
 
 
 def bin_of(value: float, edges: tuple[int, ...]) -> int:
-    """The number of the bin: bin i holds edges[i] <= value < edges[i + 1], the last one all above."""
+    """The index of the bin: bin i covers edges[i] <= value < edges[i + 1], the last bin all above."""
     return max(0, int(np.searchsorted(edges, value, side="right")) - 1)
 
 
 def bin_names(edges: tuple[int, ...], unit: str = "") -> list[str]:
-    """What the bins are called; whole numbers where there is no unit."""
+    """Labels of the bins; without a unit they are ranges of whole numbers."""
     names = []
     for low, high in itertools.pairwise(edges):
         names.append(f"{low}-{high}{unit}" if unit else str(low) if high == low + 1 else f"{low}-{high - 1}")

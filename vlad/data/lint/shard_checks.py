@@ -1,4 +1,4 @@
-"""The shards of a pattern, with what their manifests say of them."""
+"""Lists shards with their manifests, and checks each: its headers first, then its samples a chunk at a time."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from vlad.utils.errors import reason_of
 
 @dataclass(frozen=True)
 class ListedShard:
-    """A shard that is there, and what its manifest says of it (None: nothing)."""
+    """An existing shard, and its entry in the manifest (None: no entry)."""
 
     path: str
-    said: ShardEntry | None = None
+    entry: ShardEntry | None = None
 
     @property
     def expected(self) -> tuple[str, int | None, str | None]:
-        """What a local copy of it is asked for with: where it lies, its length and its checksum."""
-        return (self.path, None, None) if self.said is None else (self.path, self.said.bytes, self.said.sha256)
+        """Path, bytes and SHA-256, the arguments of `ShardCache.local`."""
+        return (self.path, None, None) if self.entry is None else (self.path, self.entry.bytes, self.entry.sha256)
 
 
 @dataclass(frozen=True)
 class ShardSet:
-    """All shards of a pattern, and what is wrong with their manifests."""
+    """All shards of a pattern, and the problems of their manifests."""
 
     pattern: str
     shards: tuple[ListedShard, ...]
@@ -48,21 +48,21 @@ class ShardSet:
 
     @property
     def listed_samples(self) -> int | None:
-        """How many samples the manifests name; None where one does not."""
-        said = [shard.said for shard in self.shards if shard.said is not None]
-        return sum(entry.samples for entry in said) if len(said) == len(self.shards) else None
+        """The number of samples in the manifests; None if a shard has no entry."""
+        entries = [shard.entry for shard in self.shards if shard.entry is not None]
+        return sum(entry.samples for entry in entries) if len(entries) == len(self.shards) else None
 
 
 def list_set(pattern: str, cache: FetchOptions | None = None) -> ShardSet:
-    """Finds the shards and reads their manifests. Raises UserError where there are no shards."""
-    # Paths in one spelling: they are looked up in the manifests.
+    """Finds the shards and reads their manifests. Raises UserError if there are no shards."""
+    # In one spelling: they are keys of the manifests' entries.
     paths = tuple(path if is_url(path) else str(Path(path)) for path in storage.expand(pattern, cache))
     listed: dict[str, ShardEntry] = {}
     findings: list[Finding] = []
     manifests = 0
     for directory in sorted({parent(path) for path in paths}):
         manifest = join(directory, storage.MANIFEST)
-        if not _is_there(manifest, cache):
+        if not _exists(manifest, cache):
             continue
         manifests += 1
         try:
@@ -71,16 +71,16 @@ def list_set(pattern: str, cache: FetchOptions | None = None) -> ShardSet:
             findings.append(Finding("manifest", shown(manifest), None, str(error)))
             continue
         except storage.NOT_A_MANIFEST as error:
-            findings.append(Finding("manifest", shown(manifest), None, f"it is no shard manifest: {reason_of(error)}"))
+            findings.append(Finding("manifest", shown(manifest), None, f"not a shard manifest: {reason_of(error)}"))
             continue
         listed |= entries
         if not pattern.endswith(".tar") and not any(character in pattern for character in "*?[{"):
             findings += [
-                Finding("manifest", shown(path), None, "the manifest lists it, but it is not there")
+                Finding("manifest", shown(path), None, "listed in the manifest, but missing")
                 for path in entries.keys() - set(paths)
             ]
         findings += [
-            Finding("manifest", shown(path), None, "the manifest beside it does not list it")
+            Finding("manifest", shown(path), None, "not listed in the manifest beside it")
             for path in paths
             if parent(path) == directory and path not in entries
         ]
@@ -88,16 +88,16 @@ def list_set(pattern: str, cache: FetchOptions | None = None) -> ShardSet:
     return ShardSet(shown(pattern), shards, manifests, tuple(findings))
 
 
-def _is_there(manifest: str, cache: FetchOptions | None) -> bool:
+def _exists(manifest: str, cache: FetchOptions | None) -> bool:
     try:
         return storage.exists(manifest, cache)
-    except StorageError:  # stores refuse to say of what is not there; were they down, the shards would tell
+    except StorageError:  # some stores deny access to what is missing; if they are down, reading the shards fails
         return False
 
 
 @dataclass
 class Inspection:
-    """What was found in some samples of one shard."""
+    """The result of checking a chunk of one shard."""
 
     shard: int
     counts: Counts = field(default_factory=Counts)
@@ -119,7 +119,7 @@ class ScannedShard:
 
 
 def scan_shard(numbered: tuple[int, ListedShard], cache: ShardCache) -> ScannedShard:
-    """Fetches a shard and reads its headers."""
+    """Fetches a shard and checks its headers."""
     number, shard = numbered
     name = shown(shard.path)
     try:
@@ -129,13 +129,13 @@ def scan_shard(numbered: tuple[int, ListedShard], cache: ShardCache) -> ScannedS
             findings = list(_shard_findings(shard, table, size, stream if not is_url(shard.path) else None))
     except (StorageError, OSError) as error:
         return ScannedShard(
-            number, shard, TarTable((), (), None), 0, (Finding("shard", name, None, _said(error, name)),)
+            number, shard, TarTable((), (), None), 0, (Finding("shard", name, None, _reason(error, name)),)
         )
     return ScannedShard(number, shard, table, size, tuple(findings))
 
 
-def _said(error: Exception, name: str) -> str:
-    """The error's reason; the shard is named beside it."""
+def _reason(error: Exception, name: str) -> str:
+    """The error without the shard's name, which a finding has already."""
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return said.removeprefix(f"data.shards: {name} ")
 
@@ -143,54 +143,54 @@ def _said(error: Exception, name: str) -> str:
 def _shard_findings(shard: ListedShard, table: TarTable, size: int, local: BufferedReader | None) -> Iterator[Finding]:
     name = shown(shard.path)
     if table.damage is not None:
-        yield Finding("shard", name, None, f"it is damaged: {table.damage}")
+        yield Finding("shard", name, None, f"damaged: {table.damage}")
     elif not table.samples:
-        yield Finding("shard", name, None, "it holds no samples")
-    if shard.said is not None:
-        for detail in _differences(shard.said, len(table.samples), size, local):
+        yield Finding("shard", name, None, "it contains no samples")
+    if shard.entry is not None:
+        for detail in _differences(shard.entry, len(table.samples), size, local):
             yield Finding("manifest", name, None, detail)
     for member in table.ignored:
         if member.startswith(("/", "\\")) or ".." in member.replace("\\", "/").split("/"):
-            yield Finding("name", name, member, "the name leads out of the shard")
+            yield Finding("name", name, member, "its path leads out of the shard")
         elif member.rpartition("/")[2].partition(".")[2].lower() in MEMBER_KINDS:
-            yield Finding("name", name, member, "it is no file but a link or a device, or it has no key")
+            yield Finding("name", name, member, "it is a link or a device instead of a file, or has no key")
         else:
-            yield Finding("member", name, member, "it is no image, json or txt")
+            yield Finding("member", name, member, "neither image nor json nor txt")
 
 
-def _differences(said: ShardEntry, samples: int, size: int, local: BufferedReader | None) -> Iterator[str]:
-    """What a shard is, where its manifest says otherwise."""
-    if said.bytes not in (None, size):
-        yield f"it has {size} bytes, the manifest says {said.bytes}"
-    elif said.sha256 is not None and local is not None:  # what was fetched has been compared
+def _differences(entry: ShardEntry, samples: int, size: int, local: BufferedReader | None) -> Iterator[str]:
+    """Where a shard differs from its entry in the manifest."""
+    if entry.bytes not in (None, size):
+        yield f"it has {size} bytes, the manifest says {entry.bytes}"
+    elif entry.sha256 is not None and local is not None:  # fetching has compared the others
         local.seek(0)
-        if hashlib.file_digest(local, "sha256").hexdigest() != said.sha256:
-            yield "its checksum is not the one in the manifest"
-    if said.samples != samples:
-        yield f"it has {samples} samples, the manifest says {said.samples}"
+        if hashlib.file_digest(local, "sha256").hexdigest() != entry.sha256:
+            yield "its checksum differs from the manifest's"
+    if entry.samples != samples:
+        yield f"it has {samples} samples, the manifest says {entry.samples}"
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some samples of a shard, to be looked at in one go."""
+    """Consecutive samples of a shard that one task checks."""
 
     scanned: ScannedShard
     samples: tuple[SampleMembers, ...]
     is_first: bool
     is_last: bool
-    # Sound samples of a rank under this are drawn, and so many of each kind of finding.
-    drawn_below: float
-    room: dict[str, int]
+    # Cards are made of sound samples ranked below this, and of so many more samples with each kind of finding.
+    card_below: float
+    wanted_cards: dict[str, int]
 
 
-def draw_rank(shard: str, key: str) -> float:
-    """0..1, the same in every run: the samples with the lowest are drawn, so that they come from all over the set."""
+def card_rank(shard: str, key: str) -> float:
+    """A hash in 0..1. Samples of lowest rank get cards: a selection from the whole set, the same in every run."""
     digest = hashlib.sha256(f"{shard}\n{key}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def inspect_chunk(chunk: Chunk, cache: ShardCache, buckets: tuple[Bucket, ...]) -> Inspection:
-    """Looks at every sample of a chunk."""
+    """Checks every sample of a chunk."""
     shard, scanned = chunk.scanned.shard, chunk.scanned
     name = shown(shard.path)
     found = Inspection(scanned.number, ends_shard=chunk.is_last)
@@ -202,14 +202,14 @@ def inspect_chunk(chunk: Chunk, cache: ShardCache, buckets: tuple[Bucket, ...]) 
     try:
         with cache.local(*shard.expected) as path, open_tar(path) as stream:
             _inspect_samples(found, chunk, stream, buckets)
-    except (StorageError, OSError) as error:  # it was there when its headers were read
-        found.findings.append(Finding("shard", name, None, _said(error, name)))
+    except (StorageError, OSError) as error:  # after its headers could be read
+        found.findings.append(Finding("shard", name, None, _reason(error, name)))
     return found
 
 
 def _inspect_samples(found: Inspection, chunk: Chunk, stream: BinaryIO, buckets: tuple[Bucket, ...]) -> None:
     name = shown(chunk.scanned.shard.path)
-    room = dict(chunk.room)
+    wanted = dict(chunk.wanted_cards)
     for entry in chunk.samples:
         found.counts.samples += 1
         found.keys.append(entry.key)
@@ -223,8 +223,8 @@ def _inspect_samples(found: Inspection, chunk: Chunk, stream: BinaryIO, buckets:
             continue
         count_sample(found.counts, sample, buckets)
         kinds = {kind for kind, _ in faults}
-        rank = draw_rank(name, entry.key)
-        if any(room[kind] > 0 for kind in kinds) or (not faults and rank < chunk.drawn_below):
+        rank = card_rank(name, entry.key)
+        if any(wanted[kind] > 0 for kind in kinds) or (not faults and rank < chunk.card_below):
             for kind in kinds:
-                room[kind] -= 1
+                wanted[kind] -= 1
             found.cards.append(draw_card(sample, name, tuple(faults), rank, line_faults))
