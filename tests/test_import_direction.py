@@ -37,6 +37,7 @@ LIBRARIES = {
     "fsspec": ("data/storage/object_stores.py",),
     "s3fs": (),
     "filelock": ("utils/locks.py",),
+    "psutil": ("utils/hardware.py", "profiling/measurement.py"),
     "jinja2": ("utils/html.py",),
     "omegaconf": ("config/load.py",),
     "diffusers": (

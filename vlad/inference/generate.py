@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -34,6 +33,7 @@ from vlad.reports.image_grids import GridRow, draw_layout, image_of_map, overlay
 from vlad.types import Layout
 from vlad.utils.errors import UserError, counted
 from vlad.utils.failures import user_errors
+from vlad.utils.hardware import best_device
 from vlad.utils.paths import writable_directory
 
 SHEET_IMAGES = 32
@@ -244,7 +244,7 @@ def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def _less_memory(size: int, kept: int) -> str:
     """What to do when `size` images at once are too many; `kept` are written already."""
     smaller = f"--batch-size {size // 2}" if size > 1 else "a smaller --size"
-    offload = ", or --offload," if torch.cuda.is_available() else ""
+    offload = ", or --offload," if best_device().type != "cpu" else ""
     return (
         f"{counted(kept, 'image')} kept; give {smaller}{offload} and --overwrite or another --out: images depend on"
         " the batch size in their last bit"

@@ -17,6 +17,7 @@ from vlad.lora.weighted_adapters import set_adapters
 from vlad.pipeline.folders import read_pipeline, vlad_pipeline_folder
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.utils.errors import UserError, did_you_mean, reason_of
+from vlad.utils.hardware import best_device
 from vlad.utils.hub import without_bars
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -49,11 +50,11 @@ def load_pipeline(
     """
     if dtype not in DTYPES:
         raise UserError(f"There is no dtype {dtype!r}.{did_you_mean(dtype, DTYPES)} Known: {', '.join(DTYPES)}.")
-    has_gpu = torch.cuda.is_available()
-    if offload and not has_gpu:
+    device = best_device()
+    if offload and device.type == "cpu":
         raise UserError("--offload moves models between a GPU and memory, and torch finds no GPU here; leave it out.")
     if compiled:
-        _check_compiler(has_gpu)
+        _check_compiler(device)
     pipeline = _pipeline_of(run, DTYPES[dtype])
     listed = [str(adapters)] if isinstance(adapters, Path | str) else list(adapters or [])
     set_adapters(pipeline, listed)
@@ -69,15 +70,15 @@ def load_pipeline(
         if part is not None and compiled and name != "autoencoder":  # whose ways in are not `forward`
             part.compile()
     if offload:
-        pipeline.enable_model_cpu_offload()
+        pipeline.enable_model_cpu_offload(device=device)
         return pipeline
-    return pipeline.to("cuda") if has_gpu else pipeline
+    return pipeline.to(device)
 
 
-def _check_compiler(has_gpu: bool) -> None:
+def _check_compiler(device: torch.device) -> None:
     """Raises UserError where torch.compile has nothing to compile with; for a GPU Triton comes with torch."""
     wanted = os.environ.get("CXX", "g++")
-    if not has_gpu and shutil.which(wanted) is None and shutil.which("clang++") is None:
+    if device.type == "cpu" and shutil.which(wanted) is None and shutil.which("clang++") is None:
         raise UserError(
             f"--compile needs a C++ compiler on a CPU, and there is no {wanted} here; install g++, or leave it out."
         )

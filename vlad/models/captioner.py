@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import PushToHubMixin
 
 from vlad.utils.errors import UserError, reason_of
+from vlad.utils.hardware import best_device
 
 INSTRUCTION = "Describe this picture in one sentence: what is shown, its style and its colours."
 QUOTING = "The picture says {strings}. Quote this text in the sentence, in double quotation marks."
@@ -56,7 +57,7 @@ class LVLMCaptioner:
         self._processor = load_checked_processor(path, revision, option)
         with _told(option, self.name):
             model = AutoModelForImageTextToText.from_pretrained(path, revision=revision)
-            chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+            chosen = best_device() if device == "auto" else device
             self._model = model.to(chosen).eval()
         tokenizer = self._processor.tokenizer
         self._special_tokens: list[str] = tokenizer.all_special_tokens

@@ -22,6 +22,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from vlad.models.text_encoder.vision_tower import CLIP_MEAN, CLIP_STD
 from vlad.utils.errors import UserError, reason_of
+from vlad.utils.hardware import best_device
 from vlad.utils.hub import without_bars
 
 # Words, in the forms in which transformers keeps them.
@@ -69,7 +70,7 @@ def _load(folder: Path) -> Any:
             f"{folder} holds no model that transformers can load ({reason_of(error)}); give a whole folder."
         ) from error
     model.requires_grad_(False).eval()
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(best_device())
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -53,11 +53,11 @@ class SpellingEncoder(nn.Module):
         rows = [self._rows(prompt.strings) for prompt in prompts]
         length = max(1, *map(len, rows))
         # The last entry of a row: (byte ids x 4, place id, string id, nominal place); padding is row 0 of all.
-        table = torch.zeros(len(prompts), length, UTF8_BYTES + 3, dtype=torch.float64)
+        table = torch.zeros(len(prompts), length, UTF8_BYTES + 3, dtype=torch.float32)
         mask = torch.zeros(len(prompts), length, dtype=torch.bool)
         for index, row in enumerate(rows):
             if row:
-                table[index, : len(row)] = torch.tensor(row, dtype=torch.float64)
+                table[index, : len(row)] = torch.tensor(row, dtype=torch.float32)
                 mask[index, : len(row)] = True
         table = table.to(device)
         byte_ids, place, string = table[..., :UTF8_BYTES].long(), table[..., -3].long(), table[..., -2].long()

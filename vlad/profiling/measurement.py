@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from vlad.types import Sample
@@ -27,8 +27,7 @@ def report(what: str, count: int, work: Callable[[], object]) -> None:
 
 def private_megabytes(process: int) -> float:
     """Memory that a process shares with no other."""
-    lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1000
+    return psutil.Process(process).memory_full_info().uss / 1e6
 
 
 def add_photo_noise(sample: Sample, seed: int) -> Sample:

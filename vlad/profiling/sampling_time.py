@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import operator
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from vlad.config.load import load_config
 from vlad.layout.polygons import box_polygon
 from vlad.training.build import build_pipeline, new_parts
 from vlad.types import Layout, TextLine
+from vlad.utils.hardware import best_device, peak_memory_bytes, synchronize
 
 SAMPLE_PROMPT = 'a blue sign that says "HOUSE" in white letters at the top'
 SAMPLE_ROUNDS = 15
@@ -45,7 +45,7 @@ def random_pipeline() -> Any:
         if isinstance(part, torch.nn.Module):
             part.eval()
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return pipeline.to(best_device())
 
 
 def measure_sample(
@@ -79,14 +79,12 @@ def measure_sample(
         started = time.perf_counter()
         with torch.no_grad():
             work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(device)
         return time.perf_counter() - started
 
     for work in parts.values():  # warms up, before anything stands beside our own
         seconds_of(work)
-    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else process
+    peak = peak_memory_bytes(device)
     beside = {STABLE_DIFFUSION: stable_diffusion(own, tokens, seeds, steps)}
     for way in faster:
         unet = copy.deepcopy(own)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import time
 import warnings
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from vlad.models.options import LVLMOptions
 from vlad.models.text_encoder.lvlm import LVLMEncoder
 from vlad.models.text_encoder.lvlm_loading import load_lvlm
 from vlad.models.text_encoder.prompt import parse_prompt
+from vlad.utils.hardware import best_device, peak_process_bytes, synchronize
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def measure_text(mode: str, count: int, lvlm_path: str | None, batch_size: int =
     torch.manual_seed(0)
     # All three from float32 weights, whatever the folder stores: the same model.
     options = LVLMOptions(path=lvlm_path, hidden_size=512, layers=6, heads=8)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     encoder = LVLMEncoder(*load_lvlm(options, with_vision=False), options).to(device)
     if mode == "lora":
         lora = LoraOptions()
@@ -84,8 +84,7 @@ def measure_text(mode: str, count: int, lvlm_path: str | None, batch_size: int =
     started = time.perf_counter()
     for start in range(0, count, batch_size):
         step(prompts[start : start + batch_size])
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize(device)
     seconds = time.perf_counter() - started
     kept = [parameter.grad for parameter in trained if parameter.grad is not None]
     if optimizer is not None:
@@ -96,6 +95,6 @@ def measure_text(mode: str, count: int, lvlm_path: str | None, batch_size: int =
         sum(parameter.nbytes for parameter in encoder.parameters()),
         sum(parameter.numel() for parameter in trained),
         sum(tensor.nbytes for tensor in kept),
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_process_bytes(),
         torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
     )

@@ -174,7 +174,8 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
             stream.flush()
             os.fsync(stream.fileno())
             # Read back from the disk, not from memory, as far as the system lets go of what it has just written.
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if hasattr(os, "posix_fadvise"):  # not on macOS and Windows
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         read_checkpoint(temporary)
         temporary.replace(path)
         _flush_directory(path.parent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from vlad.config.schema import Config
+from vlad.utils.hardware import best_device
 
 
 def local_processes(config: Config) -> int:
@@ -31,4 +32,4 @@ def sharding_ranks(config: Config) -> int:
 
 def run_device(config: Config) -> torch.device:
     """The device that a run's processes compute on."""
-    return torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
+    return best_device(config.trainer.accelerator)

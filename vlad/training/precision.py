@@ -20,6 +20,7 @@ import torch
 from vlad.config.schema import Config
 from vlad.config.training import OptimOptions, Precision
 from vlad.utils.errors import UserError
+from vlad.utils.hardware import best_device
 
 
 def cpu_has_bf16() -> bool:
@@ -29,17 +30,20 @@ def cpu_has_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def native_precision(wanted: Precision, on_gpu: bool) -> tuple[Precision, str | None]:
+def native_precision(wanted: Precision, device: torch.device) -> tuple[Precision, str | None]:
     """The precision to run in, with a sentence where it is another than `wanted`.
 
-    A CPU without bf16 instructions emulates them nine times slower than float32 (docs/LOG.md): there float32 takes the
-    place of bf16. Raises UserError for what a device cannot do: 16-mixed on a CPU, bf16 on a GPU older than Ampere.
+    A CPU without bf16 instructions emulates them nine times slower than float32 (docs/LOG.md): there, and on MPS,
+    float32 takes its place. Raises UserError for what a device cannot do: 16-mixed on a CPU, bf16 on a GPU older than
+    Ampere.
     """
-    if wanted == "16-mixed" and not on_gpu:
+    if device.type == "mps" and wanted != "32-true":
+        return "32-true", f"on MPS: trained in float32 in place of {wanted}"
+    if wanted == "16-mixed" and device.type == "cpu":
         raise UserError("trainer.precision: 16-mixed needs a GPU; on a CPU use bf16-mixed or 32-true.")
     if not wanted.startswith("bf16"):
         return wanted, None
-    if on_gpu:
+    if device.type == "cuda":
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             raise UserError(
                 f"trainer.precision: {torch.cuda.get_device_name()} has no bf16; use 16-mixed or 32-true (a stage's own"
@@ -64,5 +68,4 @@ def autocast_of(precision: Precision) -> Literal["32-true", "bf16-mixed", "16-mi
 def stage_precision(config: Config, name: str) -> tuple[Precision, str | None]:
     """A stage's precision here, with a note where another was asked for. Raises UserError for an impossible one."""
     optim: OptimOptions = getattr(config.train, name)
-    on_gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
-    return native_precision(optim.precision or config.trainer.precision, on_gpu)
+    return native_precision(optim.precision or config.trainer.precision, best_device(config.trainer.accelerator))

@@ -70,8 +70,8 @@ def check_stages(config: Config, stages: Sequence[str], data: RunData) -> None:
 def _check_gpus(config: Config) -> None:
     if config.trainer.accelerator == "cpu":
         return
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+    there = torch.cuda.device_count()
+    if config.trainer.accelerator == "gpu" and run_device(config).type == "cpu":
         raise UserError("trainer.accelerator: there is no GPU that torch can use here; set it to auto or cpu.")
     if 0 < there < local_processes(config):
         raise UserError(

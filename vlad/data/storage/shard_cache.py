@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -23,6 +22,11 @@ from vlad.data.storage.remote_files import open_remote
 from vlad.data.storage.retries import DamagedError, StorageError, attempts
 from vlad.data.storage.urls import is_url, local_path, shown
 from vlad.utils.paths import writable_directory
+
+try:
+    import fcntl
+except ImportError:  # Windows: shards are read from the machine's own disks only
+    fcntl = None  # type: ignore[assignment]
 
 _CACHED_NAME = re.compile(r"[0-9a-f]{40}\.(shard|partial)")
 
@@ -56,6 +60,11 @@ class ShardCache:
         if not is_url(url):
             yield Path(url)
             return
+        if fcntl is None:
+            raise StorageError(
+                f"data.shards: {shown(url)}: the cache of shards needs shared file locks, which this system does not"
+                " have; copy the shards to this machine and name their folder."
+            )
         identity = hashlib.sha256(f"{url}\n{expected_bytes}\n{sha256}".encode()).hexdigest()[:40]
         path = writable_directory(self.directory, "the cache of shards") / f"{identity}.shard"
         descriptor = self._acquire(url, path, expected_bytes, sha256)

@@ -20,6 +20,7 @@ from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.pipeline.folders import ALIGNMENT_FILE, vlad_pipeline_folder
 from vlad.training.build import TEXT, new_text_side, parts_of_base
 from vlad.utils.errors import UserError
+from vlad.utils.hardware import best_device
 
 
 class RunEncoder:
@@ -44,7 +45,7 @@ class RunEncoder:
                 raise UserError(f"{run} comes without its alignment heads ({ALIGNMENT_FILE}); copy the whole run here.")
             parts, _ = parts_of_base(replace(config, base=str(run), align_stage="none"))
             text_side, heads = parts.text_side, parts.alignment
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = best_device()
         self.text_side = text_side.requires_grad_(False).eval().to(self.device)
         self.heads = heads.requires_grad_(False).eval().to(self.device)
         self.side = config.data.image_pixels

@@ -29,6 +29,7 @@ from vlad.eval.protocols.protocol import as_they_are
 from vlad.eval.scores import Score
 from vlad.models.metric_encoders import CLIPEncoder, VisionEncoder
 from vlad.utils.errors import UserError
+from vlad.utils.hardware import best_device
 
 INCEPTION = "inception-2015-12-05.pt"
 BATCH = 16
@@ -73,7 +74,7 @@ class Inception:
 
     def __init__(self, path: Path) -> None:
         try:
-            self.model = torch.jit.load(str(path), map_location="cuda" if torch.cuda.is_available() else "cpu").eval()
+            self.model = torch.jit.load(str(path), map_location=best_device()).eval()
         except RuntimeError as error:
             raise UserError(f"{path} is no TorchScript file; download it anew.") from error
 

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from vlad.utils.errors import UserError, reason_of
+from vlad.utils.hardware import best_device
 from vlad.utils.paths import checked_path
 
 PIXELS_PER_LATENT = 8  # of a latent; diffusers draws no other sizes than multiples of it
@@ -115,7 +116,7 @@ def load_diffusers_pipeline(
         pipeline.scheduler = _scheduler_instead(pipeline, scheduler, folder)
     _check_steps(pipeline, steps, folder)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    return pipeline.to(best_device())
 
 
 def _scheduler_instead(pipeline: Any, name: str, folder: Path) -> Any:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 
 import torch
 from packaging.version import Version
@@ -40,6 +39,7 @@ from vlad.training.provenance import cpu_name
 from vlad.training.run import build_stage, is_finished, stage_names, training_parts
 from vlad.training.validate import check_machine
 from vlad.utils.errors import UserError, counted
+from vlad.utils.hardware import available_memory, synchronize
 
 # What the code is written against; and releases that must not run.
 LEAST = {"torch": "2.11", "lightning": "2.6.6", "diffusers": "0.42", "transformers": "5.20", "peft": "0.21"}
@@ -186,7 +186,7 @@ def is_older(version: str | None, least: str) -> bool:
 
 def device(examined: Examined) -> Finding:
     """That torch's kernels run on the device, forward and backward, in the precision of the run."""
-    if examined.config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+    if examined.config.trainer.accelerator == "gpu" and examined.device.type == "cpu":
         remedy = "Install a torch for this machine's driver (nvidia-smi tells it), or set trainer.accelerator=cpu."
         return Finding("device", "fail", f"no GPU that torch can use (built for CUDA {torch.version.cuda})", remedy)
     where = examined.device
@@ -199,8 +199,7 @@ def device(examined: Examined) -> Finding:
     try:
         weight = torch.randn(8, 8, 3, 3, device=where, requires_grad=True)
         torch.nn.functional.conv2d(torch.randn(1, 8, 16, 16, device=where), weight).sum().backward()
-        if where.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(where)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         return Finding("device", "fail", f"{name}: {reason}", "Install a torch that is built for this GPU and driver.")
@@ -352,14 +351,6 @@ def memory(examined: Examined) -> Finding:
         remedy = "python tools/plan.py with the same config says what would make it fit, data.batch_size=1 first."
         return Finding("memory", "fail" if needed > room else "warn", found, remedy)
     return Finding("memory", "ok", found)
-
-
-def available_memory(where: torch.device) -> int:
-    """Bytes that are free on the device now."""
-    if where.type == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 
 def disk(examined: Examined) -> Finding:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlad.training.datamodule import ShardDataModule
+from vlad.utils.hardware import peak_memory_bytes, synchronize
 
 NOISE_BINS = 10
 
@@ -56,7 +56,7 @@ class Watch(L.Callback):
         found = {
             "images_per_second": (step - self.logged_step) * self.images_per_step / seconds,
             "data_wait": self._waited(trainer) / seconds,
-            "memory_gb": memory_bytes(pl_module.device) / 1e9,
+            "memory_gb": peak_memory_bytes(pl_module.device) / 1e9,
         }
         pl_module.log_dict(found | learning_rates(trainer.optimizers[0]))
         levels = getattr(pl_module, "noise_levels", None)
@@ -85,19 +85,14 @@ class StepClock(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step == self.warmup:
-            _finish(pl_module.device)
+            synchronize(pl_module.device)
             self.since, self.waited_before = time.perf_counter(), total_wait(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        _finish(pl_module.device)
+        synchronize(pl_module.device)
         self.seconds = time.perf_counter() - self.since
         self.waited = total_wait(trainer) - self.waited_before
-        self.peak_bytes = memory_bytes(pl_module.device)
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        self.peak_bytes = peak_memory_bytes(pl_module.device)
 
 
 def total_wait(trainer: L.Trainer) -> float:
@@ -112,10 +107,3 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     if len(set(rates.values())) == 1:
         return {"learning_rate": next(iter(rates.values()))}
     return {f"learning_rate_{name}": rate for name, rate in rates.items()}
-
-
-def memory_bytes(device: torch.device) -> int:
-    """The most that this process has held so far: of the GPU's memory, or of the machine's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
