@@ -1,6 +1,6 @@
 """Shards of far away, fetched into a bounded cache: once, whole, by one process at a time, and never lost."""
 
-import fcntl
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -111,7 +111,7 @@ def test_a_missing_object_is_not_tried_again(s3, tmp_path):
 def test_a_shard_of_unknown_length_is_refused(server, tmp_path):
     """Half of it would pass for the whole."""
     server.plans["/a/0.tar"] = ["unsized"]
-    with pytest.raises(StorageError, match="does not say how long"), cache(tmp_path).local(server.url + "/a/0.tar"):
+    with pytest.raises(StorageError, match="does not give its length"), cache(tmp_path).local(server.url + "/a/0.tar"):
         pass
     server.plans["/a/0.tar"] = ["unsized"]
     with cache(tmp_path).local(server.url + "/a/0.tar", len(SHARD)) as path:
@@ -274,16 +274,41 @@ def test_a_worker_s_failure_is_told_in_one_sentence(server, tmp_path, workers):
 
 
 def test_a_forked_process_keeps_no_lock(server, tmp_path):
-    """A worker that was forked while its parent read a shard has the open file too."""
+    """A worker that was forked while its parent read a shard neither holds its lease nor ends it."""
+    server.files["/a/1.tar"] = SHARD
+    shards = cache(tmp_path, max_bytes=len(SHARD))
     context = multiprocessing.get_context("fork")
     stop = context.Event()
-    with cache(tmp_path).local(server.url + "/a/0.tar") as path:
+    with contextlib.ExitStack() as held:
+        path = held.enter_context(shards.local(server.url + "/a/0.tar"))
+        forgetful = context.Process(target=held.close)
+        forgetful.start()
+        forgetful.join()
+        assert len(list(tmp_path.glob("*.lease"))) == 1
         process = context.Process(target=stop.wait, args=(30,))
         process.start()
-    with path.open("rb") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where the lock is still held
+    with shards.local(server.url + "/a/1.tar"):
+        assert not path.exists()
     stop.set()
     process.join()
+
+
+def test_the_lease_of_a_dead_reader_does_not_keep_a_shard(server, tmp_path):
+    server.files["/a/1.tar"] = SHARD
+    shards = cache(tmp_path, max_bytes=len(SHARD))
+    code = (
+        "import sys, time; from vlad.data.storage.shard_cache import *\n"
+        "with ShardCache(FetchOptions(sys.argv[1])).local(sys.argv[2]): print(flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), server.url + "/a/0.tar"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    process.kill()
+    process.communicate()
+    (first,) = tmp_path.glob("*.shard")
+    with shards.local(server.url + "/a/1.tar"):
+        assert not first.exists()
+        assert len(list(tmp_path.glob("*.lease"))) == 1
 
 
 def test_wrong_options_are_refused():

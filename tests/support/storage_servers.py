@@ -60,4 +60,5 @@ def cache(directory, **changes):
 
 
 def left(directory):
-    return sorted(path.suffix for path in directory.iterdir() if path.name != "lock")
+    """The kinds of files in a cache, without its locks and leases."""
+    return sorted(path.suffix for path in directory.iterdir() if path.suffix not in ("", ".lock", ".lease"))

@@ -1,19 +1,28 @@
-"""Whole local copies of the shards that are far away.
+"""The shard cache: whole local copies of remote shards, bounded in size and shared by all processes of a machine.
 
-URL -> ShardCache.local -> a local file, complete and compared, for as long as it is read
+    URL -> ShardCache.local -> a local file, complete and verified, that stays for as long as it is read
+
+Three kinds of lock files, which the system releases when a process ends, however it ends:
+
+    ID.NAME.lease   one per reader or downloader: a copy with a live lease is not removed
+    ID.lock         held while a shard is downloaded: the others wait for it
+    lock            held for a moment, while a lease is taken and while copies are removed
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
+import io
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from vlad.data.options import FetchOptions
 from vlad.data.storage.locations import MANIFEST
@@ -21,29 +30,21 @@ from vlad.data.storage.object_stores import refuse_programs
 from vlad.data.storage.remote_files import open_remote
 from vlad.data.storage.retries import DamagedError, StorageError, attempts
 from vlad.data.storage.urls import is_url, local_path, shown
+from vlad.utils.locks import NO_LOCKS
 from vlad.utils.paths import writable_directory
 
-try:
-    import fcntl
-except ImportError:  # Windows: shards are read from the machine's own disks only
-    fcntl = None  # type: ignore[assignment]
-
-_CACHED_NAME = re.compile(r"[0-9a-f]{40}\.(shard|partial)")
+_COPY = re.compile(r"[0-9a-f]{40}\.(shard|partial)")
 
 
 class ShardCache:
-    """Whole local copies of shards, shared by all processes of a machine, the least recently used removed first.
-
-    A copy is locked while it is read (shared) or written (exclusively) with locks of the open file, which end with
-    the process that holds them: nothing is left behind that others would wait for.
-    """
+    """Whole local copies of shards; the least recently used are removed first. Workers get it pickled or forked."""
 
     def __init__(self, options: FetchOptions | None = None) -> None:
         self.options = options or FetchOptions()
 
     @property
     def directory(self) -> Path:
-        """Where the copies lie."""
+        """The directory of the copies."""
         if self.options.directory is not None:
             return Path(self.options.directory)
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlad" / "shards"
@@ -52,95 +53,77 @@ class ShardCache:
     def local(self, url: str, expected_bytes: int | None = None, sha256: str | None = None) -> Iterator[Path]:
         """The path of the whole shard: a local path itself, else a copy that stays for as long as the context.
 
-        The copy has the length that is expected or that the server says, and the checksum where one is given. A shard
-        of which nothing is expected is taken as never changing. Raises StorageError that names the shard.
+        The copy has the expected length, or the one that the server gives, and the checksum if there is one. A shard
+        without expectations is taken to never change. Raises StorageError that names the shard.
         """
         url = local_path(url)
         refuse_programs(url)
         if not is_url(url):
             yield Path(url)
             return
-        if fcntl is None:
-            raise StorageError(
-                f"data.shards: {shown(url)}: the cache of shards needs shared file locks, which this system does not"
-                " have; copy the shards to this machine and name their folder."
-            )
         identity = hashlib.sha256(f"{url}\n{expected_bytes}\n{sha256}".encode()).hexdigest()[:40]
         path = writable_directory(self.directory, "the cache of shards") / f"{identity}.shard"
-        descriptor = self._acquire(url, path, expected_bytes, sha256)
-        try:
+        with self._lease(path):
+            if not _is_complete(path, expected_bytes):
+                with _locked(path.with_suffix(".lock"), remove=True):
+                    if not _is_complete(path, expected_bytes):  # no other process has downloaded it meanwhile
+                        self._download(url, path, expected_bytes, sha256)
+            with contextlib.suppress(PermissionError):  # it belongs to another user
+                os.utime(path)  # used now: it is removed last
             yield path
-        finally:
-            # Said outright: a process that was forked meanwhile has this open file too.
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
 
-    def _acquire(self, url: str, path: Path, expected_bytes: int | None, sha256: str | None) -> int:
-        """A descriptor of the copy, locked for reading; the shard is downloaded if need be."""
+    @contextlib.contextmanager
+    def _lease(self, path: Path) -> Iterator[None]:
+        """Keeps all processes from removing a copy, or its unfinished download."""
+        lease = path.with_suffix(f".{uuid.uuid4().hex}.lease")
+        with contextlib.ExitStack() as held:
+            with _locked(self.directory / "lock"):
+                held.enter_context(_locked(lease, remove=True))
+            yield
+
+    def _download(self, url: str, path: Path, expected_bytes: int | None, sha256: str | None) -> None:
+        """Fetches a whole shard, verified and written down to the disk, to `path`."""
+        path.unlink(missing_ok=True)  # a damaged copy
         partial_path = path.with_suffix(".partial")
-        while True:
-            descriptor = _open_copy(path, expected_bytes)
-            if descriptor is not None:
-                return descriptor
-            descriptor = os.open(partial_path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                if not _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                    _lock(descriptor, fcntl.LOCK_SH)  # granted when who downloads it is done, or gone
-                elif not _stands_at(descriptor, partial_path):
-                    pass  # finished or given up between opening and locking
-                elif path.exists():
-                    partial_path.unlink()
-                else:
-                    try:
-                        self._download(url, descriptor, expected_bytes, sha256)
-                        partial_path.rename(path)
-                    except BaseException:
-                        partial_path.unlink(missing_ok=True)
-                        raise
-                    _lock(descriptor, fcntl.LOCK_SH)
-                    if _stands_at(descriptor, path):
-                        kept, descriptor = descriptor, -1
-                        return kept
-            finally:
-                if descriptor != -1:
-                    fcntl.flock(descriptor, fcntl.LOCK_UN)
-                    os.close(descriptor)
+        try:
+            with partial_path.open("wb", buffering=0) as stream:
+                attempts(url, self.options, partial(self._try_download, url, stream, expected_bytes, sha256))
+            partial_path.replace(path)
+        except BaseException:
+            partial_path.unlink(missing_ok=True)
+            raise
 
-    def _download(self, url: str, descriptor: int, expected_bytes: int | None, sha256: str | None) -> None:
-        """Fills the open file with the whole shard, verified and down to the disk."""
-        attempts(url, self.options, partial(self._try_download, url, descriptor, expected_bytes, sha256))
-
-    def _try_download(self, url: str, descriptor: int, expected_bytes: int | None, sha256: str | None) -> None:
+    def _try_download(self, url: str, stream: io.FileIO, expected_bytes: int | None, sha256: str | None) -> None:
         digest, received = hashlib.sha256(), 0
         with open_remote(url, self.options.timeout_seconds) as source:
             length = source.length if source.length is not None else expected_bytes
             if length is None and not source.ends_itself:
                 raise StorageError(
-                    f"data.shards: {shown(url)}: the server does not say how long it is, so that half a shard would"
+                    f"data.shards: {shown(url)}: the server does not give its length, so that half a shard would"
                     f" pass for a whole one; put its {MANIFEST} beside it."
                 )
             if expected_bytes not in (None, length):
                 raise DamagedError(f"it has {length} bytes where {expected_bytes} are expected")
-            self._make_room(url, descriptor, length or 0)
-            os.lseek(descriptor, 0, os.SEEK_SET)
+            self._make_room(url, stream, length or 0)
+            stream.seek(0)
             while block := source.read():
                 received += len(block)
                 if received > (self.options.max_bytes if length is None else length):
                     raise DamagedError(f"it goes on after {length or self.options.max_bytes} bytes")
                 digest.update(block)
-                self._write(descriptor, block)
+                self._write(stream, block)
         if length is not None and received != length:
             raise DamagedError(f"it ended after {received} of {length} bytes")
         if sha256 is not None and digest.hexdigest() != sha256:
             raise DamagedError("its checksum is not the one in the manifest")
-        os.truncate(descriptor, received)
-        os.fsync(descriptor)
+        stream.truncate(received)
+        os.fsync(stream.fileno())
 
-    def _write(self, descriptor: int, block: bytes) -> None:
+    def _write(self, stream: io.FileIO, block: bytes) -> None:
         try:
             remaining = memoryview(block)
             while remaining:
-                remaining = remaining[os.write(descriptor, remaining) :]
+                remaining = remaining[stream.write(remaining) :]
         except OSError as error:
             raise self._full(error.strerror) from error
 
@@ -150,23 +133,22 @@ class ShardCache:
             " lower data.fetch.max_bytes, or name another directory."
         )
 
-    def _make_room(self, url: str, descriptor: int, needed_bytes: int) -> None:
-        """Removes copies that nobody reads, the least recently used first, until `needed_bytes` more fit in.
+    def _make_room(self, url: str, stream: io.FileIO, needed_bytes: int) -> None:
+        """Removes copies without a lease, the least recently used first, until `needed_bytes` more fit in.
 
-        Then the open file is made that long, so that others who make room count it.
+        Then makes the open file that long, so that other processes count it.
         """
         if needed_bytes > self.options.max_bytes:
             raise StorageError(
                 f"data.shards: {shown(url)} has {needed_bytes} bytes, more than the whole cache may hold"
                 f" (data.fetch.max_bytes = {self.options.max_bytes}); raise it."
             )
-        os.truncate(descriptor, 0)
-        guard = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            _lock(guard, fcntl.LOCK_EX)
+        stream.truncate(0)
+        with _locked(self.directory / "lock"):
+            leased = {lease.name[:40] for lease in self.directory.glob("*.lease") if _is_held(lease)}
             copies = []
             for path in self.directory.iterdir():
-                if _CACHED_NAME.fullmatch(path.name):
+                if _COPY.fullmatch(path.name):
                     with contextlib.suppress(FileNotFoundError):
                         status = path.stat()
                         copies.append((path.suffix == ".shard", status.st_mtime_ns, status.st_size, path))
@@ -174,68 +156,58 @@ class ShardCache:
             for _, _, size, path in sorted(copies):  # what a dead process left half downloaded goes first
                 if total + needed_bytes <= self.options.max_bytes:
                     break
-                if _remove_unused(path):
+                if path.stem not in leased:
+                    path.unlink(missing_ok=True)
                     total -= size
             if shutil.disk_usage(self.directory).free < needed_bytes:
                 raise self._full("its disk is full")
-            os.truncate(descriptor, needed_bytes)
-        finally:
-            fcntl.flock(guard, fcntl.LOCK_UN)
-            os.close(guard)
+            stream.truncate(needed_bytes)
 
 
-def _open_copy(path: Path, expected_bytes: int | None) -> int | None:
-    """A descriptor of a finished copy, locked for reading; None where there is none of the right length."""
+def _is_complete(path: Path, expected_bytes: int | None) -> bool:
+    """Whether there is a finished copy of the right length."""
+    return path.is_file() and expected_bytes in (None, path.stat().st_size)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, remove: bool = False) -> Iterator[None]:
+    """Holds a lock file, waiting for the process that has it; with `remove` deletes the file at the end."""
+    lock = _file_lock(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    _lock(descriptor, fcntl.LOCK_SH)
-    if _stands_at(descriptor, path):
-        if expected_bytes in (None, os.fstat(descriptor).st_size):
-            with contextlib.suppress(PermissionError):  # it belongs to another user
-                os.utime(descriptor)  # used now: it is removed last
-            return descriptor
-        path.unlink()
-    os.close(descriptor)
-    return None
-
-
-def _remove_unused(path: Path) -> bool:
-    """Removes a copy unless a process has it locked; whether it is gone."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return True
-    try:
-        if not _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            return False
-        if _stands_at(descriptor, path):
-            path.unlink()
-        return True
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, operation: int) -> bool:
-    """Takes a lock of the open file; False where it is held by another and the operation does not wait."""
-    try:
-        fcntl.flock(descriptor, operation)
-    except BlockingIOError:
-        return False
+        lock.acquire()
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+        if error.errno not in NO_LOCKS:
             raise
         raise StorageError(
-            f"data.fetch.directory: its file system knows no locks ({error.strerror}); name a directory on a local"
-            " disk."
+            f"data.fetch.directory: its file system has no locks ({error.strerror}); name a directory on a local disk."
         ) from error
-    return True
-
-
-def _stands_at(descriptor: int, path: Path) -> bool:
-    """Whether the path still names the open file."""
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
+        yield
+    finally:
+        if lock.is_locked:  # not so in a process that was forked meanwhile
+            if remove:
+                _remove(path)
+            lock.release()
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a live process holds a lock file; the file of a dead one is removed."""
+    lock = _file_lock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    _remove(path)
+    lock.release()
+    return False
+
+
+def _file_lock(path: Path) -> FileLock:
+    # For all users of the machine; a context may end in another thread than it began in.
+    return FileLock(path, mode=0o666, thread_local=False, poll_interval=0.01, fallback_to_soft=False)
+
+
+def _remove(path: Path) -> None:
+    """Deletes a lock file that is held: later it may be another process's. Windows cannot, there filelock does it."""
+    with contextlib.suppress(PermissionError):
+        path.unlink(missing_ok=True)
