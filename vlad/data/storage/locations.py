@@ -26,7 +26,7 @@ from vlad.data.options import FetchOptions
 from vlad.data.storage import object_stores as stores
 from vlad.data.storage.object_stores import refuse_programs
 from vlad.data.storage.remote_files import open_remote
-from vlad.data.storage.retries import DamagedError, StorageError, attempts
+from vlad.data.storage.retries import DamagedError, StorageError, with_retries
 from vlad.data.storage.urls import HTTP_SCHEMES, is_url, join, local_path, scheme, shown
 from vlad.utils.errors import UserError, reason_of
 from vlad.utils.paths import checked_path
@@ -142,7 +142,7 @@ def _manifest_names(data: bytes) -> list[str]:
 
 def _expand_store(url: str, options: FetchOptions) -> list[str]:
     if any(character in url for character in "*?["):
-        return attempts(url, options, partial(stores.glob, url, options.timeout_seconds))
+        return with_retries(url, options, partial(stores.glob, url, options.timeout_seconds))
     return [url] if url.endswith(".tar") else list(list_files(url, ".tar", options))
 
 
@@ -162,7 +162,7 @@ def list_files(directory: str, suffix: str, options: FetchOptions | None = None)
         raise StorageError(f"{shown(directory)}: a web server does not list its files.")
     options = options or FetchOptions()
     listing = partial(stores.list_directory, directory, suffix, options.timeout_seconds)
-    return tuple(sorted(attempts(directory, options, listing)))
+    return tuple(sorted(with_retries(directory, options, listing)))
 
 
 def read_bytes(url: str, options: FetchOptions | None = None, max_bytes: int = 256_000_000) -> bytes:
@@ -177,7 +177,7 @@ def read_bytes(url: str, options: FetchOptions | None = None, max_bytes: int = 2
             raise StorageError(f"{url} cannot be read ({error.strerror}).") from error
     else:
         options = options or FetchOptions()
-        data = attempts(url, options, partial(_read_remote, url, max_bytes, options.timeout_seconds))
+        data = with_retries(url, options, partial(_read_remote, url, max_bytes, options.timeout_seconds))
     if len(data) > max_bytes:
         raise StorageError(f"{shown(url)} is longer than {max_bytes} bytes; it cannot be what it should be.")
     return data
@@ -200,7 +200,7 @@ def exists(url: str, options: FetchOptions | None = None) -> bool:
     if not is_url(url):
         return Path(url).is_file()
     options = options or FetchOptions()
-    return attempts(url, options, partial(_exists_remote, url, options.timeout_seconds))
+    return with_retries(url, options, partial(_exists_remote, url, options.timeout_seconds))
 
 
 def _exists_remote(url: str, timeout_seconds: float) -> bool:
@@ -231,7 +231,7 @@ def publish(local: Path, target: str, options: FetchOptions | None = None) -> No
         )
     else:
         options = options or FetchOptions()
-        attempts(target, options, partial(stores.upload, local, target))
+        with_retries(target, options, partial(stores.upload, local, target))
 
 
 def _publish_locally(local: Path, target: Path) -> None:

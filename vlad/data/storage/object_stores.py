@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vlad.data.storage.retries import DamagedError, StorageError, within
+from vlad.data.storage.retries import DamagedError, StorageError, with_timeout
 from vlad.data.storage.urls import is_url, scheme, shown
 from vlad.utils.errors import UserError, did_you_mean
 
@@ -73,14 +73,14 @@ def file_system(url: str) -> tuple[Any, str]:
 def glob(url: str, timeout_seconds: float) -> list[str]:
     """The URLs of the files that a pattern (`*`, `?`, `[...]`) stands for."""
     system, path = file_system(url)
-    return [_url_of(found, url, path) for found in within(timeout_seconds, system.glob, path)]
+    return [_url_of(found, url, path) for found in with_timeout(timeout_seconds, system.glob, path)]
 
 
 def list_directory(directory: str, suffix: str, timeout_seconds: float) -> list[str]:
     """The URLs of a directory's files whose names end in `suffix`; none where there is no such directory."""
     system, path = file_system(directory)
     try:
-        entries = within(timeout_seconds, system.ls, path, True)
+        entries = with_timeout(timeout_seconds, system.ls, path, True)
     except FileNotFoundError:
         return []
     return [_url_of(entry["name"], directory, path) for entry in entries if entry["name"].endswith(suffix)]

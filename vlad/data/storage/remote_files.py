@@ -15,7 +15,7 @@ from functools import partial
 
 import vlad
 from vlad.data.storage.object_stores import file_system
-from vlad.data.storage.retries import within
+from vlad.data.storage.retries import with_timeout
 from vlad.data.storage.urls import HTTP_SCHEMES, scheme
 
 BLOCK_BYTES = 8 << 20  # read from a store at once
@@ -42,12 +42,12 @@ def open_remote(url: str, timeout_seconds: float) -> Iterator[RemoteFile]:
             )
         return
     system, path = file_system(url)
-    about = within(timeout_seconds, system.info, path)
+    about = with_timeout(timeout_seconds, system.info, path)
     if about["type"] != "file":
         raise FileNotFoundError(path)
-    stream = within(timeout_seconds, system.open, path, "rb", BLOCK_BYTES)
+    stream = with_timeout(timeout_seconds, system.open, path, "rb", BLOCK_BYTES)
     try:
-        yield RemoteFile(partial(within, timeout_seconds, stream.read, BLOCK_BYTES), about["size"])
+        yield RemoteFile(partial(with_timeout, timeout_seconds, stream.read, BLOCK_BYTES), about["size"])
     finally:
         stream.close()
 

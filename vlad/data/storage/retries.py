@@ -1,16 +1,16 @@
-"""Asking what is far away until it answers: what may pass is tried again, after a wait that doubles."""
+"""Retries and timeouts of network access: transient errors are tried again, after waits that double with jitter."""
 
 from __future__ import annotations
 
 import http.client
-import itertools
 import random
 import ssl
 import threading
-import time
 import urllib.error
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from vlad.data.options import FetchOptions
 from vlad.data.storage.urls import shown
@@ -18,16 +18,23 @@ from vlad.utils.errors import UserError
 
 Result = TypeVar("Result")
 
-LONGEST_WAIT_SECONDS = 60.0  # between two tries
-_NOT_TRANSIENT = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError")
-_JITTER = random.SystemRandom()  # draws nothing from the generators that a run is seeded with
+MAX_WAIT_SECONDS = 60.0  # between two tries
+_BUGS = (TypeError, AttributeError, NameError, AssertionError, LookupError)  # ours, not the network's
+_PERMANENT = (
+    *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError),
+    *(ssl.SSLCertVerificationError, http.client.InvalidURL, NotImplementedError),
+    ValueError,  # a store's own is about its arguments: no account is named, an address is none; and UserError
+    *_BUGS,
+)
+_PERMANENT_NAMES = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError")
+_JITTER = random.SystemRandom()  # leaves the generators alone that a run is seeded with
 
 
 class StorageError(UserError):
-    """Something that cannot be read or written where it lies; found before or while a run reads."""
+    """A file that cannot be read from, or written to, its storage; found before or while a run reads."""
 
     def __init__(self, message: str) -> None:
-        # A DataLoader makes a worker's exception again from its whole traceback: our sentence is its end.
+        # A DataLoader rebuilds a worker's exception from its whole traceback, which ends with our message.
         kind = type(self)
         super().__init__(message.rpartition(f"{kind.__module__}.{kind.__name__}: ")[2].strip())
 
@@ -36,30 +43,33 @@ class DamagedError(OSError):
     """What arrived is not what was sent: worth another try."""
 
 
-def attempts(url: str, options: FetchOptions, action: Callable[[], Result]) -> Result:
-    """What `action` gives, tried again after what may pass. Raises StorageError: the URL, the reason, the tries."""
-    for attempt in itertools.count(1):
-        try:
-            return action()
-        except UserError:
-            raise
-        except Exception as error:
-            if isinstance(error, (TypeError, AttributeError, NameError, AssertionError, LookupError)):
-                raise  # ours, not the network's
-            if attempt > options.retries or not _may_pass(error):
-                tries = "1 try" if attempt == 1 else f"{attempt} tries"
-                damaged = isinstance(error, DamagedError)
-                remedy = "copy or make it again" if damaged else "check the address, your access and the network"
-                raise StorageError(
-                    f"data.shards: {shown(url)} failed after {tries}: {_reason(error, options)}; {remedy}."
-                ) from error
-            wait = options.backoff_seconds * 2 ** (attempt - 1) * _JITTER.uniform(0.5, 1.5)
-            time.sleep(min(LONGEST_WAIT_SECONDS, max(wait, _asked_wait_seconds(error))))
-    raise AssertionError("the loop above ends by returning or raising")
+def with_retries(url: str, options: FetchOptions, action: Callable[[], Result]) -> Result:
+    """The result of `action`, which is tried again after transient errors.
+
+    Raises StorageError with the URL, the reason and the number of tries.
+    """
+    retrying = Retrying(
+        retry=retry_if_exception(_is_transient),
+        stop=stop_after_attempt(options.retries + 1),
+        wait=lambda state: _wait_seconds(state, options),
+        reraise=True,
+    )
+    try:
+        return retrying(action)
+    except (UserError, *_BUGS):
+        raise
+    except Exception as error:
+        tries = retrying.statistics["attempt_number"]
+        damaged = isinstance(error, DamagedError)
+        remedy = "copy or make it again" if damaged else "check the address, your access and the network"
+        raise StorageError(
+            f"data.shards: {shown(url)} failed after {tries} {'try' if tries == 1 else 'tries'}:"
+            f" {_reason(error, options)}; {remedy}."
+        ) from error
 
 
-def within(seconds: float, function: Callable[..., Result], *arguments: Any) -> Result:
-    """What the call gives. Raises TimeoutError when it takes longer; it is left behind then, in a thread of its own."""
+def with_timeout(seconds: float, function: Callable[..., Result], *arguments: Any) -> Result:
+    """The result of a call. Raises TimeoutError when it takes longer; its thread is then left behind."""
     results: list[Result] = []
     errors: list[BaseException] = []
 
@@ -75,29 +85,28 @@ def within(seconds: float, function: Callable[..., Result], *arguments: Any) -> 
     if errors:
         raise errors[0]
     if not results:
-        raise TimeoutError(f"nothing came for {seconds:g} seconds")
+        raise TimeoutError(f"no answer for {seconds:g} seconds")
     return results[0]
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether a later try may fare better."""
+def _is_transient(error: BaseException) -> bool:
+    """Whether another try may succeed."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code in (408, 425, 429) or error.code >= 500
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
-    if isinstance(cause, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)):
+    if isinstance(cause, _PERMANENT) or not isinstance(error, Exception):
         return False
-    # A store's own ValueError is about what it was given: no account is named, an address is none.
-    if isinstance(cause, (ssl.SSLCertVerificationError, http.client.InvalidURL, NotImplementedError, ValueError)):
-        return False
-    return type(cause).__name__ not in _NOT_TRANSIENT
+    return type(cause).__name__ not in _PERMANENT_NAMES
 
 
-def _asked_wait_seconds(error: Exception) -> float:
-    """The wait that a busy server asks for, 0 where it does not."""
-    if not isinstance(error, urllib.error.HTTPError):
-        return 0.0
-    asked = error.headers.get("Retry-After", "")
-    return float(asked) if asked.isdigit() else 0.0
+def _wait_seconds(state: RetryCallState, options: FetchOptions) -> float:
+    """Doubles with every try, with jitter; at least what a busy server asks for."""
+    seconds = options.backoff_seconds * 2 ** (state.attempt_number - 1) * _JITTER.uniform(0.5, 1.5)
+    error = state.outcome.exception() if state.outcome is not None else None
+    if isinstance(error, urllib.error.HTTPError):
+        asked = error.headers.get("Retry-After", "")
+        seconds = max(seconds, float(asked) if asked.isdigit() else 0.0)
+    return min(MAX_WAIT_SECONDS, seconds)
 
 
 def _reason(error: Exception, options: FetchOptions) -> str:

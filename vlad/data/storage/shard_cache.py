@@ -28,7 +28,7 @@ from vlad.data.options import FetchOptions
 from vlad.data.storage.locations import MANIFEST
 from vlad.data.storage.object_stores import refuse_programs
 from vlad.data.storage.remote_files import open_remote
-from vlad.data.storage.retries import DamagedError, StorageError, attempts
+from vlad.data.storage.retries import DamagedError, StorageError, with_retries
 from vlad.data.storage.urls import is_url, local_path, shown
 from vlad.utils.locks import NO_LOCKS
 from vlad.utils.paths import writable_directory
@@ -87,7 +87,7 @@ class ShardCache:
         partial_path = path.with_suffix(".partial")
         try:
             with partial_path.open("wb", buffering=0) as stream:
-                attempts(url, self.options, partial(self._try_download, url, stream, expected_bytes, sha256))
+                with_retries(url, self.options, partial(self._try_download, url, stream, expected_bytes, sha256))
             partial_path.replace(path)
         except BaseException:
             partial_path.unlink(missing_ok=True)
