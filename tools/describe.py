@@ -42,7 +42,7 @@ def descriptions(model: Any, images: list[Any], store: Path) -> Iterator[str]:
     with store.open("a", encoding="utf-8") as stream, tqdm(total=len(missing), desc=store.stem, unit="image") as bar:
         for start in range(0, len(missing), BATCH):
             batch = missing[start : start + BATCH]
-            for image, said in zip(batch, model.say([load_image(p.path) for p in batch]), strict=True):
+            for image, said in zip(batch, model.describe([load_image(p.path) for p in batch]), strict=True):
                 kept[stamp(image.path)] = said
                 record = {"model": model.name, "image": stamp(image.path), "said": said}
                 stream.write("\n" + json.dumps(record, ensure_ascii=False))

@@ -167,7 +167,7 @@ def test_a_clips_folder_is_an_encoder_of_texts_and_images(clip: Path) -> None:
     model, tokenizer = CLIPModel.from_pretrained(clip), CLIPTokenizer.from_pretrained(clip)
     with torch.no_grad():
         tokens = tokenizer(texts, padding=True, truncation=True, max_length=20, return_tensors="pt")
-        found = model(**tokens, pixel_values=CLIPEncoder(clip).prepare(images))
+        found = model(**tokens, pixel_values=CLIPEncoder(clip).preprocess(images))
     cosines = torch.nn.functional.cosine_similarity
     assert cosines(encoder.embed_texts(texts), found.text_embeds).tolist() == pytest.approx([1, 1])
     assert cosines(encoder.embed_images(images), found.image_embeds).tolist() == pytest.approx([1, 1])
@@ -190,7 +190,7 @@ def test_every_score_tells_what_it_rests_on_or_what_is_missing(clip: Path, tmp_p
     assert scores[1].protocol == "dinov2-tiny, 6 images against 6 references, once"
     encoder = VisionEncoder(dino)
     with torch.no_grad():
-        pixels = encoder.prepare([np.asarray(Image.open(drawn[0]))])
+        pixels = encoder.preprocess([np.asarray(Image.open(drawn[0]))])
         first = Dinov2Model.from_pretrained(dino)(pixel_values=pixels).pooler_output
     assert torch.allclose(encoder.features([np.asarray(Image.open(drawn[0]))]), first, atol=1e-6)
     assert "put the folder of openai/clip-vit-large-patch14 (hf download) at" in left_out["clip score, cvtg"]

@@ -55,7 +55,7 @@ def test_xformers_asked_for_where_it_cannot_run_is_refused(
     monkeypatch: pytest.MonkeyPatch, installed: bool, reason: str
 ) -> None:
     with_xformers(monkeypatch, installed)
-    with pytest.raises(UserError, match=rf"trainer\.attention: xformers was asked for, but {reason}.*use auto or sdpa"):
+    with pytest.raises(UserError, match=rf"trainer\.attention: xformers cannot run: {reason}.*use auto or sdpa"):
         set_attention([build()], "xformers", CPU)
 
 
@@ -80,7 +80,7 @@ def test_flash_runs_where_there_is_no_mask_and_is_refused_where_it_cannot(monkey
     self_attentions = sum(name.endswith("attn1.processor") for name in unet.attn_processors)
     assert used == [SDPBackend.FLASH_ATTENTION] * self_attentions
     monkeypatch.setattr("vlad.models.attention.F.scaled_dot_product_attention", refuse)
-    told = r"flash was asked for, but its kernel does not run here in float16 with heads of 16: no kernel"
+    told = r"flash cannot run: its kernel does not run here in float16 with heads of 16: no kernel"
     with pytest.raises(UserError, match=told):
         set_attention([build()], "flash", CPU, torch.float16)
 

@@ -121,7 +121,7 @@ def test_a_model_that_takes_videos_too_reads_images_without_torchvision(tmp_path
     prompts = [captioner._prompt("look") for _ in IMAGES]
     inputs = captioner._processor(images=[Image.fromarray(p) for p in IMAGES], text=prompts, return_tensors="pt")
     assert (inputs["input_ids"] == image).sum() == inputs["image_grid_thw"].prod(dim=1).sum() // 4 > 0
-    assert len(captioner.say(IMAGES)) == len(IMAGES)
+    assert len(captioner.describe(IMAGES)) == len(IMAGES)
 
 
 def test_every_image_gets_a_sentence_and_always_the_same(captioner):
@@ -275,13 +275,13 @@ def test_images_are_described_and_held_against_their_prompts(describe, folder, t
         BertConfig(vocab_size=1024, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     ).save_pretrained(sentences)
     asked = []
-    say = LVLMCaptioner.say
+    describe_images = LVLMCaptioner.describe
 
     def counted(self, images):
         asked.extend(images)
-        return say(self, images)
+        return describe_images(self, images)
 
-    monkeypatch.setattr(LVLMCaptioner, "say", counted)
+    monkeypatch.setattr(LVLMCaptioner, "describe", counted)
     given = [f"sys={tmp_path / 'made'}", "--prompts", tmp_path / "p.txt", "--describer", f"llava={folder}"]
     given += ["--sentences", sentences, "--out", tmp_path / "out"]
 
@@ -333,7 +333,7 @@ def test_what_is_wrong_with_the_last_describer_shows_before_the_first_is_asked(d
     (tmp_path / "p.txt").write_text("a red sign", encoding="utf-8")
     shutil.copytree(folder, other)
     given = [f"sys={made}", "--prompts", tmp_path / "p.txt", "--describer", folder, other, "--out", tmp_path / "out"]
-    monkeypatch.setattr(LVLMCaptioner, "say", lambda *_: pytest.fail("the first one was asked"))
+    monkeypatch.setattr(LVLMCaptioner, "describe", lambda *_: pytest.fail("the first one was asked"))
 
     def refused(reason, *more):
         monkeypatch.setattr(sys, "argv", ["describe.py", *map(str, [*given, *more])])

@@ -171,10 +171,10 @@ def test_the_encoder_says_how_many_tokens_it_reads(folder: Path) -> None:
 
 def test_what_a_run_has_made_is_a_base(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("name: mine", encoding="utf-8")
-    assert "is a run of ours; train on it with configs/lora.yaml base=" in refusal(tmp_path)
+    assert "is a run of vlad; train on it with configs/lora.yaml base=" in refusal(tmp_path)
     index = {"_class_name": "VLADPipeline", "refine_unet": ["diffusers", "UNet2DConditionModel"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
-    assert "is a pipeline of ours; train on it" in refusal(tmp_path)
+    assert "is a pipeline of vlad; train on it" in refusal(tmp_path)
 
 
 def test_a_name_that_is_nowhere_is_told(tmp_path: Path) -> None:

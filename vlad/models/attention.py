@@ -1,13 +1,11 @@
-"""Attention backends of the UNets. The only room that imports xformers.
+"""Attention backends of the UNets (xformers, SDPA, flash), and decoupled cross-attention to a base's text and to t.
 
-auto       xformers where its kernel really runs on this device, else torch's own (SDPA), which chooses its kernel
+auto       xformers if its kernel runs on this device, else SDPA
 xformers   memory-efficient attention
-sdpa       torch's scaled_dot_product_attention
-plain      matrix products and a softmax, one by one: what the others are compared with
-flash      torch's flash kernel for self-attention, and nothing else; cross-attention has a mask, which no flash
-           kernel takes, and stays with SDPA
-
-A UNet that keeps its base's own text attends to those tokens and to t's apart, and adds up what both say.
+sdpa       torch's scaled_dot_product_attention, which chooses its kernel
+plain      matrix products and a softmax: the reference that the others are compared with
+flash      torch's flash kernel for self-attention; cross-attention has a mask, which no flash kernel takes, and uses
+           SDPA
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ Backend = Literal["auto", "xformers", "sdpa", "flash", "plain"]
 
 
 class FlashAttnProcessor(AttnProcessor2_0):
-    """SDPA that takes the flash kernel, or fails, wherever there is no mask."""
+    """SDPA restricted to the flash kernel wherever there is no mask: it fails rather than falling back."""
 
     def __call__(
         self,
@@ -47,8 +45,10 @@ class FlashAttnProcessor(AttnProcessor2_0):
 
 
 class XformersAttnProcessor:
-    """xformers' memory-efficient attention. Unlike diffusers' processor it takes masks as the kernels want them: in the
-    queries' precision (under autocast the UNet makes them in float32), rows that begin at a multiple of 8 values.
+    """xformers' memory-efficient attention.
+
+    Unlike diffusers' processor it passes masks as the kernels need them: in the queries' precision (under autocast the
+    UNet makes them in float32), each row at a multiple of 8 values.
     """
 
     def __call__(
@@ -70,19 +70,19 @@ class XformersAttnProcessor:
 
 
 def aligned_bias(mask: Tensor, q: Tensor) -> Tensor:
-    """A mask that is added to the scores (B 1 K) as B heads L K for q (B L heads D), its rows 8 values apart."""
+    """An additive mask B 1 K as B heads L K for q (B L heads D), each row aligned to 8 values."""
     keys = mask.shape[-1]
     padded = F.pad(mask.to(q.dtype), (0, -keys % 8))[..., :keys]
     return padded[:, None].expand(-1, q.shape[2], q.shape[1], -1)
 
 
 class DecoupledCrossAttnProcessor:
-    """Self-attention as `inner` does it; cross-attention to the base's own tokens and to t's apart, added up:
+    """Self-attention by `inner`; decoupled cross-attention to the tokens of the base's text encoders and to t's:
 
-        A(q, K_own, V_own) + A(q, K_t, V_t)
+        A(q, K_base, V_base) + A(q, K_t, V_t)
 
-    So t takes nothing from the softmax of the base's tokens, and tokens of zero add zero (V has no bias): the UNet
-    says what it said before t came. IP-Adapter (arXiv 2308.06721, Eq. 5) adds images in this way; here both share
+    t takes nothing from the softmax over the base's tokens, and zero tokens add zero (V has no bias): the UNet's output
+    does not change until t is trained. IP-Adapter (arXiv 2308.06721, Eq. 5) adds images in this way; here both share
     W_k and W_v.
     """
 
@@ -98,19 +98,19 @@ class DecoupledCrossAttnProcessor:
         temb: Tensor | None = None,
         base_tokens: int = 0,
     ) -> Tensor:
-        """`base_tokens`: how many of the encoder's B K W are the base model's; they come first, unmasked."""
+        """`base_tokens`: how many of the B K W encoder states are the base model's; they come first, unmasked."""
         if encoder_hidden_states is None or not base_tokens:
             return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         q, k, v = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
         q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (q, k, v))  # B heads L W/heads
         bias = None if attention_mask is None else attention_mask[:, None, :, base_tokens:]  # B 1 1 K
-        own = F.scaled_dot_product_attention(q, k[:, :, :base_tokens], v[:, :, :base_tokens])
+        of_base = F.scaled_dot_product_attention(q, k[:, :, :base_tokens], v[:, :, :base_tokens])
         of_t = F.scaled_dot_product_attention(q, k[:, :, base_tokens:], v[:, :, base_tokens:], attn_mask=bias)
-        return attn.to_out[1](attn.to_out[0]((own + of_t).transpose(1, 2).flatten(2)))
+        return attn.to_out[1](attn.to_out[0]((of_base + of_t).transpose(1, 2).flatten(2)))
 
 
 def set_decoupled_attention(unets: Sequence[UNet2DConditionModel | None]) -> None:
-    """Lets grown UNets attend to their base's own text beside t. They come from disk without this."""
+    """Gives extended UNets decoupled cross-attention; attention processors are not saved with a model."""
     for unet in unets:
         if unet is not None and has_text_projection(unet):
             processors = unet.attn_processors.values()
@@ -118,15 +118,15 @@ def set_decoupled_attention(unets: Sequence[UNet2DConditionModel | None]) -> Non
                 unet.set_attn_processor(DecoupledCrossAttnProcessor(next(iter(processors))))
 
 
-DEFAULT_HEAD_WIDTHS = (32,)  # of a head, where no UNet says which it has
+DEFAULT_HEAD_WIDTHS = (32,)  # to try a kernel with, where there is no UNet to ask
 
 
 def try_xformers(
     device: torch.device, dtype: torch.dtype = torch.bfloat16, widths: Sequence[int] = DEFAULT_HEAD_WIDTHS
 ) -> str | None:
-    """None when xformers' kernel ran on the device just now, forward and backward, else the reason in a few words.
+    """Runs xformers' kernel on the device, forward and backward; returns None, or the reason why it failed.
 
-    `widths`: of the heads that it is to serve. Tried without a mask and with one of an odd number of tokens.
+    `widths`: of the attention heads. Tried without a mask, and with one of an odd number of tokens.
     """
     try:
         from xformers import ops  # an optional extra, and slow to import
@@ -140,21 +140,21 @@ def try_xformers(
         return ops.memory_efficient_attention(q, q, q) + ops.memory_efficient_attention(q, q[:, :5], q[:, :5], bias)
 
     # B L heads D
-    return _why_not([(1, 8, 2, width) for width in widths], device, dtype, attend)
+    return _failure([(1, 8, 2, width) for width in widths], device, dtype, attend)
 
 
 def try_flash(device: torch.device, dtype: torch.dtype, widths: Sequence[int] = DEFAULT_HEAD_WIDTHS) -> str | None:
-    """None when torch's flash kernel ran on the device just now, forward and backward, else the reason."""
+    """Runs torch's flash kernel on the device, forward and backward; returns None, or the reason why it failed."""
 
     def attend(q: Tensor) -> Tensor:
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             return F.scaled_dot_product_attention(q, q, q)
 
     # B heads L D
-    return _why_not([(1, 2, 8, width) for width in widths], device, dtype, attend)
+    return _failure([(1, 2, 8, width) for width in widths], device, dtype, attend)
 
 
-def _why_not(
+def _failure(
     shapes: Sequence[tuple[int, ...]], device: torch.device, dtype: torch.dtype, attend: Callable[[Tensor], Tensor]
 ) -> str | None:
     for shape in shapes:
@@ -165,7 +165,7 @@ def _why_not(
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
         except (NotImplementedError, RuntimeError, ValueError) as error:
-            # Not swallowed: `auto` prints the reason beside the backend it falls back to, the others refuse with it.
+            # `auto` prints the reason beside the backend it falls back to; for the other backends it is an error.
             reason = str(error).strip() or type(error).__name__
             where = f"{str(dtype).removeprefix('torch.')} with heads of {shape[-1]}"
             return f"its kernel does not run here in {where}: {reason.splitlines()[0]}"
@@ -173,7 +173,7 @@ def _why_not(
 
 
 def _head_widths(unets: Sequence[UNet2DConditionModel]) -> list[int]:
-    """The widths of all attention heads."""
+    """The widths of the UNets' attention heads."""
     layers = [module for unet in unets for module in unet.modules() if isinstance(module, Attention)]
     return sorted({layer.inner_dim // layer.heads for layer in layers}) or list(DEFAULT_HEAD_WIDTHS)
 
@@ -181,7 +181,7 @@ def _head_widths(unets: Sequence[UNet2DConditionModel]) -> list[int]:
 def set_attention(
     unets: list[UNet2DConditionModel], backend: str, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> str:
-    """Gives the UNets the backend and returns the line that says which runs and why; dtype: what they compute in.
+    """Sets the attention backend of the UNets, which compute in `dtype`; returns a line with the choice and its reason.
 
     Raises UserError for `xformers` and `flash` where they cannot run.
     """
@@ -191,7 +191,7 @@ def set_attention(
     elif backend == "flash":
         reason = try_flash(device, dtype, _head_widths(unets))
     if backend in ("xformers", "flash") and reason is not None:
-        raise UserError(f"trainer.attention: {backend} was asked for, but {reason}; use auto or sdpa.")
+        raise UserError(f"trainer.attention: {backend} cannot run: {reason}; use auto or sdpa.")
     if backend == "auto":
         backend = "xformers" if reason is None else "sdpa"
     processor = {"xformers": XformersAttnProcessor, "flash": FlashAttnProcessor, "sdpa": AttnProcessor2_0}.get(

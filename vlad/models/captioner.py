@@ -1,6 +1,6 @@
-"""Captions from a vision-language model: any image-text-to-text model of transformers, given the text in the image.
+"""Image captioning with a vision-language model: any image-text-to-text model of transformers.
 
-What it writes is checked by the importers: they see to it that exactly the recognised strings are quoted.
+The importers check its captions: exactly the recognised strings have to be quoted.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ SILENT = "There is no legible text in it; do not mention any."
 
 
 class LVLMCaptioner:
-    """Writes a sentence about each image, always the same one: nothing is drawn at random.
+    """Writes a sentence about each image, by greedy decoding.
 
-    `path` is a local folder or hub id. `device` "auto": a GPU where there is one. Raises UserError where the model
-    cannot be loaded, or is of another kind; `option` is what names it there.
+    `path` is a local folder or hub id. `device` "auto": a GPU if there is one. Raises UserError, naming `option`, for a
+    model that cannot be loaded or is of another kind.
     """
 
     def __init__(
@@ -55,27 +55,24 @@ class LVLMCaptioner:
         self.name = path if revision is None else f"{path} at {revision}"
         self._max_new_tokens = max_new_tokens
         self._processor = load_checked_processor(path, revision, option)
-        with _told(option, self.name):
+        with _load_errors(option, self.name):
             model = AutoModelForImageTextToText.from_pretrained(path, revision=revision)
             chosen = best_device() if device == "auto" else device
             self._model = model.to(chosen).eval()
         tokenizer = self._processor.tokenizer
         self._special_tokens: list[str] = tokenizer.all_special_tokens
-        # The answers begin where the longest prompt ends.
+        # Left padding: all answers begin at the same column.
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
 
-    def describe(self, images: list[np.ndarray], strings: list[tuple[str, ...]]) -> list[str]:
-        """A sentence for every image (H W 3, uint8), given the strings that it says; "" where the model is silent."""
-        return self._answers(images, [instruction(said) for said in strings])
-
-    def say(self, images: list[np.ndarray]) -> list[str]:
-        """What the model sees in every image (H W 3, uint8), told nothing of it; "" where it is silent."""
-        return self._answers(images, [QUESTION] * len(images))
-
     @torch.inference_mode()
-    def _answers(self, images: list[np.ndarray], questions: list[str]) -> list[str]:
+    def describe(self, images: list[np.ndarray], strings: list[tuple[str, ...]] | None = None) -> list[str]:
+        """A description of every image (H W 3, uint8); "" where the model's answer is empty.
+
+        `strings`: the text in each image, for a caption that quotes it; None: the model gets the image alone.
+        """
+        questions = [QUESTION] * len(images) if strings is None else [instruction(quoted) for quoted in strings]
         inputs = self._processor(
             images=[Image.fromarray(image) for image in images],
             text=[self._prompt(question) for question in questions],
@@ -87,14 +84,14 @@ class LVLMCaptioner:
         return [first_paragraph(answer) for answer in answers]
 
     def _prompt(self, text: str) -> str:
-        # An image may say "<image>": to the model that would be one image more.
+        # The text in an image may be "<image>", which the model would take for another image.
         for token in self._special_tokens:
             text = text.replace(token, " ")
-        return _asked(self._processor, text)
+        return _question_text(self._processor, text)
 
 
-def _asked(processor: Any, text: str) -> str:
-    """The instruction as the model was taught to read one; plainly after the image where nothing says how."""
+def _question_text(processor: Any, text: str) -> str:
+    """The instruction in the model's chat template; without one, plainly after the image token."""
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}, {"type": "text", "text": text}]
         return processor.apply_chat_template(
@@ -105,8 +102,8 @@ def _asked(processor: Any, text: str) -> str:
 
 
 @contextmanager
-def _told(option: str, name: str) -> Iterator[None]:
-    """What the library raises for a model that it cannot load, in a sentence."""
+def _load_errors(option: str, name: str) -> Iterator[None]:
+    """Inside the block an error of transformers becomes a UserError."""
     try:
         yield
     except Exception as error:  # damaged weights and configs of wrong values raise errors of their own kinds
@@ -118,18 +115,16 @@ def _told(option: str, name: str) -> Iterator[None]:
 
 
 def load_checked_processor(path: str, revision: str | None, option: str) -> Any:
-    """The processor of a model, which has a tokenizer.
-
-    Raises UserError where it cannot be loaded, or cannot put a question.
-    """
+    """The processor of a model. Raises UserError for one that cannot be loaded, has no tokenizer or a damaged chat
+    template."""
     name = path if revision is None else f"{path} at {revision}"
-    with _told(option, name):
+    with _load_errors(option, name):
         processor = load_processor(path, revision)
     if getattr(processor, "tokenizer", None) is None:
         raise UserError(f"{option} {name} has no tokenizer in its processor; name a whole model.")
     try:
-        _asked(processor, QUESTION)
-    except Exception as error:  # a template is a program of the model's own
+        _question_text(processor, QUESTION)
+    except Exception as error:  # a template is a program of the model's
         raise UserError(
             f"{option} {name} has a chat template that cannot be filled in ({reason_of(error)}); copy the model's"
             " chat_template.jinja again, or name another model."
@@ -138,14 +133,13 @@ def load_checked_processor(path: str, revision: str | None, option: str) -> Any:
 
 
 def check_model(path: str, option: str, revision: str | None = None) -> None:
-    """Looks at all of a model's parts without loading its weights: processor, chat template, config, and the weights'
-    files, each as long as its header says.
+    """Checks a model's processor, chat template, config and weight files without loading the weights.
 
-    Raises UserError for the first that is missing, damaged or another kind of model's. Of a hub id the weights are not
-    looked at: they may not be here yet.
+    Raises UserError for the first that is missing, damaged or of another kind of model. The weights of a hub id are
+    not checked: they may not be downloaded yet.
     """
     load_checked_processor(path, revision, option)
-    with _told(option, path):
+    with _load_errors(option, path):
         config = AutoConfig.from_pretrained(path, revision=revision)
         if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             raise ValueError(f"it is a {config.model_type}")
@@ -156,7 +150,7 @@ def check_model(path: str, option: str, revision: str | None = None) -> None:
 
 
 def _weights_of(folder: Path) -> Sequence[Path]:
-    """The files of a model's weights in safetensors; none where they are in another format.
+    """The weight files of a model in safetensors; empty if they are in another format.
 
     Raises FileNotFoundError where there are none at all.
     """
@@ -172,10 +166,10 @@ def _weights_of(folder: Path) -> Sequence[Path]:
 
 
 def load_processor(path: str, revision: str | None) -> Any:
-    """The processor of a model; where there is no torchvision, without the part that reads videos.
+    """The processor of a model; without torchvision, it lacks the part that reads videos.
 
-    The library has every image processor with Pillow alone, but video processors with torchvision only, and then loads
-    nothing at all of Qwen2-VL, SmolVLM or InternVL. Raises whatever the library raises.
+    transformers has every image processor for Pillow, but video processors for torchvision only, and without it loads
+    no processor at all for Qwen2-VL, SmolVLM or InternVL. Raises whatever transformers raises.
     """
     try:
         return AutoProcessor.from_pretrained(path, revision=revision)
@@ -188,7 +182,7 @@ def load_processor(path: str, revision: str | None) -> Any:
 
 
 class NoVideos(PushToHubMixin):  # so that a processor asks for its options
-    """Stands where a processor wants one for videos."""
+    """Takes the place of a video processor."""
 
     model_input_names: tuple[str, ...] = ()
 
@@ -201,7 +195,7 @@ class NoVideos(PushToHubMixin):  # so that a processor asks for its options
 
 
 class _Still:
-    """A processor's other half: whichever class for videos it looks up is `NoVideos`."""
+    """Mixin for a processor: every video processor class that it looks up is `NoVideos`."""
 
     @staticmethod
     def get_possibly_dynamic_module(name: str) -> Any:
@@ -209,11 +203,11 @@ class _Still:
 
 
 def instruction(strings: tuple[str, ...]) -> str:
-    """What the model is asked, with the recognised text quoted."""
-    said = QUOTING.format(strings=", ".join(f'"{text}"' for text in strings)) if strings else SILENT
-    return f"{INSTRUCTION} {said}"
+    """The instruction for a caption, with the recognised text quoted."""
+    text = QUOTING.format(strings=", ".join(f'"{string}"' for string in strings)) if strings else SILENT
+    return f"{INSTRUCTION} {text}"
 
 
 def first_paragraph(answer: str) -> str:
-    """The answer without what follows its first paragraph, as one line."""
+    """The first paragraph of the answer, on one line."""
     return " ".join(answer.strip().split("\n\n")[0].split())

@@ -1,11 +1,11 @@
-"""The Contextual Composition Module, t = f_CCM(t_g, {t_i}) (Eq. 2), and the whole text side around it.
+"""The Contextual Composition Module, t = f_CCM(t_g, {t_i}) (Eq. 2), and the text side: LVLM, spelling tokens, CCM.
 
     prompts -- LVLMEncoder --> t_g, {t_i}, token states --+
             -- SpellingEncoder --> spelling tokens -------+--> CCM --> Conditioning (tokens, mask, pooled)
 
     kind          Conditioning tokens
-    transformer   t_g, {t_i} and spelling tokens, each having read all others
-    q-former      learned queries that have read t_g, {t_i} and spelling; then the spelling tokens themselves
+    transformer   t_g, {t_i} and spelling tokens after self-attention over all of them
+    q-former      learned queries after cross-attention to t_g, {t_i} and spelling tokens; then the spelling tokens
     none          t_g and the LVLM's tokens through one projection; spelling tokens
 
 Letters: B batch, L LVLM tokens, N phrases or slots, S characters, Q queries, K conditioning tokens, D widths.
@@ -26,30 +26,30 @@ from vlad.models.text_encoder.base_encoders import BaseTextEncoders
 from vlad.models.text_encoder.lvlm import LVLMEncoder
 from vlad.types import Conditioning, Prompt, TextStates
 
-# The pooled vector is what t_g became and, past the transformer, the {t_i} themselves, enlarged. A new CCM mixes
-# everything into everything; the one phrase that says where the text stands drowns in the letters, and a UNet that
-# trains along does not find it in 700 steps (docs/LOG.md).
+# The pooled vector is the output for t_g plus, bypassing the transformer, the {t_i}, times this gain. A new CCM mixes
+# all its inputs: the one phrase that says where the text is placed is lost among the letters, and a UNet trained along
+# with the CCM does not find it in 700 steps (docs/LOG.md).
 POOLED_GAIN = 3.0
 
 
 class SlotQueries(nn.Module):
-    """{t_i} from learned queries, for prompts whose objects no phrase names: each slot looks for one by itself."""
+    """{t_i} from learned queries, for prompts whose objects no phrase names: each slot attends to one."""
 
     def __init__(self, slots: int, width: int, heads: int) -> None:
         super().__init__()
-        self.slots = nn.Embedding(slots, width)  # a table: not decayed
+        self.slots = nn.Embedding(slots, width)  # an embedding, so that weight decay leaves it out
         self.norm = nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """The slots' states B N D, read from projected LVLM tokens B L D with mask B L."""
+        """The slots' states B N D, by cross-attention to projected LVLM tokens B L D with mask B L."""
         queries = self.slots.weight.expand(len(tokens), -1, -1)
         read, _ = self.attention(self.norm(queries), tokens, tokens, key_padding_mask=~mask, need_weights=False)
         return queries + read
 
 
 class CompositionModule(ModelMixin, ConfigMixin):
-    """f_CCM with its spelling tokens (Eq. 2)."""
+    """f_CCM (Eq. 2) and the spelling encoder."""
 
     @register_to_config
     def __init__(
@@ -111,13 +111,13 @@ class CompositionModule(ModelMixin, ConfigMixin):
     def _queried(
         self, memory: Tensor, memory_mask: Tensor, parts: list[Tensor], masks: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """What the queries read in the memory, then the spelling: Q queries cannot hold any number of letters."""
+        """The queries' outputs, then the spelling tokens: Q queries cannot hold any number of letters."""
         assert self.query_table is not None and self.blocks is not None
         x = self.query_table.weight.expand(len(memory), -1, -1)  # B Q D
         for layer in self.blocks:
             x = layer(x, memory, memory_key_padding_mask=~memory_mask)
-        there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        return torch.cat([x, *parts[2:]], dim=1), torch.cat([there, *masks[2:]], dim=1)
+        query_mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        return torch.cat([x, *parts[2:]], dim=1), torch.cat([query_mask, *masks[2:]], dim=1)
 
     def _parts(self, states: TextStates, prompts: Sequence[Prompt]) -> tuple[list[Tensor], list[Tensor]]:
         t_g = self.from_lvlm(states.global_state)[:, None]  # B 1 D
@@ -143,13 +143,13 @@ class CompositionModule(ModelMixin, ConfigMixin):
 
 
 def _masked_sum(x: Tensor, mask: Tensor) -> Tensor:
-    """The sum over the tokens that exist, over the square root of their number: B K D -> B D."""
+    """The sum of the unmasked tokens, divided by the square root of their number: B K D -> B D."""
     weights = mask.to(x.dtype)
     return (x * weights[..., None]).sum(dim=1) / weights.sum(dim=1, keepdim=True).clamp_min(1).sqrt()
 
 
 class TextSide(nn.Module):
-    """Prompts -> Conditioning: the LVLM and the CCM as one differentiable step; `base_encoders`: the base model's."""
+    """Prompts -> Conditioning: the LVLM and the CCM as one differentiable module, beside a base's text encoders."""
 
     def __init__(
         self, lvlm: LVLMEncoder, composition: CompositionModule, base_encoders: BaseTextEncoders | None = None
@@ -163,6 +163,6 @@ class TextSide(nn.Module):
         return self.compose(self.lvlm(prompts), prompts)
 
     def compose(self, states: TextStates, prompts: Sequence[Prompt]) -> Conditioning:
-        """t of the LVLM's states of the prompts, which may be in half of the CCM's precision."""
+        """t from the LVLM's states of the prompts, which may be in a lower precision than the CCM."""
         t = self.composition(states.to(dtype=self.composition.dtype), prompts)
         return t if self.base_encoders is None else replace(t, base_text=self.base_encoders(prompts))

@@ -1,8 +1,7 @@
-"""Pretrained encoders that images are judged by: CLIP for CLIPScore, any vision encoder for distances, any text
-encoder for how alike descriptions are.
+"""Pretrained encoders for metrics: CLIP (CLIPScore), vision encoders (FID-like distances), sentence encoders.
 
-Only from folders on this machine (as `save_pretrained` or `hf download` leave them): nothing is fetched. Images are
-prepared as the folder's preprocessor_config.json says, with Pillow.
+Loaded from local folders only (made by `save_pretrained` or `hf download`). Images are preprocessed with Pillow by the
+folder's preprocessor_config.json.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from vlad.utils.errors import UserError, reason_of
 from vlad.utils.hardware import best_device
 from vlad.utils.hub import without_bars
 
-# Words, in the forms in which transformers keeps them.
+# Vocabularies, in the formats of transformers.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.json",
@@ -37,9 +36,9 @@ TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """An image on its way to an encoder: its shorter side scaled to `edge`, the middle `side` x `side` cut out,
-    normalised with `mean` and `std` of pixels in [0, 1]."""
+class Preprocessing:
+    """Scales an image's shorter side to `edge`, crops the central `side` x `side` and normalises with `mean` and `std`
+    of pixels in [0, 1]."""
 
     edge: int
     side: int
@@ -74,23 +73,23 @@ def _load(folder: Path) -> Any:
 
 
 def _tokenizer(folder: Path) -> Any:
-    # Without its files transformers makes some classes' tokenizers all the same, of no words: each text would be alike.
+    # Without these files transformers builds some tokenizers with an empty vocabulary: all texts would be the same.
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{folder} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); give a whole folder.")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the tokenizers' own errors are plain ones
+    except Exception as error:  # the tokenizers library raises plain Exceptions
         raise UserError(
             f"{folder} holds no tokenizer that transformers can load ({reason_of(error)}); give a whole folder."
         ) from error
 
 
-def _preparation(folder: Path, default_side: int) -> Preparation:
+def _preprocessing(folder: Path, default_side: int) -> Preprocessing:
     path = folder / "preprocessor_config.json"
     try:
-        said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if not isinstance(said, dict):
-            raise ValueError("it holds no object")
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not isinstance(config, dict):
+            raise ValueError("it holds no JSON object")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({reason_of(error)}); give a whole folder.") from error
 
@@ -99,13 +98,14 @@ def _preparation(folder: Path, default_side: int) -> Preparation:
             value = value.get("shortest_edge", value.get("height"))
         return int(value) if value else default
 
-    side = length(said.get("crop_size"), default_side)
-    edge = max(side, length(said.get("size"), side))
-    return Preparation(edge, side, tuple(said.get("image_mean") or CLIP_MEAN), tuple(said.get("image_std") or CLIP_STD))
+    side = length(config.get("crop_size"), default_side)
+    edge = max(side, length(config.get("size"), side))
+    mean, std = config.get("image_mean") or CLIP_MEAN, config.get("image_std") or CLIP_STD
+    return Preprocessing(edge, side, tuple(mean), tuple(std))
 
 
 class CLIPEncoder:
-    """A CLIP: how alike texts and images are. Raises UserError when the folder holds none."""
+    """CLIP: similarity of texts and images. Raises UserError for a folder that holds another model."""
 
     def __init__(self, folder: Path) -> None:
         self.model = _load(folder)
@@ -113,40 +113,40 @@ class CLIPEncoder:
             raise UserError(f"{folder} holds a {self.model.config.model_type} model, and CLIPScore needs a CLIP.")
         self.name = folder.name
         self.tokenizer = _tokenizer(folder)
-        self.prepare = _preparation(folder, self.model.config.vision_config.image_size)
+        self.preprocess = _preprocessing(folder, self.model.config.vision_config.image_size)
 
     @torch.no_grad()
     def similarity(self, texts: Sequence[str], images: Sequence[np.ndarray]) -> Tensor:
-        """The cosine of each text and its image (B); texts beyond the context are cut."""
+        """The cosine similarity of each text and its image (B). Texts are cut to the context."""
         return torch.cosine_similarity(self.embed_texts(texts), self.embed_images(images), dim=-1)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> B D, in the space of images; those beyond the context are cut."""
+        """Texts -> B D, in the space of images. Texts are cut to the context."""
         most = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=most, return_tensors="pt")
-        found = self.model.get_text_features(
+        output = self.model.get_text_features(
             input_ids=tokens["input_ids"].to(self.model.device),
             attention_mask=tokens["attention_mask"].to(self.model.device),
         )
-        return found.pooler_output.cpu()
+        return output.pooler_output.cpu()
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[np.ndarray]) -> Tensor:
         """Images (H W 3, uint8, of any sizes) -> B D, in the space of texts."""
-        prepared = self.prepare(images).to(self.model.device)
-        return self.model.get_image_features(pixel_values=prepared).pooler_output.cpu()
+        pixels = self.preprocess(images).to(self.model.device)
+        return self.model.get_image_features(pixel_values=pixels).pooler_output.cpu()
 
 
 class VisionEncoder:
-    """Any vision encoder of transformers: DINOv2, ViT, SigLIP, or CLIP's own tower. Its pooled output, or else its
-    first token's, is what images are compared by. Raises UserError when the folder holds none."""
+    """Any vision encoder of transformers (DINOv2, ViT, SigLIP, CLIP's vision tower): its pooled output, or else its
+    first token's. Raises UserError for a folder that holds another model."""
 
     def __init__(self, folder: Path) -> None:
         model = _load(folder)
         self.model = getattr(model, "vision_model", model)
         taken = inspect.signature(self.model.forward).parameters
-        # One that takes words too waits for them.
+        # A model that also takes text cannot run without it.
         if "pixel_values" not in taken or "input_ids" in taken:
             raise UserError(
                 f"{folder} holds a {model.config.model_type} model, which takes no images alone; give a vision"
@@ -155,25 +155,27 @@ class VisionEncoder:
         config = getattr(model.config, "vision_config", model.config)
         side = getattr(config, "image_size", 224)
         self.name = folder.name
-        self.prepare = _preparation(folder, int(side[0] if isinstance(side, list | tuple) else side))
+        self.preprocess = _preprocessing(folder, int(side[0] if isinstance(side, list | tuple) else side))
 
     @torch.no_grad()
     def features(self, images: Sequence[np.ndarray]) -> Tensor:
         """Images (H W 3, uint8) -> B D."""
-        found = self.model(pixel_values=self.prepare(images).to(next(self.model.parameters()).device))
-        pooled = getattr(found, "pooler_output", None)
-        return (found.last_hidden_state[:, 0] if pooled is None else pooled).flatten(1).cpu()
+        output = self.model(pixel_values=self.preprocess(images).to(next(self.model.parameters()).device))
+        pooled = getattr(output, "pooler_output", None)
+        return (output.last_hidden_state[:, 0] if pooled is None else pooled).flatten(1).cpu()
 
 
 class SentenceEncoder:
-    """Any text encoder of transformers; a sentence is the mean of its tokens' last states, as Sentence-BERT has it
-    (arXiv 1908.10084). Raises UserError when the folder holds none."""
+    """Any text encoder of transformers: the mean of the tokens' last states, as in Sentence-BERT (arXiv 1908.10084).
+
+    Raises UserError for a folder that holds another model.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.model, self.tokenizer = _load(folder), _tokenizer(folder)
         try:
             self.similarity(["a sign"], ["a sign"])
-        except Exception as error:  # each class has its own way to miss images, or a second text
+        except Exception as error:  # each class fails in its own way without images or a second text
             raise UserError(
                 f"{folder} holds a {self.model.config.model_type} model that encodes no texts alone"
                 f" ({reason_of(error)}); give a sentence encoder's folder."
@@ -181,7 +183,7 @@ class SentenceEncoder:
 
     @torch.no_grad()
     def similarity(self, a: Sequence[str], b: Sequence[str]) -> list[float]:
-        """The cosine of each sentence of `a` and its fellow of `b`; what goes beyond the context is cut."""
+        """The cosine similarity of each sentence of `a` and the one of `b`. Sentences are cut to the context."""
         return [float(torch.cosine_similarity(self._mean(x), self._mean(y), dim=-1)) for x, y in zip(a, b, strict=True)]
 
     def _mean(self, sentence: str) -> Tensor:

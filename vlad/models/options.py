@@ -161,7 +161,7 @@ class LVLMOptions:
             )
 
 
-OPTION = "stable_diffusion.path"
+OPTION = "stable_diffusion.path"  # how error messages begin
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""Stable Diffusion (1, 2, XL) as it lies on disk or on the hub: UNet, autoencoder, noise, its own text encoders.
+"""Loading Stable Diffusion (1, 2, XL): UNet, autoencoder, noise schedule, text encoders.
 
     folder or hub id in diffusers' format     model_index.json, unet/, vae/, scheduler/, text_encoder/, tokenizer/, ...
     one .safetensors file                     through diffusers' converter; `config`, a folder in diffusers' format,
-                                              tells it the models' options and brings the tokenizer
+                                              has the configs of the parts and the tokenizer
 
-Everything that can be otherwise is read from the model's own configs: prediction, schedule, channels, scales, widths.
+Prediction type, schedule, channels, scales and widths are read from the model's configs.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from vlad.utils.failures import user_errors
 from vlad.utils.hub import refuse_out_of_reach
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-NEEDED = ("unet", "vae", "scheduler")
-XL = "StableDiffusionXL"  # how the names of its pipelines begin
+REQUIRED = ("unet", "vae", "scheduler")
+XL = "StableDiffusionXL"  # its pipeline classes begin with this
 
 
 @dataclass(frozen=True)
 class StableDiffusion:
-    """What was read. `scheduler` is its config; `base_text` is None where its text encoders are left out."""
+    """The loaded parts. `scheduler` is its config; `base_text` is None if the text encoders are not loaded."""
 
     unet: UNet2DConditionModel
     autoencoder: AutoencoderKL
@@ -45,11 +45,11 @@ class StableDiffusion:
 
 
 def load_stable_diffusion(options: StableDiffusionOptions) -> StableDiffusion:
-    """Reads the model, in float32. Raises UserError for what is no Stable Diffusion, or does not fit together."""
+    """Loads the model in float32. Raises UserError for another kind of model, or parts that do not fit each other."""
     path = Path(options.path)
     if path.suffix.lower() in PICKLES:
         raise UserError(
-            f"{OPTION}: {path} is a pickle, which can run code when it is read; give the .safetensors file or the"
+            f"{OPTION}: {path} is a pickle, which can run code when it is loaded; give the .safetensors file or the"
             " diffusers folder of the same model."
         )
     single = path.suffix.lower() == ".safetensors"
@@ -58,7 +58,7 @@ def load_stable_diffusion(options: StableDiffusionOptions) -> StableDiffusion:
     return found
 
 
-# --- reading -------------------------------------------------------------------------------------------------------
+# --- loading -------------------------------------------------------------------------------------------------------
 
 
 def _from_folder(options: StableDiffusionOptions) -> StableDiffusion:
@@ -68,25 +68,26 @@ def _from_folder(options: StableDiffusionOptions) -> StableDiffusion:
     weights = {**source, "variant": options.variant, "use_safetensors": True}
     unet = _load(UNet2DConditionModel, options.path, "unet", weights)
     autoencoder = _load(AutoencoderKL, options.path, "vae", weights)
-    with _told(options.path, "scheduler"):
+    with _load_errors(options.path, "scheduler"):
         scheduler = DDIMScheduler.load_config(options.path, subfolder="scheduler", **source)
     names = _text_encoders(index) if options.own_text else []
     for name in names:
         if index[name][1] not in ENCODERS:
             raise UserError(
-                f"{OPTION}: the {name} of {options.path} is a {index[name][1]}, and we read {' and '.join(ENCODERS)};"
-                " set stable_diffusion.own_text=false to do without."
+                f"{OPTION}: the {name} of {options.path} is a {index[name][1]}; known are {' and '.join(ENCODERS)};"
+                " set stable_diffusion.own_text=false to load the model without its text encoders."
             )
-    read = []
+    loaded = []
     for name in names:
-        with _told(options.path, name):
-            encoder, tokenizer, wrong = load_base_text_encoder(
+        with _load_errors(options.path, name):
+            encoder, tokenizer, info = load_base_text_encoder(
                 options.path, name, name.replace("text_encoder", "tokenizer"), index[name][1], weights
             )
-        _refuse_differing(options.path, name, wrong)
-        read.append((encoder, tokenizer))
-    own = _base_text_options(index) if names else None
-    return StableDiffusion(unet, autoencoder, scheduler, tuple(x for x, _ in read), tuple(x for _, x in read), own)
+        _check_weights(options.path, name, info)
+        loaded.append((encoder, tokenizer))
+    encoders, tokenizers = tuple(x for x, _ in loaded), tuple(x for _, x in loaded)
+    base_text = _base_text_options(index) if names else None
+    return StableDiffusion(unet, autoencoder, scheduler, encoders, tokenizers, base_text)
 
 
 def _from_single_file(path: Path, options: StableDiffusionOptions) -> StableDiffusion:
@@ -95,7 +96,7 @@ def _from_single_file(path: Path, options: StableDiffusionOptions) -> StableDiff
     if options.config is None:
         raise UserError(
             f"stable_diffusion.config: {path} holds weights alone; name a folder or hub id in diffusers' format of the"
-            " same kind of model, for its options and its tokenizer."
+            " same kind of model, for its configs and its tokenizer."
         )
     index = _model_index(options.config, options.revision)
     _check_index(index, options.config)
@@ -104,20 +105,20 @@ def _from_single_file(path: Path, options: StableDiffusionOptions) -> StableDiff
         raise UserError(
             f"stable_diffusion.config: {options.config} is a {index['_class_name']}, not a StableDiffusion."
         )
-    left_out = {
+    not_loaded = {
         name: None
         for name, value in index.items()
         if isinstance(value, list) and name.split("_")[0] not in ("unet", "vae", "scheduler", "text", "tokenizer")
     }
     assert pipeline_class is not None
     names = _text_encoders(index) if options.own_text else []
-    with _told(str(path), "file"):
+    with _load_errors(str(path), "file"):
         try:
             pipeline = pipeline_class.from_single_file(
-                str(path), config=options.config, local_files_only=Path(options.config).is_dir(), **left_out
+                str(path), config=options.config, local_files_only=Path(options.config).is_dir(), **not_loaded
             )
             parts = {name: getattr(pipeline, name) for name in ("unet", "vae", *names)}
-        except NotImplementedError as error:  # what a part finds no weights for stays without memory
+        except NotImplementedError as error:  # parameters without weights stay on the meta device
             raise _another_kind(path, options.config) from error
         if any(parameter.is_meta for part in parts.values() for parameter in part.parameters()):
             raise _another_kind(path, options.config)
@@ -133,8 +134,8 @@ def _from_single_file(path: Path, options: StableDiffusionOptions) -> StableDiff
 
 def _another_kind(path: Path, config: str) -> UserError:
     return UserError(
-        f"{OPTION}: {path} holds another kind of model than stable_diffusion.config ({config}) describes, weights are"
-        " missing; name the options of the model that it was made from."
+        f"{OPTION}: {path} holds another kind of model than stable_diffusion.config ({config}) describes (weights are"
+        " missing); name a folder of the model that it was made from."
     )
 
 
@@ -145,14 +146,14 @@ def _model_index(path: str, revision: str | None) -> dict[str, Any]:
     if folder.is_dir():
         index = folder / "model_index.json"
         if (folder / "config.yaml").is_file() and not index.is_file():
-            raise UserError(f"{OPTION}: {path} is a run of ours; train on it with configs/lora.yaml base={path}.")
+            raise UserError(f"{OPTION}: {path} is a run of vlad; train on it with configs/lora.yaml base={path}.")
         missing = [
-            name for name in ("model_index.json", *(f"{part}/" for part in NEEDED)) if not (folder / name).exists()
+            name for name in ("model_index.json", *(f"{part}/" for part in REQUIRED)) if not (folder / name).exists()
         ]
         if not index.is_file():
             raise UserError(
                 f"{OPTION}: {path} is no pipeline in diffusers' format: {', '.join(missing)} missing; name the folder"
-                " that save_pretrained or a download of the whole model has made."
+                " that save_pretrained or a download of the whole model made."
             )
         try:
             read = json.loads(index.read_text(encoding="utf-8"))
@@ -160,16 +161,16 @@ def _model_index(path: str, revision: str | None) -> dict[str, Any]:
         except (ValueError, AttributeError) as error:
             raise UserError(f"{OPTION}: {index} is damaged ({error}); download the model again.") from error
     refuse_out_of_reach(OPTION, path, revision, "model_index.json")
-    with _told(path, "model_index.json"):
+    with _load_errors(path, "model_index.json"):
         return dict(DiffusionPipeline.load_config(path, revision=revision))
 
 
 def _check_index(index: Mapping[str, Any], path: str) -> None:
-    """Raises UserError for a pipeline whose denoiser is no UNet, or that lacks a part."""
+    """Raises UserError for a pipeline of another kind (a transformer, one of ours), or one that lacks a part."""
     parts = {name: value for name, value in index.items() if isinstance(value, list) and value[:1] not in ([], [None])}
     kind = index.get("_class_name")
     if "refine_unet" in parts:
-        raise UserError(f"{OPTION}: {path} is a pipeline of ours; train on it with configs/lora.yaml base={path}.")
+        raise UserError(f"{OPTION}: {path} is a pipeline of vlad; train on it with configs/lora.yaml base={path}.")
     if "transformer" in parts and "unet" not in parts:
         raise UserError(
             f"{OPTION}: {path} is a {kind}, whose denoiser is a transformer ({parts['transformer'][-1]}), no UNet; name"
@@ -178,12 +179,12 @@ def _check_index(index: Mapping[str, Any], path: str) -> None:
     folder = Path(path)
     missing = [
         name
-        for name in dict.fromkeys((*NEEDED, *_text_encoders(parts)))
+        for name in dict.fromkeys((*REQUIRED, *_text_encoders(parts)))
         if name not in parts or (folder.is_dir() and not (folder / name).is_dir())
     ]
     if missing:
         raise UserError(
-            f"{OPTION}: {path} is a {kind} without {', '.join(missing)}; name a whole text-to-image pipeline in"
+            f"{OPTION}: {path} is a {kind} without {', '.join(missing)}; name a complete text-to-image pipeline in"
             " diffusers' format."
         )
     for name, wanted in (("unet", "UNet2DConditionModel"), ("vae", "AutoencoderKL")):
@@ -198,14 +199,14 @@ def _text_encoders(index: Mapping[str, Any]) -> list[str]:
 
 
 def _base_text_options(index: Mapping[str, Any]) -> BaseTextOptions:
-    """SDXL reads the last layer but one, and what no prompt is stands in its index."""
+    """SDXL uses the penultimate layer, and its index says whether no prompt is zeros."""
     if not str(index.get("_class_name")).startswith(XL):
         return BaseTextOptions()
     return BaseTextOptions("penultimate", bool(index.get("force_zeros_for_empty_prompt", True)))
 
 
 def _load(model_class: Any, path: str, part: str, source: Mapping[str, Any]) -> Any:
-    with _told(path, part):
+    with _load_errors(path, part):
         model, info = model_class.from_pretrained(
             path,
             subfolder=part,
@@ -214,12 +215,12 @@ def _load(model_class: Any, path: str, part: str, source: Mapping[str, Any]) -> 
             low_cpu_mem_usage=False,
             **source,
         )
-    _refuse_differing(path, part, info)
+    _check_weights(path, part, info)
     return model
 
 
-def _refuse_differing(path: str, part: str, info: Mapping[str, Any]) -> None:
-    """Raises UserError where weights and config of a part do not fit, with keys and shapes."""
+def _check_weights(path: str, part: str, info: Mapping[str, Any]) -> None:
+    """Raises UserError for weights of a part that do not fit its config, with keys and shapes."""
     differing = describe_mismatches(
         info.get("mismatched_keys", ()), info.get("missing_keys", ()), info.get("unexpected_keys", ())
     )
@@ -231,7 +232,7 @@ def _refuse_differing(path: str, part: str, info: Mapping[str, Any]) -> None:
 
 
 def _check(found: StableDiffusion, path: str) -> None:
-    """Raises UserError for parts that do not fit each other, with the numbers that differ."""
+    """Raises UserError for parts that do not fit each other, with the differing sizes."""
     check_plain_unet(found.unet)
     unet, vae = found.unet.config, found.autoencoder.config
     wrong = []
@@ -264,10 +265,10 @@ def _check(found: StableDiffusion, path: str) -> None:
         )
 
 
-def _told(path: str, part: str) -> AbstractContextManager[None]:
-    """Inside the block a part that the libraries cannot read raises UserError."""
+def _load_errors(path: str, part: str) -> AbstractContextManager[None]:
+    """Inside the block a part that diffusers or transformers cannot load raises UserError."""
     return user_errors(
         f"{OPTION}: the {part} of {path}",
-        unreadable="give a folder with safetensors in diffusers' format, a hub id that is in reach"
+        unreadable="give a folder with safetensors in diffusers' format, a hub id that can be reached"
         " (stable_diffusion.variant names its weights, such as fp16), or a .safetensors file",
     )
