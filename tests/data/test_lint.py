@@ -448,7 +448,7 @@ def test_a_value_is_in_the_bin_that_names_it(value):
 
 
 def a_card(sample, faults=()):
-    return draw_card(sample, "s/0.tar", tuple(faults), 0.5, line_faults)
+    return draw_card(sample, "s/0.tar", tuple(faults), 0.5)
 
 
 def pixels(card):
@@ -493,7 +493,7 @@ def test_a_contact_sheet_holds_every_card():
 def test_nothing_from_a_shard_is_markup_on_the_page(tmp_path):
     evil = '<script>alert("x")</script>'
     sample = dataclasses.replace(SIGNS[0], key=evil, caption=evil, layout=Layout((TextLine(evil, BOX, evil),)))
-    card = draw_card(sample, evil, (("font", evil),), 0.5, line_faults)
+    card = draw_card(sample, evil, (("font", evil),), 0.5)
     report = LintReport(ShardSet(evil, (), 0, ()), LintOptions())
     report.counts.fontless[evil] = 1
     report.keep_card(card)

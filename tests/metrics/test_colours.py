@@ -13,13 +13,13 @@ SIGNS = [render_sign(SyntheticOptions(seed=11), index) for index in range(300)]
 
 
 def test_the_true_colours_are_measured_in_rendered_signs():
-    grounds = inks = 0
+    backgrounds = texts = 0
     for sign in SIGNS:
-        ground, ink = measure_colours(sign.image, sign.layout)
-        grounds += nearest_colour(ground) == sign.caption.split()[1]
-        inks += nearest_colour(ink) == sign.layout.lines[0].colour
-    assert grounds >= 0.97 * len(SIGNS)
-    assert inks >= 0.97 * len(SIGNS)
+        background, text = measure_colours(sign.image, sign.layout)
+        backgrounds += nearest_colour(background) == sign.caption.split()[1]
+        texts += nearest_colour(text) == sign.layout.lines[0].colour
+    assert backgrounds >= 0.97 * len(SIGNS)
+    assert texts >= 0.97 * len(SIGNS)
 
 
 def test_the_score_of_true_signs():
@@ -41,7 +41,7 @@ def test_swapped_captions_score_badly():
     assert score.ground_distance > 80
 
 
-def test_a_sign_whose_letters_are_missing_has_no_right_ink():
+def test_a_sign_without_its_letters_has_the_wrong_text_colour():
     image = np.full((64, 64, 3), PALETTE["blue"], dtype=np.uint8)
     layout = Layout((TextLine("HOUSE", box_polygon(0.1, 0.4, 0.9, 0.6)),))
     score = score_colours([image], [layout], ['a blue sign that says "HOUSE" in white letters'])
@@ -49,7 +49,7 @@ def test_a_sign_whose_letters_are_missing_has_no_right_ink():
     assert score.ground_distance == 0
 
 
-def test_what_no_caption_names_is_not_scored():
+def test_colours_that_no_caption_names_are_not_scored():
     score = score_colours([SIGNS[0].image], [SIGNS[0].layout], ["a poster"])
     assert (score.grounds_named, score.inks_named) == (0, 0)
     assert score.grounds_right is score.inks_right is score.ground_distance is score.ink_distance is None
@@ -59,10 +59,10 @@ def test_what_no_caption_names_is_not_scored():
 @pytest.mark.parametrize(
     "box", [(0, 0, 1, 1), (0.5, 0.5, 0.5, 0.5), (-0.3, -0.3, -0.1, -0.1), (1.1, 1.1, 1.5, 1.5), (0.9, 0.9, 2, 2)]
 )
-def test_boxes_that_leave_nothing_are_measured_all_the_same(box):
+def test_boxes_that_cover_the_image_are_measured(box):
     layout = Layout((TextLine("A", box_polygon(*box)),))
-    ground, ink = measure_colours(np.full((10, 10, 3), 7, dtype=np.uint8), layout)
-    assert ground == ink == (7, 7, 7)
+    background, text = measure_colours(np.full((10, 10, 3), 7, dtype=np.uint8), layout)
+    assert background == text == (7, 7, 7)
 
 
 @pytest.mark.parametrize("name", PALETTE)
@@ -80,5 +80,5 @@ def test_every_colour_is_nearest_to_itself(name):
         ("", (None, None)),
     ],
 )
-def test_colours_are_read_from_captions(caption, names):
+def test_colours_named_in_captions(caption, names):
     assert named_colours(caption) == names

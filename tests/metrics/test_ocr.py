@@ -1,4 +1,4 @@
-"""The OCR seam, held against rapidocr itself on rendered signs."""
+"""OCR engines: rapidocr against the library itself, the others against recorded answers, on rendered signs."""
 
 import io
 import re
@@ -34,12 +34,12 @@ def readings():
     return list(run_ocr("rapidocr", [sign.image for sign in SIGNS], workers=1))
 
 
-def test_rendered_signs_are_read_right(readings):
+def test_rendered_signs_are_read_correctly(readings):
     assert sum(map(spells_exactly, readings, WANTED)) >= len(SIGNS) - 1
     assert letter_accuracy(readings, WANTED) > 0.95
 
 
-def test_lines_stand_where_they_were_drawn(readings):
+def test_lines_are_found_where_they_were_rendered(readings):
     for lines, sign in zip(readings, SIGNS, strict=True):
         for line in lines:
             assert 0.5 < line.confidence <= 1
@@ -48,14 +48,14 @@ def test_lines_stand_where_they_were_drawn(readings):
             assert box_iou(line.polygon, sign.layout.lines[0].polygon) > 0.4
 
 
-def test_many_threads_read_what_one_does(readings):
+def test_results_do_not_depend_on_the_number_of_threads(readings):
     done = []
     images = (sign.image for sign in SIGNS)  # any iterable
     assert list(run_ocr("rapidocr", images, workers=2, on_progress=done.append)) == readings
     assert done == [1, 2, 3, 4, 5, 6]
 
 
-def test_the_engine_is_rapidocr_as_it_ships(engine, readings):
+def test_rapidocr_keeps_its_default_settings(engine, readings):
     """Read by rapidocr itself, all settings its own, from a file as a user would."""
     buffer = io.BytesIO()
     Image.fromarray(enlarge(SIGNS[0].image)).save(buffer, "PNG")
@@ -64,13 +64,13 @@ def test_the_engine_is_rapidocr_as_it_ships(engine, readings):
     assert [line.confidence for line in readings[0]] == pytest.approx(list(result.scores), abs=1e-4)
 
 
-def test_the_name_holds_the_version(engine):
+def test_the_name_contains_the_version(engine):
     assert engine.name == f"rapidocr {metadata.version('rapidocr')}"
     assert re.fullmatch(r"rapidocr \d+\.\d+\.\d+", engine.name)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (1, 1), (3, 200)])
-def test_a_image_without_text_gives_no_lines(engine, shape):
+def test_an_image_without_text_has_no_lines(engine, shape):
     assert engine.read(np.full((*shape, 3), 128, dtype=np.uint8)) == ()
 
 
@@ -79,7 +79,7 @@ def test_the_engine_is_quiet(engine, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_lower_confidence_lets_more_lines_through(engine):
+def test_a_lower_min_confidence_keeps_more_lines(engine):
     faint = np.random.default_rng(0).normal(0, 60, (256, 256, 1)) + enlarge(SIGNS[0].image)
     noisy = faint.clip(0, 255).astype(np.uint8)
     everything = build_ocr_engine("rapidocr", min_confidence=0.0).read(noisy)
@@ -98,7 +98,7 @@ def test_an_unknown_engine_is_named_with_a_suggestion():
         build_ocr_engine("rapidorc")
 
 
-def test_an_engine_that_is_not_installed_says_how_to_get_it(monkeypatch):
+def test_a_missing_engine_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "rapidocr", None)
     with pytest.raises(UserError, match="pip install rapidocr"):
         build_ocr_engine("rapidocr")
@@ -114,7 +114,7 @@ def test_polygons_are_shares_of_the_image(engine):
     assert box_iou(line.polygon, box_polygon(0.5 + left / 2, top, 0.5 + right / 2, bottom)) > 0.5
 
 
-def test_a_line_is_read_without_looking_for_it(engine):
+def test_read_line_skips_detection(engine):
     sign = render_sign(SyntheticOptions(size_pixels=256, ground_share=0.0), 3, ("GARDEN",))
     left, top, right, bottom = (round(256 * v) for v in bounding_box(sign.layout.lines[0].polygon))
     crop = sign.image[top:bottom, left:right]
@@ -167,7 +167,7 @@ def test_paddleocr_s_lines(paddle):
     assert len(build_ocr_engine("paddleocr", min_confidence=0.0).read(image)) == 2
 
 
-def test_paddleocr_that_is_missing_or_old_says_what_to_do(paddle, monkeypatch):
+def test_paddleocr_missing_or_old_says_what_to_do(paddle, monkeypatch):
     paddle("2.10.0")
     with pytest.raises(UserError, match=r"version 2\.10\.0; run: pip install 'paddleocr>=3'"):
         build_ocr_engine("paddleocr")
@@ -227,7 +227,7 @@ def test_tesseract_s_words_become_lines(tesseract, tmp_path):
     assert [line.text for line in build_ocr_engine("tesseract", min_confidence=0.0).read(image)][1] == "x"
 
 
-def test_tesseract_that_is_missing_or_broken_says_what_to_do(tesseract, monkeypatch):
+def test_tesseract_missing_or_broken_says_what_to_do(tesseract, monkeypatch):
     tesseract(languages="osd")
     with pytest.raises(UserError, match="apt install tesseract-ocr-eng"):
         build_ocr_engine("tesseract")

@@ -1,4 +1,4 @@
-"""Places measured on rendered signs, whose true places are known."""
+"""Position accuracy on rendered signs, whose text positions are known."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def line(left: float, top: float, right: float, bottom: float) -> TextLine:
 
 
 @pytest.mark.parametrize(
-    ("caption", "place"),
+    ("caption", "position"),
     [
         ('a red sign that says "SUMMER" in yellow letters at the top', ("at the top", None)),
         ('a sign that says "OPEN" In the middle on the right', ("in the middle", "on the right")),
@@ -26,12 +26,12 @@ def line(left: float, top: float, right: float, bottom: float) -> TextLine:
         ("a poster", (None, None)),
     ],
 )
-def test_the_place_that_a_caption_names(caption, place):
-    assert named_position(caption) == place
+def test_the_position_named_in_a_caption(caption, position):
+    assert named_position(caption) == position
 
 
 @pytest.mark.parametrize(
-    ("lines", "place"),
+    ("lines", "position"),
     [
         ([line(0.2, 0.1, 0.8, 0.3)], ("at the top", "")),
         ([line(0.05, 0.4, 0.5, 0.6)], ("in the middle", "on the left")),
@@ -43,11 +43,11 @@ def test_the_place_that_a_caption_names(caption, place):
         ([line(-0.1, 0.7, 1.1, 0.9)], ("at the bottom", "")),
     ],
 )
-def test_the_place_of_lines(lines, place):
-    assert measure_position(lines) == place
+def test_the_position_of_lines(lines, position):
+    assert measure_position(lines) == position
 
 
-def test_true_signs_stand_where_their_captions_say():
+def test_rendered_signs_have_the_positions_of_their_captions():
     score = score_positions(TRUE_LINES, CAPTIONS)
     assert score.places_named == sum(named_position(caption) != (None, None) for caption in CAPTIONS) > 150
     assert score.places_right > 0.99
@@ -55,11 +55,11 @@ def test_true_signs_stand_where_their_captions_say():
     assert score_positions(*zip(*single, strict=True)).places_right == 1
 
 
-def test_the_lines_of_other_signs_do_not():
+def test_lines_of_other_signs_do_not():
     score = score_positions(TRUE_LINES, CAPTIONS[1:] + CAPTIONS[:1])
     assert score.places_right < 0.5
 
 
-def test_a_image_without_a_reading_is_not_scored():
+def test_an_image_without_ocr_text_is_not_scored():
     assert score_positions([()], ['a sign that says "OPEN" at the top']).places_right is None
     assert score_positions([TRUE_LINES[0]], ["a poster"]).places_named == 0

@@ -1,4 +1,4 @@
-"""Retrieval figures against a sort written out, and the image of the shared space."""
+"""Retrieval scores against a plain sort, and the plot of the shared space."""
 
 from pathlib import Path
 
@@ -56,13 +56,13 @@ def test_perfect_embeddings_score_everything_and_unrelated_ones_chance() -> None
     assert shuffled.similarity_gap == pytest.approx(0, abs=0.05)
 
 
-def test_embeddings_that_are_all_alike_score_nothing() -> None:
+def test_equal_embeddings_score_nothing() -> None:
     scores = score_retrieval(torch.ones(40, 8), torch.ones(40, 8))
     assert set(scores.text_to_image.values()) == set(scores.image_to_text.values()) == {0.0}
     assert scores.similarity_gap == pytest.approx(0)
 
 
-def test_one_pair_has_no_other_to_be_compared_with() -> None:
+def test_a_single_pair_has_no_other_similarity() -> None:
     scores = score_retrieval(*embeddings(1, noise=0.0))
     assert scores.text_to_image == {1: 1.0, 5: 1.0, 10: 1.0}
     assert scores.other_similarity is None
@@ -82,7 +82,7 @@ def test_metrics_are_flat_numbers_of_both_directions() -> None:
     }
 
 
-def test_the_plane_holds_the_directions_of_largest_variance() -> None:
+def test_the_plane_has_the_directions_of_largest_variance() -> None:
     texts, images = embeddings()
     both = F.normalize(torch.cat([texts, images]).double(), dim=1)
     values, vectors = np.linalg.eigh(np.cov(both.numpy().T))
@@ -105,11 +105,11 @@ def test_few_pairs_of_few_dimensions_have_a_plane_too(pairs: int, width: int) ->
     assert plane.texts.isfinite().all()
 
 
-def test_the_image_shows_both_sides_and_the_lines_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plot_shows_both_sides_and_the_lines_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts, images = embeddings(60)
 
     def draw(lines: int) -> np.ndarray:
-        monkeypatch.setattr(retrieval, "MOST_LINES", lines)
+        monkeypatch.setattr(retrieval, "MAX_PLOTTED_PAIRS", lines)
         plot_shared_space(texts, images, tmp_path / "space.png", "step 100")
         return np.asarray(Image.open(tmp_path / "space.png").convert("RGB")).astype(int)
 

@@ -1,4 +1,4 @@
-"""Spelling scores, on readings made by hand."""
+"""Spelling accuracy of OCR lines made by hand."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ def line(text, top=0.4, left=0.1):
     return TextLine(text, box_polygon(left, top, left + 0.3, top + 0.1))
 
 
-def test_case_and_spaces_do_not_count():
+def test_case_and_white_space_are_ignored():
     assert spells_exactly([line("ho use")], ["HOUSE"])
     assert spells_exactly([line("STRASSE")], ["Straße"])
     assert spells_exactly([line("NEW"), line("YORK", left=0.5)], ["NEW YORK"])
@@ -27,7 +27,7 @@ def test_every_letter_counts():
     assert spells_exactly([], [])
 
 
-def test_lines_are_joined_in_reading_order():
+def test_lines_are_concatenated_in_reading_order():
     lines = [line("C", top=0.6), line("B", left=0.5, top=0.41), line("A", top=0.4)]
     assert spells_exactly(lines, ["A", "B", "C"])
     assert not spells_exactly(lines, ["C", "B", "A"])
@@ -40,7 +40,7 @@ def test_shares_over_many_images():
     assert letter_accuracy(readings, wanted) == pytest.approx(1 - (0 + 1 + 4) / 15)
 
 
-def test_a_image_full_of_letters_counts_for_nothing_not_less():
+def test_an_image_full_of_letters_scores_zero_not_less():
     readings = [[line("X" * 100)], [line("AB")]]
     assert letter_accuracy(readings, [["AB"], ["AB"]]) == pytest.approx(0.5)
 

@@ -1,1 +1,1 @@
-"""Metrics of single images and embeddings: OCR, spelling, colours, places, retrieval."""
+"""Metrics of images and embeddings: OCR, spelling, colours, text positions, text-image retrieval."""

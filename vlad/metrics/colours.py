@@ -1,12 +1,12 @@
-"""Whether an image has the colours its caption names: that of the ground, and that of the letters.
+"""Colour accuracy: do background and text have the colours that the caption names?
 
-    image, layout -> ground (median outside the lines), ink (median of what is farthest from it inside)
-                    -> nearest colours of the palette -> compared with the caption's
+    image, layout -> background (median outside the lines), text colour (median of the pixels farthest from it inside)
+                  -> nearest colours of the palette -> compared with the caption's
 
-The ink is not looked up under the glyph map: the style font's strokes run elsewhere than the canonical font's.
-On 300 rendered signs the median under the glyph map (> 0.8) names 92.7 % of the inks rightly, that of the 5 %
-of pixels farthest from the ground all of them; of slightly blurred signs (0.6 pixels), 94 %, where the farthest
-15 % name 87 %.
+The text colour is not measured under the glyph map, as an image's font has its strokes elsewhere than the canonical
+font. On 300 rendered signs the median under the glyph map (> 0.8) names 92.7 % of the text colours correctly, that of
+the 5 % of pixels farthest from the background all of them; of slightly blurred signs (0.6 pixels) 94 %, where the
+farthest 15 % name 87 %.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from vlad.data.signs import PALETTE
 from vlad.layout.polygons import bounding_box
 from vlad.types import Layout
 
-INK_SHARE = 0.05  # of the pixels in the lines' boxes: thin strokes leave few pixels that are ink alone
+TEXT_SHARE = 0.05  # of the pixels in the lines' boxes: thin strokes leave few pixels that no edge blends
 Colour = tuple[float, float, float]
 
 _COLOUR_NAMES = "|".join(PALETTE)
-_GROUND_NAMED = re.compile(rf"\s*(?:an?|the)\s+({_COLOUR_NAMES})\b", re.IGNORECASE)
-_INK_NAMED = re.compile(rf"\bin\s+({_COLOUR_NAMES})\s+letters\b", re.IGNORECASE)
+_BACKGROUND_NAME = re.compile(rf"\s*(?:an?|the)\s+({_COLOUR_NAMES})\b", re.IGNORECASE)
+_TEXT_NAME = re.compile(rf"\bin\s+({_COLOUR_NAMES})\s+letters\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class ColourScore:
-    """How well images obey their captions' colours.
+    """Colour accuracy of images: of the background ("ground") and the text ("ink"; the names are keys of metrics.json).
 
-    Shares are 0..1, mean distances Euclidean in RGB (0..255) to the palette's colour. Only images whose caption
-    names the colour count; None where no caption does.
+    Shares of correct colours are 0..1, mean distances Euclidean in RGB (0..255) to the palette's colour. They cover the
+    images whose caption names the colour; None if no caption does.
     """
 
     grounds_right: float | None
@@ -47,63 +47,70 @@ class ColourScore:
 
 
 def named_colours(caption: str) -> tuple[str | None, str | None]:
-    """The palette's names for ground and ink that a caption gives, each None where it gives none.
+    """The palette's names of background and text colour in a caption, None for one that it does not name.
 
-    Read from captions like those of rendered signs: 'a blue sign that says "HOUSE" in white letters'.
+    Understands captions like those of rendered signs: 'a blue sign that says "HOUSE" in white letters'.
     """
     # Outside the quotation: a sign may say IN RED LETTERS.
     unquoted = re.sub(r'"[^"]*"', '""', caption)
-    ground, ink = _GROUND_NAMED.match(unquoted), _INK_NAMED.search(unquoted)
-    return ground and ground.group(1).lower(), ink and ink.group(1).lower()
+    background, text = _BACKGROUND_NAME.match(unquoted), _TEXT_NAME.search(unquoted)
+    return background and background.group(1).lower(), text and text.group(1).lower()
 
 
 def measure_colours(image: np.ndarray, layout: Layout) -> tuple[Colour, Colour]:
-    """Ground and ink of an image (H W 3, uint8) as RGB in 0..255; the layout has at least one line.
+    """Background and text colour of an image (H W 3, uint8) as RGB in 0..255; the layout has at least one line.
 
-    The ground is the median (each channel) outside the lines' boxes grown by a pixel; where they leave nothing,
-    of the whole image. The ink is the median of the `INK_SHARE` of pixels inside the boxes farthest from it.
+    The background is the median of each channel outside the lines' boxes grown by a pixel, or of the whole image if
+    they cover it. The text colour is the median of the TEXT_SHARE of pixels inside the boxes farthest from it.
     """
     inside, near = _line_boxes(layout, image.shape[1], image.shape[0])
     pixels = image.astype(np.float64)
-    ground = np.median(pixels[~near] if not near.all() else pixels.reshape(-1, 3), axis=0)
+    background = np.median(pixels[~near] if not near.all() else pixels.reshape(-1, 3), axis=0)
     candidates = pixels[inside]
-    distances = np.linalg.norm(candidates - ground, axis=1)
-    ink = np.median(candidates[distances >= np.quantile(distances, 1 - INK_SHARE)], axis=0)
-    return _colour(ground), _colour(ink)
+    distances = np.linalg.norm(candidates - background, axis=1)
+    text = np.median(candidates[distances >= np.quantile(distances, 1 - TEXT_SHARE)], axis=0)
+    return _colour(background), _colour(text)
 
 
 def nearest_colour(rgb: Colour) -> str:
-    """The palette's name for a colour (RGB, 0..255): the nearest in CIE Lab.
+    """The palette's name of a colour (RGB, 0..255): the nearest in CIE Lab.
 
-    Plain RGB does as well on clean signs, and names 2 of 100 more inks wrongly once the strokes are blurred.
+    Distances in RGB do as well on clean signs, but name 2 % more text colours wrongly if the strokes are blurred.
     """
     distances = np.linalg.norm(_palette_lab() - _lab(np.array(rgb)), axis=1)
     return list(PALETTE)[int(distances.argmin())]
 
 
 def score_colours(images: Sequence[np.ndarray], layouts: Sequence[Layout], captions: Sequence[str]) -> ColourScore:
-    """Measures every image against its own caption; the layouts say where the text stands."""
-    grounds: list[tuple[bool, float]] = []
-    inks: list[tuple[bool, float]] = []
+    """Compares each image with its caption; the layouts give the places of the text."""
+    backgrounds: list[tuple[bool, float]] = []
+    texts: list[tuple[bool, float]] = []
     for image, layout, caption in zip(images, layouts, captions, strict=True):
         if not layout.lines:
             continue
         measured = measure_colours(image, layout)
-        for colour, name, results in zip(measured, named_colours(caption), (grounds, inks), strict=True):
+        for colour, name, results in zip(measured, named_colours(caption), (backgrounds, texts), strict=True):
             if name is not None:
                 distance = float(np.linalg.norm(np.subtract(colour, PALETTE[name])))
                 results.append((nearest_colour(colour) == name, distance))
-    grounds_right, ground_distance = _means(grounds)
-    inks_right, ink_distance = _means(inks)
-    return ColourScore(grounds_right, inks_right, ground_distance, ink_distance, len(grounds), len(inks))
+    backgrounds_right, background_distance = _means(backgrounds)
+    texts_right, text_distance = _means(texts)
+    return ColourScore(
+        grounds_right=backgrounds_right,
+        inks_right=texts_right,
+        ground_distance=background_distance,
+        ink_distance=text_distance,
+        grounds_named=len(backgrounds),
+        inks_named=len(texts),
+    )
 
 
 def _line_boxes(layout: Layout, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two masks (H W): the lines' boxes, and the same grown by a pixel."""
+    """Two masks (H W): the lines' boxes, and the boxes grown by a pixel."""
     inside, near = np.zeros((2, height, width), dtype=bool)
     for line in layout.lines:
         left, top, right, bottom = bounding_box(line.polygon)
-        # At least one whole pixel of the image, wherever the box stands.
+        # At least one whole pixel of the image, wherever the box lies.
         x0 = min(max(0, int(left * width)), width - 1)
         y0 = min(max(0, int(top * height)), height - 1)
         x1 = min(max(x0 + 1, int(np.ceil(right * width))), width)

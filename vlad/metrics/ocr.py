@@ -1,7 +1,7 @@
-"""OCR engines behind one seam: an image goes in, lines of text come out.
+"""OCR engines behind one interface: rapidocr, tesseract, paddleocr. An image goes in, lines of text come out.
 
-Small images are enlarged first (`enlarge`). An engine's own settings stay as it ships them: an accuracy then
-means the same to everybody who reads the images again.
+Small images are enlarged first (`enlarge`). Engines keep their default settings, so that everybody who repeats the OCR
+gets the same accuracy.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from vlad.utils.errors import UserError, did_you_mean
 from vlad.utils.parallel import map_in_order
 
 ENGINES = ("rapidocr", "tesseract", "paddleocr")
-ENLARGE_FACTOR = 4  # 64 x 64 images are read at 256 x 256
-LEAST_SIDE_PIXELS = 256  # images are enlarged until their shorter side has as many
+ENLARGE_FACTOR = 4  # OCR of 64 x 64 images works on 256 x 256
+MIN_SIDE_PIXELS = 256  # of the shorter side: smaller images are enlarged to it
 
 
 class OCREngine(Protocol):
-    """What reads text. `read` may be called from several threads at once."""
+    """An OCR engine. `read` may be called from several threads at once."""
 
-    name: str  # engine and version, for every figure that rests on it
+    name: str  # with version, to state beside every figure that rests on it
 
     def read(self, image: np.ndarray) -> tuple[TextLine, ...]:
         """The lines of an image (H W 3, uint8) with polygons in 0..1 and confidences, in the engine's order."""
 
     def read_line(self, crop: np.ndarray) -> str:
-        """The text of an image (H W 3, uint8) that holds one line and nothing else, whatever its confidence."""
+        """The text of a crop (H W 3, uint8) of one line, whatever its confidence."""
 
 
 class RapidOCREngine:
-    """rapidocr with its default settings; the models come inside its wheel.
+    """rapidocr with its default settings; its wheel contains the models.
 
-    `min_confidence` replaces the engine's own, under which it keeps a line to itself (None: as it ships, 0.5).
-    A line whose box is taller than wide may run up or down: its polygon starts at the box's top left either way.
+    `min_confidence` replaces the engine's threshold, below which it drops a line (None: its default, 0.5). A line whose
+    box is taller than wide may run up or down: its polygon starts at the box's top left either way.
     """
 
     def __init__(self, min_confidence: float | None = None) -> None:
@@ -59,7 +59,7 @@ class RapidOCREngine:
         self.name = f"rapidocr {metadata.version('rapidocr')}"
         self._parameters: dict[str, Any] = {
             "Global.log_level": "error",
-            # One thread an engine and one engine a core: the same figures, twice as fast as all cores on one image.
+            # One thread per engine and one engine per core: the same figures, twice as fast as all cores on one image.
             "EngineConfig.onnxruntime.intra_op_num_threads": 1,
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
         }
@@ -71,8 +71,8 @@ class RapidOCREngine:
         """The lines of an image (H W 3, uint8)."""
         height, width = image.shape[:2]
         # rapidocr takes arrays as BGR, and files as they are.
-        result = self._reader()(np.ascontiguousarray(image[..., ::-1]))
-        # With nothing found it answers with records of several kinds; only the full one has lines.
+        result = self._instance()(np.ascontiguousarray(image[..., ::-1]))
+        # Without lines it returns records of other types.
         if getattr(result, "txts", None) is None or getattr(result, "boxes", None) is None:
             return ()
         return tuple(
@@ -85,13 +85,13 @@ class RapidOCREngine:
         )
 
     def read_line(self, crop: np.ndarray) -> str:
-        """The text of an image (H W 3, uint8) that holds one line."""
-        # A reader of its own: rapidocr keeps what a call leaves out for all later calls.
-        found = self._reader("line")(np.ascontiguousarray(crop[..., ::-1]), use_det=False, use_cls=False)
+        """The text of a crop (H W 3, uint8) of one line."""
+        # A separate instance: what a call switches off stays off in later calls of the same one.
+        found = self._instance("line")(np.ascontiguousarray(crop[..., ::-1]), use_det=False, use_cls=False)
         return " ".join(getattr(found, "txts", None) or ())
 
-    def _reader(self, kind: str = "image") -> Any:
-        """This thread's own reader: rapidocr's parts keep the image's size in themselves while they work."""
+    def _instance(self, kind: str = "image") -> Any:
+        """This thread's instance: rapidocr keeps the size of the current image in its parts."""
         if not hasattr(self._local, kind):
             from rapidocr import RapidOCR
 
@@ -100,10 +100,10 @@ class RapidOCREngine:
 
 
 class TesseractEngine:
-    """The program `tesseract`, English, told that an image's text is sparse (its mode 11): signs are no book pages.
+    """The program `tesseract` for English, in its mode for sparse text (11): signs are no book pages.
 
-    `min_confidence` is the mean of a line's words under which it is left out (None: 0.5, as rapidocr's). Its boxes
-    are upright ones: text that runs askew is read badly, and its polygon is its bounding box.
+    Lines whose words have a mean confidence below `min_confidence` are dropped (None: 0.5, as rapidocr's). Its boxes
+    are upright: it reads slanted text badly, and the polygon is the bounding box.
     """
 
     def __init__(self, min_confidence: float | None = None) -> None:
@@ -117,10 +117,10 @@ class TesseractEngine:
             version = self._run([program, "--version"], b"").split()
             languages = self._run([program, "--list-langs"], b"").split()
         except (OSError, RuntimeError) as error:
-            raise UserError(f"The OCR engine {program} does not work ({error}); install it anew.") from error
+            raise UserError(f"The OCR engine {program} does not work ({error}); reinstall it.") from error
         if "eng" not in languages:
             raise UserError(
-                "The OCR engine 'tesseract' has no English data; install them (Debian: apt install tesseract-ocr-eng)."
+                "The OCR engine 'tesseract' has no English data; install it (Debian: apt install tesseract-ocr-eng)."
             )
         self.name = f"tesseract {version[1] if len(version) > 1 else '?'} (eng, sparse)"
         self._command = [program, "stdin", "stdout", "-l", "eng", "--psm", "11", "tsv"]
@@ -141,12 +141,12 @@ class TesseractEngine:
         return tuple(line for line in lines if (line.confidence or 0.0) >= self._least_confidence)
 
     def read_line(self, crop: np.ndarray) -> str:
-        """The text of an image (H W 3, uint8) that holds one line (tesseract's mode 7)."""
+        """The text of a crop (H W 3, uint8) of one line (tesseract's mode 7)."""
         return " ".join(self._run(self._line_command, _png(crop)).split())
 
     @staticmethod
     def _run(command: list[str], data: bytes) -> str:
-        # One thread an engine, one engine a core.
+        # One thread per engine, one engine per core.
         environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
         result = subprocess.run(command, input=data, capture_output=True, check=False, env=environment)
         if result.returncode:
@@ -174,10 +174,9 @@ def _tesseract_line(words: list[dict[str, str]], width: int, height: int) -> Tex
 
 
 class PaddleOCREngine:
-    """PaddleOCR 3, English, without its stages for photographed documents, whose unwarping would move the polygons.
+    """PaddleOCR 3 for English, without its stages for photographed documents, whose unwarping would move the polygons.
 
-    It fetches its models once, unless PaddleOCR finds them on the machine. `min_confidence` is that of a line (None:
-    0.5, as rapidocr's).
+    PaddleOCR downloads its models once. Lines below `min_confidence` are dropped (None: 0.5, as rapidocr's).
     """
 
     def __init__(self, min_confidence: float | None = None) -> None:
@@ -219,7 +218,7 @@ class PaddleOCREngine:
         )
 
     def read_line(self, crop: np.ndarray) -> str:
-        """The text of an image (H W 3, uint8) that holds one line."""
+        """The text of a crop (H W 3, uint8) of one line."""
         import paddleocr
 
         if not hasattr(self._local, "line"):
@@ -228,7 +227,7 @@ class PaddleOCREngine:
 
 
 def build_ocr_engine(name: str, min_confidence: float | None = None) -> OCREngine:
-    """The engine of a name. Raises UserError for one we don't know or that is not installed."""
+    """Builds an engine by name. Raises UserError if it is unknown or not installed."""
     if name == "rapidocr":
         return RapidOCREngine(min_confidence)
     if name == "tesseract":
@@ -239,8 +238,8 @@ def build_ocr_engine(name: str, min_confidence: float | None = None) -> OCREngin
 
 
 def default_enlarge_factor(width: int, height: int) -> int:
-    """How many times an image is enlarged to be read, unless the user says otherwise."""
-    return -(-LEAST_SIDE_PIXELS // max(1, min(width, height)))
+    """The factor by which OCR enlarges an image unless an option sets it."""
+    return -(-MIN_SIDE_PIXELS // max(1, min(width, height)))
 
 
 def enlarge(image: np.ndarray, factor: int = ENLARGE_FACTOR) -> np.ndarray:
@@ -259,10 +258,9 @@ def run_ocr(
     workers: int | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[TextLine, ...]]:
-    """The lines of every image, in order, read on `workers` threads (None: one a core).
+    """The lines of every image, in order, with `workers` threads (None: one per core), on which no result depends.
 
-    `on_progress` is called with the number of images read so far. What is read does not depend on `workers`.
-    Raises UserError like `build_ocr_engine`.
+    `on_progress` gets the number of images done so far. Raises UserError like `build_ocr_engine`.
     """
     engine = build_ocr_engine(engine_name)
 

@@ -1,7 +1,7 @@
-"""How well texts and images find each other in the shared space, as figures and as one image.
+"""Text-image retrieval in the shared embedding space: recall at k, and a plot of the principal plane.
 
-    texts N D, images N D (row i of both one sample) -> recall@1/5/10 either way, similarity gap
-                                                     -> principal plane, each pair joined by a line
+    texts N D, images N D (row i of both one sample) -> recall@1/5/10 both ways, similarity gap
+                                                     -> principal plane, a line between the two of a pair
 
 Letters: N pairs, D width of the shared space.
 """
@@ -17,16 +17,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 RECALLS_AT = (1, 5, 10)
-BLOCK_ROWS = 1024  # of similarities held at once: 50,000 pairs take 200 MB
-MOST_LINES = 300  # joined pairs in an image; more hide each other
+BLOCK_ROWS = 1024  # of the similarity matrix in memory at once: 50,000 pairs take 200 MB
+MAX_PLOTTED_PAIRS = 300  # with a line between them; more hide each other
 
 
 @dataclass(frozen=True)
 class RetrievalScores:
     """Retrieval among `pairs` texts and as many images.
 
-    Recalls are shares (0..1) of the queries whose match is among the first 1, 5, 10. Mean similarities are cosines
-    of pairs that match and of pairs that don't; None where there is no pair that doesn't.
+    Recalls are shares (0..1) of the queries with a match among the first 1, 5, 10. Mean similarities are cosines of
+    matching and of other pairs; None if all pairs match.
     """
 
     pairs: int
@@ -37,7 +37,7 @@ class RetrievalScores:
 
     @property
     def similarity_gap(self) -> float | None:
-        """Mean cosine of matching pairs less that of the others; 0 is a space in which nothing tells them apart."""
+        """Mean cosine of matching pairs minus that of the others; 0 in a space that does not separate them."""
         return None if self.other_similarity is None else self.matched_similarity - self.other_similarity
 
     def metrics(self) -> dict[str, float]:
@@ -56,11 +56,11 @@ class RetrievalScores:
 def score_retrieval(
     texts: Tensor, images: Tensor, ids: Tensor | None = None, recalls_at: Sequence[int] = RECALLS_AT
 ) -> RetrievalScores:
-    """Scores embeddings N D of texts and of their images, N at least 1; lengths don't count.
+    """Scores embeddings N D of texts and of their images, N at least 1, by cosine similarity.
 
-    `ids` (N, equal where captions are) makes every image of an equal caption a match. A query has found its match
-    at rank r if r - 1 candidates that don't match are as similar or more: ties count against it, so that embeddings
-    that are all alike score nothing.
+    `ids` (N, equal for equal captions): each image of an equal caption is a match. A query finds its match at rank r if
+    r - 1 other candidates are at least as similar: ties count against it, so that embeddings that are all alike score
+    nothing.
     """
     assert len(texts) == len(images) > 0
     texts, images = F.normalize(texts.float(), dim=-1), F.normalize(images.float(), dim=-1)
@@ -79,7 +79,7 @@ def score_retrieval(
 
 
 def _ranks(queries: Tensor, candidates: Tensor, ids: Tensor) -> tuple[Tensor, float, float, int]:
-    """The rank (N) of each query's best match; sums of similarities that match and of the others; how many match."""
+    """The rank (N) of each query's best match; sums of the similarities of matches and of others; number of matches."""
     ranks, matched, other, matches = [], 0.0, 0.0, 0
     for start in range(0, len(queries), BLOCK_ROWS):
         similarities = queries[start : start + BLOCK_ROWS] @ candidates.T  # R N
@@ -95,7 +95,7 @@ def _ranks(queries: Tensor, candidates: Tensor, ids: Tensor) -> tuple[Tensor, fl
 
 @dataclass(frozen=True)
 class Plane:
-    """Embeddings in their principal plane: texts N 2 and images N 2, with the share of the variance along each axis."""
+    """Embeddings in their principal plane: texts N 2, images N 2, and each axis's share of the variance."""
 
     texts: Tensor
     images: Tensor
@@ -104,14 +104,14 @@ class Plane:
 
 @torch.no_grad()
 def principal_plane(texts: Tensor, images: Tensor) -> Plane:
-    """PCA of the unit vectors of both (N D each, N at least 1) together, so that a gap between the two shows.
+    """PCA of the unit vectors of both together (N D each, N at least 1), which shows a gap between the two.
 
-    Each axis points to where its largest weight is positive: the same embeddings always give the same image.
+    The largest weight of each axis is positive: the same embeddings always give the same plot.
     """
     both = F.normalize(torch.cat([texts, images]).double().cpu(), dim=-1)
     centred = both - both.mean(dim=0)
     _, strengths, axes = torch.linalg.svd(centred, full_matrices=False)
-    axes = F.pad(axes, (0, 0, 0, max(0, 2 - len(axes))))[:2]  # a space of one dimension has one axis
+    axes = F.pad(axes, (0, 0, 0, max(0, 2 - len(axes))))[:2]  # a one-dimensional space has one axis
     axes = axes * axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()
     variances = F.pad(strengths.square(), (0, 2))
     shares = (variances[:2] / variances.sum().clamp_min(1e-12)).tolist()
@@ -120,7 +120,7 @@ def principal_plane(texts: Tensor, images: Tensor) -> Plane:
 
 
 def plot_shared_space(texts: Tensor, images: Tensor, path: Path, title: str = "") -> None:
-    """Draws texts and images (N D each) in their principal plane, the first MOST_LINES pairs joined by lines."""
+    """Plots texts and images (N D each) in their principal plane, the first pairs joined by lines."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -130,8 +130,8 @@ def plot_shared_space(texts: Tensor, images: Tensor, path: Path, title: str = ""
     plane = principal_plane(texts, images)
     text_points, image_points = plane.texts.numpy(), plane.images.numpy()
     figure, axis = plt.subplots(figsize=(6.4, 6.0))
-    pairs = [tuple(pair) for pair in zip(text_points[:MOST_LINES], image_points[:MOST_LINES], strict=True)]
-    axis.add_collection(LineCollection(pairs, colors="#999999", linewidths=0.5, zorder=1))
+    segments = [tuple(pair) for pair in zip(text_points, image_points, strict=True)][:MAX_PLOTTED_PAIRS]
+    axis.add_collection(LineCollection(segments, colors="#999999", linewidths=0.5, zorder=1))
     axis.scatter(*text_points.T, s=14, color="#4363d8", label="texts", zorder=2)
     axis.scatter(*image_points.T, s=14, color="#f58231", marker="^", label="images", zorder=2)
     axis.set(

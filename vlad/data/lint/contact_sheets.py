@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vlad.data.lint.sample_checks import line_faults
 from vlad.layout.fonts import load_font, missing_glyphs
-from vlad.types import Sample, TextLine
+from vlad.types import Sample
 
 CARD_PIXELS = 320  # of the longer side
 LABEL_PIXELS = 13
@@ -31,13 +32,7 @@ class Card:
     rank: float
 
 
-def draw_card(
-    sample: Sample,
-    shard: str,
-    faults: tuple[tuple[str, str], ...],
-    rank: float,
-    line_faults: Callable[[TextLine], Iterable[tuple[str, str]]],
-) -> Card:
+def draw_card(sample: Sample, shard: str, faults: tuple[tuple[str, str], ...], rank: float) -> Card:
     """The sample's image with every line's polygon: green if sound, grey if ignored, red if faulty."""
     image = Image.fromarray(sample.image)
     scale = CARD_PIXELS / max(image.size)
@@ -128,9 +123,9 @@ def contact_sheet(cards: Sequence[Card], columns: int = 5, cell_pixels: int = 24
     for number, card in enumerate(cards):
         left = 8 + number % columns * (cell_pixels + 8)
         top = 8 + number // columns * (cell_pixels + foot + 8)
-        with Image.open(io.BytesIO(card.jpeg)) as drawn:
-            drawn.thumbnail((cell_pixels, cell_pixels), Image.Resampling.LANCZOS)
-            sheet.paste(drawn, (left + (cell_pixels - drawn.width) // 2, top + (cell_pixels - drawn.height) // 2))
+        with Image.open(io.BytesIO(card.jpeg)) as image:
+            image.thumbnail((cell_pixels, cell_pixels), Image.Resampling.LANCZOS)
+            sheet.paste(image, (left + (cell_pixels - image.width) // 2, top + (cell_pixels - image.height) // 2))
         key = "".join(character for character in card.key if character.isprintable())[-24:]
         draw.text((left, top + cell_pixels + 2), key, (60, 60, 60), load_font("sans", LABEL_PIXELS - 2))
     return sheet

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from vlad.data.buckets import Bucket
 from vlad.data.decoding import MEMBER_KINDS
 from vlad.data.lint.contact_sheets import Card, draw_card
-from vlad.data.lint.sample_checks import Finding, check_members, line_faults
+from vlad.data.lint.sample_checks import Finding, check_members
 from vlad.data.lint.sample_statistics import Counts, count_sample
 from vlad.data.options import FetchOptions
 from vlad.data.shards.reader import ShardEntry, manifest_entries
@@ -227,4 +227,4 @@ def _inspect_samples(found: Inspection, chunk: Chunk, stream: BinaryIO, buckets:
         if any(wanted[kind] > 0 for kind in kinds) or (not faults and rank < chunk.card_below):
             for kind in kinds:
                 wanted[kind] -= 1
-            found.cards.append(draw_card(sample, name, tuple(faults), rank, line_faults))
+            found.cards.append(draw_card(sample, name, tuple(faults), rank))
