@@ -4,12 +4,14 @@ import dataclasses
 import io
 import itertools
 import json
+import os
 import pickle
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
 from vlad.data.collate import collate
@@ -88,6 +90,17 @@ def read_batches(sets, workers, batches, first_batch=0, quarantine=None, **optio
     dataset = ShardBatches(sets, chosen, batches, first_batch, quarantine)
     context = "fork" if workers else None
     return list(DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=context))
+
+
+def test_spawned_workers_give_the_same_batches_where_there_is_no_fork(shards, monkeypatch):
+    sets = open_sets({str(shards): 1.0})
+    forked = read_batches(sets, 2, 4)
+    monkeypatch.delattr(os, "fork")
+    dataset = ShardBatches(sets, dataclasses.replace(OPTIONS, workers=2), 4)
+    spawned = list(DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="spawn"))
+    for batch, other in zip(forked, spawned, strict=True):
+        assert batch.keys == other.keys
+        assert torch.equal(batch.image_bytes, other.image_bytes) and torch.equal(batch.ink_bytes, other.ink_bytes)
 
 
 def keys_of(batches):

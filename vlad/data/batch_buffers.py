@@ -1,9 +1,10 @@
-"""Memory that batches are made in, used again and again: the pages of fresh memory cost a third of what decoding does.
+"""Batch buffers: shared memory in which workers make batches, used again and again.
 
-    take -> fill -> hand over, from a worker to its trainer too -> the last tensor of the batch goes -> take ...
+    take -> fill -> hand over to the trainer -> the last tensor of the batch is gone -> take ...
 
-A worker was forked from its trainer and sees the same pages, so of a batch that it hands over only the places of the
-tensors travel.
+The pages of fresh memory cost a third of what decoding does. A forked worker sees the same pages as its trainer, so of
+a batch that it hands over only the positions of the tensors travel. Where processes cannot fork (Windows, macOS),
+every batch has memory of its own, and torch sends it as it sends any tensor.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import itertools
 import math
 import mmap
 import os
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -28,100 +30,127 @@ ALIGNMENT_BYTES = 64
 LARGEST_HEAP_BLOCK_BYTES = 30_000_000
 
 
-class BatchMemory:
-    """Room for `batches` batches of up to `batch_bytes`, shared with the processes that are forked later.
+def can_fork() -> bool:
+    """Whether workers may be forked. On macOS system libraries crash in forked processes."""
+    return hasattr(os, "fork") and sys.platform != "darwin"
 
-    Raises UserError where there is not so much.
+
+def worker_context(workers: int) -> str | None:
+    """The `multiprocessing_context` of a DataLoader over shards; None is the platform's default."""
+    return "fork" if workers and can_fork() else None
+
+
+class BatchBuffers:
+    """Memory for `count` batches of up to `batch_bytes`, shared with processes that are forked later.
+
+    A copy that is pickled, for a worker that is not forked, has no memory to share. Raises UserError where there is
+    too little memory.
     """
 
-    def __init__(self, batches: int, batch_bytes: int) -> None:
-        self.slot_bytes = math.ceil(batch_bytes / mmap.PAGESIZE) * mmap.PAGESIZE
+    def __init__(self, count: int, batch_bytes: int) -> None:
+        self.count = count if can_fork() else 0
+        self.buffer_bytes = math.ceil(batch_bytes / mmap.PAGESIZE) * mmap.PAGESIZE
+        if not self.count:
+            return
         try:
-            self._pages = mmap.mmap(-1, batches * self.slot_bytes)  # taken when they are first written to
+            self._pages = mmap.mmap(-1, count * self.buffer_bytes)  # taken when they are first written to
         except (OSError, OverflowError, ValueError) as error:
             raise UserError(
-                f"data: {batches} batches of {batch_bytes / 1e6:,.0f} MB each do not fit into memory; lower"
+                f"data: {count} batches of {batch_bytes / 1e6:,.0f} MB each do not fit into memory; lower"
                 " data.batch_size, data.image_pixels, data.resolutions or data.workers."
             ) from error
         _keep_freed_memory()
         self._bytes = torch.frombuffer(self._pages, dtype=torch.uint8)
         self._owner = os.getpid()
-        self._number = next(_numbers)
-        # The free slots are numbers in a pipe: any worker takes one, this process gives it back.
-        self._taking, self._giving = os.pipe()
-        weakref.finalize(self, _close, self._taking, self._giving)
-        for end in (self._taking, self._giving):
+        self._id = next(_ids)
+        # The numbers of the free buffers are in a pipe: any worker takes one, this process puts it back.
+        self._free_out, self._free_in = os.pipe()
+        weakref.finalize(self, _close, self._free_out, self._free_in)
+        for end in (self._free_out, self._free_in):
             os.set_blocking(end, False)
-        for slot in range(batches):
-            self._give_back(slot)
-        _memories[self._number] = self
+        for number in range(count):
+            self._put_back(number)
+        _all_buffers[self._id] = self
 
-    def take(self) -> Slot:
-        """A free slot, to be filled with one batch. Where all are in use it is fresh memory."""
+    def __reduce__(self) -> tuple[type[BatchBuffers], tuple[int, int]]:
+        return BatchBuffers, (0, self.buffer_bytes)
+
+    def take(self) -> Buffer:
+        """A free buffer for one batch. Where all are in use it allocates fresh memory."""
+        if not self.count:
+            return Buffer()
         try:
-            number = int.from_bytes(os.read(self._taking, 4), "little")
+            number = int.from_bytes(os.read(self._free_out, 4), "little")
         except BlockingIOError:
-            return Slot()
-        return Slot(number, self._view(number))
+            return Buffer()
+        return Buffer(number, self._view(number))
 
-    def hand_over(self, slot: Slot, batch: Any) -> Any:
-        """What a worker gives to its loader in place of a batch (a dataclass); the trainer gets the batch from it.
+    def hand_over(self, buffer: Buffer, batch: Any) -> Any:
+        """What a worker sends in place of a batch (a dataclass); unpickled in the trainer, it is the batch.
 
-        Tensors that are not in the slot travel as torch sends them.
+        Tensors outside of the buffer travel as torch sends them.
         """
-        if slot.number is None:
+        if buffer.number is None:
             return batch
-        start = self._view(slot.number).data_ptr()
+        start = self._view(buffer.number).data_ptr()
 
-        def place(x: Tensor) -> Tensor | _Place:
+        def locate(x: Tensor) -> Tensor | _Location:
             offset = x.data_ptr() - start
-            inside = x.numel() > 0 and 0 <= offset < self.slot_bytes
-            return _Place(offset, x.dtype, tuple(x.shape), x.stride()) if inside else x
+            inside = x.numel() > 0 and 0 <= offset < self.buffer_bytes
+            return _Location(offset, x.dtype, tuple(x.shape), x.stride()) if inside else x
 
-        return _Parcel(self._number, slot.number, _with_tensors(batch, Tensor, place))
+        return _Parcel(self._id, buffer.number, _map_records(batch, Tensor, locate))
 
-    def _unpack(self, slot: int, batch: Any) -> Any:
-        room = self._view(slot)
+    def _unpack(self, number: int, batch: Any) -> Any:
+        view = self._view(number)
 
-        def tensor(place: _Place) -> Tensor:
-            whole = room[place.offset :]
-            whole = whole[: len(whole) // place.dtype.itemsize * place.dtype.itemsize].view(place.dtype)
-            return whole.as_strided(place.shape, place.strides)
+        def tensor(at: _Location) -> Tensor:
+            rest = view[at.offset :]
+            rest = rest[: len(rest) // at.dtype.itemsize * at.dtype.itemsize].view(at.dtype)
+            return rest.as_strided(at.shape, at.strides)
 
-        return _with_tensors(batch, _Place, tensor)
+        return _map_records(batch, _Location, tensor)
 
-    def _view(self, slot: int) -> Tensor:
-        """A slot's bytes. In the process that forked, the slot is free again when nothing refers to them any more."""
-        start = slot * self.slot_bytes
+    def _view(self, number: int) -> Tensor:
+        """A buffer's bytes. In the process that forked, the buffer is free again when nothing refers to them."""
+        start = number * self.buffer_bytes
         if os.getpid() != self._owner:
-            return self._bytes[start : start + self.slot_bytes]
-        array = np.frombuffer(self._pages, np.uint8, self.slot_bytes, start)
-        # What is left when the process ends need not be given back.
-        weakref.finalize(array, self._give_back, slot).atexit = False
+            return self._bytes[start : start + self.buffer_bytes]
+        array = np.frombuffer(self._pages, np.uint8, self.buffer_bytes, start)
+        # Buffers that are left when the process ends need not be put back.
+        weakref.finalize(array, self._put_back, number).atexit = False
         return torch.from_numpy(array)  # keeps the array for as long as any view of it
 
-    def _give_back(self, slot: int) -> None:
+    def _put_back(self, number: int) -> None:
         if os.getpid() == self._owner:  # a forked process holds copies of our references
-            os.write(self._giving, slot.to_bytes(4, "little"))
+            os.write(self._free_in, number.to_bytes(4, "little"))
 
 
-def _keep_freed_memory() -> None:
-    """Lets this process, and those that are forked later, use again what an image took when the next one is decoded.
+@dataclass
+class Buffer:
+    """Where one batch is made. `number` None: in memory of its own."""
 
-    glibc gives freed memory back to the system, and its pages are taken anew, from twice the size on of the largest
-    block that was ever freed, at most 32 MiB: so we free one.
-    """
-    torch.empty(LARGEST_HEAP_BLOCK_BYTES, dtype=torch.uint8)
+    number: int | None = None
+    free: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+
+    def empty(self, *shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+        """An uninitialised tensor in the buffer, or in memory of its own where the buffer is full."""
+        needed = math.prod(shape) * dtype.itemsize
+        if needed > len(self.free):
+            return torch.empty(shape, dtype=dtype)
+        taken = self.free[:needed]
+        self.free = self.free[math.ceil(needed / ALIGNMENT_BYTES) * ALIGNMENT_BYTES :]
+        return taken.view(dtype).view(shape)
 
 
-# So that what arrives from a worker finds its memory: a process that is forked sees it under the same number.
-_memories: weakref.WeakValueDictionary[int, BatchMemory] = weakref.WeakValueDictionary()
-_numbers = itertools.count()
+# A parcel that arrives from a worker finds its buffers here: a forked process knows them by the same id.
+_all_buffers: weakref.WeakValueDictionary[int, BatchBuffers] = weakref.WeakValueDictionary()
+_ids = itertools.count()
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a tensor stands in a slot."""
+class _Location:
+    """Where a tensor is in a buffer."""
 
     offset: int
     dtype: torch.dtype
@@ -131,48 +160,40 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Parcel:
-    """A batch with places for tensors; unpickled, it is the batch."""
+    """A batch with locations in place of tensors; unpickled, it is the batch."""
 
-    memory: int
-    slot: int
+    buffers: int
+    number: int
     batch: Any
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _unpack, (self.memory, self.slot, self.batch)
+        return _unpack, (self.buffers, self.number, self.batch)
 
 
-def _unpack(memory: int, slot: int, batch: Any) -> Any:
-    return _memories[memory]._unpack(slot, batch)
+def _unpack(buffers: int, number: int, batch: Any) -> Any:
+    return _all_buffers[buffers]._unpack(number, batch)
 
 
-def _with_tensors(record: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+def _map_records(record: Any, kind: type, change: Callable[[Any], Any]) -> Any:
     """The record with every value of `kind` in it, and in the records in it, changed."""
     if isinstance(record, kind):
         return change(record)
     if is_dataclass(record) and not isinstance(record, type):
-        changed = {entry.name: _with_tensors(getattr(record, entry.name), kind, change) for entry in fields(record)}
+        changed = {entry.name: _map_records(getattr(record, entry.name), kind, change) for entry in fields(record)}
         return replace(record, **changed)
     return record
+
+
+def _keep_freed_memory() -> None:
+    """Lets this process, and those that are forked later, reuse an image's memory when the next one is decoded.
+
+    glibc returns freed blocks to the system, whose fresh pages are slow, from twice the size on of the largest block
+    that was ever freed, at most 32 MiB: so we free one.
+    """
+    torch.empty(LARGEST_HEAP_BLOCK_BYTES, dtype=torch.uint8)
 
 
 def _close(*descriptors: int) -> None:
     for descriptor in descriptors:
         with contextlib.suppress(OSError):
             os.close(descriptor)
-
-
-@dataclass
-class Slot:
-    """Where one batch is made. `number` None: in memory of its own."""
-
-    number: int | None = None
-    room: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
-
-    def empty(self, *shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
-        """A tensor in the slot, or in memory of its own where the slot is full. It holds anything."""
-        needed = math.prod(shape) * dtype.itemsize
-        if needed > len(self.room):
-            return torch.empty(shape, dtype=dtype)
-        taken = self.room[:needed]
-        self.room = self.room[math.ceil(needed / ALIGNMENT_BYTES) * ALIGNMENT_BYTES :]
-        return taken.view(dtype).view(shape)

@@ -9,21 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlad.data.batch_buffers import Slot
+from vlad.data.batch_buffers import Buffer
 from vlad.data.latent_cache.format import CachedSample
 from vlad.layout.glyph_map import draw_ink, ignore_mask, shows_all
 from vlad.types import Batch, CachedStates, Layout, Sample, TextStates
 
 
-def collate(samples: list[Sample], slot: Slot | None = None, images: torch.Tensor | None = None) -> Batch:
-    """A batch of samples of one shape, with their glyph maps, in the memory of a slot (None: its own).
+def collate(samples: list[Sample], buffer: Buffer | None = None, images: torch.Tensor | None = None) -> Batch:
+    """A batch of samples of one shape, with their glyph maps, in the memory of a buffer (None: its own).
 
     `images` (B H W 3, uint8): where they shall stand, and some may stand already, each in its row.
     """
-    slot = slot or Slot()
+    buffer = buffer or Buffer()
     height, width = samples[0].image.shape[:2]
-    images = slot.empty(len(samples), height, width, 3) if images is None else images
-    ink = slot.empty(len(samples), height, width).zero_()
+    images = buffer.empty(len(samples), height, width, 3) if images is None else images
+    ink = buffer.empty(len(samples), height, width).zero_()
     image_rows, ink_rows = images.numpy(), ink.numpy()
     for row, sample in enumerate(samples):
         if not np.may_share_memory(image_rows[row], sample.image):
@@ -37,15 +37,15 @@ def collate(samples: list[Sample], slot: Slot | None = None, images: torch.Tenso
         # In memory B H W 3, as they were decoded: nothing is copied, and convolutions like it.
         image_bytes=images.permute(0, 3, 1, 2),
         ink_bytes=ink[:, None],
-        ignored=ignored_regions([sample.layout for sample in samples], width, height, slot),
+        ignored=ignored_regions([sample.layout for sample in samples], width, height, buffer),
     )
 
 
-def collate_cached(samples: list[CachedSample], slot: Slot | None = None) -> Batch:
-    """A batch of cached samples of one shape, in the memory of a slot (None: its own)."""
-    slot = slot or Slot()
+def collate_cached(samples: list[CachedSample], buffer: Buffer | None = None) -> Batch:
+    """A batch of cached samples of one shape, in the memory of a buffer (None: its own)."""
+    buffer = buffer or Buffer()
     count, *shape = samples[0].latents.shape
-    latents = slot.empty(count, len(samples), *shape, dtype=torch.float16)  # 2|4 B C h w
+    latents = buffer.empty(count, len(samples), *shape, dtype=torch.float16)  # 2|4 B C h w
     rows = latents.numpy()
     for row, sample in enumerate(samples):
         assert sample.latents.shape == (count, *shape), "samples of one shape have states of one shape"
@@ -61,16 +61,16 @@ def collate_cached(samples: list[CachedSample], slot: Slot | None = None) -> Bat
         objects=tuple(sample.objects for sample in plain),
         image_bytes=None,
         ink_bytes=None,
-        ignored=ignored_regions([sample.layout for sample in plain], width, height, slot),
+        ignored=ignored_regions([sample.layout for sample in plain], width, height, buffer),
         cached=CachedStates(image, image_deviation, glyph, glyph_deviation, _text_states(samples), _v(samples)),
     )
 
 
-def ignored_regions(layouts: list[Layout], width: int, height: int, slot: Slot) -> Tensor | None:
+def ignored_regions(layouts: list[Layout], width: int, height: int, buffer: Buffer) -> Tensor | None:
     """B 1 H W (bool): where nothing is to be learned; None where that is nowhere."""
     if all(map(shows_all, layouts)):
         return None
-    masks = slot.empty(len(layouts), height, width, dtype=torch.bool)
+    masks = buffer.empty(len(layouts), height, width, dtype=torch.bool)
     for row, layout in enumerate(layouts):
         masks[row] = torch.from_numpy(ignore_mask(layout, width, height))
     return masks[:, None]

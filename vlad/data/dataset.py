@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
-from vlad.data.batch_buffers import ALIGNMENT_BYTES, BatchMemory, Slot
+from vlad.data.batch_buffers import ALIGNMENT_BYTES, BatchBuffers, Buffer
 from vlad.data.buckets import Bucket, fit_to_bucket, nearest_bucket, nearest_buckets
 from vlad.data.collate import collate, collate_cached
 from vlad.data.decoding import MEMBER_KINDS, BadSample, decode_sample
@@ -128,7 +128,7 @@ class ShardBatches(IterableDataset):
         check_enough_samples(sets, options.batch_size, self.world_size)
         self.shapes = options.shapes
         # Made here, before the workers are forked: all see the same pages.
-        self.memory = BatchMemory(
+        self.buffers = BatchBuffers(
             options.workers * BATCHES_A_WORKER + BATCHES_IN_USE, options.batch_size * self._sample_bytes()
         )
         # Read here, once, before the workers are forked.
@@ -149,30 +149,30 @@ class ShardBatches(IterableDataset):
         # The loader asks its workers in turn, beginning with the first.
         mine = itertools.islice(plans, worker, self.batches, workers)
         batches = self._cached(mine) if self.sets.cached else self._decoded(mine)
-        for batch, slot in batches:
-            yield batch if info is None else self.memory.hand_over(slot, batch)
+        for batch, buffer in batches:
+            yield batch if info is None else self.buffers.hand_over(buffer, batch)
 
-    def _decoded(self, plans: Iterator[BatchPlan]) -> Iterator[tuple[Batch, Slot]]:
+    def _decoded(self, plans: Iterator[BatchPlan]) -> Iterator[tuple[Batch, Buffer]]:
         source = SampleSource(self.sets, self.options, self.quarantine, decode_sample)
         for plan in plans:
-            shape, slot = self.shapes[plan.bucket], self.memory.take()
-            images = slot.empty(self.options.batch_size, shape.height, shape.width, 3)
+            shape, buffer = self.shapes[plan.bucket], self.buffers.take()
+            images = buffer.empty(self.options.batch_size, shape.height, shape.width, 3)
             samples = self._read(plan, source, images.numpy())
             for sample in samples:
                 self._check_shape(sample, plan.bucket)
-            yield collate([fit_sample(sample, shape, self.options) for sample in samples], slot, images), slot
+            yield collate([fit_sample(sample, shape, self.options) for sample in samples], buffer, images), buffer
 
-    def _cached(self, plans: Iterator[BatchPlan]) -> Iterator[tuple[Batch, Slot]]:
+    def _cached(self, plans: Iterator[BatchPlan]) -> Iterator[tuple[Batch, Buffer]]:
         source = SampleSource(self.sets, self.options, self.quarantine, decode_cached)
         for plan in plans:
-            samples, slot = self._read(plan, source), self.memory.take()
+            samples, buffer = self._read(plan, source), self.buffers.take()
             for other in samples:
                 if other.latents.shape != samples[0].latents.shape:
                     raise ShardError(
                         f"data.cache: {other.sample.key} has states of another shape than the sizes beside its shard"
                         " say; make the cache again with tools/cache.py."
                     )
-            yield collate_cached(samples, slot), slot
+            yield collate_cached(samples, buffer), buffer
 
     def _check_shape(self, sample: Sample, bucket: int) -> None:
         """Raises ShardError for an image that batches of another shape were planned with."""

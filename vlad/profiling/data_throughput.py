@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from vlad.data.batch_buffers import worker_context
 from vlad.data.dataset import ShardBatches
 from vlad.data.latent_cache.precompute import data_fingerprint, open_cache, write_cache
 from vlad.data.options import StreamOptions, SyntheticOptions
@@ -95,8 +96,7 @@ class DecodeAlone:
 
 def loading_rate(dataset: Any, workers: int, batch_size: int) -> tuple[float, float | None]:
     """Samples a second of a loader after its first batches, and the memory that a worker has for itself, in MB."""
-    context = "fork" if workers else None
-    loader = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=context)
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=worker_context(workers))
     iterator = iter(loader)
     for _ in range(2 * max(1, workers) + 1):  # what the workers have prepared meanwhile
         next(iterator)

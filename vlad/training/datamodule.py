@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from vlad.data.batch_buffers import worker_context
 from vlad.data.dataset import ShardBatches
 from vlad.data.options import StreamOptions
 from vlad.data.shard_sets import ShardSets
@@ -90,7 +91,7 @@ class ShardDataModule(L.LightningDataModule):
             dataset,
             batch_size=None,
             num_workers=self.options.workers,
-            multiprocessing_context="fork" if self.options.workers else None,
+            multiprocessing_context=worker_context(self.options.workers),
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_leave_signals_to_the_trainer,
         )

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from vlad.config.schema import Config
 from vlad.config.training import OptimOptions
+from vlad.data.batch_buffers import worker_context
 from vlad.data.dataset import ShardBatches
 from vlad.data.shard_sets import ShardSets, open_sets
 from vlad.models.attention import set_attention, try_xformers
@@ -387,8 +388,12 @@ def loader(examined: Examined) -> Finding:
     """What the loader gives alone, against what the steps take."""
     config, speed = examined.config, examined.speed
     batches = ShardBatches(examined.sets, config.data.stream(config.seed), WARMUP_STEPS + TIMED_BATCHES)
-    context = "fork" if config.data.workers else None
-    stream = DataLoader(batches, batch_size=None, num_workers=config.data.workers, multiprocessing_context=context)
+    stream = DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=config.data.workers,
+        multiprocessing_context=worker_context(config.data.workers),
+    )
     iterator = iter(stream)
     for _ in islice(iterator, WARMUP_STEPS):
         pass
