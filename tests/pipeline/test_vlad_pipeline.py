@@ -110,8 +110,8 @@ def test_a_prompt_is_read_once_for_both_stages_and_all_its_seeds(
     # From call to call only where somebody says that the text side stays as it is.
     pipeline(PROMPT)
     assert len(read) == 4
-    monkeypatch.setattr("vlad.pipeline.vlad_pipeline.KEPT_READINGS", 2)
-    with pipeline.reading_once():
+    monkeypatch.setattr("vlad.pipeline.vlad_pipeline.KEPT_CONDITIONINGS", 2)
+    with pipeline.reuse_conditioning():
         for prompt, count in ((PROMPT, 5), (PROMPT, 5), ("a wall", 6), ("a dog", 7), ("a wall", 7), (PROMPT, 8)):
             assert pipeline(prompt, 3).images[0].size == (32, 32)
             assert len(read) == count, prompt

@@ -145,7 +145,7 @@ def draw_to_directory(
     size = drawer.settings.batch_size
     try:
         bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), desc="sampling", unit="image")
-        with bar, drawer.pipeline.reading_once():
+        with bar, drawer.pipeline.reuse_conditioning():
             for start in range(0, len(left), size):
                 chunk = left[start : start + size]
                 with user_errors(f"{counted(size, 'image')} at once:", memory=_less_memory(size, index.added)):

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from vlad.layout.masks import Edit, common_size
+from vlad.layout.masks import Edit
 from vlad.models.autoencoder import PatchAutoencoder
 from vlad.models.inpainting_inputs import inpainting_channels, inpainting_inputs
 from vlad.utils.errors import UserError
@@ -24,19 +24,6 @@ def check_can_edit(model_edits: bool) -> None:
             "This model was not trained to edit images; train one with refine.editing_share, such as"
             " configs/tiny_edit.yaml."
         )
-
-
-def check_edits(
-    edits: Sequence[Edit | None], model_edits: bool, width: int | None, height: int | None
-) -> tuple[int, int]:
-    """Height and width of the images to edit. Raises UserError for a model that does not edit, and for another size."""
-    check_can_edit(model_edits)
-    found = common_size(edits)
-    if (height or found[0], width or found[1]) != found:
-        raise UserError(
-            f"The image to edit has {found[1]} x {found[0]} pixels and keeps them; leave width and height out."
-        )
-    return found
 
 
 def edit_conditioning(

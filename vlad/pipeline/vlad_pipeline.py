@@ -1,10 +1,10 @@
-"""VLADPipeline: the trained parts in diffusers' format; prompt -> layout -> image.
+"""VLADPipeline: the trained models in diffusers' format; prompt -> layout -> image.
 
-    prompts -- text side --> t --+-- layout UNet --> z -- decode --> glyph map -- refit --> Layout
-                                 |                                                            |
-                                 +-- refine UNet <-------------- encode <-- glyph map <-- draw
+    prompts -- encode_prompts --> t --+-- _plan: layout UNet --> z -- decode --> glyph map -- refit --> Layout
+                                      |                                                                   |
+        pixels <-- _pixels <-- x_0 <--+-- _refine: refine UNet <-- z <-- encode <-- glyph map <-- render -+
 
-Letters: B images, C latent channels, h w cells.
+Letters: B images, C latent channels, h w cells, H W pixels, K tokens, D width.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from vlad.diffusion.guidance import guided
 from vlad.diffusion.noise_schedule import noise_fields_of
 from vlad.diffusion.options import NoiseOptions
 from vlad.diffusion.solvers import OnStep, build_solver, check_scheduler, sample_latents
-from vlad.layout.fonts import missing_glyphs, no_font_reason
 from vlad.layout.glyph_map import draw_glyph_map
-from vlad.layout.masks import Edit, ImageLike, edits_of, layout_of_edit
+from vlad.layout.masks import Edit, ImageLike, common_size, edits_of, layout_of_edit
 from vlad.layout.refit import refit_layout
 from vlad.lora.weighted_adapters import set_adapters
 from vlad.models.attention import set_decoupled_attention
@@ -40,32 +39,38 @@ from vlad.models.text_encoder.lvlm import LVLMEncoder
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.models.unet import denoise
 from vlad.pipeline.batching import (
-    Guidance,
-    Noise,
-    Plan,
-    StepCallback,
-    agrees,
-    as_output,
-    draw_noise,
+    PromptConditioning,
+    SampleBatch,
     full_batches,
-    guidance_of,
-    onload,
-    stepping,
+    initial_noise,
+    padded_conditioning,
 )
-from vlad.pipeline.edits import check_edits, edit_conditioning, paste_edits
-from vlad.pipeline.options import SampleSettings, check_model_limits
+from vlad.pipeline.diffusers_interface import StepCallback, as_output_type, check_arguments, onload, step_function
+from vlad.pipeline.edits import check_can_edit, edit_conditioning, paste_edits
+from vlad.pipeline.image_request import ImageRequest, check_strings
+from vlad.pipeline.options import SCALES, SampleSettings, check_model_limits
 from vlad.types import Conditioning, Layout, Prompt
 from vlad.utils.errors import UserError
 
-KEPT_READINGS = 64  # prompts whose t is kept where they are read once
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-# Where the components of pipelines lay that version 0.1 has saved.
+KEPT_CONDITIONINGS = 64  # prompts whose t `reuse_conditioning` keeps
+# Modules of components in pipelines that version 0.1 saved, and where they are now.
 MODULES_OF_0_1 = {
     "vlad.diffusion.autoencoder": "vlad.models.autoencoder",
     "vlad.text.composition": "vlad.models.composition",
 }
-# Reads a glyph map (H W, 0..1) as strings.
+# Reads the strings in a glyph map (H W, 0..1): an OCR engine.
 Reader = Callable[[np.ndarray], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stands between the stages: the layout; where stage one ran, its raw glyph map (H W, 0..1) and z (C h w)."""
+
+    layout: Layout
+    glyph_map: np.ndarray | None = None
+    z: Tensor | None = None
+    # Stage two takes the raw z rather than the latents of the layout rendered again.
+    keep_raw: bool = False
 
 
 @dataclass
@@ -126,8 +131,8 @@ class VLADPipeline(DiffusionPipeline):
         own_tokenizer_2: Any = None,
         own_text: dict[str, Any] | None = None,
     ) -> None:
-        """`process`: the noise that each stage was trained with; None reads it off the schedulers. `own_...`: the text
-        encoders of the model that it started from, read beside the LVLM as `own_text` says (`BaseTextOptions`)."""
+        """`process`: the noise that each stage was trained with; None reads it off the schedulers. `own_...`: the base
+        model's text encoders, which are read beside the LVLM as `own_text` says (`BaseTextOptions`)."""
         super().__init__()
         if process is None:
             schedulers = {"layout": layout_scheduler, "refine": refine_scheduler}
@@ -167,7 +172,7 @@ class VLADPipeline(DiffusionPipeline):
             process=process,
             own_text=own_text,
         )
-        self._readings: dict[str, Conditioning] | None = None
+        self._conditionings: dict[str, Conditioning] | None = None
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
@@ -188,7 +193,7 @@ class VLADPipeline(DiffusionPipeline):
 
     @property
     def text_side(self) -> TextSide:
-        """The LVLM and the CCM as training holds them."""
+        """The LVLM and the CCM as training holds them: prompts to t."""
         config = self.config
         options = LVLMOptions(
             pooling=config.pooling,
@@ -200,7 +205,7 @@ class VLADPipeline(DiffusionPipeline):
         return TextSide(LVLMEncoder(self.lvlm, self.tokenizer, options), self.composition, self._base_encoders())
 
     def _base_encoders(self) -> BaseTextEncoders | None:
-        """The text encoders of the model that this one started from; None where they were not kept."""
+        """The base model's own text encoders; None where they were not kept."""
         pairs = ((self.own_text_encoder, self.own_tokenizer), (self.own_text_encoder_2, self.own_tokenizer_2))
         kept = [pair for pair in pairs if pair[0] is not None]
         if not kept:
@@ -209,34 +214,31 @@ class VLADPipeline(DiffusionPipeline):
             [pair[0] for pair in kept], [pair[1] for pair in kept], BaseTextOptions(**self.config.own_text)
         )
 
-    def check_prompt(self, prompt: str, layout: Layout | None = None) -> Prompt:
-        """The prompt taken apart. Raises UserError for what this model cannot draw."""
-        for said in (prompt, *(line.text for line in (layout.lines if layout is not None else ()))):
-            if any("\ud800" <= character <= "\udfff" for character in said):
-                raise UserError(f"{said!r} holds half a character, which is no text (UTF-8); type it anew.")
-        parsed = parse_prompt(prompt)
-        limits = self.composition.config
+    def check_prompt(self, prompt: str | Prompt, layout: Layout | None = None) -> Prompt:
+        """The prompt parsed, where it is not yet. Raises UserError for text that this model cannot write."""
+        parsed = parse_prompt(prompt) if isinstance(prompt, str) else prompt
         if layout is not None and not self.uses_layout:
             raise UserError("This model was trained without layouts (layout.kind: none) and cannot follow one.")
-        given = () if layout is None else tuple(line.text for line in layout.lines)
-        for where, strings in ((f"The prompt {prompt!r}", parsed.strings), ("The layout", given)):
-            if len(strings) > limits.max_strings:
-                raise UserError(
-                    f"{where} asks for {len(strings)} lines of text; this model draws at most {limits.max_strings};"
-                    " quote fewer strings."
-                )
-        for text in (*parsed.strings, *given):
-            if len(text) > limits.max_characters:
-                raise UserError(
-                    f'The string "{text}" has {len(text)} characters; this model draws at most'
-                    f" {limits.max_characters} on a line. Shorten it, or split it into several quoted strings."
-                )
-            if missing_glyphs(text):
-                raise UserError(f'The string "{text}" cannot be drawn: {no_font_reason(text)}.')
+        limits = self.composition.config
+        check_strings(parsed, layout, limits.max_strings, limits.max_characters)
         return parsed
 
+    def image_request(
+        self, prompt: str | Prompt, seed: int, layout: Layout | None = None, edit: Edit | None = None
+    ) -> ImageRequest:
+        """What `generate` takes, checked. In an edit a layout holds the lines in the mask; None: the prompt's strings.
+
+        Raises UserError for a prompt, layout or edit that this model cannot generate.
+        """
+        if edit is not None:
+            check_can_edit(self.config.edits)
+        parsed = self.check_prompt(prompt, layout)
+        if edit is not None and self.uses_layout:
+            layout = layout_of_edit(edit, layout, parsed.strings)
+        return ImageRequest(parsed, seed, layout, edit)
+
     def load_adapters(self, adapters: Sequence[str]) -> None:
-        """Merges LoRA folders, `DIR` or `DIR:WEIGHT` each, in place of those that are merged now.
+        """Merges LoRA adapters, `DIR` or `DIR:WEIGHT` each, in place of those that are merged now.
 
         Raises UserError for a folder without an adapter, and for one of another base; nothing is merged then.
         """
@@ -253,43 +255,34 @@ class VLADPipeline(DiffusionPipeline):
         return spatial_factor(self.autoencoder) * 2 ** (levels - 1)
 
     def settings(self, **given: Any) -> SampleSettings:
-        """The pipeline's own settings with what is given (None: nothing) in their place.
+        """The model's sampling defaults with the given fields of `SampleSettings` in their place; None is not given.
 
-        Raises UserError for what cannot be drawn: steps, scales, and sizes with the nearest that can.
+        Raises UserError for values that this model cannot sample with; for a size it names the nearest that it can.
         """
         config = self.config
-        defaults = SampleSettings(
-            config.steps,
-            config.text_scale,
-            config.layout_scale,
-            config.planning_scale,
-            config.refit,
-            config.image_pixels,
-            config.image_pixels,
-            config.batch_size,
-        )
-        asked = replace(defaults, **{name: value for name, value in given.items() if value is not None})
-        check_model_limits(asked, self.size_unit, self.refine_scheduler.config.num_train_timesteps)
-        return asked
+        defaults = {name: config[name] for name in ("steps", *SCALES, "refit", "batch_size")}
+        defaults |= {"width": config.image_pixels, "height": config.image_pixels}
+        settings = SampleSettings(**defaults | {name: value for name, value in given.items() if value is not None})
+        check_model_limits(settings, self.size_unit, self.refine_scheduler.config.num_train_timesteps)
+        return settings
 
     def use_solver(self, name: str) -> None:
-        """Samples both stages with another of `diffusion.samplers.SOLVERS`. Raises UserError for one that cannot."""
+        """Samples both stages with one of `vlad.diffusion.solvers.SOLVERS`. Raises UserError for one that cannot."""
         for stage, process in self.config.process.items():
             self.register_modules(**{f"{stage}_scheduler": build_solver(name, NoiseOptions(**process))})
 
     @contextmanager
-    def reading_once(self) -> Iterator[None]:
-        """Within it a prompt is read once, whatever calls it stands in. The text side must stay as it is meanwhile."""
-        if self._readings is not None:
+    def reuse_conditioning(self) -> Iterator[None]:
+        """Within it t of a prompt is computed once for all calls. The text side must stay as it is meanwhile."""
+        if self._conditionings is not None:
             yield
             return
-        self._readings = {}
+        self._conditionings = {}
         try:
             yield
         finally:
-            self._readings = None
+            self._conditionings = None
 
-    @torch.no_grad()
     def __call__(
         self,
         prompt: str | Sequence[str],
@@ -318,25 +311,27 @@ class VLADPipeline(DiffusionPipeline):
     ) -> VLADPipelineOutput:
         """`num_images_per_prompt` images a prompt, those of one prompt together.
 
-        `seeds`: one for all prompts or one each; image k of a prompt has its seed + k. An image depends on its
-        prompt, its seed, its layout and the settings, not on what else is drawn. `generator` (one, or one an image)
-        takes the place of the seeds; one for several images makes them depend on each other. A layout that is given
-        takes the place of stage one. `width` and `height` in pixels; `num_inference_steps` is diffusers' name of
-        `steps`. With a `reader`, a raw glyph map in which it reads the prompt's strings is kept as it is; only the
-        others are refitted. `callback_on_step_end(pipeline, step, timestep, {"latents": x_t})` runs after each step,
-        those of stage one first; what it returns as "latents" goes on. With an `image` and a `mask_image` (one for
-        all prompts or one each, as `layout.masks.edits_of` takes them) only what is white in the mask is drawn, and the
-        rest of the image is returned as it was; a layout then holds the lines in the mask, and without one the
-        prompt's strings fill it. Raises UserError for a prompt, layout, size, scheduler or edit that this model cannot
-        draw.
+        `seeds`: one for all prompts or one each; image k of a prompt has its seed + k. `layouts`: one a prompt; None
+        has stage one plan it. `width` and `height` in pixels; `num_inference_steps` is diffusers' name for `steps`.
+        With an `image` and a `mask_image` (one for all prompts or one each, as `vlad.layout.masks.edits_of` takes them)
+        only what is white in the mask is generated, and the rest of the image returns as it was; a layout then holds
+        the lines in the mask, and without one the prompt's strings fill it. Other arguments: see `generate`. Raises
+        UserError for a prompt, layout, size, scheduler or edit that does not go with this model.
         """
+        check_arguments(num_images_per_prompt, output_type, callback_on_step_end_tensor_inputs)
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
-        given = list(layouts) if layouts is not None else [None] * len(texts)
-        seed_list = [seeds] * len(texts) if isinstance(seeds, int) else list(seeds)
-        assert len(texts) == len(given) == len(seed_list)
+        each_layout = list(layouts) if layouts is not None else [None] * len(texts)
+        each_seed = [seeds] * len(texts) if isinstance(seeds, int) else list(seeds)
         edits = edits_of(image, mask_image, len(texts))
-        if edits and edits[0] is not None:
-            height, width = check_edits(edits, self.config.edits, width, height)
+        requests = [self.image_request(*request) for request in zip(texts, each_seed, each_layout, edits, strict=True)]
+        if image is not None:
+            edit_height, edit_width = common_size(edits)
+            if (height or edit_height, width or edit_width) != (edit_height, edit_width):
+                raise UserError(
+                    f"The image to edit has {edit_width} x {edit_height} pixels and keeps them; leave width and height"
+                    " out."
+                )
+            height, width = edit_height, edit_width
         settings = self.settings(
             steps=steps if num_inference_steps is None else num_inference_steps,
             text_scale=text_scale,
@@ -349,47 +344,53 @@ class VLADPipeline(DiffusionPipeline):
             guidance_rescale=guidance_rescale,
             negative_prompt=negative_prompt,
         )
-        if num_images_per_prompt < 1:
-            raise UserError(f"num_images_per_prompt must be at least 1, not {num_images_per_prompt}.")
-        if output_type not in OUTPUT_TYPES:
-            raise UserError(f"There is no output_type {output_type!r}; known: {', '.join(OUTPUT_TYPES)}.")
-        if set(callback_on_step_end_tensor_inputs) - {"latents"}:
-            raise UserError(
-                f"callback_on_step_end_tensor_inputs: {list(callback_on_step_end_tensor_inputs)} holds more than"
-                " 'latents'."
-            )
-        self._check_solvers()
-        each = range(num_images_per_prompt)
-        parsed = [self.check_prompt(text, layout) for text, layout in zip(texts, given, strict=True)]
-        given = [
-            layout_of_edit(edit, layout, prompt.strings) if edit is not None and self.uses_layout else layout
-            for edit, layout, prompt in zip(edits, given, parsed, strict=True)
-        ]
-        every_edit = [edit for edit in edits for _ in each]
-        prompts, plans = [one for one in parsed for _ in each], [layout for layout in given for _ in each]
-        noise = draw_noise([seed + k for seed in seed_list for k in each], generator, self._latent_shape(settings))
-        output = VLADPipelineOutput(images=[], layouts=[], glyph_maps=[])
-        batches = list(full_batches(len(prompts), settings.batch_size))
-        images = []
-        two_stages = self.uses_layout and any(layout is None for layout in given)
-        with self.reading_once(), self.progress_bar(total=len(batches) * settings.steps * (1 + two_stages)) as bar:
-            on_step = stepping(self, bar, callback_on_step_end)
-            for chunk, count in batches:
-                conditioning = self._read_prompts([prompts[i] for i in chunk], settings)
-                rows = [prompts[i] for i in chunk], conditioning, [noise[i] for i in chunk]
-                planned = self._plan_batch(*rows, [plans[i] for i in chunk], settings, on_step, reader)
-                own = [every_edit[i] for i in chunk]
-                drawn = self._refine_batch(*rows[1:], planned, settings, on_step, output_type, own)
-                images.append(drawn[:count])
-                output.layouts.extend(plan.layout for plan in planned[:count])
-                output.glyph_maps.extend(plan.glyph_map for plan in planned[:count])
-        self.maybe_free_model_hooks()
-        output.images = as_output(torch.cat(images), output_type)
-        return output
+        each = [replace(request, seed=request.seed + k) for request in requests for k in range(num_images_per_prompt)]
+        return self.generate(
+            each,
+            settings,
+            reader=reader,
+            generator=generator,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+        )
 
-    def _check_solvers(self) -> None:
+    @torch.no_grad()
+    def generate(
+        self,
+        requests: Sequence[ImageRequest],
+        settings: SampleSettings,
+        *,
+        reader: Reader | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: StepCallback | None = None,
+    ) -> VLADPipelineOutput:
+        """An image for each request, as `image_request` and `settings` have checked them.
+
+        An image depends on its prompt, its seed, its layout and the settings, not on what else is generated.
+        `generator` (one, or one an image) replaces the seeds; one for several images makes them depend on each other.
+        With a `reader`, a raw glyph map in which it reads the prompt's strings is kept as it is; only the others are
+        refitted. `callback_on_step_end(pipeline, step, timestep, {"latents": x_t})` runs after each step, those of
+        stage one first; what it returns as "latents" takes x_t's place. Raises UserError for a scheduler that does not
+        fit.
+        """
         for stage, process in self.config.process.items():
             check_scheduler(getattr(self, f"{stage}_scheduler"), NoiseOptions(**process), stage)
+        stages = 1 + (self.uses_layout and any(request.layout is None for request in requests))
+        steps = -(-len(requests) // settings.batch_size) * settings.steps * stages
+        output, images = VLADPipelineOutput(images=[], layouts=[], glyph_maps=[]), []
+        with self.reuse_conditioning(), self.progress_bar(total=steps) as bar:
+            on_step = step_function(self, bar, callback_on_step_end)
+            for batch in self._batches(requests, settings, generator):  # t: B K D
+                plans = self._plan(batch, settings, on_step, reader)  # layouts, or z: B C h w
+                x_0 = self._refine(batch, plans, settings, on_step)  # B C h w
+                result = x_0.cpu() if output_type == "latent" else self._pixels(batch, x_0)  # B 3 H W
+                images.append(result[: batch.count])
+                output.layouts += [plan.layout for plan in plans[: batch.count]]
+                output.glyph_maps += [plan.glyph_map for plan in plans[: batch.count]]
+        self.maybe_free_model_hooks()
+        output.images = as_output_type(torch.cat(images), output_type)
+        return output
 
     @torch.no_grad()
     def plan(
@@ -399,17 +400,13 @@ class VLADPipeline(DiffusionPipeline):
         settings: SampleSettings | None = None,
         layouts: Sequence[Layout | None] | None = None,
     ) -> list[Plan]:
-        """Stage one alone: the layout that is given, or the glyph map and the layout read off it, for each prompt."""
+        """Stage one alone: for each prompt the layout that is given, or the glyph map and the layout read off it."""
         settings = settings or self.settings()
-        given = list(layouts) if layouts is not None else [None] * len(prompts)
-        noise = draw_noise(seeds, None, self._latent_shape(settings))
+        requests = list(map(ImageRequest, prompts, seeds, layouts or [None] * len(prompts)))
         plans = []
-        with self.reading_once():
-            for chunk, count in full_batches(len(prompts), settings.batch_size):
-                part = [prompts[i] for i in chunk]
-                conditioning = self._read_prompts(part, settings)
-                own = [given[i] for i in chunk]
-                plans += self._plan_batch(part, conditioning, [noise[i] for i in chunk], own, settings)[:count]
+        with self.reuse_conditioning():
+            for batch in self._batches(requests, settings):
+                plans += self._plan(batch, settings)[: batch.count]
         self.maybe_free_model_hooks()
         return plans
 
@@ -417,142 +414,46 @@ class VLADPipeline(DiffusionPipeline):
     def refine(self, prompts: Sequence[Prompt], seeds: Sequence[int], layouts: Sequence[Layout]) -> list[Image.Image]:
         """Stage two alone: images of prompts and layouts."""
         settings = self.settings()
-        noise = draw_noise(seeds, None, self._latent_shape(settings))
         images: list[Image.Image] = []
-        for chunk, count in full_batches(len(prompts), settings.batch_size):
-            conditioning = self._read_prompts([prompts[i] for i in chunk], settings)
-            plans = [Plan(layouts[i], None, None) for i in chunk]
-            drawn = self._refine_batch(conditioning, [noise[i] for i in chunk], plans, settings)
-            images += as_output(drawn[:count], "pil")
+        for batch in self._batches(list(map(ImageRequest, prompts, seeds, layouts)), settings):
+            x_0 = self._refine(batch, self._plan(batch, settings), settings)  # B C h w
+            images += as_output_type(self._pixels(batch, x_0)[: batch.count], "pil")
         self.maybe_free_model_hooks()
         return images
 
-    def _plan_batch(
+    def _batches(
         self,
-        prompts: list[Prompt],
-        conditioning: Guidance,
-        noise: list[Noise],
-        given: list[Layout | None],
+        requests: Sequence[ImageRequest],
         settings: SampleSettings,
-        on_step: OnStep | None = None,
-        reader: Reader | None = None,
-    ) -> list[Plan]:
-        """A plan for each prompt: what was given, or what stage one draws."""
-        if not self.uses_layout or all(layout is not None for layout in given):
-            return [Plan(layout or Layout(()), None, None) for layout in given]
-        if self.layout_unet is None:
-            raise UserError("This pipeline has no layout UNet; give a layout with every prompt.")
-        onload(self.layout_unet)
-        scales = settings.planning_scale, 1.0, settings.guidance_rescale
-        z = sample_latents(
-            guided(
-                partial(denoise, self.layout_unet),
-                self.layout_unet.dtype,
-                conditioning.wanted,
-                None,
-                *scales,
-                conditioning.negative,
-            ),
-            self.layout_scheduler,
-            torch.stack([row.layout for row in noise]).to(conditioning.wanted.tokens.device),
-            settings.steps,
-            on_step,
-        )  # B C h w
-        maps = ((self._decode(z).mean(dim=1) + 1) / 2).cpu().numpy()  # B H W
-        plans = []
-        for prompt, layout, glyph_map, latents in zip(prompts, given, maps, z, strict=True):
-            if layout is not None:
-                plans.append(Plan(layout, None, None))
-                continue
-            keep = not settings.refit or (reader is not None and agrees(reader(glyph_map), prompt.strings))
-            plans.append(Plan(refit_layout(glyph_map, prompt.strings), glyph_map, latents, keep))
-        return plans
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    ) -> Iterator[SampleBatch]:
+        """The requests in batches of one size, each with its noise and with t of its prompts."""
+        noise = initial_noise([request.seed for request in requests], generator, self._latent_shape(settings))
+        negative = parse_prompt(settings.negative_prompt, strict=False) if settings.negative_prompt else None
+        for indices, count in full_batches(len(requests), settings.batch_size):
+            rows = [requests[i] for i in indices]
+            t = self.encode_prompts([row.prompt for row in rows], negative, (settings.height, settings.width))
+            yield SampleBatch(rows, [noise[i] for i in indices], t, count)
 
-    def _refine_batch(
-        self,
-        conditioning: Guidance,
-        noise: list[Noise],
-        plans: list[Plan],
-        settings: SampleSettings,
-        on_step: OnStep | None = None,
-        output_type: str = "pil",
-        edits: Sequence[Edit | None] | None = None,
-    ) -> Tensor:
-        """Stage two: pixels (B 3 H W, 0..1) of the plans, or with output_type latent x_0 (B C h w).
+    def encode_prompts(
+        self, prompts: Sequence[Prompt], negative: Prompt | None, size: tuple[int, int]
+    ) -> PromptConditioning:
+        """t of every prompt (B K D), and of the negative one; `size` is H W in pixels.
 
-        What an edit keeps is its image's.
+        Each prompt is encoded on its own: it cannot depend on its neighbours. One that occurs several times is encoded
+        once, under `reuse_conditioning` once for all calls.
         """
-        edits = [None] * len(plans) if edits is None else edits
-        device = conditioning.wanted.tokens.device
-        z = self._layout_latents(plans, settings, device) if self.uses_layout else None  # B C h w
-        edit = self._edit_inputs(edits, settings, device)
-        onload(self.refine_unet)
-        scales = settings.text_scale, settings.layout_scale, settings.guidance_rescale
-        x_0 = sample_latents(
-            guided(
-                partial(denoise, self.refine_unet),
-                self.refine_unet.dtype,
-                conditioning.wanted,
-                z,
-                *scales,
-                conditioning.negative,
-                edit,
-            ),
-            self.refine_scheduler,
-            torch.stack([row.refine for row in noise]).to(device),
-            settings.steps,
-            on_step,
-        )  # B C h w
-        if output_type == "latent":
-            return x_0.cpu()
-        return paste_edits(((self._decode(x_0) + 1) / 2).cpu(), edits)
-
-    def _edit_inputs(
-        self, edits: Sequence[Edit | None], settings: SampleSettings, device: torch.device
-    ) -> Tensor | None:
-        """What the refine UNet is told of the images that are edited: B 1+C h w, zero for the others."""
-        if not self.config.edits:
-            return None
-        onload(self.autoencoder)
-        return edit_conditioning(self.autoencoder, edits, self._latent_shape(settings), device)
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        """Pixels B 3 H W in [-1, 1], in the precision of the latents."""
-        onload(self.autoencoder)
-        return decode(self.autoencoder, latents.to(self.autoencoder.dtype)).to(latents.dtype)
-
-    def _layout_latents(self, plans: list[Plan], settings: SampleSettings, device: torch.device) -> Tensor:
-        """z of each plan: of its layout drawn again, or the raw latents of stage one where those are kept."""
-        different = {id(plan.layout): plan.layout for plan in plans}  # all seeds of a prompt may share one
-        drawn = {key: draw_glyph_map(layout, settings.width, settings.height) for key, layout in different.items()}
-        maps = np.stack([drawn[id(plan.layout)] for plan in plans])  # B H W
-        canvas = torch.from_numpy(maps).to(device)[:, None].expand(-1, 3, -1, -1) * 2 - 1
-        onload(self.autoencoder)
-        # The mean, not a draw: the same layout gives the same image.
-        z = latent_moments(self.autoencoder, canvas.to(self.autoencoder.dtype))[0].float()
-        return torch.stack(
-            [plan.z if plan.keep_raw and plan.z is not None else row for row, plan in zip(z, plans, strict=True)]
-        )
-
-    def _read_prompts(self, prompts: list[Prompt], settings: SampleSettings) -> Guidance:
-        """t of every prompt, each read on its own and filled up to one width: it cannot depend on its neighbours.
-
-        A prompt that stands there several times is read once, and under `reading_once` once for all calls.
-        """
-        against = parse_prompt(settings.negative_prompt, strict=False) if settings.negative_prompt else None
-        different = {prompt.text: prompt for prompt in (*prompts, *filter(None, [against]))}
-        known = {} if self._readings is None else self._readings
-        known.update(self._read([prompt for text, prompt in different.items() if text not in known]))
-        size = settings.height, settings.width
-        guidance = guidance_of(
-            known, [prompt.text for prompt in prompts], None if against is None else against.text, size
-        )
-        for text in list(known)[:-KEPT_READINGS]:  # the oldest
+        different = {prompt.text: prompt for prompt in (*prompts, *([] if negative is None else [negative]))}
+        known = {} if self._conditionings is None else self._conditionings
+        known.update(self._encode([prompt for text, prompt in different.items() if text not in known]))
+        texts = [prompt.text for prompt in prompts]
+        t = padded_conditioning(known, texts, None if negative is None else negative.text, size)
+        for text in list(known)[:-KEPT_CONDITIONINGS]:  # the oldest
             del known[text]
-        return guidance
+        return t
 
-    def _read(self, prompts: list[Prompt]) -> dict[str, Conditioning]:
-        """t of each prompt (tokens 1 K D), by its text."""
+    def _encode(self, prompts: list[Prompt]) -> dict[str, Conditioning]:
+        """t of each prompt (1 K D), by its text: P(Z_T | T), then Eq. 2."""
         if not prompts:
             return {}
         text_side = self.text_side
@@ -561,7 +462,97 @@ class VLADPipeline(DiffusionPipeline):
         onload(self.composition)
         return {prompt.text: text_side.compose(state, [prompt]) for state, prompt in zip(states, prompts, strict=True)}
 
+    def _plan(
+        self,
+        batch: SampleBatch,
+        settings: SampleSettings,
+        on_step: OnStep | None = None,
+        reader: Reader | None = None,
+    ) -> list[Plan]:
+        """Stage one, Eq. 6: for each request its layout, or the one that is read off a generated glyph map."""
+        if not self.uses_layout or all(request.layout is not None for request in batch.requests):
+            return [Plan(request.layout or Layout(())) for request in batch.requests]
+        if self.layout_unet is None:
+            raise UserError("This pipeline has no layout UNet; give a layout with every prompt.")
+        noise = torch.stack([row.layout for row in batch.noise])
+        z = self._sample("layout", batch, noise, None, (settings.planning_scale, 1.0), settings, on_step)  # B C h w
+        maps = ((self._decode(z).mean(dim=1) + 1) / 2).cpu().numpy()  # B H W
+        plans = []
+        for request, glyph_map, latents in zip(batch.requests, maps, z, strict=True):
+            if request.layout is not None:
+                plans.append(Plan(request.layout))
+                continue
+            strings = request.prompt.strings
+            keep_raw = not settings.refit or (reader is not None and same_strings(reader(glyph_map), strings))
+            plans.append(Plan(refit_layout(glyph_map, strings), glyph_map, latents, keep_raw))
+        return plans
+
+    def _refine(
+        self, batch: SampleBatch, plans: list[Plan], settings: SampleSettings, on_step: OnStep | None = None
+    ) -> Tensor:
+        """Stage two, Eq. 5 and 7: the image latents x_0 (B C h w) of t and z."""
+        device = batch.t.positive.tokens.device
+        noise = torch.stack([row.refine for row in batch.noise])
+        z = self._layout_latents(plans, settings, device) if self.uses_layout else None  # B C h w
+        edit = None
+        if self.config.edits:
+            onload(self.autoencoder)
+            edits, shape = [request.edit for request in batch.requests], self._latent_shape(settings)
+            edit = edit_conditioning(self.autoencoder, edits, shape, device)  # B 1+C h w
+        scales = settings.text_scale, settings.layout_scale
+        return self._sample("refine", batch, noise, z, scales, settings, on_step, edit)
+
+    def _sample(
+        self,
+        stage: str,
+        batch: SampleBatch,
+        noise: Tensor,
+        z: Tensor | None,
+        scales: tuple[float, float],
+        settings: SampleSettings,
+        on_step: OnStep | None,
+        edit: Tensor | None = None,
+    ) -> Tensor:
+        """Scaled latents (B C h w) of a stage's UNet, by its solver, guided with the scales of t and z."""
+        unet, scheduler, t = getattr(self, f"{stage}_unet"), getattr(self, f"{stage}_scheduler"), batch.t
+        onload(unet)
+        predict = guided(
+            partial(denoise, unet), unet.dtype, t.positive, z, *scales, settings.guidance_rescale, t.negative, edit
+        )
+        return sample_latents(predict, scheduler, noise.to(t.positive.tokens.device), settings.steps, on_step)
+
+    def _layout_latents(self, plans: list[Plan], settings: SampleSettings, device: torch.device) -> Tensor:
+        """z of each plan (B C h w): of its layout rendered, or the raw latents of stage one where those are kept."""
+        different = {id(plan.layout): plan.layout for plan in plans}  # all seeds of a prompt may share one
+        rendered = {key: draw_glyph_map(layout, settings.width, settings.height) for key, layout in different.items()}
+        maps = torch.from_numpy(np.stack([rendered[id(plan.layout)] for plan in plans]))  # B H W
+        canvas = maps.to(device)[:, None].expand(-1, 3, -1, -1) * 2 - 1
+        onload(self.autoencoder)
+        # The posterior's mean: the same layout gives the same image.
+        z = latent_moments(self.autoencoder, canvas.to(self.autoencoder.dtype))[0].float()
+        return torch.stack(
+            [plan.z if plan.keep_raw and plan.z is not None else row for row, plan in zip(z, plans, strict=True)]
+        )
+
+    def _pixels(self, batch: SampleBatch, x_0: Tensor) -> Tensor:
+        """Pixels (B 3 H W, 0..1) of image latents; outside the masks of edits, those of the edited images."""
+        return paste_edits(((self._decode(x_0) + 1) / 2).cpu(), [request.edit for request in batch.requests])
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Pixels B 3 H W in [-1, 1], in the precision of the latents."""
+        onload(self.autoencoder)
+        return decode(self.autoencoder, latents.to(self.autoencoder.dtype)).to(latents.dtype)
+
     def _latent_shape(self, settings: SampleSettings) -> tuple[int, int, int]:
         """C h w."""
         factor = spatial_factor(self.autoencoder)
         return self.refine_unet.config.out_channels, settings.height // factor, settings.width // factor
+
+
+def same_strings(read: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether a reading holds exactly the wanted strings, case, spaces and order aside."""
+
+    def folded(strings: Sequence[str]) -> list[str]:
+        return sorted("".join(text.split()).casefold() for text in strings)
+
+    return folded(read) == folded(wanted) or folded(["".join(read)]) == folded(["".join(wanted)])

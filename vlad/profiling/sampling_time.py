@@ -59,7 +59,8 @@ def measure_sample(
     prompts, seeds = [SAMPLE_PROMPT] * batch, list(range(batch))
     parsed = [pipeline.check_prompt(prompt) for prompt in prompts]
     settings = pipeline.settings(steps=steps, batch_size=batch, text_scale=2.0, layout_scale=2.0)
-    tokens = pipeline._read_prompts(parsed[:1], settings).wanted.tokens.expand(batch, -1, -1)
+    size = settings.height, settings.width
+    tokens = pipeline.encode_prompts(parsed[:1], None, size).positive.tokens.expand(batch, -1, -1)
     layouts = [Layout((TextLine("HOUSE", box_polygon(0.1, 0.1, 0.9, 0.3)),))] * batch
     own = pipeline.refine_unet
 
@@ -68,7 +69,7 @@ def measure_sample(
         pipeline(prompts, seeds, layouts, steps, 2.0, 2.0, batch_size=batch, output_type=output_type)
 
     parts: dict[str, Callable[[], object]] = {
-        "reading the prompts": lambda: pipeline._read_prompts(parsed, settings),
+        "reading the prompts": lambda: pipeline.encode_prompts(parsed, None, size),
         STAGE_TWO: lambda: stage_two("latent"),
         "stage two": lambda: stage_two("pil"),
     }
