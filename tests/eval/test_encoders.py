@@ -85,7 +85,7 @@ def test_the_command_scores_a_run_and_says_what_is_missing(
     assert (out / "alignment.md").read_text(encoding="utf-8") in capsys.readouterr().out
     # Images of a system in the references' place; one of them is missing.
     images = tmp_path / "drawn"
-    (tmp_path / "benchmark" / "images").rename(images)
+    (tmp_path / "benchmark" / "pictures").rename(images)
     (images / "relations-0001.png").unlink()
     (images / "counting-0000.png").write_bytes(b"no image")
     assert run(config.directory, *prompts, "--images", images, "--out", tmp_path / "out") == 1

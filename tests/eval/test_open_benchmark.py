@@ -43,7 +43,7 @@ def test_the_same_options_make_the_same_bytes(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         write_benchmark(SMALL, tmp_path / name)
     assert files(tmp_path / "a") == files(tmp_path / "b")
-    assert len(list((tmp_path / "a" / "images").glob("*.png"))) == 3 * (len(SUBSETS) + len(ALIGNMENT_SUBSETS))
+    assert len(list((tmp_path / "a" / "pictures").glob("*.png"))) == 3 * (len(SUBSETS) + len(ALIGNMENT_SUBSETS))
     # Once more where it is: nothing is done, and another benchmark is refused.
     assert write_benchmark(SMALL, tmp_path / "a") == json.loads(files(tmp_path / "b")["benchmark.json"])
     with pytest.raises(UserError, match="holds another benchmark"):
@@ -57,7 +57,7 @@ def test_the_text_subsets_are_those_of_version_1_and_an_older_folder_gets_the_ot
     whole = files(tmp_path)
     older = {name: value for name, value in about.items() if not name.startswith("alignment")}
     (tmp_path / "benchmark.json").write_text(json.dumps(older), encoding="utf-8")
-    for name in ("alignment.jsonl", *(f"images/{subset}-0001.png" for subset in ALIGNMENT_SUBSETS)):
+    for name in ("alignment.jsonl", *(f"pictures/{subset}-0001.png" for subset in ALIGNMENT_SUBSETS)):
         (tmp_path / name).unlink()
     assert write_benchmark(SMALL, tmp_path) == about
     assert files(tmp_path) == whole

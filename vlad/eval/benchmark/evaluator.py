@@ -129,7 +129,7 @@ def evaluate(
     for protocol in protocols:
         if found.scored and not scores.asks(protocol.name, "strict"):
             found.left_out[f"{protocol.name}, strict"] = (
-                f"{protocol.title}, strict: its scorer finds nothing that these prompts ask for, and would count a"
+                f"{protocol.title}, strict: its scorer finds nothing that these prompts ask for, and would count an"
                 " image without text as right."
             )
     found.galleries, found.ranked_by = _galleries(scores, options, out), scores.ranked_by

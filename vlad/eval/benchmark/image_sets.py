@@ -166,6 +166,12 @@ def _by_name(folder: Path, prompts: Sequence[Wanted]) -> dict[str, dict[int, Pat
 # Drawn
 
 
+def images_folder(out: Path) -> Path:
+    """Where an evaluation's generated images lie: OUT/images, or OUT/pictures where version 0.1 began it."""
+    older = out / "pictures"
+    return older if older.is_dir() else out / "images"
+
+
 def generate_images(
     generator: Generator, prompts: Sequence[Wanted], per_prompt: int, seed: int, use_layouts: bool, out: Path
 ) -> Iterator[BenchmarkImage]:
@@ -173,7 +179,7 @@ def generate_images(
 
     Raises UserError when `out` holds images that were drawn in another way, or of other prompts with the same ids.
     """
-    folder = writable_directory(out / "images", "images")
+    folder = writable_directory(images_folder(out), "images")
     for path, content in check_generated(generator, prompts, seed, use_layouts, out).items():
         _write_json(path, content)
     batch: list[BenchmarkImage] = []
@@ -235,7 +241,7 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
 
 def _checked_prompts(out: Path, prompts: Sequence[Wanted], use_layouts: bool) -> dict[str, str]:
     """Another prompt file, or one that was edited, has the same ids: their images are of other prompts."""
-    path, folder = out / DRAWN_OF, out / "images"
+    path, folder = out / DRAWN_OF, images_folder(out)
     stored: dict[str, str] = _read_record(path) if path.is_file() else {}
     asked = {wanted.key: _asked_digest(wanted, use_layouts) for wanted in prompts}
     for wanted in prompts:

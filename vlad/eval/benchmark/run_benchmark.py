@@ -21,7 +21,7 @@ from vlad.eval.benchmark.evaluator import (
     write_json,
 )
 from vlad.eval.benchmark.html_report import write_report
-from vlad.eval.benchmark.image_sets import BenchmarkImage, check_generated, find_images, generate_images
+from vlad.eval.benchmark.image_sets import BenchmarkImage, check_generated, find_images, generate_images, images_folder
 from vlad.eval.benchmark.prompt_files import read_prompt_files
 from vlad.eval.fidelity.fidelity_scores import check_encoders, score_fidelity
 from vlad.eval.fidelity.reference_images import references_of
@@ -72,7 +72,7 @@ def run_benchmark(
 
 def check_target(target: Path, options: BenchmarkOptions, out: Path, overrides: Sequence[str] = ()) -> None:
     """Raises UserError for what `run_benchmark` would refuse. Draws and writes nothing; models are loaded for it."""
-    for folder in (out, out / "images", out / "readings"):
+    for folder in (out, images_folder(out), out / "readings"):
         if checked_path(folder, "--out").exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file where a folder has to be; move it, or name another place with --out.")
     _subject_of(target, options, overrides).check(options, out)

@@ -7,13 +7,13 @@ fine_tuned      a run or pipeline of ours that was trained without stage one (la
 controlnet      a Stable Diffusion; `controlnet` its ControlNet, fed our layouts
 textdiffuser    a Stable Diffusion; `unet` the 17-channel UNet, fed character masks of our layouts
 deepfloyd       a folder with the three stages IF-I, IF-II and upscaler, or as `stages` names them
-images        a folder of images that are made already
+images          a folder of images that are made already
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ from vlad.types import Layout
 from vlad.utils.errors import UserError
 from vlad.utils.paths import checked_path
 
-Kind = Literal["pipeline", "vlad", "fine_tuned", "controlnet", "textdiffuser", "deepfloyd", "images"]
+Kind = Literal["pipeline", "vlad", "fine_tuned", "controlnet", "textdiffuser", "deepfloyd", "images", "pictures"]
 BATCH = 4
 
 
@@ -100,6 +100,8 @@ class Entry:
 def load_entry(path: Path, overrides: Sequence[str] = ()) -> Entry:
     """The entry of a YAML file. Raises UserError with the place and the remedy."""
     entry = load_options(Entry, path, overrides)
+    if entry.kind == "pictures":  # of version 0.1
+        entry = replace(entry, kind="images")
     needed = {"controlnet": entry.controlnet, "textdiffuser": entry.unet}
     if not entry.path and not (entry.kind == "deepfloyd" and entry.stages):
         raise UserError(f"{path}: path names no model; set path=FOLDER.")

@@ -38,6 +38,7 @@ from vlad.layout.layout_files import line_to_json
 from vlad.utils.errors import UserError
 
 ALIGNMENT_VERSION = 1  # of the subsets in alignment.jsonl, which rise apart from the others
+IMAGES = "pictures"  # the folder of version 1, whose digest its name is part of
 VERBS = ("says", "reads", "shows the words", "spells")
 # Words of scripts that the fonts have and that run from left to right without joining; (language, dev, test).
 SCRIPT_WORDS: dict[str, tuple[str, str, str]] = {
@@ -175,7 +176,7 @@ def scene_record(scene: Scene) -> dict[str, Any]:
         "subset": scene.subset,
         "prompt": scene.prompt,
         "lines": [line_to_json(line) for line in scene.layout.lines],
-        "reference": f"images/{scene.key}.png",
+        "reference": f"{IMAGES}/{scene.key}.png",
         **scene.asked.to_json(),
     }
 
@@ -183,7 +184,7 @@ def scene_record(scene: Scene) -> dict[str, Any]:
 def write_benchmark(
     options: OpenBenchmarkOptions, out: Path, on_progress: Callable[[int], None] | None = None
 ) -> dict[str, Any]:
-    """Writes OUT/prompts.jsonl, OUT/alignment.jsonl, OUT/images/ and, last, OUT/benchmark.json; returns what that
+    """Writes OUT/prompts.jsonl, OUT/alignment.jsonl, OUT/pictures/ and, last, OUT/benchmark.json; returns what that
     holds.
 
     Its `sha256` is over prompts.jsonl and the pixels of its images, in order, `alignment_sha256` over those of
@@ -204,7 +205,7 @@ def write_benchmark(
             raise UserError(f"{out} holds another benchmark; name another folder with --out, or remove this one.")
         if "alignment_sha256" in record:
             return record
-    (out / "images").mkdir(parents=True, exist_ok=True)
+    (out / IMAGES).mkdir(parents=True, exist_ok=True)
     done = 0
 
     def written(file: str, subsets: Iterable[str]) -> str:
@@ -213,7 +214,7 @@ def write_benchmark(
         lines, pixels = [], []
         for scene in scenes(options, subsets):
             image = draw_scene(scene, options.size_pixels)
-            Image.fromarray(image).save(out / "images" / f"{scene.key}.png")
+            Image.fromarray(image).save(out / IMAGES / f"{scene.key}.png")
             pixels.append(hashlib.sha256(image.tobytes()).digest())
             lines.append(json.dumps(scene_record(scene), ensure_ascii=False) + "\n")
             done += 1
