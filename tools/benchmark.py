@@ -50,20 +50,9 @@ def text(arguments: argparse.Namespace) -> None:
 def refit(arguments: argparse.Namespace) -> None:
     """Lines that refit finds in generated multi-line layouts, drawn and disturbed as a sampler does it."""
     count = _count(arguments)
-    from vlad.eval.refit_score import DISTURBANCES, KINDS, score_refit
+    from vlad.eval.refit_score import print_refit_scores
 
-    each = -(-count // len(KINDS))
-    print(f"{each * len(KINDS)} layouts of 2 to 4 lines a disturbance, maps of 128 x 128: found, matched, mean IoU")
-    for disturbance in DISTURBANCES:
-        print(disturbance)
-        scores = [score_refit(each, (kind,), disturbance) for kind in KINDS]
-        for kind, score in zip(KINDS, scores, strict=True):
-            print(f"  {kind:26}{score.found:8.1%}{score.matched:8.1%}{score.iou:7.3f}")
-        lines = sum(score.lines for score in scores)
-        found, matched, iou = (
-            sum(getattr(score, name) * score.lines for score in scores) / lines for name in ("found", "matched", "iou")
-        )
-        print(f"  {'all':26}{found:8.1%}{matched:8.1%}{iou:7.3f}")
+    print_refit_scores(count)
 
 
 def sample(arguments: argparse.Namespace) -> None:
@@ -91,7 +80,7 @@ def solvers(arguments: argparse.Namespace) -> None:
     count, told = _count(arguments), "name a run directory that train.py made"
     path = existing_file(Path(arguments.run) / "config.yaml", "config", told)
     from vlad.config.load import load_config
-    from vlad.eval.benchmark.ocr_speed import compare_solvers
+    from vlad.eval.held_out_words.solver_comparison import compare_solvers
     from vlad.inference.load_pipeline import load_pipeline
 
     compare_solvers(load_config(path), load_pipeline(arguments.run), count, arguments.engine)
@@ -100,9 +89,9 @@ def solvers(arguments: argparse.Namespace) -> None:
 def ocr(arguments: argparse.Namespace) -> None:
     """Images of 512 x 512 read a second, by one process and by one a core, and the memory they take."""
     count = _count(arguments)
-    from vlad.eval.benchmark.ocr_speed import measure_reading
+    from vlad.eval.benchmark.ocr_speed import measure_ocr_speed
 
-    measure_reading(count, arguments.engine)
+    measure_ocr_speed(count, arguments.engine)
 
 
 def train(arguments: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Literal
 
 from vlad.utils.command_line import run_command_line
 from vlad.utils.errors import UserError, did_you_mean
@@ -63,22 +64,16 @@ def main() -> None:
     from vlad.eval.benchmark.prompt_files import read_prompt_files
     from vlad.eval.human_study.rating_page import build_rating_page, check_host, serve_rating_page
     from vlad.eval.human_study.results import results_of, table_of
-    from vlad.eval.human_study.study import Ratings, make_study
-    from vlad.utils.paths import writable_directory
+    from vlad.eval.human_study.study import open_ratings
 
     if not arguments.results:
         check_host(arguments.host)
     prompts = read_prompt_files(arguments.prompts)[: arguments.first]
-    masked: dict[str, tuple[float, float, float, float]] = {}
-    if arguments.watermarked:
-        from vlad.eval.options import WATERMARK
-
-        masked = dict.fromkeys(arguments.watermarked, WATERMARK)
-    study = make_study("pairs" if arguments.pairs else "scores", systems, prompts, arguments.seed, masked)
-    if arguments.results and not (arguments.out.is_file() and arguments.out.stat().st_size):
-        raise UserError(f"There are no ratings at {arguments.out}; name their file with --out.")
-    writable_directory(arguments.out.parent, "ratings", needed_bytes=1_000_000)
-    ratings = Ratings(arguments.out, study)
+    kind: Literal["pairs", "scores"] = "pairs" if arguments.pairs else "scores"
+    ratings = open_ratings(
+        kind, systems, prompts, arguments.out, arguments.seed, arguments.watermarked, must_exist=arguments.results
+    )
+    study = ratings.study
     left_out = len(prompts) - len(study.prompts)
     about = f"{len(study.prompts)} prompts, {len(systems)} systems; answers"
     without = f"{left_out} prompts are left out: not every system has an image of them.\n" if left_out else ""

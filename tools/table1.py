@@ -50,23 +50,15 @@ def main() -> int:
     prompts, more = prompts_and_overrides(arguments.prompts)
     if not prompts:
         raise UserError("--prompts names no file; name one of your benchmark's.")
-    asked = read_prompt_files(prompts)  # a mistake in them answers at once, also where no row has its models
+    read_prompt_files(prompts)  # a mistake in them answers at once, also where no row has its models
 
     from vlad.eval.options import BenchmarkOptions, OCROptions
-    from vlad.eval.table1 import read_entries, remarks, score_rows, write_table
-    from vlad.metrics.ocr import build_ocr_engine
-    from vlad.utils.errors import did_you_mean
-    from vlad.utils.paths import writable_directory
+    from vlad.eval.table1 import evaluate_table1
 
     # Settings behind --rows are no rows, as those behind --prompts are no files.
     behind = arguments.rows or []
     chosen_rows = [name for name in behind if "=" not in name]
     overrides = [*more, *(name for name in behind if "=" in name), *arguments.overrides]
-    entries = read_entries(arguments.entries, overrides)
-    for name in chosen_rows:
-        if name not in entries:
-            raise UserError(f"There is no row {name!r}.{did_you_mean(name, entries)} Rows: {', '.join(entries)}.")
-    chosen = {name: entry for name, entry in entries.items() if name in (chosen_rows or entries)}
     options = BenchmarkOptions(
         prompts=prompts,
         ocr=OCROptions(arguments.engine, workers=arguments.workers),
@@ -77,11 +69,9 @@ def main() -> int:
         weights=arguments.weights,
         references=arguments.references,
     )
-    out = writable_directory(arguments.out, "the table", needed_bytes=20_000_000)
-    rows = score_rows(chosen, options, out)
-    said = remarks(rows, options, build_ocr_engine(arguments.engine).name, len(asked))
-    print(write_table(rows, said, out))
-    print(f"Table, and a report of each row: {out}")
+    rows, text = evaluate_table1(arguments.entries, chosen_rows, overrides, options, Path(arguments.out))
+    print(text)
+    print(f"Table, and a report of each row: {arguments.out}")
     return 1 if any(row.faults for row in rows) else 0
 
 

@@ -5,14 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlad.eval.benchmark.breakdown import (
-    Breakdown,
-    case_of,
-    draw_breakdown,
-    height_share,
-    strings_read,
-    wilson_interval,
-)
+from vlad.eval.benchmark.breakdown import Breakdown, case_of, draw_breakdown, height_share, strings_read
+from vlad.eval.intervals import wilson_interval
 from vlad.eval.protocols.protocol import Reading
 from vlad.layout.polygons import box_polygon
 from vlad.types import TextLine

@@ -30,6 +30,7 @@ from vlad.data.importers.folder import FolderSource
 from vlad.data.importers.shard_builder import ShardSpec, make_shards_locally
 from vlad.data.options import AnnotateOptions
 from vlad.data.shards.reader import read_members
+from vlad.eval.description_round_trip import stored_descriptions
 from vlad.layout.polygons import box_polygon
 from vlad.models.captioner import LVLMCaptioner, first_paragraph, instruction
 from vlad.models.metric_encoders import CLIPEncoder, SentenceEncoder, VisionEncoder
@@ -319,11 +320,11 @@ def test_images_are_described_and_held_against_their_prompts(describe, folder, t
 
 def test_damaged_lines_of_what_was_said_are_asked_again(describe, tmp_path):
     store = tmp_path / "a-of-b.jsonl"
-    assert describe.kept_of(store, "m") == {}
+    assert stored_descriptions(store, "m") == {}
     record = json.dumps({"model": "m", "image": "p", "said": "né\u2028t"}, ensure_ascii=False).encode()
     cut = record.replace(b'"p"', b'"q"').split(b"\xa9")[0]
     store.write_bytes(b"\n".join([b"{oops}", b"[]", b'{"model": "m", "image": "r"}', record, b"", cut]))
-    assert describe.kept_of(store, "m") == {"p": "né\u2028t"} and describe.kept_of(store, "n") == {}
+    assert stored_descriptions(store, "m") == {"p": "né\u2028t"} and stored_descriptions(store, "n") == {}
 
 
 def test_what_is_wrong_with_the_last_describer_shows_before_the_first_is_asked(describe, folder, tmp_path, monkeypatch):

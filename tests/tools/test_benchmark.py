@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlad.eval.benchmark import ocr_speed as reading
+from vlad.eval.held_out_words import solver_comparison
 from vlad.models.options import LVLMOptions
 from vlad.models.text_encoder.tiny_qwen import build_byte_tokenizer, build_tiny_qwen
 from vlad.profiling import sampling_time as sampling
@@ -86,14 +86,14 @@ def test_solvers_are_compared_by_the_words_that_are_read(
     build_pipeline(config, parts).save_pretrained(tmp_path / "pipeline")
     monkeypatch.syspath_prepend(str(TOOLS))
     benchmark = importlib.import_module("benchmark")
-    monkeypatch.setattr(reading, "SOLVER_STEPS", (1, 2))
+    monkeypatch.setattr(solver_comparison, "SOLVER_STEPS", (1, 2))
     monkeypatch.setattr(benchmark, "LEAST", 2)
     some = {name: SOLVERS[name] for name in ("flow-euler", "ddim", "unipc")}  # the first is for flows
-    monkeypatch.setattr(reading, "SOLVERS", some)
+    monkeypatch.setattr(solver_comparison, "SOLVERS", some)
     # An engine that reads the first of two words in every image, and finds no other word.
     first = held_out_signs(config.data.synthetic, 2)[0].layout.lines
     seen = []
-    monkeypatch.setattr(reading, "run_ocr", lambda _, images: [seen.append(p.shape) or first for p in images])
+    monkeypatch.setattr(solver_comparison, "run_ocr", lambda _, images: [seen.append(p.shape) or first for p in images])
     monkeypatch.setattr("sys.argv", ["benchmark.py", "solvers", "--run", str(tmp_path), "--count", "2"])
     benchmark.main()
     said = capsys.readouterr().out.splitlines()

@@ -13,6 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vlad.config.load import load_config, save_config
+from vlad.eval.held_out_words.editing_evaluation import evaluate_editing
+from vlad.eval.held_out_words.spelling_evaluation import evaluate_spelling, spelling_summary, stored_metrics
 from vlad.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,48 +180,44 @@ def test_settings_behind_the_prompt_files_are_an_entry_s_and_no_other_target_has
 
 
 def test_a_run_s_words_are_scored_once_and_anew_for_another_count(
-    monkeypatch: pytest.MonkeyPatch, ours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    tool: types.ModuleType = importlib.import_module("evaluate")
     run = tmp_path / "run"
     shutil.copytree(ours / "pipeline", run / "pipeline")
     save_config(load_config(ROOT / "configs" / "tiny.yaml"), run / "config.yaml")
     # A model that does not edit is refused before anything is begun.
     with pytest.raises(UserError, match=r"not trained to edit images; train one with refine\.editing_share"):
-        tool.evaluate_editing(run, 3, "rapidocr")
+        evaluate_editing(run, 3, "rapidocr")
     assert "scoring" not in capsys.readouterr().err
     assert not (run / "evaluation").exists()
-    first = json.loads(json.dumps(tool.evaluate_run(run, 3)))
+    first = json.loads(json.dumps(evaluate_spelling(run, 3)))
     assert set(first["modes"]) == {"refit", "true layout", "raw"}
     images = run / "evaluation" / "refit"
     drawn = (images / "0001.png").stat().st_mtime_ns
-    assert tool.evaluate_run(run, 3) == first  # what is stored, nothing drawn again
+    assert evaluate_spelling(run, 3) == first  # what is stored, nothing drawn again
     assert (images / "0001.png").stat().st_mtime_ns == drawn
     capsys.readouterr()
-    assert tool.evaluate_run(run, 2)["words"] == 2
+    assert evaluate_spelling(run, 2)["words"] == 2
     assert "The figures of 3 words by rapidocr" in capsys.readouterr().out
     assert [path.name for path in sorted(images.iterdir())] == ["0000.png", "0001.png"]
     # One way alone: the images of the others, of an evaluation that gave way, go with its figures.
-    alone = tool.evaluate_run(run, 1, ways=["refit"])
+    alone = evaluate_spelling(run, 1, modes=["refit"])
     assert set(alone["modes"]) == {"refit"} and not (run / "evaluation" / "raw").exists()
     drawn = (images / "0000.png").stat().st_mtime_ns
-    assert set(tool.evaluate_run(run, 1, ways=["refit"])["modes"]) == {"refit"}
+    assert set(evaluate_spelling(run, 1, modes=["refit"])["modes"]) == {"refit"}
     # The others join it, and it is not drawn again; nor is anything by a call for less.
-    assert list(tool.evaluate_run(run, 1)["modes"]) == ["refit", "true layout", "raw"]
-    assert set(tool.evaluate_run(run, 1, ways=["raw"])["modes"]) == {"refit", "true layout", "raw"}
+    assert list(evaluate_spelling(run, 1)["modes"]) == ["refit", "true layout", "raw"]
+    assert set(evaluate_spelling(run, 1, modes=["raw"])["modes"]) == {"refit", "true layout", "raw"}
     assert (images / "0000.png").stat().st_mtime_ns == drawn
     assert (run / "evaluation" / "raw" / "0000.png").is_file() and (run / "evaluation" / "raw.png").is_file()
     # A run that was trained on: what is stored is of other weights.
     weights = next((run / "pipeline" / "refine_unet").glob("*.safetensors"))
     stored = load_file(weights)
     save_file({name: value + 0.01 for name, value in stored.items()}, weights)
-    tool.evaluate_run(run, 1, ways=["refit"])
+    evaluate_spelling(run, 1, modes=["refit"])
     assert "of other weights" in capsys.readouterr().out
-    tool.print_spelling(first, run)
-    printed = capsys.readouterr().out
-    assert "words   0.0% (0.0% to 56.1%)" in printed  # Wilson's interval of 0 of 3
+    assert "words   0.0% (0.0% to 56.1%)" in spelling_summary(first, run)  # Wilson's interval of 0 of 3
     for damaged in ('{"wor', "[]", '{"modes": []}'):
         (tmp_path / "metrics.json").write_text(damaged, encoding="utf-8")
-        assert tool.stored_metrics(tmp_path / "metrics.json", 3, "rapidocr", "") == {}
-    assert capsys.readouterr().out.count("is damaged; all is scored anew") == 3
+        assert stored_metrics(tmp_path / "metrics.json", 3, "rapidocr", "") == {}
+    assert capsys.readouterr().out.count("is damaged; all modes are scored again") == 3

@@ -12,7 +12,7 @@ from vlad.data.collate import collate
 from vlad.data.options import SyntheticOptions
 from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.data.signs import render_sign
-from vlad.eval.held_out_words.editing_score import replacements, score_editing
+from vlad.eval.held_out_words.editing_evaluation import replacements, score_editing
 from vlad.inference.load_pipeline import load_pipeline
 from vlad.layout.glyph_map import draw_glyph_map
 from vlad.layout.masks import touched_lines

@@ -46,3 +46,13 @@ def bootstrap_intervals(
 def _middle(values: list[float]) -> Interval:
     low, high = np.quantile(values, (0.025, 0.975))
     return float(low), float(high)
+
+
+def wilson_interval(right: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share (1927): inside 0..1 also for few strings."""
+    z = 1.959964
+    centre = (right + z * z / 2) / (count + z * z)
+    half = z / (count + z * z) * (right * (count - right) / count + z * z / 4) ** 0.5
+    # At 0 and at all of them one end is the share itself, whatever the rounding says.
+    low, high = centre - half, centre + half
+    return (0.0 if right == 0 else low), (1.0 if right == count else high)

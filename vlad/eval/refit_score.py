@@ -97,6 +97,22 @@ def score_refit(
     return RefitScore(count, lines, found / lines, matched / lines, overlaps / lines)
 
 
+def print_refit_scores(count: int) -> None:
+    """Prints the scores of about `count` layouts for each disturbance, kind by kind and together."""
+    each = -(-count // len(KINDS))
+    print(f"{each * len(KINDS)} layouts of 2 to 4 lines a disturbance, maps of 128 x 128: found, matched, mean IoU")
+    for disturbance in DISTURBANCES:
+        print(disturbance)
+        scores = [score_refit(each, (kind,), disturbance) for kind in KINDS]
+        lines = sum(score.lines for score in scores)
+        found, matched, iou = (
+            sum(getattr(score, name) * score.lines for score in scores) / lines for name in ("found", "matched", "iou")
+        )
+        for kind, score in zip(KINDS, scores, strict=True):
+            print(f"  {kind:26}{score.found:8.1%}{score.matched:8.1%}{score.iou:7.3f}")
+        print(f"  {'all':26}{found:8.1%}{matched:8.1%}{iou:7.3f}")
+
+
 def _box(centre: tuple[float, float], width: float, height: float, degrees: float) -> Polygon:
     angle = math.radians(degrees)
     along, down = np.array([math.cos(angle), math.sin(angle)]), np.array([-math.sin(angle), math.cos(angle)])

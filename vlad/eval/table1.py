@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from vlad.eval.benchmark.evaluator import Evaluation
+from vlad.eval.benchmark.prompt_files import read_prompt_files
 from vlad.eval.benchmark.run_benchmark import check_measures, check_target, run_benchmark
 from vlad.eval.generators.entries import Entry, load_entry, missing_model
 from vlad.eval.options import BenchmarkOptions
 from vlad.eval.protocols.protocol import Mode
+from vlad.metrics.ocr import build_ocr_engine
 from vlad.utils.errors import UserError, counted, did_you_mean
+from vlad.utils.paths import writable_directory
 
 PROTOCOL = "mario"
 # The table's columns: heading, field of Published, digits.
@@ -210,3 +213,21 @@ def write_table(rows: Sequence[Row], said: Sequence[str], out: Path) -> str:
         temporary.write_text(content, encoding="utf-8")
         temporary.replace(out / name)
     return text
+
+
+def evaluate_table1(
+    folder: Path, rows: Sequence[str], overrides: Sequence[str], options: BenchmarkOptions, out: Path
+) -> tuple[list[Row], str]:
+    """Scores the named rows (none: all) of a folder of entries and writes the table to OUT; the rows and its Markdown.
+
+    Raises UserError, before anything is generated, for what cannot be scored.
+    """
+    prompts = read_prompt_files(options.prompts)
+    entries = read_entries(folder, overrides)
+    for name in rows:
+        if name not in entries:
+            raise UserError(f"There is no row {name!r}.{did_you_mean(name, entries)} Rows: {', '.join(entries)}.")
+    out = writable_directory(out, "the table", needed_bytes=20_000_000)
+    scored = score_rows({name: entry for name, entry in entries.items() if name in (rows or entries)}, options, out)
+    lines = remarks(scored, options, build_ocr_engine(options.ocr.engine).name, len(prompts))
+    return scored, write_table(scored, lines, out)

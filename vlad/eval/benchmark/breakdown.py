@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vlad.data.lint.sample_statistics import bin_names, bin_of
 from vlad.data.shards.writer import script_of
+from vlad.eval.intervals import wilson_interval
 from vlad.eval.protocols.protocol import Reading
 from vlad.layout.polygons import quad_of
 from vlad.layout.reading_order import reading_order
@@ -193,13 +194,3 @@ def draw_breakdown(breakdown: Breakdown, path: Path) -> None:
     figure.legend(handles, names, fontsize=7, loc="upper left", ncols=2, frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def wilson_interval(right: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share (1927): inside 0..1 also for few strings."""
-    z = 1.959964
-    centre = (right + z * z / 2) / (count + z * z)
-    half = z / (count + z * z) * (right * (count - right) / count + z * z / 4) ** 0.5
-    # At 0 and at all of them one end is the share itself, whatever the rounding says.
-    low, high = centre - half, centre + half
-    return (0.0 if right == 0 else low), (1.0 if right == count else high)

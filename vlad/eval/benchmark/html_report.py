@@ -32,27 +32,6 @@ dt { color: #666; float: left; clear: left; width: 3.2rem; } dd { margin: 0 0 0 
 """
 
 
-def figure_text(value: float, low: float, high: float) -> str:
-    """A figure with its interval: .756 [.741, .770]."""
-    return f"{value:.4f} [{low:.4f}, {high:.4f}]"
-
-
-def text_table(found: Evaluation) -> str:
-    """The table for a terminal."""
-    lines = [f"{'protocol':14}{'metric':20}" + "".join(f"{mode:>28}" for mode in MODES)]
-    for protocol in found.protocols:
-        for metric in protocol.metrics:
-            figures = [found.values[protocol.name][mode].get(metric) for mode in MODES]
-            shown = "".join(f"{figure_text(*figure) if figure else '-':>28}" for figure in figures)
-            lines.append(f"{protocol.name:14}{metric:20}{shown}")
-    for score in found.fidelity:
-        figure = f"{score.value:.4f}"
-        if score.low is not None and score.high is not None:
-            figure = figure_text(score.value, score.low, score.high)
-        lines.append(f"{score.name:34}{figure:>28}  {score.protocol}")
-    return "\n".join(lines)
-
-
 def write_report(path: Path, found: Evaluation, title: str, rests_on: Sequence[tuple[str, str]]) -> None:
     """Writes the page: one file with its images in it, no scripts, nothing loaded from elsewhere; and the breakdown
     as breakdown.png beside it."""

@@ -1,56 +1,25 @@
-"""Images a second that OCR reads, and the words it reads in what a run draws in few steps."""
+"""OCR throughput: images a second, by one process and by one a core, and the memory they hold."""
 
 from __future__ import annotations
 
 import functools
 import multiprocessing
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from vlad.config.schema import Config
 from vlad.data.options import SyntheticOptions
-from vlad.data.signs import held_out_signs, render_sign
-from vlad.diffusion.solvers import SOLVERS
+from vlad.data.signs import render_sign
 from vlad.eval.benchmark.parallel_ocr import ImageFile, read_files
 from vlad.eval.options import OCROptions
-from vlad.metrics.ocr import build_ocr_engine, run_ocr
-from vlad.metrics.spelling import word_accuracy
 from vlad.profiling.measurement import add_photo_noise, private_megabytes, rate
 from vlad.types import Sample
-from vlad.utils.errors import UserError
 from vlad.utils.parallel import available_cores
 
-SOLVER_STEPS = (2, 4, 6, 10)
 
-
-def compare_solvers(config: Config, pipeline: Any, count: int, engine: str) -> None:
-    """Held-out words read in images of few steps, by solver that fits the run; both stages take as many steps."""
-    name = build_ocr_engine(engine).name
-    signs = held_out_signs(config.data.synthetic, count)
-    prompts, wanted = [sign.caption for sign in signs], [[line.text for line in sign.layout.lines] for sign in signs]
-    print(f"{count} held-out words, {name}; share read exactly, and ms an image")
-    print(f"{'':10}" + " ".join(f"{f'{steps} steps':>14}" for steps in SOLVER_STEPS))
-    for solver in SOLVERS:
-        try:
-            pipeline.use_solver(solver)
-        except UserError:  # for another objective
-            continue
-        cells = []
-        for steps in SOLVER_STEPS:
-            started = time.perf_counter()
-            images = [np.asarray(image) for image in pipeline(prompts, list(range(count)), steps=steps).images]
-            seconds = time.perf_counter() - started
-            right = word_accuracy(list(run_ocr(engine, images)), wanted)
-            cells.append(f"{right:7.1%} {1000 * seconds / count:4.0f}ms")
-        print(f"{solver:10}" + " ".join(f"{cell:>14}" for cell in cells), flush=True)
-
-
-def measure_reading(count: int, engine: str) -> None:
+def measure_ocr_speed(count: int, engine: str) -> None:
     """Images of 512 x 512 read a second, by one process and by one a core, and the memory they take.
 
     The images are rendered signs under noise; a process's start is part of its time, as it is in an evaluation.

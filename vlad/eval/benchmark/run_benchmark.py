@@ -23,6 +23,7 @@ from vlad.eval.benchmark.evaluator import (
 from vlad.eval.benchmark.html_report import write_report
 from vlad.eval.benchmark.image_sets import BenchmarkImage, check_generated, find_images, generate_images, images_folder
 from vlad.eval.benchmark.prompt_files import read_prompt_files
+from vlad.eval.benchmark.targets import default_out, is_entry, is_pipeline
 from vlad.eval.fidelity.fidelity_scores import check_encoders, score_fidelity
 from vlad.eval.fidelity.reference_images import references_of
 from vlad.eval.generators.entries import Entry, generator_of, load_entry, masked_box, missing_model
@@ -34,8 +35,6 @@ from vlad.metrics.ocr import build_ocr_engine
 from vlad.utils.errors import UserError
 from vlad.utils.locks import directory_lock
 from vlad.utils.paths import checked_path, writable_directory
-
-ENTRY_ENDINGS = (".yaml", ".yml")
 
 
 def run_benchmark(
@@ -118,25 +117,6 @@ def _check_draw_options(target: Path, entry: Entry | None, draw: GenerationOptio
         raise UserError(f"{option} is not for {target}, which has settings of its own; {instead}.")
     if not is_pipeline(target):
         raise UserError(f"{target} holds images that are made already, which {option} cannot change; leave it out.")
-
-
-def is_entry(target: Path) -> bool:
-    """Whether the target is an entry of configs/eval/ rather than a folder."""
-    return target.suffix in ENTRY_ENDINGS
-
-
-def is_pipeline(target: Path) -> bool:
-    """Whether the folder draws, rather than being one of images."""
-    names = ("model_index.json", "pipeline/model_index.json", "config.yaml")
-    return any((target / name).is_file() for name in names)
-
-
-def default_out(target: Path, prompts: Sequence[Path]) -> Path:
-    """Inside a run; beside the working directory's other evaluations for anything else."""
-    name = prompts[0].stem + (f"-and-{len(prompts) - 1}" if len(prompts) > 1 else "")
-    if (target / "config.yaml").is_file():
-        return target / "evaluation" / name
-    return Path("evaluations") / f"{target.resolve().stem if is_entry(target) else target.resolve().name}-{name}"
 
 
 @dataclass(frozen=True)

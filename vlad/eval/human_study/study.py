@@ -23,9 +23,10 @@ import numpy as np
 
 from vlad.eval.benchmark.image_sets import find_images
 from vlad.eval.benchmark.parallel_ocr import UNREADABLE, load_image
-from vlad.eval.options import Box
+from vlad.eval.options import WATERMARK, Box
 from vlad.eval.protocols.protocol import Wanted
 from vlad.utils.errors import UserError
+from vlad.utils.paths import writable_directory
 
 Kind = Literal["scores", "pairs"]
 # The paper's three questions (Table III), 1 to 5.
@@ -282,3 +283,24 @@ def check_rater(name: str) -> str:
 def _without_order(question: str) -> tuple[Any, ...]:
     prompt, *systems = json.loads(question)
     return prompt, *sorted(systems)
+
+
+def open_ratings(
+    kind: Kind,
+    systems: Mapping[str, Path],
+    prompts: Sequence[Wanted],
+    path: Path,
+    seed: int = 0,
+    watermarked: Sequence[str] = (),
+    must_exist: bool = False,
+) -> Ratings:
+    """The ratings in `path` of a study of some systems' images; the file is begun unless it `must_exist`.
+
+    `watermarked` names systems whose images carry DeepFloyd's watermark. Raises UserError for a study that cannot be
+    made, for a file of another one, and where there is none.
+    """
+    study = make_study(kind, systems, prompts, seed, dict.fromkeys(watermarked, WATERMARK))
+    if must_exist and not (path.is_file() and path.stat().st_size):
+        raise UserError(f"There are no ratings at {path}; name their file with --out.")
+    writable_directory(path.parent, "ratings", needed_bytes=1_000_000)
+    return Ratings(path, study)
