@@ -137,7 +137,7 @@ def test_options_that_only_fit_together_may_come_in_any_order(write: Callable[..
 
 def test_a_missing_file_is_told_with_where_to_look(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere.yaml", tmp_path):
-        with pytest.raises(UserError, match=rf"There is no config at {path}; see configs/"):
+        with pytest.raises(UserError, match=rf"There is no config at {path}; name a file, or one .*: align_tiny, "):
             load_config(path)
 
 

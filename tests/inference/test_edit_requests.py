@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sample import parser
+from vlad.cli.sample import SAMPLE
 from vlad.config.load import load_config
 from vlad.inference.edit_requests import read_edit
 from vlad.inference.input_images import read_image
@@ -21,7 +21,7 @@ REGION = "0.25,0.25,0.75,0.5"
 
 
 def call(*options: object) -> int:
-    return sample(parser().parse_args([str(option) for option in options]))
+    return sample(SAMPLE.parser().parse([str(option) for option in options]))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_words_come_from_lines_a_layout_or_the_prompt(shop: Path, tmp_path: Path
     def edit_of(*options: object) -> tuple[list[str] | None, str]:
         from vlad.inference.sampling import _edit
 
-        asked = _edit(parser().parse_args([str(option) for option in ("--edit", shop, *options)]), None)
+        asked = _edit(SAMPLE.parser().parse([str(option) for option in ("--edit", shop, *options)]), None)
         assert asked is not None
         return (None if asked.layout is None else [line.text for line in asked.layout.lines]), asked.prompt
 

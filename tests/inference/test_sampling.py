@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sample import parser
+from vlad.cli.sample import SAMPLE
 from vlad.inference.recipes import read_recipe
 from vlad.inference.sampling import parse_size, sample
 from vlad.utils.errors import UserError
@@ -18,7 +18,7 @@ BLUE_NAME, RED_NAME = "0000-a-blue-sign-that-says-house", "0001-a-red-sign-that-
 
 
 def call(*options: object) -> int:
-    return sample(parser().parse_args([str(option) for option in options]))
+    return sample(SAMPLE.parser().parse([str(option) for option in options]))
 
 
 def pixels(path: Path) -> bytes:

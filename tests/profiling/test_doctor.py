@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tool_fixtures import Call
 
+from vlad.cli.train import DOCTOR
 from vlad.config.load import load_config, save_config
 from vlad.config.schema import Config
 from vlad.data.options import SyntheticOptions
@@ -21,7 +22,6 @@ from vlad.profiling.doctor.checks import Examined, examine
 from vlad.profiling.doctor.findings import Finding, exit_code, table
 from vlad.profiling.training_throughput import StageFigures
 from vlad.training.checkpoint import checkpoint_path
-from vlad.utils.command_line import run_command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -219,17 +219,11 @@ def test_what_follows_from_a_failure_is_left_out(world: Path) -> None:
     assert "because of" in found["loader"].found
 
 
-def test_the_command_line(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    doctor = importlib.import_module("doctor")
-    monkeypatch.setattr("sys.argv", ["doctor.py", str(world / "config.yaml"), "data.batch_size=17"])
-    with pytest.raises(SystemExit) as ended:
-        run_command_line(doctor.main)
-    assert ended.value.code == 1
-    assert "fail shards" in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", ["doctor.py", str(world / "config.yaml"), "data.batchsize=4"])
-    with pytest.raises(SystemExit) as ended:
-        run_command_line(doctor.main)
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith("error: ")
+def test_the_command_line(world: Path, call_verb: Call) -> None:
+    code, printed, _ = call_verb(DOCTOR, world / "config.yaml", "data.batch_size=17")
+    assert code == 1
+    assert "fail shards" in printed
+    code, _, complaint = call_verb(DOCTOR, world / "config.yaml", "data.batchsize=4")
+    assert code == 2
+    assert complaint.startswith("error: ")
     assert not (world / "runs").exists()

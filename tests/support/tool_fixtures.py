@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 
+from vlad.cli.verb import Verb
 from vlad.utils.command_line import run_command_line
 
 Call = Callable[..., tuple[int | str | None, str, str]]
@@ -22,5 +23,19 @@ def call_tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
             run_command_line(module.main)
         said = capsys.readouterr()
         return ended.value.code, said.out, said.err
+
+    return call
+
+
+@pytest.fixture
+def call_verb(capsys: pytest.CaptureFixture[str]) -> Call:
+    """A verb, arguments -> exit code, what it printed to standard output, and to standard error."""
+
+    def call(verb: Verb, *arguments: object) -> tuple[int | str | None, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run_command_line(lambda: verb([*map(str, arguments)], f"vlad {verb.name}"))
+        printed = capsys.readouterr()
+        return ended.value.code, printed.out, printed.err
 
     return call

@@ -78,11 +78,10 @@ def train(config: Path, overrides: list[str], orders: Orders, environment: dict[
         stream.reconfigure(line_buffering=True)
         sys.argv = ["train.py", str(config), *overrides]
         _follow(orders)
-        from train import main
-        from vlad.utils.command_line import run_command_line
+        from vlad.cli.train import TRAIN
 
         try:
-            run_command_line(main)
+            TRAIN.run_script()
         except Exception:  # told, not passed over: a forked process would end without a word
             traceback.print_exc()
             sys.exit(1)

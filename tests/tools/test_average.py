@@ -1,13 +1,12 @@
 """The pipeline of a run with another average of its weights."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from vlad.cli.train import AVERAGE
 from vlad.config.load import load_config
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.training.build import build_pipeline, new_parts
@@ -25,17 +24,11 @@ refine: {unet: {block_channels: [32], heads: 2}}
 """
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["average.py", *arguments])
-    spec = importlib.util.spec_from_file_location("average", ROOT / "tools" / "average.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main()
+def call(*arguments: object) -> None:
+    AVERAGE([*map(str, arguments)])
 
 
-def test_another_average_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_average_is_published(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(CONFIG)
     config, run = load_config(tmp_path / "c.yaml"), tmp_path / "run"
     torch.manual_seed(0)
@@ -49,8 +42,8 @@ def test_another_average_is_published(tmp_path: Path, monkeypatch: pytest.Monkey
     save_file(doubled, run / "refine" / "averages" / "half-life-5.safetensors")
     save_file(names, snapshot_path(run / "refine", 10, 0.1))
 
-    call(monkeypatch, str(run), "refine", "--average", "half-life-5", "--out", str(tmp_path / "doubled"))
-    call(monkeypatch, str(run), "refine", "--width", "0.1", "--out", str(tmp_path / "same"))
+    call(str(run), "refine", "--average", "half-life-5", "--out", str(tmp_path / "doubled"))
+    call(str(run), "refine", "--width", "0.1", "--out", str(tmp_path / "same"))
     for out, factor in (("doubled", 2), ("same", 1)):
         written = VLADPipeline.from_pretrained(tmp_path / out)
         for name, value in parts.refine_unet.state_dict().items():
@@ -59,11 +52,11 @@ def test_another_average_is_published(tmp_path: Path, monkeypatch: pytest.Monkey
             assert torch.equal(written.composition.state_dict()[name], value)
 
     with pytest.raises(UserError, match=r"no average 'half-life-7' .* there are: half-life-5"):
-        call(monkeypatch, str(run), "refine", "--average", "half-life-7", "--out", str(tmp_path / "x"))
+        call(str(run), "refine", "--average", "half-life-7", "--out", str(tmp_path / "x"))
     with pytest.raises(UserError, match="no snapshots"):
-        call(monkeypatch, str(run), "layout", "--width", "0.1", "--out", str(tmp_path / "x"))
+        call(str(run), "layout", "--width", "0.1", "--out", str(tmp_path / "x"))
     with pytest.raises(UserError, match="own pipeline"):
-        call(monkeypatch, str(run), "refine", "--width", "0.1", "--out", str(run / "pipeline"))
+        call(str(run), "refine", "--width", "0.1", "--out", str(run / "pipeline"))
     save_file({"unet.nowhere": torch.ones(2)}, snapshot_path(run / "refine", 10, 0.1))
     with pytest.raises(UserError, match=r"does not fit.*unet\.nowhere"):
-        call(monkeypatch, str(run), "refine", "--width", "0.1", "--out", str(tmp_path / "x"))
+        call(str(run), "refine", "--width", "0.1", "--out", str(tmp_path / "x"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tool_fixtures import Call
 
+from vlad.cli.train import PLAN
 from vlad.config.load import load_config
 from vlad.config.schema import Config
 from vlad.config.training import OptimOptions
@@ -28,7 +29,6 @@ from vlad.training.memory_plan import (
     ways_to_fit,
 )
 from vlad.training.parts import Parts
-from vlad.utils.command_line import run_command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -154,21 +154,13 @@ def test_a_run_that_is_small_has_nothing_to_plan(adapted: World, monkeypatch: py
     assert start_line(config, parts, ["refine"]) is None
 
 
-def test_the_command_prints_a_table_a_stage_and_refuses_nonsense(
-    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    command = importlib.import_module("plan")
-    call = ["plan.py", str(ROOT / "configs" / "sd15.yaml"), f"stable_diffusion.path={model}", "lvlm.path=null"]
-    monkeypatch.setattr("sys.argv", [*call, "data.image_pixels=64", "--gpu-gb", "12"])
-    assert command.main() == 0
-    said = capsys.readouterr().out
-    assert said.count("as configured") == 2 and "which 'fits' counts" in said
-    monkeypatch.setattr("sys.argv", [*call, "--gpu-gb", "-3"])
-    with pytest.raises(SystemExit) as ended:
-        run_command_line(command.main)
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == "error: --gpu-gb must be a number of gigabytes above 0, not -3.\n"
+def test_the_command_prints_a_table_a_stage_and_refuses_nonsense(model: Path, call_verb: Call) -> None:
+    config = [str(ROOT / "configs" / "sd15.yaml"), f"stable_diffusion.path={model}", "lvlm.path=null"]
+    code, printed, _ = call_verb(PLAN, *config, "data.image_pixels=64", "--gpu-gb", "12")
+    assert code == 0
+    assert printed.count("as configured") == 2 and "which 'fits' counts" in printed
+    refused = "error: --gpu-gb must be a number of gigabytes above 0, not -3.\n"
+    assert call_verb(PLAN, *config, "--gpu-gb", "-3") == (2, "", refused)
 
 
 @pytest.mark.long

@@ -19,7 +19,7 @@ from vlad.config.schema import Config
 from vlad.lora.options import LoraOptions
 from vlad.models.options import StableDiffusionOptions
 from vlad.utils.errors import UserError, did_you_mean
-from vlad.utils.paths import existing_file
+from vlad.utils.paths import existing_file, is_file
 
 Options = TypeVar("Options")
 
@@ -36,14 +36,32 @@ OPTIONAL = {"lora": LoraOptions(), "stable_diffusion": StableDiffusionOptions("-
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
-    """Reads a config file and `key=value` overrides. Raises UserError with the place and the remedy."""
-    config = load_options(Config, path, overrides)
+    """Reads a config file and `key=value` overrides. Raises UserError with the place and the remedy.
+
+    A `path` where there is no file may be a bundled config's: `tiny`, `tiny.yaml`, `configs/tiny.yaml`.
+    """
+    config = load_options(Config, find_config(path), overrides)
     for name, value in _numbers(config):
         if not math.isfinite(value):
             raise UserError(f"{name} must be a finite number, not {value}.")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed must be from 0 to {2**32 - 1}, not {config.seed}.")
     return config
+
+
+def bundled_configs() -> Path:
+    """The folder of the configs that come with the code: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
+
+
+def find_config(path: Path | str) -> Path:
+    """The file that `path` means: itself, or a bundled config where there is no such file."""
+    path = Path(path)
+    if is_file(path) or path.parent not in (Path(), Path("configs")):
+        return path
+    bundled = bundled_configs() / f"{path.name.removesuffix('.yaml')}.yaml"
+    return bundled if bundled.is_file() else path
 
 
 def load_options(schema: type[Options], path: Path | str, overrides: Sequence[str] = ()) -> Options:
@@ -109,7 +127,8 @@ def _read_yaml(path: Path, heirs: tuple[Path, ...] = ()) -> DictConfig:
     """The file over the one that it inherits. `heirs` are the files that inherit this one."""
     if path.resolve() in heirs:
         raise UserError(f"{path} inherits itself; remove one `inherit` of the circle.")
-    existing_file(path, "config", "see configs/ for those that come with the code")
+    names = ", ".join(sorted(file.stem for file in bundled_configs().glob("*.yaml")))
+    existing_file(path, "config", f"name a file, or one that comes with vlad: {names}")
     try:
         loaded = OmegaConf.load(path)
     except Exception as error:  # yaml's own errors share no base class with OmegaConf's

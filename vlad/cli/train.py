@@ -1,0 +1,208 @@
+"""Verbs on the config of a run: train, plan, doctor, cache, average."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vlad.cli.verb import Verb
+from vlad.utils.command_line import OptionParser, given_command
+from vlad.utils.errors import UserError
+from vlad.utils.paths import checked_path, writable_directory
+
+
+def add_config(parser: OptionParser) -> None:
+    """The arguments of all verbs that take a run's config."""
+    parser.add_argument("config", help="a YAML file, a run's config.yaml, or the name of a bundled config such as tiny")
+    parser.add_overrides("options that replace the file's, anywhere on the line")
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from vlad.config.load import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    from vlad.training.launcher import started_by
+    from vlad.training.run import is_finished, next_command, run
+    from vlad.utils.distributed import is_main_process
+
+    if is_finished(config):
+        print(f"{config.directory} is finished; give name=... for a new run, or sample from it.")
+        return 0
+    result = run(config)
+    if not is_main_process():
+        return 0
+    if result.finished:
+        print(f"Finished: {result.directory}. Next: {next_command(config)}")
+    else:
+        launcher = started_by()
+        again = f"{launcher} command goes on." if launcher else f"command goes on: {given_command()}"
+        print(f"Stopped and saved. The same {again}")
+    return 0
+
+
+TRAIN = Verb(
+    "train",
+    "Trains every stage of a run in order; run it again to go on where it stopped.",
+    add_config,
+    _train,
+    "vlad train configs/tiny.yaml name=mine train.layout.steps=3000 trainer.devices=2",
+)
+
+
+def _add_plan_options(parser: OptionParser) -> None:
+    add_config(parser)
+    parser.add_argument(
+        "--gpu-gb", type=float, metavar="GB", help="memory of the GPU, in 10^9 bytes; left out: that of the one here"
+    )
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    if arguments.gpu_gb is not None and not 0 < arguments.gpu_gb < 1e6:
+        raise UserError(f"--gpu-gb must be a number of gigabytes above 0, not {arguments.gpu_gb:g}.")
+    from vlad.config.checks import check_config
+    from vlad.config.load import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    check_config(config)
+    from vlad.training.build import build_parts
+    from vlad.training.devices import sharding_ranks
+    from vlad.training.memory_plan import CONTEXT_BYTES, GB, device_bytes, is_packed, plan_table, ways_to_fit
+
+    if config.align_stage == "only":
+        raise UserError("align_stage: only trains no UNet; a plan is of the stages layout and refine.")
+    parts, config = build_parts(config)
+    if is_packed(parts):
+        raise UserError("lora.base_bits: leave it out here; the plan says what packing the base would bring.")
+    room = device_bytes() if arguments.gpu_gb is None else int(arguments.gpu_gb * GB)
+    for name in ["refine"] if parts.layout_unet is None else ["layout", "refine"]:
+        print(plan_table(ways_to_fit(config, parts, name, room, sharding_ranks(config)), room) + "\n")
+    counted = "; --gpu-gb SIZE says what fits" if room is None else ", which 'fits' counts"
+    print(
+        f"GB of 10^9 bytes, of each process. A GPU takes about {CONTEXT_BYTES / GB:.1f} more for itself (assumed)"
+        f"{counted}."
+    )
+
+
+PLAN = Verb(
+    "plan",
+    "Estimates the memory of each stage before a run starts, and lists what would make it fit.",
+    _add_plan_options,
+    _plan,
+    "vlad plan configs/sd15.yaml data.batch_size=4 --gpu-gb 12",
+)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from vlad.config.load import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    from vlad.profiling.doctor.checks import NAME_WIDTH, examine
+    from vlad.profiling.doctor.findings import exit_code, table
+    from vlad.utils.distributed import is_main_process
+
+    findings = []
+    for finding in examine(config):
+        findings.append(finding)
+        if is_main_process():  # at once: some of the checks take half a minute
+            print(table([finding], named=NAME_WIDTH), flush=True)
+    return exit_code(findings)
+
+
+DOCTOR = Verb(
+    "doctor",
+    "Checks machine, config and data before a long run. Exit code 1 where something fails.",
+    add_config,
+    _doctor,
+    "vlad doctor configs/tiny.yaml trainer.devices=2",
+)
+
+
+def _add_cache_options(parser: OptionParser) -> None:
+    add_config(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="the directory for the cached shards")
+
+
+def _cache(arguments: argparse.Namespace) -> None:
+    from vlad.config.load import load_config
+
+    if not arguments.out.strip() or "://" in arguments.out:
+        raise UserError(f"--out must name a directory of this machine for the cache, not {arguments.out!r}.")
+    out = checked_path(arguments.out, "--out")
+    config = load_config(arguments.config, arguments.overrides)
+
+    import torch
+    from tqdm import tqdm
+
+    from vlad.data.latent_cache.precompute import write_cache
+    from vlad.data.shard_sets import open_sets
+    from vlad.training.caching import cache_encoder, cache_fingerprint, cacheable_parts
+    from vlad.utils.locks import directory_lock
+
+    if config.data.mix:
+        raise UserError("data.mix: a cache is of one shard set; name it as data.shards.")
+    sets = open_sets(config.data.sets, config.data.fetch)
+    parts = cacheable_parts(config)
+    writable_directory(out, "a cache", needed_bytes=sets.samples * 10_000)
+    device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
+    encode = cache_encoder(config, parts, device)
+    fingerprint = cache_fingerprint(config, parts, sets)
+    with directory_lock(out, "a cache"), tqdm(total=sets.samples, desc="caching", unit="sample") as bar:
+        count = write_cache(
+            sets,
+            config.data.stream(config.seed),
+            encode,
+            out,
+            fingerprint,
+            bar.update,
+            out / "quarantine.jsonl",
+        )
+    print(f"{count} of {sets.samples} samples cached in {out}; train with data.cache={out}")
+
+
+CACHE = Verb(
+    "cache",
+    "Computes the outputs of frozen models for every sample: the autoencoder's latents, and a frozen LVLM's states.",
+    _add_cache_options,
+    _cache,
+    "vlad cache configs/tiny.yaml --out data/tiny_cache, then train with data.cache=data/tiny_cache",
+)
+
+
+def _add_average_options(parser: OptionParser) -> None:
+    parser.add_argument("run", help="the run directory")
+    parser.add_argument("stage", choices=("layout", "refine"))
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--width", type=float, help="sigma_rel, a share of the training: 0.05, 0.1, ...")
+    which.add_argument("--average", metavar="NAME", help="one of STAGE/averages, such as half-life-500")
+    parser.add_argument("--step", type=int, help="with --width: the step to average up to (default: the last one)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder of the new pipeline")
+
+
+def _average(arguments: argparse.Namespace) -> None:
+    from vlad.pipeline.folders import pipeline_folder
+    from vlad.training.averaged_pipeline import averaged_pipeline, stored_average
+    from vlad.training.posthoc_ema import reconstruct
+    from vlad.utils.hub import without_bars
+
+    stage = Path(arguments.run) / arguments.stage
+    folder = pipeline_folder(Path(arguments.run))
+    if folder.resolve() == Path(arguments.out).resolve():
+        raise UserError("--out must not be the run's own pipeline; name another folder.")
+    if arguments.average is not None:
+        average = stored_average(stage, arguments.average)
+    else:
+        average = reconstruct(stage, arguments.width, arguments.step)
+    pipeline = averaged_pipeline(folder, arguments.stage, average)
+    out = writable_directory(arguments.out, "the pipeline", needed_bytes=50_000_000)
+    with without_bars():
+        pipeline.save_pretrained(out)
+    print(f"Published in {out}. Next: vlad sample {out} --prompt '...'")
+
+
+AVERAGE = Verb(
+    "average",
+    "Publishes a finished run's pipeline with another average (EMA) of what a stage has trained.",
+    _add_average_options,
+    _average,
+    "vlad average runs/mine refine --width 0.1 --out runs/mine-0.1",
+)
