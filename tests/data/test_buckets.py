@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlad.data.buckets import Bucket, build_buckets, fit_to_bucket, nearest_bucket
+from vlad.data.buckets import Bucket, build_buckets, crop_to_bucket, nearest_bucket
 from vlad.layout.polygons import box_polygon
 from vlad.types import Layout, ObjectBox, Sample, TextLine
 from vlad.utils.errors import UserError
@@ -66,7 +66,7 @@ def test_polygons_move_with_their_images(width, height, corners, which):
     sample = sample_of(width, height, *boxes)
     buckets = build_buckets((48,), 3.0, 8)
     bucket = buckets[which % len(buckets)]
-    fitted = fit_to_bucket(sample, bucket)
+    fitted = crop_to_bucket(sample, bucket)
     assert fitted.image.shape == (bucket.height, bucket.width, 3)
     before = {line.text: line for line in sample.layout.lines}
     for line in fitted.layout.lines:
@@ -83,26 +83,26 @@ def test_polygons_move_with_their_images(width, height, corners, which):
 @pytest.mark.parametrize("start", [0.0, 0.3, 0.7])
 def test_the_crop_keeps_the_text_where_it_can(start):
     sample = sample_of(300, 100, (start, 0.2, start + 0.29, 0.8))
-    (line,) = fit_to_bucket(sample, Bucket(100, 100, 100)).layout.lines
+    (line,) = crop_to_bucket(sample, Bucket(100, 100, 100)).layout.lines
     assert line.valid
     assert min(x for x, _ in line.polygon) >= -1e-6
     assert max(x for x, _ in line.polygon) <= 1 + 1e-6
 
 
 def test_without_text_the_crop_stands_in_the_middle():
-    image = fit_to_bucket(sample_of(300, 100), Bucket(100, 100, 100)).image
+    image = crop_to_bucket(sample_of(300, 100), Bucket(100, 100, 100)).image
     assert image[50, 50, 0] == pytest.approx(125, abs=2)
 
 
 def test_a_line_that_is_cut_is_invalid_and_one_that_is_gone_is_left_out():
     sample = sample_of(400, 100, (0.30, 0.3, 0.5, 0.7), (0.45, 0.1, 0.75, 0.2), (0.9, 0.4, 0.99, 0.6))
-    lines = fit_to_bucket(sample, Bucket(100, 100, 100)).layout.lines
+    lines = crop_to_bucket(sample, Bucket(100, 100, 100)).layout.lines
     assert [(line.text, line.valid) for line in lines] == [("line 0", True), ("line 1", False)]
 
 
 def test_a_line_that_already_stood_past_the_edge_stays_as_it_was():
     sample = sample_of(100, 100, (-0.1, 0.3, 0.5, 0.7))
-    (line,) = fit_to_bucket(sample, Bucket(50, 50, 50)).layout.lines
+    (line,) = crop_to_bucket(sample, Bucket(50, 50, 50)).layout.lines
     assert line.valid
 
 
@@ -111,6 +111,6 @@ def test_boxes_of_objects_are_cut_at_the_edge():
         sample_of(200, 100),
         objects=(ObjectBox("a dog", (0.0, 0.0, 0.5, 1.0)), ObjectBox("a cat", (0.9, 0.0, 1.0, 1.0))),
     )
-    objects = fit_to_bucket(sample, Bucket(100, 100, 100)).objects
+    objects = crop_to_bucket(sample, Bucket(100, 100, 100)).objects
     assert [entry.phrase for entry in objects] == ["a dog"]
     assert objects[0].box == pytest.approx((0.0, 0.0, 0.5, 1.0))

@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from vlad.data.buckets import stretch_image
 from vlad.data.collate import collate
-from vlad.data.dataset import ShardBatches, first_samples, stretch_image
+from vlad.data.dataset import ShardBatches, first_samples
 from vlad.data.decoding import decode_sample, encode_sample
 from vlad.data.options import StreamOptions, SyntheticOptions
-from vlad.data.shard_sets import open_sets
+from vlad.data.shard_sets import check_enough_samples, open_sets
 from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.data.signs import render_sign
 from vlad.data.storage.retries import StorageError
@@ -277,14 +278,13 @@ def test_a_shard_that_is_cut_off_during_the_run_counts_as_bad_samples(tmp_path):
     assert "the shard is damaged" in quarantine.read_text()
 
 
-def test_too_few_samples_are_refused_at_the_door(shards, as_rank):
+def test_fewer_samples_than_a_batch_of_every_rank_are_refused(shards):
     sets = open_sets({str(shards): 1.0})
-    ShardBatches(sets, StreamOptions(batch_size=COUNT), batches=1)
+    check_enough_samples(sets, COUNT, 1)
     with pytest.raises(UserError, match="50 samples are too few for 1 rank x batches of 51"):
-        ShardBatches(sets, StreamOptions(batch_size=COUNT + 1), batches=1)
-    as_rank(0, 2)
+        check_enough_samples(sets, COUNT + 1, 1)
     with pytest.raises(UserError, match="at least 52"):
-        ShardBatches(sets, StreamOptions(batch_size=26), batches=1)
+        check_enough_samples(sets, 26, 2)
 
 
 def test_what_names_the_shards_stands_in_the_sentence(shards, tmp_path):

@@ -43,17 +43,17 @@ def test_a_rank_reads_few_shards_at_a_time():
 def test_a_mixture_is_the_same_read_from_anywhere(weights, first, count):
     orders = tuple(SetOrder((7, 20), 10, seed) for seed in range(len(weights)))
     mixture = MixedOrder(orders, tuple(weights), seed=1)
-    whole, part = mixture.places(0, first + count), mixture.places(first, count)
+    whole, part = mixture.samples(0, first + count), mixture.samples(first, count)
     assert part.sets.tolist() == whole.sets[first:].tolist()
     assert part.samples.tolist() == whole.samples[first:].tolist()
 
 
 def test_a_mixture_keeps_its_shares():
     orders = tuple(SetOrder((1000,), 10, seed) for seed in range(3))
-    places = MixedOrder(orders, (1.0, 2.0, 5.0), seed=1).places(0, 8 * MIXING_BLOCK)
-    assert np.bincount(places.sets).tolist() == [1000, 2000, 5000]
+    numbers = MixedOrder(orders, (1.0, 2.0, 5.0), seed=1).samples(0, 8 * MIXING_BLOCK)
+    assert np.bincount(numbers.sets).tolist() == [1000, 2000, 5000]
     for number in range(3):  # each set's own order, whole epochs
-        mine = places.samples[places.sets == number]
+        mine = numbers.samples[numbers.sets == number]
         assert sorted(mine[:1000].tolist()) == list(range(1000))
 
 

@@ -1,8 +1,8 @@
-"""Aspect-ratio buckets: the shapes that images are trained at, and how an image comes into its own.
+"""Aspect ratio buckets: the shapes of training images, and how an image is fitted to its bucket.
 
-    image size -> nearest bucket -> scaled to cover it -> cropped beside the text where that is possible
+    image size -> nearest bucket -> scaled to cover it -> cropped so that as much text as possible stays whole
 
-A batch holds images of one bucket. Sizes are (width, height) in pixels. Idea: NovelAI's aspect ratio bucketing.
+A batch holds images of one bucket. Sizes are (width, height) in pixels. After NovelAI's aspect ratio bucketing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vlad.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Bucket:
-    """A shape of training images, in pixels; `side` is that of the square of its resolution."""
+    """A shape of training images, in pixels; `side` is the side of the square of the same resolution."""
 
     width: int
     height: int
@@ -28,11 +28,10 @@ class Bucket:
 
 
 def build_buckets(sides: tuple[int, ...], max_aspect: float, step_pixels: int) -> tuple[Bucket, ...]:
-    """All shapes whose sides are multiples of `step_pixels` and whose area is that of a square of one of `sides`.
+    """All shapes, in multiples of `step_pixels`, of about the same area as a square of one of `sides`.
 
-    To each longer side the shorter one that comes closest to the area from below, up to `max_aspect` times as long
-    one way as the other; with `max_aspect` 1 the squares alone. Raises UserError for a side that is no multiple of
-    the step.
+    For each longer side, the shorter one that comes closest to the area from below, up to an aspect ratio of
+    `max_aspect`; with `max_aspect` 1 the squares alone. Raises UserError for a side that is no multiple of the step.
     """
     found: dict[Bucket, None] = {}
     for side in sides:
@@ -52,15 +51,15 @@ def build_buckets(sides: tuple[int, ...], max_aspect: float, step_pixels: int) -
 
 
 def nearest_bucket(buckets: tuple[Bucket, ...], width: int, height: int) -> int:
-    """The number of the bucket that an image is trained at."""
+    """The number of the bucket of an image."""
     return int(nearest_buckets(buckets, np.array([[width, height]]))[0])
 
 
 def nearest_buckets(buckets: tuple[Bucket, ...], sizes: np.ndarray) -> np.ndarray:
     """The same for many images: sizes N 2 (width, height) -> numbers N.
 
-    Each resolution has one bucket whose aspect is nearest to the image's; of these the largest that the image
-    covers without being enlarged is taken, or the smallest if it covers none.
+    Each resolution has one bucket of the nearest aspect ratio. Of these an image gets the largest that it covers
+    without being enlarged, or the smallest if it covers none.
     """
     shapes = np.array([(bucket.width, bucket.height) for bucket in buckets], dtype=np.float64)
     sides = np.array([bucket.side for bucket in buckets])
@@ -75,11 +74,24 @@ def nearest_buckets(buckets: tuple[Bucket, ...], sizes: np.ndarray) -> np.ndarra
     return chosen
 
 
-def fit_to_bucket(sample: Sample, bucket: Bucket) -> Sample:
-    """The sample scaled to cover the bucket and cropped to it, its polygons and boxes with it.
+def fit_sample(sample: Sample, bucket: Bucket, stretch: bool) -> Sample:
+    """The sample at the shape of its bucket: stretched to the square, or cropped."""
+    return stretch_image(sample, bucket.side) if stretch else crop_to_bucket(sample, bucket)
 
-    The crop stands where most text stays whole, and among such places nearest to the middle. A line that is cut
-    is marked as not valid, one that is gone is left out.
+
+def stretch_image(sample: Sample, side: int) -> Sample:
+    """The sample with its image resized to side x side (as AnyWord does); polygons are relative and stay."""
+    if sample.image.shape[:2] == (side, side):
+        return sample
+    image = Image.fromarray(sample.image).resize((side, side), Image.Resampling.LANCZOS, reducing_gap=2)
+    return replace(sample, image=np.asarray(image))
+
+
+def crop_to_bucket(sample: Sample, bucket: Bucket) -> Sample:
+    """The sample scaled to cover the bucket and cropped to it, its polygons and boxes too.
+
+    Of the crops that keep most text whole, the one nearest to the middle. A line that is cut off becomes invalid, one
+    that is gone is left out.
     """
     height, width = sample.image.shape[:2]
     scale = max(bucket.width / width, bucket.height / height)
@@ -96,12 +108,12 @@ def fit_to_bucket(sample: Sample, bucket: Bucket) -> Sample:
     if (scaled_width, scaled_height) == (bucket.width, bucket.height):
         return replace(sample, image=image)
 
-    def moved(x: float, y: float) -> tuple[float, float]:
+    def cropped(x: float, y: float) -> tuple[float, float]:
         return (x * scaled_width - left) / bucket.width, (y * scaled_height - top) / bucket.height
 
     lines = []
     for line in sample.layout.lines:
-        polygon = tuple(moved(x, y) for x, y in line.polygon)
+        polygon = tuple(cropped(x, y) for x, y in line.polygon)
         if all(_inside(point) for point in polygon):
             lines.append(replace(line, polygon=polygon))
         elif _touches(polygon):
@@ -109,13 +121,13 @@ def fit_to_bucket(sample: Sample, bucket: Bucket) -> Sample:
             lines.append(replace(line, polygon=polygon, valid=line.valid and not was_whole))
     objects = []
     for entry in sample.objects:
-        box = np.clip((*moved(*entry.box[:2]), *moved(*entry.box[2:])), 0.0, 1.0)
+        box = np.clip((*cropped(*entry.box[:2]), *cropped(*entry.box[2:])), 0.0, 1.0)
         if box[0] < box[2] and box[1] < box[3]:
             objects.append(ObjectBox(entry.phrase, tuple(float(value) for value in box)))  # type: ignore[arg-type]
     return replace(sample, image=image, layout=Layout(tuple(lines)), objects=tuple(objects))
 
 
-EDGE = 1e-6  # what rounding may put outside
+EDGE = 1e-6  # rounding errors
 
 
 def _inside(point: tuple[float, float]) -> bool:
@@ -128,21 +140,21 @@ def _touches(polygon: Polygon) -> bool:
 
 
 def _crop_start(layout: Layout, axis: int, scaled: int, kept: int) -> int:
-    """Where the crop of `kept` of `scaled` pixels begins along an axis (0 x, 1 y)."""
+    """The first of the `kept` pixels of `scaled` along an axis (0 x, 1 y)."""
     free = scaled - kept
     if free == 0:
         return 0
-    spans = []  # of the lines that can be kept whole, in scaled pixels, with what they weigh
+    spans = []  # of the lines that can be kept whole: first and last pixel, and the area as their weight
     for line in layout.lines:
         values = [point[axis] * scaled for point in line.polygon]
         if line.valid and max(values) - min(values) <= kept:
             spans.append((min(values), max(values), polygon_area(line.polygon)))
     middle = free // 2
-    # The best place is the middle, or one where some line just comes in at an end.
+    # The best start is the middle, or one at which a line just comes in at one end.
     edges = (number for low, high, _ in spans for number in (math.floor(low), math.ceil(high) - kept))
-    places = {middle, *(min(free, max(0, number)) for number in edges)}
+    starts = {middle, *(min(free, max(0, number)) for number in edges)}
 
     def whole_text(start: int) -> float:
         return sum(area for low, high, area in spans if start <= low + EDGE and high - EDGE <= start + kept)
 
-    return min(places, key=lambda start: (-whole_text(start), abs(start - middle), start))
+    return min(starts, key=lambda start: (-whole_text(start), abs(start - middle), start))

@@ -16,9 +16,9 @@ from vlad.types import Batch, CachedStates, Layout, Sample, TextStates
 
 
 def collate(samples: list[Sample], buffer: Buffer | None = None, images: torch.Tensor | None = None) -> Batch:
-    """A batch of samples of one shape, with their glyph maps, in the memory of a buffer (None: its own).
+    """A batch of samples of one shape, with their glyph maps, in a buffer (None: in memory of its own).
 
-    `images` (B H W 3, uint8): where they shall stand, and some may stand already, each in its row.
+    `images` (B H W 3, uint8) is the memory for the images, into which some may have been decoded already.
     """
     buffer = buffer or Buffer()
     height, width = samples[0].image.shape[:2]
@@ -34,7 +34,7 @@ def collate(samples: list[Sample], buffer: Buffer | None = None, images: torch.T
         captions=tuple(sample.caption for sample in samples),
         layouts=tuple(sample.layout for sample in samples),
         objects=tuple(sample.objects for sample in samples),
-        # In memory B H W 3, as they were decoded: nothing is copied, and convolutions like it.
+        # In memory B H W 3 (channels last), as they were decoded: nothing is copied, and convolutions like it.
         image_bytes=images.permute(0, 3, 1, 2),
         ink_bytes=ink[:, None],
         ignored=ignored_regions([sample.layout for sample in samples], width, height, buffer),
@@ -42,13 +42,13 @@ def collate(samples: list[Sample], buffer: Buffer | None = None, images: torch.T
 
 
 def collate_cached(samples: list[CachedSample], buffer: Buffer | None = None) -> Batch:
-    """A batch of cached samples of one shape, in the memory of a buffer (None: its own)."""
+    """A batch of cached samples of one shape, in a buffer (None: in memory of its own)."""
     buffer = buffer or Buffer()
     count, *shape = samples[0].latents.shape
     latents = buffer.empty(count, len(samples), *shape, dtype=torch.float16)  # 2|4 B C h w
     rows = latents.numpy()
     for row, sample in enumerate(samples):
-        assert sample.latents.shape == (count, *shape), "samples of one shape have states of one shape"
+        assert sample.latents.shape == (count, *shape), "samples of one shape have latents of one shape"
         rows[:, row] = sample.latents
     parts = latents.unbind()
     image, image_deviation, glyph, glyph_deviation = parts if count == 4 else (parts[0], None, parts[1], None)
@@ -67,7 +67,7 @@ def collate_cached(samples: list[CachedSample], buffer: Buffer | None = None) ->
 
 
 def ignored_regions(layouts: list[Layout], width: int, height: int, buffer: Buffer) -> Tensor | None:
-    """B 1 H W (bool): where nothing is to be learned; None where that is nowhere."""
+    """B 1 H W (bool), True where nothing is to be learned; None where that is nowhere."""
     if all(map(shows_all, layouts)):
         return None
     masks = buffer.empty(len(layouts), height, width, dtype=torch.bool)

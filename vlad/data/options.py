@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vlad.data.buckets import Bucket, build_buckets
 from vlad.data.words import known_words
 from vlad.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from vlad.data.buckets import Bucket
 
 MOST_RETRIES, DAY_SECONDS = 1000, 86400
 
@@ -82,10 +85,17 @@ class BatchOptions:
             raise UserError(f"data: bucket_step_pixels must be from 1 to {MOST_PIXELS}, not {self.bucket_step_pixels}.")
 
     @property
+    def stretches(self) -> bool:
+        """Whether images are stretched to squares, not cropped to aspect ratio buckets."""
+        return self.max_aspect == 1
+
+    @property
     def shapes(self) -> tuple[Bucket, ...]:
-        """The shapes that batches come in."""
+        """The shapes of batches."""
+        from vlad.data.buckets import Bucket, build_buckets  # it imports numpy and Pillow
+
         sides = self.resolutions or (self.image_pixels,)
-        if self.max_aspect == 1:
+        if self.stretches:
             return tuple(Bucket(side, side, side) for side in sorted(set(sides)))
         return build_buckets(sides, self.max_aspect, self.bucket_step_pixels)
 

@@ -20,33 +20,33 @@ class ShardSets:
 
     indexes: tuple[ShardIndex, ...]
     weights: tuple[float, ...] = (1.0,)
-    # Cached states (`states`) in place of images.
+    # Companion shards with cached states (`latent_cache`) in place of images.
     cached: bool = False
-    # What names the shards in the config, for messages.
+    # The option that names the shards, for messages.
     option: str = SHARDS_OPTION
-    # Which samples of each set are read (`choosing`), and what stands before its captions; empty: all, and nothing.
+    # The samples that are read of each set (`splits`), and the prefix of its captions; empty: all, and none.
     choices: tuple[np.ndarray | None, ...] = field(default=(), compare=False)
     prefixes: tuple[str, ...] = ()
 
     @property
     def samples(self) -> int:
-        """The number of samples that are read of all sets."""
+        """The number of samples that are read, of all sets together."""
         return sum(sum(self.counts(number)) for number in range(len(self.indexes)))
 
     def chosen(self, number: int) -> np.ndarray:
-        """The samples that are read of a set, by their numbers in it, in rising order (int64)."""
+        """The numbers of the samples that are read of a set, ascending (int64)."""
         choice = self.choices[number] if self.choices else None
         return np.arange(self.indexes[number].samples) if choice is None else choice
 
     def counts(self, number: int) -> tuple[int, ...]:
-        """How many samples are read of each shard of a set."""
+        """The number of samples that are read of each shard of a set."""
         if not self.choices or self.choices[number] is None:
             return self.indexes[number].counts
         ends = np.searchsorted(self.chosen(number), self.indexes[number].starts)
         return tuple(np.diff(ends).tolist())
 
-    def with_caption(self, number: int, sample: Sample) -> Sample:
-        """A sample of a set with the caption that it is trained with."""
+    def with_prefix(self, number: int, sample: Sample) -> Sample:
+        """A sample of a set with the set's prefix before its caption, unless the caption contains it."""
         prefix = self.prefixes[number] if self.prefixes else ""
         if not prefix or prefix in sample.caption:
             return sample
@@ -59,7 +59,7 @@ class ShardSets:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when what is read, or how it is mixed, changes."""
+        """Changes with what is read and how it is mixed."""
         whole = "/".join(
             f"{index.fingerprint}*{weight:g}" for index, weight in zip(self.indexes, self.weights, strict=True)
         )
@@ -72,9 +72,9 @@ class ShardSets:
 
 
 def open_sets(patterns: dict[str, float], fetch: FetchOptions | None = None, option: str | None = None) -> ShardSets:
-    """The shard sets of some patterns with their weights. Raises UserError like `index_shards`.
+    """The shard sets that patterns name, with their weights. Raises UserError like `index_shards`.
 
-    `option` is what names them in the config (None: data.shards, or data.mix where they are several).
+    `option` names them in messages (None: data.shards, or data.mix for several).
     """
     option = option or (SHARDS_OPTION if len(patterns) == 1 else "data.mix")
     total = sum(patterns.values())
@@ -90,7 +90,7 @@ def open_sets(patterns: dict[str, float], fetch: FetchOptions | None = None, opt
 
 
 def check_enough_samples(sets: ShardSets, batch_size: int, world_size: int) -> None:
-    """Raises UserError where some set holds fewer samples than a batch of every rank."""
+    """Raises UserError where a set holds fewer samples than one batch of every rank."""
     wanted = batch_size * world_size
     for number in range(len(sets.indexes)):
         count = sum(sets.counts(number))

@@ -1,6 +1,6 @@
-"""Which samples of a set are read, and how often: some held out and never trained on, the rest repeated.
+"""The training/held-out split, and what else changes which samples of a shard set are read: repeats, prefixes, mixing.
 
-A choice is the numbers (int64) of a set's samples in rising order, each as often as an epoch reads it.
+All of it is a choice of samples (`ShardSets.choices`): their numbers, ascending, each as often as an epoch reads it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from vlad.utils.errors import UserError
 
 
 def hold_out(sets: ShardSets, share: float, seed: int) -> tuple[ShardSets, ShardSets]:
-    """The samples to train on, and the `share` of each set (rounded, at least one) that is not; drawn from the seed.
+    """Splits every set at random by the seed: the samples to train on, and the `share` (at least one) held out.
 
-    The second holds only sets of which something is held out. Raises UserError where nothing would be left to train on.
+    Raises UserError where nothing would be left to train on.
     """
-    trained: list[np.ndarray] = []
-    held: list[np.ndarray] = []
+    training: list[np.ndarray] = []
+    held_out: list[np.ndarray] = []
     for number, index in enumerate(sets.indexes):
         count = max(1, round(share * index.samples))
         if count >= index.samples:
@@ -28,26 +28,27 @@ def hold_out(sets: ShardSets, share: float, seed: int) -> tuple[ShardSets, Shard
                 f"validation.share: {share:g} of {index.samples} images leaves none to train on; add images, or set"
                 " validation.share=0."
             )
-        drawn = np.random.default_rng(distributed.derived_seed(seed, "held out", number)).permutation(index.samples)
-        held.append(np.sort(drawn[:count]))
-        trained.append(np.sort(drawn[count:]))
-    return replace(sets, choices=tuple(trained)), replace(sets, choices=tuple(held))
+        rng = np.random.default_rng(distributed.derived_seed(seed, "held out", number))
+        shuffled = rng.permutation(index.samples)
+        held_out.append(np.sort(shuffled[:count]))
+        training.append(np.sort(shuffled[count:]))
+    return replace(sets, choices=tuple(training)), replace(sets, choices=tuple(held_out))
 
 
 def repeat_samples(sets: ShardSets, times: int) -> ShardSets:
-    """The same samples, each so many times an epoch: a set that is smaller than a batch fills it."""
+    """The same samples, each `times` times per epoch, so that a set smaller than a batch fills it."""
     if times == 1:
         return sets
     return replace(sets, choices=tuple(np.repeat(sets.chosen(number), times) for number in range(len(sets.indexes))))
 
 
 def prefix_captions(sets: ShardSets, prefix: str) -> ShardSets:
-    """The same samples, with `prefix` (a trigger word) in front of every caption that does not hold it already."""
+    """The same samples, with `prefix` (a trigger word) before every caption that does not contain it."""
     return replace(sets, prefixes=(prefix,) * len(sets.indexes))
 
 
 def mix_sets(first: ShardSets, second: ShardSets, share: float) -> ShardSets:
-    """Both together: of the samples that are read, `share` come from the second, the rest from the first."""
+    """Mixes two groups of sets: `share` of the samples that are read come from the second."""
     total_first, total_second = sum(first.weights), sum(second.weights)
 
     def choices(sets: ShardSets) -> tuple[np.ndarray | None, ...]:

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlad.data.buckets import nearest_bucket
+from vlad.data.buckets import fit_sample, nearest_bucket
 from vlad.data.collate import collate
-from vlad.data.dataset import SampleSource, fit_sample
+from vlad.data.dataset import SampleSource
 from vlad.data.decoding import decode_sample
 from vlad.data.latent_cache.format import encode_cached
 from vlad.data.options import StreamOptions
@@ -43,7 +43,7 @@ def data_fingerprint(sets: ShardSets, options: StreamOptions) -> Fingerprint:
         "cache_version": CACHE_VERSION,
         "shards": sets.fingerprint,
         "shapes": [[shape.width, shape.height] for shape in options.shapes],
-        "fit": "stretch" if options.max_aspect == 1 else "crop",
+        "fit": "stretch" if options.stretches else "crop",
         "fonts": optional_fonts_here(),
     }
 
@@ -151,7 +151,7 @@ def _encoded(
             on_progress(1)
             continue
         bucket = nearest_bucket(options.shapes, sample.image.shape[1], sample.image.shape[0])
-        waiting.setdefault(bucket, []).append((number, fit_sample(sample, options.shapes[bucket], options)))
+        waiting.setdefault(bucket, []).append((number, fit_sample(sample, options.shapes[bucket], options.stretches)))
         if len(waiting[bucket]) == options.batch_size:
             flush(bucket)
     for bucket in list(waiting):
