@@ -84,7 +84,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from vlad.config.load import load_config
-    from vlad.reports.image_grids import draw_curves
+    from vlad.reports.curves import draw_curves
 
     os.chdir(ROOT)
     config = load_config(arguments.config)
@@ -103,7 +103,7 @@ def main() -> None:
         drawn = ("sample.py", str(run), "--prompts", str(prompts), "--out", str(samples), "--seed", "1")
         seconds["samples"] = step(children, "sample", *drawn)
         seconds["scores"] = step(children, "score", "tools/evaluate.py", str(run))
-    draw_curves({stage: run / stage / "logs" for stage in STAGES}, run / "curves.png")
+    draw_curves({stage: run / stage for stage in STAGES}, run / "curves.png")
     print_summary(run, seconds, samples)
 
 

@@ -26,7 +26,7 @@ from vlad.inference.load_pipeline import load_pipeline
 from vlad.layout.polygons import box_polygon
 from vlad.lora.adapter_files import adapter_metadata
 from vlad.pipeline.vlad_pipeline import VLADPipeline
-from vlad.reports.run_report import read_curves
+from vlad.reports.curves import read_curves
 from vlad.training.run import is_finished, run
 from vlad.training.stages import contrast
 from vlad.types import Layout, TextLine

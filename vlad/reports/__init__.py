@@ -1,1 +1,1 @@
-"""Images and pages for people: image grids, training curves, a run's HTML report."""
+"""Reports on a run: image grids, training curves, the HTML page, the list of starts."""

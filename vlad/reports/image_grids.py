@@ -1,18 +1,16 @@
-"""Images for people: layouts drawn over images, grids with prompts, curves."""
+"""Grids of captioned images, and layouts rendered or drawn over images."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from vlad.layout.fonts import load_font
 from vlad.layout.glyph_map import draw_glyph_map
-from vlad.reports.curve_files import whole_rows
 from vlad.types import Layout
 
 LINE_COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080")
@@ -73,28 +71,3 @@ def sample_grid(rows: Sequence[GridRow], heads: Sequence[str], cell_pixels: int 
         caption = "\n".join(textwrap.wrap(row.caption, width_characters)[:2])
         canvas.multiline_text((left, top + cell_pixels + 2), caption, fill="black", font=font, spacing=2)
     return grid
-
-
-def draw_curves(logs: dict[str, Path], path: Path) -> None:
-    """The losses of every stage over its steps, as one image, from its folder of CSV logs (one a start)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, len(logs), figsize=(4.5 * len(logs), 3.2), squeeze=False)
-    for axis, (stage, log) in zip(axes[0], logs.items(), strict=True):
-        records: list[dict[str, str]] = []
-        for part in sorted(log.glob("*/metrics.csv")):
-            records += whole_rows(part)
-        for name in [key for key in (records[0] if records else {}) if key not in ("epoch", "step", "loss")]:
-            points = [(int(r["step"]), float(r[name])) for r in records if r.get(name)]
-            if points and any(value > 0 for _, value in points):
-                steps, values = zip(*points, strict=True)
-                axis.plot(steps, values, label=name, linewidth=1)
-        axis.set(title=stage, xlabel="step", yscale="log")
-        axis.legend()
-        axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

@@ -44,7 +44,8 @@ from vlad.lora.merge import merged_copy
 from vlad.models.attention import set_attention
 from vlad.models.autoencoder import PatchAutoencoder
 from vlad.pipeline.folders import ALIGNMENT_FILE
-from vlad.reports.run_report import changes_since_last_start, record_start, write_run_page
+from vlad.reports.run_report import write_run_report
+from vlad.reports.starts import changes_since_last_start, record_start
 from vlad.training.add_adapters import adaptable, kept_adapters
 from vlad.training.build import (
     TEXT,
@@ -144,7 +145,7 @@ def _run(config: Config, data: RunData, directory: Path) -> RunResult:
     if distributed.is_main_process():
         with failures_reported(f"{config.name}:", directory):
             _publish_run(config, parts)
-            write_run_page(directory)
+            write_run_report(directory)
     return RunResult(directory, finished=True)
 
 

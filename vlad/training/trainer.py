@@ -16,7 +16,7 @@ from torch import nn
 from vlad.config.schema import Config
 from vlad.config.training import OptimOptions
 from vlad.lora.inject import has_adapter
-from vlad.reports.run_report import write_run_page
+from vlad.reports.run_report import write_run_report
 from vlad.training.callbacks.adapter_saves import AdapterSaves
 from vlad.training.callbacks.checkpointing import Checkpoints, CheckpointWriter
 from vlad.training.callbacks.ema import ExponentialAverage
@@ -126,7 +126,7 @@ def build_trainer(
         )
         callbacks.append(saves)
     callbacks.append(Watch(options.log_every_steps, images_per_step))
-    callbacks.append(RefreshReport(options.sample_every_steps, lambda: write_run_page(config.directory)))
+    callbacks.append(RefreshReport(options.sample_every_steps, lambda: write_run_report(config.directory)))
     callbacks += [saving, RankWatch(config.directory, writer.wait)]
     start = f"from-{begins_at.stem}" if begins_at is not None else "from-step-00000000"
     trainer = L.Trainer(
