@@ -7,13 +7,13 @@ from PIL import Image
 
 from vlad.eval.benchmark.breakdown import Breakdown, case_of, draw_breakdown, height_share, strings_read
 from vlad.eval.intervals import wilson_interval
-from vlad.eval.protocols.protocol import Reading
+from vlad.eval.protocols.protocol import OCRResult
 from vlad.layout.polygons import box_polygon
 from vlad.types import TextLine
 
 
-def reading(*lines: str) -> Reading:
-    return Reading(tuple(TextLine(text, box_polygon(0, 0.1 * i, 1, 0.1 * i + 0.08)) for i, text in enumerate(lines)))
+def reading(*lines: str) -> OCRResult:
+    return OCRResult(tuple(TextLine(text, box_polygon(0, 0.1 * i, 1, 0.1 * i + 0.08)) for i, text in enumerate(lines)))
 
 
 @pytest.mark.parametrize(

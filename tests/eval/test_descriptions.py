@@ -3,7 +3,7 @@
 import pytest
 
 from vlad.eval.description_round_trip import confirmed, facts_of, matrix_of, summed_up
-from vlad.eval.protocols.protocol import Term
+from vlad.eval.protocols.protocol import MetricTerm
 
 PROMPT = 'Two red cups to the left of a blue plate, with a sign that says "HOT TEA"'
 
@@ -49,14 +49,14 @@ def test_a_bag_of_the_same_words_confirms_nothing_that_is_bound() -> None:
     swapped = "three blue cups below two red plates"
     assert sorted(prompt.replace("above", "below").split()) == sorted(swapped.split())
     terms = confirmed(prompt, (), swapped)
-    assert terms["objects"] == Term(2, 2)
+    assert terms["objects"] == MetricTerm(2, 2)
     assert [terms[kind].amount for kind in ("colours", "counts", "relations")] == [0, 0, 0]
     assert all(term.amount == term.of for term in confirmed(prompt, (), prompt).values())
 
 
 def test_strings_are_whole_words_whatever_their_case() -> None:
     terms = confirmed("x", ("HOT TEA", "50% OFF!", "ART"), 'It reads "hot tea", and "50% off". A party.')
-    assert terms["strings"] == Term(2, 3)
+    assert terms["strings"] == MetricTerm(2, 3)
     assert "strings" not in confirmed("a cup", (), "a cup")
 
 

@@ -19,11 +19,11 @@ from vlad.eval.benchmark import parallel_ocr as reading_files
 from vlad.eval.benchmark.evaluator import choose_protocols, evaluate, metrics_json
 from vlad.eval.benchmark.html_report import text_table, write_report
 from vlad.eval.benchmark.image_sets import BenchmarkImage, check_generated, find_images, generate_images, image_seed
-from vlad.eval.benchmark.parallel_ocr import ImageFile, load_image, read_files
+from vlad.eval.benchmark.parallel_ocr import ImageFile, load_image, ocr_images
 from vlad.eval.benchmark.prompt_files import quoted
 from vlad.eval.options import OCROptions
 from vlad.eval.protocols import PROTOCOLS
-from vlad.eval.protocols.protocol import Wanted
+from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.layout.line_crops import crop_line
 from vlad.layout.polygons import box_polygon
 from vlad.metrics.ocr import default_enlarge_factor
@@ -32,7 +32,7 @@ from vlad.utils.errors import UserError
 
 SIGNS = [render_sign(SyntheticOptions(seed=4, ground_share=0.0), index, held_out_words()) for index in range(6)]
 PROMPTS = [
-    Wanted(str(number), sign.caption, quoted(sign.caption), sign.layout.lines, "ab"[number % 2])
+    BenchmarkPrompt(str(number), sign.caption, quoted(sign.caption), sign.layout.lines, "ab"[number % 2])
     for number, sign in enumerate(SIGNS)
 ]
 ONE = OCROptions(workers=1)
@@ -51,13 +51,13 @@ class Painter:
     def settings(self) -> dict[str, Any]:
         return {"steps": self.steps}
 
-    def refusal(self, wanted: Wanted, layout: Layout | None) -> str | None:
-        return "too long" if len(wanted.prompt) > 200 else None
+    def refusal(self, prompt: BenchmarkPrompt, layout: Layout | None) -> str | None:
+        return "too long" if len(prompt.text) > 200 else None
 
     def generate(
-        self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
+        self, prompts: Sequence[BenchmarkPrompt], seeds: Sequence[int], layouts: Sequence[Layout] | None
     ) -> list[tuple[Image.Image, Layout | None]]:
-        self.drawn += [(wanted.key, seed) for wanted, seed in zip(prompts, seeds, strict=True)]
+        self.drawn += [(prompt.key, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         return [(Image.fromarray(SIGNS[int(w.key)].image), SIGNS[int(w.key)].layout) for w in prompts]
 
 
@@ -78,7 +78,7 @@ def test_true_images_score_full_marks_by_every_protocol(folder: Path, tmp_path: 
     assert (found.prompts, found.images, found.is_partial, found.sizes) == (6, 6, False, {(64, 64)})
     for name, modes in found.values.items():
         for metric, (value, low, high) in modes["corrected"].items():
-            best = 0 if metric in PROTOCOLS[name].falling else 1
+            best = 0 if metric in PROTOCOLS[name].lower_is_better else 1
             assert value == pytest.approx(best, abs=0.05), (name, metric)
             assert low <= value <= high
     # Strict MARIO-Eval takes straight single marks alone: of these prompts none asks for anything.
@@ -156,7 +156,7 @@ def test_processes_read_what_one_does(folder: Path, tmp_path: Path) -> None:
         ]
         return [*found, ImageFile(folder / "none.png", tmp_path / name / "none.json")]
 
-    alone = list(read_files(files("one"), ONE))
+    alone = list(ocr_images(files("one"), ONE))
     several = files("two")
 
     def drawn() -> Iterator[ImageFile]:
@@ -166,7 +166,7 @@ def test_processes_read_what_one_does(folder: Path, tmp_path: Path) -> None:
             time.sleep(0.05)
         yield from several[1:]
 
-    assert list(read_files(drawn(), OCROptions(workers=2))) == alone
+    assert list(ocr_images(drawn(), OCROptions(workers=2))) == alone
     assert alone[-1].fault and not alone[0].fault
     assert [reading.reading.crops for reading in alone[:2]] == [(SIGNS[n].layout.lines[0].text,) for n in range(2)]
 
@@ -181,13 +181,13 @@ def test_few_images_are_taken_ahead_of_the_readings(tmp_path: Path) -> None:
             taken += 1
             yield ImageFile(tmp_path / "a.png", tmp_path / f"{number}.json")
 
-    ahead = [taken - done for done, _ in enumerate(read_files(images(), OCROptions(workers=2)), start=1)]
+    ahead = [taken - done for done, _ in enumerate(ocr_images(images(), OCROptions(workers=2)), start=1)]
     assert len(ahead) == 14
     assert max(ahead) <= 8
 
 
 def test_images_are_drawn_once_and_go_on_where_they_stopped(tmp_path: Path) -> None:
-    def drawn(painter: Painter, prompts: Sequence[Wanted] = PROMPTS, seed: int = 0) -> list[BenchmarkImage]:
+    def drawn(painter: Painter, prompts: Sequence[BenchmarkPrompt] = PROMPTS, seed: int = 0) -> list[BenchmarkImage]:
         return list(generate_images(painter, prompts, 2, seed, False, tmp_path))
 
     stopped = Painter()
@@ -206,7 +206,7 @@ def test_images_are_drawn_once_and_go_on_where_they_stopped(tmp_path: Path) -> N
     assert len({seed for _, seed in (*stopped.drawn, *later.drawn)}) == 12
     assert ("0", image_seed(0, "0", 1)) in later.drawn
     # The layout beside the image says how high its letters are.
-    bare = Wanted("0", PROMPTS[0].prompt, PROMPTS[0].strings)
+    bare = BenchmarkPrompt("0", PROMPTS[0].prompt, PROMPTS[0].strings)
     beside = BenchmarkImage(bare, 0, tmp_path / "images" / "0_0.png").polygons()
     assert np.allclose(beside[0], SIGNS[0].layout.lines[0].polygon, atol=1e-4)
     with pytest.raises(UserError, match=r"drawn in another way \(steps 1, now 2\); name another folder"):
@@ -216,7 +216,9 @@ def test_images_are_drawn_once_and_go_on_where_they_stopped(tmp_path: Path) -> N
 
 
 def test_images_of_another_prompt_are_not_scored_for_the_one_that_has_its_id_now(tmp_path: Path) -> None:
-    def drawn(prompts: Sequence[Wanted], use_layouts: bool = False, out: Path = tmp_path) -> list[tuple[str, int]]:
+    def drawn(
+        prompts: Sequence[BenchmarkPrompt], use_layouts: bool = False, out: Path = tmp_path
+    ) -> list[tuple[str, int]]:
         painter = Painter()
         list(generate_images(painter, prompts, 1, 0, use_layouts, out))
         return painter.drawn
@@ -237,10 +239,10 @@ def test_images_of_another_prompt_are_not_scored_for_the_one_that_has_its_id_now
 
 
 def test_prompts_that_ask_for_nothing_are_scored_where_that_is_defined(tmp_path: Path) -> None:
-    prompts = [Wanted("0", "a cat", ()), Wanted("1", "a dog", ())]
+    prompts = [BenchmarkPrompt("0", "a cat", ()), BenchmarkPrompt("1", "a dog", ())]
     (tmp_path / "made").mkdir()
-    for wanted in prompts:
-        Image.new("RGB", (32, 32)).save(tmp_path / "made" / f"{wanted.key}.png")
+    for prompt in prompts:
+        Image.new("RGB", (32, 32)).save(tmp_path / "made" / f"{prompt.key}.png")
     protocols, _ = choose_protocols("all", prompts, polygons_hold=False)
     found = evaluate(find_images(tmp_path / "made", prompts, None), protocols, ONE, tmp_path)
     # The published scorer counts a blank image as right here: a figure that nobody should take for a score.
@@ -251,10 +253,10 @@ def test_prompts_that_ask_for_nothing_are_scored_where_that_is_defined(tmp_path:
 
 
 def test_one_prompt_that_asks_is_enough_for_the_strict_figures_of_all(tmp_path: Path) -> None:
-    prompts = [Wanted("0", "a cat", ()), Wanted("1", "a sign 'A'", ("A",), subset="other")]
+    prompts = [BenchmarkPrompt("0", "a cat", ()), BenchmarkPrompt("1", "a sign 'A'", ("A",), subset="other")]
     (tmp_path / "made").mkdir()
-    for wanted in prompts:
-        Image.new("RGB", (32, 32)).save(tmp_path / "made" / f"{wanted.key}.png")
+    for prompt in prompts:
+        Image.new("RGB", (32, 32)).save(tmp_path / "made" / f"{prompt.key}.png")
     protocols, _ = choose_protocols("mario", prompts, polygons_hold=False)
     found = evaluate(find_images(tmp_path / "made", prompts, None), protocols, ONE, tmp_path)
     assert found.values["mario"]["strict"]["accuracy"][0] == 0.5 and "mario, strict" not in found.left_out
@@ -266,11 +268,11 @@ def test_one_prompt_that_asks_is_enough_for_the_strict_figures_of_all(tmp_path: 
 def test_damaged_records_of_what_was_drawn_are_told(name: str, damaged: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(damaged, encoding="utf-8")
     with pytest.raises(UserError, match=rf"{name} is damaged .* remove"):
-        check_generated(Painter(), [Wanted("0", "a cat", ())], 0, False, tmp_path)
+        check_generated(Painter(), [BenchmarkPrompt("0", "a cat", ())], 0, False, tmp_path)
 
 
 def test_prompts_that_cannot_be_drawn_are_missing_with_the_reason(tmp_path: Path) -> None:
-    prompts = [PROMPTS[0], Wanted("x", "long " * 50, ("long",)), PROMPTS[1]]
+    prompts = [PROMPTS[0], BenchmarkPrompt("x", "long " * 50, ("long",)), PROMPTS[1]]
     images = generate_images(Painter(), prompts, 1, 0, False, tmp_path)
     found = evaluate(images, [PROTOCOLS["mario"]], ONE, tmp_path)
     assert found.missing == ["x_0: too long"]
@@ -284,17 +286,19 @@ def test_images_are_found_by_name_by_index_and_in_subsets_folders(tmp_path: Path
             (tmp_path / name).write_bytes(b"")
         return tmp_path
 
-    def names(folder: Path, prompts: Sequence[Wanted], per_prompt: int | None = None) -> list[tuple[str, str | None]]:
+    def names(
+        folder: Path, prompts: Sequence[BenchmarkPrompt], per_prompt: int | None = None
+    ) -> list[tuple[str, str | None]]:
         found = find_images(folder, prompts, per_prompt)
         return [(p.name, None if p.path is None else str(p.path.relative_to(folder))) for p in found]
 
-    a, b = Wanted("cat_1", "a cat", ()), Wanted("b", "a dog", ())
+    a, b = BenchmarkPrompt("cat_1", "a cat", ()), BenchmarkPrompt("b", "a dog", ())
     touch("cat_1.png", "b_1.jpg", "b_2.png", "other.png", "b_2.txt")
     # A prompt that has fewer than another has holes, unless fewer are asked for.
     own = [("cat_1_0", "cat_1.png"), ("cat_1_1", None), ("b_1", "b_1.jpg"), ("b_2", "b_2.png")]
     assert names(tmp_path, [a, b]) == names(tmp_path, [a, b], 2) == own
     assert names(tmp_path, [a, b], 1) == [own[0], own[2]]
-    assert names(tmp_path, [a, b, Wanted("c", "", ())])[-2:] == [("c_0", None), ("c_1", None)]
+    assert names(tmp_path, [a, b, BenchmarkPrompt("c", "", ())])[-2:] == [("c_0", None), ("c_1", None)]
     assert names(tmp_path, [b], 1) == [("b_1", "b_1.jpg")]
 
     (tmp_path / "index.jsonl").write_text(
@@ -304,7 +308,7 @@ def test_images_are_found_by_name_by_index_and_in_subsets_folders(tmp_path: Path
     )
     assert names(tmp_path, [a, b], 2)[::2] == [("cat_1_5", "cat_1.png"), ("b_0", "other.png")]
     # Two ids of one prompt share its images.
-    twins = [b, Wanted("b2", "a dog", ())]
+    twins = [b, BenchmarkPrompt("b2", "a dog", ())]
     assert names(tmp_path, twins) == [("b_0", "other.png"), ("b2_0", "b_1.jpg")]
     lines = [{"image": f"{name}.jpg", "prompt": "a dog", "seed": seed} for name, seed in (("b_1", 3), ("b_2", 4))]
     (tmp_path / "index.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
@@ -314,12 +318,12 @@ def test_images_are_found_by_name_by_index_and_in_subsets_folders(tmp_path: Path
         find_images(tmp_path, [b], None)
     (tmp_path / "index.jsonl").unlink()
     with pytest.raises(UserError, match=r"name them zzz.png or zzz_0.png"):
-        find_images(tmp_path, [Wanted("zzz", "", ())], None)
+        find_images(tmp_path, [BenchmarkPrompt("zzz", "", ())], None)
 
-    mario = [Wanted("TMDB-0", "", (), subset="TMDB"), Wanted("Draw-0", "", (), subset="Draw")]
+    mario = [BenchmarkPrompt("TMDB-0", "", (), subset="TMDB"), BenchmarkPrompt("Draw-0", "", (), subset="Draw")]
     touch("TMDB/images_0/0_0.jpg", "Draw/images_1/0_1.jpg")
     assert names(tmp_path, mario) == [("TMDB-0_0", "TMDB/images_0/0_0.jpg"), ("Draw-0_1", "Draw/images_1/0_1.jpg")]
-    cvtg = [Wanted(f"{name}-2-7", "", (), subset=f"{name}-2") for name in ("CVTG", "CVTG-Style")]
+    cvtg = [BenchmarkPrompt(f"{name}-2-7", "", (), subset=f"{name}-2") for name in ("CVTG", "CVTG-Style")]
     touch("made/CVTG/2/7.png", "made/CVTG-Style/2/7.png")
     assert names(tmp_path / "made", cvtg) == [
         ("CVTG-2-7_0", "CVTG/2/7.png"),
@@ -330,7 +334,7 @@ def test_images_are_found_by_name_by_index_and_in_subsets_folders(tmp_path: Path
 
 
 def test_protocols_are_chosen_by_what_the_prompts_have() -> None:
-    bare = [Wanted("0", "a cat 'A'", ("A",))]
+    bare = [BenchmarkPrompt("0", "a cat 'A'", ("A",))]
     with pytest.raises(UserError, match="anytext reads each line in its polygon, and the prompt file has none"):
         choose_protocols("anytext", bare, True)
     with pytest.raises(UserError, match=r"in its polygon, and 1 of 7 prompts have none, 'x' first"):
@@ -341,7 +345,7 @@ def test_protocols_are_chosen_by_what_the_prompts_have() -> None:
     with pytest.raises(UserError, match="add --use-layouts"):
         choose_protocols("anytext", PROMPTS, False)
     with pytest.raises(UserError, match="put them in quotation marks"):
-        choose_protocols("cvtg", [Wanted("0", "a cat", ())], True)
+        choose_protocols("cvtg", [BenchmarkPrompt("0", "a cat", ())], True)
 
 
 def test_transparent_images_are_seen_on_white(tmp_path: Path) -> None:

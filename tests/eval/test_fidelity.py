@@ -27,7 +27,7 @@ from vlad.eval.fidelity.fidelity_scores import (
     score_fidelity,
 )
 from vlad.eval.fidelity.reference_images import references_of
-from vlad.eval.protocols.protocol import Wanted
+from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.models.metric_encoders import CLIPEncoder, VisionEncoder
 from vlad.utils.errors import UserError
 
@@ -176,13 +176,14 @@ def test_a_clips_folder_is_an_encoder_of_texts_and_images(clip: Path) -> None:
 def test_every_score_tells_what_it_rests_on_or_what_is_missing(clip: Path, tmp_path: Path) -> None:
     drawn, real = paint(tmp_path / "drawn", 1, 6), paint(tmp_path / "real", 0, 6)
     images = [
-        BenchmarkImage(Wanted(str(n), "a cat", (), reference=str(real[n])), 0, path) for n, path in enumerate(drawn)
+        BenchmarkImage(BenchmarkPrompt(str(n), "a cat", (), reference=str(real[n])), 0, path)
+        for n, path in enumerate(drawn)
     ]
     torch.manual_seed(0)
     dino = tmp_path / "dinov2-tiny"
     config = Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=14, patch_size=7)
     Dinov2Model(config).save_pretrained(dino)
-    references = references_of([image.wanted for image in images])
+    references = references_of([image.prompt for image in images])
     scores, left_out = score_fidelity(images, ["mario", "cvtg"], clip.parent, [dino], references)
     assert [score.name for score in scores] == ["CLIPScore", "FID", "KID"]
     assert scores[0].protocol == "clip-vit-base-patch32, prefix 'A photo depicts', scale 1, 6 images"
@@ -195,10 +196,10 @@ def test_every_score_tells_what_it_rests_on_or_what_is_missing(clip: Path, tmp_p
     assert torch.allclose(encoder.features([np.asarray(Image.open(drawn[0]))]), first, atol=1e-6)
     assert "put the folder of openai/clip-vit-large-patch14 (hf download) at" in left_out["clip score, cvtg"]
     assert f"put {INCEPTION} (from NVIDIA's stylegan3 metrics) at {clip.parent / INCEPTION}" in left_out["fid"]
-    bare = [BenchmarkImage(Wanted("0", "a cat", ()), 0, drawn[0])]
+    bare = [BenchmarkImage(BenchmarkPrompt("0", "a cat", ()), 0, drawn[0])]
     assert "names none as reference" in score_fidelity(bare, [], tmp_path, [])[1]["fid"]
     # Prompts without references take no part, and what is broken costs FID alone.
-    more = [*images, BenchmarkImage(Wanted("x", "a dog", ()), 0, paint(tmp_path / "more", 3, 1, 70)[0])]
+    more = [*images, BenchmarkImage(BenchmarkPrompt("x", "a dog", ()), 0, paint(tmp_path / "more", 3, 1, 70)[0])]
     again, _ = score_fidelity(more, ["mario"], clip.parent, [dino], references)
     assert (again[1].value, again[1].protocol) == (pytest.approx(scores[1].value), scores[1].protocol)
     assert score_fidelity([], ["mario"], clip.parent, [dino], references)[0] == []
@@ -213,7 +214,7 @@ def test_every_score_tells_what_it_rests_on_or_what_is_missing(clip: Path, tmp_p
 
 
 def test_the_references_are_a_folder_s_or_those_of_its_sets(tmp_path: Path) -> None:
-    prompts = [Wanted(f"{name}-{n}", "a cat", (), subset=name) for name in ("TMDB", "Draw") for n in range(2)]
+    prompts = [BenchmarkPrompt(f"{name}-{n}", "a cat", (), subset=name) for name in ("TMDB", "Draw") for n in range(2)]
     paths = paint(tmp_path / "TMDB" / "images", 0, 3)
     (tmp_path / "TMDB" / "TMDB.txt").write_text("a cat\n", encoding="utf-8")
     paint(tmp_path / "Other", 1, 2)

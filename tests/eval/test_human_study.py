@@ -14,11 +14,11 @@ from PIL import Image
 
 from vlad.eval.human_study.results import bradley_terry, krippendorff_alpha, results_of, table_of
 from vlad.eval.human_study.study import ASPECTS, Answer, Ratings, Study, make_study, questions_of
-from vlad.eval.protocols.protocol import Wanted
+from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-PROMPTS = [Wanted(str(number), f"a sign that says 'WORD{number}'", (f"WORD{number}",)) for number in range(4)]
+PROMPTS = [BenchmarkPrompt(str(number), f"a sign that says 'WORD{number}'", (f"WORD{number}",)) for number in range(4)]
 NAN = float("nan")
 # The worked example of Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), part C: 4 observers, 12 units.
 OBSERVERS = [
@@ -33,9 +33,9 @@ def systems_in(folder: Path, *names: str) -> dict[str, Path]:
     """A folder a system, each image of its own colour."""
     for number, name in enumerate(names):
         (folder / name).mkdir()
-        for wanted in PROMPTS:
-            colour = (40 * number + 20, 50 * int(wanted.key), 128)
-            Image.new("RGB", (16, 16), colour).save(folder / name / f"{wanted.key}.png")
+        for prompt in PROMPTS:
+            colour = (40 * number + 20, 50 * int(prompt.key), 128)
+            Image.new("RGB", (16, 16), colour).save(folder / name / f"{prompt.key}.png")
     return {name: folder / name for name in names}
 
 
@@ -251,7 +251,7 @@ def test_the_command_line_prints_results(
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     tool = importlib.import_module("rate")
-    (tmp_path / "p.txt").write_text("\n".join(wanted.prompt for wanted in PROMPTS), encoding="utf-8")
+    (tmp_path / "p.txt").write_text("\n".join(prompt.text for prompt in PROMPTS), encoding="utf-8")
     given = [f"{name}={tmp_path / name}" for name in "abc"]
 
     def run(*more: str) -> None:

@@ -75,12 +75,12 @@ def test_a_larger_benchmark_begins_with_the_smaller_one() -> None:
 def test_the_prompt_file_is_read_back_with_polygons_and_references(tmp_path: Path) -> None:
     write_benchmark(SMALL, tmp_path)
     prompts = read_prompt_files([tmp_path / "prompts.jsonl"])
-    for wanted, scene in zip(prompts, scenes(SMALL), strict=True):
-        assert (wanted.key, wanted.subset, wanted.prompt) == (scene.key, scene.subset, scene.prompt)
+    for prompt, scene in zip(prompts, scenes(SMALL), strict=True):
+        assert (prompt.key, prompt.subset, prompt.text) == (scene.key, scene.subset, scene.prompt)
         # What the prompt quotes is what the image shows, in this order.
-        assert wanted.strings == quoted(scene.prompt) == tuple(line.text for line in scene.layout.lines)
-        assert wanted.reference is not None
-        assert (np.asarray(Image.open(wanted.reference)) == draw_scene(scene, 64)).all()
+        assert prompt.strings == quoted(scene.prompt) == tuple(line.text for line in scene.layout.lines)
+        assert prompt.reference is not None
+        assert (np.asarray(Image.open(prompt.reference)) == draw_scene(scene, 64)).all()
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])

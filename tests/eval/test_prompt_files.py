@@ -6,41 +6,41 @@ from pathlib import Path
 import pytest
 
 from vlad.eval.benchmark.prompt_files import read_prompt_files
-from vlad.eval.protocols.protocol import Wanted
+from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.layout.polygons import box_polygon
 from vlad.types import TextLine
 from vlad.utils.errors import UserError
 
 
-def only(path: Path, content: str) -> Wanted:
+def only(path: Path, content: str) -> BenchmarkPrompt:
     path.write_text(content, encoding="utf-8")
-    (wanted,) = read_prompt_files([path])
-    return wanted
+    (prompt,) = read_prompt_files([path])
+    return prompt
 
 
 def test_lines_of_prompts(tmp_path: Path) -> None:
     path = tmp_path / "TMDBEval500.txt"
     path.write_text("\ufeffA poster 'Don't Panic'\n\nA cat\n", encoding="utf-8")
     assert read_prompt_files([path]) == [
-        Wanted("0", "A poster 'Don't Panic'", ("Don't Panic",)),
-        Wanted("1", "A cat", ()),
+        BenchmarkPrompt("0", "A poster 'Don't Panic'", ("Don't Panic",)),
+        BenchmarkPrompt("1", "A cat", ()),
     ]
 
 
 def test_a_list_of_words_becomes_simplebench_s_prompts(tmp_path: Path) -> None:
-    wanted = only(tmp_path / "words.txt", "assembly\n")
-    assert (wanted.prompt, wanted.strings) == ('A sign that says "assembly".', ("assembly",))
+    prompt = only(tmp_path / "words.txt", "assembly\n")
+    assert (prompt.text, prompt.strings) == ('A sign that says "assembly".', ("assembly",))
 
 
 def test_prompts_of_a_script_without_spaces_are_no_words(tmp_path: Path) -> None:
-    wanted = only(tmp_path / "zh.txt", "一个写着“你好”的牌子\n")
-    assert (wanted.prompt, wanted.strings) == ("一个写着“你好”的牌子", ("你好",))
+    prompt = only(tmp_path / "zh.txt", "一个写着“你好”的牌子\n")
+    assert (prompt.text, prompt.strings) == ("一个写着“你好”的牌子", ("你好",))
 
 
 def test_a_table_with_a_prompt_column(tmp_path: Path) -> None:
     row = 'Prompt\tCategory\nA sign that says "Very Deep".\tOutdoor Scenes\n'
-    wanted = only(tmp_path / "parti.tsv", row.replace('"', '""').replace("A sign", '"A sign').replace(".\t", '."\t'))
-    assert (wanted.strings, wanted.subset) == (("Very Deep",), "Outdoor Scenes")
+    prompt = only(tmp_path / "parti.tsv", row.replace('"', '""').replace("A sign", '"A sign').replace(".\t", '."\t'))
+    assert (prompt.strings, prompt.subset) == (("Very Deep",), "Outdoor Scenes")
 
 
 def test_anytext_s_json(tmp_path: Path) -> None:
@@ -50,30 +50,30 @@ def test_anytext_s_json(tmp_path: Path) -> None:
         {"polygon": polygon, "text": "###", "valid": False},
     ]
     record = {"img_name": "a/001.jpg", "caption": "a shop", "annotations": annotations}
-    wanted = only(tmp_path / "test1k.json", json.dumps({"data_list": [record]}))
-    assert wanted.key == "001"
-    assert wanted.prompt == 'a shop, that reads "SALE"'
-    assert wanted.strings == ("SALE",)
-    assert wanted.lines[0] == TextLine("SALE", box_polygon(0.25, 0.25, 0.75, 0.5), "Latin")
-    assert [line.valid for line in wanted.lines] == [True, False]
+    prompt = only(tmp_path / "test1k.json", json.dumps({"data_list": [record]}))
+    assert prompt.key == "001"
+    assert prompt.text == 'a shop, that reads "SALE"'
+    assert prompt.strings == ("SALE",)
+    assert prompt.lines[0] == TextLine("SALE", box_polygon(0.25, 0.25, 0.75, 0.5), "Latin")
+    assert [line.valid for line in prompt.lines] == [True, False]
 
 
 def test_cvtg_s_json(tmp_path: Path) -> None:
     record = {"index": 7, "prompt": "A 'Big' sign", "carrier_list": ["sign"], "sentence_list": ["Big Sale"]}
-    wanted = only(tmp_path / "2.json", json.dumps({"data_list": [record]}))
-    assert (wanted.key, wanted.strings) == ("7", ("Big Sale",))
+    prompt = only(tmp_path / "2.json", json.dumps({"data_list": [record]}))
+    assert (prompt.key, prompt.strings) == ("7", ("Big Sale",))
 
 
 def test_textatlas_s_json(tmp_path: Path) -> None:
     record = {"image_path": "out/12.png", "prompt": "a page", "raw_text": "Lorem ipsum", "original_image_path": "r.png"}
-    wanted = only(tmp_path / "atlas.json", json.dumps([record]))
-    assert (wanted.key, wanted.strings, wanted.reference) == ("12", ("Lorem ipsum",), str(tmp_path / "r.png"))
+    prompt = only(tmp_path / "atlas.json", json.dumps([record]))
+    assert (prompt.key, prompt.strings, prompt.reference) == ("12", ("Lorem ipsum",), str(tmp_path / "r.png"))
 
 
 def test_longtext_s_jsonl(tmp_path: Path) -> None:
     record = {"prompt_id": 3, "prompt": "a board", "text": ["One", "Two"], "category": "signboards"}
-    wanted = only(tmp_path / "text_prompts.jsonl", json.dumps(record) + "\n\n")
-    assert (wanted.key, wanted.strings, wanted.subset) == ("3", ("One", "Two"), "signboards")
+    prompt = only(tmp_path / "text_prompts.jsonl", json.dumps(record) + "\n\n")
+    assert (prompt.key, prompt.strings, prompt.subset) == ("3", ("One", "Two"), "signboards")
     # U+2028 parts lines of text, and none of JSON.
     assert only(tmp_path / "a.jsonl", '{"prompt": "a\u2028b"}\n').prompt == "a\u2028b"
 
@@ -84,7 +84,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> No
         (tmp_path / name).mkdir()
         (tmp_path / name / "2.json").write_text(record, encoding="utf-8")
     found = read_prompt_files(sorted(tmp_path.glob("*/2.json")))
-    assert [(wanted.key, wanted.subset) for wanted in found] == [
+    assert [(prompt.key, prompt.subset) for prompt in found] == [
         ("CVTG-2-7", "CVTG-2"),
         ("CVTG-Style-2-7", "CVTG-Style-2"),
     ]
@@ -94,7 +94,7 @@ def test_several_files_are_subsets(tmp_path: Path) -> None:
     for name in ("DrawBenchText", "TMDBEval500"):
         (tmp_path / f"{name}.txt").write_text("A 'B'\n", encoding="utf-8")
     found = read_prompt_files(sorted(tmp_path.glob("*.txt")))
-    assert [(wanted.key, wanted.subset) for wanted in found] == [
+    assert [(prompt.key, prompt.subset) for prompt in found] == [
         ("DrawBenchText-0", "DrawBenchText"),
         ("TMDBEval500-0", "TMDBEval500"),
     ]

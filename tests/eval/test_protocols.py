@@ -10,7 +10,7 @@ from vlad.eval.protocols import PROTOCOLS
 from vlad.eval.protocols.anytext import line_similarity
 from vlad.eval.protocols.cvtg import word_similarity
 from vlad.eval.protocols.longtext import units
-from vlad.eval.protocols.protocol import MODES, Reading, Wanted, as_they_are, pool_terms
+from vlad.eval.protocols.protocol import SCORING_MODES, BenchmarkPrompt, OCRResult, metrics_of_terms, no_derived_metrics
 from vlad.eval.protocols.textatlas import matched_words
 from vlad.layout.polygons import box_polygon
 from vlad.models.text_encoder.prompt import find_quotes
@@ -19,21 +19,21 @@ from vlad.types import TextLine
 BOX = box_polygon(0.1, 0.1, 0.9, 0.3)
 
 
-def asked(prompt: str, *strings: str) -> Wanted:
+def asked(prompt: str, *strings: str) -> BenchmarkPrompt:
     """A prompt; its strings are given, or else its quotations."""
-    return Wanted("0", prompt, strings or tuple(quote.text for quote in find_quotes(prompt, strict=False)))
+    return BenchmarkPrompt("0", prompt, strings or tuple(quote.text for quote in find_quotes(prompt, strict=False)))
 
 
-def read(*lines: str, crops: tuple[str, ...] | None = None) -> Reading:
+def read(*lines: str, crops: tuple[str, ...] | None = None) -> OCRResult:
     """Lines under each other."""
-    return Reading(
+    return OCRResult(
         tuple(TextLine(text, box_polygon(0, 0.1 * i, 1, 0.1 * i + 0.08)) for i, text in enumerate(lines)), crops
     )
 
 
-def values(name: str, mode: str, *images: tuple[Wanted, Reading]) -> dict[str, float]:
+def values(name: str, mode: str, *images: tuple[BenchmarkPrompt, OCRResult]) -> dict[str, float]:
     protocol = PROTOCOLS[name]
-    return pool_terms((protocol.score(wanted, reading, mode) for wanted, reading in images), protocol.combine)
+    return metrics_of_terms((protocol.score(prompt, reading, mode) for prompt, reading in images), protocol.combine)
 
 
 # MARIO-Eval
@@ -47,7 +47,7 @@ def test_mario_averages_over_images_and_takes_f_of_the_means() -> None:
         (asked("A door 'Open'"), read()),  # 0, 0
     )
     precision, recall = (2 / 3 + 1 + 1 + 0) / 4, (1 + 1 + 1 / 2 + 0) / 4
-    for mode in MODES:
+    for mode in SCORING_MODES:
         found = values("mario", mode, *images)
         assert found == pytest.approx(
             {
@@ -99,8 +99,10 @@ def test_mario_takes_straight_single_marks_alone_when_strict() -> None:
 # AnyText
 
 
-def anytext(*lines: tuple[str, bool]) -> Wanted:
-    return Wanted("0", "", tuple(text for text, _ in lines), tuple(TextLine(t, BOX, valid=v) for t, v in lines))
+def anytext(*lines: tuple[str, bool]) -> BenchmarkPrompt:
+    return BenchmarkPrompt(
+        "0", "", tuple(text for text, _ in lines), tuple(TextLine(t, BOX, valid=v) for t, v in lines)
+    )
 
 
 def test_anytext_scores_lines_with_their_case() -> None:
@@ -120,11 +122,11 @@ def test_anytext_averages_over_lines_not_images() -> None:
 
 def test_anytext_strict_takes_five_legible_lines_of_twenty_characters() -> None:
     long = "abcdefghijklmnopqrstuvwxyz"
-    wanted = anytext(("?", False), (long, True), *[(letter, True) for letter in "BCDEF"])
+    prompt = anytext(("?", False), (long, True), *[(letter, True) for letter in "BCDEF"])
     reading = read(crops=("?", long[:20], "B", "C", "D", "E", "wrong"))
-    assert values("anytext", "strict", (wanted, reading))["sentence_accuracy"] == 1
+    assert values("anytext", "strict", (prompt, reading))["sentence_accuracy"] == 1
     # Six legible lines; the long one is read short, F is read wrong.
-    assert values("anytext", "corrected", (wanted, reading))["sentence_accuracy"] == 4 / 6
+    assert values("anytext", "corrected", (prompt, reading))["sentence_accuracy"] == 4 / 6
 
 
 def test_anytext_ned_of_empty_text() -> None:
@@ -141,7 +143,7 @@ def test_cvtg_counts_words_over_all_images() -> None:
         (asked("'Big Sale' and 'Today'"), read("big sale", "junk")),  # 2 of 3
         (asked("'Open'"), read()),  # 0 of 1
     )
-    for mode in MODES:
+    for mode in SCORING_MODES:
         found = values("cvtg", mode, *images)
         assert found["word_accuracy"] == 2 / 4
         # "today" is like none: every word read is 5 edits of 5 letters away. Of nothing, "open" is all edits.
@@ -178,13 +180,13 @@ def test_longtext_counts_words_as_multisets_over_all_images() -> None:
         (asked("", "The cat, the hat."), read("THE cat", "extra")),  # the, cat of the, cat, the, hat
         (asked("", "Open"), read("open now")),
     )
-    for mode in MODES:
+    for mode in SCORING_MODES:
         assert values("longtext", mode, *images) == {"text_accuracy": 3 / 5}
 
 
 def test_longtext_counts_chinese_by_characters() -> None:
     image = asked("", "生日快乐, 生!"), read("乐快 日")
-    for mode in MODES:
+    for mode in SCORING_MODES:
         assert values("longtext", mode, image) == {"text_accuracy": 3 / 5}
 
 
@@ -224,7 +226,7 @@ def test_textatlas_matches_with_tolerance_over_all_images() -> None:
         (asked("", "Hello World"), read("hallo", "wurst x")),
         (asked("", "open"), read("open")),
     )
-    for mode in MODES:
+    for mode in SCORING_MODES:
         found = values("textatlas", mode, *images)
         assert (found["accuracy"], found["precision"]) == (2 / 3, 2 / 4)
         assert found["f_measure"] == pytest.approx(2 * (2 / 3) * (1 / 2) / (2 / 3 + 1 / 2))
@@ -250,7 +252,7 @@ def test_textatlas_cer_over_the_longer_text_or_the_wanted_one() -> None:
         (asked("", "Tea"), read("tea")),  # case counts: 1 of 3
         (asked("", ""), read("noise")),  # nothing wanted: no part of CER, but of precision
     )
-    strict, corrected = (values("textatlas", mode, *images) for mode in MODES)
+    strict, corrected = (values("textatlas", mode, *images) for mode in SCORING_MODES)
     assert strict["cer"] == pytest.approx((3 / 6 + 1 / 3) / 2)
     assert corrected["cer"] == pytest.approx((3 / 3 + 1 / 3) / 2)
     assert strict["precision"] == pytest.approx(1 / 3)  # "tea" of abcdef, tea, noise; abc against abcdef is 67
@@ -258,7 +260,7 @@ def test_textatlas_cer_over_the_longer_text_or_the_wanted_one() -> None:
 
 def test_textatlas_corrected_reads_in_reading_order() -> None:
     lines = (TextLine("world", box_polygon(0, 0.5, 1, 0.6)), TextLine("hello", box_polygon(0, 0.1, 1, 0.2)))
-    image = asked("", "hello world"), Reading(lines)
+    image = asked("", "hello world"), OCRResult(lines)
     assert values("textatlas", "strict", image)["cer"] > 0
     assert values("textatlas", "corrected", image)["cer"] == 0
 
@@ -281,17 +283,19 @@ WORDS = st.lists(st.text(st.sampled_from("abcXY '"), max_size=6), max_size=5)
 @given(WORDS, WORDS)
 def test_every_protocol_stays_in_its_bounds_and_is_best_when_all_is_read(truth: list[str], seen: list[str]) -> None:
     lines = tuple(TextLine(text, BOX) for text in truth)
-    wanted = Wanted("0", " ".join(f"'{text}'" for text in truth), tuple(truth), lines)
+    prompt = BenchmarkPrompt("0", " ".join(f"'{text}'" for text in truth), tuple(truth), lines)
     crops = tuple((*seen, *[""] * len(truth))[: len(truth)])
     for protocol in PROTOCOLS.values():
-        for mode in MODES:
-            found = pool_terms([protocol.score(wanted, read(*seen, crops=crops), mode)], protocol.combine)
+        for mode in SCORING_MODES:
+            found = metrics_of_terms([protocol.score(prompt, read(*seen, crops=crops), mode)], protocol.combine)
             assert set(found) <= set(protocol.metrics)
             assert all(0 <= value <= 1 + 1e-9 or name in ("cer", "ld") for name, value in found.items())
             if mode == "corrected" and all(text.strip() == text and text for text in truth):
-                best = pool_terms([protocol.score(wanted, read(*truth, crops=tuple(truth)), mode)], protocol.combine)
+                best = metrics_of_terms(
+                    [protocol.score(prompt, read(*truth, crops=tuple(truth)), mode)], protocol.combine
+                )
                 assert all(
-                    value == pytest.approx(0 if name in protocol.falling else 1, abs=1e-6)
+                    value == pytest.approx(0 if name in protocol.lower_is_better else 1, abs=1e-6)
                     for name, value in best.items()
                 )
 
@@ -300,7 +304,7 @@ def test_every_protocol_says_what_it_is() -> None:
     for name, protocol in PROTOCOLS.items():
         assert protocol.name == name
         assert protocol.ranked_by in protocol.metrics
-        assert protocol.falling <= set(protocol.metrics)
+        assert protocol.lower_is_better <= set(protocol.metrics)
 
 
 # The bootstrap
@@ -308,7 +312,7 @@ def test_every_protocol_says_what_it_is() -> None:
 
 def test_the_interval_of_a_share_is_that_of_the_binomial() -> None:
     right = [1.0] * 70 + [0.0] * 30
-    low, high = bootstrap_intervals([{"accuracy": (value, 1.0)} for value in right], as_they_are)["accuracy"]
+    low, high = bootstrap_intervals([{"accuracy": (value, 1.0)} for value in right], no_derived_metrics)["accuracy"]
     # The normal approximation of 0.7 of 100: 0.7 +- 1.96 * sqrt(0.21 / 100).
     assert low == pytest.approx(0.61, abs=0.02)
     assert high == pytest.approx(0.79, abs=0.02)
@@ -318,7 +322,7 @@ def test_images_of_one_prompt_are_drawn_together() -> None:
     rng = np.random.default_rng(0)
     prompts = [{"accuracy": (4.0 * value, 4.0)} for value in (rng.random(50) < 0.5).astype(float)]
     alone = [{"accuracy": (sums["accuracy"][0] / 4, 1.0)} for sums in prompts for _ in range(4)]
-    wide, narrow = (bootstrap_intervals(case, as_they_are)["accuracy"] for case in (prompts, alone))
+    wide, narrow = (bootstrap_intervals(case, no_derived_metrics)["accuracy"] for case in (prompts, alone))
     assert wide[1] - wide[0] == pytest.approx(2 * (narrow[1] - narrow[0]), rel=0.15)
 
 

@@ -14,9 +14,9 @@ from PIL import Image, PngImagePlugin
 
 from vlad.eval.human_study.rating_page import build_rating_page, question_html, serve_rating_page
 from vlad.eval.human_study.study import Ratings, make_study, questions_of
-from vlad.eval.protocols.protocol import Wanted
+from vlad.eval.protocols.protocol import BenchmarkPrompt
 
-PROMPTS = [Wanted(str(number), f"a <b>sign</b> '{number}'", (str(number),)) for number in range(2)]
+PROMPTS = [BenchmarkPrompt(str(number), f"a <b>sign</b> '{number}'", (str(number),)) for number in range(2)]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 
@@ -39,8 +39,8 @@ def ratings_in(folder: Path, kind: Any) -> Ratings:
     told.add_text("recipe", "secretsystem")
     for name, colour in (("secretsystem", "red"), ("other", "blue")):
         (folder / name).mkdir(parents=True)
-        for wanted in PROMPTS:
-            Image.new("RGB", (32, 32), colour).save(folder / name / f"{wanted.key}.png", pnginfo=told)
+        for prompt in PROMPTS:
+            Image.new("RGB", (32, 32), colour).save(folder / name / f"{prompt.key}.png", pnginfo=told)
     study = make_study(kind, {name: folder / name for name in ("secretsystem", "other")}, PROMPTS)
     return Ratings(folder / "r.sqlite", study)
 

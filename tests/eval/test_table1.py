@@ -20,7 +20,7 @@ from vlad.eval.fidelity.fidelity_scores import INCEPTION
 from vlad.eval.generators.baselines import DeepFloydIF, TextDiffuser, load_character_unet
 from vlad.eval.generators.entries import Entry, LayoutGenerator, generator_of, load_entry
 from vlad.eval.options import WATERMARK, BenchmarkOptions
-from vlad.eval.protocols.protocol import Wanted
+from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.eval.table1 import Row, remarks, table_of
 from vlad.layout.control_images import ALPHABET, character_mask, glyph_edges, rows_layout
 from vlad.layout.polygons import box_polygon
@@ -128,20 +128,20 @@ def test_layouts_shape_what_is_drawn(
     ):
         entry = Entry(path=str(stable_diffusion), pixels=16, steps=2, **options)
         generator = generator_of(entry)
-        wanted = Wanted("0", "a sign that says 'HELLO'", ("HELLO",))
+        prompt = BenchmarkPrompt("0", "a sign that says 'HELLO'", ("HELLO",))
         seed = [image_seed(0, "0", 0)]
         (own, layout), (again, _), (other, _) = (
-            generator.generate([wanted], seed, layouts)[0] for layouts in (None, [HELLO], [OTHER])
+            generator.generate([prompt], seed, layouts)[0] for layouts in (None, [HELLO], [OTHER])
         )
         assert layout == HELLO
         assert own.tobytes() == again.tobytes() != other.tobytes()
     planned = LayoutGenerator(
         Entry(path=str(stable_diffusion), kind="controlnet", controlnet=str(controlnet), planner=str(ours), pixels=16)
     )
-    ((_, layout),) = planned.generate([wanted], seed, None)
+    ((_, layout),) = planned.generate([prompt], seed, None)
     pipeline = VLADPipeline.from_pretrained(ours / "pipeline")
-    assert layout == pipeline([wanted.prompt], seed).layouts[0]
-    assert "The string" in str(planned.refusal(Wanted("1", f"'{'long ' * 20}'", ()), None))
+    assert layout == pipeline([prompt.text], seed).layouts[0]
+    assert "The string" in str(planned.refusal(BenchmarkPrompt("1", f"'{'long ' * 20}'", ()), None))
 
 
 def test_deepfloyd_marks_its_images_where_the_mask_is(deepfloyd: Path) -> None:

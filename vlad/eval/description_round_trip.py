@@ -27,7 +27,7 @@ from vlad.eval.benchmark.image_sets import BenchmarkImage, find_images
 from vlad.eval.benchmark.parallel_ocr import UNREADABLE, load_image
 from vlad.eval.benchmark.prompt_files import read_prompt_files, safe_name
 from vlad.eval.intervals import Interval, bootstrap_intervals
-from vlad.eval.protocols.protocol import Term, Terms, add_terms, as_they_are, pool_terms
+from vlad.eval.protocols.protocol import MetricTerm, MetricTerms, add_terms, metrics_of_terms, no_derived_metrics
 from vlad.models.text_encoder.prompt import find_phrases, find_quotes
 from vlad.utils.errors import UserError
 from vlad.utils.paths import writable_directory
@@ -154,20 +154,20 @@ def _as_one(one: str, relation: str, other: str) -> tuple[str, str, str]:
     return one, relation, other
 
 
-def confirmed(prompt: str, strings: Sequence[str], description: str) -> Terms:
+def confirmed(prompt: str, strings: Sequence[str], description: str) -> MetricTerms:
     """How many of the prompt's facts the description confirms, of how many; a kind of which there are none has no term.
 
     A string is confirmed where its letters and digits stand in the description as whole words, case aside.
     """
     asked, said = facts_of(prompt), facts_of(description)
-    terms: Terms = {}
+    terms: MetricTerms = {}
     if strings:
         read = f" {_plain(description)} "
-        terms["strings"] = Term(sum(f" {_plain(string)} " in read for string in strings), len(strings))
+        terms["strings"] = MetricTerm(sum(f" {_plain(string)} " in read for string in strings), len(strings))
     for kind in KINDS[1:]:
         wanted, found = getattr(asked, kind), getattr(said, kind)
         if wanted:
-            terms[kind] = Term(len(wanted & found), len(wanted))
+            terms[kind] = MetricTerm(len(wanted & found), len(wanted))
     return terms
 
 
@@ -203,12 +203,12 @@ def summed_up(
     if similarity is not None and triples:
         cosines = similarity([prompt for prompt, _, _ in triples], [said for _, _, said in triples])
         for own, cosine in zip(terms, cosines, strict=True):
-            own["similarity"] = Term(cosine)
-    values = pool_terms(terms, as_they_are)
+            own["similarity"] = MetricTerm(cosine)
+    values = metrics_of_terms(terms, no_derived_metrics)
     sums: dict[str, dict[str, tuple[float, float]]] = {}
     for (prompt, _, _), own in zip(triples, terms, strict=True):
         add_terms(sums.setdefault(prompt, {}), own)
-    intervals = bootstrap_intervals(list(sums.values()), as_they_are)
+    intervals = bootstrap_intervals(list(sums.values()), no_derived_metrics)
     shares = {kind: values.get(kind) for kind in KINDS}
     return RoundTrip(describer, system, len(triples), shares, values.get("similarity"), intervals)
 
@@ -305,8 +305,7 @@ def evaluate_descriptions(
             store = out / f"{safe_name(describer)}-of-{safe_name(system)}.jsonl"
             texts = describe(captioner, [path for _, path in present], store)
             triples = [
-                (image.wanted.prompt, image.wanted.strings, text)
-                for (image, _), text in zip(present, texts, strict=True)
+                (image.prompt.text, image.prompt.strings, text) for (image, _), text in zip(present, texts, strict=True)
             ]
             trips.append(summed_up(describer, system, triples, similarity))
     (out / "matrix.md").write_text(matrix_of(trips), encoding="utf-8")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from vlad.eval.protocols.protocol import pooled
+from vlad.eval.protocols.protocol import ratios
 
 RESAMPLES = 2000
 CHUNK = 100  # draws held at once
@@ -38,7 +38,7 @@ def bootstrap_intervals(
         size = min(CHUNK, resamples - start)
         weights = rng.multinomial(count, np.full(count, 1 / count), size=size)  # R P
         for sums in np.einsum("rp,pmk->rmk", weights, table):
-            for name, value in combine(pooled(dict(zip(names, map(tuple, sums), strict=True)))).items():
+            for name, value in combine(ratios(dict(zip(names, map(tuple, sums), strict=True)))).items():
                 drawn.setdefault(name, []).append(value)
     return {name: _middle(values) for name, values in drawn.items()}
 

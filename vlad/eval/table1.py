@@ -17,7 +17,7 @@ from vlad.eval.benchmark.prompt_files import read_prompt_files
 from vlad.eval.benchmark.run_benchmark import check_measures, check_target, run_benchmark
 from vlad.eval.generators.entries import Entry, load_entry, missing_model
 from vlad.eval.options import BenchmarkOptions
-from vlad.eval.protocols.protocol import Mode
+from vlad.eval.protocols.protocol import ScoringMode
 from vlad.metrics.ocr import build_ocr_engine
 from vlad.utils.errors import UserError, counted, did_you_mean
 from vlad.utils.paths import writable_directory
@@ -114,7 +114,7 @@ def _told_of_row(name: str) -> Iterator[None]:
 def measured(found: Evaluation) -> dict[tuple[str, str], float]:
     """An evaluation's figures by mode and field; FID and CLIPScore are of both modes alike."""
     figures: dict[tuple[str, str], float] = {}
-    modes: tuple[Mode, ...] = ("strict", "corrected")
+    modes: tuple[ScoringMode, ...] = ("strict", "corrected")
     for mode in modes:
         for metric, (value, _, _) in found.values.get(PROTOCOL, {}).get(mode, {}).items():
             figures[mode, metric] = value

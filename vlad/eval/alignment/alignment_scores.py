@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from vlad.eval.alignment.alignment_prompts import Entry
 from vlad.eval.intervals import bootstrap_intervals
-from vlad.eval.protocols.protocol import Term, Terms, add_terms, as_they_are, pooled
+from vlad.eval.protocols.protocol import MetricTerm, MetricTerms, add_terms, no_derived_metrics, ratios
 from vlad.utils.errors import UserError
 
 BATCH = 32
@@ -125,8 +125,8 @@ def score_contrasts(images: Sequence[tuple[Entry, Tensor]], texts: Mapping[str, 
     bags = bag_of_words(wordings_of(entries))
     own = _sums(images, texts)
     of_bag = _sums([(entry, bags[entry.prompt]) for entry in entries], bags)
-    values, of_bags = _pooled(own), _pooled(of_bag)
-    intervals = bootstrap_intervals(list(own.values()), as_they_are)
+    values, of_bags = _ratios(own), _ratios(of_bag)
+    intervals = bootstrap_intervals(list(own.values()), no_derived_metrics)
     chances = _chances(entries)
     found = []
     for name, value in values.items():
@@ -154,24 +154,24 @@ def _sums(images: Sequence[tuple[Entry, Tensor]], texts: Mapping[str, Tensor]) -
     return found
 
 
-def _judged(entry: Entry, image: Tensor, texts: Mapping[str, Tensor]) -> Terms:
+def _judged(entry: Entry, image: Tensor, texts: Mapping[str, Tensor]) -> MetricTerms:
     """Wordings of a prompt against the prompts with something swapped."""
     swapped, same = entry.asked.swapped, entry.asked.same
     if not swapped:
         return {}
     prompt = texts[entry.prompt]
     shown, wrong = float(image @ prompt), [float(image @ texts[one.prompt]) for one in swapped]
-    terms: Terms = {}
+    terms: MetricTerms = {}
     for kind in dict.fromkeys(one.kind for one in swapped):
         of_kind = [other for one, other in zip(swapped, wrong, strict=True) if one.kind == kind]
         terms[f"{entry.subset}, {kind}"] = _nearer([shown], of_kind)
-    terms[f"{entry.subset}, all"] = Term(_chosen(torch.tensor([shown, *wrong], dtype=torch.float64), 0))
+    terms[f"{entry.subset}, all"] = MetricTerm(_chosen(torch.tensor([shown, *wrong], dtype=torch.float64), 0))
     if same:
         reworded = [float(image @ texts[text]) for text in same]
         terms[f"{entry.subset}, reworded"] = _nearer(reworded, wrong)
         meant, apart = ([float(prompt @ texts[text]) for text in group] for group in (same, _prompts(entry)))
         terms[f"{entry.subset}, reworded, as texts"] = _nearer(meant, apart)
-        terms[f"{entry.subset}, every wording"] = Term(float(min(shown, *reworded) > max(wrong)))
+        terms[f"{entry.subset}, every wording"] = MetricTerm(float(min(shown, *reworded) > max(wrong)))
     return terms
 
 
@@ -184,24 +184,24 @@ def _zero_shot(
     image: Tensor,
     matrices: Mapping[tuple[str, str], Tensor],
     classes: Mapping[tuple[str, str], tuple[str, ...]],
-) -> Terms:
+) -> MetricTerms:
     """Each task's answer among all answers: in each template, over all of them, and with their vectors together."""
-    terms: Terms = {}
+    terms: MetricTerms = {}
     for one in entry.asked.zero_shot:
         name = f"{entry.subset}, zero-shot {one.task}"
         places = [(one.task, template) for template in one.templates]
         number = classes[places[0]].index(one.answer)
         right = [_chosen(matrices[place] @ image, number) for place in places]
-        terms[name] = Term(sum(right), len(right))
+        terms[name] = MetricTerm(sum(right), len(right))
         together = F.normalize(torch.stack([matrices[place] for place in places]).mean(dim=0), dim=-1)
-        terms[f"{name}, together"] = Term(_chosen(together @ image, number))
-        terms |= {f"{name}: {place[1]}": Term(value) for place, value in zip(places, right, strict=True)}
+        terms[f"{name}, together"] = MetricTerm(_chosen(together @ image, number))
+        terms |= {f"{name}: {place[1]}": MetricTerm(value) for place, value in zip(places, right, strict=True)}
     return terms
 
 
-def _nearer(right: Sequence[float], wrong: Sequence[float]) -> Term:
+def _nearer(right: Sequence[float], wrong: Sequence[float]) -> MetricTerm:
     """How many of all pairs have the right one nearer; one as near counts as half."""
-    return Term(sum(0.5 if a == b else float(a > b) for a in right for b in wrong), len(right) * len(wrong))
+    return MetricTerm(sum(0.5 if a == b else float(a > b) for a in right for b in wrong), len(right) * len(wrong))
 
 
 def _chosen(similarities: Tensor, number: int) -> float:
@@ -210,11 +210,11 @@ def _chosen(similarities: Tensor, number: int) -> float:
     return float(nearest[number]) / int(nearest.sum())
 
 
-def _pooled(prompts: Mapping[str, Sums]) -> dict[str, float]:
+def _ratios(prompts: Mapping[str, Sums]) -> dict[str, float]:
     total: Sums = {}
     for sums in prompts.values():
-        add_terms(total, {name: Term(*pair) for name, pair in sums.items()})
-    return pooled(total)
+        add_terms(total, {name: MetricTerm(*pair) for name, pair in sums.items()})
+    return ratios(total)
 
 
 def _chances(entries: Sequence[Entry]) -> dict[str, float]:

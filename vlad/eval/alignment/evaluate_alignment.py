@@ -63,7 +63,7 @@ def evaluate_alignment(
         shown = "reference images"
     elif images.is_dir():
         found = find_images(images, prompts, images_per_prompt)
-        places = [(image.wanted.key, image.path) for image in found if image.path is not None]
+        places = [(image.prompt.key, image.path) for image in found if image.path is not None]
         shown = f"images of {images}"
     else:
         raise UserError(f"There is no folder of images at {images}.")

@@ -13,7 +13,7 @@ from pathlib import Path
 from vlad.data.lint.sample_statistics import bin_names, bin_of
 from vlad.data.shards.writer import script_of
 from vlad.eval.intervals import wilson_interval
-from vlad.eval.protocols.protocol import Reading
+from vlad.eval.protocols.protocol import OCRResult
 from vlad.layout.polygons import quad_of
 from vlad.layout.reading_order import reading_order
 from vlad.types import Polygon
@@ -32,7 +32,7 @@ DIMENSIONS = {
 }
 
 
-def strings_read(strings: Sequence[str], reading: Reading) -> list[tuple[bool, bool]]:
+def strings_read(strings: Sequence[str], reading: OCRResult) -> list[tuple[bool, bool]]:
     """For every wanted string whether it was read, and whether also in its own letter case."""
     words = [word for line in reading_order(reading.lines) for word in line.text.split()]
     used = [False] * len(words)

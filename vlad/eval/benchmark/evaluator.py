@@ -18,11 +18,19 @@ from typing import Any
 
 from vlad.eval.benchmark.breakdown import Breakdown, strings_read
 from vlad.eval.benchmark.image_sets import BenchmarkImage
-from vlad.eval.benchmark.parallel_ocr import ImageFile, ImageReading, read_files
+from vlad.eval.benchmark.parallel_ocr import ImageFile, ImageOCR, ocr_images
 from vlad.eval.intervals import bootstrap_intervals
 from vlad.eval.options import OCROptions
 from vlad.eval.protocols import PROTOCOLS
-from vlad.eval.protocols.protocol import MODES, Mode, Protocol, Terms, Wanted, add_terms, pooled
+from vlad.eval.protocols.protocol import (
+    SCORING_MODES,
+    BenchmarkPrompt,
+    MetricTerms,
+    Protocol,
+    ScoringMode,
+    add_terms,
+    ratios,
+)
 from vlad.eval.scores import Score
 from vlad.metrics.ocr import build_ocr_engine
 from vlad.utils.errors import UserError
@@ -36,7 +44,7 @@ class Shown:
     """An image of the galleries: what was asked, what was read, and its score."""
 
     image: BenchmarkImage
-    reading: ImageReading
+    reading: ImageOCR
     score: float
 
 
@@ -53,8 +61,8 @@ class Evaluation:
     missing: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     sizes: set[tuple[int, int]] = field(default_factory=set)
-    values: dict[str, dict[Mode, dict[str, tuple[float, float, float]]]] = field(default_factory=dict)
-    subsets: dict[str, dict[str, dict[Mode, dict[str, float]]]] = field(default_factory=dict)
+    values: dict[str, dict[ScoringMode, dict[str, tuple[float, float, float]]]] = field(default_factory=dict)
+    subsets: dict[str, dict[str, dict[ScoringMode, dict[str, float]]]] = field(default_factory=dict)
     breakdown: Breakdown = field(default_factory=Breakdown)
     galleries: dict[str, list[Shown]] = field(default_factory=dict)
     ranked_by: str = ""
@@ -69,14 +77,14 @@ class Evaluation:
 
 
 def choose_protocols(
-    name: str, prompts: Sequence[Wanted], polygons_hold: bool
+    name: str, prompts: Sequence[BenchmarkPrompt], polygons_hold: bool
 ) -> tuple[list[Protocol], dict[str, str]]:
     """The protocols of a name ("all" for all that apply), and a sentence for each of the others why it does not apply.
 
     `polygons_hold` is whether the images were made to follow the prompt file's polygons. Raises UserError when one
     was asked for by its name and does not apply.
     """
-    without = [wanted.key for wanted in prompts if not wanted.lines]
+    without = [prompt.key for prompt in prompts if not prompt.lines]
     lacks = "the prompt file has none"
     if 0 < len(without) < len(prompts):
         lacks = f"{len(without)} of {len(prompts)} prompts have none, {without[0]!r} first"
@@ -90,7 +98,7 @@ def choose_protocols(
             why = f"reads each line in its polygon, and {lacks}; take another protocol"
         elif protocol.needs_polygons and not polygons_hold:
             why = "reads each line in its polygon, and the images were not drawn after them; add --use-layouts"
-        elif not any(wanted.strings for wanted in prompts) and protocol.name != "mario":
+        elif not any(prompt.strings for prompt in prompts) and protocol.name != "mario":
             why = "scores the strings that prompts ask for, and these ask for none; put them in quotation marks"
         if not why:
             chosen.append(protocol)
@@ -138,7 +146,7 @@ def evaluate(
 
 def _read(
     images: Iterable[BenchmarkImage], protocols: Sequence[Protocol], options: OCROptions, out: Path, found: Evaluation
-) -> Iterator[tuple[BenchmarkImage, ImageReading | None]]:
+) -> Iterator[tuple[BenchmarkImage, ImageOCR | None]]:
     """Every image with its reading (None where it is missing), in order; counts them."""
     with_crops = any(protocol.needs_polygons for protocol in protocols)
     waiting: deque[tuple[BenchmarkImage, bool]] = deque()
@@ -150,7 +158,7 @@ def _read(
             if is_there:
                 yield reading_file(image, with_crops, out)
 
-    readings = read_files(present(), options)
+    readings = ocr_images(present(), options)
     while True:
         # The next image that is on the disk; those before it are missing.
         reading = next(readings, None)
@@ -174,7 +182,7 @@ def _read(
 def reading_file(image: BenchmarkImage, with_crops: bool, out: Path) -> ImageFile:
     """What is read of an image, and where that is kept."""
     assert image.path is not None
-    polygons = tuple(line.polygon for line in image.wanted.lines) if with_crops else ()
+    polygons = tuple(line.polygon for line in image.prompt.lines) if with_crops else ()
     return ImageFile(image.path, out / "readings" / f"{image.name}.json", polygons)
 
 
@@ -183,11 +191,11 @@ class _Scores:
 
     def __init__(self, protocols: Sequence[Protocol]) -> None:
         self.protocols = protocols
-        self.sums: dict[tuple[str, Mode], dict[str, dict[str, tuple[float, float]]]] = {
-            (protocol.name, mode): {} for protocol in protocols for mode in MODES
+        self.sums: dict[tuple[str, ScoringMode], dict[str, dict[str, tuple[float, float]]]] = {
+            (protocol.name, mode): {} for protocol in protocols for mode in SCORING_MODES
         }
         self.subset_of: dict[str, str] = {}
-        self.asked: set[tuple[str, Mode, str]] = set()  # with the subset
+        self.asked: set[tuple[str, ScoringMode, str]] = set()  # with the subset
         # What the galleries are ordered by: the first protocol's own choice, corrected.
         self.ranked_by = f"{protocols[0].title}, {protocols[0].ranked_by}" if protocols else ""
         self.ranks: list[tuple[float, BenchmarkImage]] = []
@@ -197,43 +205,43 @@ class _Scores:
         """How many prompts have an image that was scored."""
         return len(self.subset_of)
 
-    def add(self, image: BenchmarkImage, reading: ImageReading) -> dict[tuple[str, Mode], Terms]:
+    def add(self, image: BenchmarkImage, reading: ImageOCR) -> dict[tuple[str, ScoringMode], MetricTerms]:
         """Scores an image, and gives its terms."""
-        key = image.wanted.key
-        self.subset_of[key] = image.wanted.subset
-        scored: dict[tuple[str, Mode], Terms] = {}
+        key = image.prompt.key
+        self.subset_of[key] = image.prompt.subset
+        scored: dict[tuple[str, ScoringMode], MetricTerms] = {}
         for protocol in self.protocols:
-            for mode in MODES:
-                terms = protocol.score(image.wanted, reading.reading, mode)
+            for mode in SCORING_MODES:
+                terms = protocol.score(image.prompt, reading.reading, mode)
                 scored[protocol.name, mode] = terms
-                if protocol.asks(image.wanted, mode):
-                    self.asked.add((protocol.name, mode, image.wanted.subset))
+                if protocol.has_targets(image.prompt, mode):
+                    self.asked.add((protocol.name, mode, image.prompt.subset))
                 add_terms(self.sums[protocol.name, mode].setdefault(key, {}), terms)
         if self.protocols:
             ranked = self.protocols[0]
             rank = scored[ranked.name, "corrected"].get(ranked.ranked_by)
-            if rank is not None and rank.of:
-                self.ranks.append((rank.amount / rank.of, image))
+            if rank is not None and rank.denominator:
+                self.ranks.append((rank.numerator / rank.denominator, image))
         return scored
 
-    def asks(self, protocol: str, mode: Mode, subset: str | None = None) -> bool:
+    def asks(self, protocol: str, mode: ScoringMode, subset: str | None = None) -> bool:
         """Whether any prompt (of a subset) asks for anything, as a protocol's scorer sees it."""
         return any(key[:2] == (protocol, mode) and subset in (None, key[2]) for key in self.asked)
 
-    def values(self) -> dict[str, dict[Mode, dict[str, tuple[float, float, float]]]]:
+    def values(self) -> dict[str, dict[ScoringMode, dict[str, tuple[float, float, float]]]]:
         """Every metric with its interval."""
-        result: dict[str, dict[Mode, dict[str, tuple[float, float, float]]]] = {}
+        result: dict[str, dict[ScoringMode, dict[str, tuple[float, float, float]]]] = {}
         for protocol in self.protocols:
-            for mode in MODES:
+            for mode in SCORING_MODES:
                 prompts = list(self.sums[protocol.name, mode].values()) if self.asks(protocol.name, mode) else []
-                values = protocol.combine(pooled(_total(prompts)))
+                values = protocol.combine(ratios(_total(prompts)))
                 intervals = bootstrap_intervals(prompts, protocol.combine) if prompts else {}
                 result.setdefault(protocol.name, {})[mode] = {
                     name: (values[name], *intervals[name]) for name in protocol.metrics if name in values
                 }
         return result
 
-    def subset_values(self) -> dict[str, dict[str, dict[Mode, dict[str, float]]]]:
+    def subset_values(self) -> dict[str, dict[str, dict[ScoringMode, dict[str, float]]]]:
         """The metrics of each subset, by protocol and mode; empty where there is only one."""
         subsets = sorted(set(self.subset_of.values()))
         if len(subsets) < 2:
@@ -242,7 +250,7 @@ class _Scores:
             protocol.name: {
                 subset or "other": {
                     mode: protocol.combine(
-                        pooled(
+                        ratios(
                             _total(
                                 sums
                                 for key, sums in self.sums[protocol.name, mode].items()
@@ -250,7 +258,7 @@ class _Scores:
                             )
                         )
                     )
-                    for mode in MODES
+                    for mode in SCORING_MODES
                 }
                 for subset in subsets
             }
@@ -269,33 +277,35 @@ def _total(prompts: Iterable[dict[str, tuple[float, float]]]) -> dict[str, tuple
 
 def _row(
     image: BenchmarkImage,
-    reading: ImageReading | None,
-    terms: dict[tuple[str, Mode], Terms],
+    reading: ImageOCR | None,
+    terms: dict[tuple[str, ScoringMode], MetricTerms],
     breakdown: Breakdown,
 ) -> dict[str, Any]:
     """An image's row of the table; its strings are counted into the breakdown."""
     status = "missing" if reading is None else "unreadable" if reading.fault is not None else "read"
     row: dict[str, Any] = {
-        "id": image.wanted.key,
+        "id": image.prompt.key,
         "sample": image.sample,
-        "subset": image.wanted.subset,
-        "prompt": image.wanted.prompt,
+        "subset": image.prompt.subset,
+        "prompt": image.prompt.text,
         "file": "" if image.path is None else str(image.path),
         "status": status,
-        "wanted": list(image.wanted.strings),
+        "wanted": list(image.prompt.strings),
         "read": [],
         "string_read": [],
         "string_read_in_case": [],
     }
     if reading is not None and reading.fault is None:
-        strings = strings_read(image.wanted.strings, reading.reading)
+        strings = strings_read(image.prompt.strings, reading.reading)
         aspect = reading.width / max(1, reading.height)
-        breakdown.add(image.wanted.strings, strings, image.polygons(), aspect)
+        breakdown.add(image.prompt.strings, strings, image.polygons(), aspect)
         row["read"] = [line.text for line in reading.reading.lines]
         row["string_read"] = [found for found, _ in strings]
         row["string_read_in_case"] = [in_case for _, in_case in strings]
     for (name, mode), scored in terms.items():
-        values = PROTOCOLS[name].combine(pooled({metric: (term.amount, term.of) for metric, term in scored.items()}))
+        values = PROTOCOLS[name].combine(
+            ratios({metric: (term.numerator, term.denominator) for metric, term in scored.items()})
+        )
         row |= {f"{name}.{mode}.{metric}": value for metric, value in values.items()}
     return row
 
@@ -314,7 +324,7 @@ class _Table:
         columns += [
             (f"{protocol.name}.{mode}.{metric}", pa.float64())
             for protocol in protocols
-            for mode in MODES
+            for mode in SCORING_MODES
             for metric in protocol.metrics
         ]
         self.path, self.partial = path, path.with_suffix(".parquet.partial")
@@ -358,7 +368,7 @@ def _galleries(scores: _Scores, options: OCROptions, out: Path) -> dict[str, lis
     """The best, the median and the worst images, at most GALLERY each; none twice where there are enough."""
     if not scores.ranks:
         return {}
-    falls = scores.protocols[0].ranked_by in scores.protocols[0].falling
+    falls = scores.protocols[0].ranked_by in scores.protocols[0].lower_is_better
     ranked = sorted(scores.ranks, key=lambda rank: rank[0], reverse=not falls)
     size = max(1, min(GALLERY, len(ranked) // 3))
     middle = max(0, (len(ranked) - size) // 2)
@@ -368,7 +378,7 @@ def _galleries(scores: _Scores, options: OCROptions, out: Path) -> dict[str, lis
     for name, group in chosen.items():
         files = [reading_file(image, with_crops, out) for _, image in group]
         # Kept on the disk by now.
-        readings = read_files(files, replace(options, workers=1))
+        readings = ocr_images(files, replace(options, workers=1))
         result[name] = [Shown(image, reading, score) for (score, image), reading in zip(group, readings, strict=True)]
     return result
 
@@ -393,7 +403,7 @@ def metrics_json(found: Evaluation, about: dict[str, Any]) -> dict[str, Any]:
                     name: {"value": value, "low": low, "high": high}
                     for name, (value, low, high) in found.values[protocol.name][mode].items()
                 }
-                for mode in MODES
+                for mode in SCORING_MODES
             }
             for protocol in found.protocols
         },

@@ -13,7 +13,7 @@ from PIL import Image
 from vlad.eval.benchmark.breakdown import draw_breakdown
 from vlad.eval.benchmark.evaluator import Evaluation, Shown
 from vlad.eval.benchmark.parallel_ocr import load_image
-from vlad.eval.protocols.protocol import MODES
+from vlad.eval.protocols.protocol import SCORING_MODES
 from vlad.layout.reading_order import reading_order
 
 CARD_PIXELS = 224
@@ -84,13 +84,13 @@ def _faults(found: Evaluation) -> Iterator[str]:
 
 def _table(found: Evaluation) -> Iterator[str]:
     yield "<table><tr><th>protocol</th><th>metric</th>"
-    yield from (f'<th class="n">{mode}</th><th class="quiet">95 % interval</th>' for mode in MODES)
+    yield from (f'<th class="n">{mode}</th><th class="quiet">95 % interval</th>' for mode in SCORING_MODES)
     yield "</tr>"
     for protocol in found.protocols:
         for number, metric in enumerate(protocol.metrics):
             yield f"<tr{'' if number else ' class=first'}><td>{escape(protocol.title if not number else '')}</td>"
-            yield f"<td>{escape(metric)}{' (less is better)' if metric in protocol.falling else ''}</td>"
-            for mode in MODES:
+            yield f"<td>{escape(metric)}{' (less is better)' if metric in protocol.lower_is_better else ''}</td>"
+            for mode in SCORING_MODES:
                 figure = found.values[protocol.name][mode].get(metric)
                 if figure is None:
                     yield '<td class="n">-</td><td></td>'
@@ -127,11 +127,11 @@ def _subsets(found: Evaluation) -> Iterator[str]:
 
 def _card(shown: Shown) -> str:
     data = base64.b64encode(_jpeg(shown)).decode("ascii")
-    wanted = shown.image.wanted
-    asked = " | ".join(wanted.strings) or "nothing"
+    prompt = shown.image.prompt
+    asked = " | ".join(prompt.strings) or "nothing"
     read = " | ".join(line.text for line in reading_order(shown.reading.reading.lines)) or "nothing"
     return (
-        f'<figure><div><img alt="" src="data:image/jpeg;base64,{data}"></div><figcaption>{escape(wanted.prompt)}<dl>'
+        f'<figure><div><img alt="" src="data:image/jpeg;base64,{data}"></div><figcaption>{escape(prompt.text)}<dl>'
         f"<dt>asked</dt><dd>{escape(asked)}</dd><dt>read</dt><dd><b>{escape(read)}</b></dd>"
         f"<dt>score</dt><dd>{shown.score:.3f} ({escape(shown.image.name)})</dd></dl></figcaption></figure>"
     )

@@ -19,7 +19,7 @@ from typing import Any
 
 from vlad.eval.benchmark.prompt_files import safe_name
 from vlad.eval.generators.generator import Generator
-from vlad.eval.protocols.protocol import Wanted
+from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.layout.layout_files import line_to_json, read_layout, write_layout
 from vlad.types import Layout, Polygon
 from vlad.utils.errors import UserError
@@ -35,7 +35,7 @@ DRAWN_OF = "drawn_of.json"  # what each id's images were drawn of
 class BenchmarkImage:
     """One image of a prompt; `path` is None where there is none, and `fault` says why, where that is known."""
 
-    wanted: Wanted
+    prompt: BenchmarkPrompt
     sample: int
     path: Path | None
     fault: str | None = None
@@ -43,14 +43,14 @@ class BenchmarkImage:
     @property
     def name(self) -> str:
         """Unique among the evaluation's images."""
-        return f"{self.wanted.key}_{self.sample}"
+        return f"{self.prompt.key}_{self.sample}"
 
     def polygons(self) -> tuple[Polygon | None, ...]:
         """Where each wanted string should stand: as the prompt file says, or as the layout beside the image does.
 
         Strings are looked up in order; None where neither has the string.
         """
-        lines = list(self.wanted.lines)
+        lines = list(self.prompt.lines)
         beside = None if self.path is None else self.path.with_suffix(".json")
         if not lines and beside is not None and beside.is_file():
             try:
@@ -58,7 +58,7 @@ class BenchmarkImage:
             except UserError:  # a file of somebody else's
                 lines = []
         found: list[Polygon | None] = []
-        for string in self.wanted.strings:
+        for string in self.prompt.strings:
             match = next((line for line in lines if line.text == string), None)
             found.append(None if match is None else match.polygon)
             if match is not None:
@@ -75,7 +75,7 @@ def image_seed(seed: int, key: str, sample: int) -> int:
 # Found
 
 
-def find_images(folder: Path, prompts: Sequence[Wanted], per_prompt: int | None) -> list[BenchmarkImage]:
+def find_images(folder: Path, prompts: Sequence[BenchmarkPrompt], per_prompt: int | None) -> list[BenchmarkImage]:
     """The images of every prompt, in the prompts' order, at least one entry a prompt.
 
     `folder/index.jsonl` names them ({"file", "id" or "prompt", "sample"?}, or as sample.py does), or else the files'
@@ -94,21 +94,21 @@ def find_images(folder: Path, prompts: Sequence[Wanted], per_prompt: int | None)
         )
     per_prompt = per_prompt or max(map(len, found.values()))
     images = []
-    for wanted in prompts:
-        samples = sorted(found.get(wanted.key, {}).items())[:per_prompt]
-        images += [BenchmarkImage(wanted, sample, path) for sample, path in samples]
+    for prompt in prompts:
+        samples = sorted(found.get(prompt.key, {}).items())[:per_prompt]
+        images += [BenchmarkImage(prompt, sample, path) for sample, path in samples]
         lacking = per_prompt - len(samples)
         taken = {sample for sample, _ in samples}
         free = (sample for sample in range(len(samples) + lacking) if sample not in taken)
-        images += [BenchmarkImage(wanted, sample, None) for _, sample in zip(range(lacking), free, strict=False)]
+        images += [BenchmarkImage(prompt, sample, None) for _, sample in zip(range(lacking), free, strict=False)]
     return images
 
 
-def _by_index(index: Path, prompts: Sequence[Wanted]) -> dict[str, dict[int, Path]]:
-    by_key = {wanted.key: wanted.key for wanted in prompts}
+def _by_index(index: Path, prompts: Sequence[BenchmarkPrompt]) -> dict[str, dict[int, Path]]:
+    by_key = {prompt.key: prompt.key for prompt in prompts}
     by_prompt: dict[str, list[str]] = {}
-    for wanted in prompts:
-        by_prompt.setdefault(wanted.prompt, []).append(wanted.key)
+    for prompt in prompts:
+        by_prompt.setdefault(prompt.text, []).append(prompt.key)
     found: dict[str, dict[int, Path]] = {}
 
     def owner(prompt: str) -> str | None:
@@ -137,11 +137,11 @@ def _by_index(index: Path, prompts: Sequence[Wanted]) -> dict[str, dict[int, Pat
     return found
 
 
-def _by_name(folder: Path, prompts: Sequence[Wanted]) -> dict[str, dict[int, Path]]:
-    names = {wanted.key: wanted.key for wanted in prompts}
+def _by_name(folder: Path, prompts: Sequence[BenchmarkPrompt]) -> dict[str, dict[int, Path]]:
+    names = {prompt.key: prompt.key for prompt in prompts}
     # LAIONEval4000/17_2.jpg is image 2 of the prompt LAIONEval4000-17, CVTG/2/17.png one of CVTG-2-17.
     inside = {(w.subset, w.key.removeprefix(f"{w.subset}-")): w.key for w in prompts if w.subset}
-    numbered = {f"{number:04d}": wanted.key for number, wanted in enumerate(prompts)}
+    numbered = {f"{number:04d}": prompt.key for number, prompt in enumerate(prompts)}
     found: dict[str, dict[int, Path]] = {}
 
     def owner(path: Path, stem: str) -> str | None:
@@ -173,7 +173,7 @@ def images_folder(out: Path) -> Path:
 
 
 def generate_images(
-    generator: Generator, prompts: Sequence[Wanted], per_prompt: int, seed: int, use_layouts: bool, out: Path
+    generator: Generator, prompts: Sequence[BenchmarkPrompt], per_prompt: int, seed: int, use_layouts: bool, out: Path
 ) -> Iterator[BenchmarkImage]:
     """The images of every prompt, in order, each given out once it is on the disk; what is there is not drawn again.
 
@@ -186,9 +186,9 @@ def generate_images(
     queue: list[BenchmarkImage] = []  # in the prompts' order, what is drawn and what waits for its batch
 
     def drawn() -> None:
-        layouts = [Layout(image.wanted.lines) for image in batch] if use_layouts else None
-        seeds = [image_seed(seed, image.wanted.key, image.sample) for image in batch]
-        images = generator.generate([image.wanted for image in batch], seeds, layouts)
+        layouts = [Layout(image.prompt.lines) for image in batch] if use_layouts else None
+        seeds = [image_seed(seed, image.prompt.key, image.sample) for image in batch]
+        images = generator.generate([image.prompt for image in batch], seeds, layouts)
         for image, (pil_image, layout) in zip(batch, images, strict=True):
             assert image.path is not None
             if layout is not None and layout.lines:
@@ -198,16 +198,16 @@ def generate_images(
             temporary.replace(image.path)
         batch.clear()
 
-    for wanted in prompts:
-        layout = Layout(wanted.lines) if use_layouts else None
-        refusal = generator.refusal(wanted, layout)
+    for prompt in prompts:
+        layout = Layout(prompt.lines) if use_layouts else None
+        refusal = generator.refusal(prompt, layout)
         for sample in range(per_prompt):
             if refusal is not None:
-                queue.append(BenchmarkImage(wanted, sample, None, refusal))
+                queue.append(BenchmarkImage(prompt, sample, None, refusal))
                 continue
-            image = BenchmarkImage(wanted, sample, folder / f"{wanted.key}_{sample}.png")
+            image = BenchmarkImage(prompt, sample, folder / f"{prompt.key}_{sample}.png")
             queue.append(image)
-            if not (folder / f"{wanted.key}_{sample}.png").is_file():
+            if not (folder / f"{prompt.key}_{sample}.png").is_file():
                 batch.append(image)
             if len(batch) == generator.batch_size:
                 drawn()
@@ -220,7 +220,7 @@ def generate_images(
 
 
 def check_generated(
-    generator: Generator, prompts: Sequence[Wanted], seed: int, use_layouts: bool, out: Path
+    generator: Generator, prompts: Sequence[BenchmarkPrompt], seed: int, use_layouts: bool, out: Path
 ) -> dict[Path, dict[str, Any]]:
     """Raises UserError as `generate_images` does. Gives what its records of `out` have to say, by their paths."""
     settings = {**generator.settings(), "seed": seed, "use_layouts": use_layouts}
@@ -239,17 +239,17 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _checked_prompts(out: Path, prompts: Sequence[Wanted], use_layouts: bool) -> dict[str, str]:
+def _checked_prompts(out: Path, prompts: Sequence[BenchmarkPrompt], use_layouts: bool) -> dict[str, str]:
     """Another prompt file, or one that was edited, has the same ids: their images are of other prompts."""
     path, folder = out / DRAWN_OF, images_folder(out)
     stored: dict[str, str] = _read_record(path) if path.is_file() else {}
-    asked = {wanted.key: _asked_digest(wanted, use_layouts) for wanted in prompts}
-    for wanted in prompts:
-        is_other = stored.get(wanted.key, asked[wanted.key]) != asked[wanted.key]
-        if is_other and any(folder.glob(f"{glob.escape(wanted.key)}_*.png")):
+    asked = {prompt.key: _asked_digest(prompt, use_layouts) for prompt in prompts}
+    for prompt in prompts:
+        is_other = stored.get(prompt.key, asked[prompt.key]) != asked[prompt.key]
+        if is_other and any(folder.glob(f"{glob.escape(prompt.key)}_*.png")):
             raise UserError(
-                f"{folder} holds images that were drawn of another prompt (of the id {wanted.key!r}, now"
-                f" {wanted.prompt[:80]!r}); name another folder with --out, or remove this one."
+                f"{folder} holds images that were drawn of another prompt (of the id {prompt.key!r}, now"
+                f" {prompt.text[:80]!r}); name another folder with --out, or remove this one."
             )
     return {**stored, **asked}
 
@@ -267,10 +267,10 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _asked_digest(wanted: Wanted, use_layouts: bool) -> str:
+def _asked_digest(prompt: BenchmarkPrompt, use_layouts: bool) -> str:
     """What an image is drawn of: the prompt, and the layout where that is given."""
-    lines = [line_to_json(line) for line in wanted.lines] if use_layouts else []
-    return hashlib.sha256(json.dumps([wanted.prompt, lines]).encode()).hexdigest()[:16]
+    lines = [line_to_json(line) for line in prompt.lines] if use_layouts else []
+    return hashlib.sha256(json.dumps([prompt.text, lines]).encode()).hexdigest()[:16]
 
 
 def _write_json(path: Path, content: Any) -> None:

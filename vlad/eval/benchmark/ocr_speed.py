@@ -12,7 +12,7 @@ from PIL import Image
 
 from vlad.data.options import SyntheticOptions
 from vlad.data.signs import render_sign
-from vlad.eval.benchmark.parallel_ocr import ImageFile, read_files
+from vlad.eval.benchmark.parallel_ocr import ImageFile, ocr_images
 from vlad.eval.options import OCROptions
 from vlad.profiling.measurement import add_photo_noise, private_megabytes, rate
 from vlad.types import Sample
@@ -50,7 +50,7 @@ def _read_all(images: Path, store: Path, options: Any) -> None:
     """Reads the folder's images; prints the memory of this process at the first quarter and at the end."""
     paths = sorted(images.iterdir())
     files = (ImageFile(path, store / f"{path.stem}.json") for path in paths)
-    for number, _ in enumerate(read_files(files, options), start=1):
+    for number, _ in enumerate(ocr_images(files, options), start=1):
         if number in (len(paths) // 4, len(paths)):
             workers = sum(private_megabytes(child.pid or 0) for child in multiprocessing.active_children())
             used = private_megabytes(multiprocessing.current_process().pid or 0) + workers

@@ -1,6 +1,6 @@
 """Images read on all cores, in processes, a file of what was read beside each.
 
-    images (path, polygons) --> pool of processes, each with its own engine --> READINGS/KEY.json --> ImageReading
+    images (path, polygons) --> pool of processes, each with its own engine --> READINGS/KEY.json --> ImageOCR
                                        decode, enlarge, read, write
 
 Images are taken as they come, a few ahead, and what was read before is taken from its file: reading overlaps with
@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vlad.eval.options import Box, OCROptions
-from vlad.eval.protocols.protocol import Reading
+from vlad.eval.protocols.protocol import OCRResult
 from vlad.layout.layout_files import layout_from_json, line_to_json
 from vlad.layout.line_crops import crop_line
 from vlad.metrics.ocr import OCREngine, build_ocr_engine, default_enlarge_factor, enlarge
@@ -47,16 +47,16 @@ class ImageFile:
 
 
 @dataclass(frozen=True)
-class ImageReading:
+class ImageOCR:
     """What was read in an image of `width` x `height` pixels, or why nothing could be (`fault`)."""
 
-    reading: Reading
+    reading: OCRResult
     width: int = 0
     height: int = 0
     fault: str | None = None
 
 
-def read_files(images: Iterable[ImageFile], options: OCROptions) -> Iterator[ImageReading]:
+def ocr_images(images: Iterable[ImageFile], options: OCROptions) -> Iterator[ImageOCR]:
     """The reading of every image, in order.
 
     Raises UserError for an engine that is unknown or not installed, before the first image is taken.
@@ -71,7 +71,7 @@ def read_files(images: Iterable[ImageFile], options: OCROptions) -> Iterator[Ima
     # Spawned: what a forked process inherits of torch's and ONNX's threads does not work.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _begin, (options,))
-    waiting: deque[ImageReading | Future[ImageReading]] = deque()
+    waiting: deque[ImageOCR | Future[ImageOCR]] = deque()
     try:
         for image in images:
             waiting.append(_stored(image, about) or pool.submit(_read_in_worker, image))
@@ -87,7 +87,7 @@ def read_files(images: Iterable[ImageFile], options: OCROptions) -> Iterator[Ima
         pool.shutdown(cancel_futures=True)
 
 
-def _result(item: ImageReading | Future[ImageReading]) -> ImageReading:
+def _result(item: ImageOCR | Future[ImageOCR]) -> ImageOCR:
     return item.result() if isinstance(item, Future) else item
 
 
@@ -98,13 +98,13 @@ class _Reader:
         self.engine, self.options = engine, options
         self.about = _about(engine, options)
 
-    def read(self, file: ImageFile) -> ImageReading:
+    def read(self, file: ImageFile) -> ImageOCR:
         """Reads the image and keeps what was read."""
         try:
             image = load_image(file.path)
         except UNREADABLE as error:
             said = "is no image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
-            return ImageReading(Reading(()), fault=said.splitlines()[0])
+            return ImageOCR(OCRResult(()), fault=said.splitlines()[0])
         height, width = image.shape[:2]
         if self.options.masked is not None:
             image = painted_over(image, self.options.masked)
@@ -117,7 +117,7 @@ class _Reader:
         if file.polygons:
             cut = (crop_line(large, polygon) for polygon in file.polygons)
             crops = tuple("" if crop is None else self.engine.read_line(crop) for crop in cut)
-        found = ImageReading(Reading(lines, crops), width, height)
+        found = ImageOCR(OCRResult(lines, crops), width, height)
         _store(file, self.about, found)
         return found
 
@@ -132,7 +132,7 @@ def _begin(options: OCROptions) -> None:
     _reader = _Reader(build_ocr_engine(options.engine), options)
 
 
-def _read_in_worker(file: ImageFile) -> ImageReading:
+def _read_in_worker(file: ImageFile) -> ImageOCR:
     assert _reader is not None
     return _reader.read(file)
 
@@ -172,7 +172,7 @@ def _stamp(file: ImageFile) -> list[Any]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _store(file: ImageFile, about: dict[str, Any], found: ImageReading) -> None:
+def _store(file: ImageFile, about: dict[str, Any], found: ImageOCR) -> None:
     record = {
         **about,
         "stamp": _stamp(file),
@@ -187,7 +187,7 @@ def _store(file: ImageFile, about: dict[str, Any], found: ImageReading) -> None:
     temporary.replace(file.store)
 
 
-def _stored(file: ImageFile, about: dict[str, Any]) -> ImageReading | None:
+def _stored(file: ImageFile, about: dict[str, Any]) -> ImageOCR | None:
     """What was read before, in the same way; None where that is nothing."""
     try:
         record = json.loads(file.store.read_text(encoding="utf-8"))
@@ -200,6 +200,6 @@ def _stored(file: ImageFile, about: dict[str, Any]) -> ImageReading | None:
             return None
         layout = layout_from_json({"lines": record["lines"]})
         crops = None if record["crops"] is None else tuple(record["crops"])
-        return ImageReading(Reading(layout.lines, crops), record["width"], record["height"])
+        return ImageOCR(OCRResult(layout.lines, crops), record["width"], record["height"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -22,7 +22,7 @@ from typing import Any
 
 from vlad.data.importers.anyword import FRAME_PIXELS
 from vlad.data.importers.sources import UnusableEntry, from_top_left, points_of
-from vlad.eval.protocols.protocol import Wanted
+from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.layout.layout_files import layout_from_json
 from vlad.models.text_encoder.prompt import find_quotes
 from vlad.types import TextLine
@@ -39,12 +39,12 @@ _UNSAFE = re.compile(r"[^\w.-]+")
 Record = dict[str, Any]
 
 
-def read_prompt_files(paths: Sequence[Path | str]) -> list[Wanted]:
+def read_prompt_files(paths: Sequence[Path | str]) -> list[BenchmarkPrompt]:
     """The prompts of all files, each file's name as the subset where there are several.
 
     Raises UserError that names the file and the entry for a layout that we don't know.
     """
-    prompts: list[Wanted] = []
+    prompts: list[BenchmarkPrompt] = []
     files = list(map(Path, paths))
     # CVTG-2K has a 2.json in two folders.
     names = [file.stem for file in files]
@@ -53,15 +53,15 @@ def read_prompt_files(paths: Sequence[Path | str]) -> list[Wanted]:
     for file, name in zip(files, names, strict=True):
         found = _read_file(file)
         if len(files) > 1:
-            found = [replace(wanted, key=safe_name(f"{name}-{wanted.key}"), subset=name) for wanted in found]
+            found = [replace(prompt, key=safe_name(f"{name}-{prompt.key}"), subset=name) for prompt in found]
         prompts += found
     seen: set[str] = set()
-    for wanted in prompts:
-        if wanted.key in seen:
+    for prompt in prompts:
+        if prompt.key in seen:
             raise UserError(
-                f"Two prompts have the same id {wanted.key!r}, which names their images; make the ids unique."
+                f"Two prompts have the same id {prompt.key!r}, which names their images; make the ids unique."
             )
-        seen.add(wanted.key)
+        seen.add(prompt.key)
     return prompts
 
 
@@ -82,7 +82,7 @@ def quoted(prompt: str) -> tuple[str, ...]:
     return tuple(quote.text for quote in find_quotes(prompt, strict=False))
 
 
-def _read_file(path: Path) -> list[Wanted]:
+def _read_file(path: Path) -> list[BenchmarkPrompt]:
     path = existing_file(path, "prompt file", "name one of your benchmark's")
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -108,22 +108,22 @@ def _read_file(path: Path) -> list[Wanted]:
         raise UserError(f"{path} holds no prompt.")
     # References stand beside the prompt file unless they are told in full.
     return [
-        wanted if wanted.reference is None else replace(wanted, reference=str(path.parent / wanted.reference))
-        for wanted in found
+        prompt if prompt.reference is None else replace(prompt, reference=str(path.parent / prompt.reference))
+        for prompt in found
     ]
 
 
-def _of_lines(text: str) -> list[Wanted]:
+def _of_lines(text: str) -> list[BenchmarkPrompt]:
     lines = [line.strip() for line in text.splitlines()]
     # An empty line is no prompt, but the images are numbered by lines that are.
     lines = [line for line in lines if line]
     # Words alone; but prompts of scripts that put no spaces between them quote what they ask for.
     if not any(quoted(line) or any(character.isspace() for character in line) for line in lines):
         lines = [WORD_TEMPLATE.format(line) for line in lines]
-    return [Wanted(str(number), line, quoted(line)) for number, line in enumerate(lines)]
+    return [BenchmarkPrompt(str(number), line, quoted(line)) for number, line in enumerate(lines)]
 
 
-def _of_table(text: str, delimiter: str) -> Iterator[Wanted]:
+def _of_table(text: str, delimiter: str) -> Iterator[BenchmarkPrompt]:
     rows = csv.DictReader(io.StringIO(text), delimiter=delimiter)
     names = [name for name in rows.fieldnames or () if name and name.strip().lower() in ("prompt", "caption")]
     if not names:
@@ -132,10 +132,10 @@ def _of_table(text: str, delimiter: str) -> Iterator[Wanted]:
         prompt = (row[names[0]] or "").strip()
         if not prompt:
             raise ValueError(f"row {number + 1} has no prompt")
-        yield Wanted(str(number), prompt, quoted(prompt), subset=(row.get("Category") or "").strip())
+        yield BenchmarkPrompt(str(number), prompt, quoted(prompt), subset=(row.get("Category") or "").strip())
 
 
-def _of_json_lines(text: str) -> Iterator[Wanted]:
+def _of_json_lines(text: str) -> Iterator[BenchmarkPrompt]:
     # Not splitlines: a string may hold other characters that part lines (U+2028) as they are.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -147,8 +147,8 @@ def _of_json_lines(text: str) -> Iterator[Wanted]:
         yield _numbered(f"line {number}", _of_record, record, number - 1)
 
 
-def _of_json(content: Any) -> Iterator[Wanted]:
-    reader: Callable[[Record, int], Wanted] = _of_record
+def _of_json(content: Any) -> Iterator[BenchmarkPrompt]:
+    reader: Callable[[Record, int], BenchmarkPrompt] = _of_record
     if isinstance(content, dict) and isinstance(content.get("data_list"), list):
         records = content["data_list"]
         if records and isinstance(records[0], dict) and "annotations" in records[0]:
@@ -161,7 +161,9 @@ def _of_json(content: Any) -> Iterator[Wanted]:
         yield _numbered(f"entry {number + 1}", reader, record, number)
 
 
-def _numbered(place: str, reader: Callable[[Record, int], Wanted], record: Any, number: int) -> Wanted:
+def _numbered(
+    place: str, reader: Callable[[Record, int], BenchmarkPrompt], record: Any, number: int
+) -> BenchmarkPrompt:
     """The record's prompt; what is wrong with it is told with its place."""
     if not isinstance(record, dict):
         raise ValueError(f"{place} is no object")
@@ -171,7 +173,7 @@ def _numbered(place: str, reader: Callable[[Record, int], Wanted], record: Any, 
         raise ValueError(f"{place}: {error}") from error
 
 
-def _of_anytext(record: Record, number: int) -> Wanted:
+def _of_anytext(record: Record, number: int) -> BenchmarkPrompt:
     """The caption names no strings: they are added to it, as the benchmark's own prompts do."""
     caption = _string(record, "caption")
     annotations = record.get("annotations")
@@ -192,10 +194,10 @@ def _of_anytext(record: Record, number: int) -> Wanted:
     strings = tuple(line.text for line in lines if line.valid and line.text.strip())
     missing = [text for text in strings if text not in quoted(caption)]
     prompt = caption + (", that reads " + " and ".join(f'"{text}"' for text in missing) if missing else "")
-    return Wanted(_key(record, ("img_name",), number), prompt, strings, tuple(lines))
+    return BenchmarkPrompt(_key(record, ("img_name",), number), prompt, strings, tuple(lines))
 
 
-def _of_record(record: Record, number: int) -> Wanted:
+def _of_record(record: Record, number: int) -> BenchmarkPrompt:
     """An object with a prompt, and with the texts that it asks for under the name that its benchmark gives them."""
     prompt = _string(record, "prompt")
     key = _key(record, ("id", "prompt_id", "index", "image_path"), number)
@@ -208,7 +210,7 @@ def _of_record(record: Record, number: int) -> Wanted:
         named = next((name for name in ("raw_text", "sentence_list", "text") if record.get(name) is not None), None)
         strings = quoted(prompt) if named is None else _strings(record, named)
     reference = record.get("reference") or record.get("original_image_path")
-    return Wanted(key, prompt, strings, lines, subset, reference if isinstance(reference, str) else None)
+    return BenchmarkPrompt(key, prompt, strings, lines, subset, reference if isinstance(reference, str) else None)
 
 
 def _key(record: Record, names: Sequence[str], number: int) -> str:

@@ -30,7 +30,7 @@ from vlad.eval.generators.entries import Entry, generator_of, load_entry, masked
 from vlad.eval.generators.generator import Generator
 from vlad.eval.generators.pipeline_generators import build_generator
 from vlad.eval.options import BenchmarkOptions, GenerationOptions, OCROptions
-from vlad.eval.protocols.protocol import Protocol, Wanted
+from vlad.eval.protocols.protocol import BenchmarkPrompt, Protocol
 from vlad.metrics.ocr import build_ocr_engine
 from vlad.utils.errors import UserError
 from vlad.utils.locks import directory_lock
@@ -126,7 +126,7 @@ class _Subject:
     target: Path
     entry: Entry | None
     draws: bool
-    prompts: list[Wanted]
+    prompts: list[BenchmarkPrompt]
     use_layouts: bool
     protocols: list[Protocol]
     left_out: dict[str, str]
@@ -176,7 +176,7 @@ class _Subject:
             if options.use_layouts:
                 raise UserError(f"{stands}; leave out --use-layouts.")
             raise UserError(f"{stands}, and the protocol anytext reads lines in their polygons; take another protocol.")
-        if self.use_layouts and not all(wanted.lines for wanted in self.prompts):
+        if self.use_layouts and not all(prompt.lines for prompt in self.prompts):
             raise UserError("--use-layouts draws text where the prompt file says, and the file has no polygons.")
         return generator
 

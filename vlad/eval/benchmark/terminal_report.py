@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vlad.eval.benchmark.evaluator import Evaluation
-from vlad.eval.protocols.protocol import MODES
+from vlad.eval.protocols.protocol import SCORING_MODES
 
 NAMES_SHOWN, NAME_LENGTH = 5, 160
 
@@ -18,10 +18,10 @@ def figure_text(value: float, low: float, high: float) -> str:
 
 def text_table(found: Evaluation) -> str:
     """The table for a terminal."""
-    lines = [f"{'protocol':14}{'metric':20}" + "".join(f"{mode:>28}" for mode in MODES)]
+    lines = [f"{'protocol':14}{'metric':20}" + "".join(f"{mode:>28}" for mode in SCORING_MODES)]
     for protocol in found.protocols:
         for metric in protocol.metrics:
-            figures = [found.values[protocol.name][mode].get(metric) for mode in MODES]
+            figures = [found.values[protocol.name][mode].get(metric) for mode in SCORING_MODES]
             shown = "".join(f"{figure_text(*figure) if figure else '-':>28}" for figure in figures)
             lines.append(f"{protocol.name:14}{metric:20}{shown}")
     for score in found.fidelity:

@@ -25,7 +25,7 @@ from vlad.eval.benchmark.image_sets import BenchmarkImage
 from vlad.eval.benchmark.parallel_ocr import UNREADABLE, load_image
 from vlad.eval.fidelity.reference_images import NONE_NAMED, References
 from vlad.eval.intervals import bootstrap_intervals
-from vlad.eval.protocols.protocol import as_they_are
+from vlad.eval.protocols.protocol import no_derived_metrics
 from vlad.eval.scores import Score
 from vlad.models.metric_encoders import CLIPEncoder, VisionEncoder
 from vlad.utils.errors import UserError
@@ -252,7 +252,7 @@ def score_fidelity(
     # The rounds: an image of each prompt that has references, once a sample number.
     rounds: dict[int, list[Path]] = {}
     for image in images:
-        if image.path is not None and image.wanted.key in references.prompts:
+        if image.path is not None and image.prompt.key in references.prompts:
             rounds.setdefault(image.sample, []).append(image.path)
     missing = [path for path in references.paths if not path.is_file()]
     if not references.paths:
@@ -290,13 +290,13 @@ def _with_distances(
 
 def _clip_score(encoder: CLIPEncoder, clip: ClipProtocol, images: Sequence[BenchmarkImage]) -> Score:
     """The mean over images, with its interval over prompts."""
-    pairs = [(image.wanted.prompt, path) for image in images if (path := image.path) is not None]
+    pairs = [(image.prompt.text, path) for image in images if (path := image.path) is not None]
     sums: dict[str, tuple[float, float]] = {}
     for image, value in zip(images, clip_scores(encoder, clip, pairs), strict=True):
-        amount, of = sums.get(image.wanted.key, (0.0, 0.0))
-        sums[image.wanted.key] = (amount + value, of + 1)
+        amount, of = sums.get(image.prompt.key, (0.0, 0.0))
+        sums[image.prompt.key] = (amount + value, of + 1)
     mean = sum(amount for amount, _ in sums.values()) / len(pairs)
-    interval = bootstrap_intervals([{"clip_score": pair} for pair in sums.values()], as_they_are)["clip_score"]
+    interval = bootstrap_intervals([{"clip_score": pair} for pair in sums.values()], no_derived_metrics)["clip_score"]
     return Score("CLIPScore", f"{clip}, {len(pairs)} images", mean, *interval)
 
 

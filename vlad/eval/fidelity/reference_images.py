@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlad.eval.benchmark.image_sets import ENDINGS
-from vlad.eval.protocols.protocol import Wanted
+from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.utils.errors import UserError
 
 NONE_NAMED = (
@@ -31,24 +31,24 @@ class References:
     prompts: frozenset[str] = frozenset()
 
 
-def references_of(prompts: Sequence[Wanted], folder: Path | None = None) -> References:
+def references_of(prompts: Sequence[BenchmarkPrompt], folder: Path | None = None) -> References:
     """The references of a benchmark: the folder's where there is one, else those that the prompts name.
 
     Raises UserError for a folder without images.
     """
     if folder is None:
-        named = [wanted for wanted in prompts if wanted.reference is not None]
-        paths = dict.fromkeys(Path(str(wanted.reference)) for wanted in named)
-        return References(tuple(paths), frozenset(wanted.key for wanted in named))
+        named = [prompt for prompt in prompts if prompt.reference is not None]
+        paths = dict.fromkeys(Path(str(prompt.reference)) for prompt in named)
+        return References(tuple(paths), frozenset(prompt.key for prompt in named))
     if not folder.is_dir():
         raise UserError(f"There is no folder of reference images at {folder}; name another with --references.")
-    subsets = dict.fromkeys(wanted.subset for wanted in prompts if wanted.subset)
+    subsets = dict.fromkeys(prompt.subset for prompt in prompts if prompt.subset)
     by_subset = {name: _images_in(folder / name) for name in subsets if (folder / name).is_dir()}
     if by_subset:
         found = [path for paths in by_subset.values() for path in paths]
-        covered = {wanted.key for wanted in prompts if by_subset.get(wanted.subset)}
+        covered = {prompt.key for prompt in prompts if by_subset.get(prompt.subset)}
     else:
-        found, covered = _images_in(folder), {wanted.key for wanted in prompts}
+        found, covered = _images_in(folder), {prompt.key for prompt in prompts}
     if not found:
         raise UserError(f"There is no reference image in {folder} ({', '.join(ENDINGS)}); name another folder.")
     return References(tuple(found), frozenset(covered))

@@ -25,7 +25,7 @@ from vlad.eval.generators.generator import Generator, weights_digest
 from vlad.eval.generators.pipeline_generators import DiffusersGenerator, VLADGenerator, build_generator
 from vlad.eval.generators.text_to_image import PIXELS_PER_LATENT
 from vlad.eval.options import WATERMARK, Box, GenerationOptions
-from vlad.eval.protocols.protocol import Wanted
+from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.inference.load_pipeline import load_pipeline
 from vlad.layout.control_images import rows_layout
 from vlad.pipeline.folders import pipeline_folder
@@ -174,15 +174,15 @@ class DeepFloydGenerator:
         """The weights of all stages, and what shapes the images."""
         return _settings(self.entry, _stages(self.entry))
 
-    def refusal(self, wanted: Wanted, layout: Layout | None) -> str | None:
+    def refusal(self, prompt: BenchmarkPrompt, layout: Layout | None) -> str | None:
         """Nothing: it draws every prompt."""
         return None
 
     def generate(
-        self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
+        self, prompts: Sequence[BenchmarkPrompt], seeds: Sequence[int], layouts: Sequence[Layout] | None
     ) -> list[tuple[Image.Image, Layout | None]]:
         """An image a prompt."""
-        return [(image, None) for image in self.model.generate([wanted.prompt for wanted in prompts], seeds)]
+        return [(image, None) for image in self.model.generate([prompt.text for prompt in prompts], seeds)]
 
 
 class LayoutGenerator:
@@ -205,29 +205,29 @@ class LayoutGenerator:
             folders.append(pipeline_folder(Path(self.entry.planner)))
         return _settings(self.entry, folders)
 
-    def refusal(self, wanted: Wanted, layout: Layout | None) -> str | None:
+    def refusal(self, prompt: BenchmarkPrompt, layout: Layout | None) -> str | None:
         """What the planner has against the prompt."""
         if self.planner is None or layout is not None:
             return None
         try:
-            self.planner.check_prompt(wanted.prompt)
+            self.planner.check_prompt(prompt.text)
         except UserError as error:
             return str(error)
         return None
 
     def generate(
-        self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
+        self, prompts: Sequence[BenchmarkPrompt], seeds: Sequence[int], layouts: Sequence[Layout] | None
     ) -> list[tuple[Image.Image, Layout | None]]:
         """An image a prompt, with the layout that it was told."""
         told = layouts or self._planned(prompts, seeds)
-        images = self.model.generate([wanted.prompt for wanted in prompts], seeds, told)
+        images = self.model.generate([prompt.text for prompt in prompts], seeds, told)
         return list(zip(images, told, strict=True))
 
-    def _planned(self, prompts: Sequence[Wanted], seeds: Sequence[int]) -> list[Layout]:
+    def _planned(self, prompts: Sequence[BenchmarkPrompt], seeds: Sequence[int]) -> list[Layout]:
         """The planner's layouts, the very ones that it draws itself from these seeds; else rows."""
         if self.planner is None:
-            return [rows_layout(wanted.strings) for wanted in prompts]
-        parsed = [self.planner.check_prompt(wanted.prompt) for wanted in prompts]
+            return [rows_layout(prompt.strings) for prompt in prompts]
+        parsed = [self.planner.check_prompt(prompt.text) for prompt in prompts]
         return [plan.layout for plan in self.planner.plan(parsed, seeds)]
 
 

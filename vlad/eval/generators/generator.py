@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from vlad.eval.protocols.protocol import Wanted
+from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.types import Layout
 
 
@@ -22,11 +22,11 @@ class Generator(Protocol):
     def settings(self) -> dict[str, Any]:
         """All that shapes its images, as plain values."""
 
-    def refusal(self, wanted: Wanted, layout: Layout | None) -> str | None:
+    def refusal(self, prompt: BenchmarkPrompt, layout: Layout | None) -> str | None:
         """Why a prompt cannot be generated, in one sentence; None where it can."""
 
     def generate(
-        self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
+        self, prompts: Sequence[BenchmarkPrompt], seeds: Sequence[int], layouts: Sequence[Layout] | None
     ) -> list[tuple[Image.Image, Layout | None]]:
         """An image a prompt, with the layout that it follows where there is one."""
 

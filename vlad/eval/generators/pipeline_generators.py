@@ -11,7 +11,7 @@ from PIL import Image
 from vlad.eval.generators.generator import Generator, weights_digest
 from vlad.eval.generators.text_to_image import TextToImage
 from vlad.eval.options import GenerationOptions
-from vlad.eval.protocols.protocol import Wanted
+from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.inference.load_pipeline import load_pipeline
 from vlad.pipeline.folders import pipeline_class, pipeline_folder
 from vlad.types import Layout
@@ -58,21 +58,21 @@ class VLADGenerator:
             "refit": config.refit if options.refit is None else options.refit,
         }
 
-    def refusal(self, wanted: Wanted, layout: Layout | None) -> str | None:
+    def refusal(self, prompt: BenchmarkPrompt, layout: Layout | None) -> str | None:
         """What the pipeline has against the prompt."""
         try:
-            self.pipeline.check_prompt(wanted.prompt, layout)
+            self.pipeline.check_prompt(prompt.text, layout)
         except UserError as error:
             return str(error)
         return None
 
     def generate(
-        self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
+        self, prompts: Sequence[BenchmarkPrompt], seeds: Sequence[int], layouts: Sequence[Layout] | None
     ) -> list[tuple[Image.Image, Layout | None]]:
         """An image a prompt, with its layout."""
         options = self.options
         drawn = self.pipeline(
-            [wanted.prompt for wanted in prompts],
+            [prompt.text for prompt in prompts],
             list(seeds),
             layouts,
             options.steps,
@@ -106,13 +106,13 @@ class DiffusersGenerator:
             **self.text_to_image.arguments,
         }
 
-    def refusal(self, wanted: Wanted, layout: Layout | None) -> str | None:
+    def refusal(self, prompt: BenchmarkPrompt, layout: Layout | None) -> str | None:
         """Nothing: such a pipeline draws every prompt."""
         return None
 
     def generate(
-        self, prompts: Sequence[Wanted], seeds: Sequence[int], layouts: Sequence[Layout] | None
+        self, prompts: Sequence[BenchmarkPrompt], seeds: Sequence[int], layouts: Sequence[Layout] | None
     ) -> list[tuple[Image.Image, Layout | None]]:
         """An image a prompt."""
-        images = self.text_to_image.generate([wanted.prompt for wanted in prompts], seeds)
+        images = self.text_to_image.generate([prompt.text for prompt in prompts], seeds)
         return [(image, None) for image in images]

@@ -24,7 +24,7 @@ import numpy as np
 from vlad.eval.benchmark.image_sets import find_images
 from vlad.eval.benchmark.parallel_ocr import UNREADABLE, load_image
 from vlad.eval.options import WATERMARK, Box
-from vlad.eval.protocols.protocol import Wanted
+from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.utils.errors import UserError
 from vlad.utils.paths import writable_directory
 
@@ -88,7 +88,7 @@ class Question:
 def make_study(
     kind: Kind,
     systems: Mapping[str, Path],
-    prompts: Sequence[Wanted],
+    prompts: Sequence[BenchmarkPrompt],
     seed: int = 0,
     masked: Mapping[str, Box] | None = None,
 ) -> Study:
@@ -107,12 +107,12 @@ def make_study(
         first: dict[str, Path] = {}
         for image in images:
             if image.path is not None:
-                first.setdefault(image.wanted.key, image.path)
+                first.setdefault(image.prompt.key, image.path)
         found[name] = first
-    shared = [wanted for wanted in prompts if all(wanted.key in images for images in found.values())]
+    shared = [prompt for prompt in prompts if all(prompt.key in images for images in found.values())]
     if not shared:
         raise UserError("No prompt has an image of every system; draw them all from the same prompt file.")
-    keys = {wanted.key for wanted in shared}
+    keys = {prompt.key for prompt in shared}
     kept = {name: {key: path for key, path in images.items() if key in keys} for name, images in found.items()}
     for path in (path for images in kept.values() for path in images.values()):
         try:
@@ -121,7 +121,7 @@ def make_study(
             raise UserError(
                 f"{path} cannot be read as an image; put a whole one there, or remove it: its prompt is then left out."
             ) from error
-    return Study(kind, kept, {wanted.key: wanted.prompt for wanted in shared}, seed, masked or {})
+    return Study(kind, kept, {prompt.key: prompt.text for prompt in shared}, seed, masked or {})
 
 
 def questions_of(study: Study, rater_number: int) -> list[Question]:
@@ -288,7 +288,7 @@ def _without_order(question: str) -> tuple[Any, ...]:
 def open_ratings(
     kind: Kind,
     systems: Mapping[str, Path],
-    prompts: Sequence[Wanted],
+    prompts: Sequence[BenchmarkPrompt],
     path: Path,
     seed: int = 0,
     watermarked: Sequence[str] = (),

@@ -13,28 +13,36 @@ from __future__ import annotations
 
 from rapidfuzz.distance import Levenshtein
 
-from vlad.eval.protocols.protocol import Mode, Protocol, Reading, Term, Terms, Wanted, as_they_are
+from vlad.eval.protocols.protocol import (
+    BenchmarkPrompt,
+    MetricTerm,
+    MetricTerms,
+    OCRResult,
+    Protocol,
+    ScoringMode,
+    no_derived_metrics,
+)
 
 MOST_LINES, MOST_CHARACTERS = 5, 20
 
 
-def line_similarity(a: str, b: str, mode: Mode) -> float:
+def line_similarity(a: str, b: str, mode: ScoringMode) -> float:
     """NED, a similarity despite its name: 1 is equal."""
     longer = max(len(a), len(b)) + (1e-5 if mode == "strict" else 0)
     return 1 - Levenshtein.distance(a, b) / longer if longer else 1.0
 
 
-def score(wanted: Wanted, reading: Reading, mode: Mode) -> Terms:
-    """One image's lines; `reading.crops` has the text of every line's crop, in the order of `wanted.lines`."""
-    assert reading.crops is not None and len(reading.crops) == len(wanted.lines)
-    pairs = [(line.text, crop) for line, crop in zip(wanted.lines, reading.crops, strict=True) if line.valid]
+def score(prompt: BenchmarkPrompt, ocr: OCRResult, mode: ScoringMode) -> MetricTerms:
+    """One image's lines; `ocr.crops` has the text of every line's crop, in the order of `prompt.lines`."""
+    assert ocr.crops is not None and len(ocr.crops) == len(prompt.lines)
+    pairs = [(line.text, crop) for line, crop in zip(prompt.lines, ocr.crops, strict=True) if line.valid]
     if mode == "strict":
         pairs = [(text[:MOST_CHARACTERS], crop) for text, crop in pairs[:MOST_LINES]]
     else:
         pairs = [(text.strip(), crop.strip()) for text, crop in pairs]
     exact = sum(text == crop for text, crop in pairs)
     similarity = sum(line_similarity(text, crop, mode) for text, crop in pairs)
-    return {"sentence_accuracy": Term(float(exact), len(pairs)), "ned": Term(similarity, len(pairs))}
+    return {"sentence_accuracy": MetricTerm(float(exact), len(pairs)), "ned": MetricTerm(similarity, len(pairs))}
 
 
 ANYTEXT = Protocol(
@@ -44,7 +52,7 @@ ANYTEXT = Protocol(
     ranked_by="ned",
     native_engine="DuGuangOCR (convnextTiny general recognition)",
     score=score,
-    combine=as_they_are,
+    combine=no_derived_metrics,
     quirks="5 lines of 20 characters; NED over length + 1e-5",
     needs_polygons=True,
 )

@@ -18,25 +18,25 @@ from collections.abc import Sequence
 
 from vlad.eval.protocols.anytext import line_similarity
 from vlad.eval.protocols.protocol import (
-    Mode,
+    BenchmarkPrompt,
+    MetricTerm,
+    MetricTerms,
+    OCRResult,
     Protocol,
-    Reading,
-    Term,
-    Terms,
-    Wanted,
-    as_they_are,
+    ScoringMode,
     lower_words,
     matches,
+    no_derived_metrics,
     straight_quoted,
 )
 
 
-def wanted_words(wanted: Wanted, mode: Mode) -> list[str]:
+def target_words(prompt: BenchmarkPrompt, mode: ScoringMode) -> list[str]:
     """The words that the scorer takes for the truth."""
-    return lower_words(straight_quoted(wanted.prompt) if mode == "strict" else wanted.strings)
+    return lower_words(straight_quoted(prompt.text) if mode == "strict" else prompt.strings)
 
 
-def word_similarity(word: str, read: Sequence[str], mode: Mode) -> float:
+def word_similarity(word: str, read: Sequence[str], mode: ScoringMode) -> float:
     """NED of a wanted word and the most similar of the words read (at least one)."""
     if mode == "strict":
         (closest,) = difflib.get_close_matches(word, read, n=1, cutoff=0)
@@ -44,12 +44,12 @@ def word_similarity(word: str, read: Sequence[str], mode: Mode) -> float:
     return max(line_similarity(word, other, mode) for other in read)
 
 
-def score(wanted: Wanted, reading: Reading, mode: Mode) -> Terms:
+def score(prompt: BenchmarkPrompt, ocr: OCRResult, mode: ScoringMode) -> MetricTerms:
     """One image's words."""
-    truth, read = wanted_words(wanted, mode), lower_words(reading.words) or [""]
+    truth, read = target_words(prompt, mode), lower_words(ocr.words) or [""]
     found = sum(word in read for word in truth) if mode == "strict" else matches(truth, read)
     similarity = sum(word_similarity(word, read, mode) for word in truth)
-    return {"word_accuracy": Term(float(found), len(truth)), "ned": Term(similarity, len(truth))}
+    return {"word_accuracy": MetricTerm(float(found), len(truth)), "ned": MetricTerm(similarity, len(truth))}
 
 
 CVTG = Protocol(
@@ -59,6 +59,6 @@ CVTG = Protocol(
     ranked_by="ned",
     native_engine="PaddleOCR (PP-OCRv3 detection, PP-OCRv4 English recognition)",
     score=score,
-    combine=as_they_are,
+    combine=no_derived_metrics,
     quirks="one read word satisfies any number of wanted ones; no precision; apostrophes cut the truth",
 )

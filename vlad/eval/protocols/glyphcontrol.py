@@ -13,29 +13,37 @@ from __future__ import annotations
 
 from rapidfuzz.distance import Levenshtein
 
-from vlad.eval.protocols.protocol import Mode, Protocol, Reading, Term, Terms, Wanted, as_they_are
+from vlad.eval.protocols.protocol import (
+    BenchmarkPrompt,
+    MetricTerm,
+    MetricTerms,
+    OCRResult,
+    Protocol,
+    ScoringMode,
+    no_derived_metrics,
+)
 
 
-def found_strings(reading: Reading, mode: Mode) -> list[str]:
+def found_strings(ocr: OCRResult, mode: ScoringMode) -> list[str]:
     """What the wanted words are looked for among."""
-    detections = [line.text for line in reading.lines]
-    return detections if mode == "strict" else [*detections, *reading.words]
+    detections = [line.text for line in ocr.lines]
+    return detections if mode == "strict" else [*detections, *ocr.words]
 
 
-def score(wanted: Wanted, reading: Reading, mode: Mode) -> Terms:
+def score(prompt: BenchmarkPrompt, ocr: OCRResult, mode: ScoringMode) -> MetricTerms:
     """One image's words, mostly one."""
-    found = found_strings(reading, mode)
+    found = found_strings(ocr, mode)
     lowered = {text.lower() for text in found}
-    count = len(wanted.strings)
+    count = len(prompt.strings)
     terms = {
-        "accuracy": Term(sum(text in found for text in wanted.strings), count),
-        "accuracy_any_case": Term(sum(text.lower() in lowered for text in wanted.strings), count),
+        "accuracy": MetricTerm(sum(text in found for text in prompt.strings), count),
+        "accuracy_any_case": MetricTerm(sum(text.lower() in lowered for text in prompt.strings), count),
     }
     if found:
-        edits = sum(min(Levenshtein.distance(text, other) for other in found) for text in wanted.strings)
-        terms["ld"] = Term(edits, count)
+        edits = sum(min(Levenshtein.distance(text, other) for other in found) for text in prompt.strings)
+        terms["ld"] = MetricTerm(edits, count)
     else:
-        terms["ld"] = Term(0, 0) if mode == "strict" else Term(sum(map(len, wanted.strings)), count)
+        terms["ld"] = MetricTerm(0, 0) if mode == "strict" else MetricTerm(sum(map(len, prompt.strings)), count)
     return terms
 
 
@@ -46,7 +54,7 @@ GLYPHCONTROL = Protocol(
     ranked_by="accuracy_any_case",
     native_engine="EasyOCR (English)",
     score=score,
-    combine=as_they_are,
+    combine=no_derived_metrics,
     quirks="a word counts only as a detection of its own; images with none are left out of LD",
-    falling=frozenset({"ld"}),
+    lower_is_better=frozenset({"ld"}),
 )

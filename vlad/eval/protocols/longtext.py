@@ -14,7 +14,16 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from vlad.eval.protocols.protocol import Mode, Protocol, Reading, Term, Terms, Wanted, as_they_are, matches
+from vlad.eval.protocols.protocol import (
+    BenchmarkPrompt,
+    MetricTerm,
+    MetricTerms,
+    OCRResult,
+    Protocol,
+    ScoringMode,
+    matches,
+    no_derived_metrics,
+)
 from vlad.layout.reading_order import reading_order
 
 _CHINESE = re.compile("[\u4e00-\u9fa5]")
@@ -22,7 +31,7 @@ _VANISHES_IN_STRICT = re.compile("[^\u4e00-\u9fa5a-zA-Z0-9\\sàâäéèêëîï�
 _APOSTROPHES = "'’"
 
 
-def units(text: str, chinese: bool, mode: Mode) -> list[str]:
+def units(text: str, chinese: bool, mode: ScoringMode) -> list[str]:
     """What is counted: words, or with `chinese` characters."""
     if mode == "strict":
         kept = _VANISHES_IN_STRICT.sub("", text)
@@ -38,14 +47,16 @@ def _as_corrected(character: str) -> str:
     return "" if character in _APOSTROPHES else " "
 
 
-def score(wanted: Wanted, reading: Reading, mode: Mode) -> Terms:
+def score(prompt: BenchmarkPrompt, ocr: OCRResult, mode: ScoringMode) -> MetricTerms:
     """One image's share of the text."""
-    text = " ".join(wanted.strings)
+    text = " ".join(prompt.strings)
     chinese = _CHINESE.search(text) is not None
-    lines = reading.lines if mode == "strict" else reading_order(reading.lines)
+    lines = ocr.lines if mode == "strict" else reading_order(ocr.lines)
     truth = units(text, chinese, mode)
     return {
-        "text_accuracy": Term(matches(truth, units(" ".join(line.text for line in lines), chinese, mode)), len(truth))
+        "text_accuracy": MetricTerm(
+            matches(truth, units(" ".join(line.text for line in lines), chinese, mode)), len(truth)
+        )
     }
 
 
@@ -56,6 +67,6 @@ LONGTEXT = Protocol(
     ranked_by="text_accuracy",
     native_engine="Qwen2.5-VL-7B-Instruct",
     score=score,
-    combine=as_they_are,
+    combine=no_derived_metrics,
     quirks="only a-z, digits, Chinese and some French letters survive; words too many cost nothing",
 )

@@ -17,36 +17,36 @@ from __future__ import annotations
 
 from vlad.eval.protocols.protocol import (
     EPSILON,
-    Mode,
+    BenchmarkPrompt,
+    MetricTerm,
+    MetricTerms,
+    OCRResult,
     Protocol,
-    Reading,
-    Term,
-    Terms,
-    Wanted,
+    ScoringMode,
     lower_words,
     matches,
     straight_quoted,
 )
 
 
-def wanted_words(wanted: Wanted, mode: Mode) -> list[str]:
+def target_words(prompt: BenchmarkPrompt, mode: ScoringMode) -> list[str]:
     """The words that the scorer takes for the truth."""
     if mode == "strict":
-        return lower_words(straight_quoted(wanted.prompt.strip().lower()))
-    return lower_words(wanted.strings)
+        return lower_words(straight_quoted(prompt.text.strip().lower()))
+    return lower_words(prompt.strings)
 
 
-def score(wanted: Wanted, reading: Reading, mode: Mode) -> Terms:
+def score(prompt: BenchmarkPrompt, ocr: OCRResult, mode: ScoringMode) -> MetricTerms:
     """One image's precision, recall and exactness."""
-    truth, read = wanted_words(wanted, mode), lower_words(reading.words)
+    truth, read = target_words(prompt, mode), lower_words(ocr.words)
     if mode == "corrected" and not truth:
         return {}
     matched = matches(truth, read)
     exact = "".join(sorted(truth)) == "".join(sorted(read)) if mode == "strict" else sorted(truth) == sorted(read)
     return {
-        "accuracy": Term(float(exact)),
-        "precision": Term(matched / (len(read) + EPSILON)),
-        "recall": Term(matched / (len(truth) + EPSILON)),
+        "accuracy": MetricTerm(float(exact)),
+        "precision": MetricTerm(matched / (len(read) + EPSILON)),
+        "recall": MetricTerm(matched / (len(truth) + EPSILON)),
     }
 
 
@@ -67,5 +67,5 @@ MARIO = Protocol(
     score=score,
     combine=combine,
     quirks="only straight single marks quote; apostrophes cut the truth; {ab, c} equals {a, bc}; F of the mean P and R",
-    asks=lambda wanted, mode: bool(wanted_words(wanted, mode)),
+    has_targets=lambda prompt, mode: bool(target_words(prompt, mode)),
 )

@@ -1,10 +1,10 @@
-"""What the protocols share: what an image should carry, what was read in it, and scores as ratios of sums.
+"""What the protocols share: a benchmark's prompt, an OCR result, and metrics as ratios of sums.
 
-    Wanted, Reading -- a protocol's `score` --> terms of one image
-    terms of all images -- sums --> values -- a protocol's `combine` --> values with those derived from others
+    BenchmarkPrompt, OCRResult -- a protocol's `score` --> terms of one image
+    terms of all images -- sums --> ratios -- a protocol's `combine` --> metrics with those derived from others
 
-Every published figure is a ratio of two sums over images: means over images (of 1 each), over lines or words.
-So the sums of each prompt's images are all that has to be kept, and what the bootstrap draws from.
+Every published metric is a ratio of two sums over images: a mean over images (of 1 each), over lines or over words.
+So each prompt's sums are all that has to be kept, and what the bootstrap resamples.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from typing import Literal, get_args
 
 from vlad.types import TextLine
 
-Mode = Literal["strict", "corrected"]
-MODES: tuple[Mode, ...] = get_args(Mode)
+ScoringMode = Literal["strict", "corrected"]
+SCORING_MODES: tuple[ScoringMode, ...] = get_args(ScoringMode)
 _STRAIGHT_QUOTES = re.compile(r"'(.*?)'")
 EPSILON = 1e-8  # of MARIO-Eval's precision, recall and F
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One prompt of a benchmark: what its images should show.
+class BenchmarkPrompt:
+    """One prompt of a benchmark, with the texts that its images should spell.
 
-    `strings` are the texts that the file itself names, or else the prompt's quoted strings. `lines` holds them with
+    `strings` are the target texts that the file names, or else the prompt's quoted strings. `lines` holds them with
     polygons (0..1) where the file has polygons, else it is empty. `reference` is a real image's path, or None.
     """
 
     key: str
-    prompt: str
+    text: str
     strings: tuple[str, ...]
     lines: tuple[TextLine, ...] = ()
     subset: str = ""
@@ -40,8 +40,8 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What an engine read in an image, in its own order; `crops` is its text of each polygon of `Wanted.lines`.
+class OCRResult:
+    """The lines that an engine read in an image, in its own order; `crops` is its text of each prompt line's polygon.
 
     `crops` is None where the polygons were not read one by one.
     """
@@ -56,22 +56,24 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Term:
+class MetricTerm:
     """What one image adds to a metric's two sums; the metric is the ratio of the sums."""
 
-    amount: float
-    of: float = 1.0
+    numerator: float
+    denominator: float = 1.0
 
 
-Terms = dict[str, Term]
+MetricTerms = dict[str, MetricTerm]
+Sums = dict[str, tuple[float, float]]  # numerator and denominator of every metric
+Combine = Callable[[dict[str, float]], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Protocol:
     """One published way of scoring.
 
-    `score` and `combine` are pure. `ranked_by` is the metric that orders the galleries; `falling` are metrics of
-    which less is better. `native_engine` names what its authors read with: figures of another engine are others.
+    `score` and `combine` are pure. `ranked_by` is the metric that orders the galleries. `native_engine` is the OCR
+    engine of the published figures: those of another engine do not compare with them.
     """
 
     name: str
@@ -79,42 +81,42 @@ class Protocol:
     metrics: tuple[str, ...]
     ranked_by: str
     native_engine: str
-    score: Callable[[Wanted, Reading, Mode], Terms]
-    combine: Callable[[dict[str, float]], dict[str, float]]
+    score: Callable[[BenchmarkPrompt, OCRResult, ScoringMode], MetricTerms]
+    combine: Combine
     quirks: str
-    falling: frozenset[str] = frozenset()
+    lower_is_better: frozenset[str] = frozenset()
     needs_polygons: bool = False
-    # Whether a prompt asks for anything, as the scorer sees it; where none does, its figures are left out.
-    asks: Callable[[Wanted, Mode], bool] = lambda wanted, mode: True
+    # Whether the scorer finds a target text in a prompt; where it finds none in any, its figures are left out.
+    has_targets: Callable[[BenchmarkPrompt, ScoringMode], bool] = lambda prompt, mode: True
 
 
-def as_they_are(values: dict[str, float]) -> dict[str, float]:
+def no_derived_metrics(values: dict[str, float]) -> dict[str, float]:
     """The `combine` of a protocol none of whose metrics is derived from others."""
     return values
 
 
-def pooled(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """Each metric's ratio of sums; one whose lower sum is 0 (nothing was asked) is left out."""
-    return {name: amount / of for name, (amount, of) in sums.items() if of}
+def ratios(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Each metric's ratio of sums; one whose denominator is 0 (no target text) is left out."""
+    return {name: numerator / denominator for name, (numerator, denominator) in sums.items() if denominator}
 
 
-def pool_terms(images: Iterable[Terms], combine: Callable[[dict[str, float]], dict[str, float]]) -> dict[str, float]:
+def metrics_of_terms(images: Iterable[MetricTerms], combine: Combine) -> dict[str, float]:
     """The metrics of all images."""
-    sums: dict[str, tuple[float, float]] = {}
+    sums: Sums = {}
     for terms in images:
         add_terms(sums, terms)
-    return combine(pooled(sums))
+    return combine(ratios(sums))
 
 
-def add_terms(sums: dict[str, tuple[float, float]], terms: Terms) -> None:
+def add_terms(sums: Sums, terms: MetricTerms) -> None:
     """Adds an image's terms to the sums, in place."""
     for name, term in terms.items():
-        amount, of = sums.get(name, (0.0, 0.0))
-        sums[name] = (amount + term.amount, of + term.of)
+        numerator, denominator = sums.get(name, (0.0, 0.0))
+        sums[name] = (numerator + term.numerator, denominator + term.denominator)
 
 
 def straight_quoted(prompt: str) -> list[str]:
-    """What stands between straight single marks, as the published scorers of MARIO-Eval and CVTG-2K cut it out."""
+    """The strings between straight single marks, as the published scorers of MARIO-Eval and CVTG-2K cut them out."""
     return _STRAIGHT_QUOTES.findall(prompt)
 
 

@@ -19,13 +19,21 @@ from collections.abc import Sequence
 from rapidfuzz import fuzz
 from rapidfuzz.distance import Levenshtein
 
-from vlad.eval.protocols.protocol import Mode, Protocol, Reading, Term, Terms, Wanted, lower_words
+from vlad.eval.protocols.protocol import (
+    BenchmarkPrompt,
+    MetricTerm,
+    MetricTerms,
+    OCRResult,
+    Protocol,
+    ScoringMode,
+    lower_words,
+)
 from vlad.layout.reading_order import reading_order
 
 LEAST_RATIO = 80
 
 
-def matched_words(truth: Sequence[str], read: Sequence[str], mode: Mode) -> int:
+def matched_words(truth: Sequence[str], read: Sequence[str], mode: ScoringMode) -> int:
     """How many words read are like a wanted one, each of which serves once."""
     if mode == "strict":
         free = list(truth)
@@ -49,25 +57,27 @@ def matched_words(truth: Sequence[str], read: Sequence[str], mode: Mode) -> int:
     return len(used_truth)
 
 
-def character_errors(truth: str, read: str, mode: Mode) -> Term:
+def character_errors(truth: str, read: str, mode: ScoringMode) -> MetricTerm:
     """CER of an image; no part of the mean where nothing is wanted."""
     if not truth:
-        return Term(0, 0)
-    return Term(Levenshtein.distance(truth, read) / (max(len(truth), len(read)) if mode == "strict" else len(truth)))
+        return MetricTerm(0, 0)
+    return MetricTerm(
+        Levenshtein.distance(truth, read) / (max(len(truth), len(read)) if mode == "strict" else len(truth))
+    )
 
 
-def score(wanted: Wanted, reading: Reading, mode: Mode) -> Terms:
+def score(prompt: BenchmarkPrompt, ocr: OCRResult, mode: ScoringMode) -> MetricTerms:
     """One image's words and letters."""
-    lines = reading.lines if mode == "strict" else reading_order(reading.lines)
-    truth_text = " ".join(wanted.strings)
+    lines = ocr.lines if mode == "strict" else reading_order(ocr.lines)
+    truth_text = " ".join(prompt.strings)
     read_text = " ".join(line.text.strip() for line in lines if line.text)
     if mode == "corrected":
         truth_text, read_text = (" ".join(text.split()) for text in (truth_text, read_text))
     truth, read = lower_words([truth_text]), lower_words([read_text])
     matched = matched_words(truth, read, mode)
     return {
-        "accuracy": Term(matched, len(truth)),
-        "precision": Term(matched, len(read)),
+        "accuracy": MetricTerm(matched, len(truth)),
+        "precision": MetricTerm(matched, len(read)),
         "cer": character_errors(truth_text, read_text, mode),
     }
 
@@ -90,5 +100,5 @@ TEXTATLAS = Protocol(
     score=score,
     combine=combine,
     quirks="first free word of a rounded ratio of 80; CER over the longer text",
-    falling=frozenset({"cer"}),
+    lower_is_better=frozenset({"cer"}),
 )
