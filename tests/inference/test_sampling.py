@@ -123,7 +123,7 @@ def test_a_prompt_that_quotes_nothing_is_told_and_drawn(
         (("--planning-scale", "-5"), "--planning-scale must be from 0 to 100"),
         (("--text-scale", "much"), "invalid float value: 'much'; .*--help"),
         (("--seed", "x"), "--seed: 'x' are no seeds"),
-        (("--prompt", 'a sign that says ""'), "Nothing stands between the quotation marks at character 18"),
+        (("--prompt", 'a sign that says ""'), "Nothing is between the quotation marks at character 18"),
     ],
 )
 def test_what_cannot_be_is_told_before_a_model_is_loaded(

@@ -191,7 +191,7 @@ def test_a_half_precision_folder_is_trained_in_full_precision_only_where_it_is_t
     ("config", "message"),
     [
         (Qwen2Config(hidden_size=32, num_hidden_layers=1), "is a qwen2 model without a vision tower"),
-        (DetrConfig(), "is a detr model; known: aria, blip-2, clip, .*siglip.* and any causal"),
+        (DetrConfig(), "is a detr model; supported: aria, blip-2, clip, .*siglip.* and any causal"),
         (None, "holds no model that transformers can load"),
     ],
 )
@@ -221,7 +221,7 @@ def test_a_folder_that_is_not_whole_is_refused_by_what_it_lacks(tmp_path: Path) 
         ({"hidden_size": "wide"}, "holds no model that transformers can load .*hidden_size.* expected int"),
         ({"num_attention_heads": 0}, "holds no model that transformers can load .*ZeroDivisionError"),
         ({"intermediate_size": 40}, r"3 weights of .* do not fit its config, .*mlp.*\(24, 32\), not \(40, 32\)|32, 24"),
-        ({"model_type": "qwen77"}, "is a qwen77 model; known: aria, .* and any causal language model"),
+        ({"model_type": "qwen77"}, "is a qwen77 model; supported: aria, .* and any causal language model"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(change: dict[str, object], message: str, tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_without_v_the_vision_tower_is_not_loaded(
     for path in folders(name).iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     weights = load_file(tmp_path / "model.safetensors")
-    parts = FAMILIES[whole.reading.family].vision
+    parts = FAMILIES[whole.info.family].vision
     on_disk = TINY_FAMILIES[name].tower_on_disk or parts
     kept = {key: value for key, value in weights.items() if not key.startswith(on_disk)}
     assert len(kept) < len(weights)
@@ -287,7 +287,7 @@ def test_an_lvlm_with_a_separate_vision_encoder_leaves_its_own_tower_on_disk(
 
 
 def test_a_vision_path_of_another_kind_is_refused(folders: Folders) -> None:
-    with pytest.raises(UserError, match=r"lvlm\.vision_path: .* is a t5 model; known: clip, .*dinov2"):
+    with pytest.raises(UserError, match=r"lvlm\.vision_path: .* is a t5 model; supported: clip, .*dinov2"):
         load_vision_encoder(LVLMOptions(vision_path=str(folders("t5"))))
 
 
@@ -397,5 +397,7 @@ def test_weights_that_are_missing_are_not_drawn_at_random(folders: Folders, tmp_
 def test_a_blip2_without_text_in_its_q_former_is_refused(folders: Folders, tmp_path: Path) -> None:
     config = json.loads((folders("blip-2") / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["Blip2ForConditionalGeneration"]}))
-    with pytest.raises(UserError, match="read through its Q-Former, and Blip2ForConditionalGeneration has none"):
+    with pytest.raises(
+        UserError, match="encoded by the Q-Former of a blip-2 model, and Blip2ForConditionalGeneration has"
+    ):
         load_lvlm(LVLMOptions(path=str(tmp_path)))

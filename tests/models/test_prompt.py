@@ -116,7 +116,7 @@ def test_empty_quotations_spell_nothing_and_blanks_at_the_edges_are_left_out() -
 
     assert prompt.strings == ("HI THERE",)
     assert text[prompt.quotes[0].start : prompt.quotes[0].end] == "HI THERE"
-    with pytest.raises(UserError, match="Nothing stands between the quotation marks at character 18 of"):
+    with pytest.raises(UserError, match="Nothing is between the quotation marks at character 18 of"):
         parse_prompt(text)
 
 

@@ -70,7 +70,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @torch.no_grad()
 def test_code_of_a_model_s_own_runs_only_when_it_is_trusted(own: Path, tmp_path: Path) -> None:
     folder = own
-    with pytest.raises(UserError, match=r"needs code of its own; read it, then set lvlm\.trust_remote_code=true"):
+    with pytest.raises(UserError, match=r"needs remote code; read it, then set lvlm\.trust_remote_code=true"):
         load_lvlm(LVLMOptions(path=str(folder)), with_vision=False)
     assert not (tmp_path / "cache").exists()
 
@@ -101,7 +101,7 @@ def test_a_pipeline_with_such_code_runs_it_only_where_this_very_code_is_trusted(
 
     code = tmp_path / "pipeline" / "lvlm"
     monkeypatch.delenv(TRUSTED, raising=False)
-    with pytest.raises(UserError, match=rf"brings code of its own \(own\.py\); .* set {TRUSTED}={code_hash(code)} in"):
+    with pytest.raises(UserError, match=rf"needs remote code \(own\.py\); .* variable {TRUSTED}={code_hash(code)} to"):
         read_pipeline(tmp_path / "pipeline", "run")
     assert not any(name.startswith("transformers_modules") for name in sys.modules)
 
@@ -110,7 +110,7 @@ def test_a_pipeline_with_such_code_runs_it_only_where_this_very_code_is_trusted(
     torch.testing.assert_close(loaded, before, atol=1e-5, rtol=1e-5)
 
     (code / "own.py").write_text((code / "own.py").read_text() + "\n# changed\n")
-    with pytest.raises(UserError, match="brings code of its own"):
+    with pytest.raises(UserError, match=r"The LVLM in .* needs remote code"):
         read_pipeline(tmp_path / "pipeline", "run")
 
 

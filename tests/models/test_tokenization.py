@@ -22,11 +22,11 @@ from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.models.text_encoder.tiny_qwen import build_byte_tokenizer, build_tiny_qwen
 from vlad.models.text_encoder.tokenization import (
     PromptTokens,
-    encode_with_places,
+    encode_with_offsets,
     kept_tokens,
-    places_by_decoding,
+    offsets_by_decoding,
     span_weights,
-    special_frame,
+    special_token_frame,
 )
 from vlad.types import Prompt, Span
 from vlad.utils.errors import UserError
@@ -94,7 +94,7 @@ TEXTS = st.one_of(
 @settings(max_examples=60)
 @given(text=TEXTS)
 def test_every_character_has_its_tokens_and_in_order(tokenizer: Callable[[], Any], text: str) -> None:
-    ids, places = encode_with_places(tokenizer(), text)
+    ids, places = encode_with_offsets(tokenizer(), text)
 
     assert len(ids) == len(places)
     assert all(0 <= start <= end <= len(text) for start, end in places)
@@ -105,7 +105,7 @@ def test_every_character_has_its_tokens_and_in_order(tokenizer: Callable[[], Any
 @settings(max_examples=60)
 @given(text=TEXTS)
 def test_a_slow_tokenizer_s_places_are_the_characters_of_its_bytes(text: str) -> None:
-    _, places = encode_with_places(slow_tokenizer(), text)
+    _, places = encode_with_offsets(slow_tokenizer(), text)
     wanted = [(index, index + 1) for index, character in enumerate(text) for _ in character.encode()]
     assert places == wanted
 
@@ -113,13 +113,13 @@ def test_a_slow_tokenizer_s_places_are_the_characters_of_its_bytes(text: str) ->
 @pytest.mark.parametrize("tokenizer", [bytes_tokenizer, lower_casing_tokenizer])
 @settings(max_examples=60)
 @given(words=st.lists(st.sampled_from(["a", "blue", "Sign", "house", "Café", "bowl", "日本", "7"]), min_size=1))
-def test_places_by_decoding_are_those_that_a_fast_tokenizer_says(
+def test_offsets_by_decoding_are_those_that_a_fast_tokenizer_says(
     tokenizer: Callable[[], Any], words: list[str]
 ) -> None:
     # What a slow tokenizer would have to be content with, held against the truth.
     text = " ".join(words)
-    ids, said = encode_with_places(tokenizer(), text)
-    found = places_by_decoding(tokenizer(), text, ids)
+    ids, said = encode_with_offsets(tokenizer(), text)
+    found = offsets_by_decoding(tokenizer(), text, ids)
     if tokenizer is bytes_tokenizer:
         assert found == said
     else:  # a word's piece may begin at the blank before it
@@ -159,7 +159,7 @@ def test_spans_of_a_prompt_find_the_tokens_that_spell_them(tokenizer: Callable[[
 def test_names_of_special_tokens_are_plain_text(tokenizer: Callable[[], Any]) -> None:
     built = tokenizer()
     for name in built.all_special_tokens:
-        ids, _ = encode_with_places(built, f"a {name} b")
+        ids, _ = encode_with_offsets(built, f"a {name} b")
         # ([UNK] may come of itself, for letters outside of a small vocabulary.)
         assert not {built.convert_tokens_to_ids(name)} & set(ids) - {built.unk_token_id}, name
 
@@ -168,9 +168,9 @@ def test_names_of_special_tokens_are_plain_text(tokenizer: Callable[[], Any]) ->
 
 
 def test_special_tokens_around_a_prompt_are_kept_or_cut_as_asked() -> None:
-    assert special_frame(lower_casing_tokenizer()) == ([2], [3])
-    assert special_frame(sentencepiece_tokenizer()) == ([1], [])
-    assert special_frame(slow_tokenizer()) == ([], [1])
+    assert special_token_frame(lower_casing_tokenizer()) == ([2], [3])
+    assert special_token_frame(sentencepiece_tokenizer()) == ([1], [])
+    assert special_token_frame(slow_tokenizer()) == ([], [1])
     prompts = [parse_prompt("a"), parse_prompt("a sign")]
 
     kept = PromptTokens(lower_casing_tokenizer(), 20)(prompts)
@@ -221,7 +221,7 @@ def test_a_chat_template_stands_around_the_prompt_and_its_states_are_cut(templat
 
 @pytest.mark.parametrize(
     ("template", "message"),
-    [(None, "this one has none; set plain"), ("{{ messages[0]['content'] | upper }}", "does not repeat a message")],
+    [(None, "this one has none; set plain"), ("{{ messages[0]['content'] | upper }}", "changes the user.s message")],
 )
 def test_a_tokenizer_without_a_usable_template_is_refused(template: str | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -270,7 +270,7 @@ def test_what_is_cut_is_never_a_quoted_token_while_another_is_kept(text: str, ro
     if not text.strip():
         return
     prompt = parse_prompt(text, strict=False)
-    _, places = encode_with_places(slow_tokenizer(), text)
+    _, places = encode_with_offsets(slow_tokenizer(), text)
     kept = set(kept_tokens(places, prompt.quotes, room))
 
     assert len(kept) == min(room, len(places))
@@ -284,7 +284,7 @@ def test_what_is_cut_is_never_a_quoted_token_while_another_is_kept(text: str, ro
 
 
 def test_a_prompt_without_tokens_is_refused() -> None:
-    with pytest.raises(UserError, match="The prompt is empty"):
+    with pytest.raises(UserError, match="tokenizer has no tokens for the prompt"):
         PromptTokens(bytes_tokenizer(), 20)([Prompt("", (), ())])
 
 
@@ -294,14 +294,14 @@ def test_the_context_of_the_model_bounds_the_tokens(capsys: pytest.CaptureFixtur
     encoder = LVLMEncoder(model, build_byte_tokenizer(), options)
     with torch.no_grad():
         assert encoder([parse_prompt("日" * 500)]).tokens.shape[1] == 1024
-    assert "raise lvlm.max_tokens where the model's context allows" in capsys.readouterr().err
+    assert "raise lvlm.max_tokens if the model's context allows" in capsys.readouterr().err
 
 
 def test_folding_finds_composed_and_decomposed_letters() -> None:
     # A tokenizer that composes what the prompt has apart: every place is still inside the prompt, in order.
     text = unicodedata.normalize("NFD", "café noir")
     ids = slow_tokenizer()(unicodedata.normalize("NFC", text), add_special_tokens=False)["input_ids"]
-    places = places_by_decoding(slow_tokenizer(), text, ids)
+    places = offsets_by_decoding(slow_tokenizer(), text, ids)
     assert [text[start:end] for start, end in places[-4:]] == list("noir")
     assert text[places[3][0]] == "e"
 

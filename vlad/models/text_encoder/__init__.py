@@ -1,1 +1,1 @@
-"""Text encoding: prompt parsing, LVLMs, tokenization, vision towers, a base model's text encoders."""
+"""Text encoders: prompt parsing, LVLMs, tokenization, vision towers, a base model's text encoders."""

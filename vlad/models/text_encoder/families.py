@@ -1,7 +1,7 @@
-"""What is known of each family of text encoders and LVLMs: where its text and vision towers are, what they expect.
+"""Supported families of text encoders, LVLMs and vision encoders: where their towers are, how their inputs look.
 
-The generic path (a causal language model named `language_model`, a tower and a projector, `get_image_features`) holds
-wherever a record does not say otherwise. docs/encoders.md has the same as a table for people.
+The defaults of `Family` describe the usual LVLM: a causal language model named `language_model`, a vision tower and a
+projector, `get_image_features`. docs/encoders.md is the table for users.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from vlad.models.text_encoder import vision_tower as towers
 class Family:
     """One family, by transformers' `model_type`.
 
-    `text`: the text tower's name inside the model, "" where the model itself reads text. `vision`: what else v needs,
-    the tower first; what follows it is the projector, unless `projector` names modules inside the tower.
-    `features`: images -> features, None without a vision tower.
+    `text`: the text tower's name inside the model, "" if that is the model itself. `vision`: the modules that v needs,
+    the tower first, then the projector, unless `projector` names modules inside the tower. `features`: images ->
+    features, None without a vision tower.
     """
 
     model_type: str
@@ -29,28 +29,28 @@ class Family:
     vision: tuple[str, ...] = ("vision_tower", "multi_modal_projector")
     features: towers.Features | None = towers.from_pixels
     projector: tuple[str, ...] = ()
-    # Its features are queries over the whole image, and no grid of patches even where their number is a square.
+    # Its features are learned queries over the whole image, no grid of patches, even if their number is a square.
     queries: bool = False
-    # The classes for text and images, and for text alone, where AutoModel's is not the right one.
+    # The classes for text and images, and for text alone; None: AutoModel's choice.
     model_class: str | None = None
     text_class: str | None = None
-    # Its states read strictly left to right: what stands before the prompt knows nothing of it.
+    # Causal attention: tokens in front of the prompt do not depend on it.
     causal: bool = True
-    # Causal in name, but trained to read the whole prompt before it answers (PaliGemma).
+    # A causal model trained with bidirectional attention over the prompt (prefix-LM: PaliGemma).
     reads_both_ways: bool = False
-    # Trained with every prompt filled up to the context's length, and without a mask (SigLIP).
+    # Trained with every prompt padded to the context length, without a mask (SigLIP).
     fixed_length: bool = False
     # The vision tower takes images of any size: `lvlm.vision_pixels` decides.
     any_size: bool = False
-    # Of pixels in [0, 1], where the folder has no preprocessor_config.json.
+    # Normalisation of pixels in [0, 1], for a folder without preprocessor_config.json.
     mean: tuple[float, ...] = towers.HALF
     std: tuple[float, ...] = towers.HALF
-    # Runs the text path where no single module does: (model, input_ids=, attention_mask=, ...) -> output.
-    read: Callable[..., Any] | None = None
+    # Runs the text path if no single module does: (model, input_ids=, attention_mask=, ...) -> output.
+    run_text: Callable[..., Any] | None = None
 
 
-def _read_blip2(model: Any, input_ids: Tensor, attention_mask: Tensor, **rest: Any) -> Any:
-    """BLIP-2's Q-Former as a text encoder: word embeddings through its self-attention layers, no image."""
+def _run_blip2_text(model: Any, input_ids: Tensor, attention_mask: Tensor, **rest: Any) -> Any:
+    """BLIP-2's Q-Former as a text encoder: word embeddings through its self-attention layers, without an image."""
     rest.pop("use_cache", None)
     return model.qformer(
         query_embeds=model.embeddings(input_ids=input_ids), query_length=0, attention_mask=attention_mask, **rest
@@ -77,7 +77,7 @@ _RECORDS = (
         "clip",
         text="text_model",
         vision=("vision_model", "visual_projection"),
-        causal=False,  # causal in its mask; its end-of-text state is what it was trained on
+        causal=False,  # its mask is causal, but it was trained on its end-of-text state
         **_CLIP,
     ),
     Family("siglip", text="text_model", vision=("vision_model",), causal=False, fixed_length=True),
@@ -110,7 +110,7 @@ _RECORDS = (
         model_class="Blip2ForImageTextRetrieval",
         text_class="Blip2TextModelWithProjection",
         causal=False,
-        read=_read_blip2,
+        run_text=_run_blip2_text,
         **_CLIP,
     ),
     Family(
@@ -138,27 +138,29 @@ _RECORDS = (
     Family("qwen2_vl", **_QWEN, **_CLIP),
     Family("qwen2_5_vl", **_QWEN, **_CLIP),
     Family("qwen3_vl", **_QWEN),
-    Family("mistral3", features=towers.from_sized_pixels, any_size=True, **_CLIP),
+    Family("mistral3", features=towers.from_pixels_with_sizes, any_size=True, **_CLIP),
     Family("molmo2", features=towers.from_molmo2),
     Family("janus", vision=("vision_model", "aligner")),
     # Emu3's images become tokens of its own vocabulary: v is the mean of their embeddings.
-    Family("emu3", text="text_model", vision=("vqmodel",), features=towers.from_sized_pixels, any_size=True, **_CLIP),
+    Family(
+        "emu3", text="text_model", vision=("vqmodel",), features=towers.from_pixels_with_sizes, any_size=True, **_CLIP
+    ),
     Family("aria", queries=True),
     Family("internvl", mean=towers.IMAGENET_MEAN, std=towers.IMAGENET_STD),
     Family("paligemma", reads_both_ways=True),
     Family("gemma3"),
-    # A linear map of patches is no vision tower.
+    # Has no vision tower, only a linear map of patches.
     Family("fuyu", vision=("vision_embed_tokens",), features=None),
 )
 FAMILIES = {record.model_type: record for record in _RECORDS}
 
-# A code base of the hub's (trust_remote_code): its language model is looked for by its usual names.
+# Names of the language model inside a model with remote code (trust_remote_code).
 REMOTE_TEXT_NAMES = ("language_model", "text_model")
 
 
 @dataclass(frozen=True)
 class VisionFamily:
-    """An encoder of images alone, for LVLMs without one: `lvlm.vision_path`."""
+    """A vision encoder for `lvlm.vision_path`, by its `model_type`. `unread`: modules that are not loaded."""
 
     model_class: str
     features: towers.Features = towers.from_tower
@@ -181,14 +183,14 @@ VISION_FAMILIES = {
 }
 
 
-# --- how one model is read ---------------------------------------------------------------------------------------
+# --- one model's family and normalisation --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class EncoderInfo:
-    """How a model is read, kept in its own config, so that it holds for a tower or a pipeline that is loaded later.
+    """A model's family and its vision tower's normalisation (of pixels in [0, 1]).
 
-    `mean` and `std` are the vision tower's, of pixels in [0, 1].
+    Stored in the model's config, so that a tower saved alone, or a pipeline, is loaded with them.
     """
 
     family: str
@@ -196,20 +198,20 @@ class EncoderInfo:
     std: tuple[float, ...] = towers.HALF
 
 
-def store_encoder_info(model: Any, reading: EncoderInfo) -> None:
-    """Writes the reading into the model's config; `save_pretrained` keeps it."""
-    model.config.vlad_reading = asdict(reading)
+def store_encoder_info(model: Any, info: EncoderInfo) -> None:
+    """Writes the info into the model's config; `save_pretrained` keeps it."""
+    model.config.vlad_reading = asdict(info)
 
 
 def stored_encoder_info(model: Any) -> EncoderInfo:
     """What `store_encoder_info` has written, else the defaults for the model's type."""
-    noted = getattr(model.config, "vlad_reading", None)
-    if noted is None:
+    stored = getattr(model.config, "vlad_reading", None)
+    if stored is None:
         return EncoderInfo(model.config.model_type)
-    return EncoderInfo(noted["family"], tuple(noted["mean"]), tuple(noted["std"]))
+    return EncoderInfo(stored["family"], tuple(stored["mean"]), tuple(stored["std"]))
 
 
 def text_tower(model: Any, family: Family) -> Any:
-    """The module that reads text: named by the family, or the model itself (also a tower that is loaded alone)."""
+    """The text tower: the module that the family names, or the model itself (also one that was saved alone)."""
     names = (family.text,) if family.model_type in FAMILIES else REMOTE_TEXT_NAMES
     return next((getattr(model, name) for name in names if name and hasattr(model, name)), model)

@@ -1,10 +1,10 @@
-"""The LVLM: prompts -> token states, t_g and {t_i}; images -> image embeddings v. P(Z_T | T) of the paper.
+"""The LVLM encoder: prompts -> token states, t_g and {t_i}; images -> image embeddings v. P(Z_T | T) of the paper.
 
-    loading.py    a folder or hub id -> model and tokenizer        tiny_qwen.py   the same, tiny and random
-    families.py   what is known of each family                     tokens.py      prompts -> ids with their places
-    vision.py     images -> each tower's features                lvlm.py        the encoder around them all
+    lvlm_loading.py   a folder or hub id -> model and tokenizer    tiny_qwen.py      the same, tiny, random weights
+    families.py       the supported families                       tokenization.py   prompts -> token ids with offsets
+    vision_tower.py   images -> each family's features
 
-Letters: B batch, L tokens, R tokens with what stands around a prompt, N phrases, D hidden width, H W pixels.
+Letters: B batch, L tokens of a prompt, R tokens with those around the prompt, N phrases, D hidden width, H W pixels.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from vlad.utils.errors import UserError
 
 
 class LVLMEncoder(nn.Module):
-    """Reads prompts with one LVLM, and images with its vision tower or with a separate encoder `vision`.
+    """Encodes prompts with an LVLM, and images with its vision tower or a separate encoder `vision`.
 
-    `head` is the LM head of a model that does not tie it to its input embeddings, where captions are predicted.
+    `head`: the LM head, for the captioning loss, of a model that does not tie it to its input embeddings.
 
-    Raises UserError when the options do not go with the model: a chat template or a layer that it does not have.
+    Raises UserError when the options ask for a chat template or a layer that the model does not have.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class LVLMEncoder(nn.Module):
         head: nn.Linear | None = None,
     ) -> None:
         super().__init__()
-        self.model: Any = model  # a model of the library's, or peft's wrapper around one
+        self.model: Any = model  # transformers' model, or peft's wrapper around one
         self.vision: Any = vision
         self.head: Any = head
         self.tokenizer = tokenizer
@@ -68,14 +68,14 @@ class LVLMEncoder(nn.Module):
             fixed_length=self.family.fixed_length,
         )
         if options.states.startswith("layer:"):
-            # Layers that only look at an image (Mllama) are passed over.
+            # Mllama's layers with cross-attention to images are skipped for text.
             layers = config.num_hidden_layers - len(getattr(config, "cross_attention_layers", None) or ())
             number = int(options.states.removeprefix("layer:"))
             if abs(number) > layers:
                 raise UserError(f"lvlm.states: layer:{number} is none of the {layers} layers of this model.")
 
     def train(self, mode: bool = True) -> LVLMEncoder:
-        """Train mode for what is trained. What is frozen stays in eval mode: its dropout would only be noise."""
+        """Sets train mode, but keeps frozen parts in eval mode: their dropout would only be noise."""
         super().train(mode)
         for part in (self.model, self.vision):
             if part is not None and not any(parameter.requires_grad for parameter in part.parameters()):
@@ -84,7 +84,7 @@ class LVLMEncoder(nn.Module):
 
     @property
     def _base(self) -> Any:
-        """The model without peft's wrapper (its adapters stay in place)."""
+        """The model without peft's wrapper; its adapters stay in place."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     @property
@@ -94,17 +94,17 @@ class LVLMEncoder(nn.Module):
 
     @property
     def width(self) -> int:
-        """D, of the token states."""
+        """D, the width of the token states."""
         return self._text_config.hidden_size
 
     def text_modules(self) -> frozenset[str]:
-        """The names, inside the model, of the modules whose own weights t depends on: where adapters belong."""
+        """The names, inside the model, of the modules with weights that t depends on: those that adapters may go on."""
         read = self.parameters_used(with_images=False)
         owners = {name.rpartition(".")[0] for name in read if name.startswith("model.")}
         return frozenset(name.removeprefix("model.") for name in owners)
 
     def forward(self, prompts: Sequence[Prompt]) -> TextStates:
-        """Token states of the prompts, t_g and {t_i} (one a phrase; none is allowed)."""
+        """Token states of the prompts, t_g and {t_i} (one for each phrase; there may be none)."""
         batch = self._tokens(prompts)
         device = next(self.model.parameters()).device
         states = self._read(batch, device)[:, batch.first :]  # B L D
@@ -116,7 +116,7 @@ class LVLMEncoder(nn.Module):
         return TextStates(tokens, mask, self._pool(tokens, mask), local_states, local_mask.to(device), ids)
 
     def _read(self, batch: TokenBatch, device: torch.device) -> Tensor:
-        """The states of every token, B R D, of the layers that the options name."""
+        """The states of every token, B R D, of the layers that `options.states` names."""
         base, family = self._base, self.family
         attention: Tensor | None = batch.attention.to(device)
         if family.fixed_length:
@@ -128,8 +128,8 @@ class LVLMEncoder(nn.Module):
         arguments: dict[str, Any] = {"input_ids": batch.ids.to(device), "attention_mask": attention}
         if family.causal:
             arguments["use_cache"] = False
-        if family.read is not None:
-            output = family.read(base, **arguments, output_hidden_states=all_layers)
+        if family.run_text is not None:
+            output = family.run_text(base, **arguments, output_hidden_states=all_layers)
         else:
             output = text_tower(base, family)(**arguments, output_hidden_states=all_layers)
         if not all_layers:
@@ -152,7 +152,7 @@ class LVLMEncoder(nn.Module):
         return pooled_features(self.image_features(pixels))
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """What the vision tower makes of images B 3 H W in [-1, 1]: B T D, or B D of a tower that pools by itself.
+        """The vision tower's features of images B 3 H W in [-1, 1]: B T D, or B D of a tower that pools.
 
         Raises UserError when there is neither a tower nor a separate encoder.
         """
@@ -180,9 +180,9 @@ class LVLMEncoder(nn.Module):
         return features(model, images)
 
     def patch_grid(self, features: Tensor) -> Tensor:
-        """Image features (B T D) as the grid of the image's patches, B h w D.
+        """Reshapes image features (B T D) to the grid of the image's patches, B h w D.
 
-        Raises UserError for a tower whose features are no such grid: pooled ones, queries, or with a class token.
+        Raises UserError for features that are no such grid: pooled ones, queries, or with a class token.
         """
         side = math.isqrt(features.shape[1]) if features.ndim == 3 else 0
         if side == 0 or side**2 != features.shape[1] or (self.vision is None and self.family.queries):
@@ -194,8 +194,8 @@ class LVLMEncoder(nn.Module):
         return features.unflatten(1, (side, side))
 
     def check_captioning(self) -> None:
-        """Raises UserError where the states do not predict the next token, as a captioning loss needs it."""
-        if not self.family.causal or self.family.reads_both_ways or self.family.read is not None:
+        """Raises UserError if the states do not predict the next token, which the captioning loss needs."""
+        if not self.family.causal or self.family.reads_both_ways or self.family.run_text is not None:
             raise UserError(
                 f"losses.captioning_weight: a {self.info.family} model is no causal language model; set it to 0."
             )
@@ -204,7 +204,7 @@ class LVLMEncoder(nn.Module):
 
     @property
     def output_matrix(self) -> Tensor:
-        """V D: what makes the next token's logits of a state. The LM head's, or the input embeddings it is tied to."""
+        """V D: the matrix from states to the next token's logits: the LM head's, or the input embeddings if tied."""
         if self.head is not None:
             return self.head.weight
         return text_tower(self._base, self.family).get_input_embeddings().weight
@@ -217,10 +217,10 @@ class LVLMEncoder(nn.Module):
             return self.image_embeddings(torch.zeros(1, 3, 32, 32, device=device)).shape[1]
 
     def parameters_used(self, with_images: bool) -> frozenset[str]:
-        """The names of the parameters that t, and `with_images` v, depend on: what training can reach.
+        """The names of the parameters that t, and `with_images` v, depend on: those that can be trained.
 
-        Found by following the gradient of one prompt and one image, without computing it: towers hold layers,
-        heads and decoders that nobody reads here, and training them would be wrong in every optimiser.
+        Found by walking the autograd graph of one prompt and one image: models have layers, heads and decoders that
+        are not used here and get no gradient.
         """
         parameters = dict(self.named_parameters())
         wanted = {name: parameter.requires_grad for name, parameter in parameters.items()}
@@ -237,13 +237,13 @@ class LVLMEncoder(nn.Module):
 
 
 def pooled_features(features: Tensor) -> Tensor:
-    """v, B D: the mean of image features B T D, or already pooled ones as they are."""
+    """v, B D: the mean of image features B T D; features that are pooled already, unchanged."""
     return features.mean(dim=1) if features.ndim == 3 else features
 
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for the while: nothing is drawn at random. Every module gets its own mode back."""
+    """Eval mode inside the block (no dropout); afterwards every module is in its mode of before."""
     training = [child for child in module.modules() if child.training]
     module.eval()
     try:

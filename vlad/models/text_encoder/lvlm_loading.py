@@ -1,4 +1,4 @@
-"""LVLMs and vision encoders from a folder or the hub, by transformers' Auto classes: only what is read is loaded."""
+"""Loading LVLMs, vision encoders and LM heads from a folder or the hub: only the modules that are used."""
 
 from __future__ import annotations
 
@@ -47,11 +47,10 @@ SAFE_WEIGHTS, SAFE_INDEX, HEAD_KEY = "model.safetensors", "model.safetensors.ind
 def load_lvlm(
     options: LVLMOptions, with_vision: bool = True, full: bool = True
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """The model and its tokenizer. Without `with_vision`, or with a `vision_path`, the text path's weights alone.
+    """The model and its tokenizer; without `with_vision`, or with a `vision_path`, only the text path's weights.
 
-    In float32 where weights of its own are to be trained (`full`), else as stored.
-    Raises UserError when the path holds none, its family is not known, it has no vision tower where one is wanted,
-    or the hub cannot be reached.
+    In float32 if its weights are to be trained (`full`), else in the stored precision. Raises UserError when the path
+    holds no model, its family is not supported, it lacks a vision tower that is needed, or the hub is out of reach.
     """
     if options.path is None:
         return build_tiny_qwen(options), build_byte_tokenizer()
@@ -77,23 +76,25 @@ def load_lvlm(
         if not own_vision and model_class is not AutoModel:
             keep, drop = family.text, family.vision
             model_class = _without(model_class, lambda name: name != keep if keep else name in drop)
-        model = _load_whole(model_class, "lvlm.path", path, dtype=dtype, **source)
+        model = _load_complete(model_class, "lvlm.path", path, dtype=dtype, **source)
         if not own_vision and family.text:
             tower = text_tower(model, family)
-            if hasattr(transformers, type(tower).__name__):  # a pipeline can only hold what it can load again
+            if hasattr(
+                transformers, type(tower).__name__
+            ):  # a pipeline can only save classes that transformers can load
                 model = tower
         mean, std = _normalisation(path, source, config, (family.mean, family.std))
         store_encoder_info(model, EncoderInfo(family.model_type, mean, std))
     with report_load_errors("lvlm.path", path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
-        # Where its files are missing the library builds an empty one, which reads nothing, without a word.
+        # Without its files transformers silently builds some tokenizers with an empty vocabulary.
         if set(tokenizer("a sign", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
             raise OSError(f"the tokenizer of {path} is empty")
     return model, tokenizer
 
 
 def check_same_lvlm(options: LVLMOptions, model: Any) -> None:
-    """Raises UserError where `path` names another LVLM than the one that a base has, by the shapes of their text."""
+    """Raises UserError if `path` names another LVLM than the base's, judged by the sizes of their text models."""
     if options.path is None:
         return
     refuse_out_of_reach("lvlm.path", options.path, options.revision, CONFIG)
@@ -108,12 +109,12 @@ def check_same_lvlm(options: LVLMOptions, model: Any) -> None:
     if differing:
         raise UserError(
             f"lvlm.path: {options.path} is another LVLM than the one that the base was trained with"
-            f" ({'; '.join(differing)}); leave it out, the base brings its own."
+            f" ({'; '.join(differing)}); leave lvlm.path out to use the base's."
         )
 
 
 def load_vision_encoder(options: LVLMOptions) -> nn.Module | None:
-    """The separate vision encoder of `vision_path`, frozen; None without one. Raises UserError as `load_lvlm` does."""
+    """The separate, frozen vision encoder of `vision_path`, if given. Raises UserError as `load_lvlm` does."""
     path = options.vision_path
     if path is None:
         return None
@@ -124,26 +125,26 @@ def load_vision_encoder(options: LVLMOptions) -> nn.Module | None:
         family = VISION_FAMILIES.get(config.model_type)
         if family is None:
             raise UserError(
-                f"lvlm.vision_path: {path} is a {config.model_type} model; known: {', '.join(VISION_FAMILIES)}."
+                f"lvlm.vision_path: {path} is a {config.model_type} model; supported: {', '.join(VISION_FAMILIES)}."
             )
         model_class = _without(getattr(transformers, family.model_class), lambda name: name in family.unread)
-        model = _load_whole(model_class, "lvlm.vision_path", path, **source)
+        model = _load_complete(model_class, "lvlm.vision_path", path, **source)
         mean, std = _normalisation(path, source, config, (family.mean, family.std))
         store_encoder_info(model, EncoderInfo(config.model_type, mean, std))
     return model.requires_grad_(False).eval()
 
 
 def load_lm_head(options: LVLMOptions, model: Any) -> nn.Linear | None:
-    """The LM head of a pretrained LVLM, frozen; None where it is tied to the input embeddings.
+    """The LM head of a pretrained LVLM, frozen; None if it is tied to the input embeddings.
 
-    Raises UserError when the folder or repository holds none.
+    Raises UserError when the folder or repository has none.
     """
     path = options.path
     if model.config.get_text_config().tie_word_embeddings:
         return None
     if path is None:
         raise UserError(
-            "losses.captioning_weight: name the folder of the base's LVLM with lvlm.path: it has the LM head."
+            "losses.captioning_weight needs the LM head; name the folder of the base's LVLM with lvlm.path."
         )
     with report_load_errors("lvlm.path", path):
         revision = options.revision
@@ -168,8 +169,8 @@ def load_lm_head(options: LVLMOptions, model: Any) -> nn.Linear | None:
     )
 
 
-# For a name that is none, a config with a wrong value, damaged weights, code that wants a package, a damaged tokenizer.
-_RAISED = (
+# For a wrong name, a config with a wrong value, damaged weights, a missing package of remote code, a damaged tokenizer.
+_LOAD_ERRORS = (
     *(OSError, ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, ImportError),
     *(StrictDataclassError, SafetensorError, pickle.UnpicklingError),
 )
@@ -177,7 +178,7 @@ _RAISED = (
 
 @contextmanager
 def report_load_errors(option: str, path: str, what: str = "model") -> Iterator[None]:
-    """What the library raises for a path, as one sentence of ours; its retries without a network are not reported."""
+    """Inside the block an error of transformers becomes a UserError; warnings of the hub's retries are silenced."""
     hub = logging.getLogger("huggingface_hub")
     level = hub.level
     hub.setLevel(logging.ERROR)
@@ -185,10 +186,10 @@ def report_load_errors(option: str, path: str, what: str = "model") -> Iterator[
         yield
     except UserError:
         raise
-    except _RAISED as error:
+    except _LOAD_ERRORS as error:
         if "trust_remote_code" in str(error):
             sentence = (
-                "needs code of its own; read it, then set lvlm.trust_remote_code=true and lvlm.revision to the commit"
+                "needs remote code; read it, then set lvlm.trust_remote_code=true and lvlm.revision to the commit that"
                 " you have read"
             )
         elif isinstance(error, OSError) and not Path(path).exists():
@@ -208,7 +209,7 @@ def _source(options: LVLMOptions) -> dict[str, Any]:
 
 
 def check_code_is_pinned(path: str, revision: str | None) -> None:
-    """Raises UserError where a model's code lies in another repository: of that the library takes the newest."""
+    """Raises UserError if a model's code is in another repository: transformers would take its newest version."""
     for name in (CONFIG, "tokenizer_config.json"):
         found = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
         if found is None:
@@ -225,7 +226,7 @@ def check_code_is_pinned(path: str, revision: str | None) -> None:
 
 
 def _family_of(config: Any, options: LVLMOptions) -> Family:
-    """The record for a config: of its family, of any causal language model, or of code from the hub."""
+    """The family of a config: a listed one, or the generic one of a causal language model or of remote code."""
     kind = config.model_type
     if kind in FAMILIES:
         return FAMILIES[kind]
@@ -236,7 +237,7 @@ def _family_of(config: Any, options: LVLMOptions) -> Family:
 
 def _unknown_family(options: LVLMOptions, kind: str) -> UserError:
     return UserError(
-        f"lvlm.path: {options.path} is a {kind} model; known: {', '.join(sorted(FAMILIES))} and any causal language"
+        f"lvlm.path: {options.path} is a {kind} model; supported: {', '.join(sorted(FAMILIES))} and any causal language"
         f" model.{did_you_mean(kind, FAMILIES)}"
     )
 
@@ -248,16 +249,16 @@ def _model_class(config: Any, family: Family, with_vision: bool) -> Any:
     stored = config.architectures or [name]
     if family.text_class is not None and not {family.model_class, family.text_class} & set(stored):
         raise UserError(
-            f"lvlm.path: a {family.model_type} model is read through its Q-Former, and {stored[0]} has none for text;"
-            " give an image-text retrieval model such as Salesforce/blip2-itm-vit-g."
+            f"lvlm.path: text is encoded by the Q-Former of a {family.model_type} model, and {stored[0]} has none for"
+            " text; give an image-text retrieval model such as Salesforce/blip2-itm-vit-g."
         )
     return getattr(transformers, name)
 
 
 def _without(model_class: Any, dropped: Callable[[str], bool]) -> Any:
-    """The model's class without the parts whose names are dropped: their weights are never read from disk.
+    """A subclass of the model's class without the parts whose names are dropped: their weights are never loaded.
 
-    It keeps its name and module: by them the library finds the renamings of older checkpoints.
+    It keeps the class's name and module, by which transformers finds the key renamings of older checkpoints.
     """
 
     def build(self: Any, config: Any, *rest: Any, **options: Any) -> None:
@@ -267,15 +268,15 @@ def _without(model_class: Any, dropped: Callable[[str], bool]) -> Any:
                 delattr(self, name)
 
     def initialise(self: Any, module: nn.Module) -> None:
-        if module is not self:  # what it would initialise of its own is gone
+        if module is not self:  # the parts that the class itself would initialise are gone
             model_class._init_weights(self, module)
 
     body = {"__init__": build, "_init_weights": initialise, "_keys_to_ignore_on_load_unexpected": [".*"]}
     return type(model_class.__name__, (model_class,), {**body, "__module__": model_class.__module__})
 
 
-def _load_whole(model_class: Any, option: str, path: str, **arguments: Any) -> Any:
-    """The model from its folder or the hub. The library would draw missing weights at random: UserError instead."""
+def _load_complete(model_class: Any, option: str, path: str, **arguments: Any) -> Any:
+    """Loads the model. Raises UserError for missing weights, which transformers would initialise at random."""
     model, report = model_class.from_pretrained(
         path, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
     )
@@ -297,10 +298,10 @@ def _load_whole(model_class: Any, option: str, path: str, **arguments: Any) -> A
 def _normalisation(
     path: str, source: dict[str, Any], config: Any, default: tuple[tuple[float, ...], tuple[float, ...]]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of the images that a model was trained on: as noted, as its processor says, or `default`."""
-    noted = getattr(config, "vlad_reading", None)
-    if noted is not None:
-        return tuple(noted["mean"]), tuple(noted["std"])
+    """The image normalisation of a model: of its EncoderInfo, else of its processor's config, else `default`."""
+    info = getattr(config, "vlad_reading", None)
+    if info is not None:
+        return tuple(info["mean"]), tuple(info["std"])
     for name in ("preprocessor_config.json", "processor_config.json"):
         found = cached_file(
             path,

@@ -1,6 +1,6 @@
-"""A prompt taken apart: global sentence, object phrases, quoted strings, each with its character span.
+"""Prompt parsing: quoted strings and object phrases, each with its character span.
 
-A quoted string is what the image has to spell. These pairs of marks are known:
+A quoted string is a text that the image has to spell. These pairs of quotation marks are known:
 "" '' “” „“ ”” ‘’ ‚‘ «» »« »» ‹› ›‹ 「」 『』 ＂＂.
 A straight or curly apostrophe inside a word (don't, it’s, the dogs' bowl) is not a mark. Scripts that write words
 without spaces, or endings straight after a quotation (写着'你好'的, '안녕'이라고), have no apostrophes.
@@ -32,7 +32,7 @@ CLOSING_MARKS = {
     "＂": "＂",
 }
 APOSTROPHES = "'’"
-# Open in some languages (»so«, ”so”, 'so') and close in others: straight after a letter they close.
+# These open in some languages (»so«, ”so”, 'so') and close in others: directly after a letter they close.
 _EITHER = "'”»›"
 # Thai and Lao, Burmese, Hangul, Khmer, and from the CJK radicals on: kana, Han and the wide forms.
 _NO_APOSTROPHE = re.compile(
@@ -50,17 +50,17 @@ _WORD = re.compile(r"\w+(?:[-'’]\w+)*", re.UNICODE)
 
 
 def _joins(character: str) -> bool:
-    """Whether it belongs to the letter before it: combining marks, vowel signs, joiners."""
+    """Whether the character belongs to the letter before it: combining marks, vowel signs, joiners."""
     return unicodedata.category(character) in ("Mn", "Mc", "Me", "Cf")
 
 
 def _takes_apostrophe(character: str) -> bool:
-    """Whether an apostrophe can stand beside it: letters and digits, of the scripts that know apostrophes."""
+    """Whether an apostrophe can follow or precede it: letters and digits of scripts that have apostrophes."""
     return (character.isalnum() or _joins(character)) and not _NO_APOSTROPHE.match(character)
 
 
 def _is_apostrophe(text: str, index: int) -> bool:
-    """Whether the mark at `index` stands between two letters: don't, l’eau."""
+    """Whether the mark at `index` is between two letters: don't, l’eau."""
     if text[index] not in APOSTROPHES:
         return False
     before = text[index - 1] if index > 0 else " "
@@ -72,7 +72,7 @@ def _opens(text: str, index: int) -> bool:
     """Whether the mark at `index` can open a quotation: a closing quote never follows a word's own letters."""
     if text[index] not in CLOSING_MARKS or _is_apostrophe(text, index):
         return False
-    # "the dogs' bowl", 6” of wood: straight after a letter such a mark closes what may never have been opened.
+    # "the dogs' bowl", 6” of wood: directly after a letter such a mark closes, even if nothing was opened.
     return text[index] not in _EITHER or index == 0 or not _takes_apostrophe(text[index - 1])
 
 
@@ -87,8 +87,8 @@ def _closing_index(text: str, start: int, closing: str) -> int | None:
 def find_quotes(text: str, strict: bool = True) -> tuple[Span, ...]:
     """The quoted strings of a prompt, outermost marks first, without empty ones.
 
-    With `strict`, a mark that is never closed and marks around nothing raise UserError (with their place); without, as
-    captions from the wild need it, such a mark is taken for a plain character.
+    With `strict`, a mark that is never closed and marks around nothing raise UserError (with their place); otherwise,
+    for captions from the web, such a mark is a plain character.
     """
     quotes: list[Span] = []
     index = 0
@@ -108,7 +108,7 @@ def find_quotes(text: str, strict: bool = True) -> tuple[Span, ...]:
         content = text[index + 1 : end]
         if strict and not content.strip():
             raise UserError(
-                f"Nothing stands between the quotation marks at character {index + 1} of the prompt {text!r}; write the"
+                f"Nothing is between the quotation marks at character {index + 1} of the prompt {text!r}; write the"
                 " words to spell there, or take the marks out."
             )
         if content.strip():
@@ -119,13 +119,13 @@ def find_quotes(text: str, strict: bool = True) -> tuple[Span, ...]:
 
 
 def find_phrases(text: str, quotes: tuple[Span, ...]) -> tuple[Span, ...]:
-    """Object phrases by a light chunker: the longest runs of words between breaks, outside the quotes.
+    """Object phrases by a simple chunker: the longest runs of words between breaks, outside the quotes.
 
     A break is punctuation, a quoted string or one of PHRASE_BREAKS; a lone article is no phrase. "a blue sign
     that says "HOUSE" in white letters" gives "a blue sign" and "white letters".
     """
     phrases: list[Span] = []
-    # Between the quotes, each stretch on its own: no word reaches over a mark that opens or closes.
+    # Each stretch between the quotes alone: no word extends over a quotation mark.
     edges = [0, *(edge for quote in quotes for edge in (quote.start, quote.end)), len(text)]
     words = [
         match for start, end in zip(edges[::2], edges[1::2], strict=True) for match in _WORD.finditer(text, start, end)
@@ -152,9 +152,9 @@ def find_phrases(text: str, quotes: tuple[Span, ...]) -> tuple[Span, ...]:
 
 
 def find_objects(text: str, objects: Sequence[str]) -> tuple[Span | None, ...]:
-    """Where each object's phrase stands in the text: whole words outside of quotes, case aside, longer phrases first.
+    """The span of each object's phrase in the text: whole words outside of quotes, case-insensitive, longest first.
 
-    One entry an object, in the order given, none overlapping; None where the text does not name it (once more).
+    One entry per object, in the order given, none overlapping; None if the text does not name it (again).
     """
     found: list[Span | None] = [None] * len(objects)
     taken = list(find_quotes(text, strict=False))
@@ -175,17 +175,17 @@ def find_objects(text: str, objects: Sequence[str]) -> tuple[Span | None, ...]:
 
 
 def nested_marks(prompt: Prompt) -> tuple[Span, ...]:
-    """The quoted strings that hold quotation marks of their own: those will be spelled, not read."""
+    """The quoted strings that contain quotation marks, which will be spelled like letters."""
     return tuple(quote for quote in prompt.quotes if find_quotes(quote.text, strict=False))
 
 
 def parse_prompt(text: str, strict: bool = True, objects: Sequence[str] = ()) -> Prompt:
-    """Takes a prompt apart. Its phrases are those of `objects` that it names, and the chunker's where none of them is.
+    """Parses a prompt. Its phrases are the `objects` that it names, and those of the chunker that overlap none.
 
     Raises UserError for an empty prompt and, with `strict`, for a quotation mark that is never closed or holds nothing.
     """
     if not text.strip():
-        raise UserError("The prompt is empty; say what to draw, with the words to spell in quotation marks.")
+        raise UserError("The prompt is empty; describe the image, with the words to spell in quotation marks.")
     quotes = find_quotes(text, strict)
     named = [span for span in find_objects(text, objects) if span is not None]
     others = [
@@ -197,14 +197,14 @@ def parse_prompt(text: str, strict: bool = True, objects: Sequence[str] = ()) ->
 
 
 def plain_prompt(strings: Sequence[str]) -> str:
-    """A prompt that says nothing but the words: an image that says "A" and "B". Of an edit that nobody described."""
+    """The prompt of an edit without a prompt, of the strings alone: a picture that says "A" and "B"."""
     if not any(text.strip() for text in strings):
         return "a picture without text"
     return f"a picture that says {' and '.join(quoted(text) for text in strings if text.strip())}"
 
 
 def quoted(text: str) -> str:
-    """The text between marks that it does not hold itself; straight ones give way to others inside it."""
+    """The text in quotation marks that it does not contain; if it contains all, its straight ones are replaced."""
     for opening in ('"', "“", "«", "「"):
         if opening not in text and not set(CLOSING_MARKS[opening]) & set(text):
             return f"{opening}{text}{CLOSING_MARKS[opening][0]}"

@@ -1,8 +1,8 @@
-"""An LVLM whose class is code beside its weights (`lvlm.trust_remote_code`), in a pipeline: run only where trusted.
+"""Pipelines whose LVLM needs remote code (`lvlm.trust_remote_code`): the code runs only if its hash is trusted.
 
 pipeline/model_index.json   "lvlm": ["transformers_modules...", CLASS]
 pipeline/lvlm/*.py          the code, copied there when the pipeline was saved
-VLAD_TRUSTED_CODE           the digits of the code that may run: changed code has others
+VLAD_TRUSTED_CODE           the hash of the code that may run
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ PART = "lvlm"
 
 
 def load_remote_code_parts(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
-    """The LVLM of a pipeline's folder by its name there, where its class is code of its own; else nothing.
+    """{"lvlm": model} of a pipeline's folder if its class is remote code, else {}.
 
-    Raises UserError where the code is not trusted: it has not been run then.
+    Raises UserError, before any of the code runs, if it is not trusted.
     """
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     library = str((index.get(PART) or [None])[0])
     if library.partition(".")[0] != "transformers_modules":
         return {}
-    place = folder / PART
-    digits = code_hash(place)
-    if os.environ.get(TRUSTED) != digits:
-        files = ", ".join(path.name for path in sorted(place.glob("*.py"))) or "which is missing"
+    directory = folder / PART
+    trusted_hash = code_hash(directory)
+    if os.environ.get(TRUSTED) != trusted_hash:
+        files = ", ".join(path.name for path in sorted(directory.glob("*.py"))) or "which is missing"
         raise UserError(
-            f"The LVLM in {place} brings code of its own ({files}); read it, then set {TRUSTED}={digits} in the"
-            " environment to let it run."
+            f"The LVLM in {directory} needs remote code ({files}); read it, then set the environment variable"
+            f" {TRUSTED}={trusted_hash} to let it run."
         )
-    check_code_is_pinned(str(place), None)
-    with report_load_errors("The LVLM's code", str(place)):
-        model = AutoModel.from_pretrained(place, trust_remote_code=True, local_files_only=True, dtype=dtype)
-    # Where diffusers will look for the class: under the name of the run that saved it.
+    check_code_is_pinned(str(directory), None)
+    with report_load_errors("The LVLM's code", str(directory)):
+        model = AutoModel.from_pretrained(directory, trust_remote_code=True, local_files_only=True, dtype=dtype)
+    # diffusers looks for the class under the module name in the index, that of the run that saved it.
     sys.modules[library] = sys.modules[type(model).__module__]
     return {PART: model}
 

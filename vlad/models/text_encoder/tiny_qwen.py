@@ -1,4 +1,4 @@
-"""The LVLM of runs that name none: a Qwen2.5-VL built from its config, its weights random, its tokenizer byte-level."""
+"""The tiny LVLM of runs without `lvlm.path`: a Qwen2.5-VL with random weights and a byte-level tokenizer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from vlad.models.options import LVLMOptions
 from vlad.models.text_encoder.families import EncoderInfo, store_encoder_info
 
 SPECIAL_TOKENS = ("<|pad|>", "<|vision_start|>", "<|vision_end|>", "<|image|>", "<|video|>")
-VOCABULARY_SIZE = 1024  # of the tiny LVLM; its tokenizer fills as much of it as its corpus has words for
-# What prompts for images with text are made of. As bytes the same words take three times as many tokens, and a
-# tiny LVLM trained from nothing has to find them first (docs/LOG.md).
+VOCABULARY_SIZE = 1024  # an upper bound: the tokenizer has as many tokens as its corpus gives
+# The usual words of prompts for images with text. As bytes they take three times as many tokens, and a tiny LVLM
+# trained from scratch has to learn them first (docs/LOG.md).
 TOKENIZER_CORPUS = """
 a an the that which this it its is are says say saying reads read reading spells written painted printed with and or of
 on in at to from by for over under above below near beside left right top middle bottom centre center side corner
@@ -23,7 +23,7 @@ without two three one shop store street door window old new
 
 
 def build_byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE like Qwen's own, any script: the words of TOKENIZER_CORPUS are one token each, all else bytes."""
+    """Byte-level BPE like Qwen's, for any script: a token for each word of TOKENIZER_CORPUS, bytes for the rest."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -34,7 +34,7 @@ def build_byte_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    # Each word as a prompt's first and as a later one: a space before it belongs to the token.
+    # Each word without and with the space before it, which belongs to the token.
     words = TOKENIZER_CORPUS.split()
     tokenizer.train_from_iterator([*words, *(f" {word}" for word in words)], trainer)
     return PreTrainedTokenizerFast(
@@ -43,7 +43,7 @@ def build_byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_tiny_qwen(options: LVLMOptions) -> Qwen2_5_VLModel:
-    """A Qwen2.5-VL of the given sizes with random weights, made for the byte tokenizer."""
+    """A Qwen2.5-VL of the given sizes with random weights, for the tokenizer of `build_byte_tokenizer`."""
     head_width = options.hidden_size // options.heads
     third = head_width // 2 // 3  # rotary channels of time, height and width add up to half a head
     config = Qwen2_5_VLConfig(
@@ -83,7 +83,7 @@ def build_tiny_qwen(options: LVLMOptions) -> Qwen2_5_VLModel:
         vision_end_token_id=2,
     )
     model = Qwen2_5_VLModel(config)
-    # The library's 0.02 lets the context's average outweigh the token itself: "top" and "bottom" then look alike.
+    # With transformers' 0.02 the average of the context outweighs the token: "top" and "bottom" become alike.
     nn.init.normal_(model.language_model.embed_tokens.weight, std=1.0)
     store_encoder_info(model, EncoderInfo("qwen2_5_vl"))
     return model

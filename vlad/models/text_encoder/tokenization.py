@@ -1,8 +1,8 @@
-"""Prompts into token ids with their places in the text: any tokenizer, fast or slow, plain or in a chat template.
+"""Tokenization of prompts, with each token's character offsets: fast and slow tokenizers, chat templates.
 
-A row is `opening | the prompt's own tokens | closing`: what the tokenizer or its chat template puts around the prompt
-is found once, and the prompt is encoded by itself, so that no prompt can spell a special token and every own token
-has a span of characters.
+A row is `prefix | the prompt's tokens | suffix`: what the tokenizer or its chat template puts around a prompt is found
+once, and the prompt is encoded by itself, so that no prompt can spell a special token and every prompt token has a
+span of characters.
 Letters: B batch, L tokens, N spans.
 """
 
@@ -22,18 +22,18 @@ from vlad.types import Prompt, Span
 from vlad.utils import distributed
 from vlad.utils.errors import UserError
 
-REPLACEMENT = "\ufffd"  # what decoding half a character gives
-SENTINEL = "zebra"  # stands for the prompt while the chat template around it is looked at
-LOOK_AHEAD = 8  # characters that a slow tokenizer's piece may skip
+REPLACEMENT = "\ufffd"  # what half a character decodes to
+SENTINEL = "zebra"  # the prompt for which prefix and suffix are found
+LOOK_AHEAD = 8  # characters of the prompt that a slow tokenizer's piece may skip
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Prompts as a model takes them.
+    """Tokenized prompts.
 
-    ids and attention (1 = read): B R, with everything around the prompts. `first` is the column where the states that
-    are kept begin, mask (B L) says which of them are, offsets (B L 2) what characters they stand for: (0, 0) for a
-    special token.
+    ids and attention mask (1 = attend): B R, with prefix and suffix. `first` is the first column whose states are kept;
+    of the columns from there, mask (B L) marks the kept ones and offsets (B L 2) has their character spans, (0, 0) for
+    a special token.
     """
 
     ids: Tensor
@@ -46,8 +46,8 @@ class TokenBatch:
 class PromptTokens:
     """Encodes prompts for one tokenizer.
 
-    `template`: the tokenizer's own special tokens around the prompt, or its chat template. `keep_special`: whether
-    the states of plain special tokens are kept; a template's never are. `fixed_length`: fill up to `max_tokens`.
+    `template`: the tokenizer's special tokens around the prompt, or its chat template. `keep_special`: whether the
+    states of special tokens are kept; a chat template's never are. `fixed_length`: pad to `max_tokens`.
     """
 
     def __init__(
@@ -62,92 +62,91 @@ class PromptTokens:
         self.fixed_length = fixed_length
         self.max_tokens = max_tokens
         chat = template == "chat"
-        self.opening, self.closing = chat_frame(tokenizer) if chat else special_frame(tokenizer)
-        self.keep_opening = self.keep_closing = keep_special and not chat
+        self.prefix, self.suffix = chat_template_frame(tokenizer) if chat else special_token_frame(tokenizer)
+        self.keep_prefix = self.keep_suffix = keep_special and not chat
         if not chat:
-            self.keep_closing = True  # an end-of-text token has read the prompt
-        self.room = max_tokens - len(self.opening) - len(self.closing)
+            self.keep_suffix = True  # an end-of-text token attends to the prompt
+        self.room = max_tokens - len(self.prefix) - len(self.suffix)
         if self.room < 1:
             raise UserError(
-                f"lvlm.max_tokens ({max_tokens}) leaves no room beside the {len(self.opening) + len(self.closing)}"
+                f"lvlm.max_tokens ({max_tokens}) leaves no room beside the {len(self.prefix) + len(self.suffix)}"
                 " tokens around every prompt; raise it, or set lvlm.template: plain."
             )
 
     def __call__(self, prompts: Sequence[Prompt]) -> TokenBatch:
-        """Encodes the prompts, filled up on the right to the longest. Says once that prompts are cut."""
-        rows = [self._own_tokens(prompt) for prompt in prompts]
+        """Encodes the prompts, padded on the right. Warns once if prompts are cut."""
+        rows = [self._encode(prompt) for prompt in prompts]
         longest = max(len(ids) for ids, _ in rows)
-        around = len(self.opening) + len(self.closing)
+        around = len(self.prefix) + len(self.suffix)
         width = self.max_tokens if self.fixed_length else longest + around
         pad = next(
             (token for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if token is not None), 0
         )
         ids = torch.full((len(rows), width), pad)
         attention = torch.zeros(len(rows), width, dtype=torch.long)
-        first = 0 if self.keep_opening else len(self.opening)
+        first = 0 if self.keep_prefix else len(self.prefix)
         mask = torch.zeros(len(rows), width - first, dtype=torch.bool)
         offsets = torch.zeros(len(rows), width - first, 2, dtype=torch.long)
-        start = len(self.opening)
-        for row, (own, places) in enumerate(rows):
-            end = start + len(own)
-            whole = [*self.opening, *own, *self.closing]
-            ids[row, : len(whole)] = torch.tensor(whole, dtype=torch.long)
-            attention[row, : len(whole)] = 1
-            mask[row, : (len(whole) if self.keep_closing else end) - first] = True
-            offsets[row, start - first : end - first] = torch.tensor(places, dtype=torch.long).view(-1, 2)
-        if not self.keep_closing and not self.fixed_length:
-            kept = longest  # the closing tokens of the longest prompt are nobody's states
-            mask, offsets = mask[:, :kept], offsets[:, :kept]
+        start = len(self.prefix)
+        for row, (prompt_ids, prompt_offsets) in enumerate(rows):
+            end = start + len(prompt_ids)
+            row_ids = [*self.prefix, *prompt_ids, *self.suffix]
+            ids[row, : len(row_ids)] = torch.tensor(row_ids, dtype=torch.long)
+            attention[row, : len(row_ids)] = 1
+            mask[row, : (len(row_ids) if self.keep_suffix else end) - first] = True
+            offsets[row, start - first : end - first] = torch.tensor(prompt_offsets, dtype=torch.long).view(-1, 2)
+        if not self.keep_suffix and not self.fixed_length:
+            mask, offsets = mask[:, :longest], offsets[:, :longest]
         return TokenBatch(ids, attention, first, mask, offsets)
 
-    def _own_tokens(self, prompt: Prompt) -> tuple[list[int], list[tuple[int, int]]]:
-        ids, places = encode_with_places(self.tokenizer, prompt.text)
+    def _encode(self, prompt: Prompt) -> tuple[list[int], list[tuple[int, int]]]:
+        ids, offsets = encode_with_offsets(self.tokenizer, prompt.text)
         if not ids:
-            raise UserError("The prompt is empty; say what to draw, with the words to spell in quotation marks.")
+            raise UserError(f"The LVLM's tokenizer has no tokens for the prompt {prompt.text!r}; change its words.")
         if len(ids) <= self.room:
-            return ids, places
-        kept = kept_tokens(places, prompt.quotes, self.room)
-        _say_cut(self.room)
-        return [ids[i] for i in kept], [places[i] for i in kept]
+            return ids, offsets
+        kept = kept_tokens(offsets, prompt.quotes, self.room)
+        _warn_of_cut(self.room)
+        return [ids[i] for i in kept], [offsets[i] for i in kept]
 
 
-@cache  # once a process: an encoder is built anew for every batch of a pipeline
-def _say_cut(room: int) -> None:
+@cache  # once per process: a pipeline builds an encoder for every batch
+def _warn_of_cut(room: int) -> None:
     if distributed.is_main_process():
         print(
-            f"Prompts of more than {room} tokens are cut to that: words outside of quotation marks go, from the right;"
-            " raise lvlm.max_tokens where the model's context allows.",
+            f"Prompts of more than {room} tokens are cut: words outside of quotation marks are dropped from the right;"
+            " raise lvlm.max_tokens if the model's context allows.",
             file=sys.stderr,
         )
 
 
-def kept_tokens(places: Sequence[tuple[int, int]], quotes: Sequence[Span], room: int) -> list[int]:
-    """Which `room` tokens stay: those of quoted strings with their marks first, then the others from the left."""
-    quoted = [any(start < quote.end + 1 and end > quote.start - 1 for quote in quotes) for start, end in places]
-    order = sorted(range(len(places)), key=lambda index: (not quoted[index], index))
+def kept_tokens(offsets: Sequence[tuple[int, int]], quotes: Sequence[Span], room: int) -> list[int]:
+    """Indices of the `room` tokens to keep: quoted strings with their marks first, then from the left."""
+    quoted = [any(start < quote.end + 1 and end > quote.start - 1 for quote in quotes) for start, end in offsets]
+    order = sorted(range(len(offsets)), key=lambda index: (not quoted[index], index))
     return sorted(order[:room])
 
 
 def span_weights(spans: Sequence[Sequence[Span]], offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Averaging weights B N L from tokens to spans of each prompt, and the mask B N of spans that have tokens.
 
-    A token belongs to a span when their characters meet. `offsets` is B L 2. N is at least 1.
+    A token belongs to a span when their characters overlap. `offsets` is B L 2. N is at least 1.
     """
     count = max(1, *(len(row) for row in spans))
     rows = [[(span.start, span.end) for span in row] + [(0, 0)] * (count - len(row)) for row in spans]
-    starts, ends = torch.tensor(rows)[..., None].unbind(dim=2)  # B N 1 each; no token meets (0, 0)
+    starts, ends = torch.tensor(rows)[..., None].unbind(dim=2)  # B N 1 each; no token overlaps (0, 0)
     inside = (offsets[:, None, :, 0] < ends) & (offsets[:, None, :, 1] > starts)  # B N L
     tokens = inside.sum(dim=2)
-    mask = tokens > 0  # a phrase behind the truncation has no tokens
+    mask = tokens > 0  # a phrase that was cut off has no tokens
     weights = inside / tokens.clamp_min(1)[..., None]
     return weights, mask
 
 
-# --- what stands around a prompt -----------------------------------------------------------------------------------
+# --- tokens around a prompt ----------------------------------------------------------------------------------------
 
 
-def special_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and behind a text."""
+def special_token_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after a text."""
     bare = tokenizer(SENTINEL, add_special_tokens=False)["input_ids"]
     whole = tokenizer(SENTINEL, add_special_tokens=True)["input_ids"]
     for start in range(len(whole) - len(bare) + 1):
@@ -156,8 +155,8 @@ def special_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     raise AssertionError(f"{type(tokenizer).__name__} changes a text when it adds special tokens")
 
 
-def chat_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The tokens of the chat template before and behind a user's message, up to where the answer would begin.
+def chat_template_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The tokens of the chat template before and after a user's message, up to the start of the answer.
 
     Raises UserError when the tokenizer has no template, or one that changes the message.
     """
@@ -170,59 +169,59 @@ def chat_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
             rendered = tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
             )
-        except Exception:  # jinja's errors, TypeErrors of its filters: whatever a template of the wild raises
+        except Exception:  # a template can raise anything: jinja's errors, TypeErrors of its filters
             continue
         if rendered.count(SENTINEL) == 1 and "'text'" not in rendered:
             before, after = rendered.split(SENTINEL)
             return tuple(  # type: ignore[return-value]
                 tokenizer(part, add_special_tokens=False)["input_ids"] if part else [] for part in (before, after)
             )
-    raise UserError("lvlm.template: the tokenizer's chat template does not repeat a message as it is; set plain.")
+    raise UserError("lvlm.template: the tokenizer's chat template changes the user's message; set plain.")
 
 
-# --- places --------------------------------------------------------------------------------------------------------
+# --- character offsets ---------------------------------------------------------------------------------------------
 
 
-def encode_with_places(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """The tokens of a text without special ones, and the characters that each stands for.
+def encode_with_offsets(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """The tokens of a text, without special tokens, and the character span of each.
 
-    A text that spells a special token (<|image|>) is text like any other.
+    A text that spells a special token (<|image|>) is encoded as plain text.
     """
     if tokenizer.is_fast:
         encoded = tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
         )
-        return list(encoded["input_ids"]), [tuple(place) for place in encoded["offset_mapping"]]
+        return list(encoded["input_ids"]), [tuple(span) for span in encoded["offset_mapping"]]
     ids = list(tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])
-    return ids, places_by_decoding(tokenizer, text, ids)
+    return ids, offsets_by_decoding(tokenizer, text, ids)
 
 
-def places_by_decoding(tokenizer: Any, text: str, ids: Sequence[int]) -> list[tuple[int, int]]:
-    """What characters each token stands for, of a tokenizer that does not say: by decoding longer and longer heads.
+def offsets_by_decoding(tokenizer: Any, text: str, ids: Sequence[int]) -> list[tuple[int, int]]:
+    """The character span of each token, for a tokenizer without offsets: by decoding longer and longer prefixes.
 
-    What a token adds to the decoded text is looked for in the prompt from where the one before it ended; blanks,
-    case and composition may differ. Tokens that share one character (bytes) all have its place.
+    The characters that a token adds to the decoded text are searched in the prompt from the end of the span before;
+    blanks, case and composition may differ. Tokens that share a character (bytes) all have its span.
     """
-    places: list[tuple[int, int]] = []
+    offsets: list[tuple[int, int]] = []
     decoded, position, pending = "", 0, 0
     for count in range(1, len(ids) + 1):
-        head = tokenizer.decode(ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        head = head.rstrip(REPLACEMENT)
+        prefix = tokenizer.decode(ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        prefix = prefix.rstrip(REPLACEMENT)
         pending += 1
-        added = head[len(decoded) :]
+        added = prefix[len(decoded) :]
         if not added and count < len(ids):
-            continue  # half a character: its place is known when the rest has come
+            continue  # half a character: its span is known once it is complete
         start, position = _find(text, position, added)
-        places += [(start, position)] * pending
-        decoded, pending = head, 0
-    return places
+        offsets += [(start, position)] * pending
+        decoded, pending = prefix, 0
+    return offsets
 
 
 def _find(text: str, position: int, piece: str) -> tuple[int, int]:
-    """Where `piece` stands in `text` from `position` on: its first character and the one behind its last."""
+    """The span of `piece` in `text` from `position` on."""
     start: int | None = None
     for character in piece:
-        reach = 1 if character.isspace() else LOOK_AHEAD  # a blank of the tokenizer's own must not skip words
+        reach = 1 if character.isspace() else LOOK_AHEAD  # a blank that the tokenizer added must not skip words
         for index in range(position, min(position + reach, len(text))):
             if _folded(text[index]) == _folded(character):
                 start = index if start is None else start

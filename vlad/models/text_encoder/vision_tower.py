@@ -1,7 +1,7 @@
-"""Images into vision towers: tensors in [-1, 1], resized and normalised as each tower was trained, no processor.
+"""Vision towers: images in [-1, 1] -> features, for every family; resizing and normalisation in torch.
 
-The processors of the library need uint8 images, some of them torchvision; here images stay tensors on the device,
-and gradients pass. One view an image: the tiles that some families cut from large images are left out.
+transformers' processors need uint8 images, some of them torchvision; here images stay tensors on the device, and
+gradients pass. One view per image: the tiles that some families cut from large images are left out.
 Letters: B images, H W pixels, T patches or queries, D width of the tower's output.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-# (model, images B 3 H W as the tower wants them) -> features B T D, or already pooled B D.
+# (model, images B 3 H W, resized and normalised) -> features B T D, or pooled ones B D.
 Features = Callable[[Any, Tensor], Tensor]
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -23,7 +23,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def fit_images(pixels: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Images B 3 H W in [-1, 1], scaled to side x side and normalised with the mean and std of a tower ([0, 1])."""
+    """Images B 3 H W in [-1, 1], resized to side x side and normalised with a tower's mean and std (of [0, 1])."""
     if pixels.shape[-2:] != (side, side):
         pixels = nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
     if (*mean, *std) == (*HALF, *HALF):
@@ -34,7 +34,7 @@ def fit_images(pixels: Tensor, side: int, mean: tuple[float, ...], std: tuple[fl
 
 
 def tower_side(vision: Any, wanted: int, any_size: bool) -> int:
-    """The side in pixels that a tower takes: its own, or where any will do `wanted`, in whole patches."""
+    """The side in pixels of a tower's input: its own, or if it takes any size, `wanted` cut to whole patches."""
     if not any_size and vision.model_type != "pixtral":
         return _first(vision.image_size)
     if hasattr(vision, "channel_multiplier"):  # a convolutional tokeniser (Emu3) halves between its levels
@@ -52,9 +52,9 @@ def _patch(vision: Any) -> int:
     return _first(vision.patch_size)
 
 
-# --- attention within each of many images -----------------------------------------------------------------------
+# --- attention within each of many images --------------------------------------------------------------------------
 
-# "flash" in the name: by it the library hands over all images at once, with the lengths of their sequences.
+# transformers passes all images at once, with their sequence lengths, to backends with "flash" in the name.
 EQUAL_IMAGES = "flash_free_equal_images"
 
 
@@ -73,11 +73,11 @@ def attend_within_images(
 ) -> tuple[Tensor, None]:
     """Attention of query, key, value (1 heads S d), S the tokens of all images in a row; returns 1 S heads d.
 
-    Of Qwen's towers, which otherwise call attention for one image after the other (64 small images, two layers:
-    128 calls, and the tower a tenth slower). Images, and mostly windows too, are equally long here: one call does.
+    For Qwen's towers, which otherwise call attention for one image after the other (64 small images, two layers: 128
+    calls, and the tower is a tenth slower). Images, and mostly windows, are equally long here: one call is enough.
     """
     sequences, tokens = len(cu_seq_lens_q) - 1, query.shape[2]
-    if sequences * int(max_length_q) == tokens:  # the longest is no longer than the mean
+    if sequences * int(max_length_q) == tokens:  # the longest equals the mean: all are equally long
         q, k, v = (x[0].unflatten(1, (sequences, -1)).transpose(0, 1) for x in (query, key, value))  # n heads S/n d
         read = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
         return read.transpose(1, 2).flatten(0, 1)[None], None
@@ -90,28 +90,28 @@ def attend_within_images(
 AttentionInterface.register(EQUAL_IMAGES, attend_within_images)
 
 
-# --- what each kind of tower makes of the images -----------------------------------------------------------------
+# --- image features of each family ---------------------------------------------------------------------------------
 
 
 def from_pixels(model: Any, x: Tensor) -> Tensor:
-    """The common way: the family's own `get_image_features` of one image each."""
+    """Most families: `get_image_features`."""
     return _stacked(model.get_image_features(pixel_values=x).pooler_output)
 
 
-def from_sized_pixels(model: Any, x: Tensor) -> Tensor:
-    """Towers for images of any size (Pixtral, Emu3) also want to know the size."""
+def from_pixels_with_sizes(model: Any, x: Tensor) -> Tensor:
+    """Towers for images of any size (Pixtral, Emu3): `get_image_features` with the sizes."""
     sizes = torch.tensor(x.shape[-2:], device=x.device).expand(len(x), 2)
     return _stacked(model.get_image_features(pixel_values=x, image_sizes=sizes).pooler_output)
 
 
 def from_llava(model: Any, x: Tensor) -> Tensor:
     """LLaVA with a Pixtral tower (the Pixtral model) or with any other."""
-    sized = model.config.vision_config.model_type == "pixtral"
-    return from_sized_pixels(model, x) if sized else from_pixels(model, x)
+    pixtral = model.config.vision_config.model_type == "pixtral"
+    return from_pixels_with_sizes(model, x) if pixtral else from_pixels(model, x)
 
 
 def from_base_view(model: Any, x: Tensor) -> Tensor:
-    """LLaVA-Next and -OneVision: the view of the whole image, without tiles and the newlines between their rows."""
+    """LLaVA-Next and -OneVision: the base view of the whole image, without tiles and their newline tokens."""
     config = model.config
     states = model.vision_tower(x, output_hidden_states=True).hidden_states
     layers = config.vision_feature_layer
@@ -122,7 +122,7 @@ def from_base_view(model: Any, x: Tensor) -> Tensor:
 
 
 def from_idefics(model: Any, x: Tensor) -> Tensor:
-    """Idefics 2, 3, SmolVLM: tower and connector. `get_image_features` takes an evenly grey image for padding."""
+    """Idefics 2, 3, SmolVLM: tower and connector; `get_image_features` would take a uniform image for padding."""
     side = x.shape[-1] // _patch(model.config.vision_config)
     mask = torch.ones(len(x), side, side, dtype=torch.bool, device=x.device)
     states = model.vision_model(pixel_values=x, patch_attention_mask=mask).last_hidden_state
@@ -132,7 +132,7 @@ def from_idefics(model: Any, x: Tensor) -> Tensor:
 
 
 def from_qwen(model: Any, x: Tensor) -> Tensor:
-    """Qwen2-VL, 2.5 and 3: flat patches in the family's own order."""
+    """Qwen2-VL, 2.5 and 3: flat patches in the family's order."""
     vision = model.config.vision_config
     patches, grid = qwen_patches(
         x, x.shape[-1], vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
@@ -144,7 +144,7 @@ def from_qwen(model: Any, x: Tensor) -> Tensor:
 
 
 def from_mllama(model: Any, x: Tensor) -> Tensor:
-    """Mllama: one tile (aspect ratio 1 by 1, the first of its list) of the most it takes."""
+    """Mllama: the image as one tile (aspect ratio 1 by 1), the other tiles empty."""
     vision = model.config.vision_config
     tiles = x.new_zeros(len(x), 1, vision.max_num_tiles, *x.shape[1:])
     tiles[:, 0, 0] = x
@@ -161,7 +161,7 @@ def from_molmo2(model: Any, x: Tensor) -> Tensor:
     patch = _patch(model.config.vision_config)
     count = x.shape[-1] // patch
     index = torch.arange(count * count, device=x.device).view(1, count, count)
-    if count % 2:  # -1 marks what the last windows lack
+    if count % 2:  # -1 pads the last windows
         index = nn.functional.pad(index, (0, 1, 0, 1), value=-1)
     windows = index.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 2, 4).reshape(-1, 4)
     first = torch.arange(len(x), device=x.device)[:, None, None] * count * count
@@ -175,7 +175,7 @@ def from_molmo2(model: Any, x: Tensor) -> Tensor:
 
 
 def from_siglip2(model: Any, x: Tensor) -> Tensor:
-    """SigLIP 2 of any size (NaFlex): flat patches with their grid."""
+    """SigLIP 2 for any size (NaFlex): flat patches with their grid."""
     tower = getattr(model, "vision_model", model)
     patch = _patch(tower.config)
     shapes = torch.tensor([x.shape[-2] // patch, x.shape[-1] // patch], device=x.device).expand(len(x), 2)
@@ -185,7 +185,7 @@ def from_siglip2(model: Any, x: Tensor) -> Tensor:
 
 
 def from_blip2(model: Any, x: Tensor) -> Tensor:
-    """BLIP-2: the Q-Former's queries over the image, in the space it was aligned with text in."""
+    """BLIP-2: the Q-Former's queries over the image, projected into the space shared with text."""
     states = model.vision_model(pixel_values=x).last_hidden_state
     queries = model.query_tokens.expand(len(x), -1, -1).to(states.dtype)
     read = model.qformer(query_embeds=queries, encoder_hidden_states=states).last_hidden_state
@@ -193,7 +193,7 @@ def from_blip2(model: Any, x: Tensor) -> Tensor:
 
 
 def from_git(model: Any, x: Tensor) -> Tensor:
-    """GIT: its encoder's patches as its decoder sees them."""
+    """GIT: the image encoder's patches, projected for the decoder."""
     return model.visual_projection(model.image_encoder(x).last_hidden_state)
 
 
@@ -203,12 +203,12 @@ def from_flava(model: Any, x: Tensor) -> Tensor:
 
 
 def from_tower(model: Any, x: Tensor) -> Tensor:
-    """A vision encoder alone: its pooled state (of DINOv2 the CLS state)."""
+    """A separate vision encoder: its pooled state (for DINOv2 the CLS state)."""
     return model(pixel_values=x).pooler_output
 
 
 def _stacked(features: Any) -> Tensor:
-    """The library's features of equally large images, one tensor: a list of T D, or (1 B) T D, or B D."""
+    """One tensor of features that transformers returns as a list of T D, or as a tensor."""
     return torch.stack(list(features)) if isinstance(features, list | tuple) else features
 
 
@@ -221,7 +221,7 @@ def flat_patches(x: Tensor, patch: int) -> Tensor:
 def qwen_patches(pixels: Tensor, side: int, patch: int, merge: int, frames: int) -> tuple[Tensor, Tensor]:
     """Images B 3 H W as Qwen2-VL's flat patches (B n, 3 frames patch patch) and their grid (B 3).
 
-    The order is the family's own: the patches of one merged group follow each other.
+    In the family's order: the patches of one merged group follow each other.
     """
     side = side // (patch * merge) * (patch * merge)
     if pixels.shape[-2:] != (side, side):
