@@ -1,4 +1,4 @@
-"""Some samples are held out and never read, others several times; captions may carry a trigger word."""
+"""The training/held-out split, repeats, trigger words and mixtures."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 
 from vlad.data.dataset import ShardBatches, first_samples
 from vlad.data.options import StreamOptions, SyntheticOptions
-from vlad.data.shard_sets import ShardSets, open_sets
+from vlad.data.shard_sets import ShardSets, check_enough_samples, open_sets
 from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.data.signs import render_sign
 from vlad.data.splits import hold_out, mix_sets, prefix_captions, repeat_samples
@@ -53,7 +53,7 @@ def test_all_held_out_is_refused(sets: ShardSets) -> None:
         hold_out(sets, 0.99, 0)
 
 
-def test_an_epoch_reads_each_sample_as_often_as_it_is_repeated(sets: ShardSets) -> None:
+def test_an_epoch_reads_each_sample_as_often_as_repeats_says(sets: ShardSets) -> None:
     training, _ = hold_out(sets, 0.2, 0)
     read = keys_read(repeat_samples(training, 3), batches=4, batch_size=12)  # 16 x 3
     assert sorted(np.unique(read, return_counts=True)[1]) == [3] * 16
@@ -61,11 +61,12 @@ def test_an_epoch_reads_each_sample_as_often_as_it_is_repeated(sets: ShardSets) 
 
 def test_repeats_fill_a_batch(sets: ShardSets) -> None:
     with pytest.raises(UserError, match=r"20 samples are too few.*data.repeats=2"):
-        keys_read(sets, 1, batch_size=30)
+        check_enough_samples(sets, 30, 1)
+    check_enough_samples(repeat_samples(sets, 2), 30, 1)
     assert len(keys_read(repeat_samples(sets, 2), 1, batch_size=30)) == 30
 
 
-def test_the_choice_is_part_of_what_a_run_goes_on_with(sets: ShardSets) -> None:
+def test_the_fingerprint_covers_the_choice_of_samples(sets: ShardSets) -> None:
     kinds = [
         sets,
         hold_out(sets, 0.2, 0)[0],
