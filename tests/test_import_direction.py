@@ -158,8 +158,3 @@ def test_every_rule_still_stands_for_something() -> None:
     used = {name.split(".")[0] for path in MODULES for name in imports_of(path)}
     assert {library for library, places in LIBRARIES.items() if places} <= used
     assert all((ROOT / "vlad" / place).exists() for places in LIBRARIES.values() for place in places)
-
-
-@pytest.mark.parametrize("path", [ROOT / "train.py", ROOT / "sample.py"], ids=lambda path: path.name)
-def test_scripts_only_call_their_verb(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 10

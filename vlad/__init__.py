@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from vlad.pipeline.vlad_pipeline import VLADPipeline
     from vlad.training.run import run as train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["VLADPipeline", "load_config", "train"]
 
 

@@ -454,7 +454,7 @@ def test_an_imagefolder_through_datasets(tmp_path):
 def test_without_datasets_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"pip install 'vlad\[hf\]'"):
+    with pytest.raises(UserError, match=r"pip install 'vlad-diffusion\[hf\]'"):
         open_source(str(tmp_path))
 
 

@@ -141,7 +141,7 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path, scheme, package, extr
     for use in (expand, exists, read_bytes, partial(list_files, suffix=".tar"), partial(publish, tmp_path / "file")):
         with pytest.raises(StorageError) as caught:
             use(url)
-        remedy = f"install it: pip install {package} (the extra vlad[{extra}])."
+        remedy = f"install {package}: pip install 'vlad-diffusion[{extra}]'."
         assert str(caught.value) == f"{url} needs a package that is not installed; {remedy}"
 
 

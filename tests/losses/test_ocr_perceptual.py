@@ -66,7 +66,7 @@ def test_an_operator_without_a_differentiable_version_is_named(tmp_path: Path) -
 def test_a_missing_library_is_refused_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     check_recogniser()
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(UserError, match=r"losses\.ocr_weight: .* pip install 'vlad\[ocr-loss\]'"):
+    with pytest.raises(UserError, match=r"losses\.ocr_weight: .* pip install 'vlad-diffusion\[ocr-loss\]'"):
         check_recogniser()
 
 

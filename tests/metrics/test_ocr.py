@@ -172,7 +172,7 @@ def test_paddleocr_missing_or_old_says_what_to_do(paddle, monkeypatch):
     with pytest.raises(UserError, match=r"version 2\.10\.0; run: pip install 'paddleocr>=3'"):
         build_ocr_engine("paddleocr")
     monkeypatch.setitem(sys.modules, "paddleocr", None)
-    with pytest.raises(UserError, match=r"'paddleocr' is not installed .* pip install 'vlad\[paddle\]'"):
+    with pytest.raises(UserError, match=r"'paddleocr' is not installed .* pip install 'vlad-diffusion\[paddle\]'"):
         build_ocr_engine("paddleocr")
 
 

@@ -163,7 +163,7 @@ def test_wrong_calls_are_told(
     with pytest.raises(UserError, match="cannot be loaded"):
         evaluate(tmp_path / "broken", "--prompts", prompts, "--out", tmp_path / "out")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(UserError, match=r"pip install 'vlad\[eval\]'"):
+    with pytest.raises(UserError, match=r"pip install 'vlad-diffusion\[eval\]'"):
         evaluate(ours, "--prompts", prompts)
 
 

@@ -326,7 +326,7 @@ def test_ray_makes_the_same_shards(annotated, tool, tmp_path):
 
 def test_without_ray_the_extra_is_named(annotated, refused, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert "pip install 'vlad[ray]'" in refused(annotated, "--out", tmp_path, "--engine", "ray")
+    assert "pip install 'vlad-diffusion[ray]'" in refused(annotated, "--out", tmp_path, "--engine", "ray")
 
 
 def test_a_cluster_that_does_not_answer_is_one_sentence(annotated, refused, tmp_path, monkeypatch):

@@ -220,7 +220,7 @@ def test_8_bit_moments_are_a_quarter_as_large_and_take_nearly_the_same_steps() -
 
 def test_8_bit_moments_without_their_library_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
-    with pytest.raises(UserError, match=r"pip install 'vlad\[quantised\]'"):
+    with pytest.raises(UserError, match=r"pip install 'vlad-diffusion\[quantised\]'"):
         check_optimizer(OptimOptions(optimizer="adamw-8bit"), CPU)
 
 

@@ -74,7 +74,7 @@ def test_the_loader_adds_up_how_long_it_was_waited_for() -> None:
 def test_wandb_is_asked_for_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     check_wandb("off")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"wandb is not installed; pip install 'vlad\[wandb\]'"):
+    with pytest.raises(UserError, match=r"wandb is not installed; pip install 'vlad-diffusion\[wandb\]'"):
         check_wandb("offline")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     check_wandb("offline")

@@ -170,7 +170,7 @@ CACHE = Verb(
 
 def _add_average_options(parser: OptionParser) -> None:
     parser.add_argument("run", help="the run directory")
-    parser.add_argument("stage", choices=("layout", "refine"))
+    parser.add_argument("stage", choices=("layout", "refine"), help="the stage whose weights are averaged")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--width", type=float, help="sigma_rel, a share of the training: 0.05, 0.1, ...")
     which.add_argument("--average", metavar="NAME", help="one of STAGE/averages, such as half-life-500")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlad.utils.errors import UserError
+from vlad.utils.errors import UserError, install_command
 
 LEAST_VALUES = 4096  # of a matrix: smaller ones save nothing, and bitsandbytes leaves them out as well
 
@@ -21,7 +21,7 @@ def check_quantisation() -> None:
     """Raises UserError where a quantised base cannot run."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
-            "lora.base_bits needs bitsandbytes, which is not installed; run: pip install 'vlad[quantised]', or set"
+            f"lora.base_bits needs bitsandbytes, which is not installed; run: {install_command('quantised')}, or set"
             " lora.base_bits=null."
         )
     if not torch.cuda.is_available():

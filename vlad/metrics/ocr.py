@@ -21,7 +21,7 @@ from PIL import Image
 
 from vlad.layout.polygons import box_polygon
 from vlad.types import TextLine
-from vlad.utils.errors import UserError, did_you_mean
+from vlad.utils.errors import UserError, did_you_mean, install_command
 from vlad.utils.parallel import map_in_order
 
 ENGINES = ("rapidocr", "tesseract", "paddleocr")
@@ -185,7 +185,7 @@ class PaddleOCREngine:
             import paddleocr  # noqa: F401 - slow to import
         except (ImportError, metadata.PackageNotFoundError) as error:
             raise UserError(
-                f"The OCR engine 'paddleocr' is not installed ({error}); run: pip install 'vlad[paddle]', or use"
+                f"The OCR engine 'paddleocr' is not installed ({error}); run: {install_command('paddle')}, or use"
                 " rapidocr, which runs the same family of models."
             ) from error
         if int(version.split(".")[0]) < 3:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vlad.models.unet import has_text_projection
-from vlad.utils.errors import UserError
+from vlad.utils.errors import UserError, install_command
 
 Backend = Literal["auto", "xformers", "sdpa", "flash", "plain"]
 
@@ -131,7 +131,7 @@ def try_xformers(
     try:
         from xformers import ops  # an optional extra, and slow to import
     except ImportError:
-        return "xformers is not installed (pip install 'vlad[xformers]')"
+        return f"xformers is not installed ({install_command('xformers')})"
     if device.type != "cuda":
         return f"xformers has no kernels for {device.type}"
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from tqdm import tqdm
 
-from vlad.utils.errors import UserError
+from vlad.utils.errors import UserError, install_command
 
 WandbMode = Literal["off", "offline", "online"]
 
@@ -23,7 +23,7 @@ def check_wandb(mode: WandbMode) -> None:
     if mode == "off":
         return
     if importlib.util.find_spec("wandb") is None:
-        raise UserError("trainer.wandb: wandb is not installed; pip install 'vlad[wandb]', or set it to off.")
+        raise UserError(f"trainer.wandb: wandb is not installed; {install_command('wandb')}, or set it to off.")
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     if mode == "online" and "WANDB_API_KEY" not in os.environ and not netrc.is_file():
         raise UserError(

@@ -11,7 +11,7 @@ from torch import nn
 
 from vlad.config.training import OptimOptions
 from vlad.utils.distributed import is_sharded
-from vlad.utils.errors import UserError
+from vlad.utils.errors import UserError, install_command
 
 
 def build_optimizer(
@@ -51,7 +51,7 @@ def _adamw_8bit() -> Any:
         import bitsandbytes  # an optional extra, and slow to import
     except ImportError as error:
         raise UserError(
-            "train: optimizer: adamw-8bit needs bitsandbytes; pip install 'vlad[quantised]', or set it to adamw."
+            f"train: optimizer: adamw-8bit needs bitsandbytes; {install_command('quantised')}, or set it to adamw."
         ) from error
     return bitsandbytes.optim.AdamW8bit
 

@@ -32,15 +32,14 @@ class OptionParser(argparse.ArgumentParser):
     def add_overrides(self, help_text: str, metavar: str = "key=value") -> None:
         """Collects `key=value` words, wherever they stand, in `overrides`."""
         self.takes_overrides = True
-        self.add_argument("overrides", nargs="*", metavar=metavar, help=help_text)
+        self.add_argument("overrides", nargs="*", default=[], metavar=metavar, help=help_text)
 
     def parse(self, words: Sequence[str] | None = None) -> argparse.Namespace:
         """The options of a command line, of this process by default."""
-        given = list(sys.argv[1:] if words is None else words)
-        overrides, rest = self._split_overrides(given) if self.takes_overrides else ([], given)
+        overrides, rest = self._split_overrides(list(sys.argv[1:] if words is None else words))
         arguments, unknown = self.parse_known_intermixed_args(rest)
         if unknown:
-            self._refuse(unknown[0], given)
+            raise UserError(f"{self.prog} takes no {unknown[0]!r}; {self.prog} --help lists the options.")
         if self.takes_overrides:
             arguments.overrides = [*overrides, *arguments.overrides]
         return arguments
@@ -52,52 +51,46 @@ class OptionParser(argparse.ArgumentParser):
         raise UserError(f"{message}; {self.prog} --help lists the options.")
 
     def _split_overrides(self, words: list[str]) -> tuple[list[str], list[str]]:
-        """The overrides among the words, and the rest; what an option takes as its value is no override."""
+        """The overrides among the words, and the rest; a value of an option is no override.
+
+        Raises UserError for an unknown option.
+        """
         overrides: list[str] = []
         rest: list[str] = []
-        owed: float = 0  # values that the option before still takes
+        owed = 0  # values that the option before takes for certain
+        more = False  # whether it may take others after them
         for number, word in enumerate(words):
             if word == "--":
                 return overrides, rest + words[number:]
-            is_value = owed >= 1
-            if word.startswith("-") and len(word) > 1 and not is_value:
-                owed = self._values_of(word)
-            elif is_value:
+            if owed:
                 owed -= 1
-            elif OVERRIDE.match(word) and not (owed and Path(word).exists()):
+            elif re.match(r"-[^0-9.]", word):
+                nargs = self._values_of(word, words[number + 1 :])
+                owed, more = (nargs, False) if isinstance(nargs, int) else (0, True)
+            elif self.takes_overrides and OVERRIDE.match(word) and not (more and Path(word).exists()):
                 overrides.append(word)
                 continue
             rest.append(word)
         return overrides, rest
 
-    def _values_of(self, word: str) -> float:
-        """How many of the words after an option are its values for certain; 0.5 where some may be."""
-        name, equals, _ = word.partition("=")
+    def _values_of(self, word: str, after: list[str]) -> int | str:
+        """How many of the words `after` an option are its values: a number, or argparse's ?, * or +."""
+        name, equals, value = word.partition("=")
         known = self._option_string_actions
         matches = [name] if name in known else [other for other in known if other.startswith(name)]
-        nargs = known[matches[0]].nargs if len(matches) == 1 else 0
-        if equals or nargs == 0:
+        if len(matches) > 1 or (matches and equals):  # argparse names what is ambiguous
             return 0
-        if nargs is None:
-            return 1
-        return nargs if isinstance(nargs, int) else 0.5
-
-    def _refuse(self, word: str, words: list[str]) -> NoReturn:
-        """Raises UserError for a word that nothing takes."""
-        if not word.startswith("-"):
-            raise UserError(f"{self.prog} takes no {word!r}; {self.prog} --help lists the options.")
-        name, equals, value = word.partition("=")
-        close = did_you_mean(name.lstrip("-"), [other.lstrip("-") for other in self._option_string_actions])
-        if not close and self.takes_overrides and (key := name.lstrip("-").replace("-", "_")):
-            if not equals:
-                after = words[words.index(word) + 1 :][:1]
-                value = after[0] if after and not after[0].startswith("-") else "VALUE"
-            raise UserError(
-                f"{self.prog} has no option {name}; an option of the config has no dashes: write"
-                f" {shlex.quote(f'{key}={value}')}."
-            )
-        close = close.replace("'", "'--", 1)
-        raise UserError(f"{self.prog} has no option {name}.{close or f' {self.prog} --help lists them.'}")
+        if matches:
+            nargs = known[matches[0]].nargs
+            return 1 if nargs is None else nargs
+        close = did_you_mean(name.lstrip("-"), [other.lstrip("-") for other in known])
+        if close or not self.takes_overrides:
+            hint = close.replace("'", "'--", 1) or f" {self.prog} --help lists the options."
+            raise UserError(f"{self.prog} has no option {name}.{hint}")
+        if not equals:
+            value = after[0] if after and not after[0].startswith("-") else "VALUE"
+        override = shlex.quote(f"{name.lstrip('-').replace('-', '_')}={value}")
+        raise UserError(f"{self.prog} has no option {name}; an option of the config has no dashes: write {override}.")
 
 
 def whole(least: int = 0, most: int | None = None) -> Callable[[str], int]:

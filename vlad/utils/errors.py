@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+DISTRIBUTION = "vlad-diffusion"  # on the package index, where `vlad` is another project
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: what was wrong, where, and what to do about it."""
@@ -34,3 +36,8 @@ def sentence(reason: object) -> str:
     """The reason on one line, ending in one punctuation mark, to be quoted at the end of another message."""
     text = " ".join(str(reason).split())
     return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an optional dependency."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlad.types import Layout
-from vlad.utils.errors import UserError
+from vlad.utils.errors import UserError, install_command
 from vlad.webui.backend import MOST_UPLOAD_BYTES, Backend, Controls, Result
 from vlad.webui.canvas import COLOURS, FONTS, SCRIPT, STYLE, TEMPLATE, Drawn, canvas_value, drawn_on, still_drawn
 
@@ -51,7 +51,7 @@ def load_gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise UserError(f"The page needs Gradio ({error}); run: pip install -c constraints.txt -e '.[app]'.") from error
+        raise UserError(f"The page needs Gradio ({error}); run: {install_command('app')}.") from error
     return gradio
 
 

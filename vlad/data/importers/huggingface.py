@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlad.data.importers.sources import Entry, Place, UnusableEntry, safe_key, text_of
-from vlad.utils.errors import UserError
+from vlad.utils.errors import UserError, install_command
 
 CAPTION_FIELDS = ("text", "caption", "prompt")
 
@@ -64,7 +64,7 @@ class HuggingFaceSource:
             import datasets
         except ImportError as error:
             raise UserError(
-                f"Reading {self.path} needs the library 'datasets' ({error}); run: pip install 'vlad[hf]'."
+                f"Reading {self.path} needs the library 'datasets' ({error}); run: {install_command('hf')}."
             ) from error
         datasets.disable_progress_bars()
         datasets.logging.set_verbosity(CRITICAL)  # what is wrong is told below, once

@@ -20,7 +20,7 @@ from typing import Any
 import vlad
 from vlad.data.importers.journal import ShardRecord
 from vlad.data.importers.shard_builder import Captioner, ShardSpec, make_shard, places_to_do
-from vlad.utils.errors import UserError, reason_of
+from vlad.utils.errors import UserError, install_command, reason_of
 
 
 def start_ray() -> None:
@@ -31,7 +31,7 @@ def start_ray() -> None:
     try:
         import ray
     except ImportError as error:
-        raise UserError(f"--engine ray needs the library 'ray' ({error}); run: pip install 'vlad[ray]'.") from error
+        raise UserError(f"--engine ray needs the library 'ray' ({error}); run: {install_command('ray')}.") from error
     if not ray.is_initialized():
         try:
             # All machines run this very code.

@@ -16,7 +16,7 @@ from typing import Any
 
 from vlad.data.storage.retries import DamagedError, StorageError, with_timeout
 from vlad.data.storage.urls import is_url, scheme, shown
-from vlad.utils.errors import UserError, did_you_mean
+from vlad.utils.errors import UserError, did_you_mean, install_command
 
 # What other loaders take for a program to run.
 _PROGRAM = re.compile(r"\s*(pipe|exec|shell|cmd)\s*:", re.IGNORECASE)
@@ -61,8 +61,8 @@ def file_system(url: str) -> tuple[Any, str]:
     try:
         fsspec.get_filesystem_class(scheme(url))
     except (ImportError, ValueError) as error:
-        package, extra = _PACKAGES.get(scheme(url), (None, None))
-        remedy = f"install it: pip install {package} (the extra vlad[{extra}])" if package else str(error).rstrip(".")
+        package, extra = _PACKAGES.get(scheme(url), ("", ""))
+        remedy = f"install {package}: {install_command(extra)}" if package else str(error).rstrip(".")
         raise StorageError(f"{shown(url)} needs a package that is not installed; {remedy}.") from error
     # fsspec keeps one a process, with an event loop of that process (asked for in the worker, not before).
     system, path = fsspec.core.url_to_fs(url)

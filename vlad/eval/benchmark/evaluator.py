@@ -33,7 +33,7 @@ from vlad.eval.protocols.protocol import (
 )
 from vlad.eval.scores import Score
 from vlad.metrics.ocr import build_ocr_engine
-from vlad.utils.errors import UserError
+from vlad.utils.errors import UserError, install_command
 
 GALLERY = 12  # images of each kind
 ROWS_AT_ONCE = 1000  # of the table that are held in memory
@@ -361,7 +361,7 @@ def check_table_writer() -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
-        raise UserError("per_image.parquet needs pyarrow; run: pip install 'vlad[eval]'.") from error
+        raise UserError(f"per_image.parquet needs pyarrow; run: {install_command('eval')}.") from error
 
 
 def _galleries(scores: _Scores, options: OCROptions, out: Path) -> dict[str, list[Shown]]:

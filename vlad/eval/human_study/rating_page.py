@@ -20,7 +20,7 @@ from PIL import Image
 from vlad.eval.benchmark.parallel_ocr import load_image, painted_over
 from vlad.eval.human_study.study import ASPECTS, SCALE, Question, Ratings, check_rater
 from vlad.eval.options import Box
-from vlad.utils.errors import UserError, sentence
+from vlad.utils.errors import UserError, install_command, sentence
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 
@@ -40,7 +40,7 @@ def build_rating_page(ratings: Ratings) -> Any:
     try:
         import gradio as gr
     except ImportError as error:
-        raise UserError(f"The page needs Gradio ({error}); run: pip install -c constraints.txt -e '.[app]'.") from error
+        raise UserError(f"The page needs Gradio ({error}); run: {install_command('app')}.") from error
     scored = ratings.study.kind == "scores"
     asked = ASPECTS if scored else {"choice": "Which image is better?"}
     choices: list[tuple[str, str]] = (

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from vlad.layout.polygons import perspective_coefficients, quad_of
 from vlad.losses.extra.onnx_graph import read_onnx
 from vlad.types import Layout, Polygon
-from vlad.utils.errors import UserError
+from vlad.utils.errors import UserError, install_command
 
 LINE_PIXELS = 48  # of height: what PP-OCR reads
 WIDTH_PIXELS = (48, 320)  # the narrowest and the widest line
@@ -61,8 +61,8 @@ def check_recogniser() -> None:
     packaged_recogniser()
     if importlib.util.find_spec("onnx") is None:
         raise UserError(
-            "losses.ocr_weight: the OCR perceptual loss needs the library onnx, which is not installed; run: pip"
-            " install 'vlad[ocr-loss]', or set losses.ocr_weight to 0."
+            "losses.ocr_weight: the OCR perceptual loss needs the library onnx, which is not installed; run:"
+            f" {install_command('ocr-loss')}, or set losses.ocr_weight to 0."
         )
 
 

@@ -39,7 +39,7 @@ from vlad.training.precision import computed_in, stage_precision
 from vlad.training.provenance import cpu_name
 from vlad.training.run import build_stage, is_finished, stage_names, training_parts
 from vlad.training.validate import check_machine
-from vlad.utils.errors import UserError, counted
+from vlad.utils.errors import DISTRIBUTION, UserError, counted
 from vlad.utils.hardware import available_memory, synchronize
 
 # What the code is written against; and releases that must not run.
@@ -176,7 +176,9 @@ def versions(_: Examined) -> Finding:
         if is_older(found.get(name), least)
     ]
     if old:
-        return Finding("versions", "fail", f"too old: {', '.join(old)}", "pip install -U -c constraints.txt vlad.")
+        return Finding(
+            "versions", "fail", f"too old: {', '.join(old)}", f"pip install -U -c constraints.txt {DISTRIBUTION}."
+        )
     return Finding("versions", "ok", ", ".join(f"{name} {found[name]}" for name in LEAST))
 
 
