@@ -1,4 +1,4 @@
-"""What L_align compares: t and v, pooled from tokens and patches."""
+"""Heads of the text-side losses: pooling of t and v."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from vlad.types import Conditioning
 
 
 @pytest.mark.parametrize(("points", "side"), [(4, 4), (4, 8), (4, 3), (8, 8)])
-def test_a_place_is_most_like_the_places_around_it(points: int, side: int) -> None:
+def test_a_position_is_most_similar_to_its_neighbours(points: int, side: int) -> None:
     asked, there = sincos_positions(points, side, 64), sincos_positions(side, side, 64)
 
     nearest = (asked @ there.T).argmax(dim=1)
@@ -22,7 +22,7 @@ def test_a_place_is_most_like_the_places_around_it(points: int, side: int) -> No
 
 
 @pytest.mark.parametrize("width", [6, 64])
-def test_v_says_what_stands_where_and_the_mean_does_not(width: int) -> None:
+def test_attention_pooling_keeps_positions_and_the_mean_loses_them(width: int) -> None:
     torch.manual_seed(0)
     pool = AttentionPool(width)
     features = torch.randn(2, 16, width)
@@ -36,7 +36,7 @@ def test_v_says_what_stands_where_and_the_mean_does_not(width: int) -> None:
     torch.testing.assert_close(pool(features[1:])[0], v[1])
 
 
-def test_each_query_begins_with_its_own_place() -> None:
+def test_each_query_starts_at_its_own_position() -> None:
     torch.manual_seed(0)
     pool = AttentionPool(64)
     pool.to_value.weight.data.zero_()
@@ -54,7 +54,7 @@ def test_each_query_begins_with_its_own_place() -> None:
     assert changes.argmax(dim=1).tolist() == list(range(16))
 
 
-def test_features_that_are_no_grid_are_read_without_places() -> None:
+def test_features_that_form_no_grid_get_no_positions() -> None:
     torch.manual_seed(0)
     pool = AttentionPool(32)
     features = torch.randn(1, 17, 32)  # a class token before 4 x 4 patches
@@ -68,7 +68,7 @@ def conditioning() -> Conditioning:
     return Conditioning(torch.randn(2, 3, 8), mask, torch.randn(2, 8))
 
 
-def test_t_is_the_pooled_vector_and_the_sum_over_the_tokens_that_are_there() -> None:
+def test_t_is_the_pooled_vector_plus_the_sum_of_unmasked_tokens() -> None:
     t = conditioning()
     pool = TokenPool(8)
     of = pool.of_token(t.tokens)
@@ -79,7 +79,7 @@ def test_t_is_the_pooled_vector_and_the_sum_over_the_tokens_that_are_there() -> 
     assert torch.equal(pool(other), pool(t))
 
 
-def test_heads_pool_what_they_have_pools_for() -> None:
+def test_heads_use_the_pools_they_have() -> None:
     t, features = conditioning(), torch.randn(2, 4, 8)
     plain = AlignmentHeads(AlignmentHead(8, 8))
     pooling = AlignmentHeads(AlignmentHead(8, 8), pool=AttentionPool(8), text_pool=TokenPool(8))

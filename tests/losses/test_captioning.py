@@ -1,4 +1,4 @@
-"""The captioning loss, against its formula and against the library's."""
+"""Captioning loss against its formula and against transformers'."""
 
 import math
 
@@ -27,7 +27,7 @@ def test_each_token_is_predicted_from_the_state_before_it() -> None:
     assert abs(captioning_loss(states, token_ids, MASK, output).item() - total / count) < 1e-5
 
 
-def test_it_is_the_library_s_causal_loss() -> None:
+def test_it_is_transformers_causal_loss() -> None:
     states, token_ids, output = example()
     labels = token_ids.masked_fill(~MASK, -100)
     labels[1, 1] = -100  # the library would predict it from the template's last token
@@ -37,7 +37,7 @@ def test_it_is_the_library_s_causal_loss() -> None:
     torch.testing.assert_close(captioning_loss(states, token_ids, MASK, output), wanted)
 
 
-def test_gradients_reach_the_states_that_predict_and_the_matrix() -> None:
+def test_gradients_reach_the_predicting_states_and_the_matrix() -> None:
     states, token_ids, output = (x.requires_grad_() if x.is_floating_point() else x for x in example())
 
     captioning_loss(states, token_ids, MASK, output).backward()

@@ -1,4 +1,4 @@
-"""The character-aware loss: labels letter by letter, the formula, and a segmenter that learns to tell letters."""
+"""Character segmentation loss: labels, the formula, and a segmenter that learns letters."""
 
 import pytest
 import torch
@@ -10,8 +10,8 @@ from vlad.data.signs import render_sign
 from vlad.layout.polygons import box_polygon
 from vlad.losses.extra.character_segmentation import (
     CLASSES,
-    FINER,
     IGNORED,
+    UPSCALE,
     CharacterSegmenter,
     character_labels,
     character_segmentation_loss,
@@ -31,7 +31,7 @@ def test_each_letter_has_its_cell() -> None:
     assert (labels[0] == ord("A") - 32 + 1).sum() == pytest.approx(8 * 16, abs=24)
 
 
-def test_what_cannot_be_read_or_is_no_class_is_ignored() -> None:
+def test_illegible_lines_and_unknown_characters_are_ignored() -> None:
     unreadable = Layout((TextLine("AB", LAYOUT.lines[0].polygon, valid=False),))
     foreign = Layout((TextLine("A文", LAYOUT.lines[0].polygon),))
     labels = character_labels((unreadable, foreign), 32, 32)
@@ -46,7 +46,7 @@ def test_the_loss_is_the_formula_and_has_a_gradient() -> None:
     unreadable = Layout((TextLine("AB", LAYOUT.lines[0].polygon, valid=False),))
     loss = character_segmentation_loss(segmenter, latents, (LAYOUT, unreadable))
     scores = segmenter(latents)
-    assert scores.shape == (2, CLASSES, 8 * FINER, 8 * FINER)
+    assert scores.shape == (2, CLASSES, 8 * UPSCALE, 8 * UPSCALE)
     labels = character_labels((LAYOUT, unreadable), 32, 32)
     kept = labels != IGNORED
     each = -F.log_softmax(scores, dim=1).gather(1, labels.where(kept, torch.zeros(()).long())[:, None])[:, 0]
@@ -55,7 +55,7 @@ def test_the_loss_is_the_formula_and_has_a_gradient() -> None:
     assert latents.grad is not None and latents.grad.abs().max() > 0
 
 
-def test_a_segmenter_learns_the_letters_and_leaves_the_random_state() -> None:
+def test_a_segmenter_learns_letters_and_keeps_the_random_state() -> None:
     options = SyntheticOptions(size_pixels=32, max_letters=3, line_shares=(1.0, 0.0, 0.0), ground_share=0.0)
     batch = collate([render_sign(options, index) for index in range(8)])
 

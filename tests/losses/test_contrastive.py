@@ -1,4 +1,4 @@
-"""L_align in all its kinds, against formulas written as loops, and against the library's losses where it has them."""
+"""L_align and its variants against formulas written as loops and, where they exist, losses of transformers."""
 
 import math
 
@@ -15,9 +15,9 @@ from vlad.losses.contrastive import (
     AugmentedTexts,
     clamped_temperature,
     contrastive_loss,
+    diagonal_relations,
     multi_positive_loss,
-    paired,
-    relations_of_texts,
+    relations_from_ids,
     sigmoid_loss,
     symmetric_loss,
     text_ids,
@@ -64,7 +64,7 @@ def test_the_symmetric_loss_is_clip_s() -> None:
     torch.testing.assert_close(symmetric_loss(t, v, 0.2), symmetric_loss(v, t, 0.2))
 
 
-def test_matching_pairs_cost_less_than_mixed_ones() -> None:
+def test_matching_pairs_cost_less_than_shuffled_ones() -> None:
     t, _ = states()
     assert contrastive_loss(t, t, 0.07) < 0.1
     assert contrastive_loss(t, t.roll(1, dims=0), 0.07) > 5
@@ -104,10 +104,10 @@ def test_the_multi_positive_loss_is_unicl_s() -> None:
 
 def test_with_one_match_each_it_is_clip_s() -> None:
     t, v = states()
-    torch.testing.assert_close(multi_positive_loss(t, v, 0.07, paired(6)), symmetric_loss(t, v, 0.07))
+    torch.testing.assert_close(multi_positive_loss(t, v, 0.07, diagonal_relations(6)), symmetric_loss(t, v, 0.07))
 
 
-def test_a_text_that_is_not_there_gets_no_gradient_and_spoils_none() -> None:
+def test_a_missing_text_gets_no_gradient_and_changes_no_other() -> None:
     t, v = states()
     t, v = t[:5].clone().requires_grad_(), v[:3].clone().requires_grad_()
 
@@ -130,10 +130,10 @@ def test_a_batch_without_any_match_costs_nothing() -> None:
     assert t.grad.abs().max() == 0
 
 
-def test_equal_captions_match_and_equal_strings_are_no_negatives() -> None:
+def test_equal_captions_are_positives_and_equal_strings_no_negatives() -> None:
     captions = ['a red sign that says "HI"', "a tree", 'a blue wall with "HI"', 'a red sign that says "HI"', "a cat"]
 
-    relations = relations_of_texts(text_ids([parse_prompt(caption) for caption in captions]))
+    relations = relations_from_ids(text_ids([parse_prompt(caption) for caption in captions]))
 
     assert relations.tolist() == [
         [1, -1, 0, 1, -1],
@@ -158,7 +158,7 @@ def test_the_sigmoid_loss_is_siglip_s_formula() -> None:
     assert float(sigmoid_loss(t, v, 0.2, -1.5, RELATIONS)) == pytest.approx(-total / 3, rel=1e-5)
 
 
-def test_the_sigmoid_loss_is_the_library_s_siglip() -> None:
+def test_the_sigmoid_loss_is_transformers_siglip() -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = {**sizes, "vocab_size": 20, "max_position_embeddings": 8, "projection_size": 8}
@@ -170,7 +170,7 @@ def test_the_sigmoid_loss_is_the_library_s_siglip() -> None:
     output = model(torch.randint(3, 20, (4, 8)), torch.randn(4, 3, 8, 8), return_loss=True)
 
     temperature = torch.tensor(-1.3).exp()
-    ours = sigmoid_loss(output.text_embeds, output.image_embeds, temperature, -0.7, paired(4))
+    ours = sigmoid_loss(output.text_embeds, output.image_embeds, temperature, -0.7, diagonal_relations(4))
     torch.testing.assert_close(ours, output.loss)
 
 
@@ -192,7 +192,7 @@ def augmented_texts(pooled: Tensor) -> AugmentedTexts:
 def test_rewordings_match_their_image_and_swapped_captions_none() -> None:
     ids = ids_of(BATCH)
 
-    relations = augmented_texts(torch.zeros(3, 2, 8)).relations(relations_of_texts(ids), ids)
+    relations = augmented_texts(torch.zeros(3, 2, 8)).relations(relations_from_ids(ids), ids)
 
     assert relations.tolist() == [
         [-1, 0, -1],  # "a blue car" is true of the second image: no negative there
@@ -212,7 +212,7 @@ def test_the_head_contrasts_augmented_texts_along_with_the_batch_s(kind: str) ->
     pooled = torch.randn(3, 2, 8, requires_grad=True)
     ids, augmented = ids_of(BATCH), augmented_texts(pooled)
     texts = torch.cat([head.from_text(t), head.from_text(pooled).flatten(0, 1)])
-    relations = torch.cat([paired(3), augmented.relations(paired(3), ids)])
+    relations = torch.cat([diagonal_relations(3), augmented.relations(diagonal_relations(3), ids)])
     arguments = (texts, head.from_image(v), head.temperature)
 
     loss = head(t, v, ids, augmented)
@@ -236,7 +236,7 @@ def test_with_hard_negatives_the_loss_is_negclip_s() -> None:
     logits = F.normalize(v, dim=-1) @ F.normalize(torch.cat([t, negatives]), dim=-1).T / 0.1  # 3 images, 6 texts
     wanted = (F.cross_entropy(logits, torch.arange(3)) + F.cross_entropy(logits[:, :3].T, torch.arange(3))) / 2
 
-    relations = torch.cat([paired(3), torch.full((3, 3), -1)])
+    relations = torch.cat([diagonal_relations(3), torch.full((3, 3), -1)])
 
     torch.testing.assert_close(multi_positive_loss(torch.cat([t, negatives]), v, 0.1, relations), wanted)
 
@@ -259,7 +259,7 @@ def test_the_temperature_is_clamped(log_temperature: float, temperature: float) 
 
 
 @pytest.mark.parametrize(("start", "towards", "end"), [(-20.0, 0.5, 0.5), (5.0, 0.5, 0.5), (-1.0, 3.0, 1.0)])
-def test_a_temperature_past_its_range_comes_back(start: float, towards: float, end: float) -> None:
+def test_a_temperature_outside_its_range_returns(start: float, towards: float, end: float) -> None:
     log_temperature = nn.Parameter(torch.tensor(start))
     optimizer = torch.optim.Adam([log_temperature], lr=0.2)
     for _ in range(300):
@@ -272,7 +272,7 @@ def test_a_temperature_past_its_range_comes_back(start: float, towards: float, e
 
 
 @pytest.mark.parametrize("kind", ["one-directional", "symmetric", "multi-positive", "sigmoid"])
-def test_the_head_starts_at_its_temperature_and_trains_all_of_itself(kind: str) -> None:
+def test_the_head_starts_at_its_temperature_and_all_its_parameters_train(kind: str) -> None:
     torch.manual_seed(0)
     head = AlignmentHead(8, 8, width=4, kind=kind)  # type: ignore[arg-type]
     t, v = (x.requires_grad_() for x in states())
@@ -298,12 +298,12 @@ def test_each_kind_of_head_computes_its_own_loss() -> None:
 
     torch.testing.assert_close(found["one-directional"], contrastive_loss(*arguments))
     torch.testing.assert_close(found["symmetric"], symmetric_loss(*arguments))
-    torch.testing.assert_close(found["multi-positive"], multi_positive_loss(*arguments, relations_of_texts(ids)))
-    torch.testing.assert_close(found["sigmoid"], sigmoid_loss(*arguments, -10.0, paired(3)))
+    torch.testing.assert_close(found["multi-positive"], multi_positive_loss(*arguments, relations_from_ids(ids)))
+    torch.testing.assert_close(found["sigmoid"], sigmoid_loss(*arguments, -10.0, diagonal_relations(3)))
     assert len({round(loss.item(), 4) for loss in found.values()}) == 4
 
 
-def test_the_head_embeds_what_it_compares() -> None:
+def test_embeddings_are_those_that_the_loss_compares() -> None:
     torch.manual_seed(0)
     head = AlignmentHead(8, 8, width=4)
     t, v = states()

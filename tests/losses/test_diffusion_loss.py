@@ -1,4 +1,4 @@
-"""L_diff against its formula with the same draws."""
+"""L_diff against its formula with the same random numbers."""
 
 import pytest
 import torch

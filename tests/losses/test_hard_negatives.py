@@ -1,4 +1,4 @@
-"""Swapped and reworded captions: what they change, what they never touch, and what cannot be swapped."""
+"""Hard negatives and rewordings: what they change, what they keep, and what cannot be swapped."""
 
 import random
 import re
@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlad.losses.extra.hard_negatives import (
+    ASYMMETRIC,
     COLOURS,
-    ONE_WAY,
-    PLACES,
+    POSITIONS,
     QUOTING_SYNONYMS,
     SYNONYMS,
     reword,
     swap_colours,
-    swap_places,
-    swap_words,
+    swap_nouns,
+    swap_positions,
     vary_captions,
 )
 from vlad.models.text_encoder.prompt import parse_prompt
@@ -32,7 +32,7 @@ def outcomes(swap: Swap, caption: str) -> set[str | None]:
 
 
 def unquoted_words(caption: str) -> list[str]:
-    """The words that bear meaning: outside the quotes, without articles, synonyms as one."""
+    """Words with a meaning: outside the quotes, without articles, synonyms as one."""
     prompt = parse_prompt(caption, strict=False)
     text = caption
     for quote in reversed(prompt.quotes):
@@ -58,7 +58,7 @@ def test_colours_of_different_things_are_exchanged(caption: str, wanted: set[str
 @pytest.mark.parametrize(
     "caption", ["a red and white flag", "a red cat and a white cat", "a red car", "a gray and grey wall"]
 )
-def test_where_an_exchange_would_say_the_same_a_colour_is_replaced_by_a_new_one(caption: str) -> None:
+def test_a_colour_is_replaced_if_an_exchange_would_keep_the_meaning(caption: str) -> None:
     named = [word for word in unquoted_words(caption) if word in COLOURS]
     found = outcomes(swap_colours, caption)
     assert len(found) > 3
@@ -85,8 +85,8 @@ def test_where_an_exchange_would_say_the_same_a_colour_is_replaced_by_a_new_one(
         ("a tree", {None}),
     ],
 )
-def test_things_are_exchanged_where_that_says_something_else(caption: str, wanted: set[str | None]) -> None:
-    assert outcomes(swap_words, caption) == wanted
+def test_nouns_are_exchanged_if_that_changes_the_meaning(caption: str, wanted: set[str | None]) -> None:
+    assert outcomes(swap_nouns, caption) == wanted
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_things_are_exchanged_where_that_says_something_else(caption: str, wante
         ('a sign that says "the top"', {None}),
     ],
 )
-def test_places_are_replaced_by_others(caption: str, wanted: set[str | None]) -> None:
-    assert outcomes(swap_places, caption) == wanted
+def test_positions_are_replaced_by_others(caption: str, wanted: set[str | None]) -> None:
+    assert outcomes(swap_positions, caption) == wanted
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_places_are_replaced_by_others(caption: str, wanted: set[str | None]) ->
         ("an automobile", {"a car"}),
     ],
 )
-def test_rewordings_say_the_same(caption: str, wanted: set[str | None]) -> None:
+def test_rewordings_keep_the_meaning(caption: str, wanted: set[str | None]) -> None:
     found = outcomes(reword, caption)
     assert found >= wanted
     assert all(text is None or unquoted_words(text) == unquoted_words(caption) for text in found)
@@ -123,9 +123,9 @@ def test_rewordings_say_the_same(caption: str, wanted: set[str | None]) -> None:
 VOCABULARY = sorted(
     {
         *COLOURS,
-        *ONE_WAY,
+        *ASYMMETRIC,
         *(w for row in (*SYNONYMS, *QUOTING_SYNONYMS) for w in row),
-        *(p for row in PLACES for p in row),
+        *(p for row in POSITIONS for p in row),
     }
 )
 WORDS = st.sampled_from(
@@ -137,9 +137,9 @@ CAPTIONS = st.lists(st.one_of(WORDS, WORDS, WORDS, QUOTED), min_size=1, max_size
 
 
 @given(CAPTIONS.filter(str.strip), st.integers(0, 2**32))
-def test_any_swap_changes_words_that_bear_meaning_and_no_quotation(caption: str, seed: int) -> None:
+def test_any_swap_changes_the_meaning_and_no_quoted_string(caption: str, seed: int) -> None:
     before = parse_prompt(caption, strict=False)
-    for swap in (swap_colours, swap_words, swap_places):
+    for swap in (swap_colours, swap_nouns, swap_positions):
         text = swap(caption, random.Random(seed))
         if text is not None:
             assert parse_prompt(text, strict=False).strings == before.strings
@@ -148,7 +148,7 @@ def test_any_swap_changes_words_that_bear_meaning_and_no_quotation(caption: str,
 
 
 @given(CAPTIONS.filter(str.strip), st.integers(0, 2**32))
-def test_any_rewording_keeps_the_meaning_and_the_quotations(caption: str, seed: int) -> None:
+def test_any_rewording_keeps_the_meaning_and_the_quoted_strings(caption: str, seed: int) -> None:
     text = reword(caption, random.Random(seed))
     if text is not None:
         assert text != caption
@@ -156,7 +156,7 @@ def test_any_rewording_keeps_the_meaning_and_the_quotations(caption: str, seed: 
         assert unquoted_words(text) == unquoted_words(caption)
 
 
-def test_a_caption_s_variants_differ_and_say_what_they_are() -> None:
+def test_variants_of_a_caption_differ_and_have_their_roles() -> None:
     captions = [SIGN, "a cat", "a big red cube on a blue ball"]
 
     variants = vary_captions(captions, seed=3, hard_negatives=2, rewordings=2)
@@ -170,7 +170,7 @@ def test_a_caption_s_variants_differ_and_say_what_they_are() -> None:
         assert [unquoted_words(text) == unquoted_words(caption) for text in texts] == [role >= 0 for role in roles]
 
 
-def test_variants_depend_on_the_seed_and_on_nothing_else() -> None:
+def test_variants_depend_on_the_seed_only() -> None:
     captions = [SIGN] * 8
     first = vary_captions(captions, 0, 1, 0)
     random.seed(5)

@@ -1,11 +1,11 @@
-"""Image-text matching: which negatives are drawn, and the loss over them."""
+"""Image-text matching: sampled hard negatives, and the loss over them."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from vlad.losses.contrastive import paired
+from vlad.losses.contrastive import diagonal_relations
 from vlad.losses.extra.image_text_matching import MatchingHead, image_text_matching_loss, sample_hard_negatives
 
 
@@ -21,7 +21,7 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(3, 3, 6, generator=generator), mask, torch.randn(3, 4, 5, generator=generator)
 
 
-def test_negatives_are_drawn_with_the_softmax_of_the_similarities() -> None:
+def test_negatives_are_sampled_with_the_softmax_of_the_similarities() -> None:
     torch.manual_seed(0)
     similarities = torch.tensor([[9.0, 0.0, 1.0, 2.0, 9.0]]).repeat(20000, 1)
     relations = torch.tensor([[1, -1, -1, -1, 0]]).repeat(20000, 1)
@@ -33,14 +33,14 @@ def test_negatives_are_drawn_with_the_softmax_of_the_similarities() -> None:
     torch.testing.assert_close(columns.bincount(minlength=5) / len(columns), wanted, atol=0.015, rtol=0)
 
 
-def test_a_row_that_everything_matches_has_no_negative() -> None:
+def test_a_row_that_matches_everything_has_no_negative() -> None:
     relations = torch.tensor([[1, 0, 1], [-1, 1, 0], [0, 0, 1]])
     columns, present = sample_hard_negatives(torch.randn(3, 3), relations)
     assert present.tolist() == [False, True, False]
     assert columns[1] == 0
 
 
-def test_the_head_sees_every_token_that_is_there_and_every_patch() -> None:
+def test_the_head_attends_to_every_unmasked_token_and_patch() -> None:
     tokens, mask, patches = batch()
     matching = head()
     tokens.requires_grad_()
@@ -62,7 +62,7 @@ def test_the_head_sees_every_token_that_is_there_and_every_patch() -> None:
 def test_the_loss_is_the_binary_cross_entropy_of_pairs_and_hard_negatives() -> None:
     tokens, mask, patches = batch()
     matching = head()
-    # Each row's nearest is so near that it is always drawn: text 0 draws image 1, and so on.
+    # Each row's nearest is so near that it is always sampled: text 0 samples image 1, and so on.
     similarities = 1000 * torch.tensor([[0.0, 2.0, 1.0], [1.0, 0.0, 2.0], [2.0, 1.0, 0.0]])
     images, texts = [1, 2, 0], [2, 0, 1]
     total = 0.0
@@ -72,12 +72,12 @@ def test_the_loss_is_the_binary_cross_entropy_of_pairs_and_hard_negatives() -> N
             p = 1 / (1 + math.exp(-logit))
             total -= math.log(p if wanted else 1 - p)
 
-    loss = image_text_matching_loss(matching, tokens, mask, patches, similarities, paired(3))
+    loss = image_text_matching_loss(matching, tokens, mask, patches, similarities, diagonal_relations(3))
 
     torch.testing.assert_close(loss, torch.tensor(total / 9))
 
 
-def test_pairs_that_are_no_negatives_are_never_drawn() -> None:
+def test_pairs_that_are_no_negatives_are_never_sampled() -> None:
     tokens, mask, patches = batch()
     matching = head()
     logits = matching(tokens, mask, patches)
@@ -93,7 +93,7 @@ def test_a_head_learns_which_texts_describe_which_images() -> None:
     for _ in range(200):
         meaning = torch.randn(16, 1, 8)
         loss = image_text_matching_loss(
-            matching, meaning, mask, meaning.expand(-1, 2, -1), torch.zeros(16, 16), paired(16)
+            matching, meaning, mask, meaning.expand(-1, 2, -1), torch.zeros(16, 16), diagonal_relations(16)
         )
         optimizer.zero_grad()
         loss.backward()

@@ -1,10 +1,10 @@
-"""Every line adds the same to the loss, whatever its area: held against the formula."""
+"""Line weights against their formula: every line adds the same to the loss, whatever its area."""
 
 import pytest
 import torch
 
 from vlad.layout.polygons import box_polygon
-from vlad.losses.extra.line_weights import MOST_WEIGHT, line_weights
+from vlad.losses.extra.line_weights import MAX_WEIGHT, line_weights
 from vlad.types import Layout, TextLine
 
 LARGE = TextLine("A", box_polygon(0.0, 0.0, 0.5, 0.5))
@@ -29,14 +29,14 @@ def test_each_line_adds_the_mean_of_its_own_region() -> None:
     torch.testing.assert_close((weights * errors).mean(), errors.mean() + 0.05 * regions)
 
 
-def test_what_cannot_be_read_adds_nothing_and_a_speck_not_without_end() -> None:
+def test_illegible_lines_add_nothing_and_tiny_ones_a_bounded_weight() -> None:
     unreadable = TextLine("?", LARGE.polygon, valid=False)
     assert (line_weights((Layout((unreadable,)),), 0.5, 8, 8) == 1).all()
     speck = TextLine("i", box_polygon(0.5, 0.5, 0.53, 0.53))
-    assert line_weights((Layout((speck,)),), 0.5, 64, 64).max() == MOST_WEIGHT
+    assert line_weights((Layout((speck,)),), 0.5, 64, 64).max() == MAX_WEIGHT
 
 
-def test_a_tilted_line_weighs_in_its_own_quad_alone() -> None:
+def test_a_tilted_line_weighs_in_its_own_quad_only() -> None:
     diamond = TextLine("A", ((0.5, 0.0), (1.0, 0.5), (0.5, 1.0), (0.0, 0.5)))
     found = line_weights((Layout((diamond,)),), 0.5, 16, 16)[0, 0]
     assert found[8, 8] == pytest.approx(1 + 0.5 / 0.5, abs=0.05)

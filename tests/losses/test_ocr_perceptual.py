@@ -1,4 +1,4 @@
-"""The OCR-aware loss: the recogniser against onnxruntime, the crops against OpenCV, the loss against its formula."""
+"""OCR perceptual loss: the recogniser against onnxruntime, the crops against OpenCV, the loss against its formula."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ from vlad.layout.polygons import box_polygon
 from vlad.losses.extra.ocr_perceptual import (
     Recogniser,
     check_recogniser,
-    cut_lines,
+    crop_lines,
     ocr_perceptual_loss,
     packaged_recogniser,
 )
@@ -70,19 +70,19 @@ def test_a_missing_library_is_refused_with_the_extra_that_brings_it(monkeypatch:
         check_recogniser()
 
 
-def test_lines_are_cut_out_upright() -> None:
+def test_lines_are_cropped_upright() -> None:
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     image = torch.nn.functional.avg_pool2d(image, 5, 1, 2)  # smooth: sizes differ
     for line in (UPRIGHT, TILTED):
-        found = cut_lines(image, [(0, line.polygon)])[0].permute(1, 2, 0).numpy()
+        found = crop_lines(image, [(0, line.polygon)])[0].permute(1, 2, 0).numpy()
         large = torch.nn.functional.interpolate(image, scale_factor=4, mode="bilinear")[0].permute(1, 2, 0)
         wanted = crop_line(large.numpy().copy(), line.polygon)
         assert wanted is not None
         rows = np.linspace(0, wanted.shape[0] - 1, found.shape[0]).round().astype(int)
         columns = np.linspace(0, wanted.shape[1] - 1, found.shape[1]).round().astype(int)
         assert np.abs(found - wanted[rows][:, columns]).mean() < 0.02
-    both = cut_lines(image, [(0, UPRIGHT.polygon), (0, TILTED.polygon)])
-    assert both.shape == (2, 3, 48, cut_lines(image, [(0, UPRIGHT.polygon)]).shape[-1])
+    both = crop_lines(image, [(0, UPRIGHT.polygon), (0, TILTED.polygon)])
+    assert both.shape == (2, 3, 48, crop_lines(image, [(0, UPRIGHT.polygon)]).shape[-1])
 
 
 def test_the_loss_is_the_formula_and_has_a_gradient(recogniser: Recogniser) -> None:
@@ -93,7 +93,7 @@ def test_the_loss_is_the_formula_and_has_a_gradient(recogniser: Recogniser) -> N
     loss = ocr_perceptual_loss(recogniser, wanted, predicted, layouts, shares)
     lines = [(0, UPRIGHT.polygon), (0, TILTED.polygon)]
     with torch.no_grad():
-        errors = (recogniser(cut_lines(predicted, lines)) - recogniser(cut_lines(wanted, lines))).square()
+        errors = (recogniser(crop_lines(predicted, lines)) - recogniser(crop_lines(wanted, lines))).square()
     assert float(loss.detach()) == pytest.approx(0.7 * float(errors.mean(dim=(1, 2)).sum()) / 2, rel=1e-4)
     loss.backward()
     assert predicted.grad is not None
@@ -102,7 +102,7 @@ def test_the_loss_is_the_formula_and_has_a_gradient(recogniser: Recogniser) -> N
 
 
 @torch.no_grad()
-def test_other_letters_are_farther_than_noise_and_unreadable_lines_count_for_nothing(recogniser: Recogniser) -> None:
+def test_other_letters_cost_more_than_noise_and_illegible_lines_nothing(recogniser: Recogniser) -> None:
     layout = Layout((UPRIGHT,))
     wanted, one = images(layout), torch.ones(1)
     noisy = wanted + 0.05 * torch.randn(wanted.shape, generator=torch.Generator().manual_seed(3))

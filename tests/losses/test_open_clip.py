@@ -1,4 +1,4 @@
-"""The losses against open_clip's own, where that is installed: pip install --no-deps open_clip_torch.
+"""Losses against open_clip's, if it is installed: pip install --no-deps open_clip_torch.
 
 The package needs torchvision, which is not among our dependencies; its losses do not, and are loaded alone.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlad.losses.contrastive import paired, sigmoid_loss, symmetric_loss
+from vlad.losses.contrastive import diagonal_relations, sigmoid_loss, symmetric_loss
 from vlad.losses.extra.captioning import captioning_loss
 
 SPEC = importlib.util.find_spec("open_clip")
@@ -52,7 +52,7 @@ def test_the_sigmoid_loss_is_open_clip_s(open_clip: ModuleType) -> None:
     t, v = draw(0, 6, 8), draw(1, 6, 8)
     scale, bias = torch.tensor(10.0, requires_grad=True), torch.tensor(-9.0, requires_grad=True)
     theirs = open_clip.SigLipLoss()(F.normalize(v, dim=-1), F.normalize(t, dim=-1), scale, bias)
-    compare(sigmoid_loss(t, v, 1 / scale, bias, paired(6)), theirs, [t, v, scale, bias])
+    compare(sigmoid_loss(t, v, 1 / scale, bias, diagonal_relations(6)), theirs, [t, v, scale, bias])
 
 
 def test_the_captioning_loss_is_that_of_open_clip_s_coca(open_clip: ModuleType) -> None:

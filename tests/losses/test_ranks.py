@@ -18,7 +18,7 @@ from torch import multiprocessing as mp
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from vlad.losses.contrastive import AlignmentHead, AugmentedTexts, paired
+from vlad.losses.contrastive import AlignmentHead, AugmentedTexts, diagonal_relations
 from vlad.losses.extra.captioning import captioning_loss
 from vlad.losses.extra.image_text_matching import MatchingHead, image_text_matching_loss
 from vlad.losses.extra.region_phrase_contrast import RegionHead, Regions
@@ -83,9 +83,9 @@ def regions(case: Case, head: nn.Module) -> Tensor:
 
 
 def match(case: Case, head: nn.Module) -> Tensor:
-    # One process may draw within the halves only, as the ranks do; so near a neighbour is always drawn. The second
+    # One process may sample within the halves only, as the ranks do; so near a neighbour is always sampled. The second
     # rank's first row has no negative: ranks have 9 and 7 pairs.
-    relations = torch.block_diag(paired(MINE), paired(MINE))
+    relations = torch.block_diag(diagonal_relations(MINE), diagonal_relations(MINE))
     relations[3, :], relations[:, 3] = 0, 0
     similarities = 1000 * torch.block_diag(*[torch.tensor([[0.0, 2, 1], [1, 0, 2], [2, 1, 0]])] * 2)
     whole = slice(rank() * MINE, rank() * MINE + ROWS // world_size())

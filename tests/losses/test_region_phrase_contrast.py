@@ -1,4 +1,4 @@
-"""Regions: which object is which phrase, what its box holds, and the contrast between the two."""
+"""Region-phrase contrast: objects found in prompts, pooling of boxes, the loss."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_a_box_on_the_grid_is_the_mean_of_its_patches() -> None:
     torch.testing.assert_close(pool(0.25, 1 / 3, 0.75, 1.0), patches()[0, 1:, 1:3].mean(dim=(0, 1)))
 
 
-def test_patches_weigh_by_the_area_that_they_share_with_the_box() -> None:
+def test_patches_are_weighted_by_their_overlap_with_the_box() -> None:
     box = (0.1, 0.2, 0.6, 0.45)
     fine = patches()[0].repeat_interleave(200, dim=0).repeat_interleave(200, dim=1)  # 600 x 800 points
     ys, xs = (torch.arange(600) + 0.5) / 600, (torch.arange(800) + 0.5) / 800
@@ -66,11 +66,11 @@ def test_patches_weigh_by_the_area_that_they_share_with_the_box() -> None:
     ("box", "cell"),
     [((0.3, 0.1, 0.3, 0.1), (0, 1)), ((0.9, 0.5, 0.9, 0.5), (1, 3)), ((1.0, 1.0, 1.0, 1.0), (2, 3))],
 )
-def test_a_box_without_area_takes_the_patch_it_stands_on(box: tuple[float, ...], cell: tuple[int, int]) -> None:
+def test_a_box_without_area_pools_the_patch_it_lies_on(box: tuple[float, ...], cell: tuple[int, int]) -> None:
     torch.testing.assert_close(pool(*box), patches()[0][cell])
 
 
-def test_a_box_that_leaves_the_image_is_cut_at_its_edge() -> None:
+def test_a_box_that_reaches_outside_is_cut_at_the_image_s_edge() -> None:
     torch.testing.assert_close(pool(0.5, 0.0, 1.5, 1.0), patches()[0, :, 2:].mean(dim=(0, 1)))
     assert pool(2.0, 2.0, 3.0, 3.0).isfinite().all()
 

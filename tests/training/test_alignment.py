@@ -8,7 +8,7 @@ import torch
 
 from vlad.config.load import load_config
 from vlad.losses.alignment_heads import AlignmentHeads
-from vlad.losses.contrastive import AlignmentHead, contrastive_loss, multi_positive_loss, relations_of_texts, text_ids
+from vlad.losses.contrastive import AlignmentHead, contrastive_loss, multi_positive_loss, relations_from_ids, text_ids
 from vlad.losses.extra.region_phrase_contrast import RegionHead
 from vlad.losses.options import LossOptions
 from vlad.losses.text_side_losses import encode_prompts, text_side_losses, weighted_sum
@@ -56,7 +56,7 @@ def test_the_paper_s_kind_is_equation_3_and_the_multi_positive_one_knows_equal_c
     images = head.from_image(text_side.lvlm.image_embeddings(batch.images))
 
     assert align("one-directional")[0] == pytest.approx(contrastive_loss(texts, images, 0.07).item(), rel=1e-5)
-    relations = relations_of_texts(text_ids(prompts))
+    relations = relations_from_ids(text_ids(prompts))
     wanted = multi_positive_loss(texts, images, 0.07, relations).item()
     assert align("multi-positive")[0] == pytest.approx(wanted, rel=1e-5)
     assert align("one-directional")[1] == align("multi-positive")[1] == []

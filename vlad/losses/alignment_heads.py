@@ -1,4 +1,4 @@
-"""What the losses of the text side learn beside it: projections, temperatures, small heads. Sampling needs none."""
+"""Heads of the text-side losses: pooling of t and v, projections, temperatures. Sampling needs none of them."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from vlad.types import Conditioning
 
 
 def sincos_positions(points: int, side: int, width: int) -> Tensor:
-    """Sines and cosines of the middles of points x points cells, row by row: (points points) D (He et al., CVPR 2022).
+    """2D sine-cosine position embeddings of points x points cell centres, row by row: (points points) D (He et al.,
+    CVPR 2022).
 
-    `side`: of the grid that is to be told apart by them; their waves are as long as two of its cells at least, and as
-    two images at most. Equal places have equal codes whatever the number of points.
+    `side` of the grid whose cells they have to distinguish: wavelengths are between two of its cells and two images.
+    Equal positions have equal embeddings whatever the number of points.
     """
     quarter = width // 4
     frequencies = math.pi * side / torch.logspace(0, 1, quarter, base=max(2, side))
-    places = (torch.arange(points) + 0.5) / points
-    angles = places[:, None] * frequencies  # points D/4
+    centres = (torch.arange(points) + 0.5) / points
+    angles = centres[:, None] * frequencies  # points D/4
     waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # points D/2
     rows, columns = waves[:, None].expand(-1, points, -1), waves[None].expand(points, -1, -1)
-    codes = torch.cat([rows, columns], dim=2).flatten(0, 1)
-    return nn.functional.pad(codes, (0, width - codes.shape[1]))
+    embeddings = torch.cat([rows, columns], dim=2).flatten(0, 1)
+    return nn.functional.pad(embeddings, (0, width - embeddings.shape[1]))
 
 
 class AttentionPool(nn.Module):
-    """v of an image's features by learned queries (CLIP's attention pooling), each at a place of its own.
+    """Pools an image's features to v with learned queries (CLIP's attention pooling), each at its own position.
 
-    The mean over a tower whose patches only know each other's distance (Qwen's) cannot say where anything stands. Here
-    side x side queries look where they stand until they have learned better, and what each one reads has weights of its
-    own in v, as the cells of a spatial pyramid have (He et al., ECCV 2014).
+    The mean over a vision tower with relative positions (Qwen's) loses where things are. Here side x side queries start
+    by attending to their own positions, and each has its own weights in v, as the cells of a spatial pyramid have (He
+    et al., ECCV 2014).
     """
 
     def __init__(self, width: int, side: int = 4) -> None:
@@ -49,27 +50,27 @@ class AttentionPool(nn.Module):
         self.to_v = nn.Sequential(nn.Linear(side**2 * (width // 2), width), nn.LayerNorm(width))
         nn.init.normal_(self.queries.weight, std=0.5)
         for layer in (self.to_query, self.to_key):
-            nn.init.eye_(layer.weight)  # places meet equal places
+            nn.init.eye_(layer.weight)  # at the start a query attends to its own position
 
     def forward(self, features: Tensor) -> Tensor:
-        """B T D -> B D. Features that are no square grid get no places."""
+        """B T D -> B D. Features that form no square grid get no positions."""
         features = self.norm(features.float())
         located, queries = features, self.queries.weight  # B T D, Q D
         side = math.isqrt(features.shape[1])
         if side**2 == features.shape[1]:
             located = features + sincos_positions(side, side, features.shape[2]).to(features)
             queries = queries + sincos_positions(self.side, side, features.shape[2]).to(features)
-        read = nn.functional.scaled_dot_product_attention(
+        pooled = nn.functional.scaled_dot_product_attention(
             self.to_query(queries).expand(len(features), -1, -1), self.to_key(located), self.to_value(located)
         )  # B Q D/2
-        return features.mean(dim=1) + self.to_v(read.flatten(1))
+        return features.mean(dim=1) + self.to_v(pooled.flatten(1))
 
 
 class TokenPool(nn.Module):
-    """t of a prompt's pooled vector and of all its conditioning tokens, each through the same small layer, summed.
+    """Pools a prompt to t: its pooled vector plus the sum of its conditioning tokens, each through the same MLP.
 
-    In the pooled vector of a new CCM a letter is one of some fifteen tokens that attention averages, and drowns in the
-    phrases; and L_align of the pooled vector alone leaves the tokens that the UNets read unaligned.
+    In the pooled vector of a new CCM a letter is one of some fifteen tokens that attention averages, and the phrases
+    drown it; and L_align of the pooled vector alone leaves the tokens that the UNets attend to unaligned.
     """
 
     def __init__(self, width: int) -> None:
@@ -86,7 +87,7 @@ class TokenPool(nn.Module):
 
 
 class AlignmentHeads(nn.Module):
-    """The head of L_align (Eq. 3), and those of the weighted extras that a run has."""
+    """The head of L_align (Eq. 3), and those of the optional losses that a run has."""
 
     def __init__(
         self,
@@ -108,20 +109,20 @@ class AlignmentHeads(nn.Module):
         return conditioning.pooled if self.text_pool is None else self.text_pool(conditioning)
 
     def v(self, features: Tensor) -> Tensor:
-        """v, B D, of image features B T D (or B D of a tower that pools by itself)."""
+        """v, B D, of image features B T D (or B D from a vision tower that pools by itself)."""
         return pooled_features(features) if self.pool is None or features.ndim == 2 else self.pool(features)
 
-    def load_compatible(self, stored: dict[str, Tensor]) -> None:
-        """Takes over what fits of another run's heads.
+    def load_compatible(self, state: dict[str, Tensor]) -> None:
+        """Loads those tensors of another run's heads that exist here with the same shape.
 
-        Kinds of L_align differ in their bias, encoders in the width of v, runs in their extras.
+        Kinds of L_align differ in their bias, encoders in the width of v, runs in their optional losses.
         """
-        wanted = self.state_dict()
-        fitting = {name: x for name, x in stored.items() if name in wanted and x.shape == wanted[name].shape}
-        self.load_state_dict({**wanted, **fitting})
+        own = self.state_dict()
+        compatible = {name: x for name, x in state.items() if name in own and x.shape == own[name].shape}
+        self.load_state_dict({**own, **compatible})
 
     def report(self) -> dict[str, float]:
-        """What has been learned in single numbers, for the logs."""
+        """The learned scalars for the logs."""
         numbers = self.contrast.report()
         if self.regions is not None:
             numbers["region_temperature"] = self.regions.temperature.item()

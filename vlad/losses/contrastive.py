@@ -1,19 +1,19 @@
-"""L_align: the composed text t against the image embedding v of its image (Eq. 3), and the other kinds of it.
+"""Contrastive loss L_align of composed texts t and image embeddings v (Eq. 3), and its variants.
 
-    one-directional   texts choose among images                                        Eq. 3
-    symmetric         and images among texts                                           CLIP
-    multi-positive    the same, where equal captions match and equal strings don't count UniCL, SupCon
-    sigmoid           every pair on its own: does it match?                              SigLIP
+    one-directional   each text is classified among the images                              Eq. 3
+    symmetric         and each image among the texts                                        CLIP
+    multi-positive    likewise; equal captions are positives, equal strings are left out    UniCL, SupCon
+    sigmoid           each pair is classified on its own                                    SigLIP
 
-Further texts of an image may join any kind but the first: rewordings as positives (SemCLIP's idea), captions
-with something swapped as hard negatives (NegCLIP).
+All but the first take augmented texts: rewordings as positives (SemCLIP's idea), captions with something swapped as
+hard negatives (NegCLIP).
 
 Over several processes every rank gathers all rows and computes the one loss of the whole batch. The gather's
 backward adds up what every rank sends to a row, world size x dL/drow, and DDP's average over ranks takes the
-factor out again: no loss here is to be scaled by the world size. A loss that is a mean over a rank's own terms
-needs `distributed.mean_over_ranks` instead, where their number differs between ranks.
+factor out again: no loss here may be scaled by the world size. A loss that is a mean over a rank's own terms needs
+`distributed.mean_over_ranks` instead if their number differs between ranks.
 
-Letters: B batch (of all ranks where gathered), N texts, M augmented texts an image, D width of the shared space.
+Letters: B batch (of all ranks where gathered), N texts, M augmented texts per image, D width of the shared space.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from vlad.types import Prompt
 from vlad.utils.distributed import derived_seed, gather_with_gradient
 
 MINIMUM_TEMPERATURE, MAXIMUM_TEMPERATURE = 0.01, 1.0
-SIGMOID_BIAS = -10.0  # SigLIP's: at the start a pair of B x B is a negative one
+SIGMOID_BIAS = -10.0  # SigLIP's: at the start every pair is predicted not to match
 
 
 def contrastive_loss(t: Tensor, v: Tensor, temperature: Tensor | float) -> Tensor:
     """Eq. 3: L_align = -mean_i log( exp(cos(t_i, v_i) / tau) / sum_j exp(cos(t_i, v_j) / tau) ); tau = temperature.
 
-    t, v: B D, row i of both from the same sample. One-directional, as in the paper: texts choose among images.
+    t, v: B D, row i of both from the same sample. One-directional as in the paper: texts among images.
     """
     similarities = F.normalize(t, dim=-1) @ F.normalize(v, dim=-1).T / temperature  # B B
     return F.cross_entropy(similarities, torch.arange(len(t), device=t.device))
@@ -56,16 +56,16 @@ def multi_positive_loss(t: Tensor, v: Tensor, temperature: Tensor | float, relat
         L_rows(s, r) = -mean_i 1/|P(i)| sum_{p in P(i)} log( exp(s_ip) / sum_{j: r_ij != 0} exp(s_ij) )
 
     with P(i) = {j: r_ij = 1} and the mean over the rows that have one: the sum outside the logarithm, SupCon's L_out
-    (Khosla et al., 2020, eq. 2). t: N D, v: B D. relations r: N B; 1 the pair matches, -1 it does not, 0 it is left
-    out. With the identity in place of r it is CLIP's; with rows that match nothing it is NegCLIP's (Yuksekgonul et
-    al., ICLR 2023): such texts stand in the images' denominators and choose no image themselves.
+    (Khosla et al., 2020, eq. 2). t: N D, v: B D. relations r: N B; 1 for a pair that matches, -1 for one that does not,
+    0 for one that is left out. With the identity for r it is CLIP's loss; with rows that match nothing it is NegCLIP's
+    (Yuksekgonul et al., ICLR 2023): such texts are in the images' denominators and have no loss of their own.
     """
     similarities = F.normalize(t, dim=-1) @ F.normalize(v, dim=-1).T / temperature  # N B
     return (_rows_loss(similarities, relations) + _rows_loss(similarities.T, relations.T)) / 2
 
 
 def _rows_loss(similarities: Tensor, relations: Tensor) -> Tensor:
-    # Not -inf: a row that is left out altogether would have gradients that are no numbers.
+    # Not -inf: the gradients of a row that is left out as a whole would be NaN.
     lowest = torch.finfo(similarities.dtype).min
     log_shares = similarities.masked_fill(relations == 0, lowest).log_softmax(dim=1)
     positive = relations > 0
@@ -83,33 +83,33 @@ def sigmoid_loss(t: Tensor, v: Tensor, temperature: Tensor | float, bias: Tensor
     return -(F.logsigmoid(relations * logits) * (relations != 0)).sum() / len(v)
 
 
-# --- which texts match which images ------------------------------------------------------------------------
+# --- relations: which texts match which images --------------------------------------------------------------
 
 
 def text_ids(prompts: Sequence[Prompt]) -> Tensor:
-    """Numbers (B 2, int64) that are equal where the captions are, and where their strings are; on any machine.
+    """Hashes (B 2, int64) of each prompt's caption and of its quoted strings, the same on every machine.
 
-    The second is 0 for a prompt that quotes nothing: it shares no string with another.
+    The second is 0 for a prompt without quoted strings, which shares strings with no other.
     """
     rows = [(derived_seed(p.text), derived_seed(*p.strings) if p.strings else 0) for p in prompts]
     return torch.tensor(rows, dtype=torch.long).reshape(-1, 2)
 
 
-def paired(rows: int, device: torch.device | None = None) -> Tensor:
-    """The relations (B B) of a batch in which each text matches its own image and no other."""
+def diagonal_relations(rows: int, device: torch.device | None = None) -> Tensor:
+    """The relations (B B) of a batch in which each text matches its own image only."""
     return 2 * torch.eye(rows, device=device, dtype=torch.long) - 1
 
 
-def relations_of_texts(ids: Tensor) -> Tensor:
+def relations_from_ids(ids: Tensor) -> Tensor:
     """The relations (B B) of a batch with these `text_ids` (B 2).
 
-    Equal captions match each other's images. Images of equal strings under different captions are neither a
-    match nor a negative: one says "HOUSE" as well as the other.
+    Equal captions match each other's images. Images with equal strings under different captions are neither positives
+    nor negatives of each other: one says "HOUSE" as well as the other.
     """
     captions, strings = ids.unbind(dim=1)
     same_caption = captions[:, None] == captions
     same_strings = (strings[:, None] == strings) & (strings != 0)
-    relations = paired(len(ids), ids.device).masked_fill(same_strings, 0)
+    relations = diagonal_relations(len(ids), ids.device).masked_fill(same_strings, 0)
     return relations.masked_fill(same_caption, 1)
 
 
@@ -117,8 +117,8 @@ def relations_of_texts(ids: Tensor) -> Tensor:
 class AugmentedTexts:
     """M augmented texts for each image of a batch.
 
-    pooled: B M D, as t. roles: B M; 1 a rewording that says the same, -1 a hard negative, 0 there is none.
-    captions: B M, the first of their `text_ids`.
+    pooled: B M D, as t. roles: B M; 1 for a rewording, -1 for a hard negative, 0 for none. captions: B M, the first of
+    their `text_ids`.
     """
 
     pooled: Tensor
@@ -126,10 +126,10 @@ class AugmentedTexts:
     captions: Tensor
 
     def relations(self, of_batch: Tensor, ids: Tensor) -> Tensor:
-        """Their relations (B M, B) to the batch's images, given those of its own texts (B B, B 2).
+        """Their relations (B M, B) to the batch's images, from the relations (B B) and ids (B 2) of the batch.
 
-        A rewording matches what its caption matches. A hard negative matches nothing; where it is, word for word,
-        another image's caption, the pair is left out.
+        A rewording matches what its caption matches. A hard negative matches nothing; if it is, word for word, another
+        image's caption, that pair is left out.
         """
         roles, captions = self.roles.flatten(), self.captions.flatten()
         reworded = of_batch.repeat_interleave(self.roles.shape[1], dim=0)  # (B M) B
@@ -140,10 +140,11 @@ class AugmentedTexts:
 # --- the head ------------------------------------------------------------------------------------------------
 
 
-class _Leash(torch.autograd.Function):
-    """clamp(x, low, high) whose gradient, past an end, still passes where a step against it leads back inside.
+class _ReturningClamp(torch.autograd.Function):
+    """clamp(x, low, high) that passes the gradient outside of the range if a step against it leads back inside.
 
-    Plain clamp's is 0 there: a temperature that one large step has carried out of its range would never return.
+    The gradient of a plain clamp is 0 there: a temperature that one large step moves out of its range would never
+    return.
     """
 
     @staticmethod
@@ -160,14 +161,14 @@ class _Leash(torch.autograd.Function):
 
 
 def clamped_temperature(log_temperature: Tensor) -> Tensor:
-    """tau of its logarithm, in [0.01, 1]: a runaway temperature is the usual way for a contrastive loss to diverge."""
-    return _Leash.apply(log_temperature, math.log(MINIMUM_TEMPERATURE), math.log(MAXIMUM_TEMPERATURE)).exp()
+    """tau from its logarithm, within [0.01, 1]: contrastive losses usually diverge by a runaway temperature."""
+    return _ReturningClamp.apply(log_temperature, math.log(MINIMUM_TEMPERATURE), math.log(MAXIMUM_TEMPERATURE)).exp()
 
 
 class AlignmentHead(nn.Module):
-    """Projects t and v into the shared space; holds the learned temperature, and the bias of the sigmoid kind.
+    """Projects t and v into the shared space; has the learned temperature, and the bias of the sigmoid kind.
 
-    `temperature` is where tau starts; None: 0.07 (CLIP), for the sigmoid kind 0.1 (SigLIP).
+    `temperature` is tau's initial value; None: 0.07 (CLIP), for the sigmoid kind 0.1 (SigLIP).
     """
 
     def __init__(
@@ -193,7 +194,7 @@ class AlignmentHead(nn.Module):
         return clamped_temperature(self.log_temperature)
 
     def report(self) -> dict[str, float]:
-        """What the head has learned in single numbers, for the logs: temperature, and bias where there is one."""
+        """The learned scalars for the logs: temperature, and bias if there is one."""
         numbers = {"temperature": self.temperature.item()}
         return numbers if self.bias is None else {**numbers, "bias": self.bias.item()}
 
@@ -210,22 +211,22 @@ class AlignmentHead(nn.Module):
     ) -> Tensor:
         """L_align over the batch of all ranks, of pooled text states B D and image embeddings B D.
 
-        `ids` (B 2, see `text_ids`) are needed by the multi-positive kind and with `augmented` texts, which the
-        one-directional kind has no place for. M is the same on every rank.
+        The multi-positive kind and `augmented` texts need `ids` (B 2, see `text_ids`); the one-directional kind takes
+        no augmented texts. M is the same on every rank.
         """
         texts = gather_with_gradient(self.from_text(t.float()))
         images = gather_with_gradient(self.from_image(v.float()))
         if self.kind == "one-directional":
-            assert augmented is None, "texts that choose among images never meet augmented texts"
+            assert augmented is None, "the one-directional kind compares no image with several texts"
             return contrastive_loss(texts, images, self.temperature)
         if self.kind == "symmetric" and augmented is None:
             return symmetric_loss(texts, images, self.temperature)
-        relations = paired(len(texts), texts.device)  # B B
+        relations = diagonal_relations(len(texts), texts.device)  # B B
         if ids is not None:
             ids = gather_with_gradient(ids.to(texts.device))
         if self.kind == "multi-positive":
             assert ids is not None
-            relations = relations_of_texts(ids)
+            relations = relations_from_ids(ids)
         if augmented is not None:
             assert ids is not None
             augmented = AugmentedTexts(

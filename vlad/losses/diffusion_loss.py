@@ -1,4 +1,4 @@
-"""L_diff of either stage (Eq. 9, and Eq. 6 for the layout)."""
+"""Diffusion loss L_diff of both stages (Eq. 9; Eq. 6 for the layout)."""
 
 from __future__ import annotations
 
@@ -35,10 +35,9 @@ def diffusion_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """L_diff = E || target - prediction(x_t, t | t, z) ||^2 (Eq. 9) for scaled latents x_0 (B C h w).
 
-    `pixel_weights` (B 1 H W) are averaged over each cell: 0 leaves a region out. `edit` (B 1+C h w) is for a UNet that
-    edits (`diffusion.inpainting`). `extra_loss` is given the x_0 that the prediction stands for (B C h w, with its
-    gradient) and the timesteps, and what it returns is added. Returns the mean loss, and for the logs the loss of each
-    row (B, no gradient) with its timestep (B).
+    `pixel_weights` (B 1 H W) are averaged over each cell: 0 leaves a region out. `edit` (B 1+C h w): the inpainting
+    channels (`models.inpainting_inputs`). `extra_loss` of the predicted x_0 (B C h w, with gradient) and the timesteps
+    is added. Returns the mean loss, and for the logs the loss of each row (B, no gradient) with its timestep (B).
     """
     noise = draw_noise(x_0, options.offset)
     timesteps = draw_timesteps(options, len(x_0), x_0.device)

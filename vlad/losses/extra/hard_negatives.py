@@ -1,17 +1,17 @@
-"""Captions that say something else, or the same in other words, made from a caption by small swaps.
+"""Hard negatives (NegCLIP) and rewordings of captions for the contrastive loss, made by small swaps of words.
 
-    a red cube on a blue ball   colours   a blue cube on a red ball
-                                words     a red ball on a blue cube
-    a sign at the top           places    a sign at the bottom
-    a large sign                reworded  a big sign
+    a red cube on a blue ball   colours    a blue cube on a red ball
+                                nouns      a red ball on a blue cube
+    a sign at the top           positions  a sign at the bottom
+    a large sign                reworded   a big sign
 
 An encoder that reads a caption as a bag of words cannot tell the first two from their caption: NegCLIP (Yuksekgonul
-et al., ICLR 2023) puts them into the loss as hard negatives. Rewordings are the opposite, positives that make synonyms
-stand together (SemCLIP's idea, Ngan et al., arXiv 2511.16527, there with whole paraphrases).
+et al., ICLR 2023) adds them to the loss as hard negatives. Rewordings are positives that bring synonyms together
+(SemCLIP's idea, Ngan et al., arXiv 2511.16527, there with whole paraphrases).
 
-No tagger and no language model: the tables are English, and a caption with nothing to swap gives None. Quoted strings
-are what an image spells: they are never touched. A swap can be bad English ("a white letters"): it is told apart by
-that too, which is a known weakness of swapped captions (SugarCrepe, Hsieh et al., NeurIPS 2023).
+No tagger and no language model: the tables are English, and a caption with nothing to swap gives None. Quoted strings,
+which an image spells, never change. A swap can be bad English ("a white letters"), by which an encoder can tell it as
+well: a known weakness of swapped captions (SugarCrepe, Hsieh et al., NeurIPS 2023).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,8 +28,7 @@ from vlad.models.text_encoder.prompt import CLOSING_MARKS, parse_prompt
 from vlad.types import Prompt, Span
 from vlad.utils.distributed import derived_seed
 
-SwapKind = Literal["colours", "words", "places"]
-# Words of one set mean the same: no hard negative takes one for the other, and a rewording may.
+# Words of one row are synonyms: rewordings exchange them, hard negatives do not.
 SYNONYMS: tuple[tuple[str, ...], ...] = (
     ("big", "large"),
     ("small", "little"),
@@ -46,12 +44,12 @@ SYNONYMS: tuple[tuple[str, ...], ...] = (
     ("bike", "bicycle"),
     ("automobile", "car"),
 )
-# Only straight before a quoted string: a man reading is not a man saying.
+# Only directly before a quoted string: a man reading is not a man saying.
 QUOTING_SYNONYMS: tuple[tuple[str, ...], ...] = (("says", "reads"), ("saying", "reading"))
-# No gold or silver: they would stand against yellow and grey.
+# No gold or silver: as negatives of yellow and grey they would be ambiguous.
 COLOURS = tuple("black white red green blue yellow orange purple violet pink brown grey gray".split())
-# A place is replaced by another of its row. With their articles: a man who left is not on the left.
-PLACES: tuple[tuple[str, ...], ...] = (
+# A position is replaced by another of its row. With their articles: a man who left is not on the left.
+POSITIONS: tuple[tuple[str, ...], ...] = (
     ("at the top", "in the middle", "in the centre", "in the center", "at the bottom"),
     ("on the left", "on the right"),
     ("the top", "the bottom"),
@@ -63,8 +61,8 @@ PLACES: tuple[tuple[str, ...], ...] = (
     ("inside", "outside"),
     ("in front of", "behind"),
 )
-# Between two things these say which is which; "beside" or "and" would hold as well the other way round.
-ONE_WAY = frozenset(
+# Asymmetric relations between two nouns; "beside" or "and" would hold the other way round as well.
+ASYMMETRIC = frozenset(
     """above across against atop behind below beneath carrying covering eating holding in inside into off on onto
     outside over pulling riding through toward towards under wearing without""".split()
 )
@@ -74,7 +72,7 @@ _WORD = re.compile(r"\w+(?:[-'’]\w+)*")
 
 @dataclass(frozen=True)
 class _Edit:
-    """A stretch of a caption and what takes its place."""
+    """A span of a caption and its replacement."""
 
     start: int
     end: int
@@ -82,12 +80,12 @@ class _Edit:
 
 
 def swap_colours(caption: str, rng: random.Random) -> str | None:
-    """Two colours of different things exchanged, else one colour replaced; None where no colour is named."""
+    """Exchanges two colours of different things, or else replaces one colour; None if the caption names no colour."""
     prompt = _parsed(caption)
     colours = [word for word in _words(prompt) if word.text.lower() in COLOURS]
     if not colours:
         return None
-    pairs = [(a, b) for i, a in enumerate(colours) for b in colours[i + 1 :] if _exchange_tells(prompt, a, b)]
+    pairs = [(a, b) for i, a in enumerate(colours) for b in colours[i + 1 :] if _exchange_matters(prompt, a, b)]
     if pairs:
         first, second = rng.choice(pairs)
         return _edited(prompt, [_replaced(first, second.text.lower()), _replaced(second, first.text.lower())])
@@ -97,40 +95,40 @@ def swap_colours(caption: str, rng: random.Random) -> str | None:
     return _edited(prompt, [_replaced(word, other)])
 
 
-def swap_words(caption: str, rng: random.Random) -> str | None:
-    """The things of two neighbouring phrases exchanged, each leaving its attributes behind.
+def swap_nouns(caption: str, rng: random.Random) -> str | None:
+    """Exchanges the nouns of two neighbouring phrases, without their attributes.
 
-    Where neither has attributes ("a cat on a mat"), only across a word such as "on" that tells which is which. None
-    where no exchange changes what is said.
+    If neither has attributes ("a cat on a mat"), only across an asymmetric relation such as "on". None if no exchange
+    changes the meaning.
     """
     prompt = _parsed(caption)
     pairs = []
     for first, second in zip(prompt.phrases, prompt.phrases[1:], strict=False):
-        *attributes, thing = _words_of(prompt, first)
-        *other_attributes, other = _words_of(prompt, second)
+        *attributes, noun = _words_of(prompt, first)
+        *other_attributes, other_noun = _words_of(prompt, second)
         between = {word.text.lower() for word in _words(prompt) if first.end <= word.start and word.end <= second.start}
         differing = _meanings(attributes) != _meanings(other_attributes)
         both = bool(_meanings(attributes)) and bool(_meanings(other_attributes))
-        if _meaning(thing.text) == _meaning(other.text) or not _is_thing(thing) or not _is_thing(other):
+        if _meaning(noun.text) == _meaning(other_noun.text) or not _is_noun(noun) or not _is_noun(other_noun):
             continue
-        if (differing and both) or between & ONE_WAY:
-            pairs.append((thing, other))
+        if (differing and both) or between & ASYMMETRIC:
+            pairs.append((noun, other_noun))
     if not pairs:
         return None
     first, second = rng.choice(pairs)
     return _edited(prompt, [_replaced(first, second.text), _replaced(second, first.text)])
 
 
-def swap_places(caption: str, rng: random.Random) -> str | None:
-    """One place replaced by another ("at the top", "in the middle"; "above", "below"); None where none is named."""
+def swap_positions(caption: str, rng: random.Random) -> str | None:
+    """Replaces a position ("at the top", "in the middle"; "above", "below"); None if the caption names none."""
     prompt = _parsed(caption)
     found = []
     taken: list[Span] = []
-    for row in PLACES:  # longer names come first: "at the top" is not read as "the top"
+    for row in POSITIONS:  # longer names come first, so that "at the top" is not taken for "the top"
         for span in _occurrences(prompt, row):
             if not any(span.start < other.end and other.start < span.end for other in taken):
                 taken.append(span)
-                found.append((span, [place for place in row if _place(place) != _place(span.text)]))
+                found.append((span, [name for name in row if _position(name) != _position(span.text)]))
     if not found:
         return None
     span, others = rng.choice(found)
@@ -138,7 +136,7 @@ def swap_places(caption: str, rng: random.Random) -> str | None:
 
 
 def reword(caption: str, rng: random.Random) -> str | None:
-    """One or more words replaced by synonyms; None where the tables know none of its words."""
+    """Replaces one or more words by synonyms; None if the tables contain none of the caption's words."""
     prompt = _parsed(caption)
     found = [(span, words) for words in SYNONYMS for span in _occurrences(prompt, words)]
     for words in QUOTING_SYNONYMS:
@@ -152,18 +150,14 @@ def reword(caption: str, rng: random.Random) -> str | None:
     return _edited(prompt, edits)
 
 
-SWAPS: dict[SwapKind, Callable[[str, random.Random], str | None]] = {
-    "colours": swap_colours,
-    "words": swap_words,
-    "places": swap_places,
-}
+SWAPS: tuple[Callable[[str, random.Random], str | None], ...] = (swap_colours, swap_nouns, swap_positions)
 
 
 @dataclass(frozen=True)
 class CaptionVariants:
-    """M further captions for each of B: texts, B x M in the order of the captions; roles B M as in AugmentedTexts.
+    """M variants of each of B captions: texts, B x M in the order of the captions; roles B M as in AugmentedTexts.
 
-    Where there is none (role 0) the text is the caption itself.
+    Where there is no variant (role 0), the text is the caption itself.
     """
 
     texts: tuple[str, ...]
@@ -173,28 +167,28 @@ class CaptionVariants:
 def vary_captions(captions: Sequence[str], seed: int, hard_negatives: int, rewordings: int) -> CaptionVariants:
     """Up to `rewordings` rewordings and `hard_negatives` swapped captions for each caption, all different.
 
-    A function of the seed, the caption and its place in the batch alone.
+    They depend on the seed, the caption and its index in the batch only.
     """
     count = rewordings + hard_negatives
     texts: list[str] = []
     roles: list[list[int]] = []
     for row, caption in enumerate(captions):
         rng = random.Random(derived_seed(seed, row, caption))
-        same = _distinct(caption, [reword], rewordings, rng)
-        other = _distinct(caption, list(SWAPS.values()), hard_negatives, rng)
+        same = _distinct(caption, (reword,), rewordings, rng)
+        other = _distinct(caption, SWAPS, hard_negatives, rng)
         texts += [text or caption for text in (*same, *other)]
         roles.append([int(text is not None) for text in same] + [-int(text is not None) for text in other])
     return CaptionVariants(tuple(texts), torch.tensor(roles, dtype=torch.long).reshape(len(captions), count))
 
 
 def _distinct(
-    caption: str, ways: list[Callable[[str, random.Random], str | None]], count: int, rng: random.Random
+    caption: str, swaps: Sequence[Callable[[str, random.Random], str | None]], count: int, rng: random.Random
 ) -> list[str | None]:
-    """`count` different outcomes of the ways tried in turn, None for those that were not found."""
+    """`count` different results of the swaps in random order; None for those that could not be found."""
     found: list[str | None] = []
     for _ in range(3):  # a caption with few words soon repeats itself
-        for way in rng.sample(ways, len(ways)):
-            text = way(caption, rng) if len(found) < count else None
+        for swap in rng.sample(swaps, len(swaps)):
+            text = swap(caption, rng) if len(found) < count else None
             if text is not None and text not in found:
                 found.append(text)
     return found + [None] * (count - len(found))
@@ -226,7 +220,7 @@ def _words_of(prompt: Prompt, phrase: Span) -> list[Span]:
 
 
 def _occurrences(prompt: Prompt, names: Sequence[str]) -> list[Span]:
-    """Where one of the names (of one or more words) stands outside the quotes, longest names first."""
+    """The occurrences of the names (of one or more words) outside the quotes, longest names first."""
     choices = "|".join(re.escape(name).replace(r"\ ", r"\s+") for name in sorted(names, key=len, reverse=True))
     pattern = re.compile(rf"(?<![\w'’-])(?:{choices})(?![\w'’-])", re.IGNORECASE)
     return [
@@ -237,12 +231,12 @@ def _occurrences(prompt: Prompt, names: Sequence[str]) -> list[Span]:
 
 
 def _meaning(word: str) -> str:
-    """The word, or the first of its synonyms, in small letters."""
+    """The first of the word's synonyms, or itself, in lower case."""
     word = word.lower()
     return next((words[0] for words in SYNONYMS if word in words), word)
 
 
-def _place(name: str) -> str:
+def _position(name: str) -> str:
     return " ".join(_meaning(word) for word in name.split())
 
 
@@ -250,14 +244,14 @@ def _meanings(words: Sequence[Span]) -> tuple[str, ...]:
     return tuple(_meaning(word.text) for word in words if word.text.lower() not in _ARTICLES)
 
 
-def _is_thing(word: Span) -> bool:
-    """Whether a phrase's last word names a thing: not a place, a colour or an article."""
-    names = {part for row in PLACES for name in row for part in name.split()}
+def _is_noun(word: Span) -> bool:
+    """Whether a phrase's last word names a thing instead of a position, a colour or an article."""
+    names = {part for row in POSITIONS for name in row for part in name.split()}
     return word.text.lower() not in {*names, *COLOURS, *_ARTICLES}
 
 
-def _exchange_tells(prompt: Prompt, first: Span, second: Span) -> bool:
-    """Whether exchanging two colours changes what is said: they differ, and so do the things that they belong to."""
+def _exchange_matters(prompt: Prompt, first: Span, second: Span) -> bool:
+    """Whether exchanging two colours changes the meaning: they differ, and so do their nouns."""
     if _meaning(first.text) == _meaning(second.text):
         return False
     rests = []
@@ -277,7 +271,7 @@ def _before_quote(prompt: Prompt, span: Span) -> bool:
 
 
 def _replaced(span: Span, text: str) -> _Edit:
-    """The span as `text`, in small, Capital or ALL CAPITAL letters as it stood there itself."""
+    """Replaces the span by `text` in the span's letter case: lower, Capitalised or UPPER."""
     if len(span.text) > 1 and span.text.isupper():
         text = text.upper()
     elif span.text[0].isupper():
@@ -288,7 +282,7 @@ def _replaced(span: Span, text: str) -> _Edit:
 
 
 def _edited(prompt: Prompt, edits: Sequence[_Edit]) -> str | None:
-    """The caption with the edits and its articles put right; None where that would change what it quotes."""
+    """The caption after the edits, with a or an corrected; None if it is the same or its quoted strings are not."""
     text = prompt.text
     for edit in sorted(edits, key=lambda edit: edit.start, reverse=True):
         before = text[: edit.start]
@@ -296,8 +290,8 @@ def _edited(prompt: Prompt, edits: Sequence[_Edit]) -> str | None:
         if article and not _quoted(prompt, article.start()):
             vowel = edit.text[0].lower() in "aeiou"
             given = article.group(1)
-            right = given[0] + (("N" if given.isupper() and edit.text.isupper() else "n") if vowel else "")
-            before = before[: article.start()] + right + article.group(2)
+            corrected = given[0] + (("N" if given.isupper() and edit.text.isupper() else "n") if vowel else "")
+            before = before[: article.start()] + corrected + article.group(2)
         text = before + edit.text + text[edit.end :]
     unchanged = text == prompt.text or _parsed(text).strings != prompt.strings
     return None if unchanged else text

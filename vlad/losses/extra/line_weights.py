@@ -1,10 +1,10 @@
-"""Lines of text weigh in L_diff by their number, not by their area, so that small text counts as much as large.
+"""Pixel weights by which every line of text counts the same in L_diff, small text as much as large.
 
     L = mean_p e_p + lambda sum_i mean_{p in R_i} e_p        p: pixels of the image, R_i: the region of line i
 
-A line of two per cent of the image has two per cent of the plain mean; here every line adds lambda times the mean of
-its own region. As weights of pixels that is w_p = 1 + lambda sum_{i: p in R_i} 1 / a_i with a_i the line's share of the
-image, held under MOST_WEIGHT: a line of a few pixels must not outweigh the rest.
+A line that covers two per cent of the image has two per cent of the plain mean; here every line adds lambda times the
+mean of its own region. As pixel weights: w_p = 1 + lambda sum_{i: p in R_i} 1 / a_i with a_i the line's share of the
+image, at most MAX_WEIGHT, so that a line of a few pixels does not outweigh the rest.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 from vlad.layout.polygons import bounding_box, box_polygon, quad_of
 from vlad.types import Layout, TextLine
 
-MOST_WEIGHT = 30.0
-FINEST = 4  # parts of a pixel or cell, along one side, that are inside a region or not
+MAX_WEIGHT = 30.0
+SUBSAMPLES = 4  # of a pixel or cell along one side, for its coverage by a region
 
 
 def line_weights(layouts: tuple[Layout, ...], line_weight: float, height: int, width: int) -> Tensor:
-    """w of the formula above at `height` x `width` pixels or cells, B 1 h w. Lines that are not valid add nothing."""
+    """w, see above, at `height` x `width` pixels or cells: B 1 h w. Invalid lines add nothing."""
     weights = np.ones((len(layouts), height, width), dtype=np.float32)
     for row, layout in enumerate(layouts):
         for line in layout.lines:
@@ -31,11 +31,11 @@ def line_weights(layouts: tuple[Layout, ...], line_weight: float, height: int, w
             share = float(region.mean())
             if share > 0:
                 weights[row] += line_weight / share * region
-    return torch.from_numpy(weights.clip(max=MOST_WEIGHT))[:, None]
+    return torch.from_numpy(weights.clip(max=MAX_WEIGHT))[:, None]
 
 
 def _region(line: TextLine, height: int, width: int) -> np.ndarray:
-    """Which share of each pixel or cell a line's quad covers (h w, 0..1); of curved text the box around it."""
+    """The share of each pixel or cell that a line's quad covers (h w, 0..1); the bounding box for curved text."""
     if len(line.polygon) > 4:
         quad = np.array(box_polygon(*bounding_box(line.polygon)))
     else:
@@ -47,11 +47,11 @@ def _region(line: TextLine, height: int, width: int) -> np.ndarray:
     columns, rows = right - left, bottom - top
     if columns <= 0 or rows <= 0:
         return region
-    # The middles of FINEST x FINEST parts of each place in the box: inside are those on one side of all four edges.
-    x = left + (np.arange(columns * FINEST) + 0.5) / FINEST
-    y = top + (np.arange(rows * FINEST) + 0.5)[:, None] / FINEST
-    inside = np.ones((rows * FINEST, columns * FINEST), dtype=bool)
+    # Centres of the subsamples in the box; those inside of the quad are on the same side of all four edges.
+    x = left + (np.arange(columns * SUBSAMPLES) + 0.5) / SUBSAMPLES
+    y = top + (np.arange(rows * SUBSAMPLES) + 0.5)[:, None] / SUBSAMPLES
+    inside = np.ones((rows * SUBSAMPLES, columns * SUBSAMPLES), dtype=bool)
     for (x0, y0), (x1, y1) in zip(quad, np.roll(quad, -1, axis=0), strict=True):
         inside &= (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0) >= 0
-    region[top:bottom, left:right] = inside.reshape(rows, FINEST, columns, FINEST).mean(axis=(1, 3))
+    region[top:bottom, left:right] = inside.reshape(rows, SUBSAMPLES, columns, SUBSAMPLES).mean(axis=(1, 3))
     return region

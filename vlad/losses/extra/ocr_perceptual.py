@@ -1,10 +1,10 @@
-"""The OCR-aware perceptual loss (AnyText, arXiv 2311.03054, section 3.4): what a recogniser sees in the lines of text.
+"""OCR perceptual loss (AnyText, arXiv 2311.03054, section 3.4): a text recogniser's features of the lines of text.
 
     L_ocr = mean_b sum_{p in b} alpha_bar_t(b) mean_{T,D} (m_p - m'_p)^2
 
-m_p, m'_p are the recogniser's features before its last, linear layer (T D) of line p cut out of the image and of what
-the prediction stands for. alpha_bar_t: at high noise that shows no letters yet. The recogniser is the one that comes
-inside rapidocr (PP-OCR), frozen. Letters: B batch, H W pixels, N lines, T places, D width.
+m_p, m'_p (T D) are the features before the recogniser's last linear layer, of line p cropped from the image and from
+the predicted image. alpha_bar_t, because the latter shows no letters yet at high noise. The recogniser, frozen, is
+PP-OCR's from the package rapidocr. Letters: B batch, H W pixels, N lines, T positions, D width.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from vlad.losses.extra.onnx_graph import read_onnx
 from vlad.types import Layout, Polygon
 from vlad.utils.errors import UserError, install_command
 
-LINE_PIXELS = 48  # of height: what PP-OCR reads
-WIDTH_PIXELS = (48, 320)  # the narrowest and the widest line
-MOST_LINES = 8  # of an image: the first in reading order
+LINE_PIXELS = 48  # PP-OCR's input height
+WIDTH_PIXELS = (48, 320)  # least and greatest width of a crop
+MAX_LINES = 8  # of an image: the first in reading order
 
 
 class Recogniser(nn.Module):
-    """PP-OCR's recogniser as a differentiable function of crops."""
+    """PP-OCR's text recogniser as a differentiable function of crops."""
 
     def __init__(self, path: Path | None = None) -> None:
         super().__init__()
@@ -39,10 +39,10 @@ class Recogniser(nn.Module):
 
     def forward(self, crops: Tensor) -> Tensor:
         """Crops N 3 48 W, pixels in [-1, 1] -> features N T D."""
-        return self.graph(crops.flip(1), self.features)  # it was trained on BGR
+        return self.graph(crops.flip(1), self.features)  # trained on BGR
 
     def read(self, crops: Tensor) -> Tensor:
-        """Crops N 3 48 W -> probabilities of its characters, N T C."""
+        """Crops N 3 48 W -> probabilities of characters, N T C."""
         return self.graph(crops.flip(1), self.probabilities)
 
 
@@ -67,25 +67,25 @@ def check_recogniser() -> None:
 
 
 def ocr_perceptual_loss(
-    recogniser: Recogniser, images: Tensor, predicted: Tensor, layouts: tuple[Layout, ...], shares: Tensor
+    recogniser: Recogniser, images: Tensor, predicted: Tensor, layouts: tuple[Layout, ...], alpha_bar: Tensor
 ) -> Tensor:
-    """L_ocr of the formula above: pixels B 3 H W in [-1, 1] of both, alpha_bar_t as `shares` (B); 0 without lines."""
+    """L_ocr, see above, of pixels B 3 H W in [-1, 1] and alpha_bar_t (B); 0 without lines."""
     lines = [
         (row, line.polygon)
         for row, layout in enumerate(layouts)
-        for line in [line for line in layout.lines if line.valid][:MOST_LINES]
+        for line in [line for line in layout.lines if line.valid][:MAX_LINES]
     ]
     if not lines:
         return predicted.sum() * 0
     with torch.no_grad():
-        wanted = recogniser(cut_lines(images, lines))  # N T D
-    errors = (recogniser(cut_lines(predicted, lines)) - wanted).square().mean(dim=(1, 2))  # N
+        wanted = recogniser(crop_lines(images, lines))  # N T D
+    errors = (recogniser(crop_lines(predicted, lines)) - wanted).square().mean(dim=(1, 2))  # N
     rows = torch.tensor([row for row, _ in lines], device=errors.device)
-    return (shares.to(errors.device)[rows] * errors).sum() / len(layouts)
+    return (alpha_bar.to(errors.device)[rows] * errors).sum() / len(layouts)
 
 
-def cut_lines(images: Tensor, lines: list[tuple[int, Polygon]]) -> Tensor:
-    """Lines (row of the batch, polygon) cut out of pixels B 3 H W, upright: N 3 48 W, narrower ones filled with grey.
+def crop_lines(images: Tensor, lines: list[tuple[int, Polygon]]) -> Tensor:
+    """Crops lines (row of the batch, polygon) from pixels B 3 H W, upright: N 3 48 W, padded with grey.
 
     Bilinear and differentiable. Every line keeps its aspect ratio, within WIDTH_PIXELS.
     """
@@ -107,11 +107,11 @@ def _crop_width(quad: np.ndarray) -> int:
 
 
 def _sampling_grid(quad: np.ndarray, columns: int, width: int, height: int) -> Tensor:
-    """Where each pixel of the crop comes from, in grid_sample's coordinates: 48 W 2."""
+    """The source of each pixel of a crop, in grid_sample's coordinates: 48 W 2."""
     corners = tuple((float(x), float(y)) for x, y in quad)
     coefficients = perspective_coefficients(corners, columns, LINE_PIXELS)
     to_image = np.linalg.inv(np.append(coefficients, 1.0).reshape(3, 3))
     x, y = np.meshgrid(np.arange(columns) + 0.5, np.arange(LINE_PIXELS) + 0.5)
     points = np.stack([x, y, np.ones_like(x)], axis=-1) @ to_image.T
-    places = points[..., :2] / points[..., 2:] / (width, height) * 2 - 1
-    return torch.from_numpy(places.astype(np.float32))
+    sources = points[..., :2] / points[..., 2:] / (width, height) * 2 - 1
+    return torch.from_numpy(sources.astype(np.float32))

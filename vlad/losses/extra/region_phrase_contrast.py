@@ -1,10 +1,10 @@
-"""Region-phrase contrast: the states {t_i} of object phrases against the images' patches inside the objects' boxes.
+"""Region-phrase contrastive loss: states {t_i} of object phrases against image patches inside the objects' boxes.
 
     (phrase, box) of an object -- prompt --> t_i ------------+
                                -- patches in the box --> r --+--> multi-positive contrast over all regions
 
-After RegionCLIP (Zhong et al., CVPR 2022, eq. 1), symmetric, with equal phrases as positives. An image's whole
-embedding cannot say which of two objects is the red one; its parts can.
+After RegionCLIP (Zhong et al., CVPR 2022, eq. 1), symmetric, with equal phrases as positives. The embedding
+of a whole image cannot tell which of two objects is the red one; those of its regions can.
 
 Letters: B batch, N phrases of a prompt, R regions of all images, h w patches, D widths.
 """
@@ -22,15 +22,15 @@ from vlad.losses.contrastive import clamped_temperature, multi_positive_loss
 from vlad.types import ObjectBox, Prompt
 from vlad.utils.distributed import derived_seed, gather_rows_with_gradient
 
-LEAST_SIDE = 1e-3  # of a box, as a share of the image's: a box without area takes the patch it stands on
+MIN_BOX_SIDE = 1e-3  # as a share of the image's: a box without area pools the patch that it lies on
 
 
 @dataclass(frozen=True)
 class Regions:
-    """The objects of a batch whose phrases stand in their prompts.
+    """The objects of a batch whose phrases are in their prompts.
 
-    rows: R, which image. phrases: R, which phrase of its prompt. boxes: R 4 (left, top, right, bottom; 0..1).
-    ids: R, equal where the phrases' words are.
+    rows: R, the image's index. phrases: R, the phrase's index in its prompt. boxes: R 4 (left, top, right, bottom;
+    0..1). ids: R, equal for equal words.
     """
 
     rows: Tensor
@@ -40,22 +40,22 @@ class Regions:
 
 
 def find_regions(prompts: Sequence[Prompt], objects: Sequence[Sequence[ObjectBox]]) -> Regions:
-    """The regions of a batch: each object with the phrase of its prompt that has the same words (letter case aside).
+    """The regions of a batch: each object with the phrase of its prompt that has the same words (ignoring letter case).
 
-    Two objects of one phrase ("a tree", twice) take its places in turn, and the last place for all that follow. An
-    object whose phrase is not among the prompt's is left out.
+    Objects of one phrase ("a tree", twice) take its occurrences in turn, and the last one if there are too few.
+    An object whose phrase is not among the prompt's is left out.
     """
     rows: list[tuple[int, int, int]] = []
     boxes: list[tuple[float, float, float, float]] = []
     for row, (prompt, found) in enumerate(zip(prompts, objects, strict=True)):
-        places: dict[str, list[int]] = {}
+        occurrences: dict[str, list[int]] = {}
         for column, phrase in enumerate(prompt.phrases):
-            places.setdefault(_words(phrase.text), []).append(column)
-        for thing in found:
-            if columns := places.get(_words(thing.phrase)):
+            occurrences.setdefault(_words(phrase.text), []).append(column)
+        for item in found:
+            if columns := occurrences.get(_words(item.phrase)):
                 column = columns.pop(0) if len(columns) > 1 else columns[0]
-                rows.append((row, column, derived_seed(_words(thing.phrase))))
-                boxes.append(thing.box)
+                rows.append((row, column, derived_seed(_words(item.phrase))))
+                boxes.append(item.box)
     table = torch.tensor(rows, dtype=torch.long).reshape(-1, 3)
     return Regions(table[:, 0], table[:, 1], torch.tensor(boxes).reshape(-1, 4), table[:, 2])
 
@@ -65,7 +65,7 @@ def _words(phrase: str) -> str:
 
 
 def pool_regions(patches: Tensor, rows: Tensor, boxes: Tensor) -> Tensor:
-    """The mean patch inside each box, R D, each patch weighted by the area it shares with the box.
+    """The mean of the patches inside each box, R D, each weighted by the area that it shares with the box.
 
     patches: B h w D, row by row from the image's top left. rows: R. boxes: R 4 (left, top, right, bottom; 0..1).
     """
@@ -77,8 +77,8 @@ def pool_regions(patches: Tensor, rows: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _overlaps(start: Tensor, end: Tensor, cells: int) -> Tensor:
-    """Shares (R cells, each row adds up to 1) of the stretch from `start` to `end` in the cells of [0, 1]."""
-    middle, half = ((start + end) / 2).clamp(0, 1), ((end - start) / 2).clamp_min(LEAST_SIDE / 2)
+    """The shares of the interval from `start` to `end` in the cells of [0, 1]: R cells, each row adds up to 1."""
+    middle, half = ((start + end) / 2).clamp(0, 1), ((end - start) / 2).clamp_min(MIN_BOX_SIDE / 2)
     edges = torch.linspace(0, 1, cells + 1, device=start.device, dtype=start.dtype)
     low, high = (middle - half)[:, None], (middle + half)[:, None]
     lengths = (torch.minimum(high, edges[1:]) - torch.maximum(low, edges[:-1])).clamp_min(0)
@@ -86,16 +86,16 @@ def _overlaps(start: Tensor, end: Tensor, cells: int) -> Tensor:
 
 
 def region_phrase_loss(phrases: Tensor, regions: Tensor, ids: Tensor, temperature: Tensor | float) -> Tensor:
-    """`multi_positive_loss` over regions: row k of `phrases` and of `regions` (R D) are one object's.
+    """`multi_positive_loss` over regions: row k of `phrases` and of `regions` (R D) belong to one object.
 
-    Objects whose phrases are the same words (equal `ids`, R) match each other's regions. No region at all gives 0.
+    Objects with equal phrases (equal `ids`, R) match each other's regions. Without regions it is 0.
     """
     relations = torch.where(ids[:, None] == ids, 1, -1)
     return multi_positive_loss(phrases, regions, temperature, relations)
 
 
 class RegionHead(nn.Module):
-    """Projects phrase states and pooled patches into a space of their own, with a learned temperature."""
+    """Projects phrase states and pooled patches into their own shared space, with a learned temperature."""
 
     def __init__(self, text_width: int, patch_width: int, width: int = 128, temperature: float = 0.07) -> None:
         super().__init__()
@@ -109,10 +109,9 @@ class RegionHead(nn.Module):
         return clamped_temperature(self.log_temperature)
 
     def forward(self, local_states: Tensor, local_mask: Tensor, patches: Tensor, regions: Regions) -> Tensor:
-        """The loss over the regions of all ranks, each with any number.
+        """The loss over the regions of all ranks, of which each may have any number.
 
-        local_states: B N D with mask B N, {t_i}; a phrase that the prompt's truncation has cut is left out.
-        patches: B h w D.
+        local_states: B N D with mask B N, {t_i}; phrases cut off by truncation are left out. patches: B h w D.
         """
         device = patches.device
         rows, columns, ids = (x.to(device) for x in (regions.rows, regions.phrases, regions.ids))
