@@ -8,7 +8,7 @@ import pytest
 
 from vlad.data.options import SyntheticOptions
 from vlad.data.signs import (
-    GROUNDS,
+    CARRIERS,
     MINIMUM_CONTRAST,
     PALETTE,
     STYLE_FONTS,
@@ -112,7 +112,7 @@ def test_shares_are_those_of_the_options(signs):
 
 def test_everything_that_can_be_drawn_is_drawn(signs):
     assert {sign.caption.split()[1] for sign in signs} == set(PALETTE)
-    assert {sign.caption.split()[2] for sign in signs} == set(GROUNDS)
+    assert {sign.caption.split()[2] for sign in signs} == set(CARRIERS)
     assert {line.font for sign in signs for line in sign.layout.lines} == set(STYLE_FONTS)
     lengths = {len(line.text) for sign in signs for line in sign.layout.lines}
     assert lengths == set(range(OPTIONS.min_letters, OPTIONS.max_letters + 1))

@@ -1,4 +1,4 @@
-"""Bytes <-> samples. Decoders are an allow-list: jpg, png, webp, json. Nothing in a shard can run code.
+"""Decoding and encoding of samples. Decoders are an allow-list (jpg, png, webp, json): nothing in a shard can run code.
 
 A sample is `KEY.png` (or jpg, webp) beside `KEY.json`:
 
@@ -28,28 +28,26 @@ from vlad.types import Layout, ObjectBox, Sample
 
 IMAGE_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 MAX_IMAGE_PIXELS = 64_000_000
-# Scaled until its shorter side fills a training shape, a thread of pixels would take all memory there is.
+# Scaled until its shorter side fills a training shape, a longer strip would take all memory.
 MAX_IMAGE_ASPECT = 100
 MAX_JSON_BYTES = 4_000_000
-# Far above what any image holds. A line's letters are drawn before they are fitted into it: memory is by the letter.
+# Far above what any image holds. Letters are rendered before they are fitted into a line: each takes memory.
 MAX_CAPTION_CHARACTERS, MAX_LINES, MAX_LINE_CHARACTERS = 20_000, 2_000, 1_000
-# All that may stand in a shard, and how large one member may be. Arrays (npy) are cached states: `cache`.
+# The members that a shard may hold, and how large one may be. Arrays (npy) are in `latent_cache`.
 MEMBER_KINDS = frozenset((*IMAGE_FORMATS, "json", "txt"))
 MAX_MEMBER_BYTES = 256_000_000
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
-
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-
-# What Pillow raises for an image that it cannot read.
+# The errors of Pillow for an image that it cannot read.
 UNREADABLE_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
-class BadSample(ValueError):  # noqa: N818 - it is about the sample, which the run goes on without
-    """One sample cannot be used; its text says why. The run goes on without it."""
+class BadSample(ValueError):  # noqa: N818 - the run goes on without the sample: no error of the program
+    """Why one sample cannot be used. The run goes on without it."""
 
 
 def image_size(data: bytes, extension: str) -> tuple[int, int]:
-    """Width and height from the header, nothing decoded. Raises BadSample."""
+    """Width and height from the header; nothing is decoded. Raises BadSample."""
     try:
         with Image.open(io.BytesIO(data), formats=[IMAGE_FORMATS[extension]]) as image:
             return image.size
@@ -57,23 +55,23 @@ def image_size(data: bytes, extension: str) -> tuple[int, int]:
         raise _undecodable(error, extension) from error
 
 
-def decode_image(data: bytes, extension: str, room: np.ndarray | None = None) -> np.ndarray:
-    """RGB pixels H W 3 (uint8). The size is checked from the header, before anything is decoded.
+def decode_image(data: bytes, extension: str, into: np.ndarray | None = None) -> np.ndarray:
+    """RGB pixels H W 3 (uint8), written into `into` where it has their shape. Raises BadSample.
 
-    They are put into `room` (uint8) where that has their very shape. Raises BadSample.
+    The size is checked from the header, before anything is decoded.
     """
-    pixels = _decode_jpeg(data, room) if IMAGE_FORMATS[extension] == "JPEG" else None
+    pixels = _decode_jpeg(data, into) if IMAGE_FORMATS[extension] == "JPEG" else None
     if pixels is not None:
         return pixels
     try:
         with Image.open(io.BytesIO(data), formats=[IMAGE_FORMATS[extension]]) as image:
             _refuse_size(image.width, image.height)
-            # `convert` would copy what is RGB already.
+            # `convert` copies even an RGB image.
             pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-            if room is None or room.shape != pixels.shape:
+            if into is None or into.shape != pixels.shape:
                 return pixels
-            room[:] = pixels
-            return room
+            into[:] = pixels
+            return into
     except BadSample:
         raise
     except UNREADABLE_IMAGE as error:
@@ -81,24 +79,24 @@ def decode_image(data: bytes, extension: str, room: np.ndarray | None = None) ->
 
 
 def _undecodable(error: Exception, extension: str) -> BadSample:
-    # Pillow names the object in memory that it was given: the same sample would be told anew each time.
+    # Pillow's text holds the address of the file object: the quarantine would list the sample again each time.
     reason = f"it is no {extension}" if isinstance(error, UnidentifiedImageError) else error
     return BadSample(f"image does not decode: {reason}")
 
 
-def _decode_jpeg(data: bytes, room: np.ndarray | None) -> np.ndarray | None:
-    """The pixels of a jpg as libjpeg-turbo gives them: the same as Pillow's, which asks it row by row.
+def _decode_jpeg(data: bytes, into: np.ndarray | None) -> np.ndarray | None:
+    """The pixels of a jpg by libjpeg-turbo: the same as Pillow's, which calls it row by row, but faster.
 
-    None where Pillow has to say what it is: for a jpg that is damaged or of other colours.
+    None for a damaged jpg or one of other colours, which Pillow has to judge.
     """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         _refuse_size(width, height)
         if colours not in ("YCbCr", "Gray"):
             return None
-        if room is None or room.shape != (height, width, 3):
-            room = np.empty((height, width, 3), np.uint8)
-        return simplejpeg.decode_jpeg(data, "RGB", buffer=room)
+        if into is None or into.shape != (height, width, 3):
+            into = np.empty((height, width, 3), np.uint8)
+        return simplejpeg.decode_jpeg(data, "RGB", buffer=into)
     except BadSample:
         raise
     except ValueError:
@@ -113,7 +111,7 @@ def _refuse_size(width: int, height: int) -> None:
 
 
 def decode_record(data: bytes, key: str) -> tuple[dict[str, Any], Sample]:
-    """A sample's record, and the sample without its image (0 x 0 pixels). Raises BadSample with the reason."""
+    """The JSON record of a sample, and the sample without its image (0 x 0 pixels). Raises BadSample."""
     if len(data) > MAX_JSON_BYTES:
         raise BadSample("json is over the size limit")
     try:
@@ -124,7 +122,7 @@ def decode_record(data: bytes, key: str) -> tuple[dict[str, Any], Sample]:
         layout = layout_from_json({"lines": record.get("lines", [])})
         objects = tuple(_object_from_json(entry) for entry in record.get("objects") or ())
         refuse_too_much_text(caption, layout)
-        _refuse_half_characters(caption, layout, objects)
+        _refuse_lone_surrogates(caption, layout, objects)
         source, licence = (_optional_text(record, name) for name in ("source", "licence"))
     except BadSample:
         raise
@@ -134,7 +132,7 @@ def decode_record(data: bytes, key: str) -> tuple[dict[str, Any], Sample]:
 
 
 def refuse_too_much_text(caption: str, layout: Layout) -> None:
-    """Raises BadSample for text that is longer than any that can be meant."""
+    """Raises BadSample for more text than any image can show."""
     longest = max((len(line.text) for line in layout.lines), default=0)
     for count, limit, what in (
         (len(caption), MAX_CAPTION_CHARACTERS, "the caption has {} characters"),
@@ -145,30 +143,30 @@ def refuse_too_much_text(caption: str, layout: Layout) -> None:
             raise BadSample(f"{what.format(count)}, over the limit of {limit}")
 
 
-def _refuse_half_characters(caption: str, layout: Layout, objects: tuple[ObjectBox, ...]) -> None:
-    """JSON can hold half of a surrogate pair, which no tokenizer takes."""
+def _refuse_lone_surrogates(caption: str, layout: Layout, objects: tuple[ObjectBox, ...]) -> None:
+    """JSON can hold half of a surrogate pair, which tokenizers refuse."""
     for what, texts in (
         ("the caption", [caption]),
         ("a line of text", [line.text for line in layout.lines]),
         ("an object's phrase", [entry.phrase for entry in objects]),
     ):
-        if any(not text.isascii() and _HALF_CHARACTER.search(text) for text in texts):
+        if any(not text.isascii() and _LONE_SURROGATE.search(text) for text in texts):
             raise BadSample(f"{what} holds half a character")
 
 
-def decode_sample(members: dict[str, bytes], key: str, room: np.ndarray | None = None) -> Sample:
-    """A sample from its members by extension, its image in `room` if it fits. Raises BadSample with the reason."""
+def decode_sample(members: dict[str, bytes], key: str, into: np.ndarray | None = None) -> Sample:
+    """A sample from its members by extension, its image in `into` if it fits. Raises BadSample."""
     extension = next((extension for extension in IMAGE_FORMATS if extension in members), None)
     if extension is None:
         raise BadSample(f"no image; known: {', '.join(IMAGE_FORMATS)}")
     if "json" not in members:
         raise BadSample("no json")
     _, sample = decode_record(members["json"], key)
-    return replace(sample, image=decode_image(members[extension], extension, room))
+    return replace(sample, image=decode_image(members[extension], extension, into))
 
 
 def encode_record(sample: Sample) -> dict[str, Any]:
-    """The record of a sample as plain JSON values."""
+    """The JSON record of a sample, as plain values."""
     record: dict[str, Any] = {
         "caption": sample.caption,
         "lines": [line_to_json(line) for line in sample.layout.lines],
@@ -183,11 +181,11 @@ def encode_record(sample: Sample) -> dict[str, Any]:
 
 
 def encode_sample(sample: Sample, extension: str = "png") -> dict[str, bytes]:
-    """The members of a sample by extension; `decode_sample` gives it back (a jpg's pixels up to its loss)."""
+    """The members of a sample by extension: the inverse of `decode_sample`, up to the loss of a jpg."""
     buffer = io.BytesIO()
     options: dict[str, Any] = {"quality": 95} if extension == "jpg" else {}
     Image.fromarray(sample.image).save(buffer, IMAGE_FORMATS[extension], **options)
-    # Half a character (a lone surrogate, as broken JSON has them) becomes a question mark: UTF-8 has no such thing.
+    # A lone surrogate, as broken JSON has them, becomes a question mark: UTF-8 has none.
     record = json.dumps(encode_record(sample), ensure_ascii=False).encode("utf-8", "replace")
     return {extension: buffer.getvalue(), "json": record}
 

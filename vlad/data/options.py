@@ -1,4 +1,4 @@
-"""Options of the data: shards and mixtures, batches and buckets, fetching, rendered signs."""
+"""Options of the data: shards and mixtures, batches and buckets, the shard cache, rendered signs, making shards."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from vlad.utils.errors import UserError
 if TYPE_CHECKING:
     from vlad.data.buckets import Bucket
 
-MOST_RETRIES, DAY_SECONDS = 1000, 86400
+MAX_RETRIES, DAY_SECONDS = 1000, 86400
 
 
 @dataclass(frozen=True)
 class FetchOptions:
-    """How shards that are not local are fetched and kept."""
+    """How remote shards are fetched, and how they are kept in the shard cache."""
 
     # None: the user's cache directory ($XDG_CACHE_HOME or ~/.cache), in vlad/shards. Shared by all runs of a machine.
     directory: str | None = None
-    # The shards read last stay up to this; those being read right now stay in any case.
+    # The least recently read shards are removed above this; those in use are kept in any case.
     max_bytes: int = 20_000_000_000
-    # Tries after the first; before each a wait that doubles, from half to one and a half times backoff_seconds.
+    # Tries after the first. The wait before each doubles, from backoff_seconds on, with jitter of +-50 %.
     retries: int = 5
     backoff_seconds: float = 0.5
-    # The longest wait for a connection, and then for the next bytes.
+    # The longest wait for a connection, and for the next bytes.
     timeout_seconds: float = 30.0
 
     def __post_init__(self) -> None:
@@ -34,55 +34,58 @@ class FetchOptions:
             raise UserError(
                 f"data.fetch: max_bytes must be above 0, and timeout_seconds above 0 and at most a day ({DAY_SECONDS})."
             )
-        if not 0 <= self.retries <= MOST_RETRIES or not 0 <= self.backoff_seconds <= DAY_SECONDS:
+        if not 0 <= self.retries <= MAX_RETRIES or not 0 <= self.backoff_seconds <= DAY_SECONDS:
             raise UserError(
-                f"data.fetch: retries must be from 0 to {MOST_RETRIES}, and backoff_seconds from 0 to a day"
+                f"data.fetch: retries must be from 0 to {MAX_RETRIES}, and backoff_seconds from 0 to a day"
                 f" ({DAY_SECONDS})."
             )
 
 
-MOST_WORKERS = 512  # processes of a rank
+MAX_WORKERS = 512  # processes of a rank
 
 
-MOST_PIXELS = 16384  # of a side of a training image
+MAX_PIXELS = 16384  # of a side of a training image
 
 
 @dataclass(frozen=True)
 class BatchOptions:
     """How shards become batches."""
 
+    # The side of training images, of the square of the same area where buckets are used.
     image_pixels: int = 64
-    # Sides of the squares that set the training resolutions; empty: image_pixels alone.
+    # Sides of the squares whose areas are the training resolutions; empty: image_pixels alone.
     resolutions: tuple[int, ...] = ()
-    # 1: every image is stretched to a square (as AnyWord does); above: buckets of up to this aspect ratio, cropped.
+    # 1: images are stretched to squares (as AnyWord does). Above 1: cropped to aspect ratio buckets up to this ratio.
     max_aspect: float = 1.0
+    # The sides of buckets are multiples of it.
     bucket_step_pixels: int = 64
+    # Samples per rank and batch.
     batch_size: int = 64
-    # Processes a rank that decode; 0: the training process itself.
+    # Decoding processes per rank; 0: the training process itself.
     workers: int = 1
-    # Samples of the order that are shuffled among each other; the shards' own order is drawn anew each epoch.
+    # Samples that are shuffled among each other, after the shards are shuffled anew each epoch; 0 or 1: shards alone.
     shuffle_window: int = 2000
-    # Past this share of samples that cannot be used the run stops.
+    # Above this share of samples that cannot be used the run stops.
     max_bad_share: float = 0.05
-    # Compare each shard with its manifest's checksum when it is first opened.
+    # Compare each shard with the checksum in its manifest when it is first opened.
     verify: bool = True
-    # How shards that are not local come here.
+    # Remote shards.
     fetch: FetchOptions = field(default_factory=FetchOptions)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.shuffle_window < 0:
             raise UserError("data: batch_size must be at least 1, and shuffle_window not negative.")
-        if not 0 <= self.workers <= MOST_WORKERS:
+        if not 0 <= self.workers <= MAX_WORKERS:
             raise UserError(
-                f"data.workers must be from 0 to {MOST_WORKERS}, not {self.workers}: each is a process; take about one"
+                f"data.workers must be from 0 to {MAX_WORKERS}, not {self.workers}: each is a process; take about one"
                 " a core."
             )
         if not 1 <= self.max_aspect <= 16 or not 0 <= self.max_bad_share <= 1:
             raise UserError("data: max_aspect must be from 1 to 16, and max_bad_share a share, 0 to 1.")
-        if not all(1 <= side <= MOST_PIXELS for side in (self.image_pixels, *self.resolutions)):
-            raise UserError(f"data: image_pixels and resolutions must be from 1 to {MOST_PIXELS}.")
-        if not 1 <= self.bucket_step_pixels <= MOST_PIXELS:
-            raise UserError(f"data: bucket_step_pixels must be from 1 to {MOST_PIXELS}, not {self.bucket_step_pixels}.")
+        if not all(1 <= side <= MAX_PIXELS for side in (self.image_pixels, *self.resolutions)):
+            raise UserError(f"data: image_pixels and resolutions must be from 1 to {MAX_PIXELS}.")
+        if not 1 <= self.bucket_step_pixels <= MAX_PIXELS:
+            raise UserError(f"data: bucket_step_pixels must be from 1 to {MAX_PIXELS}, not {self.bucket_step_pixels}.")
 
     @property
     def stretches(self) -> bool:
@@ -102,50 +105,59 @@ class BatchOptions:
 
 @dataclass(frozen=True)
 class StreamOptions(BatchOptions):
-    """The same, with what the order is drawn from."""
+    """Batch options with the seed of the order."""
 
     seed: int = 0
 
 
-MOST_LINE_LETTERS, MOST_SIGN_PIXELS = 64, 8192
+MAX_LINE_LETTERS, MAX_SIGN_PIXELS = 64, 8192
 
 
 @dataclass(frozen=True)
 class SyntheticOptions:
-    """How signs are drawn. Lengths are shares of the image's width."""
+    """How signs are rendered. Lengths are shares of the image's width."""
 
+    # Signs of the training set.
     count: int = 24000
+    # The side of an image.
     size_pixels: int = 64
     seed: int = 0
+    # The shortest line.
     min_letters: int = 3
+    # The longest line.
     max_letters: int = 8
+    # The widest cell of a letter.
     max_letter_width: float = 0.2
-    # A letter's cell is this much narrower than the widest that fits, at most.
+    # A letter's cell is narrower than the widest that fits by up to this share.
     size_jitter: float = 0.15
-    # Height of a capital over the width of its cell.
+    # The least height of a capital over the width of its cell.
     min_letter_aspect: float = 1.3
+    # The largest height of a capital over the width of its cell.
     max_letter_aspect: float = 1.7
-    # How far a line may stand from the centre of the place it is named by.
+    # The largest distance of a line from the centre of the position that its caption names.
     place_jitter: float = 0.04
-    # Chance of one, two and three lines.
+    # Probabilities of one, two and three lines.
     line_shares: tuple[float, float, float] = (0.85, 0.12, 0.03)
-    # Chance that a string is random letters (and, of these, digits) instead of a training word.
+    # Probability of a random string instead of a training word.
     random_string_share: float = 0.7
+    # Probability that a random string has digits among its letters.
     digit_share: float = 0.1
-    # Chance that the ground is not plain; that the text's colour and place are named in the caption.
+    # Probability that the background is not plain.
     ground_share: float = 0.2
+    # Probability that the caption names the text's colour.
     colour_named_share: float = 0.7
+    # Probability that the caption names the text's position.
     place_named_share: float = 0.7
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_letters <= self.max_letters <= MOST_LINE_LETTERS:
+        if not 1 <= self.min_letters <= self.max_letters <= MAX_LINE_LETTERS:
             raise UserError(
                 f"data.synthetic: min_letters ({self.min_letters}) must be at least 1 and at most max_letters"
-                f" ({self.max_letters}), and that at most {MOST_LINE_LETTERS}, as many as a line has room for."
+                f" ({self.max_letters}), and that at most {MAX_LINE_LETTERS}, as many as a line has room for."
             )
-        if not 16 <= self.size_pixels <= MOST_SIGN_PIXELS or self.count < 1 or self.seed < 0:
+        if not 16 <= self.size_pixels <= MAX_SIGN_PIXELS or self.count < 1 or self.seed < 0:
             raise UserError(
-                f"data.synthetic: size_pixels must be from 16 to {MOST_SIGN_PIXELS}, count at least 1, seed not"
+                f"data.synthetic: size_pixels must be from 16 to {MAX_SIGN_PIXELS}, count at least 1, seed not"
                 " negative."
             )
         if not 0 < self.max_letter_width <= 1 or not 0 <= self.size_jitter < 1 or not 0 <= self.place_jitter <= 1:
@@ -173,14 +185,16 @@ class SyntheticOptions:
             )
 
 
-MOST_REPEATS = 100_000
+MAX_REPEATS = 100_000
 
 
 @dataclass(frozen=True)
 class MixedSet:
     """A shard set and its weight in a mixture."""
 
+    # A directory, a glob or a brace pattern of tar files, local or at a URL.
     shards: str = ""
+    # Samples are read in proportion to it.
     weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -190,41 +204,40 @@ class MixedSet:
 
 @dataclass(frozen=True)
 class DataOptions(BatchOptions):
-    """Where the samples come from, besides how they become batches.
+    """Where the samples come from, and how they become batches."""
 
-    `synthetic` is what tools/render_shards.py draws for this config.
-    """
-
-    # A directory, a glob or a brace pattern of tar files, here or at a URL.
+    # A directory, a glob or a brace pattern of tar files, local or at a URL.
     shards: str = "data/tiny"
-    # A small set that is never trained on, for what is measured during training (retrieval).
+    # A small set that is never trained on, for measurements during training (retrieval).
     held_out: str | None = None
-    # Cached states of these shards (tools/cache.py), for the stages whose models are frozen.
+    # Cached latents of these shards (tools/cache.py), for stages with frozen models.
     cache: str | None = None
-    # For small sets: each image so many times an epoch; a word in front of every caption that calls what is learned.
+    # How often an epoch repeats each image, for custom datasets that are smaller than a batch.
     repeats: int = 1
+    # A word in front of every caption that calls what a fine-tuned model has learned; None: captions stay.
     trigger_word: str | None = None
-    # Several sets by weight, in place of `shards`.
+    # Several sets, mixed by weight, in place of `shards`.
     mix: list[MixedSet] = field(default_factory=list)
+    # The signs that tools/render_shards.py renders.
     synthetic: SyntheticOptions = field(default_factory=SyntheticOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.repeats <= MOST_REPEATS:
-            raise UserError(f"data.repeats must be from 1 to {MOST_REPEATS}, not {self.repeats}.")
+        if not 1 <= self.repeats <= MAX_REPEATS:
+            raise UserError(f"data.repeats must be from 1 to {MAX_REPEATS}, not {self.repeats}.")
         if self.trigger_word is not None and not self.trigger_word.strip(" ,"):
             raise UserError("data.trigger_word is empty; name a word that no prompt holds by chance, or leave it out.")
-        # OmegaConf checks the elements of a list alone; we hand out nothing that can be changed.
+        # A list for OmegaConf, which checks its elements; a tuple for everyone else.
         object.__setattr__(self, "mix", tuple(self.mix))
 
     def stream(self, seed: int) -> StreamOptions:
-        """The options of the shard stream."""
+        """The options of a stream of batches."""
         shared = {entry.name: getattr(self, entry.name) for entry in fields(BatchOptions)}
         return StreamOptions(**shared, seed=seed)
 
     @property
     def sets(self) -> dict[str, float]:
-        """The patterns of the shard sets with their weights. Raises UserError for one that stands there twice."""
+        """The patterns of the shard sets with their weights. Raises UserError for one that is named twice."""
         named = [entry.shards for entry in self.mix]
         if len(set(named)) < len(named) or not all(named):
             raise UserError("data.mix: every set needs shards of its own; name each once, with the sum of its weights.")
@@ -278,9 +291,9 @@ class MakeShardsOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if self.workers is not None and not 1 <= self.workers <= MOST_WORKERS:
+        if self.workers is not None and not 1 <= self.workers <= MAX_WORKERS:
             raise UserError(
-                f"--workers must be at least 1 and at most {MOST_WORKERS}, not {self.workers}: each is a process; take"
+                f"--workers must be at least 1 and at most {MAX_WORKERS}, not {self.workers}: each is a process; take"
                 " about one a core."
             )
         if self.samples_per_shard < 1:

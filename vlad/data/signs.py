@@ -1,4 +1,4 @@
-"""Rendered signs: images that carry text, with the exact polygon of every line.
+"""Rendered signs: synthetic images with text, and the exact polygon of every line.
 
     options, seed, index -> words -> layout -> caption, image
 
@@ -30,14 +30,14 @@ PALETTE: dict[str, tuple[int, int, int]] = {
     "orange": (244, 126, 12),
     "purple": (118, 36, 148),
 }
-MINIMUM_CONTRAST = 3.0  # WCAG 2.2, "large text": under it the OCR engine misses what is really there
+MINIMUM_CONTRAST = 3.0  # WCAG 2.2, "large text": below it the OCR engine misses text that is there
 STYLE_FONTS = ("sans", "sans-bold", "serif", "serif-bold", "mono-bold")
 ROWS = {"at the top": 0.22, "in the middle": 0.5, "at the bottom": 0.78}
 COLUMNS = {"on the left": 0.0, "": 0.5, "on the right": 1.0}
-# What carries the text, and how its ground looks.
-GROUNDS = {"sign": "plain", "card": "frame", "poster": "gradient", "wall": "speckle"}
+# What carries the text, and the style of its background.
+CARRIERS = {"sign": "plain", "card": "frame", "poster": "gradient", "wall": "speckle"}
 MARGIN = 0.04
-RENDERER_VERSION = 3  # rises whenever the same options draw other samples: shards of an older one are made anew
+RENDERER_VERSION = 3  # rises when the same options give other samples: shards of an older version are made anew
 LETTERS = string.ascii_uppercase
 
 
@@ -49,14 +49,14 @@ def relative_luminance(colour: tuple[int, int, int]) -> float:
 
 
 @cache
-def readable_text_colours(ground: str) -> tuple[str, ...]:
-    """The colours of the palette with enough contrast on `ground` to be read."""
+def readable_text_colours(background: str) -> tuple[str, ...]:
+    """The colours of the palette with enough contrast to `background` to be read."""
 
     def contrast(a: str, b: str) -> float:
         darker, lighter = sorted((relative_luminance(PALETTE[a]), relative_luminance(PALETTE[b])))
         return (lighter + 0.05) / (darker + 0.05)
 
-    return tuple(ink for ink in PALETTE if contrast(ground, ink) >= MINIMUM_CONTRAST)
+    return tuple(colour for colour in PALETTE if contrast(background, colour) >= MINIMUM_CONTRAST)
 
 
 def _choose_string(rng: np.random.Generator, options: SyntheticOptions, words: tuple[str, ...]) -> str:
@@ -74,18 +74,18 @@ def _choose_string(rng: np.random.Generator, options: SyntheticOptions, words: t
 def _place_lines(
     rng: np.random.Generator, options: SyntheticOptions, strings: list[str]
 ) -> tuple[list[TextLine], str, str]:
-    """Lines with their polygons, and the words for their row and column ("" where not to be said)."""
+    """Lines with their polygons, and the words for their row and column ("" where there is no word for it)."""
     longest, lines = max(map(len, strings)), len(strings)
     cell = min(options.max_letter_width, (1 - 2 * MARGIN) / longest) * (1 - rng.random() * options.size_jitter)
     aspect = rng.uniform(options.min_letter_aspect, options.max_letter_aspect)
-    pitch = 1.35  # of the lines, in line heights
+    pitch = 1.35  # from line to line, in line heights
     height = min(cell * aspect, (1 - 2 * MARGIN) / (1 + pitch * (lines - 1)))
     block = height * (1 + pitch * (lines - 1))
     width = cell * longest
 
     row = list(ROWS)[rng.integers(len(ROWS))]
     free_width = 1 - 2 * MARGIN - width
-    # A side is only a side if there is room to move to it.
+    # Left and right mean something only where there is room to move.
     column = list(COLUMNS)[rng.integers(len(COLUMNS))] if free_width > 0.25 else ""
     jitter = rng.uniform(-1, 1, size=2) * options.place_jitter
     top = np.clip(ROWS[row] - block / 2 + jitter[1], MARGIN, 1 - MARGIN - block)
@@ -102,41 +102,40 @@ def _place_lines(
     return placed, row, column
 
 
-def _carrier(ground: str, kind: str) -> str:
-    return f"{'an' if ground[0] in 'aeiou' else 'a'} {ground} {kind}"
+def _carrier_phrase(background: str, carrier: str) -> str:
+    return f"{'an' if background[0] in 'aeiou' else 'a'} {background} {carrier}"
 
 
-def _caption(carrier: str, ink: str | None, place: str, strings: list[str]) -> str:
+def _caption(carrier: str, colour: str | None, place: str, strings: list[str]) -> str:
     quoted = " and ".join(f'"{text}"' for text in strings)
-    letters = f" in {ink} letters" if ink else ""
+    letters = f" in {colour} letters" if colour else ""
     return f"{carrier} that says {quoted}{letters}{' ' + place if place else ''}"
 
 
-def _paint(rng: np.random.Generator, ground: str, ink: str, look: str, coverage: np.ndarray) -> np.ndarray:
-    """The image (H W 3, uint8): a ground of the look, the ink over it."""
+def _paint(rng: np.random.Generator, background: str, colour: str, style: str, coverage: np.ndarray) -> np.ndarray:
+    """The image (H W 3, uint8): a background of the style, and text over it where `coverage` (H W, 0..1) says."""
     height, width = coverage.shape
-    # Paint varies: a small shift of both colours keeps the model from learning eight exact values.
-    ground_colour, ink_colour = (np.array(PALETTE[name]) + rng.normal(0, 4, 3) for name in (ground, ink))
-    canvas = np.broadcast_to(ground_colour, (height, width, 3)).astype(np.float32)
-    if look == "gradient":
+    # A small shift of both colours keeps the model from learning eight exact values.
+    background_rgb, text_rgb = (np.array(PALETTE[name]) + rng.normal(0, 4, 3) for name in (background, colour))
+    canvas = np.broadcast_to(background_rgb, (height, width, 3)).astype(np.float32)
+    if style == "gradient":
         canvas = canvas * np.linspace(1.08, 0.88, height, dtype=np.float32)[:, None, None]
-    elif look == "speckle":
+    elif style == "speckle":
         canvas = canvas + rng.normal(0, 9, (height, width, 1)).astype(np.float32)
-    elif look == "frame":
+    elif style == "frame":
         frame = np.zeros((height, width), dtype=np.float32)
         inset = max(1, round(width / 64))
         frame[inset:-inset, inset:-inset] = 0.6
         frame[2 * inset : -2 * inset, 2 * inset : -2 * inset] = 0
         coverage = np.maximum(coverage, frame)
-    image = canvas + coverage[..., None] * (ink_colour - canvas)
+    image = canvas + coverage[..., None] * (text_rgb - canvas)
     return image.clip(0, 255).round().astype(np.uint8)
 
 
 def render_sign(options: SyntheticOptions, index: int, words: tuple[str, ...] | None = None) -> Sample:
     """Sample number `index` of the set.
 
-    `words` replaces the training words and then every line is one of them: `words[index]` alone for as many
-    samples as there are words, which is how the evaluation set is drawn.
+    With `words` the sign has one line with one of them, in turn; else lines of training words and random strings.
     """
     rng = np.random.default_rng((options.seed, index))
     if words is None:
@@ -145,34 +144,34 @@ def render_sign(options: SyntheticOptions, index: int, words: tuple[str, ...] | 
         strings = [_choose_string(rng, options, known) for _ in range(line_count)]
     else:
         strings = [words[index % len(words)]]
-    ground = list(PALETTE)[rng.integers(len(PALETTE))]
-    ink = readable_text_colours(ground)[rng.integers(len(readable_text_colours(ground)))]
-    kind = list(GROUNDS)[rng.integers(1, len(GROUNDS))] if rng.random() < options.ground_share else "sign"
+    background = list(PALETTE)[rng.integers(len(PALETTE))]
+    colour = readable_text_colours(background)[rng.integers(len(readable_text_colours(background)))]
+    carrier = list(CARRIERS)[rng.integers(1, len(CARRIERS))] if rng.random() < options.ground_share else "sign"
     lines, row, column = _place_lines(rng, options, strings)
-    named_ink = ink if rng.random() < options.colour_named_share else None
+    named_colour = colour if rng.random() < options.colour_named_share else None
     place = f"{row} {column}".strip() if rng.random() < options.place_named_share else ""
     font = STYLE_FONTS[rng.integers(len(STYLE_FONTS))]
-    lines = [TextLine(line.text, line.polygon, "en", font, ink) for line in lines]
+    lines = [TextLine(line.text, line.polygon, "en", font, colour) for line in lines]
 
     ink_bytes = np.zeros((options.size_pixels, options.size_pixels), dtype=np.uint8)
     for line in lines:
         draw_line(ink_bytes, line.text, line.polygon, font)
     return Sample(
         key=f"{index:08d}",
-        image=_paint(rng, ground, ink, GROUNDS[kind], ink_bytes.astype(np.float32) / 255),
-        caption=_caption(_carrier(ground, kind), named_ink, place, strings),
+        image=_paint(rng, background, colour, CARRIERS[carrier], ink_bytes.astype(np.float32) / 255),
+        caption=_caption(_carrier_phrase(background, carrier), named_colour, place, strings),
         layout=Layout(tuple(lines)),
-        objects=(ObjectBox(_carrier(ground, kind), (0.0, 0.0, 1.0, 1.0)),),
+        objects=(ObjectBox(_carrier_phrase(background, carrier), (0.0, 0.0, 1.0, 1.0)),),
         source="vlad.data.synthetic",  # the module's first name: existing shards hold it, and their bytes stay the same
         licence="CC0-1.0",
     )
 
 
-HELD_OUT_SEED = 20_000  # of the evaluation's signs: no training set is drawn with it
+HELD_OUT_SEED = 20_000  # no training set is rendered with it
 
 
 def held_out_signs(options: SyntheticOptions, count: int) -> list[Sample]:
-    """Signs as training draws them, but of one line, whose words training never draws."""
+    """Signs like those of training, but with one line each, and with words that are never trained on."""
     single = dataclasses.replace(options, seed=HELD_OUT_SEED, line_shares=(1.0, 0.0, 0.0), count=count)
     words = tuple(word for word in held_out_words() if len(word) <= options.max_letters)
     return [render_sign(single, index, words) for index in range(count)]

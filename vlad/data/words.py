@@ -1,4 +1,4 @@
-"""English words, split by seed into those that training may draw and those that it never does."""
+"""The vocabulary of rendered signs and posters: training words, and held-out words that are never trained on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 from importlib.resources import files
 
 HELD_OUT_WORDS = 200
-SPLIT_SEED = 917  # of arXiv 2501.00917; changing it changes what "held out" means
+SPLIT_SEED = 917  # of arXiv 2501.00917; another seed holds out other words
 
 
 @cache
@@ -19,7 +19,7 @@ def all_words() -> tuple[str, ...]:
 
 @cache
 def held_out_words(seed: int = SPLIT_SEED) -> tuple[str, ...]:
-    """The words that no training image carries: the 200 with the smallest hash under the seed."""
+    """The words that no training image shows: the 200 with the smallest hash under the seed."""
 
     def rank(word: str) -> bytes:
         return hashlib.sha256(f"{seed}:{word}".encode()).digest()
@@ -29,14 +29,14 @@ def held_out_words(seed: int = SPLIT_SEED) -> tuple[str, ...]:
 
 @cache
 def training_words(seed: int = SPLIT_SEED) -> tuple[str, ...]:
-    """All other words."""
+    """All words that are not held out."""
     held_out = set(held_out_words(seed))
     return tuple(word for word in all_words() if word not in held_out)
 
 
 @cache
 def rare_words() -> frozenset[str]:
-    """Rare words of the open benchmark, upper case, none of them in words.txt; no training image carries them."""
+    """The rare words of the open benchmark, upper case: none is in words.txt, and no training image shows one."""
     text = files("vlad.data").joinpath("rare_words.txt").read_text(encoding="ascii")
     return frozenset(word.upper() for word in text.split())
 
