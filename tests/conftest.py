@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 
 pytest_plugins = [
+    "llava_fixtures",
     "pipeline_fixtures",
     "stand_in_fixtures",
     "storage_fixtures",

@@ -1,4 +1,4 @@
-"""Guidance against its formula with one UNet call a term, and solvers that have to land on x_0."""
+"""Classifier-free guidance against its formula with one UNet call per term; solvers that have to reach x_0."""
 
 from functools import partial
 from itertools import pairwise
@@ -61,7 +61,7 @@ def test_guidance_is_its_formula(scales: tuple[float, float]) -> None:
 
 @pytest.mark.parametrize("text_scale", [1.0, 3.0, 0.0])
 @torch.no_grad()
-def test_guidance_without_a_layout_is_the_usual_one(text_scale: float) -> None:
+def test_without_a_layout_guidance_is_plain_classifier_free_guidance(text_scale: float) -> None:
     unet, t = build(with_z=False), condition()
     steps = TIMESTEP.expand(2)
     e_0 = denoise(unet, X_T, steps, t.unconditional_unless(torch.tensor([False, False])))
@@ -99,7 +99,7 @@ def test_branches_that_add_nothing_are_not_computed(
 
 
 def perfect(scheduler: Scheduler, kind: str, x_0: Tensor) -> Predict:
-    """What a UNet that knows x_0 says at x_t, solved from the forward process."""
+    """The exact prediction at x_t for a known x_0, solved from the forward process."""
 
     def predict(x_t: Tensor, timestep: Tensor) -> Tensor:
         if kind == "sample":
@@ -125,7 +125,7 @@ def perfect(scheduler: Scheduler, kind: str, x_0: Tensor) -> Predict:
         ("flow", False),
     ],
 )
-def test_a_perfect_prediction_lands_on_x_0(kind: str, zero_terminal_snr: bool, steps: int) -> None:
+def test_a_perfect_prediction_reaches_x_0(kind: str, zero_terminal_snr: bool, steps: int) -> None:
     scheduler = build_scheduler(NoiseOptions(prediction=kind, zero_terminal_snr=zero_terminal_snr))
     x_0 = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(5)) / 2
     noise = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(6))
@@ -146,7 +146,7 @@ def test_a_perfect_prediction_lands_on_x_0(kind: str, zero_terminal_snr: bool, s
 
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample", "flow"])
-def test_every_solver_that_fits_lands_on_x_0_and_the_others_are_refused(name: str, kind: str) -> None:
+def test_every_fitting_solver_reaches_x_0_and_the_others_are_refused(name: str, kind: str) -> None:
     process = NoiseOptions(prediction=kind)
     if name in (("ddim", "euler") if kind == "flow" else ("flow-euler",)):
         with pytest.raises(UserError, match=f"solver {name} does not fit.*predicts {kind}"):
@@ -174,7 +174,7 @@ def test_every_solver_that_fits_lands_on_x_0_and_the_others_are_refused(name: st
     torch.testing.assert_close(result, x_0, atol=0.05, rtol=0)
 
 
-def test_a_scheduler_of_other_noise_is_refused() -> None:
+def test_a_scheduler_of_another_process_is_refused() -> None:
     process = NoiseOptions(prediction="v_prediction")
     for other, said in (
         (NoiseOptions(prediction="epsilon"), "prediction is 'epsilon'"),

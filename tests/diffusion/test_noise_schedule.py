@@ -1,4 +1,4 @@
-"""Schedules, targets and weights against the formulas written out."""
+"""Noise schedules, prediction targets and min-SNR weights against their formulas."""
 
 from collections.abc import Callable
 
@@ -37,7 +37,7 @@ def alpha_bar(scheduler: object) -> Tensor:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_target_stands_for_x_0(kind: str, schedule: str) -> None:
+def test_x_0_is_recovered_from_the_target(kind: str, schedule: str) -> None:
     scheduler = build_scheduler(NoiseOptions(prediction=kind, beta_schedule=schedule))
     x_0, noise = latents()
     x_t = add_noise(scheduler, x_0, noise, TIMESTEPS)
@@ -85,7 +85,7 @@ def test_targets_are_those_of_the_literature() -> None:
 
 
 @pytest.mark.parametrize("mistake", [{"train_timesteps": 1}, {"min_snr_gamma": 0.0}, {"min_snr_gamma": -5.0}])
-def test_what_no_process_can_have_is_refused(mistake: dict[str, float]) -> None:
+def test_schedules_out_of_range_are_refused(mistake: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(mistake))):
         NoiseOptions(**mistake)  # type: ignore[arg-type]
 
@@ -137,7 +137,7 @@ def test_without_gamma_all_steps_weigh_the_same(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("bias", "mean", "upper_half"), [("uniform", 1 / 2, 1 / 2), ("high", 2 / 3, 0.5**0.5)])
-def test_timesteps_fill_their_range_with_the_bias_asked_for(bias: str, mean: float, upper_half: float) -> None:
+def test_timesteps_fill_their_range_with_their_bias(bias: str, mean: float, upper_half: float) -> None:
     torch.manual_seed(0)
     timesteps = draw_timesteps(NoiseOptions(timestep_bias=bias, train_timesteps=50), 100_000, torch.device("cpu"))
 
@@ -156,12 +156,12 @@ def test_timesteps_fill_their_range_with_the_bias_asked_for(bias: str, mean: flo
         {"prediction": "epsilon", "zero_terminal_snr": True},
     ],
 )
-def test_combinations_that_mean_nothing_are_refused(options: dict[str, object]) -> None:
+def test_contradictory_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(UserError, match="noise: "):
         NoiseOptions(**options)
 
 
-def test_an_offset_moves_whole_channels() -> None:
+def test_offset_noise_shifts_whole_channels() -> None:
     x_0 = torch.zeros(400, 4, 8, 8)
     torch.manual_seed(0)
     means = draw_noise(x_0, 0.5).mean(dim=(2, 3))

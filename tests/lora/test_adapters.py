@@ -84,7 +84,7 @@ def example(make: Callable[[], nn.Module]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("make", "targets"), [(qwen, LVLM_TARGETS), (unet, UNET_TARGETS)])
-def test_fresh_adapters_change_nothing_and_are_all_that_is_trained(
+def test_new_adapters_change_nothing_and_are_all_that_is_trained(
     make: Callable[[], nn.Module], targets: tuple[str, ...]
 ) -> None:
     module = make().eval()
@@ -117,7 +117,7 @@ def test_a_trained_adapter_survives_the_round_trip(tmp_path: Path) -> None:
     assert adapter_base(tmp_path) == "runs/base"
 
 
-def test_saving_and_loading_ask_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saving_and_loading_use_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
 
     def refuse(*address: object, **_: object) -> None:
@@ -167,7 +167,7 @@ def test_a_fresh_model_with_the_saved_adapter_gives_equal_outputs(
     )
 
 
-def test_the_scale_is_that_of_the_options(tmp_path: Path) -> None:
+def test_the_scale_is_alpha_over_rank(tmp_path: Path) -> None:
     x = torch.randn(4, 6)
     for rslora, scale in ((False, 4.0 / 2), (True, 4.0 / 2**0.5)):
         model = add_adapter(build(), LoraOptions(rank=2, alpha=4.0, rslora=rslora), ("q_proj",), "runs/base")
@@ -177,7 +177,7 @@ def test_the_scale_is_that_of_the_options(tmp_path: Path) -> None:
         torch.testing.assert_close(layer(x), layer.base_layer(x) + scale * x @ a.T @ b.T)
 
 
-def test_only_modules_among_those_named_are_adapted() -> None:
+def test_only_allowed_modules_are_adapted() -> None:
     model = add_adapter(qwen(), OPTIONS, ("q_proj",), "base", allowed={"language_model.layers.0.self_attn.q_proj"})
     adapted = {name.split(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
     assert adapted == {"base_model.model.language_model.layers.0.self_attn.q_proj"}
@@ -215,7 +215,7 @@ def test_saving_leaves_the_model_as_it_was(tmp_path: Path) -> None:
         (lambda tensors: dict(list(tensors.items())[1:]), "has other keys than the trained adapter: .*q_proj.lora_A"),
     ],
 )
-def test_a_save_that_does_not_come_back_stops_the_run(
+def test_a_damaged_save_stops_the_run(
     damage: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     message: str,
     tmp_path: Path,
@@ -234,7 +234,7 @@ def test_a_save_that_does_not_come_back_stops_the_run(
         save_adapter(model, tmp_path)
 
 
-def test_a_save_whose_scale_does_not_come_back_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_with_another_scale_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Equal tensors, and yet another function: only the outputs show it.
     save = PeftModel.save_pretrained
 
@@ -250,7 +250,7 @@ def test_a_save_whose_scale_does_not_come_back_stops_the_run(tmp_path: Path, mon
         save_adapter(model, tmp_path)
 
 
-def test_a_target_that_nothing_has_trained_is_not_published(tmp_path: Path) -> None:
+def test_an_untrained_target_is_not_published(tmp_path: Path) -> None:
     model = add_adapter(build(), OPTIONS, ("q_proj", "v_proj"), "runs/base")
     model.base_model.model.q_proj.lora_B["default"].weight.data.fill_(1.0)
     with pytest.raises(RuntimeError, match="the B matrices of v_proj are all zero"):
@@ -265,7 +265,7 @@ def test_a_base_of_the_same_shape_with_other_weights_is_refused(adapter: Path) -
     attach_adapter(build().to(torch.bfloat16), adapter)  # the same base in half precision
 
 
-def test_an_adapter_without_marks_is_known_by_its_fingerprint_or_is_peft_s_alone(adapter: Path) -> None:
+def test_without_base_marks_the_fingerprint_is_compared_if_there_is_one(adapter: Path) -> None:
     (adapter / "base_marks.json").write_text("[1]")
     with pytest.raises(UserError, match=r"base_marks\.json is damaged"):
         attach_adapter(build(), adapter)
@@ -351,12 +351,12 @@ def test_damaged_files_are_refused(adapter: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}, {"dropout": -0.1}])
-def test_impossible_options_are_refused(options: dict[str, float]) -> None:
+def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(UserError, match="lora: rank must be at least 1"):
         LoraOptions(**options)
 
 
-def test_a_part_has_a_rank_of_its_own_and_the_same_scale() -> None:
+def test_a_part_s_rank_keeps_alpha_over_rank() -> None:
     options = LoraOptions(rank=8, alpha=16.0, ranks=PartRanks(refine_unet=2))
     assert (options.of_part("refine_unet").rank, options.of_part("refine_unet").alpha) == (2, 4.0)
     assert (options.of_part("lvlm").rank, options.of_part("lvlm").alpha) == (8, 16.0)
@@ -364,7 +364,7 @@ def test_a_part_has_a_rank_of_its_own_and_the_same_scale() -> None:
         PartRanks(lvlm=0)
 
 
-def test_the_file_says_what_it_was_trained_on(adapter: Path, tmp_path: Path) -> None:
+def test_the_metadata_name_the_base_and_the_recipe(adapter: Path, tmp_path: Path) -> None:
     model = add_adapter(build(), OPTIONS, ("q_proj",), "runs/base", revision="abc")
     train_b(model)
     save_adapter(model, tmp_path / "new", {"trigger_word": "neon", "recipe": {"steps": 3}})
@@ -378,7 +378,7 @@ def test_the_file_says_what_it_was_trained_on(adapter: Path, tmp_path: Path) -> 
     assert module_fingerprint(other) != about["fingerprint"]
 
 
-def test_a_module_besides_those_that_targets_may_match_is_saved_with_its_marks(tmp_path: Path) -> None:
+def test_an_extra_module_is_saved_with_its_base_marks(tmp_path: Path) -> None:
     model = add_adapter(build(), OPTIONS, ("q_proj",), "runs/base", allowed={"q_proj"}, extra=["v_proj"])
     train_b(model)
     save_adapter(model, tmp_path)
@@ -402,7 +402,7 @@ class Wide(nn.Module):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("bits", "dtype", "apart"), [(4, torch.uint8, 0.2), (8, torch.int8, 0.02)])
-def test_an_adapter_on_packed_matrices_fits_the_base_as_it_is(
+def test_an_adapter_of_a_quantised_base_fits_the_original(
     bits: int, dtype: torch.dtype, apart: float, tmp_path: Path
 ) -> None:
     pytest.importorskip("bitsandbytes")

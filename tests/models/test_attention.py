@@ -1,4 +1,4 @@
-"""Attention backends: which one runs is said, and all compute the same."""
+"""Attention backends: the choice and its reason are reported, and all compute the same."""
 
 import sys
 import types
@@ -39,7 +39,7 @@ REASONS = pytest.mark.parametrize(
 
 
 @REASONS
-def test_auto_falls_back_to_sdpa_and_says_why(monkeypatch: pytest.MonkeyPatch, installed: bool, reason: str) -> None:
+def test_auto_falls_back_to_sdpa_and_reports_why(monkeypatch: pytest.MonkeyPatch, installed: bool, reason: str) -> None:
     with_xformers(monkeypatch, installed)
     unet = build()
     unet.set_attn_processor(AttnProcessor())
@@ -51,20 +51,18 @@ def test_auto_falls_back_to_sdpa_and_says_why(monkeypatch: pytest.MonkeyPatch, i
 
 
 @REASONS
-def test_xformers_asked_for_where_it_cannot_run_is_refused(
-    monkeypatch: pytest.MonkeyPatch, installed: bool, reason: str
-) -> None:
+def test_xformers_is_refused_if_it_cannot_run(monkeypatch: pytest.MonkeyPatch, installed: bool, reason: str) -> None:
     with_xformers(monkeypatch, installed)
     with pytest.raises(UserError, match=rf"trainer\.attention: xformers cannot run: {reason}.*use auto or sdpa"):
         set_attention([build()], "xformers", CPU)
 
 
-def test_sdpa_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sdpa_does_not_try_xformers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlad.models.attention.try_xformers", lambda *_: pytest.fail("xformers was asked"))
     assert set_attention([build()], "sdpa", CPU) == "attention: torch SDPA"
 
 
-def test_flash_runs_where_there_is_no_mask_and_is_refused_where_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flash_runs_without_a_mask_and_is_refused_if_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[SDPBackend] = []
 
     def spy(backend: SDPBackend) -> object:
@@ -134,7 +132,7 @@ def strict_attention(
     return F.scaled_dot_product_attention(*turned, attn_mask=attn_bias, scale=scale).transpose(1, 2)
 
 
-def test_xformers_is_given_masks_as_its_kernels_take_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_xformers_gets_masks_that_its_kernels_take(monkeypatch: pytest.MonkeyPatch) -> None:
     with_xformers(monkeypatch, True)
     sys.modules["xformers.ops"].memory_efficient_attention = strict_attention  # type: ignore[attr-defined]
     unet = build()
@@ -147,7 +145,7 @@ def test_xformers_is_given_masks_as_its_kernels_take_them(monkeypatch: pytest.Mo
         forward_and_gradients(unet)
 
 
-def test_a_kernel_is_proven_with_a_mask_and_for_every_width_of_head(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_is_tried_with_a_mask_and_for_every_head_width(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[torch.device, torch.dtype, list[int]]] = []
 
     def prove(*given: object) -> str:

@@ -1,4 +1,4 @@
-"""The composition module: what it hands on, what padding may not touch, and where gradients arrive."""
+"""The CCM: its outputs against the formulas, masks and padding, gradients to every parameter."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_tokens_are_the_composed_ones_then_the_characters(kind: str, spelling: b
 @KINDS
 @SPELLING
 @torch.no_grad()
-def test_a_prompt_reads_the_same_alone_and_in_company(kind: str, spelling: bool) -> None:
+def test_a_prompt_s_conditioning_does_not_depend_on_its_batch(kind: str, spelling: bool) -> None:
     text_side = build(kind, spelling)
 
     together = text_side(PROMPTS)
@@ -95,7 +95,7 @@ def test_a_prompt_reads_the_same_alone_and_in_company(kind: str, spelling: bool)
 
 @KINDS
 @torch.no_grad()
-def test_what_is_masked_out_never_changes_what_is_kept(kind: str) -> None:
+def test_masked_tokens_change_nothing(kind: str) -> None:
     text_side = build(kind)
     states = text_side.lvlm(PROMPTS)
     rubbish = replace(
@@ -130,7 +130,7 @@ def test_phrases_and_characters_are_composed_into_the_pooled_state(kind: str) ->
 
 
 @torch.no_grad()
-def test_without_composition_the_prompt_s_own_tokens_go_on_and_phrases_are_not_read() -> None:
+def test_kind_none_passes_the_lvlm_s_tokens_and_no_phrases() -> None:
     text_side = build("none")
     states = text_side.lvlm(PROMPTS)
     t = text_side.composition(states, PROMPTS)
@@ -231,7 +231,7 @@ def test_the_transformer_is_its_formula() -> None:
 
 
 @torch.no_grad()
-def test_the_q_former_s_queries_read_and_the_characters_follow_as_they_are() -> None:
+def test_the_q_former_s_queries_are_followed_by_the_spelling_tokens() -> None:
     text_side = build("q-former")
     ccm, states = text_side.composition, text_side.lvlm(PROMPTS)
     assert ccm.spelling_encoder is not None
@@ -256,7 +256,7 @@ def test_the_q_former_s_queries_read_and_the_characters_follow_as_they_are() -> 
 
 
 @torch.no_grad()
-def test_slots_read_the_prompt_s_tokens_in_place_of_its_phrases() -> None:
+def test_slots_attend_to_the_prompt_s_tokens_in_place_of_its_phrases() -> None:
     text_side = build("transformer, slots")
     ccm, states = text_side.composition, text_side.lvlm(PROMPTS)
     assert ccm.slot_queries is not None

@@ -1,4 +1,4 @@
-"""The LVLM: any text in and out, states that no padding touches, images as the library's own processor cuts them."""
+"""The tiny LVLM: tokenizer round trips, padding, pooling, image patches as transformers cuts them, loading errors."""
 
 import json
 from dataclasses import replace
@@ -104,7 +104,7 @@ def test_states_of_a_phrase_and_of_the_prompt_are_means_of_their_tokens() -> Non
 
 
 @torch.no_grad()
-def test_a_phrase_behind_the_last_token_does_not_exist() -> None:
+def test_a_phrase_that_was_cut_off_is_masked() -> None:
     encoder = build_encoder(replace(TINY, max_tokens=12))
     states = encoder([parse_prompt("青い看板, 赤い扉")])
 
@@ -140,7 +140,7 @@ def test_an_image_embedding_does_not_depend_on_its_batch() -> None:
 
 
 @pytest.mark.parametrize(("side", "patch"), [(32, 8), (56, 14)])
-def test_patches_are_those_of_the_library_s_processor(side: int, patch: int) -> None:
+def test_patches_are_those_of_transformers_processor(side: int, patch: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
     processor = Qwen2VLImageProcessorPil(
         patch_size=patch,
@@ -177,7 +177,7 @@ def test_a_saved_model_loads_with_equal_states(tmp_path: Path) -> None:
     assert torch.equal(encoder.image_embeddings(pixels), loaded.image_embeddings(pixels))
 
 
-def test_a_half_precision_folder_is_trained_in_full_precision_only_where_it_is_trained(tmp_path: Path) -> None:
+def test_half_precision_weights_are_loaded_in_full_precision_only_for_training(tmp_path: Path) -> None:
     encoder = build_encoder()
     encoder.model.to(torch.bfloat16).save_pretrained(tmp_path)
     encoder.tokenizer.save_pretrained(tmp_path)
@@ -204,7 +204,7 @@ def test_a_folder_of_another_kind_is_refused(
         load_lvlm(replace(TINY, path=str(tmp_path)))
 
 
-def test_a_folder_that_is_not_whole_is_refused_by_what_it_lacks(tmp_path: Path) -> None:
+def test_an_incomplete_folder_is_refused_by_what_it_lacks(tmp_path: Path) -> None:
     encoder = build_encoder()
     encoder.model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="holds no tokenizer that transformers can load"):

@@ -1,4 +1,4 @@
-"""Every family of `tiny_families.py`: saved, loaded as a hub id is, read, adapted, and its images read."""
+"""Every family of `tiny_families.py`: saved, loaded, prompts and images encoded, adapters trained."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def vision_folder(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 @pytest.fixture(scope="session")
 def encoders(folders: Folders) -> Callable[[str], LVLMEncoder]:
-    """A family's encoder, loaded once: look, do not touch."""
+    """A family's encoder, loaded once; tests must not change it."""
     made: dict[str, LVLMEncoder] = {}
 
     def encoder(name: str) -> LVLMEncoder:
@@ -102,7 +102,7 @@ def load(path: Path, with_vision: bool, **more: Any) -> LVLMEncoder:
     return LVLMEncoder(*load_lvlm(options, with_vision), options).eval()
 
 
-def test_every_family_is_run_here() -> None:
+def test_every_family_is_tested_here() -> None:
     records = {name if family.record == "" else family.record for name, family in TINY_FAMILIES.items()}
     assert records - {None} == set(FAMILIES)
 
@@ -127,15 +127,15 @@ def test_states_of_a_prompt_do_not_depend_on_its_batch(name: str, encoders: Call
             (together.local_states[row, :phrases], alone.local_states[0, :phrases]),
         ):
             torch.testing.assert_close(whole, part, atol=1e-4, rtol=1e-4)
-    assert (together.global_state[0] - together.global_state[1]).abs().max() > 1e-2  # and they say something
+    assert (together.global_state[0] - together.global_state[1]).abs().max() > 1e-2  # and they differ
 
 
 @pytest.mark.parametrize("name", SEEING)
-def test_image_embeddings_are_each_image_s_own(name: str, encoders: Callable[[str], LVLMEncoder]) -> None:
+def test_image_embeddings_do_not_depend_on_their_batch(name: str, encoders: Callable[[str], LVLMEncoder]) -> None:
     encoder = encoders(name)
     torch.manual_seed(1)
     pixels = torch.rand(3, 3, 40, 40) * 2 - 1  # not the tower's own size: scaled
-    pixels[1] = 0  # an evenly grey image is an image
+    pixels[1] = 0  # a uniform image must not be taken for padding
     pixels.requires_grad_()
 
     v = encoder.image_embeddings(pixels)
@@ -152,9 +152,7 @@ def test_image_embeddings_are_each_image_s_own(name: str, encoders: Callable[[st
 
 @pytest.mark.parametrize("name", SEEING)
 @torch.no_grad()
-def test_a_patch_of_the_grid_stands_where_it_stands_in_the_image(
-    name: str, encoders: Callable[[str], LVLMEncoder]
-) -> None:
+def test_a_patch_of_the_grid_is_at_its_place_in_the_image(name: str, encoders: Callable[[str], LVLMEncoder]) -> None:
     encoder = encoders(name)
     torch.manual_seed(1)
     pixels = torch.rand(1, 3, 32, 32) * 2 - 1
@@ -194,9 +192,7 @@ def test_gradients_reach_the_adapters_and_nothing_frozen(name: str, encoders: Ca
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_parameters_that_are_read_are_those_with_gradients(
-    name: str, encoders: Callable[[str], LVLMEncoder]
-) -> None:
+def test_parameters_used_are_those_with_gradients(name: str, encoders: Callable[[str], LVLMEncoder]) -> None:
     encoder = copy.deepcopy(encoders(name))
     wanted = {key: parameter.requires_grad for key, parameter in encoder.named_parameters()}
     for with_images in (False, True) if name in SEEING else (False,):
@@ -224,7 +220,7 @@ def test_without_v_the_vision_tower_is_not_loaded(
     on_disk = TINY_FAMILIES[name].tower_on_disk or parts
     kept = {key: value for key, value in weights.items() if not key.startswith(on_disk)}
     assert len(kept) < len(weights)
-    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})  # it could not be loaded if it tried
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})  # loading the tower would fail
 
     encoder = load(tmp_path, with_vision=False)
 
@@ -257,7 +253,7 @@ def test_layers_can_be_chosen_and_averaged(name: str, encoders: Callable[[str], 
         read("layer:9")
 
 
-# --- v from another encoder ----------------------------------------------------------------------------------------
+# --- separate vision encoders ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("vision", ["clip", "siglip", "siglip2", "dinov2", "dinov2_with_registers"])
@@ -275,10 +271,10 @@ def test_a_separate_vision_encoder_gives_v_and_is_frozen(vision: str, folders: F
     assert gradient[1].abs().max() == 0
     assert encoder.vision is not None
     assert not any(parameter.requires_grad for parameter in encoder.vision.parameters())
-    assert not any("text" in name for name, _ in encoder.vision.named_parameters())  # nobody reads it
+    assert not any("text" in name for name, _ in encoder.vision.named_parameters())  # not used
 
 
-def test_an_lvlm_with_a_separate_vision_encoder_leaves_its_own_tower_on_disk(
+def test_with_a_separate_vision_encoder_the_lvlm_s_tower_is_not_loaded(
     folders: Folders, vision_folder: Folders
 ) -> None:
     options = LVLMOptions(path=str(folders("llava")), vision_path=str(vision_folder("siglip")))
@@ -292,16 +288,16 @@ def test_a_vision_path_of_another_kind_is_refused(folders: Folders) -> None:
 
 
 @pytest.mark.parametrize("name", ["t5", "fuyu", "qwen2"])
-def test_a_family_without_a_vision_tower_says_what_to_do_for_v(name: str, folders: Folders) -> None:
+def test_a_family_without_a_vision_tower_is_refused_with_a_remedy(name: str, folders: Folders) -> None:
     with pytest.raises(UserError, match=rf"is a {name} model without a vision tower; .*lvlm\.vision_path"):
         load_lvlm(LVLMOptions(path=str(folders(name))))
 
 
-# --- images as the towers were trained on them -------------------------------------------------------------------
+# --- image normalisation -------------------------------------------------------------------
 
 
 @torch.no_grad()
-def test_images_are_normalised_as_the_folder_says(folders: Folders, tmp_path: Path) -> None:
+def test_images_are_normalised_by_the_folder_s_processor_config(folders: Folders, tmp_path: Path) -> None:
     pixels = torch.rand(2, 3, 32, 32) * 2 - 1
     for path in folders("clip").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -318,7 +314,7 @@ def test_images_are_normalised_as_the_folder_says(folders: Folders, tmp_path: Pa
 
 
 @torch.no_grad()
-def test_without_a_processor_s_config_the_family_s_own_normalisation_holds(folders: Folders) -> None:
+def test_without_a_processor_config_the_family_s_normalisation_is_used(folders: Folders) -> None:
     from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     info = load(folders("qwen2_vl"), with_vision=True).info
@@ -344,12 +340,12 @@ def test_one_call_of_attention_for_all_images_changes_nothing(
     torch.testing.assert_close(measured(EQUAL_IMAGES), measured("sdpa"))
 
 
-# --- what is saved comes back as it was read -----------------------------------------------------------------------
+# --- saving and loading -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["siglip", "paligemma", "kosmos-2", "blip-2", "mllama"])
 @torch.no_grad()
-def test_a_text_path_saved_alone_is_read_as_before(name: str, folders: Folders, tmp_path: Path) -> None:
+def test_a_text_tower_saved_alone_gives_the_same_states(name: str, folders: Folders, tmp_path: Path) -> None:
     encoder = load(folders(name), with_vision=False)
     encoder.model.save_pretrained(tmp_path)
 
@@ -362,7 +358,7 @@ def test_a_text_path_saved_alone_is_read_as_before(name: str, folders: Folders, 
 
 
 @torch.no_grad()
-def test_siglip_is_read_at_its_full_length_as_it_was_trained(folders: Folders) -> None:
+def test_siglip_prompts_are_padded_to_the_full_length(folders: Folders) -> None:
     encoder = load(folders("siglip"), with_vision=True)
     ids = encoder.tokenizer(PROMPTS[0].text)["input_ids"]
     filled = torch.tensor([ids + [0] * (64 - len(ids))])
@@ -374,7 +370,7 @@ def test_siglip_is_read_at_its_full_length_as_it_was_trained(folders: Folders) -
 
 
 @torch.no_grad()
-def test_paligemma_reads_a_prompt_both_ways(folders: Folders) -> None:
+def test_paligemma_attends_to_a_prompt_in_both_directions(folders: Folders) -> None:
     encoder = load(folders("paligemma"), with_vision=True)
     first = [encoder([parse_prompt(text)]).tokens[0, 0] for text in ("a sign on top", "a sign on wood")]
     assert (first[0] - first[1]).abs().max() > 1e-3
@@ -383,7 +379,7 @@ def test_paligemma_reads_a_prompt_both_ways(folders: Folders) -> None:
 # --- refusals ------------------------------------------------------------------------------------------------------
 
 
-def test_weights_that_are_missing_are_not_drawn_at_random(folders: Folders, tmp_path: Path) -> None:
+def test_missing_weights_are_refused(folders: Folders, tmp_path: Path) -> None:
     for path in folders("llava").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     weights = load_file(tmp_path / "model.safetensors")

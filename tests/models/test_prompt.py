@@ -1,4 +1,4 @@
-"""Prompts taken apart: every mark, every script, and spans that point at exactly their text."""
+"""Prompt parsing: quotation marks of every script, phrases, and spans that match their text exactly."""
 
 from itertools import pairwise
 
@@ -49,7 +49,7 @@ def test_the_outer_marks_win_and_the_inner_ones_are_spelled() -> None:
     "text",
     ["don't", "it’s", "the dogs' bowl", "the dogs’ bowl", "l’eau et l'air", "the cafe\u0301's door", "rock 'n' roll"],
 )
-def test_apostrophes_quote_nothing_but_what_stands_between_two(text: str) -> None:
+def test_apostrophes_quote_only_what_is_between_two(text: str) -> None:
     prompt = parse_prompt(f"{text} beside a sign that says 'GO'")
 
     assert prompt.strings == (("n", "GO") if "'n'" in text else ("GO",))
@@ -98,7 +98,7 @@ def test_an_unclosed_mark_is_refused_with_its_place(pair: str) -> None:
         parse_prompt(text)
 
 
-def test_lenient_reading_takes_an_unclosed_mark_for_a_character() -> None:
+def test_lenient_parsing_takes_an_unclosed_mark_for_a_character() -> None:
     prompt = parse_prompt("„a 6 inch“ plank, 2' long, that says “HI” and «never closed", strict=False)
     assert prompt.strings == ("a 6 inch", "HI")
 
@@ -157,7 +157,7 @@ def test_spans_point_at_exactly_their_text_and_never_overlap(text: str) -> None:
 
 @settings(max_examples=300, deadline=None, database=None)
 @given(PIECES)
-def test_strict_reading_agrees_with_lenient_wherever_it_accepts(text: str) -> None:
+def test_strict_parsing_agrees_with_lenient_where_it_accepts(text: str) -> None:
     try:
         strict = parse_prompt(text)
     except UserError:
@@ -214,6 +214,6 @@ def test_spans_of_objects_point_at_their_text_and_never_overlap(text: str, objec
     assert found or not text.strip() or find_quotes(text, strict=False)
 
 
-def test_marks_inside_a_quotation_are_reported() -> None:
+def test_nested_marks_are_reported() -> None:
     prompt = parse_prompt("a poster: “say ‘NO’ twice” and 'DON'T'")
     assert [quote.text for quote in nested_marks(prompt)] == ["say ‘NO’ twice"]

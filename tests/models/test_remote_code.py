@@ -1,4 +1,4 @@
-"""Models that bring code of their own: run only when trusted and pinned, in training and in the pipeline it makes."""
+"""Remote code: run only when trusted and pinned, in training and in the pipeline that it makes."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ class OwnModel(PreTrainedModel):
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a model with code of its own."""
+    """The folder of a model with remote code."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "own"
     folder.mkdir()
@@ -68,7 +68,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @torch.no_grad()
-def test_code_of_a_model_s_own_runs_only_when_it_is_trusted(own: Path, tmp_path: Path) -> None:
+def test_remote_code_runs_only_when_it_is_trusted(own: Path, tmp_path: Path) -> None:
     folder = own
     with pytest.raises(UserError, match=r"needs remote code; read it, then set lvlm\.trust_remote_code=true"):
         load_lvlm(LVLMOptions(path=str(folder)), with_vision=False)
@@ -83,7 +83,7 @@ def test_code_of_a_model_s_own_runs_only_when_it_is_trusted(own: Path, tmp_path:
 
 
 @torch.no_grad()
-def test_a_pipeline_with_such_code_runs_it_only_where_this_very_code_is_trusted(
+def test_a_pipeline_runs_remote_code_only_if_its_hash_is_trusted(
     own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = "data.image_pixels=32 composition.width=32 composition.layers=1 composition.heads=2"
@@ -126,7 +126,7 @@ def test_code_in_a_repository_that_the_revision_does_not_pin_is_refused(file: st
         load_lvlm(options, with_vision=False)
 
 
-def test_code_that_wants_a_package_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_of_remote_code_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
     (tmp_path / "own.py").write_text("import a_package_that_nobody_has\n")
     (tmp_path / "config.json").write_text(

@@ -41,7 +41,7 @@ def differ(first: Tensor, second: Tensor) -> bool:
         ((("AB",), 0), (("BA",), 0)),  # characters
     ],
 )
-def test_a_token_tells_character_place_length_and_string(
+def test_a_token_encodes_character_place_length_and_string(
     first: tuple[tuple[str, ...], int], second: tuple[tuple[str, ...], int]
 ) -> None:
     assert differ(spell(*first[0])[first[1]], spell(*second[0])[second[1]])
@@ -92,7 +92,7 @@ def test_within_the_limits_a_token_is_the_sum_of_its_tables() -> None:
     torch.testing.assert_close(spell("AB", "Réd")[3], wanted)
 
 
-def test_past_the_limits_characters_share_the_last_place_but_are_all_there() -> None:
+def test_past_the_limits_characters_share_the_last_place() -> None:
     long = spell("AAAAAAAAAA")  # 10 characters, tables for 6
     assert len(long) == 10
     assert differ(long[8], long[9])  # by their nominal places

@@ -1,4 +1,4 @@
-"""What a Stable Diffusion says of itself is read; what is none, or does not fit together, is told in one sentence."""
+"""Loading Stable Diffusion: its configs are used; other models, and parts that do not fit, are refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 @pytest.fixture
 def folder(stand_ins: Path, tmp_path: Path) -> Path:
-    """A stand-in for SD 1.5 that a test may spoil."""
+    """A stand-in for SD 1.5 that a test may damage."""
     return Path(shutil.copytree(stand_ins / "sd15", tmp_path / "model"))
 
 
@@ -63,19 +63,19 @@ def test_prediction_and_schedule_are_the_models_own(stand_ins: Path) -> None:
         ({"prediction_type": "flow_prediction"}, "prediction_type flow_prediction"),
     ],
 )
-def test_noise_that_nobody_here_knows_is_refused(stand_ins: Path, changes: dict[str, Any], named: str) -> None:
+def test_an_unknown_noise_schedule_is_refused(stand_ins: Path, changes: dict[str, Any], named: str) -> None:
     found = load_stable_diffusion(StableDiffusionOptions(str(stand_ins / "sd15")))
     with pytest.raises(UserError, match=named):
         noise_options_from({**found.scheduler, **changes}, NoiseOptions())
 
 
-def test_a_folder_without_a_name_is_asked_for() -> None:
+def test_the_path_is_required() -> None:
     with pytest.raises(UserError, match="name a Stable Diffusion model"):
         StableDiffusionOptions()
 
 
 @pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "model.bin"])
-def test_pickles_are_refused_unread(tmp_path: Path, name: str) -> None:
+def test_a_pickle_is_refused_before_it_is_loaded(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\x80\x04 not to be read")
     assert "is a pickle, which can run code" in refusal(tmp_path / name)
 
@@ -87,7 +87,7 @@ def test_a_folder_of_pickles_is_refused(folder: Path) -> None:
     assert "the unet of" in refusal(folder)
 
 
-def test_a_folder_that_is_no_pipeline_says_what_is_missing(folder: Path, tmp_path: Path) -> None:
+def test_an_incomplete_pipeline_is_refused_with_what_is_missing(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "model_index.json, unet/, vae/, scheduler/ missing" in refusal(tmp_path / "empty")
     shutil.rmtree(folder / "vae")
@@ -100,7 +100,7 @@ def test_a_folder_that_is_no_pipeline_says_what_is_missing(folder: Path, tmp_pat
 
 
 @pytest.mark.parametrize("transformer", ["SD3Transformer2DModel", "FluxTransformer2DModel"])
-def test_a_denoiser_that_is_no_unet_is_told(tmp_path: Path, transformer: str) -> None:
+def test_a_transformer_denoiser_is_refused(tmp_path: Path, transformer: str) -> None:
     index = {
         "_class_name": "APipeline",
         "transformer": ["diffusers", transformer],
@@ -110,7 +110,7 @@ def test_a_denoiser_that_is_no_unet_is_told(tmp_path: Path, transformer: str) ->
     assert f"whose denoiser is a transformer ({transformer}), no UNet" in refusal(tmp_path)
 
 
-def test_another_class_of_unet_autoencoder_or_text_encoder_is_told(folder: Path) -> None:
+def test_another_class_of_unet_autoencoder_or_text_encoder_is_refused(folder: Path) -> None:
     original = (folder / "model_index.json").read_text(encoding="utf-8")
     for part, named in (
         ("unet", "the unet of .* is a UNet3DConditionModel"),
@@ -137,7 +137,7 @@ def test_weights_that_do_not_fit_their_config_are_listed_with_their_shapes(folde
     assert "of_another not in the model" in said
 
 
-def test_parts_that_do_not_fit_each_other_are_told_with_their_numbers(folder: Path, tmp_path: Path) -> None:
+def test_parts_that_do_not_fit_each_other_are_refused_with_their_sizes(folder: Path, tmp_path: Path) -> None:
     save_stand_in("sd15", tmp_path / "other", StandInOptions(latent_channels=6))
     shutil.rmtree(folder / "vae")
     shutil.copytree(tmp_path / "other" / "vae", folder / "vae")
@@ -148,7 +148,7 @@ def test_parts_that_do_not_fit_each_other_are_told_with_their_numbers(folder: Pa
     assert "unet cross_attention_dim is 64, the text encoders give 32" in refusal(folder)
 
 
-def test_a_tokenizer_of_another_text_encoder_is_told(folder: Path) -> None:
+def test_a_tokenizer_of_another_text_encoder_is_refused(folder: Path) -> None:
     encoder = load_file(folder / "text_encoder" / "model.safetensors")
     name = next(name for name in encoder if name.endswith("token_embedding.weight"))
     tokens = encoder[name].shape[0]
@@ -158,7 +158,7 @@ def test_a_tokenizer_of_another_text_encoder_is_told(folder: Path) -> None:
     assert f"the tokenizer knows {tokens} tokens, its text encoder {tokens - 10}" in refusal(folder)
 
 
-def test_the_encoder_says_how_many_tokens_it_reads(folder: Path) -> None:
+def test_the_context_length_is_the_encoder_s(folder: Path) -> None:
     # A tokenizer whose folder leaves its length out says 10^30.
     told = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
     told.pop("model_max_length")
@@ -169,7 +169,7 @@ def test_the_encoder_says_how_many_tokens_it_reads(folder: Path) -> None:
     assert own([parse_prompt("a sign")]).tokens.shape == (1, 77, 32)
 
 
-def test_what_a_run_has_made_is_a_base(tmp_path: Path) -> None:
+def test_a_run_of_vlad_is_refused_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("name: mine", encoding="utf-8")
     assert "is a run of vlad; train on it with configs/lora.yaml base=" in refusal(tmp_path)
     index = {"_class_name": "VLADPipeline", "refine_unet": ["diffusers", "UNet2DConditionModel"]}
@@ -177,7 +177,7 @@ def test_what_a_run_has_made_is_a_base(tmp_path: Path) -> None:
     assert "is a pipeline of vlad; train on it" in refusal(tmp_path)
 
 
-def test_a_name_that_is_nowhere_is_told(tmp_path: Path) -> None:
+def test_a_missing_path_is_refused(tmp_path: Path) -> None:
     assert "is neither a folder here nor in reach on the hub" in refusal(tmp_path / "nowhere")
 
 

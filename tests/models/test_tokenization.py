@@ -1,4 +1,4 @@
-"""Prompts to tokens: places in the text of fast and slow tokenizers, what stands around a prompt, and what is cut."""
+"""Tokenization: character offsets of fast and slow tokenizers, special tokens, chat templates, truncation."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_every_character_has_its_tokens_and_in_order(tokenizer: Callable[[], Any
 
 @settings(max_examples=60)
 @given(text=TEXTS)
-def test_a_slow_tokenizer_s_places_are_the_characters_of_its_bytes(text: str) -> None:
+def test_a_slow_tokenizer_s_offsets_are_the_characters_of_its_bytes(text: str) -> None:
     _, places = encode_with_offsets(slow_tokenizer(), text)
     wanted = [(index, index + 1) for index, character in enumerate(text) for _ in character.encode()]
     assert places == wanted
@@ -113,10 +113,8 @@ def test_a_slow_tokenizer_s_places_are_the_characters_of_its_bytes(text: str) ->
 @pytest.mark.parametrize("tokenizer", [bytes_tokenizer, lower_casing_tokenizer])
 @settings(max_examples=60)
 @given(words=st.lists(st.sampled_from(["a", "blue", "Sign", "house", "Café", "bowl", "日本", "7"]), min_size=1))
-def test_offsets_by_decoding_are_those_that_a_fast_tokenizer_says(
-    tokenizer: Callable[[], Any], words: list[str]
-) -> None:
-    # What a slow tokenizer would have to be content with, held against the truth.
+def test_offsets_by_decoding_are_those_of_a_fast_tokenizer(tokenizer: Callable[[], Any], words: list[str]) -> None:
+    # The offsets that a slow tokenizer would get, compared with the true ones.
     text = " ".join(words)
     ids, said = encode_with_offsets(tokenizer(), text)
     found = offsets_by_decoding(tokenizer(), text, ids)
@@ -164,10 +162,10 @@ def test_names_of_special_tokens_are_plain_text(tokenizer: Callable[[], Any]) ->
         assert not {built.convert_tokens_to_ids(name)} & set(ids) - {built.unk_token_id}, name
 
 
-# --- what stands around --------------------------------------------------------------------------------------------
+# --- tokens around a prompt -------------------------------------------------------------------------------------------
 
 
-def test_special_tokens_around_a_prompt_are_kept_or_cut_as_asked() -> None:
+def test_special_tokens_around_a_prompt_are_kept_or_cut() -> None:
     assert special_token_frame(lower_casing_tokenizer()) == ([2], [3])
     assert special_token_frame(sentencepiece_tokenizer()) == ([1], [])
     assert special_token_frame(slow_tokenizer()) == ([], [1])
@@ -196,7 +194,7 @@ def chat_tokenizer(template: str = CHAT) -> Any:
     [CHAT, CHAT.replace("m['content']", "m['content'][0]['text']")],
     ids=["text", "parts"],
 )
-def test_a_chat_template_stands_around_the_prompt_and_its_states_are_cut(template: str) -> None:
+def test_a_chat_template_is_put_around_the_prompt_and_its_states_are_cut(template: str) -> None:
     tokenizer = chat_tokenizer(template)
     options = LVLMOptions(hidden_size=32, heads=2, vision_hidden_size=16, vision_layers=1, template="chat")
     torch.manual_seed(0)
@@ -233,10 +231,10 @@ def test_a_context_smaller_than_the_template_is_refused() -> None:
         PromptTokens(chat_tokenizer(), 8, "chat")
 
 
-# --- too long ------------------------------------------------------------------------------------------------------
+# --- truncation ------------------------------------------------------------------------------------------------------
 
 
-def test_a_long_prompt_keeps_its_quoted_strings_and_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_long_prompt_keeps_its_quoted_strings_and_warns_once(capsys: pytest.CaptureFixture[str]) -> None:
     text = 'an old sign on the wall of a small shop at the corner that says "HI" and under it "BYE" in red'
     prompt = parse_prompt(text)
     encode = PromptTokens(slow_tokenizer(), 41)  # bytes, and the end of text
@@ -266,7 +264,7 @@ def test_strings_that_do_not_fit_are_cut_from_the_right() -> None:
 
 @settings(max_examples=60)
 @given(text=TEXTS, room=st.integers(1, 30))
-def test_what_is_cut_is_never_a_quoted_token_while_another_is_kept(text: str, room: int) -> None:
+def test_quoted_tokens_are_cut_last(text: str, room: int) -> None:
     if not text.strip():
         return
     prompt = parse_prompt(text, strict=False)
@@ -307,6 +305,6 @@ def test_folding_finds_composed_and_decomposed_letters() -> None:
 
 
 @pytest.mark.parametrize("states", ["first", "layer:0", "layer:x", "average"])
-def test_states_of_no_kind_are_refused(states: str) -> None:
+def test_unknown_states_are_refused(states: str) -> None:
     with pytest.raises(UserError, match=r"lvlm\.states is last, layer:N"):
         replace(LVLMOptions(), states=states)

@@ -1,4 +1,4 @@
-"""The two UNets behind one contract: channels add up, what is given matters, what is masked does not."""
+"""`denoise` and the UNets: input channels add up, every input counts, masked tokens do not."""
 
 import math
 
@@ -50,7 +50,7 @@ def test_channels_add_up(with_z: bool, frequencies: int) -> None:
 
 @BOTH_WAYS_UP
 @torch.no_grad()
-def test_all_that_is_given_matters_to_its_own_row(up_attention: bool) -> None:
+def test_every_input_changes_its_row_alone(up_attention: bool) -> None:
     unet = build(up_attention=up_attention)
     t = condition()
     before = denoise(unet, X_T, TIMESTEPS, t, Z)
@@ -86,7 +86,7 @@ def test_masked_tokens_do_not_matter(up_attention: bool) -> None:
 
 
 @torch.no_grad()
-def test_without_pooled_the_pooled_vector_is_not_read() -> None:
+def test_without_pooled_the_pooled_vector_is_not_used() -> None:
     unet = build(pooled=False)
     t, other = condition(), condition(seed=5)
 

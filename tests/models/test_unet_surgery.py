@@ -1,4 +1,4 @@
-"""A grown UNet says what it said before, exactly, until something is learned."""
+"""UNet surgery: an extended UNet computes exactly what it did before, until the new layers are trained."""
 
 import copy
 from dataclasses import replace
@@ -33,30 +33,30 @@ def load(stand_ins: Path, kind: str) -> StableDiffusion:
     return load_stable_diffusion(StableDiffusionOptions(str(stand_ins / kind)))
 
 
-def own_states(found: StableDiffusion) -> BaseTextStates:
+def base_states(found: StableDiffusion) -> BaseTextStates:
     assert found.base_text is not None
     return BaseTextEncoders(found.encoders, found.tokenizers, found.base_text)([Prompt(text, (), ()) for text in TEXTS])
 
 
-def condition(own: BaseTextStates | None, seed: int = 0) -> Conditioning:
+def condition(base: BaseTextStates | None, seed: int = 0) -> Conditioning:
     mask = torch.tensor([[True, True, True, False, False], [True] * 5])
-    return Conditioning(random(2, 5, WIDTH, seed=seed), mask, random(2, WIDTH, seed=seed + 1), own, SIZE)
+    return Conditioning(random(2, 5, WIDTH, seed=seed), mask, random(2, WIDTH, seed=seed + 1), base, SIZE)
 
 
-def as_it_was(unet: UNet2DConditionModel, x_t: Tensor, own: BaseTextStates) -> Tensor:
-    """The original called as diffusers' own pipelines do."""
+def original_prediction(unet: UNet2DConditionModel, x_t: Tensor, base: BaseTextStates) -> Tensor:
+    """The original called as diffusers' pipelines do."""
     added = None
-    if own.pooled is not None:
-        added = {"text_embeds": own.pooled, "time_ids": torch.tensor([[*SIZE, 0, 0, *SIZE]] * 2)}
-    return unet(x_t, TIMESTEPS, own.tokens, added_cond_kwargs=added).sample
+    if base.pooled is not None:
+        added = {"text_embeds": base.pooled, "time_ids": torch.tensor([[*SIZE, 0, 0, *SIZE]] * 2)}
+    return unet(x_t, TIMESTEPS, base.tokens, added_cond_kwargs=added).sample
 
 
 @KINDS
 @torch.no_grad()
-def test_at_step_0_a_grown_unet_says_exactly_what_it_said_before(stand_ins: Path, kind: str) -> None:
+def test_at_step_0_an_extended_unet_computes_exactly_what_it_did(stand_ins: Path, kind: str) -> None:
     found = load(stand_ins, kind)
-    own, x_t = own_states(found), random(2, 4, 8, 6)
-    before = as_it_was(found.unet, x_t, own)
+    base, x_t = base_states(found), random(2, 4, 8, 6)
+    before = original_prediction(found.unet, x_t, base)
 
     extend_conv_in(found.unet, 8)
     add_text_conditioning(found.unet, WIDTH, keep_base_text=True)
@@ -64,52 +64,52 @@ def test_at_step_0_a_grown_unet_says_exactly_what_it_said_before(stand_ins: Path
 
     for seed in (0, 5):
         z = random(2, 4, 8, 6, seed=seed + 9)
-        assert torch.equal(denoise(found.unet, x_t, TIMESTEPS, condition(own, seed), z), before)
-    # And what its own text and SDXL's sizes say still counts.
-    turned = own.map(lambda x: x.flip(0))
+        assert torch.equal(denoise(found.unet, x_t, TIMESTEPS, condition(base, seed), z), before)
+    # The base text and SDXL's sizes still change the prediction.
+    turned = base.map(lambda x: x.flip(0))
     assert not torch.equal(denoise(found.unet, x_t, TIMESTEPS, condition(turned), z), before)
     if kind == "sdxl":
-        larger = replace(condition(own), size=(9, 9))
+        larger = replace(condition(base), size=(9, 9))
         assert not torch.equal(denoise(found.unet, x_t, TIMESTEPS, larger, z), before)
 
 
 @KINDS
-def test_all_that_was_added_learns_from_the_first_steps(stand_ins: Path, kind: str) -> None:
+def test_every_added_layer_learns_from_the_first_steps(stand_ins: Path, kind: str) -> None:
     found = load(stand_ins, kind)
-    own, x_t, z = own_states(found), random(2, 4, 8, 6), random(2, 4, 8, 6, seed=3)
+    base, x_t, z = base_states(found), random(2, 4, 8, 6), random(2, 4, 8, 6, seed=3)
     extend_conv_in(found.unet, 8)
     add_text_conditioning(found.unet, WIDTH, keep_base_text=True)
     set_decoupled_attention([found.unet])
     found.unet.requires_grad_(False)
-    grown = list(added_parameters(found.unet))
-    for parameter in grown:
+    added = list(added_parameters(found.unet))
+    for parameter in added:
         parameter.requires_grad_(True)
-    before = [parameter.detach().clone() for parameter in grown]
-    optimizer = torch.optim.Adam(grown, lr=1e-2)
+    before = [parameter.detach().clone() for parameter in added]
+    optimizer = torch.optim.Adam(added, lr=1e-2)
     losses = []
     for _ in range(4):
-        loss = (denoise(found.unet, x_t, TIMESTEPS, condition(own), z) - random(2, 4, 8, 6, seed=8)).square().mean()
+        loss = (denoise(found.unet, x_t, TIMESTEPS, condition(base), z) - random(2, 4, 8, 6, seed=8)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
 
     assert losses[-1] < losses[0]
-    assert len(grown) == 8  # weights and biases of conv_in, encoder_hid_proj and the two layers of class_embedding
-    assert all(not torch.equal(old, new) for old, new in zip(before, grown, strict=True))
+    assert len(added) == 8  # weights and biases of conv_in, encoder_hid_proj and the two layers of class_embedding
+    assert all(not torch.equal(old, new) for old, new in zip(before, added, strict=True))
     extra = found.unet.conv_in.weight[:, 4:], found.unet.encoder_hid_proj.weight[:, -WIDTH:]
     assert all(part.abs().min() > 0 for part in extra)
-    with torch.no_grad():  # what t says counts now, and its masked tokens do not
-        t = condition(own)
+    with torch.no_grad():  # now t changes the prediction, and its masked tokens do not
+        t = condition(base)
         now = denoise(found.unet, x_t, TIMESTEPS, t, z)
-        other = Conditioning(t.tokens + 1, t.mask, t.pooled, own, SIZE)
+        other = Conditioning(t.tokens + 1, t.mask, t.pooled, base, SIZE)
         assert (denoise(found.unet, x_t, TIMESTEPS, other, z) - now).abs().amax(dim=(1, 2, 3)).min() > 1e-6
-        rubbish = Conditioning(t.tokens.masked_fill(~t.mask[..., None], 9.0), t.mask, t.pooled, own, SIZE)
+        rubbish = Conditioning(t.tokens.masked_fill(~t.mask[..., None], 9.0), t.mask, t.pooled, base, SIZE)
         torch.testing.assert_close(denoise(found.unet, x_t, TIMESTEPS, rubbish, z), now, atol=1e-6, rtol=0)
 
 
 @torch.no_grad()
-def test_grown_without_its_own_text_a_unet_reads_t_alone(stand_ins: Path) -> None:
+def test_without_base_text_an_extended_unet_reads_t_alone(stand_ins: Path) -> None:
     found = load(stand_ins, "sdxl")
     add_text_conditioning(found.unet, WIDTH, keep_base_text=False)
     x_t = random(2, 4, 8, 6)
@@ -139,25 +139,25 @@ def test_channels_are_added_in_any_number_and_never_removed(stand_ins: Path) -> 
 
 
 @torch.no_grad()
-def test_a_grown_unet_comes_back_from_disk(stand_ins: Path, tmp_path: Path) -> None:
+def test_an_extended_unet_is_saved_and_loaded(stand_ins: Path, tmp_path: Path) -> None:
     found = load(stand_ins, "sdxl")
     extend_conv_in(found.unet, 8)
     add_text_conditioning(found.unet, WIDTH, keep_base_text=True)
     for parameter in added_parameters(found.unet):
         parameter.add_(0.01 * random(*parameter.shape))
     set_decoupled_attention([found.unet])
-    own, x_t, z = own_states(found), random(2, 4, 8, 6), random(2, 4, 8, 6, seed=3)
-    before = denoise(found.unet, x_t, TIMESTEPS, condition(own), z)
+    base, x_t, z = base_states(found), random(2, 4, 8, 6), random(2, 4, 8, 6, seed=3)
+    before = denoise(found.unet, x_t, TIMESTEPS, condition(base), z)
 
     found.unet.save_pretrained(tmp_path)
     again = UNet2DConditionModel.from_pretrained(tmp_path)
     for backend in ("sdpa", "auto"):
         set_attention([again], backend, torch.device("cpu"))
         assert all(isinstance(processor, DecoupledCrossAttnProcessor) for processor in again.attn_processors.values())
-        assert torch.equal(denoise(again, x_t, TIMESTEPS, condition(own), z), before)
+        assert torch.equal(denoise(again, x_t, TIMESTEPS, condition(base), z), before)
 
 
-def test_a_unet_whose_inputs_are_taken_is_refused(stand_ins: Path) -> None:
+def test_a_unet_whose_text_or_class_inputs_are_in_use_is_refused(stand_ins: Path) -> None:
     unet = load(stand_ins, "sd15").unet
     for options, named in (
         ({"num_class_embeds": 7}, "num_class_embeds: 7"),

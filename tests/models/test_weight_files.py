@@ -1,4 +1,4 @@
-"""Weights that do not fit the config beside them are told before anything is loaded, with names and shapes."""
+"""Weight files that do not fit their config are refused before loading, with names and shapes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def folder(stand_ins: Path, tmp_path: Path) -> Path:
-    """A stand-in for SDXL that a test may spoil."""
+    """A stand-in for SDXL that a test may damage."""
     return Path(shutil.copytree(stand_ins / "sdxl", tmp_path / "model"))
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sd21", "sdxl"])
-def test_what_fits_is_let_pass(stand_ins: Path, kind: str) -> None:
+def test_fitting_weights_pass(stand_ins: Path, kind: str) -> None:
     check_weight_shapes(stand_ins / kind, "base")
 
 
@@ -42,7 +42,7 @@ def test_tensors_of_other_shapes_missing_or_unknown_are_listed(folder: Path, par
     assert "and 3 more; copy it again" in said
 
 
-def test_a_damaged_part_is_told_with_its_reason(folder: Path) -> None:
+def test_a_damaged_part_is_refused_with_the_reason(folder: Path) -> None:
     (folder / "unet" / WEIGHTS).write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"base: .*unet is damaged \(.*; copy it again"):
         check_weight_shapes(folder, "base")
