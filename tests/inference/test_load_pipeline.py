@@ -89,7 +89,7 @@ def test_a_pipeline_of_the_hub_whose_lvlm_is_code_is_not_run(
     index.write_text(json.dumps(named | {"lvlm": ["transformers_modules.own.0123.own", "OwnModel"]}))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        UserError, match=r"^There is no pipeline some/model .* that can be loaded \(.*Error: .*hf download"
+        UserError, match=r"^The pipeline some/model cannot be loaded from the hub \(.*Error: .*hf download"
     ):
         load_pipeline("hf://some/model")
 

@@ -1,4 +1,4 @@
-"""sample.py from options to files: what is there is kept, what is bad is told, what was drawn can be drawn again."""
+"""`vlad sample` from options to files: skipping what exists, rejected prompts, repetition from recipes."""
 
 import json
 import os
@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from vlad.cli.sample import SAMPLE
+from vlad.inference.options import parse_size
 from vlad.inference.recipes import read_recipe
-from vlad.inference.sampling import parse_size, sample
 from vlad.utils.errors import UserError
 
 BLUE, RED = 'a blue sign that says "HOUSE"', 'a red sign that says "BUS"'
@@ -18,7 +18,7 @@ BLUE_NAME, RED_NAME = "0000-a-blue-sign-that-says-house", "0001-a-red-sign-that-
 
 
 def call(*options: object) -> int:
-    return sample(SAMPLE.parser().parse([str(option) for option in options]))
+    return SAMPLE([str(option) for option in options])
 
 
 def pixels(path: Path) -> bytes:
@@ -30,7 +30,7 @@ def images(out: Path) -> list[str]:
     return sorted(path.name for path in out.glob("*.png"))
 
 
-def test_every_seed_of_every_prompt_is_drawn_with_its_files(pipeline_folder: Path, tmp_path: Path) -> None:
+def test_every_seed_of_every_prompt_gets_its_files(pipeline_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert call(pipeline_folder, "--prompt", BLUE, "--prompt", RED, "--seeds", "0,5", "--out", out) == 0
     names = [f"{name}-s{seed}" for name in (BLUE_NAME, RED_NAME) for seed in (0, 5)]
@@ -46,7 +46,7 @@ def test_every_seed_of_every_prompt_is_drawn_with_its_files(pipeline_folder: Pat
     assert not list(out.rglob("*.partial"))
 
 
-def test_what_is_there_is_kept_and_what_is_missing_is_drawn(
+def test_existing_images_are_kept_and_missing_ones_generated(
     pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -60,7 +60,7 @@ def test_what_is_there_is_kept_and_what_is_missing_is_drawn(
     with (out / "index.jsonl").open("a", encoding="utf-8") as stream:
         stream.write('{"image": "0000')
     assert call(*asked) == 0
-    assert "3 of them were there before" in capsys.readouterr().out
+    assert "3 of them existed before" in capsys.readouterr().out
     assert pixels(gone) == first
     assert kept.stat().st_mtime_ns == stamp
     assert len((out / "index.jsonl").read_text(encoding="utf-8").splitlines()) == 4
@@ -70,7 +70,7 @@ def test_what_is_there_is_kept_and_what_is_missing_is_drawn(
     assert read_recipe(kept).settings.steps == 3
 
 
-def test_a_bad_line_is_told_and_the_others_are_drawn(
+def test_a_bad_line_is_reported_and_the_others_are_generated(
     pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts = tmp_path / "prompts.txt"
@@ -81,11 +81,11 @@ def test_a_bad_line_is_told_and_the_others_are_drawn(
     assert "prompts.txt, line 4:" in said
     assert "EXTRAORDINARY" in said
     assert "2 of 4 prompts" in said
-    # The third line keeps its number: once the second is mended, nothing moves.
+    # The third line keeps its number: correcting the second moves nothing.
     assert images(tmp_path / "out") == [f"{BLUE_NAME}-s0.png", "0002-a-red-sign-that-says-bus-s0.png"]
 
 
-def test_a_layout_of_other_words_than_the_prompts_is_told_once(
+def test_a_layout_of_other_words_than_the_prompts_is_reported_once(
     pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ("--line", "HOUSE@0.1,0.1,0.9,0.4")
@@ -94,20 +94,20 @@ def test_a_layout_of_other_words_than_the_prompts_is_told_once(
     assert "1 image in" in said.out and "the layout" not in said.err
     asked = ("--prompt", RED, "--prompt", BLUE, "--prompt", "a wall")
     assert call(pipeline_folder, *asked, *line, "--out", tmp_path / "other") == 0
-    (told,) = [told for told in capsys.readouterr().err.splitlines() if "the layout" in told]
-    assert told.startswith('--prompt: the layout holds "HOUSE" and the prompt quotes "BUS"; let both say the same')
-    assert "1 more" in told
+    (note,) = [note for note in capsys.readouterr().err.splitlines() if "the layout" in note]
+    assert note.startswith('--prompt: the layout holds "HOUSE" and the prompt quotes "BUS"; let both say the same')
+    assert "1 more" in note
 
 
-def test_a_prompt_that_quotes_nothing_is_told_and_drawn(
+def test_a_prompt_without_quoted_strings_is_reported_and_generated(
     pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(pipeline_folder, "--prompt", BLUE, "--out", tmp_path / "quoted") == 0
     assert "quotes nothing" not in capsys.readouterr().err
     asked = ("--prompt", "a sign that says HOUSE", "--prompt", BLUE, "--prompt", "a wall")
     assert call(pipeline_folder, *asked, "--out", tmp_path / "mixed") == 0
-    (told,) = [told for told in capsys.readouterr().err.splitlines() if "quotes nothing" in told]
-    assert told.startswith("--prompt: ") and "quotation marks" in told and "1 more" in told
+    (note,) = [note for note in capsys.readouterr().err.splitlines() if "quotes nothing" in note]
+    assert note.startswith("--prompt: ") and "quotation marks" in note and "1 more" in note
     assert len(images(tmp_path / "mixed")) == 3
     given = ("--line", "HOUSE@0.1,0.1,0.9,0.4", "--out", tmp_path / "given")
     assert call(pipeline_folder, "--prompt", "a wall", *given) == 0
@@ -126,7 +126,7 @@ def test_a_prompt_that_quotes_nothing_is_told_and_drawn(
         (("--prompt", 'a sign that says ""'), "Nothing is between the quotation marks at character 18"),
     ],
 )
-def test_what_cannot_be_is_told_before_a_model_is_loaded(
+def test_mistakes_are_reported_before_a_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], said: str
 ) -> None:
     monkeypatch.setattr("vlad.inference.sampling.load_pipeline", lambda *_: pytest.fail("a model was loaded"))
@@ -135,7 +135,7 @@ def test_what_cannot_be_is_told_before_a_model_is_loaded(
         call(tmp_path, *asked, *options)
 
 
-def test_a_image_is_repeated_from_its_own_recipe(
+def test_an_image_is_repeated_from_its_recipe(
     pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, again = tmp_path / "first", tmp_path / "again"
@@ -144,14 +144,14 @@ def test_a_image_is_repeated_from_its_own_recipe(
     asked = ("--prompt", BLUE, "--prompt", RED, "--seed", "3-4", *options, *more)
     assert call(pipeline_folder, *asked, "--out", first) == 0
     image = first / f"{RED_NAME}-s4.png"
-    with Image.open(image) as drawn:
-        assert drawn.size == (48, 32)
+    with Image.open(image) as opened:
+        assert opened.size == (48, 32)
     assert call("--from", image, "--out", again) == 0
     repeated = again / "0000-a-red-sign-that-says-bus-s4.png"
     assert pixels(repeated) == pixels(image)
     assert "pixel for pixel" in capsys.readouterr().out
     assert read_recipe(repeated) == read_recipe(image)
-    # One thing changed, the rest as it was.
+    # One option changed, the others as they were.
     assert call("--from", image, "--seed", 9, "--out", again) == 0
     other = read_recipe(again / "0000-a-red-sign-that-says-bus-s9.png")
     assert other.settings == read_recipe(image).settings
@@ -169,7 +169,7 @@ def test_a_given_layout_is_repeated_to_its_last_digit(pipeline_folder: Path, tmp
     assert pixels(tmp_path / "again" / image.name) == pixels(image)
 
 
-def test_another_model_does_not_repeat_a_image(pipeline_folder: Path, tmp_path: Path) -> None:
+def test_another_model_does_not_repeat_an_image(pipeline_folder: Path, tmp_path: Path) -> None:
     import shutil
 
     import torch
@@ -181,13 +181,13 @@ def test_another_model_does_not_repeat_a_image(pipeline_folder: Path, tmp_path: 
     state = load_file(weights)
     save_file({name: value + 0.01 * torch.ones_like(value) for name, value in state.items()}, weights)
     image = tmp_path / "out" / f"{BLUE_NAME}-s0.png"
-    with pytest.raises(UserError, match="drawn by another model"):
+    with pytest.raises(UserError, match="generated by another model"):
         call(other, "--from", image, "--out", tmp_path / "again")
     with pytest.raises(UserError, match="another model"):
         call(other, "--prompt", BLUE, "--out", tmp_path / "out")
 
 
-def test_layouts_alone_can_be_edited_and_drawn(pipeline_folder: Path, tmp_path: Path) -> None:
+def test_planned_layouts_can_be_edited_and_sampled_from(pipeline_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert call(pipeline_folder, "--prompt", BLUE, "--layout-only", "--out", out) == 0
     assert images(out) == []
@@ -196,7 +196,7 @@ def test_layouts_alone_can_be_edited_and_drawn(pipeline_folder: Path, tmp_path: 
     layout["lines"][0]["polygon"] = [[0.1, 0.1], [0.9, 0.1], [0.9, 0.3], [0.1, 0.3]]
     file.write_text(json.dumps(layout), encoding="utf-8")
     assert call(pipeline_folder, "--prompt", BLUE, "--layout-only", "--out", out) == 0
-    assert json.loads(file.read_text(encoding="utf-8")) == layout, "what somebody has edited was lost"
+    assert json.loads(file.read_text(encoding="utf-8")) == layout, "an edited layout was overwritten"
     with pytest.raises(UserError, match="is another layout; add --overwrite"):
         call(pipeline_folder, "--prompt", BLUE, "--layout-only", "--line", "HOUSE@0.1,0.5,0.9,0.8", "--out", out)
     assert call(pipeline_folder, "--prompt", BLUE, "--layout", file, "--out", tmp_path / "drawn") == 0
@@ -204,19 +204,19 @@ def test_layouts_alone_can_be_edited_and_drawn(pipeline_folder: Path, tmp_path: 
     assert recipe.layout.lines[0].polygon[2] == (0.9, 0.3)
 
 
-def test_what_somebody_breaks_in_a_layout_file_is_told_or_left_alone(pipeline_folder: Path, tmp_path: Path) -> None:
+def test_a_broken_layout_file_is_reported_only_where_it_is_used(pipeline_folder: Path, tmp_path: Path) -> None:
     asked = (pipeline_folder, "--prompt", BLUE, "--out", tmp_path)
     assert call(*asked) == 0
     file = tmp_path / "layouts" / f"{BLUE_NAME}-s0.json"
     file.write_text("{", encoding="utf-8")
-    # The image has its own layout inside.
+    # The image holds its own layout.
     assert call(*asked) == 0
     assert file.read_text(encoding="utf-8") == "{"
     with pytest.raises(UserError, match="is not JSON: line 1"):
         call(*asked, "--layout-only")
 
 
-def test_a_plan_stays_with_no_image_but_its_own(pipeline_folder: Path, tmp_path: Path) -> None:
+def test_overwriting_an_image_removes_its_raw_plan(pipeline_folder: Path, tmp_path: Path) -> None:
     def sheet_width() -> int:
         with Image.open(tmp_path / "grids" / "grid.png") as sheet:
             return sheet.width
@@ -227,17 +227,17 @@ def test_a_plan_stays_with_no_image_but_its_own(pipeline_folder: Path, tmp_path:
     assert plan.is_file()
     planned = sheet_width()
     assert call(*asked, "--line", "HOUSE@0.1,0.5,0.9,0.8", "--overwrite") == 0
-    assert not plan.is_file(), "stage one drew nothing"
+    assert not plan.is_file(), "stage one did not run"
     assert sheet_width() < planned
 
 
-def test_a_image_of_nothing_but_a_prompt_has_an_empty_layout(pipeline_folder: Path, tmp_path: Path) -> None:
+def test_a_prompt_without_strings_has_an_empty_layout(pipeline_folder: Path, tmp_path: Path) -> None:
     assert call(pipeline_folder, "--prompt", "a wall", "--out", tmp_path) == 0
     assert call(pipeline_folder, "--prompt", "a wall", "--out", tmp_path) == 0
     assert read_recipe(tmp_path / "0000-a-wall-s0.png").layout.lines == ()
 
 
-def test_a_memory_format_and_a_compiler_are_for_speed_alone(
+def test_channels_last_and_compile_only_affect_speed(
     pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -280,24 +280,24 @@ CPU_IS_FULL = "DefaultCPUAllocator: can't allocate memory: you tried to allocate
 
 
 @pytest.mark.parametrize("of_gpu", [True, False])
-def test_when_memory_is_out_what_is_drawn_is_kept(
+def test_images_finished_before_running_out_of_memory_are_kept(
     pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_gpu: bool
 ) -> None:
     import torch
 
     from vlad.pipeline.vlad_pipeline import VLADPipeline
 
-    draw, calls = VLADPipeline.__call__, []
+    generate, calls = VLADPipeline.generate, []
 
-    def draw_once(self: VLADPipeline, *arguments: object, **options: object) -> object:
+    def generate_once(self: VLADPipeline, *arguments: object, **options: object) -> object:
         calls.append(arguments)
         if len(calls) > 1:
             raise torch.OutOfMemoryError("no room") if of_gpu else RuntimeError(CPU_IS_FULL)
-        return draw(self, *arguments, **options)  # type: ignore[arg-type]
+        return generate(self, *arguments, **options)  # type: ignore[arg-type]
 
     asked = (pipeline_folder, "--prompt", BLUE, "--seed", "0-3", "--out", tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(VLADPipeline, "__call__", draw_once)
+        patch.setattr(VLADPipeline, "generate", generate_once)
         with pytest.raises(UserError, match=r"2 images at once: out of memory .*; 2 images kept; give --batch-size 1"):
             call(*asked)
     assert images(tmp_path) == [f"{BLUE_NAME}-s{seed}.png" for seed in (0, 1)]
@@ -306,7 +306,7 @@ def test_when_memory_is_out_what_is_drawn_is_kept(
     assert len(images(tmp_path)) == 4
 
 
-def test_sizes_are_told_with_the_nearest_that_fits(pipeline_folder: Path, tmp_path: Path) -> None:
+def test_a_wrong_size_is_reported_with_the_nearest_that_fits(pipeline_folder: Path, tmp_path: Path) -> None:
     asked = (pipeline_folder, "--prompt", BLUE, "--out", tmp_path)
     with pytest.raises(UserError, match=r"multiples of 16.*the nearest size is 48 x 32"):
         call(*asked, "--size", "50x39")
@@ -320,7 +320,7 @@ def test_sizes_are_told_with_the_nearest_that_fits(pipeline_folder: Path, tmp_pa
     assert parse_size("96") == (96, 96)
 
 
-def test_the_text_of_a_template_stays_where_it_is(pipeline_folder: Path, tmp_path: Path) -> None:
+def test_a_template_gives_texts_and_places(pipeline_folder: Path, tmp_path: Path) -> None:
     from vlad.layout.glyph_map import draw_glyph_map
     from vlad.layout.polygons import box_iou, box_polygon
     from vlad.reports.image_grids import image_of_map
@@ -343,7 +343,7 @@ def test_the_text_of_a_template_stays_where_it_is(pipeline_folder: Path, tmp_pat
         call(pipeline_folder, "--prompt", BLUE, "--line", "A@0,0,1,1", "--template", "x", "--out", tmp_path / "out")
 
 
-def test_a_raw_map_that_reads_as_wanted_is_kept(
+def test_a_raw_glyph_map_that_reads_as_wanted_is_kept(
     pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = (pipeline_folder, "--prompt", BLUE)
@@ -354,12 +354,12 @@ def test_a_raw_map_that_reads_as_wanted_is_kept(
     kept, raw, refitted = (pixels(tmp_path / way / f"{BLUE_NAME}-s0.png") for way in ("kept", "raw", "refitted"))
     assert kept == raw
     assert kept != refitted
-    # A recipe that kept a raw map says so, and is not taken for one that did not.
+    # The recipe records that raw maps were kept: such an image is not taken for one without.
     with pytest.raises(UserError, match="another keep_raw"):
         call(*asked, "--out", tmp_path / "kept")
 
 
-def test_a_damaged_or_foreign_image_is_no_recipe(tmp_path: Path) -> None:
+def test_a_damaged_or_foreign_image_has_no_recipe(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "foreign.png")
     (tmp_path / "broken.png").write_bytes(os.urandom(100))
     for name, said in (("foreign.png", "no recipe"), ("broken.png", "no image"), ("none.png", "no image")):

@@ -1,4 +1,4 @@
-"""An untrained pipeline on disk: what it draws is noise, but its ways are those of a trained one."""
+"""An untrained pipeline on disk: its images are noise, its behaviour is that of a trained one."""
 
 from pathlib import Path
 

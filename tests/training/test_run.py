@@ -141,7 +141,7 @@ def test_a_run_under_way_can_be_looked_at(
         return
     pipeline = load_pipeline(config.directory)
     newest = config.directory / "refine" / "checkpoints" / "step-00000002.ckpt"
-    assert capsys.readouterr().err.endswith(f"{config.directory} is not finished; drawing with {newest}\n")
+    assert capsys.readouterr().err.endswith(f"{config.directory} is not finished; sampling from {newest}\n")
     assert pipeline(PROMPT).images[0].size == (32, 32)
     published = load_file(config.directory / "layout" / "trained.safetensors")
     assert torch.equal(pipeline.layout_unet.conv_in.weight, published["unet.conv_in.weight"])

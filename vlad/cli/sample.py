@@ -59,9 +59,12 @@ def _add_sample_options(parser: OptionParser) -> None:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
+    from vlad.inference.options import SampleCall
+
+    call = SampleCall.from_arguments(arguments)  # before torch is loaded
     from vlad.inference.sampling import sample
 
-    return sample(arguments)
+    return sample(call)
 
 
 SAMPLE = Verb(

@@ -1,8 +1,8 @@
-"""What `sample.py --edit` is given: an image, a mask or polygons, and lines of text.
+"""Edit requests: what `vlad sample --edit` gives, as an image, a mask and lines of text.
 
---edit shop.png --line 'SALE@0.1,0.1,0.9,0.3'              a line where it says; the mask is its polygon, grown a little
+--edit shop.png --line 'SALE@0.1,0.1,0.9,0.3'              a line and its place; the mask is its polygon, grown a little
 --edit shop.png --mask 0.1,0.1,0.9,0.3 --line SALE         a region, and a line that fills it
---edit shop.png --mask mask.png                            white is drawn anew; without a line the text goes
+--edit shop.png --mask mask.png                            white is generated anew; without a line, text is removed
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _NUMBERS = re.compile(r"[\s\d.,+\-eE]+")
 
 @dataclass(frozen=True)
 class EditRequest:
-    """An image to edit with its mask, the lines wanted there, and a prompt that says no more than them."""
+    """An image to edit with its mask, the lines wanted there, and a prompt that names no more than them."""
 
     edit: Edit
+    # None: the prompt's strings fill the mask.
     layout: Layout | None
     prompt: str
-    # For the recipe: where the image came from, and what it and the mask are.
     source: EditSource
 
 
 @dataclass(frozen=True)
 class EditSource:
-    """An edited image's origin: the image as the call named it, the masks as given, and fingerprints of both."""
+    """An edited image's origin, for the recipe: image and masks as they were given, and fingerprints of both."""
 
     image: str
     masks: tuple[str, ...]
@@ -48,55 +48,56 @@ class EditSource:
 
 
 def read_edit(
-    path: str, masks: Sequence[str], lines: Sequence[str], placed: Layout | None = None, has_prompt: bool = False
+    path: str,
+    masks: Sequence[str],
+    lines: Sequence[str],
+    placed: Layout | None = None,
+    prompt_has_strings: bool = False,
 ) -> EditRequest:
-    """The edit that the options of a call describe; its layout is None where the prompt's strings are to fill the mask.
+    """The edit of --edit, --mask and --line. `placed`: a layout in place of lines.
 
-    `placed`: a layout in place of lines. `has_prompt`: some prompt quotes strings of its own. Raises UserError for an
-    image, mask or line that cannot be used.
+    Raises UserError for an image, mask or line that cannot be used.
     """
     image = np.asarray(read_image(path))
     height, width = image.shape[:2]
     with_place = [line for line in lines if _has_place(line)]
     if with_place and len(with_place) < len(lines):
-        raise UserError("Some --line say where they stand (TEXT@LEFT,TOP,RIGHT,BOTTOM) and some do not; let all do.")
+        raise UserError("Some --line have a place (TEXT@LEFT,TOP,RIGHT,BOTTOM) and some do not; give one to all.")
     strings = [] if with_place else [line.strip() for line in lines]
     if not all(strings):
-        raise UserError("--line holds no text; give the words, or leave it out to remove what stands in the mask.")
+        raise UserError("--line holds no text; give the words, or leave it out to remove the text in the mask.")
     layout = layout_of_lines(with_place) if with_place else placed
     if with_place and layout is not None:
         check_layout(layout, "--line")
-    if not masks and layout is None:
-        raise UserError(
-            "--edit needs to know where: add --mask (an image, white where it is drawn anew, or"
-            " LEFT,TOP,RIGHT,BOTTOM), or a place to each --line."
-        )
-    mask = np.zeros((height, width), dtype=bool)
-    for said in masks:
-        mask |= _read_mask(said, width, height)
-    if not masks and layout is not None:
+    if masks:
+        mask = _read_masks(masks, width, height)
+    elif layout is not None:
         mask = mask_of_lines(layout.lines, width, height)
+    else:
+        raise UserError(
+            "--edit needs a region: add --mask (an image, white where it is generated anew, or LEFT,TOP,RIGHT,BOTTOM),"
+            " or a place to each --line."
+        )
     try:
         edit = Edit(image, mask)
     except UserError as error:
         raise UserError(f"--edit {path}: {error}") from error
     if layout is None:
-        if strings and has_prompt:
+        if strings and prompt_has_strings:
             raise UserError("--line and the prompt's strings both say what to write; give a place to each --line.")
-        layout = None if has_prompt else lines_inside(strings, mask)
+        layout = None if prompt_has_strings else lines_inside(strings, mask)
     prompt = plain_prompt([] if layout is None else [line.text for line in layout.lines])
     source = EditSource(str(path), tuple(masks), pixels_fingerprint(image), pixels_fingerprint(mask))
     return EditRequest(edit, layout, prompt, source)
 
 
 def repeated_edit(source: EditSource, layout: Layout, masks: Sequence[str] = ()) -> Edit:
-    """The edit of a recipe, read again. Raises UserError where the image or the mask is not what it was."""
+    """The edit of a recipe, read again. Raises UserError where the image or the mask has changed since."""
     image = np.asarray(read_image(source.image))
     height, width = image.shape[:2]
-    mask = np.zeros((height, width), dtype=bool)
-    for said in masks or source.masks:
-        mask |= _read_mask(said, width, height)
-    if not (masks or source.masks):
+    if masks or source.masks:
+        mask = _read_masks(masks or source.masks, width, height)
+    else:
         mask = mask_of_lines(layout.lines, width, height)
     same_mask = bool(masks) or pixels_fingerprint(mask) == source.mask_pixels
     if pixels_fingerprint(image) != source.image_pixels or not same_mask:
@@ -111,30 +112,35 @@ def _has_place(line: str) -> bool:
     return _NUMBERS.fullmatch(line.rpartition("@")[2]) is not None and "@" in line
 
 
-def _read_mask(said: str, width: int, height: int) -> np.ndarray:
-    """A mask of an image file, or of a box or polygon in shares of the image."""
-    if _NUMBERS.fullmatch(said) and not is_file(said):
-        mask = mask_of_polygons([_polygon(said)], width, height)
+def _read_masks(masks: Sequence[str], width: int, height: int) -> np.ndarray:
+    """All that the masks cover, H W."""
+    return np.logical_or.reduce([_read_mask(given, width, height) for given in masks])
+
+
+def _read_mask(given: str, width: int, height: int) -> np.ndarray:
+    """A mask of an image file, or of a box or polygon in image coordinates."""
+    if _NUMBERS.fullmatch(given) and not is_file(given):
+        mask = mask_of_polygons([_parse_polygon(given)], width, height)
         if not mask.any():
-            raise UserError(f"--mask {said}: it covers no pixel of the image; shares of it go from 0 to 1.")
+            raise UserError(f"--mask {given} covers no pixel of the image; image coordinates go from 0 to 1.")
         return mask
-    image = read_image(said)
+    image = read_image(given)
     if image.size != (width, height):
         raise UserError(
-            f"--mask {said} has {image.width} x {image.height} pixels and the image {width} x {height}; give a"
+            f"--mask {given} has {image.width} x {image.height} pixels and the image {width} x {height}; give a"
             " mask of the image's size, or a polygon."
         )
     mask = mask_of_image(image)
     if not mask.any():
         raise UserError(
-            f"--mask {said} is empty (nothing is white), so there is nothing to draw; paint a region white."
+            f"--mask {given} is empty (nothing is white), so nothing would be generated; paint a region white."
         )
     return mask
 
 
-def _polygon(said: str) -> Polygon:
+def _parse_polygon(given: str) -> Polygon:
     try:
-        values = [float(value) for value in said.split(",")]
+        values = [float(value) for value in given.split(",")]
     except ValueError:
         values = []
     polygon = (
@@ -145,9 +151,9 @@ def _polygon(said: str) -> Polygon:
     wrong = len(values) != 4 and (len(values) < 6 or len(values) % 2)
     if wrong or not np.isfinite(values).all() or polygon_area(polygon) <= 1e-6:
         raise UserError(
-            f"--mask {said} is neither an image nor a region; write LEFT,TOP,RIGHT,BOTTOM as shares of the image,"
+            f"--mask {given} is neither an image nor a region; write LEFT,TOP,RIGHT,BOTTOM as shares of the image,"
             " like 0.1,0.1,0.9,0.3, or x,y of three points or more."
         )
     if not all(-1e-3 <= value <= 1 + 1e-3 for value in values):
-        raise UserError(f"--mask {said} reaches outside the image; its numbers are shares of it, 0 to 1.")
+        raise UserError(f"--mask {given} reaches outside the image; its numbers are shares of it, 0 to 1.")
     return polygon

@@ -1,4 +1,4 @@
-"""A run's pipeline ready to draw: device, precision, adapters, offload; and the fingerprint of what it holds."""
+"""A run's pipeline ready for sampling: device, precision, adapters, offload; and the fingerprint of its weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from vlad.inference.unfinished_runs import pipeline_of_running
 from vlad.lora.fingerprint import hash_module
 from vlad.lora.weighted_adapters import set_adapters
 from vlad.pipeline.folders import read_pipeline, vlad_pipeline_folder
@@ -43,9 +42,9 @@ def load_pipeline(
 ) -> VLADPipeline:
     """The pipeline of a run, on the GPU where there is one, with adapters merged in if given.
 
-    A run that is still training gives its newest valid checkpoint. `run` may be a pipeline folder, or `hf://OWNER/NAME`
-    on the hub. An adapter is `DIR` or `DIR:WEIGHT`. `offload` holds on the GPU only the model that works at the time;
-    `channels_last` and `compiled` (torch.compile, at the first image) are for speed alone.
+    Of a run that is still training it is the newest valid checkpoint's. `run` may be a pipeline folder, or
+    `hf://OWNER/NAME` on the hub. An adapter is `DIR` or `DIR:WEIGHT`. `offload` keeps on the GPU only the model that is
+    running; `channels_last` and `compiled` (torch.compile, at the first image) only affect speed.
     Raises UserError when there is no pipeline, or an adapter does not fit it.
     """
     if dtype not in DTYPES:
@@ -67,7 +66,7 @@ def load_pipeline(
         part = getattr(pipeline, name)
         if part is not None and channels_last:
             part.to(memory_format=torch.channels_last)
-        if part is not None and compiled and name != "autoencoder":  # whose ways in are not `forward`
+        if part is not None and compiled and name != "autoencoder":  # is not called through `forward`
             part.compile()
     if offload:
         pipeline.enable_model_cpu_offload(device=device)
@@ -76,7 +75,7 @@ def load_pipeline(
 
 
 def _check_compiler(device: torch.device) -> None:
-    """Raises UserError where torch.compile has nothing to compile with; for a GPU Triton comes with torch."""
+    """Raises UserError where torch.compile finds no compiler; for a GPU, Triton comes with torch."""
     wanted = os.environ.get("CXX", "g++")
     if device.type == "cpu" and shutil.which(wanted) is None and shutil.which("clang++") is None:
         raise UserError(
@@ -93,20 +92,22 @@ def _pipeline_of(run: Path | str, dtype: torch.dtype) -> VLADPipeline:
                 return VLADPipeline.from_pretrained(name, dtype=dtype)
         except (OSError, ValueError, ImportError) as error:
             raise UserError(
-                f"There is no pipeline {name} in reach on the hub that can be loaded ({reason_of(error)}); check the"
-                f" name and the network, or give the folder of: hf download {name} --local-dir FOLDER."
+                f"The pipeline {name} cannot be loaded from the hub ({reason_of(error)}); check the name and the"
+                f" network, or give the folder of: hf download {name} --local-dir FOLDER."
             ) from error
     path = Path(run)
     has_pipeline = any((folder / "model_index.json").is_file() for folder in (path, path / "pipeline"))
     if not has_pipeline and (path / "config.yaml").is_file():
-        return pipeline_of_running(path).to(dtype)
+        from vlad.inference.unfinished_runs import pipeline_of_unfinished  # builds models as training does
+
+        return pipeline_of_unfinished(path).to(dtype)
     return read_pipeline(vlad_pipeline_folder(path), str(run), dtype)
 
 
 def model_fingerprint(pipeline: VLADPipeline) -> str:
-    """16 hexadecimal digits of the weights and of what the pipeline's config says of them.
+    """16 hexadecimal digits of the weights and of the pipeline's config.
 
-    Defaults that a recipe holds itself (steps, scales) do not count.
+    Sampling defaults (steps, scales), which a recipe holds itself, do not count.
     """
     digest = hashlib.sha256()
     kept = ("with_layout", "pooling", "states", "template", "max_tokens", "process")

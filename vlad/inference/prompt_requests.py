@@ -1,142 +1,138 @@
-"""What is asked for: prompts with their seeds and layouts, from the command line, files and standard input.
+"""Prompts with their seeds and layouts, from the command line, text and JSONL files, and standard input.
 
 A text file has a prompt on each line. A JSONL file has an object on each line:
 
     {"prompt": "a sign that says \"HI\"", "seeds": "0-3", "layout": "hi.json"}
 
-`seed` or `seeds` (a number, a list, or a range as on the command line) and `layout` (an object as in a layout file, or
-the path of one, from the JSONL file's folder) may be left out.
+Optional are `seed` or `seeds` (a number, a list, or a range as on the command line) and `layout` (an object as in a
+layout file, or a path relative to the JSONL file's folder).
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlad.inference.options import parse_seeds
 from vlad.layout.layout_files import check_layout, layout_from_json, read_layout
-from vlad.types import Layout
+from vlad.models.text_encoder.prompt import parse_prompt
+from vlad.types import Layout, Prompt
 from vlad.utils.errors import UserError, did_you_mean, sentence
 from vlad.utils.paths import existing_file
 
 FIELDS = ("prompt", "seed", "seeds", "layout")
-MOST_SEEDS = 100_000
-EMPTY = "The line is empty; write a prompt, or take the line out."
 
 
 @dataclass(frozen=True)
-class Request:
-    """One prompt. `place` says where it stands, for messages; without `seeds` or `layout` it takes the call's."""
+class PromptRequest:
+    """One prompt to generate images of."""
 
-    prompt: str
+    prompt: Prompt
+    # Where it was given, for messages: "--prompt", or file and line.
     place: str
+    # None: those of the call.
     seeds: tuple[int, ...] | None = None
     layout: Layout | None = None
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """A line that asks for nothing that can be drawn, and why."""
+class RejectedPrompt:
+    """A prompt or a line of a file that cannot be used, and why."""
 
     place: str
     reason: str
 
-
-def parse_seeds(text: str, place: str = "") -> tuple[int, ...]:
-    """Seeds as people write them: "7", "0-9", "1,5,8-10". Raises UserError for what is none; `place` begins it."""
-    seeds: dict[int, None] = {}
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        if match is None or len(part) > 60:
-            raise UserError(
-                f"{place}{text[:60]!r} are no seeds; write a number from 0, or several like 0-9 or 1,5,8-10."
-            )
-        first = int(match.group(1))
-        last = int(match.group(2)) if match.group(2) else first
-        if last < first or last >= 2**62 or len(seeds) + last - first >= MOST_SEEDS:
-            raise UserError(f"{place}The seeds {text[:60]!r} must rise, lie under 2**62, and be {MOST_SEEDS} at most.")
-        seeds.update(dict.fromkeys(range(first, last + 1)))
-    return tuple(seeds)
+    def __str__(self) -> str:
+        return self.reason if self.place == "--prompt" else f"{self.place}: {self.reason}"
 
 
-def read_requests(prompts: Sequence[str], files: Sequence[str]) -> list[Request | Refusal]:
-    """The prompts of the command line, then those of the files ("-" is standard input), in their order.
+def read_prompts(prompts: Sequence[str], files: Sequence[str]) -> list[PromptRequest | RejectedPrompt]:
+    """The prompts of the command line, then those of the files ("-" is standard input), in their order, parsed.
 
-    An empty line between those of a text file and a bad line of a JSONL file come as a Refusal each. Raises UserError
-    for a file that is none, and when nothing is asked for.
+    Raises UserError for a file that cannot be read, and when no prompt is usable.
     """
-    found: list[Request | Refusal] = [Request(prompt, "--prompt") for prompt in prompts]
+    found = [_request(prompt, "--prompt") for prompt in prompts]
     for name in files:
         found += _read_file(name)
     if not found:
         raise UserError(
-            "There is nothing to draw; give --prompt 'a blue sign that says \"HOUSE\"' or --prompts FILE (- for"
-            " standard input)."
+            "No prompt is given; add --prompt 'a blue sign that says \"HOUSE\"', or --prompts FILE (- for standard"
+            " input)."
         )
+    rejected = [request for request in found if isinstance(request, RejectedPrompt)]
+    if len(rejected) == len(found):
+        raise UserError(str(rejected[0]))
     return found
 
 
-def _read_file(name: str) -> list[Request | Refusal]:
+def _request(
+    text: str, place: str, seeds: tuple[int, ...] | None = None, layout: Layout | None = None
+) -> PromptRequest | RejectedPrompt:
+    try:
+        return PromptRequest(parse_prompt(text), place, seeds, layout)
+    except UserError as error:
+        return RejectedPrompt(place, str(error))
+
+
+def _read_file(name: str) -> list[PromptRequest | RejectedPrompt]:
     path = None if name == "-" else existing_file(name, "prompt file", "write one with a prompt on each line")
-    shown = "standard input" if path is None else str(path)
+    label = "standard input" if path is None else str(path)
     data = sys.stdin.buffer.read() if path is None else path.read_bytes()
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise UserError(f"{shown} is not a prompt file: it is not UTF-8 text; save it as such.") from error
+        raise UserError(f"{label} is not a prompt file: it is not UTF-8 text; save it as such.") from error
     folder = Path() if path is None else path.parent
     is_json = (
         path.suffix in (".jsonl", ".ndjson")
         if path is not None
         else next((line for line in lines if line.strip()), "").lstrip().startswith("{")
     )
-    found: list[Request | Refusal] = []
-    found += _json_lines(lines, shown, folder) if is_json else _text_lines(lines, shown)
+    found = list(_json_lines(lines, label, folder) if is_json else _text_lines(lines, label))
     if not found:
-        raise UserError(f"{shown} holds no prompt; write one on each line.")
+        raise UserError(f"{label} holds no prompt; write one on each line.")
     return found
 
 
-def _text_lines(lines: Sequence[str], shown: str) -> Iterator[Request | Refusal]:
+def _text_lines(lines: Sequence[str], label: str) -> Iterator[PromptRequest | RejectedPrompt]:
     last = max((number for number, line in enumerate(lines, start=1) if line.strip()), default=0)
     for number, line in enumerate(lines[:last], start=1):
-        place = f"{shown}, line {number}"
-        yield Request(line.strip(), place) if line.strip() else Refusal(place, EMPTY)
+        place = f"{label}, line {number}"
+        if line.strip():
+            yield _request(line.strip(), place)
+        else:
+            yield RejectedPrompt(place, "The line is empty; write a prompt, or remove the line.")
 
 
-def _json_lines(lines: Sequence[str], shown: str, folder: Path) -> Iterator[Request | Refusal]:
+def _json_lines(lines: Sequence[str], label: str, folder: Path) -> Iterator[PromptRequest | RejectedPrompt]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        place = f"{shown}, line {number}"
+        place = f"{label}, line {number}"
         try:
             yield _request_from_json(json.loads(line), place, folder)
         except UserError as error:
-            yield Refusal(place, str(error)[:500])
+            yield RejectedPrompt(place, str(error)[:500])
         except (ValueError, RecursionError) as error:
-            yield Refusal(place, f'It is no JSON ({str(error)[:200]}); write an object like {{"prompt": "a sign"}}.')
+            yield RejectedPrompt(
+                place, f'It is no JSON ({str(error)[:200]}); write an object like {{"prompt": "a sign"}}.'
+            )
 
 
-def _request_from_json(record: Any, place: str, folder: Path) -> Request:
+def _request_from_json(record: Any, place: str, folder: Path) -> PromptRequest | RejectedPrompt:
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
         raise UserError('It is not an object with a "prompt"; write one like {"prompt": "a sign"}.')
     for name in record:
         if name not in FIELDS:
             raise UserError(f"It has an unknown field {name!r}.{did_you_mean(name, FIELDS)}")
     seeds = record.get("seeds", record.get("seed"))
-    return Request(record["prompt"], place, _seeds_from_json(seeds), _layout_from_json(record.get("layout"), folder))
-
-
-def _seeds_from_json(value: Any) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    if isinstance(value, list):
-        return parse_seeds(",".join(map(str, value)))
-    return parse_seeds(str(value))
+    if seeds is not None:
+        seeds = parse_seeds(",".join(map(str, seeds)) if isinstance(seeds, list) else str(seeds))
+    return _request(record["prompt"], place, seeds, _layout_from_json(record.get("layout"), folder))
 
 
 def _layout_from_json(value: Any, folder: Path) -> Layout | None:

@@ -1,12 +1,13 @@
-"""Recipes: all that an image depends on, kept inside its PNG file.
+"""Recipes: everything that an image depends on, stored inside its PNG file.
 
-The text field `vlad` of the PNG holds the recipe as JSON, layout included, with coordinates in full.
+The PNG's text field `vlad` holds the recipe as JSON, layout included, with coordinates in full.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from vlad.inference.edit_requests import EditSource
+from vlad.inference.load_pipeline import model_fingerprint
 from vlad.layout.layout_files import layout_from_json, layout_to_json
 from vlad.pipeline.options import SampleSettings
+from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.types import Layout
 from vlad.utils.errors import UserError
 from vlad.utils.paths import existing_file
@@ -26,7 +29,7 @@ FIELD = "vlad"
 
 @dataclass(frozen=True)
 class Recipe:
-    """An image's own: prompt, seed, layout; and what it shares with its call."""
+    """What one image depends on: prompt, seed and layout of its own, and the settings and the model of its call."""
 
     prompt: str
     seed: int
@@ -34,7 +37,7 @@ class Recipe:
     # Whether the layout was given; else the layout UNet planned it.
     layout_given: bool
     settings: SampleSettings
-    # `loading.model_fingerprint`, and where the model came from: as the call named it.
+    # `load_pipeline.model_fingerprint`, and where the model came from: as the call named it.
     model: str
     run: str
     adapters: tuple[str, ...] = ()
@@ -42,28 +45,44 @@ class Recipe:
     solvers: tuple[str, ...] = ()
     dtype: str = "float32"
     device: str = "cpu"
-    # Whether raw glyph maps that read as wanted were kept.
+    # Whether raw glyph maps that the OCR engine read as wanted were kept.
     keep_raw: bool = False
     # Of an edited image: the one it was made from.
     edit: EditSource | None = None
 
-    def asks_for(self) -> dict[str, Any]:
-        """What the image was asked to be: two recipes that agree in this are of the same image.
+    def identity(self) -> dict[str, Any]:
+        """The part that decides the image: two recipes that agree in it are of the same image.
 
-        Where the model lies is not in it, nor a layout that follows from the rest.
+        The places of files are not in it, nor a layout that follows from the rest.
         """
-        asked = recipe_to_json(self)
+        record = recipe_to_json(self)
         for name in ("run", "adapters", "device", "software"):
-            asked.pop(name)
+            record.pop(name)
         if not self.layout_given:
-            asked.pop("layout")
-        if self.edit is not None:  # what was edited counts, not where it lay
-            asked["edit"] = {"image_pixels": self.edit.image_pixels, "mask_pixels": self.edit.mask_pixels}
-        return asked
+            record.pop("layout")
+        if self.edit is not None:
+            record["edit"] = {"image_pixels": self.edit.image_pixels, "mask_pixels": self.edit.mask_pixels}
+        return record
+
+
+def origin_of(
+    pipeline: VLADPipeline, run: str, adapters: Sequence[str] = (), edit: EditSource | None = None
+) -> dict[str, Any]:
+    """The fields of a recipe that all images of a call share: the model, and where it runs."""
+    schedulers = (pipeline.layout_scheduler, pipeline.refine_scheduler)
+    return {
+        "model": model_fingerprint(pipeline),
+        "run": str(run),
+        "adapters": tuple(adapters),
+        "solvers": tuple(type(scheduler).__name__ for scheduler in schedulers if scheduler is not None),
+        "dtype": str(pipeline.refine_unet.dtype).removeprefix("torch."),
+        "device": str(pipeline._execution_device),
+        "edit": edit,
+    }
 
 
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain JSON values, with the versions it was drawn by."""
+    """The recipe as plain JSON values, with the versions of the software."""
     record = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     record["layout"] = layout_to_json(recipe.layout, exact=True)
     record["settings"] = dataclasses.asdict(recipe.settings)
@@ -74,38 +93,36 @@ def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
 
 
 def recipe_from_json(record: Any) -> Recipe:
-    """A recipe from plain JSON values. Raises ValueError, KeyError or TypeError for what is none."""
-    edit = record.get("edit")  # older recipes know of none
-    values = {field.name: record[field.name] for field in dataclasses.fields(Recipe) if field.name != "edit"}
+    """A recipe from plain JSON values. Raises ValueError, KeyError or TypeError where they are none."""
+    edit = record.get("edit")  # the first recipes have no such field
     if edit is not None:
         edit = {name.replace("picture", "image"): value for name, value in edit.items()}  # version 0.1's names
-        values["edit"] = EditSource(**{**edit, "masks": tuple(edit["masks"])})
-    else:
-        values["edit"] = None
+        edit = EditSource(**{**edit, "masks": tuple(edit["masks"])})
+    values = {field.name: record[field.name] for field in dataclasses.fields(Recipe) if field.name != "edit"}
     values["layout"] = layout_from_json(record["layout"])
     values["settings"] = SampleSettings(**record["settings"])
     values["adapters"], values["solvers"] = tuple(record["adapters"]), tuple(record["solvers"])
-    return Recipe(**values)
+    return Recipe(**values, edit=edit)
 
 
 def save_image(image: Image.Image, recipe: Recipe, path: Path) -> None:
-    """Writes a PNG with its recipe, whole or not at all."""
-    about = PngInfo()
-    about.add_itxt(FIELD, json.dumps(recipe_to_json(recipe), ensure_ascii=False))
+    """Writes a PNG with its recipe inside, atomically."""
+    text = PngInfo()
+    text.add_itxt(FIELD, json.dumps(recipe_to_json(recipe), ensure_ascii=False))
     temporary = path.with_suffix(".partial")
-    image.save(temporary, "PNG", pnginfo=about)
+    image.save(temporary, "PNG", pnginfo=text)
     temporary.replace(path)
 
 
 def read_recipe(path: Path | str) -> Recipe:
-    """The recipe of an image that sample.py drew. Raises UserError when it has none."""
-    path = existing_file(path, "image", "give one that sample.py has drawn")
+    """The recipe inside an image that sample.py generated. Raises UserError when it has none."""
+    path = existing_file(path, "image", "give one that sample.py has generated")
     try:
         with Image.open(path) as image:
-            stored = image.info[FIELD]  # stands before the pixels: those are not decoded
+            stored = image.info[FIELD]  # before the pixels, which are not decoded
         return recipe_from_json(json.loads(stored))
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no image that can be read; give a PNG that sample.py has drawn.") from error
+        raise UserError(f"{path} is no image that can be read; give a PNG that sample.py has generated.") from error
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} holds no recipe that this version can read; give a PNG as sample.py has written it."

@@ -1,239 +1,188 @@
-"""What `sample.py` does with its options."""
+"""`vlad sample`: reads prompts, layouts and edits, loads the model, generates, writes.
+
+What can be checked without a model is checked before one is loaded.
+"""
 
 from __future__ import annotations
 
-import argparse
-import re
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from vlad.inference.edit_requests import EditRequest, read_edit, repeated_edit
-from vlad.inference.generate import Drawer, draw_to_directory, jobs_of
+from vlad.inference.generate import Sampler, generate_into, name_requests
 from vlad.inference.input_images import read_image
-from vlad.inference.load_pipeline import load_pipeline, model_fingerprint
-from vlad.inference.prompt_requests import Refusal, Request, parse_seeds, read_requests
-from vlad.inference.recipes import Recipe, read_recipe
+from vlad.inference.load_pipeline import load_pipeline
+from vlad.inference.options import SampleCall
+from vlad.inference.output_directory import OutputDirectory
+from vlad.inference.prompt_requests import PromptRequest, RejectedPrompt, read_prompts
+from vlad.inference.recipes import Recipe, origin_of, read_recipe
 from vlad.layout.layout_files import check_layout, read_layout
-from vlad.layout.masks import Edit
 from vlad.layout.planner_lines import layout_of_lines, read_planner
 from vlad.models.text_encoder.prompt import parse_prompt
-from vlad.pipeline.options import SampleSettings, check_scale, nearest_side
+from vlad.pipeline.options import nearest_side
 from vlad.pipeline.vlad_pipeline import Reader, VLADPipeline
 from vlad.types import Layout
-from vlad.utils.errors import UserError
+from vlad.utils.errors import UserError, counted
 
 
-def sample(arguments: argparse.Namespace) -> int:
-    """Draws what is asked for; returns the exit code: 2 when a part of it could not be drawn.
+@dataclass(frozen=True)
+class Inputs:
+    """What a call gives beside the model: all that can be read before one is loaded."""
 
-    Raises UserError, before a model is loaded where that can be seen, when nothing can be drawn.
+    prompts: list[PromptRequest | RejectedPrompt]
+    # For prompts without their own.
+    seeds: tuple[int, ...]
+    layout: Layout | None
+    edit: EditRequest | None
+
+
+def sample(call: SampleCall) -> int:
+    """Generates what is asked for; returns the exit code: 2 where some prompts were rejected.
+
+    Raises UserError when nothing can be generated.
     """
-    for name in ("text_scale", "layout_scale", "planning_scale"):
-        if getattr(arguments, name) is not None:
-            check_scale(f"--{name.replace('_', '-')}", getattr(arguments, name))
-    repeated = read_recipe(arguments.repeat) if arguments.repeat else None
-    asked = _edit(arguments, repeated)
-    requests = _requests(arguments, repeated, asked)
-    layout = _layout(arguments, repeated) if asked is None else asked.layout
-    seeds = (
-        parse_seeds(arguments.seed, "--seed: ") if arguments.seed is not None else (repeated.seed if repeated else 0,)
-    )
-    run = arguments.run or (repeated.run if repeated else None)
-    if run is None:
-        raise UserError("Name the run or pipeline that draws: sample.py RUN --prompt ...")
-    adapters = arguments.adapter or (list(repeated.adapters) if repeated else [])
-    dtype = arguments.dtype or (repeated.dtype if repeated else "float32")
-    pipeline = load_pipeline(run, adapters, dtype, arguments.offload, arguments.channels_last, arguments.compile)
-    if arguments.solver:
-        pipeline.use_solver(arguments.solver)
-    elif repeated is not None:
-        _use_solvers(pipeline, repeated)
-    drawer = _drawer(pipeline, arguments, run, adapters, dtype, repeated, asked)
-    jobs, refused = jobs_of(requests, seeds, layout, pipeline)
-    if not jobs:
-        raise UserError(_told(refused[0]))
-    for refusal in refused:
-        print(f"error: {_told(refusal)}", file=sys.stderr)
-    if arguments.layout_only and not pipeline.uses_layout:
+    recipe = read_recipe(call.repeat) if call.repeat else None
+    inputs = read_inputs(call, recipe)
+    sampler = load_sampler(call, recipe, inputs.edit)
+    edit = inputs.edit.edit if inputs.edit else None
+    requests, rejected = name_requests(inputs.prompts, inputs.seeds, inputs.layout, edit, sampler.pipeline)
+    if not requests:
+        raise UserError(str(rejected[0]))
+    for prompt in rejected:
+        print(f"error: {prompt}", file=sys.stderr)
+    if call.layout_only and not sampler.pipeline.uses_layout:
         raise UserError("This model was trained without layouts (layout.kind: none) and plans none.")
-    out = Path(arguments.out)
-    drawn = draw_to_directory(drawer, jobs, out, arguments.overwrite, arguments.layout_only)
-    made = f"{len(jobs)} {'layout' if arguments.layout_only else 'image'}{'s' if len(jobs) > 1 else ''}"
-    kept = f"{drawn.skipped} of them were" if len(jobs) > 1 else "it was"
-    before = f" ({kept} there before)" if drawn.skipped else ""
-    print(f"{made} in {out}{before}, layouts in {out / 'layouts'}, on one page: {out / 'grids/grid.png'}")
-    if repeated is not None:
-        _compare(Path(arguments.repeat), out / f"{drawn.names[0]}.png")
-    if refused:
-        print(f"{len(refused)} of {len(requests)} prompts could not be drawn: see above.", file=sys.stderr)
-    return 2 if refused else 0
+
+    out = OutputDirectory(call.out, 4 * len(requests) * sampler.settings.width * sampler.settings.height)
+    existing = generate_into(out, sampler, requests, call.overwrite, call.layout_only)
+    _print_summary(call, len(requests), existing)
+    if call.repeat is not None:
+        _print_comparison(Path(call.repeat), out.image_file(requests[0].name))
+    if rejected:
+        print(f"{len(rejected)} of {len(inputs.prompts)} prompts were rejected: see above.", file=sys.stderr)
+    return 2 if rejected else 0
 
 
-def _told(refusal: Refusal) -> str:
-    return refusal.reason if refusal.place == "--prompt" else f"{refusal.place}: {refusal.reason}"
+def read_inputs(call: SampleCall, recipe: Recipe | None) -> Inputs:
+    """Prompts, seeds, layout and edit of a call; what it leaves open is the repeated image's."""
+    own_prompt = (recipe is not None or call.edit is not None) and not (call.prompts or call.prompt_files)
+    prompts = [] if own_prompt else read_prompts(call.prompts, call.prompt_files)
+    edit = _read_edit(call, recipe, prompts)
+    if own_prompt:
+        text = recipe.prompt if recipe is not None else edit.prompt if edit is not None else ""
+        prompts = [PromptRequest(parse_prompt(text), "--prompt")]
+    layout = edit.layout if edit is not None else _read_layout(call, recipe)
+    return Inputs(prompts, call.seeds or ((recipe.seed,) if recipe is not None else (0,)), layout, edit)
 
 
-def _edit(arguments: argparse.Namespace, repeated: Recipe | None) -> EditRequest | None:
+def _read_edit(
+    call: SampleCall, recipe: Recipe | None, prompts: list[PromptRequest | RejectedPrompt]
+) -> EditRequest | None:
     """The image to edit, of this call or of the repeated image's."""
-    source = None if repeated is None else repeated.edit
-    if not arguments.edit and source is None:
-        if arguments.mask:
-            raise UserError("--mask says which part of an image is drawn anew; name the image with --edit.")
+    source = None if recipe is None else recipe.edit
+    if call.edit is None and source is None:
+        if call.masks:
+            raise UserError("--mask says which part of an image to generate anew; name the image with --edit.")
         return None
-    for name in ("template", "size", "aspect", "layout_only", "keep_raw", "no_refit"):
-        if getattr(arguments, name):
-            raise UserError(f"--{name.replace('_', '-')} says nothing of an image that is edited; leave it out.")
-    if arguments.edit:
-        lines, file = arguments.line or [], arguments.layout
-        if lines and file:
-            raise UserError("--layout and --line all say where the words go; give one of them.")
-        placed = _layout(arguments, None) if file else None
-        has_prompt = bool(arguments.prompts) or any(parse_prompt(prompt).strings for prompt in arguments.prompt)
-        return read_edit(arguments.edit, arguments.mask, lines, placed, has_prompt)
-    assert repeated is not None and source is not None
-    layout = _layout(arguments, repeated) or repeated.layout
-    edit = repeated_edit(source, repeated.layout, arguments.mask)
-    return EditRequest(edit, layout, repeated.prompt, replace(source, masks=tuple(arguments.mask) or source.masks))
+    excluded = {
+        "--template": call.template,
+        "--size": "width" in call.settings,
+        "--aspect": call.aspect,
+        "--layout-only": call.layout_only,
+        "--keep-raw": call.keep_raw,
+        "--no-refit": "refit" in call.settings,
+    }
+    for name, given in excluded.items():
+        if given:
+            raise UserError(f"{name} says nothing of an image that is edited; leave it out.")
+    if call.edit is not None:
+        strings = any(isinstance(prompt, PromptRequest) and prompt.prompt.strings for prompt in prompts)
+        placed = _read_layout(call, None) if call.layout_file else None
+        return read_edit(call.edit, call.masks, call.lines, placed, strings)
+    assert recipe is not None and source is not None
+    edit = repeated_edit(source, recipe.layout, call.masks)
+    layout = _read_layout(call, recipe) or recipe.layout
+    return EditRequest(edit, layout, recipe.prompt, replace(source, masks=call.masks or source.masks))
 
 
-def _requests(
-    arguments: argparse.Namespace, repeated: Recipe | None, asked: EditRequest | None
-) -> list[Request | Refusal]:
-    """What is asked for. Raises UserError when none of it is a prompt: nothing needs to be loaded then."""
-    if not (arguments.prompt or arguments.prompts):
-        if repeated is not None:
-            return [Request(repeated.prompt, "--from")]
-        if asked is not None:
-            return [Request(asked.prompt, "--edit")]
-    requests = read_requests(arguments.prompt, arguments.prompts)
-    checked: list[Request | Refusal] = []
-    for request in requests:
-        try:
-            if isinstance(request, Request):
-                parse_prompt(request.prompt)
-            checked.append(request)
-        except UserError as error:
-            checked.append(Refusal(request.place, str(error)))
-    if isinstance(checked[0], Refusal) and all(isinstance(request, Refusal) for request in checked):
-        raise UserError(_told(checked[0]))
-    return checked
-
-
-def _layout(arguments: argparse.Namespace, repeated: Recipe | None) -> Layout | None:
-    """The layout for every prompt: a file's, lines of the command line, or the repeated image's if that was given."""
-    given = [f"--{name}" for name in ("layout", "line", "template") if getattr(arguments, name)]
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} all say where the words go; give one of them.")
-    if arguments.template:
-        return template_layout(arguments.template)
-    if arguments.layout:
-        is_planner = Path(arguments.layout).suffix == ".txt"
-        return read_planner(arguments.layout) if is_planner else read_layout(arguments.layout)
-    if arguments.line:
-        layout = layout_of_lines(arguments.line)
+def _read_layout(call: SampleCall, recipe: Recipe | None) -> Layout | None:
+    """The layout for every prompt: a file's, lines', a template's, or the repeated image's if that was given one."""
+    if call.template:
+        return read_template(call.template)
+    if call.layout_file:
+        is_planner = Path(call.layout_file).suffix == ".txt"
+        return read_planner(call.layout_file) if is_planner else read_layout(call.layout_file)
+    if call.lines:
+        layout = layout_of_lines(call.lines)
         check_layout(layout, "--line")
         return layout
-    return repeated.layout if repeated is not None and repeated.layout_given else None
+    return recipe.layout if recipe is not None and recipe.layout_given else None
 
 
-def _drawer(
-    pipeline: VLADPipeline,
-    arguments: argparse.Namespace,
-    run: str,
-    adapters: list[str],
-    dtype: str,
-    repeated: Recipe | None,
-    asked: EditRequest | None,
-) -> Drawer:
-    model = model_fingerprint(pipeline)
-    if repeated is not None and repeated.model != model:
+def read_template(path: str) -> Layout:
+    """The text that the OCR engine reads in an image, and its places. Raises UserError for an image without text."""
+    from vlad.layout.reading_order import reading_order
+    from vlad.metrics.ocr import build_ocr_engine
+
+    image = read_image(path)
+    lines = reading_order(build_ocr_engine("rapidocr").read(np.asarray(image)))
+    if not lines:
+        raise UserError(f"rapidocr finds no text in {path}; give an image with legible text, or a --layout.")
+    inside = [tuple((min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0)) for x, y in line.polygon) for line in lines]
+    layout = Layout(tuple(replace(line, polygon=polygon) for line, polygon in zip(lines, inside, strict=True)))
+    check_layout(layout, path)
+    return layout
+
+
+def load_sampler(call: SampleCall, recipe: Recipe | None, edit: EditRequest | None) -> Sampler:
+    """The model with its settings: the call's, else those of the repeated image, else the model's own."""
+    run = call.run or (recipe.run if recipe is not None else None)
+    if run is None:
+        raise UserError("Name the run or pipeline to sample from: sample.py RUN --prompt ...")
+    adapters = call.adapters or (recipe.adapters if recipe is not None else ())
+    dtype = call.dtype or (recipe.dtype if recipe is not None else "float32")
+    pipeline = load_pipeline(run, adapters, dtype, call.offload, call.channels_last, call.compiled)
+    if call.solver:
+        pipeline.use_solver(call.solver)
+    elif recipe is not None:
+        _use_solvers(pipeline, recipe.solvers)
+    origin = origin_of(pipeline, run, adapters, None if edit is None else edit.source)
+    if recipe is not None and recipe.model != origin["model"]:
         raise UserError(
-            f"{arguments.repeat} was drawn by another model ({repeated.model}, from {repeated.run}) than {run}"
-            f" ({model}); name the one that drew it: sample.py RUN --from {arguments.repeat}."
+            f"{call.repeat} was generated by another model ({recipe.model}, from {recipe.run}) than {run}"
+            f" ({origin['model']}); name the one that generated it: sample.py RUN --from {call.repeat}."
         )
-    keep_raw = arguments.keep_raw or (repeated is not None and repeated.keep_raw)
-    origin = {
-        "model": model,
-        "run": str(run),
-        "adapters": tuple(adapters),
-        "solvers": tuple(type(scheduler).__name__ for scheduler in _schedulers(pipeline).values()),
-        "dtype": dtype,
-        "device": str(pipeline._execution_device),
-        "edit": None if asked is None else asked.source,
-    }
-    edit = None if asked is None else asked.edit
-    settings = _settings(pipeline, arguments, repeated.settings if repeated else None, edit)
-    return Drawer(pipeline, settings, origin, _ocr_reader() if keep_raw else None, edit)
-
-
-def _settings(
-    pipeline: VLADPipeline, arguments: argparse.Namespace, before: SampleSettings | None, edit: Edit | None
-) -> SampleSettings:
-    """The settings of the call: its options, else those of the repeated image, else the pipeline's own."""
-    given: dict[str, Any] = {} if before is None else dict(vars(before))
-    names = (
-        "steps",
-        "text_scale",
-        "layout_scale",
-        "planning_scale",
-        "guidance_rescale",
-        "negative_prompt",
-        "batch_size",
-    )
-    given |= {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    if arguments.no_refit:
-        given["refit"] = False
-    if arguments.size and arguments.aspect:
-        raise UserError("--size and --aspect both say what shape the images have; give one of the two.")
-    if arguments.size:
-        given["width"], given["height"] = parse_size(arguments.size)
-    elif arguments.aspect:
-        given["width"], given["height"] = parse_aspect(arguments.aspect, pipeline)
+    settings = {} if recipe is None else dict(vars(recipe.settings))
+    settings |= call.settings
+    if call.aspect is not None:
+        settings["width"], settings["height"] = _size_of(call.aspect, pipeline)
     if edit is not None:
-        given["height"], given["width"] = edit.mask.shape
-    return pipeline.settings(**given)
+        settings["height"], settings["width"] = edit.edit.mask.shape
+    keep_raw = call.keep_raw or (recipe is not None and recipe.keep_raw)
+    return Sampler(pipeline, pipeline.settings(**settings), origin, _ocr_reader() if keep_raw else None)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Width and height of "96x64", or of "96" for a square. Raises UserError for what is neither."""
-    match = re.fullmatch(r"\s*(\d{1,5})\s*(?:[xX×*]\s*(\d{1,5})\s*)?", text)
-    if match is None:
-        raise UserError(f"{text!r} is no size; write WIDTHxHEIGHT in pixels, like 96x64.")
-    return int(match.group(1)), int(match.group(2) or match.group(1))
-
-
-def parse_aspect(text: str, pipeline: VLADPipeline) -> tuple[int, int]:
-    """Width and height of "3:2", about as many pixels as the model's own size. Raises UserError for what is none."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*[:/]\s*(\d+(?:\.\d+)?)\s*", text)
-    width, height = (float(match.group(1)), float(match.group(2))) if match else (0.0, 0.0)
-    if not (width > 0 and height > 0 and 1 / 8 <= width / height <= 8):
-        raise UserError(f"{text!r} is no aspect ratio; write WIDTH:HEIGHT, like 3:2, from 1:8 to 8:1.")
-    side, unit = pipeline.config.image_pixels, pipeline.size_unit
-    root = (width / height) ** 0.5
-    return nearest_side(side * root, unit), nearest_side(side / root, unit)
-
-
-def _schedulers(pipeline: VLADPipeline) -> dict[str, Any]:
-    found = {name: getattr(pipeline, name) for name in ("layout_scheduler", "refine_scheduler")}
-    return {name: scheduler for name, scheduler in found.items() if scheduler is not None}
-
-
-def _use_solvers(pipeline: VLADPipeline, recipe: Recipe) -> None:
-    """The solvers of a recipe. Raises UserError for one that we don't build."""
+def _use_solvers(pipeline: VLADPipeline, classes: tuple[str, ...]) -> None:
+    """The solvers of a recipe, by class. Raises UserError for those that --solver cannot set."""
     from vlad.diffusion.solvers import SOLVERS
 
-    names = {solver.__name__: name for name, solver in SOLVERS.items()}
-    now = tuple(type(scheduler).__name__ for scheduler in _schedulers(pipeline).values())
-    if now == recipe.solvers:
+    schedulers = (pipeline.layout_scheduler, pipeline.refine_scheduler)
+    if tuple(type(scheduler).__name__ for scheduler in schedulers if scheduler is not None) == classes:
         return
-    if len(set(recipe.solvers)) != 1 or recipe.solvers[0] not in names:
-        raise UserError(f"The image was drawn by solvers that sample.py does not set: {', '.join(recipe.solvers)}.")
-    pipeline.use_solver(names[recipe.solvers[0]])
+    names = {solver.__name__: name for name, solver in SOLVERS.items()}
+    if len(set(classes)) != 1 or classes[0] not in names:
+        raise UserError(f"The image was generated with solvers that sample.py does not set: {', '.join(classes)}.")
+    pipeline.use_solver(names[classes[0]])
+
+
+def _size_of(aspect: float, pipeline: VLADPipeline) -> tuple[int, int]:
+    """Width and height of a ratio, with about as many pixels as the model's own size."""
+    side, unit, root = pipeline.config.image_pixels, pipeline.size_unit, aspect**0.5
+    return nearest_side(side * root, unit), nearest_side(side / root, unit)
 
 
 def _ocr_reader() -> Reader:
@@ -252,23 +201,16 @@ def _ocr_reader() -> Reader:
     return read
 
 
-def template_layout(path: str) -> Layout:
-    """The text that the OCR engine reads in an image, where it stands. Raises UserError for no image, or no text."""
-    from vlad.layout.reading_order import reading_order
-    from vlad.metrics.ocr import build_ocr_engine
-
-    image = read_image(path)
-    lines = reading_order(build_ocr_engine("rapidocr").read(np.asarray(image)))
-    if not lines:
-        raise UserError(f"rapidocr finds no text in {path}; give an image with legible text, or a --layout.")
-    inside = [tuple((min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0)) for x, y in line.polygon) for line in lines]
-    layout = Layout(tuple(replace(line, polygon=polygon) for line, polygon in zip(lines, inside, strict=True)))
-    check_layout(layout, path)
-    return layout
+def _print_summary(call: SampleCall, count: int, existing: int) -> None:
+    made = counted(count, "layout" if call.layout_only else "image")
+    kept = f"{existing} of them existed" if count > 1 else "it existed"
+    before = f" ({kept} before)" if existing else ""
+    out = call.out
+    print(f"{made} in {out}{before}, layouts in {out / 'layouts'}, on one page: {out / 'grids/grid.png'}")
 
 
-def _compare(before: Path, now: Path) -> None:
-    """Says whether a repeated image is the one it repeats."""
+def _print_comparison(before: Path, now: Path) -> None:
+    """Says whether a repeated image equals the one it repeats."""
     with Image.open(before) as first, Image.open(now) as second:
         same = np.array_equal(np.asarray(first.convert("RGB")), np.asarray(second.convert("RGB")))
     print(f"{now} {'equals' if same else 'differs from'} {before}{', pixel for pixel' if same else ''}.")

@@ -19,31 +19,31 @@ from vlad.training.run import stage_names
 from vlad.utils.errors import UserError
 
 
-def pipeline_of_running(run: Path) -> VLADPipeline:
-    """The pipeline as the run's newest valid checkpoint makes it, with the averaged weights; says which that is.
+def pipeline_of_unfinished(run: Path) -> VLADPipeline:
+    """The pipeline of a run's newest valid checkpoint, with EMA weights; prints which checkpoint that is.
 
     Raises UserError where the refine stage has no checkpoint yet, and for a LoRA run, which makes an adapter.
     """
     config = load_config(run / "config.yaml")
     if config.lora is not None and config.base is not None and (run / "adapter").is_dir():
-        raise UserError(f"{run} is an adapter; draw with its base and it: {config.base} --adapter {run}.")
+        raise UserError(f"{run} is an adapter; sample from its base with it: {config.base} --adapter {run}.")
     if config.lora is not None and config.base is not None:
-        raise UserError(f"{run} trains an adapter and is not finished; draw with its base, {config.base}, until it is.")
+        raise UserError(f"{run} trains an adapter and is not finished; sample from its base {config.base} until then.")
     if config.align_stage == "only":
-        raise UserError(f"{run} trains a text side and draws nothing; name it as text_base of a run that does.")
-    _source(run, "refine")  # every run that draws has this stage, and it comes last: known before models are built
-    torch.manual_seed(config.seed)  # what nothing trains is as the run has it
+        raise UserError(f"{run} trains a text side and generates no images; name it as text_base of a run that does.")
+    _source(run, "refine")  # the last stage, and one of every such run: checked before models are built
+    torch.manual_seed(config.seed)  # untrained weights are as the run has them
     parts, config = build_parts(config)
     sources = {name: _source(run, name) for name in stage_names(config, parts)}
     for name, source in sources.items():
         if source.name != TRAINED:
-            print(f"{run} is not finished; drawing with {source}", file=sys.stderr)
+            print(f"{run} is not finished; sampling from {source}", file=sys.stderr)
         _load_stage(parts, source, name)
     return build_pipeline(config, parts)
 
 
 def _source(run: Path, name: str) -> Path:
-    """What a stage has published, or its newest valid checkpoint. Raises UserError where it has neither."""
+    """The weights that a stage has published, or its newest valid checkpoint. Raises UserError where it has neither."""
     if (run / name / TRAINED).is_file():
         return run / name / TRAINED
     newest, _ = newest_checkpoint(run / name / "checkpoints")
@@ -53,7 +53,7 @@ def _source(run: Path, name: str) -> Path:
 
 
 def _load_stage(parts: Parts, source: Path, name: str) -> None:
-    """Puts what a stage has trained so far into the parts."""
+    """Loads the weights that a stage has trained so far."""
     if source.name == TRAINED:
         weights = load_file(source)
     else:
