@@ -1,4 +1,4 @@
-"""An untrained backend that edits: what it draws is noise, but its ways are those of a trained one."""
+"""A backend with an untrained model that edits: its images are noise, its behaviour is that of a trained one."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the page asks for: canvases to prompts and images, edits, and messages for what cannot be."""
+"""The page's backend: canvases to prompts and images, edits, and error messages."""
 
 from pathlib import Path
 
@@ -13,10 +13,11 @@ from vlad.types import Layout, TextLine
 from vlad.utils.errors import UserError
 from vlad.webui import backend as backend_module
 from vlad.webui.backend import Backend, Controls
-from vlad.webui.canvas import Drawn, canvas_value, drawn_on
+from vlad.webui.canvas import CanvasState, canvas_state, canvas_value
 from vlad.webui.canvas_prompt import prompt_of_canvas
 
 PROMPT = 'a blue sign that says "HOUSE" in white letters at the top'
+EMPTY = CanvasState(Layout(()), 32, 32)
 LINE = TextLine("HOUSE", box_polygon(0.1, 0.1, 0.9, 0.4))
 
 
@@ -25,7 +26,7 @@ def layout_of(*texts: str, colour: str | None = None) -> Layout:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "texts", "colour", "said"),
+    ("prompt", "texts", "colour", "expected"),
     [
         (PROMPT, ["HOUSE"], None, PROMPT),
         (PROMPT, ["HOTEL"], None, 'a blue sign that says "HOTEL" in white letters at the top'),
@@ -42,22 +43,20 @@ def layout_of(*texts: str, colour: str | None = None) -> Layout:
         ('a card that says "A"', ['B "C"'], None, 'a card that says “B "C"”'),
     ],
 )
-def test_the_prompt_says_what_stands_on_the_canvas(
-    prompt: str, texts: list[str], colour: str | None, said: str
-) -> None:
-    assert prompt_of_canvas(prompt, layout_of(*texts, colour=colour)) == said
+def test_the_prompt_follows_the_canvas(prompt: str, texts: list[str], colour: str | None, expected: str) -> None:
+    assert prompt_of_canvas(prompt, layout_of(*texts, colour=colour)) == expected
 
 
-def test_a_canvas_comes_back_as_it_was_sent() -> None:
+def test_canvas_values_round_trip() -> None:
     line = TextLine("HI", ((0.1, 0.2), (0.8, 0.1), (0.9, 0.4), (0.2, 0.5)), colour="red", font="serif")
-    drawn = Drawn(Layout((line,)), 64, 48, ("HI",))
-    assert drawn_on(canvas_value(drawn)) == drawn
-    shown = canvas_value(drawn, Image.new("RGB", (2000, 1500), "red"))
-    assert shown["image"].startswith("data:image/png;base64,") and len(shown["image"]) < 100_000
+    canvas = CanvasState(Layout((line,)), 64, 48, ("HI",))
+    assert canvas_state(canvas_value(canvas)) == canvas
+    value = canvas_value(canvas, Image.new("RGB", (2000, 1500), "red"))
+    assert value["image"].startswith("data:image/png;base64,") and len(value["image"]) < 100_000
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         (None, "no lines that can be read"),
         ({"lines": 3}, "no lines that can be read"),
@@ -72,43 +71,44 @@ def test_a_canvas_comes_back_as_it_was_sent() -> None:
         ({"lines": [{"text": "A", "polygon": LINE.polygon, "font": "x"}], "width": 1, "height": 1}, "font 'x'"),
     ],
 )
-def test_what_is_no_canvas_is_one_sentence(value: object, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        drawn_on(value)
+def test_an_unreadable_canvas_raises_one_sentence(value: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        canvas_state(value)
 
 
-def test_a_prompt_that_quotes_nothing_has_no_plan(backend: Backend) -> None:
+def test_a_prompt_without_quoted_strings_has_no_plan(backend: Backend) -> None:
     with pytest.raises(UserError, match="quotes nothing; put what"):
         backend.plan("a blue sign that says HOUSE", "3")
 
 
-def test_a_plan_is_drawn_moved_and_drawn_again(backend: Backend) -> None:
+def test_generating_from_a_plan_before_and_after_it_is_moved(backend: Backend) -> None:
     plan = backend.plan(PROMPT, "3")
-    assert [line.text for line in plan.layout.lines] == ["HOUSE"] and plan.said == ("HOUSE",)
-    first, canvas = backend.draw(PROMPT, plan, "3,4", Controls())
+    assert [line.text for line in plan.layout.lines] == ["HOUSE"] and plan.strings == ("HOUSE",)
+    first, canvas = backend.generate(PROMPT, plan, "3,4", Controls())
     assert canvas == plan and [result.recipe["seed"] for result in first] == [3, 4]
-    moved = Drawn(Layout((LINE,)), 32, 32, plan.said)
-    (second,), _ = backend.draw(PROMPT, moved, "3", Controls())
-    (again,), _ = backend.draw(PROMPT, moved, "3", Controls())
+    moved = CanvasState(Layout((LINE,)), 32, 32, plan.strings)
+    (second,), _ = backend.generate(PROMPT, moved, "3", Controls())
+    (again,), _ = backend.generate(PROMPT, moved, "3", Controls())
     assert second.path.read_bytes() != first[0].path.read_bytes()
     assert second.path.read_bytes() == again.path.read_bytes()
     recipe = read_recipe(second.path)
     assert recipe.layout == Layout((LINE,)) and recipe.layout_given and recipe.prompt == PROMPT
-    # What is rewritten on the canvas is what the prompt says from then on; lines that nobody planned stay anybody's.
+    # Words rewritten on the canvas go into the prompt; lines that nobody planned belong to any prompt.
     hotel = layout_of("HOTEL")
-    (drawn,), canvas = backend.draw(PROMPT, Drawn(hotel, 32, 32, plan.said), "3", Controls())
-    assert drawn.recipe["prompt"] == PROMPT.replace("HOUSE", "HOTEL") and canvas == Drawn(hotel, 32, 32, ("HOTEL",))
-    assert backend.draw(PROMPT, Drawn(hotel, 32, 32), "3", Controls())[1].said is None
-    # Other words in the prompt than those that were planned: it is planned anew.
-    _, canvas = backend.draw('a sign that says "BUS"', moved, "3", Controls())
+    (rewritten,), canvas = backend.generate(PROMPT, CanvasState(hotel, 32, 32, plan.strings), "3", Controls())
+    assert rewritten.recipe["prompt"] == PROMPT.replace("HOUSE", "HOTEL")
+    assert canvas == CanvasState(hotel, 32, 32, ("HOTEL",))
+    assert backend.generate(PROMPT, CanvasState(hotel, 32, 32), "3", Controls())[1].strings is None
+    # A prompt with other strings than the planned ones is planned anew.
+    _, canvas = backend.generate('a sign that says "BUS"', moved, "3", Controls())
     assert [line.text for line in canvas.layout.lines] == ["BUS"]
 
 
-def test_boxes_of_a_image_are_drawn_anew(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_boxes_of_an_image_are_edited(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "shop.png")
     boxes = (TextLine("SALE", box_polygon(0.1, 0.1, 0.6, 0.4)), TextLine("", box_polygon(0.7, 0.6, 0.95, 0.9)))
-    (result,) = backend.edit(str(tmp_path / "shop.png"), Drawn(Layout(boxes), 48, 32), "", "0", Controls())
+    (result,) = backend.edit(str(tmp_path / "shop.png"), CanvasState(Layout(boxes), 48, 32), "", "0", Controls())
     with Image.open(result.path) as image:
         changed = (np.asarray(image) != pixels).any(axis=-1)
     assert changed[5:11, 6:27].mean() > 0.9 and changed[21:27, 35:44].mean() > 0.9
@@ -121,14 +121,14 @@ def test_boxes_of_a_image_are_drawn_anew(backend: Backend, tmp_path: Path, monke
         again = repeated_edit(recipe.edit, recipe.layout)  # raises where it differs
     assert again.mask[6:10, 7:26].all() and again.mask[22:26, 36:43].all() and not again.mask[:, 31:33].any()
     for canvas, path, said in (
-        (Drawn(Layout(()), 48, 32), str(tmp_path / "shop.png"), "Add a box"),
-        (Drawn(Layout(boxes), 48, 32), None, "Upload an image first"),
+        (CanvasState(Layout(()), 48, 32), str(tmp_path / "shop.png"), "Add a box"),
+        (CanvasState(Layout(boxes), 48, 32), None, "Upload an image first"),
     ):
         with pytest.raises(UserError, match=said):
             backend.edit(path, canvas, "", "0", Controls())
 
 
-def test_requests_are_bounded(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_have_limits(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for prompt, seeds, controls, said in (
         ("", "0", Controls(), "The prompt is empty"),
         ('a "sign', "0", Controls(), "never closed"),
@@ -140,24 +140,24 @@ def test_requests_are_bounded(backend: Backend, tmp_path: Path, monkeypatch: pyt
         ('"' + "A" * 200 + '"', "0", Controls(), "200 characters"),
     ):
         with pytest.raises(UserError, match=said):
-            backend.draw(prompt, None, seeds, controls)
+            backend.generate(prompt, EMPTY, seeds, controls)
     Image.new("RGB", (64, 64)).save(tmp_path / "large.png")
     (tmp_path / "text.png").write_text("no image", encoding="utf-8")
     with pytest.raises(UserError, match="no image that can be read"):
-        backend.open(str(tmp_path / "text.png"))
+        backend.open_upload(str(tmp_path / "text.png"))
     with monkeypatch.context() as patch:
         patch.setattr(backend_module, "MOST_UPLOAD_PIXELS", 4000)
         with pytest.raises(UserError, match="64 x 64 pixels; more than 4,000"):
-            backend.open(str(tmp_path / "large.png"))
+            backend.open_upload(str(tmp_path / "large.png"))
         patch.setattr(backend_module, "MOST_UPLOAD_BYTES", 10)
         with pytest.raises(UserError, match="more than 0 MB"):
-            backend.open(str(tmp_path / "large.png"))
+            backend.open_upload(str(tmp_path / "large.png"))
     monkeypatch.setattr(backend_module, "KEPT_IMAGES", 2)
-    backend.draw("a wall", None, "0-3", Controls())
+    backend.generate("a wall", EMPTY, "0-3", Controls())
     assert len(list(backend.folder.glob("*.png"))) == 2
 
 
-def test_a_request_that_runs_out_of_memory_says_so(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_runs_out_of_memory_raises_user_error(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     from vlad.pipeline.vlad_pipeline import VLADPipeline
@@ -166,7 +166,7 @@ def test_a_request_that_runs_out_of_memory_says_so(backend: Backend, monkeypatch
         raise torch.OutOfMemoryError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(VLADPipeline, "__call__", full)
+        patch.setattr(VLADPipeline, "generate", full)
         with pytest.raises(UserError, match="ask for fewer seeds"):
-            backend.draw("a wall", None, "0", Controls())
-    assert backend.draw("a wall", None, "0", Controls())[0]
+            backend.generate("a wall", EMPTY, "0", Controls())
+    assert backend.generate("a wall", EMPTY, "0", Controls())[0]

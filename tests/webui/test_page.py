@@ -1,4 +1,4 @@
-"""The page itself: in a real browser, without network, under load, and against those who mean ill."""
+"""The page: its endpoints under load and against hostile requests, and in a real browser without network."""
 
 import concurrent.futures
 import json
@@ -18,7 +18,7 @@ from vlad.inference.recipes import FIELD
 from vlad.types import Layout
 from vlad.utils.errors import UserError
 from vlad.webui.backend import Backend
-from vlad.webui.canvas import Drawn, canvas_value
+from vlad.webui.canvas import CanvasState, canvas_value
 from vlad.webui.page import ServerOptions, build_page, serve
 
 gradio = pytest.importorskip("gradio", reason="the page needs Gradio (pip install -e '.[app]')")
@@ -62,8 +62,8 @@ def post(address: str, name: str, *values: object) -> tuple[int, Any]:
     return (200 if kind == "complete" else 500), json.loads(data.removeprefix("data: "))
 
 
-def drawing(seed: int, prompt: str = "a wall") -> tuple:
-    return prompt, str(seed), canvas_value(Drawn(Layout(()), 32, 32)), 2, 2.0, 2.0
+def arguments(seed: int, prompt: str = "a wall") -> tuple:
+    return prompt, str(seed), canvas_value(CanvasState(Layout(()), 32, 32)), 2, 2.0, 2.0
 
 
 def status_of(address: str) -> int:
@@ -76,22 +76,22 @@ def status_of(address: str) -> int:
 
 def test_fifty_requests_at_once_are_answered_or_refused(address: str) -> None:
     with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
-        answers = list(pool.map(lambda seed: post(address, "draw", *drawing(seed)), range(REQUESTS)))
-    drawn = [data for status, data in answers if status == 200]
+        answers = list(pool.map(lambda seed: post(address, "draw", *arguments(seed)), range(REQUESTS)))
+    generated = [data for status, data in answers if status == 200]
     refused = [data for status, data in answers if status != 200]
-    assert len(drawn) >= WAITING and len(drawn) + len(refused) == REQUESTS
+    assert len(generated) >= WAITING and len(generated) + len(refused) == REQUESTS
     assert all("queue" in str(said).lower() and "full" in str(said).lower() for said in refused), refused[:1]
-    # Every answer is the one that was asked for: its own seed.
-    seeds = [data[4]["seed"] for data in drawn]
-    assert len(set(seeds)) == len(drawn)
-    assert post(address, "draw", *drawing(7))[0] == 200
+    # Every answer belongs to its request: the seeds differ.
+    seeds = [data[4]["seed"] for data in generated]
+    assert len(set(seeds)) == len(generated)
+    assert post(address, "draw", *arguments(7))[0] == 200
 
 
 def test_a_wrong_request_gets_its_message_and_the_server_stays(address: str) -> None:
     for values, said in (
-        (drawing(0, 'a "sign'), "never closed"),
-        (drawing(0, "<b>'x</b>"), "&lt;b&gt;"),
-        (("a wall", "x", *drawing(0)[2:]), "are no seeds"),
+        (arguments(0, 'a "sign'), "never closed"),
+        (arguments(0, "<b>'x</b>"), "&lt;b&gt;"),
+        (("a wall", "x", *arguments(0)[2:]), "are no seeds"),
         (("a wall", "0", {"lines": "<script>"}, 2, 2, 2), "no lines that can be read"),
         (("a wall", "0", None, 2, 2, 2), "no lines that can be read"),
     ):
@@ -100,10 +100,10 @@ def test_a_wrong_request_gets_its_message_and_the_server_stays(address: str) -> 
         assert said in json.dumps(data), data
     for values in (("a wall",), ("a wall", "0", None, "x", "y", "z"), ([], {}, 3, None, None, None)):
         assert post(address, "draw", *values)[0] != 200
-    assert post(address, "draw", *drawing(0))[0] == 200
+    assert post(address, "draw", *arguments(0))[0] == 200
 
 
-def test_a_page_that_cannot_be_reached_is_one_sentence(backend: Backend) -> None:
+def test_an_address_that_cannot_be_served_raises_one_sentence(backend: Backend) -> None:
     class Unreachable:
         def __init__(self, error: Exception) -> None:
             self.error = error
@@ -125,14 +125,14 @@ def test_a_page_that_cannot_be_reached_is_one_sentence(backend: Backend) -> None
         serve(Unreachable(AssertionError()), backend, ServerOptions(host="203.0.113.1"), wait=False)
 
 
-def test_files_outside_its_folders_are_out_of_reach(address: str, backend: Backend, tmp_path: Path) -> None:
+def test_files_outside_the_backends_folder_are_not_served(address: str, backend: Backend, tmp_path: Path) -> None:
     secret = Path.cwd() / "pyproject.toml"
-    _, data = post(address, "draw", *drawing(0))
+    _, data = post(address, "draw", *arguments(0))
     shown = f"{address}gradio_api/file={data[3]['value']['path'] if 'value' in data[3] else data[3]['path']}"
     assert status_of(shown) == 200
     for path in ("/etc/passwd", str(secret), f"{backend.folder}/../config.yaml", f"{backend.folder}/..%2fconfig.yaml"):
         assert status_of(f"{address}gradio_api/file={path}") in (403, 404), path
-    canvas = canvas_value(Drawn(Layout(()), 32, 32))
+    canvas = canvas_value(CanvasState(Layout(()), 32, 32))
     for path in ("/etc/passwd", str(secret)):
         named = {"path": path, "meta": {"_type": "gradio.FileData"}}
         assert post(address, "open", named)[0] != 200
@@ -157,7 +157,7 @@ def test_too_large_an_upload_is_refused(address: str, backend: Backend) -> None:
     assert status_of(address) == 200
 
 
-def test_a_person_types_plans_moves_and_draws(address: str, browser: Any, tmp_path: Path) -> None:
+def test_plan_drag_rewrite_and_generate_in_a_browser(address: str, browser: Any, tmp_path: Path) -> None:
     page = browser.new_page(viewport={"width": 1200, "height": 1600})
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
@@ -185,7 +185,7 @@ def test_a_person_types_plans_moves_and_draws(address: str, browser: Any, tmp_pa
         "before => { const i = document.querySelector('#draw-gallery img'); return i && i.src !== before }",
         arg=first,
     )
-    assert line.bounding_box() == after, "what was moved stays where it is"
+    assert line.bounding_box() == after, "a line that was moved keeps its place"
     with page.expect_download() as started:
         page.click("#draw-download")
     started.value.save_as(tmp_path / "drawn.png")
@@ -193,7 +193,7 @@ def test_a_person_types_plans_moves_and_draws(address: str, browser: Any, tmp_pa
         recipe = json.loads(image.info[FIELD])
     assert recipe["prompt"] == 'a red sign that says "TAXI" in yellow letters'
     assert [line["text"] for line in recipe["layout"]["lines"]] == ["TAXI"]
-    # A mistake shows a message, and the page goes on.
+    # A mistake shows a message, and the page keeps working.
     page.fill("#prompt textarea", 'a red "sign')
     page.click("#draw")
     page.wait_for_selector("text=never closed")
@@ -201,7 +201,7 @@ def test_a_person_types_plans_moves_and_draws(address: str, browser: Any, tmp_pa
     assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
 
 
-def test_a_person_edits_a_image(address: str, browser: Any, tmp_path: Path) -> None:
+def test_edit_an_image_in_a_browser(address: str, browser: Any, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "shop.png")
     page = browser.new_page(viewport={"width": 1200, "height": 1400})

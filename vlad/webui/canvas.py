@@ -1,4 +1,4 @@
-"""The canvas between a layout and the page: plain JSON values one way, checked ones the other."""
+"""The canvas of the page: layouts as plain JSON values one way, checked ones the other."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ PREVIEW_PIXELS = 512  # the longer side of an image shown under the lines
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What the page has made of a canvas: its lines (those without text, too) and the size it stands for."""
+class CanvasState:
+    """A canvas: its lines (those without text, too) and the size in pixels of the image that it stands for."""
 
     layout: Layout
     width: int
     height: int
-    # The quoted strings of the prompt that it was planned for; None for lines that somebody made.
-    said: tuple[str, ...] | None = None
+    # The quoted strings of the prompt that it was planned for; None for lines that a person made.
+    strings: tuple[str, ...] | None = None
 
 
-def canvas_value(drawn: Drawn, image: Image.Image | None = None) -> dict[str, Any]:
-    """What the page shows of a canvas, over an image or a blank ground."""
+def canvas_value(canvas: CanvasState, image: Image.Image | None = None) -> dict[str, Any]:
+    """The canvas as the page takes it, over an image or blank."""
     return {
-        "width": drawn.width,
-        "height": drawn.height,
+        "width": canvas.width,
+        "height": canvas.height,
         "image": None if image is None else _preview(image),
-        "said": None if drawn.said is None else list(drawn.said),
-        "lines": [{"colour": None, "font": None, **line_to_json(line)} for line in drawn.layout.lines],
+        "strings": None if canvas.strings is None else list(canvas.strings),
+        "lines": [{"colour": None, "font": None, **line_to_json(line)} for line in canvas.layout.lines],
     }
 
 
-def still_drawn(said: tuple[str, ...] | None) -> dict[str, Any]:
-    """What tells a canvas that its lines, as they are now, belong to a prompt of these strings (None: to any)."""
-    return {"said": None if said is None else list(said), "lines": None}
+def same_lines_value(strings: tuple[str, ...] | None) -> dict[str, Any]:
+    """The value that leaves a canvas's lines and ties them to a prompt of these strings (None: to any)."""
+    return {"strings": None if strings is None else list(strings), "lines": None}
 
 
-def drawn_on(value: Any, may_be_blank: bool = False) -> Drawn:
-    """The lines on a canvas as the page sends them. Raises UserError for what is none.
+def canvas_state(value: Any, may_be_blank: bool = False) -> CanvasState:
+    """The canvas as the page sends it. Raises UserError for a value that is none.
 
-    `may_be_blank`: lines may have no text, and there may be none.
+    `may_be_blank`: lines may have no text.
     """
     if not isinstance(value, dict) or not isinstance(value.get("lines"), list):
         raise UserError("The canvas holds no lines that can be read; reload the page.")
@@ -66,8 +66,8 @@ def drawn_on(value: Any, may_be_blank: bool = False) -> Drawn:
         lines = [{name: line[name] for name in fields if line.get(name) is not None} for line in value["lines"]]
         layout = layout_from_json({"lines": lines})
         width, height = int(value["width"]), int(value["height"])
-        said = value.get("said")
-        said = None if said is None else tuple(map(str, said))
+        strings = value.get("strings")
+        strings = None if strings is None else tuple(map(str, strings))
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"The canvas cannot be read: {sentence(str(error)[:200])}") from error
     for number, line in enumerate(layout.lines, start=1):
@@ -78,12 +78,12 @@ def drawn_on(value: Any, may_be_blank: bool = False) -> Drawn:
     with_text = Layout(tuple(line for line in layout.lines if line.text.strip()))
     if with_text.lines:
         check_layout(with_text, "The canvas")
-    return Drawn(layout, width, height, said)
+    return CanvasState(layout, width, height, strings)
 
 
 def _preview(image: Image.Image) -> str:
-    shown = image.copy()
-    shown.thumbnail((PREVIEW_PIXELS, PREVIEW_PIXELS))
+    preview = image.copy()
+    preview.thumbnail((PREVIEW_PIXELS, PREVIEW_PIXELS))
     buffer = io.BytesIO()
-    shown.save(buffer, "PNG")
+    preview.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""The page: a Gradio app on one Backend. Nothing in it comes from another host."""
+"""The page: a Gradio app over one Backend. It loads nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -12,24 +12,36 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+
 from vlad.types import Layout
 from vlad.utils.errors import UserError, install_command
 from vlad.webui.backend import MOST_UPLOAD_BYTES, Backend, Controls, Result
-from vlad.webui.canvas import COLOURS, FONTS, SCRIPT, STYLE, TEMPLATE, Drawn, canvas_value, drawn_on, still_drawn
+from vlad.webui.canvas import (
+    COLOURS,
+    FONTS,
+    SCRIPT,
+    STYLE,
+    TEMPLATE,
+    CanvasState,
+    canvas_state,
+    canvas_value,
+    same_lines_value,
+)
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 
 EXAMPLE = 'a blue sign that says "HOUSE" in white letters at the top'
 IMAGES = [".png", ".jpg", ".jpeg", ".webp"]
 INTRODUCTION = """# vlad
-Say what to draw, with the words to spell in quotation marks. *Plan* shows where they will stand: drag a line, pull its
-corners, rewrite it. *Draw* paints the image around the lines. Colours go into the prompt; fonts are kept with the
-layout, but the model chooses its own."""
-EDITING = """Upload an image, put a box over each place that is to be drawn anew, and write into it what shall stand
-there; an empty box removes what stands there. Everything outside the boxes stays as it is, pixel for pixel."""
-HINTS = ("Plan shows where the words will stand", "")
-EDITING_HINTS = ("Upload an image first", "Add a box where it is to be drawn anew")
-# A mistake is told in a corner of the page: it must not lie over images and canvas as well. A gallery of four, nine
+Describe the image, with the words to spell in quotation marks. *Plan* generates the layout: drag a line, pull its
+corners, rewrite it. *Generate* makes the image for the layout. Colours are added to the prompt; fonts are saved with
+the layout, but the model chooses its own."""
+EDITING = """Upload an image, put a box over each region to generate anew, and write the new text into it; an empty box
+removes the text there. Everything outside the boxes is kept, pixel for pixel."""
+HINTS = ("Plan generates the layout", "")
+EDITING_HINTS = ("Upload an image first", "Add a box over the region to generate anew")
+# Error messages show in a corner of the page, so they must not cover images and canvas as well. A gallery of four, nine
 # or sixteen images is square: its lower rows must not be cut off.
 PAGE_STYLE = """
 [data-testid="status-tracker"]:has(.error) { display: none !important; }
@@ -56,22 +68,22 @@ def load_gradio() -> Any:
 
 
 def build_page(backend: Backend, waiting: int = ServerOptions.waiting) -> Any:
-    """The page's `gradio.Blocks` with its queue: one request at a time draws, `waiting` more wait, others are refused.
+    """The page's `gradio.Blocks` with its queue: one request runs, `waiting` more wait, others are refused.
 
     Raises UserError where Gradio is not installed.
     """
     gr = load_gradio()
     with gr.Blocks(title="vlad", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
-        gr.Markdown(f"{INTRODUCTION}\n\n{_model(backend)}")
-        with gr.Tab("Draw", elem_id="draw-tab"):
-            _drawing(gr, backend)
+        gr.Markdown(f"{INTRODUCTION}\n\n{_model_line(backend)}")
+        with gr.Tab("Generate", elem_id="draw-tab"):
+            _add_generation(gr, backend)
         with gr.Tab("Edit an image", elem_id="edit-tab"):
             if backend.edits:
-                _editing(gr, backend)
+                _add_editing(gr, backend)
             else:
                 gr.Markdown(
-                    "This model was not trained to edit images. One with `refine.editing_share` is, such as"
-                    " `configs/tiny_edit.yaml` makes of this one."
+                    "This model was not trained to edit images. Train one with `refine.editing_share`, such as"
+                    " `configs/tiny_edit.yaml`."
                 )
     page.queue(max_size=waiting, default_concurrency_limit=1)
     return page
@@ -106,9 +118,9 @@ def serve(page: Any, backend: Backend, options: ServerOptions, wait: bool = True
         )
     except OSError as error:
         raise UserError(_unreachable(options, error)) from error
-    except ValueError as error:  # Gradio asks itself for the page, and got no answer
+    except ValueError as error:  # Gradio requests its own page, and got no answer
         raise UserError(
-            f"The page at {options.host} does not answer this machine: let proxies leave it out"
+            f"The page at {options.host} does not answer this machine: exclude it from proxies"
             " (NO_PROXY=localhost,127.0.0.1), or start it again when the machine is less busy."
         ) from error
     if wait:
@@ -118,7 +130,7 @@ def serve(page: Any, backend: Backend, options: ServerOptions, wait: bool = True
 
 
 def _check_address(options: ServerOptions) -> None:
-    """Raises UserError for an address that cannot be had: Gradio would try a hundred ports, and log each."""
+    """Raises UserError for an address that cannot be bound: Gradio would try a hundred ports, and log each."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             options.host, options.port or 0, type=socket.SOCK_STREAM
@@ -131,12 +143,12 @@ def _check_address(options: ServerOptions) -> None:
 
 
 def _unreachable(options: ServerOptions, error: OSError) -> str:
-    reason = error.strerror or str(error).split(". ")[0].rstrip(".")  # Gradio goes on with options of its own
+    reason = error.strerror or str(error).split(". ")[0].rstrip(".")  # Gradio's text continues with its own options
     where = f"{options.host}:{options.port}" if options.port else options.host
     return f"The page cannot be served at {where} ({reason}); name another --port, or a --host that is this machine."
 
 
-def _drawing(gr: Any, backend: Backend) -> None:
+def _add_generation(gr: Any, backend: Backend) -> None:
     size = backend.pipeline.config.image_pixels
     with gr.Row():
         with gr.Column():
@@ -144,65 +156,66 @@ def _drawing(gr: Any, backend: Backend) -> None:
             seeds, controls = _controls(gr, backend, "seeds")
             with gr.Row():
                 plan = gr.Button("Plan", elem_id="plan")
-                draw = gr.Button("Draw", variant="primary", elem_id="draw")
-            canvas = _canvas(gr, "canvas", canvas_value(Drawn(Layout(()), size, size)), HINTS, may_be_blank=False)
+                generate = gr.Button("Generate", variant="primary", elem_id="draw")
+            canvas = _canvas(gr, "canvas", _empty_canvas(size, size), HINTS, may_be_blank=False)
         with gr.Column():
-            shown = _Gallery(gr, "draw")
+            gallery = _Gallery(gr, "draw")
 
-    def planned(text: str, numbers: str) -> dict[str, Any]:
-        return canvas_value(backend.plan(text, numbers))
+    def on_plan(text: str, seeds_text: str) -> dict[str, Any]:
+        return canvas_value(backend.plan(text, seeds_text))
 
-    def drawn(text: str, numbers: str, lines: Any, *values: Any) -> tuple:
-        before = drawn_on(lines)
-        results, after = backend.draw(text, before, numbers, _controls_of(values))
-        said = results[0].recipe["prompt"]  # the canvas's words in place of the prompt's
-        shown_canvas = still_drawn(after.said) if after.layout is before.layout else canvas_value(after)
-        return gr.skip() if said == text else said, shown_canvas, *shown.show(results)
+    def on_generate(text: str, seeds_text: str, lines: Any, *values: Any) -> tuple:
+        before = canvas_state(lines)
+        results, after = backend.generate(text, before, seeds_text, _controls_of(values))
+        used = results[0].recipe["prompt"]  # with the canvas's words in place of the prompt's
+        new_canvas = same_lines_value(after.strings) if after.layout is before.layout else canvas_value(after)
+        return gr.skip() if used == text else used, new_canvas, *gallery.values(results)
 
-    plan.click(_told(gr, planned), [prompt, seeds], canvas, concurrency_id="model", api_name="plan")
-    draw.click(
-        _told(gr, drawn),
+    plan.click(_with_messages(gr, on_plan), [prompt, seeds], canvas, concurrency_id="model", api_name="plan")
+    generate.click(
+        _with_messages(gr, on_generate),
         [prompt, seeds, canvas, *controls],
-        [prompt, canvas, *shown.outputs],
+        [prompt, canvas, *gallery.outputs],
         concurrency_id="model",
         api_name="draw",
     )
 
 
-def _editing(gr: Any, backend: Backend) -> None:
+def _add_editing(gr: Any, backend: Backend) -> None:
     size = backend.pipeline.config.image_pixels
     gr.Markdown(EDITING)
     with gr.Row():
         with gr.Column():
             image = gr.File(label="Image", file_types=IMAGES, type="filepath", elem_id="upload", height=120)
-            canvas = _canvas(gr, "edit-canvas", canvas_value(Drawn(Layout(()), size, size)), EDITING_HINTS, True)
-            prompt = gr.Textbox("", label="Prompt (may stay empty)", elem_id="edit-prompt", max_length=4000)
+            canvas = _canvas(gr, "edit-canvas", _empty_canvas(size, size), EDITING_HINTS, may_be_blank=True)
+            prompt = gr.Textbox("", label="Prompt (optional)", elem_id="edit-prompt", max_length=4000)
             seeds, controls = _controls(gr, backend, "edit-seeds")
             edit = gr.Button("Edit", variant="primary", elem_id="edit")
         with gr.Column():
-            shown = _Gallery(gr, "edit")
+            gallery = _Gallery(gr, "edit")
 
-    def opened(path: str | None) -> dict[str, Any]:
+    def on_upload(path: str | None) -> dict[str, Any]:
         if path is None:
-            return canvas_value(Drawn(Layout(()), size, size))
-        uploaded = backend.open(path)
-        return canvas_value(Drawn(Layout(()), uploaded.width, uploaded.height), uploaded)
+            return _empty_canvas(size, size)
+        uploaded = backend.open_upload(path)
+        return _empty_canvas(uploaded.width, uploaded.height, uploaded)
 
-    def edited(path: str | None, lines: Any, text: str, numbers: str, *values: Any) -> tuple:
-        return shown.show(backend.edit(path, drawn_on(lines, True), text, numbers, _controls_of(values)))
+    def on_edit(path: str | None, lines: Any, text: str, seeds_text: str, *values: Any) -> tuple:
+        boxes = canvas_state(lines, may_be_blank=True)
+        return gallery.values(backend.edit(path, boxes, text, seeds_text, _controls_of(values)))
 
-    image.change(_told(gr, opened), image, canvas, concurrency_id="open", api_name="open")
+    image.change(_with_messages(gr, on_upload), image, canvas, concurrency_id="open", api_name="open")
     edit.click(
-        _told(gr, edited),
+        _with_messages(gr, on_edit),
         [image, canvas, prompt, seeds, *controls],
-        shown.outputs,
+        gallery.outputs,
         concurrency_id="model",
         api_name="edit",
     )
 
 
 class _Gallery:
-    """Images, the recipe of the chosen one, and its file to take home."""
+    """Images, the recipe of the selected one, and its file to download."""
 
     def __init__(self, gr: Any, name: str) -> None:
         self.gallery = gr.Gallery(
@@ -221,18 +234,18 @@ class _Gallery:
         self.outputs = [self.gallery, self.download, self.recipe, self.recipes, self.files]
         self._gr = gr
 
-        def chosen(event: gr.SelectData, recipes: list[dict[str, Any]], files: list[str]) -> tuple[Any, Any]:
+        def on_select(event: gr.SelectData, recipes: list[dict[str, Any]], files: list[str]) -> tuple[Any, Any]:
             if not 0 <= event.index < len(files):
                 return gr.skip(), gr.skip()
             return gr.DownloadButton(value=files[event.index], interactive=True), recipes[event.index]
 
-        chosen.__annotations__["event"] = gr.SelectData  # postponed annotations are text, and Gradio reads them
+        on_select.__annotations__["event"] = gr.SelectData  # postponed annotations are text, and Gradio reads them
         self.gallery.select(
-            chosen, [self.recipes, self.files], [self.download, self.recipe], api_visibility="private", queue=False
+            on_select, [self.recipes, self.files], [self.download, self.recipe], api_visibility="private", queue=False
         )
 
-    def show(self, results: list[Result]) -> tuple:
-        """Values of `outputs`."""
+    def values(self, results: list[Result]) -> tuple:
+        """The values of `outputs`."""
         files = [str(result.path) for result in results]
         captions = [f"seed {result.recipe['seed']}" for result in results]
         return (
@@ -242,6 +255,10 @@ class _Gallery:
             [result.recipe for result in results],
             files,
         )
+
+
+def _empty_canvas(width: int, height: int, image: Image.Image | None = None) -> dict[str, Any]:
+    return canvas_value(CanvasState(Layout(()), width, height), image)
 
 
 def _canvas(gr: Any, name: str, value: dict[str, Any], hints: tuple[str, str], may_be_blank: bool) -> Any:
@@ -258,17 +275,17 @@ def _canvas(gr: Any, name: str, value: dict[str, Any], hints: tuple[str, str], m
     )
 
 
-def _model(backend: Backend) -> str:
-    """What draws here, for the head of the page."""
+def _model_line(backend: Backend) -> str:
+    """The model and its image size, for the head of the page."""
     side = backend.pipeline.config.image_pixels
-    return f"Drawing with `{backend.run.replace('`', '')}`, at {side} x {side} pixels."
+    return f"The model is `{backend.run.replace('`', '')}`, at {side} x {side} pixels."
 
 
 def _controls(gr: Any, backend: Backend, name: str) -> tuple[Any, list[Any]]:
-    """The seeds, called `name`, and the sliders that `_controls_of` reads; two beside each other."""
+    """The seeds (element id `name`) and the sliders that `_controls_of` reads."""
     own = backend.pipeline.settings()
     with gr.Row():
-        seeds = gr.Textbox("0", label="Seeds, like 7, 0-3 or 1,5", elem_id=name, max_length=100)
+        seeds = gr.Textbox("0", label="Seeds, such as 7, 0-3 or 1,5", elem_id=name, max_length=100)
         steps = gr.Slider(1, 50, own.steps, step=1, label="Steps")
     with gr.Row():
         text_scale = gr.Slider(0, max(10, own.text_scale), own.text_scale, step=0.5, label="Prompt guidance")
@@ -281,19 +298,17 @@ def _controls_of(values: tuple) -> Controls:
     return Controls(int(steps), float(text_scale), float(layout_scale))
 
 
-def _told(gr: Any, work: Callable) -> Callable:
-    """The work with a user's mistake as a message in the page; anything else is logged, and said to be ours."""
+def _with_messages(gr: Any, work: Callable) -> Callable:
+    """The work with its UserErrors as messages in the page; any other error is logged and said to be ours."""
 
     @functools.wraps(work)
-    def told(*values: Any) -> Any:
+    def wrapped(*values: Any) -> Any:
         try:
             return work(*values)
         except UserError as error:
             raise gr.Error(html.escape(str(error), quote=False), duration=15, print_exception=False) from None
-        except Exception:  # a bug of ours ends one click, not the page that others have open
+        except Exception:  # a bug of ours ends one request, not the page that others have open
             traceback.print_exc()
-            raise gr.Error(
-                "Something went wrong here that is no mistake of yours; the server's terminal says what.", duration=15
-            ) from None
+            raise gr.Error("Internal error; the server's terminal has the details.", duration=15) from None
 
-    return told
+    return wrapped
