@@ -1,4 +1,4 @@
-"""Every fault that a shard can have is found, with its shard and key; sound shards have none."""
+"""Shard lint: every fault is found with its shard and key, and sound shards have none."""
 
 import dataclasses
 import io
@@ -94,7 +94,7 @@ def directory(tmp_path):
 # Sound
 
 
-def test_a_sound_set_is_counted_and_nothing_found(directory, tmp_path):
+def test_a_sound_set_is_counted_and_has_no_findings(directory, tmp_path):
     write_manifest(directory, write_shards(SIGNS, directory, samples_per_shard=70), {})
     before = {path.name: path.read_bytes() for path in directory.iterdir()}
     report, findings = check(directory, tmp_path, resolutions=(16, 32), max_aspect=1.0, bucket_step_pixels=16)
@@ -115,7 +115,7 @@ def test_a_sound_set_is_counted_and_nothing_found(directory, tmp_path):
 
 
 @pytest.mark.parametrize("spelling", ["{}", "{}/", "{}/*.tar", "{}/{{000000..000001}}.tar", "file://{}"])
-def test_manifests_are_found_however_the_shards_are_named(directory, tmp_path, spelling):
+def test_manifests_are_found_from_any_pattern(directory, tmp_path, spelling):
     write_manifest(directory, write_shards(SIGNS[:6], directory, samples_per_shard=3), {})
     report, findings = check(spelling.format(directory), tmp_path)
     assert findings == []
@@ -167,9 +167,9 @@ def test_a_fault_is_found_with_shard_and_key(directory, tmp_path, fault):
     assert [(finding.kind, finding.shard, finding.key) for finding in findings] == [(kind, str(path), "bad")]
     assert report.counts.sound == 2
     assert report.found == {kind: 1}
-    told = text_report(report)
-    assert KINDS[kind] in told
-    assert f"{path}, bad: " in told
+    text = text_report(report)
+    assert KINDS[kind] in text
+    assert f"{path}, bad: " in text
     assert findings[0].detail
 
 
@@ -182,7 +182,7 @@ def test_scripts_without_a_font_are_counted(directory, tmp_path):
     assert "cjk          2" in text_report(report)
 
 
-def test_what_is_not_legible_may_be_of_any_script_and_empty(directory, tmp_path):
+def test_illegible_lines_may_be_empty_or_of_any_script(directory, tmp_path):
     lines = [line("什么", valid=False), line("", valid=False)]
     write_tar(directory / "0.tar", [("a", members_of(SIGN, lines=lines))])
     report, findings = check(directory, tmp_path)
@@ -210,14 +210,14 @@ def test_members_that_are_never_read_are_named(directory, tmp_path):
     ]
 
 
-def test_a_member_that_stands_twice_is_named(directory, tmp_path):
+def test_a_duplicate_member_is_named(directory, tmp_path):
     members = members_of(SIGN)
     write_tar(directory / "0.tar", [("a", members), ("a.PNG", members["png"])])
     assert found(directory, tmp_path) == [("double", "a")]
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 300, 5_000])
-def test_a_damaged_shard_is_named_and_the_rest_looked_at(directory, tmp_path, kept_bytes):
+def test_a_damaged_shard_is_named_and_the_rest_checked(directory, tmp_path, kept_bytes):
     write_shards(SIGNS[:8], directory, samples_per_shard=4)
     broken = directory / "000000.tar"
     broken.write_bytes(broken.read_bytes()[:kept_bytes])
@@ -229,7 +229,7 @@ def test_a_damaged_shard_is_named_and_the_rest_looked_at(directory, tmp_path, ke
     assert report.counts.sound >= 4
 
 
-def test_what_is_no_file_and_what_holds_nothing_is_named(directory, tmp_path):
+def test_empty_shards_and_paths_that_are_no_files_are_named(directory, tmp_path):
     write_tar(directory / "0.tar", [])
     os.mkfifo(directory / "1.tar")
     (directory / "2.tar").symlink_to("2.tar")
@@ -245,7 +245,7 @@ def test_what_is_no_file_and_what_holds_nothing_is_named(directory, tmp_path):
     assert report.counts.sound == 1
 
 
-def test_a_link_to_nothing_is_told_by_its_manifest_too(directory):
+def test_a_dangling_link_is_a_finding_of_the_manifests_too(directory):
     write_manifest(directory, write_shards(SIGNS[:4], directory), {})
     shard = directory / "000000.tar"
     shard.unlink()
@@ -257,7 +257,7 @@ def test_a_link_to_nothing_is_told_by_its_manifest_too(directory):
         index_shards(str(directory))
 
 
-def test_keys_that_stand_twice_are_found_over_all_shards(directory, tmp_path):
+def test_duplicate_keys_are_found_across_shards(directory, tmp_path):
     for name, keys in (("0", "abc"), ("1", "da"), ("2", "aec")):
         write_tar(directory / f"{name}.tar", [(key, members_of(SIGN)) for key in keys])
     _, findings = check(directory, tmp_path)
@@ -268,25 +268,25 @@ def test_keys_that_stand_twice_are_found_over_all_shards(directory, tmp_path):
     assert any(finding.detail.startswith("3 times: ") for finding in findings)
 
 
-def test_the_same_key_apart_in_one_shard_is_a_duplicate(directory, tmp_path):
+def test_a_key_that_occurs_twice_in_one_shard_is_a_duplicate(directory, tmp_path):
     write_tar(directory / "0.tar", [(key, members_of(SIGN)) for key in "aba"])
     assert found(directory, tmp_path) == [("duplicate", "a")]
 
 
 @given(st.lists(st.tuples(st.text(), st.integers(0, 3)), max_size=40))
-def test_the_key_book_finds_what_a_dictionary_would(tmp_path_factory, notes):
-    book = KeyIndex(tmp_path_factory.mktemp("book"))
+def test_the_key_index_finds_what_a_dictionary_would(tmp_path_factory, notes):
+    index = KeyIndex(tmp_path_factory.mktemp("keys"))
     expected = {}
     for key, shard in notes:
-        book.add(key, shard)
+        index.add(key, shard)
         expected.setdefault(key, []).append(shard)
-    assert dict(book.duplicates()) == {key: shards for key, shards in expected.items() if len(shards) > 1}
+    assert dict(index.duplicates()) == {key: shards for key, shards in expected.items() if len(shards) > 1}
 
 
 # Manifests
 
 
-def test_a_shard_that_is_not_what_its_manifest_says_is_named(directory, tmp_path):
+def test_a_shard_that_differs_from_its_manifest_is_named(directory, tmp_path):
     entries = write_shards(SIGNS[:9], directory, samples_per_shard=3)
     entries[0]["samples"] = 4
     entries[1]["sha256"] = "0" * 64
@@ -297,12 +297,12 @@ def test_a_shard_that_is_not_what_its_manifest_says_is_named(directory, tmp_path
     assert {(finding.kind, finding.shard.rpartition("/")[2]) for finding in findings} == {
         ("manifest", name) for name in ("000000.tar", "000001.tar", "000002.tar", "gone.tar", "more.tar")
     }
-    told = {finding.shard.rpartition("/")[2]: finding.detail for finding in findings}
-    assert told["000000.tar"] == "it has 3 samples, the manifest says 4"
-    assert told["000001.tar"] == "its checksum differs from the manifest's"
-    assert "bytes, the manifest says" in told["000002.tar"]
-    assert told["gone.tar"] == "listed in the manifest, but missing"
-    # Of some shards alone, the others' absence says nothing.
+    details = {finding.shard.rpartition("/")[2]: finding.detail for finding in findings}
+    assert details["000000.tar"] == "it has 3 samples, the manifest says 4"
+    assert details["000001.tar"] == "its checksum differs from the manifest's"
+    assert "bytes, the manifest says" in details["000002.tar"]
+    assert details["gone.tar"] == "listed in the manifest, but missing"
+    # A pattern for some shards says nothing about the others.
     assert "gone.tar" not in str(list_set(f"{directory}/00000?.tar").findings)
 
 
@@ -343,7 +343,7 @@ def test_a_quick_report_needs_a_manifest(directory):
 # The launch
 
 
-def test_a_launch_needs_a_batch_of_samples_a_rank(directory, tmp_path):
+def test_a_launch_needs_one_batch_per_rank(directory, tmp_path):
     write_manifest(directory, [shard_entry(path, 12) for path in make_shard(directory, 12)], {})
     assert found(directory, tmp_path, launch=Launch(2, 6)) == []
     assert found(directory, tmp_path, launch=Launch(2, 9)) == [("launch", None)]
@@ -378,7 +378,7 @@ def test_examples_and_images_are_few_whatever_is_found(directory, tmp_path):
     assert "... and 197 more" in text_report(report)
 
 
-def test_the_drawn_samples_are_those_of_the_lowest_rank(directory, tmp_path):
+def test_cards_show_the_samples_of_the_lowest_rank(directory, tmp_path):
     """Not the first ones: they come from all over the set."""
     write_shards(SIGNS, directory, samples_per_shard=30)
     every = check(directory, tmp_path, images=150)[0].cards()[0][1]
@@ -406,7 +406,7 @@ def test_an_interrupt_ends_with_what_was_read(directory, tmp_path):
     )
     assert report.interrupted
     assert report.counts.samples == 30
-    assert report.found["launch"] == 0  # nobody knows yet
+    assert report.found["launch"] == 0  # not yet known
     assert "Interrupted" in text_report(report)
     assert "3 of 15" in text_report(report)
 
@@ -415,8 +415,8 @@ def test_an_interrupt_ends_with_what_was_read(directory, tmp_path):
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=4, max_size=8, unique=True))
-def test_crossings_are_those_that_a_geometry_library_finds(points):
-    # In general position: what merely touches is told by neither as a crossing.
+def test_crossings_are_those_that_shapely_finds(points):
+    # In general position: neither counts sides that merely touch as a crossing.
     turned = [(x + 0.37 * y * y / 50, y - 0.21 * x * x / 50) for x, y in points]
     triples = itertools.combinations(turned, 3)
     flat = any(abs((b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])) < 1e-6 for a, b, c in triples)
@@ -444,7 +444,7 @@ def test_a_value_is_in_the_bin_that_names_it(value):
     assert len(bin_names(HEIGHT_EDGES_PIXELS)) == len(HEIGHT_EDGES_PIXELS)
 
 
-# Images and words
+# Cards and pages
 
 
 def a_card(sample, faults=()):
@@ -476,13 +476,13 @@ def test_a_polygon_is_drawn_in_the_colour_of_its_state(made, strong):
         assert (coloured.argmax(axis=1) == strong).mean() > 0.95
 
 
-def test_images_of_any_shape_are_drawn():
+def test_images_of_any_shape_have_cards():
     for shape in ((1, 1), (1, 500), (700, 3), (1000, 900)):
         sample = Sample("a", np.zeros((*shape, 3), np.uint8), "a", Layout((TextLine("A", BOX),)))
         assert max(pixels(a_card(sample)).shape) == 320
 
 
-def test_a_contact_sheet_holds_every_card():
+def test_a_contact_sheet_shows_every_card():
     cards = [a_card(sign) for sign in SIGNS[:7]]
     sheet = contact_sheet(cards, columns=3, cell_pixels=50)
     assert contact_sheet(cards[:1], columns=3, cell_pixels=50).width < sheet.width
@@ -490,7 +490,7 @@ def test_a_contact_sheet_holds_every_card():
     assert np.asarray(sheet)[-60:, 66:].std() == 0
 
 
-def test_nothing_from_a_shard_is_markup_on_the_page(tmp_path):
+def test_text_from_shards_is_escaped_on_the_page(tmp_path):
     evil = '<script>alert("x")</script>'
     sample = dataclasses.replace(SIGNS[0], key=evil, caption=evil, layout=Layout((TextLine(evil, BOX, evil),)))
     card = draw_card(sample, evil, (("font", evil),), 0.5)
@@ -506,7 +506,7 @@ def test_nothing_from_a_shard_is_markup_on_the_page(tmp_path):
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_a_terminal_is_shown_no_control_characters(directory, tmp_path):
+def test_text_from_shards_is_escaped_for_the_terminal(directory, tmp_path):
     assert plain("a\x1b[2J\nб什") == "a\\x1b[2J\\nб什"
     write_tar(directory / "0.tar", [("a\x1b[2J", {**members_of(SIGN), "png": b"x"})])
     assert "\x1b" not in text_report(check(directory, tmp_path)[0])
@@ -516,6 +516,6 @@ def test_a_terminal_is_shown_no_control_characters(directory, tmp_path):
     "mistake",
     [{"max_aspect": float("nan")}, {"max_aspect": 1e300}, {"resolutions": (10**8,)}, {"bucket_step_pixels": 0}],
 )
-def test_shapes_that_no_run_can_have_are_refused(mistake):
+def test_impossible_training_shapes_are_refused(mistake):
     with pytest.raises(UserError, match="must be from 1 to"):
         LintOptions(**mistake)

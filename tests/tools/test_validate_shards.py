@@ -1,4 +1,4 @@
-"""validate_shards as a user runs it: exit codes, the page, mistakes in one sentence, Ctrl-C."""
+"""validate_shards as a command: exit codes, the page, one-line errors, Ctrl-C."""
 
 import json
 import signal
@@ -41,7 +41,7 @@ def shards(tmp_path):
     return tmp_path / "shards"
 
 
-def test_a_sound_set_gives_0_and_a_page_with_images(shards, tmp_path):
+def test_a_sound_set_exits_with_0_and_writes_a_page_with_images(shards, tmp_path):
     run = validate(shards, "--html", tmp_path / "page", "--resolutions", 64, "--batch-size", 20, "--ranks", 2)
     assert run.returncode == 0, run.stderr
     assert "the set is sound" in run.stdout
@@ -58,7 +58,7 @@ def test_a_sound_set_gives_0_and_a_page_with_images(shards, tmp_path):
     assert (tmp_path / "page/findings.jsonl").read_text() == ""
 
 
-def test_findings_give_1_and_are_all_listed(shards, tmp_path):
+def test_findings_exit_with_1_and_are_all_listed(shards, tmp_path):
     broken = shards / "000001.tar"
     broken.write_bytes(broken.read_bytes()[:700])
     run = validate(shards, "--html", tmp_path / "page", "--batch-size", 1000)
@@ -73,7 +73,7 @@ def test_findings_give_1_and_are_all_listed(shards, tmp_path):
     assert f"{broken}: it has 700 bytes" in quick.stdout
 
 
-def test_a_wrong_call_gives_2_and_one_sentence(shards, tmp_path):
+def test_usage_errors_exit_with_2_and_one_line(shards, tmp_path):
     assert "SHARDS: there are no shards at" in refused(tmp_path / "none")
     assert "SHARDS: 'xxx" in refused("x" * 300)
     assert "would run a program" in refused("pipe:cat x")
@@ -89,7 +89,7 @@ def test_a_wrong_call_gives_2_and_one_sentence(shards, tmp_path):
     assert "leave out --quick" in refused(shards, "--quick")
 
 
-def test_ctrl_c_prints_what_was_read(shards):
+def test_ctrl_c_prints_the_report_so_far(shards):
     code = (
         "import os, runpy, signal, sys\n"
         "from vlad.data.lint import linter\n"
