@@ -50,8 +50,8 @@ def test_a_bag_of_the_same_words_confirms_nothing_that_is_bound() -> None:
     assert sorted(prompt.replace("above", "below").split()) == sorted(swapped.split())
     terms = confirmed(prompt, (), swapped)
     assert terms["objects"] == MetricTerm(2, 2)
-    assert [terms[kind].amount for kind in ("colours", "counts", "relations")] == [0, 0, 0]
-    assert all(term.amount == term.of for term in confirmed(prompt, (), prompt).values())
+    assert [terms[kind].numerator for kind in ("colours", "counts", "relations")] == [0, 0, 0]
+    assert all(term.numerator == term.denominator for term in confirmed(prompt, (), prompt).values())
 
 
 def test_strings_are_whole_words_whatever_their_case() -> None:

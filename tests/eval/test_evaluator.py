@@ -17,10 +17,11 @@ from vlad.data.signs import render_sign
 from vlad.data.words import held_out_words
 from vlad.eval.benchmark import parallel_ocr as reading_files
 from vlad.eval.benchmark.evaluator import choose_protocols, evaluate, metrics_json
-from vlad.eval.benchmark.html_report import text_table, write_report
+from vlad.eval.benchmark.html_report import write_report
 from vlad.eval.benchmark.image_sets import BenchmarkImage, check_generated, find_images, generate_images, image_seed
 from vlad.eval.benchmark.parallel_ocr import ImageFile, load_image, ocr_images
 from vlad.eval.benchmark.prompt_files import quoted
+from vlad.eval.benchmark.terminal_report import text_table
 from vlad.eval.options import OCROptions
 from vlad.eval.protocols import PROTOCOLS
 from vlad.eval.protocols.protocol import BenchmarkPrompt
@@ -206,7 +207,7 @@ def test_images_are_drawn_once_and_go_on_where_they_stopped(tmp_path: Path) -> N
     assert len({seed for _, seed in (*stopped.drawn, *later.drawn)}) == 12
     assert ("0", image_seed(0, "0", 1)) in later.drawn
     # The layout beside the image says how high its letters are.
-    bare = BenchmarkPrompt("0", PROMPTS[0].prompt, PROMPTS[0].strings)
+    bare = BenchmarkPrompt("0", PROMPTS[0].text, PROMPTS[0].strings)
     beside = BenchmarkImage(bare, 0, tmp_path / "images" / "0_0.png").polygons()
     assert np.allclose(beside[0], SIGNS[0].layout.lines[0].polygon, atol=1e-4)
     with pytest.raises(UserError, match=r"drawn in another way \(steps 1, now 2\); name another folder"):
@@ -225,7 +226,7 @@ def test_images_of_another_prompt_are_not_scored_for_the_one_that_has_its_id_now
 
     assert len(drawn(PROMPTS[:2])) == 2
     assert len(drawn(PROMPTS[:3])) == 1, "more prompts go on"
-    edited = [replace(PROMPTS[0], prompt="a sign that says 'OTHER'"), *PROMPTS[1:]]
+    edited = [replace(PROMPTS[0], text="a sign that says 'OTHER'"), *PROMPTS[1:]]
     with pytest.raises(UserError, match=r"drawn of another prompt \(of the id '0', now \"a sign that says 'OTHER'\"\)"):
         drawn(edited)
     (tmp_path / "images" / "0_0.png").unlink()

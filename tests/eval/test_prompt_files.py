@@ -75,7 +75,7 @@ def test_longtext_s_jsonl(tmp_path: Path) -> None:
     prompt = only(tmp_path / "text_prompts.jsonl", json.dumps(record) + "\n\n")
     assert (prompt.key, prompt.strings, prompt.subset) == ("3", ("One", "Two"), "signboards")
     # U+2028 parts lines of text, and none of JSON.
-    assert only(tmp_path / "a.jsonl", '{"prompt": "a\u2028b"}\n').prompt == "a\u2028b"
+    assert only(tmp_path / "a.jsonl", '{"prompt": "a\u2028b"}\n').text == "a\u2028b"
 
 
 def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
