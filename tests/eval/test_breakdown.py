@@ -12,12 +12,12 @@ from vlad.layout.polygons import box_polygon
 from vlad.types import TextLine
 
 
-def reading(*lines: str) -> OCRResult:
+def ocr_result(*lines: str) -> OCRResult:
     return OCRResult(tuple(TextLine(text, box_polygon(0, 0.1 * i, 1, 0.1 * i + 0.08)) for i, text in enumerate(lines)))
 
 
 @pytest.mark.parametrize(
-    ("wanted", "lines", "found"),
+    ("targets", "lines", "found"),
     [
         (("HOUSE",), ("HOUSE",), [(True, True)]),
         (("HOUSE",), ("house",), [(True, False)]),
@@ -32,8 +32,8 @@ def reading(*lines: str) -> OCRResult:
         (("x",), (), [(False, False)]),
     ],
 )
-def test_strings_are_looked_for_in_runs_of_words(wanted, lines, found):
-    assert strings_read(wanted, reading(*lines)) == found
+def test_target_strings_are_found_in_runs_of_words(targets, lines, found):
+    assert strings_read(targets, ocr_result(*lines)) == found
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""An evaluation from images to files: found or drawn, read, scored, told."""
+"""Benchmark evaluation: images found or generated, OCR, metrics, report."""
 
 import json
 import time
@@ -15,13 +15,15 @@ from pyarrow import parquet
 from vlad.data.options import SyntheticOptions
 from vlad.data.signs import render_sign
 from vlad.data.words import held_out_words
-from vlad.eval.benchmark import parallel_ocr as reading_files
-from vlad.eval.benchmark.evaluator import choose_protocols, evaluate, metrics_json
-from vlad.eval.benchmark.html_report import write_report
-from vlad.eval.benchmark.image_sets import BenchmarkImage, check_generated, find_images, generate_images, image_seed
-from vlad.eval.benchmark.parallel_ocr import ImageFile, load_image, ocr_images
+from vlad.eval.benchmark import parallel_ocr
+from vlad.eval.benchmark.benchmark_report import write_report
+from vlad.eval.benchmark.evaluator import choose_protocols, evaluate
+from vlad.eval.benchmark.image_generation import check_generation, generate_images, image_seed
+from vlad.eval.benchmark.image_sets import BenchmarkImage, find_images
+from vlad.eval.benchmark.parallel_ocr import ImageFile, ocr_images
 from vlad.eval.benchmark.prompt_files import quoted
 from vlad.eval.benchmark.terminal_report import text_table
+from vlad.eval.image_files import load_image
 from vlad.eval.options import OCROptions
 from vlad.eval.protocols import PROTOCOLS
 from vlad.eval.protocols.protocol import BenchmarkPrompt
@@ -39,15 +41,15 @@ PROMPTS = [
 ONE = OCROptions(workers=1)
 
 
-class Painter:
-    """Draws the sign that the prompt describes; counts what it draws."""
+class SignGenerator:
+    """Returns the sign that the prompt describes; lists what it generates."""
 
     takes_layouts = True
     batch_size = 4
 
     def __init__(self, steps: int = 1) -> None:
         self.steps = steps
-        self.drawn: list[tuple[str, int]] = []
+        self.generated: list[tuple[str, int]] = []
 
     def settings(self) -> dict[str, Any]:
         return {"steps": self.steps}
@@ -58,7 +60,7 @@ class Painter:
     def generate(
         self, prompts: Sequence[BenchmarkPrompt], seeds: Sequence[int], layouts: Sequence[Layout] | None
     ) -> list[tuple[Image.Image, Layout | None]]:
-        self.drawn += [(prompt.key, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        self.generated += [(prompt.key, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         return [(Image.fromarray(SIGNS[int(w.key)].image), SIGNS[int(w.key)].layout) for w in prompts]
 
 
@@ -72,18 +74,18 @@ def folder(tmp_path: Path) -> Path:
     return images
 
 
-def test_true_images_score_full_marks_by_every_protocol(folder: Path, tmp_path: Path) -> None:
-    protocols, left_out = choose_protocols("all", PROMPTS, polygons_hold=True)
+def test_perfect_images_score_full_marks_by_every_protocol(folder: Path, tmp_path: Path) -> None:
+    protocols, left_out = choose_protocols("all", PROMPTS, follows_polygons=True)
     assert (len(protocols), left_out) == (6, {})
     found = evaluate(find_images(folder, PROMPTS, None), protocols, ONE, tmp_path)
     assert (found.prompts, found.images, found.is_partial, found.sizes) == (6, 6, False, {(64, 64)})
-    for name, modes in found.values.items():
+    for name, modes in found.metrics.items():
         for metric, (value, low, high) in modes["corrected"].items():
             best = 0 if metric in PROTOCOLS[name].lower_is_better else 1
             assert value == pytest.approx(best, abs=0.05), (name, metric)
             assert low <= value <= high
-    # Strict MARIO-Eval takes straight single marks alone: of these prompts none asks for anything.
-    assert found.values["mario"]["strict"] == {} and set(found.left_out) == {"mario, strict"}
+    # Strict MARIO-Eval takes straight single marks alone: it finds no target text in these prompts.
+    assert found.metrics["mario"]["strict"] == {} and set(found.left_out) == {"mario, strict"}
     assert set(found.subsets["mario"]) == {"a", "b"}
     rows = parquet.read_table(tmp_path / "per_image.parquet").to_pylist()
     assert [row["id"] for row in rows] == list("012345")
@@ -101,8 +103,7 @@ def test_true_images_score_full_marks_by_every_protocol(folder: Path, tmp_path: 
     assert page.count("<figure>") == 6
     assert f"<dd><b>{PROMPTS[0].strings[0]}</b></dd>" in page
     assert "mario" in text_table(found)
-    metrics = metrics_json(found, {"target": "x"})
-    assert json.loads(json.dumps(metrics))["protocols"]["cvtg"]["corrected"]["ned"]["value"] == pytest.approx(1)
+    assert json.loads(json.dumps(found.to_json()))["protocols"]["cvtg"]["corrected"]["ned"]["value"] == pytest.approx(1)
 
 
 def test_missing_and_unreadable_images_are_counted_and_named(folder: Path, tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_missing_and_unreadable_images_are_counted_and_named(folder: Path, tmp_p
     assert found.unreadable[0].endswith("is no image")
     # The scores are of the other two.
     assert found.prompts == 2
-    assert found.values["mario"]["corrected"]["recall"][0] == pytest.approx(1, abs=1e-6)
+    assert found.metrics["mario"]["corrected"]["recall"][0] == pytest.approx(1, abs=1e-6)
     rows = parquet.read_table(tmp_path / "per_image.parquet").to_pylist()
     assert [row["status"] for row in rows] == ["missing", "read", "read", "unreadable", "unreadable", "missing"]
     write_report(tmp_path / "report.html", found, "x", [])
@@ -126,18 +127,18 @@ def test_missing_and_unreadable_images_are_counted_and_named(folder: Path, tmp_p
     assert "of 6 images 2 are missing and 2 cannot be read" in page and "missing: 5_0" in page
 
 
-def test_what_was_read_is_not_read_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_ocr_results_are_reused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = find_images(folder, PROMPTS[:3], None)
     first = evaluate(images, [PROTOCOLS["anytext"]], ONE, tmp_path)
     reads: list[Path] = []
-    load = reading_files.load_image
+    load = parallel_ocr.load_image
 
     def counted(path: Path) -> np.ndarray:
         reads.append(path)
         return load(path)
 
-    monkeypatch.setattr(reading_files, "load_image", counted)
-    assert evaluate(images, [PROTOCOLS["anytext"]], ONE, tmp_path).values == first.values
+    monkeypatch.setattr(parallel_ocr, "load_image", counted)
+    assert evaluate(images, [PROTOCOLS["anytext"]], ONE, tmp_path).metrics == first.metrics
     # Whole images were read as well: a protocol without crops needs no more.
     evaluate(images, [PROTOCOLS["mario"]], ONE, tmp_path)
     assert reads == []
@@ -148,7 +149,7 @@ def test_what_was_read_is_not_read_again(folder: Path, tmp_path: Path, monkeypat
     assert len(reads) == 4
 
 
-def test_processes_read_what_one_does(folder: Path, tmp_path: Path) -> None:
+def test_several_processes_read_as_one_does(folder: Path, tmp_path: Path) -> None:
     def files(name: str) -> list[ImageFile]:
         (tmp_path / name).mkdir()
         found = [
@@ -160,19 +161,19 @@ def test_processes_read_what_one_does(folder: Path, tmp_path: Path) -> None:
     alone = list(ocr_images(files("one"), ONE))
     several = files("two")
 
-    def drawn() -> Iterator[ImageFile]:
+    def arriving() -> Iterator[ImageFile]:
         """Gives the others only once the first is read: reading does not wait for the last image."""
         yield several[0]
         while not several[0].store.is_file():
             time.sleep(0.05)
         yield from several[1:]
 
-    assert list(ocr_images(drawn(), OCROptions(workers=2))) == alone
+    assert list(ocr_images(arriving(), OCROptions(workers=2))) == alone
     assert alone[-1].fault and not alone[0].fault
-    assert [reading.reading.crops for reading in alone[:2]] == [(SIGNS[n].layout.lines[0].text,) for n in range(2)]
+    assert [ocr.result.crops for ocr in alone[:2]] == [(SIGNS[n].layout.lines[0].text,) for n in range(2)]
 
 
-def test_few_images_are_taken_ahead_of_the_readings(tmp_path: Path) -> None:
+def test_few_images_are_taken_ahead_of_ocr(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     taken = 0
 
@@ -187,94 +188,98 @@ def test_few_images_are_taken_ahead_of_the_readings(tmp_path: Path) -> None:
     assert max(ahead) <= 8
 
 
-def test_images_are_drawn_once_and_go_on_where_they_stopped(tmp_path: Path) -> None:
-    def drawn(painter: Painter, prompts: Sequence[BenchmarkPrompt] = PROMPTS, seed: int = 0) -> list[BenchmarkImage]:
-        return list(generate_images(painter, prompts, 2, seed, False, tmp_path))
+def test_images_are_generated_once_and_generation_resumes(tmp_path: Path) -> None:
+    def generate(
+        generator: SignGenerator, prompts: Sequence[BenchmarkPrompt] = PROMPTS, seed: int = 0
+    ) -> list[BenchmarkImage]:
+        return list(generate_images(generator, prompts, 2, seed, False, tmp_path))
 
-    stopped = Painter()
+    stopped = SignGenerator()
     images = generate_images(stopped, PROMPTS, 2, 0, False, tmp_path)
     assert [next(images).name for _ in range(2)] == ["0_0", "0_1"]
     images.close()  # type: ignore[attr-defined]
-    assert len(stopped.drawn) == 4
+    assert len(stopped.generated) == 4
     (tmp_path / "images" / "0_1.png").unlink()
-    later = Painter()
-    found = drawn(later)
+    later = SignGenerator()
+    found = generate(later)
     assert [image.name for image in found] == [f"{n}_{s}" for n in range(6) for s in range(2)]
     assert all(image.path is not None and image.path.is_file() for image in found)
-    assert sorted(key for key, _ in later.drawn) == [*"022334455"]
-    assert drawn(Painter()) == found
-    # The same noise, whatever else is drawn beside it; another for every image.
-    assert len({seed for _, seed in (*stopped.drawn, *later.drawn)}) == 12
-    assert ("0", image_seed(0, "0", 1)) in later.drawn
+    assert sorted(key for key, _ in later.generated) == [*"022334455"]
+    assert generate(SignGenerator()) == found
+    # The same noise in any batch; another for every image.
+    assert len({seed for _, seed in (*stopped.generated, *later.generated)}) == 12
+    assert ("0", image_seed(0, "0", 1)) in later.generated
     # The layout beside the image says how high its letters are.
     bare = BenchmarkPrompt("0", PROMPTS[0].text, PROMPTS[0].strings)
     beside = BenchmarkImage(bare, 0, tmp_path / "images" / "0_0.png").polygons()
     assert np.allclose(beside[0], SIGNS[0].layout.lines[0].polygon, atol=1e-4)
-    with pytest.raises(UserError, match=r"drawn in another way \(steps 1, now 2\); name another folder"):
-        drawn(Painter(steps=2))
+    with pytest.raises(UserError, match=r"generated with other settings \(steps 1, now 2\); name another folder"):
+        generate(SignGenerator(steps=2))
     with pytest.raises(UserError, match="seed 0, now 1"):
-        drawn(Painter(), seed=1)
+        generate(SignGenerator(), seed=1)
 
 
-def test_images_of_another_prompt_are_not_scored_for_the_one_that_has_its_id_now(tmp_path: Path) -> None:
-    def drawn(
+def test_images_of_another_prompt_with_the_same_id_are_refused(tmp_path: Path) -> None:
+    def generate(
         prompts: Sequence[BenchmarkPrompt], use_layouts: bool = False, out: Path = tmp_path
     ) -> list[tuple[str, int]]:
-        painter = Painter()
-        list(generate_images(painter, prompts, 1, 0, use_layouts, out))
-        return painter.drawn
+        generator = SignGenerator()
+        list(generate_images(generator, prompts, 1, 0, use_layouts, out))
+        return generator.generated
 
-    assert len(drawn(PROMPTS[:2])) == 2
-    assert len(drawn(PROMPTS[:3])) == 1, "more prompts go on"
+    assert len(generate(PROMPTS[:2])) == 2
+    assert len(generate(PROMPTS[:3])) == 1, "a longer prompt file continues"
     edited = [replace(PROMPTS[0], text="a sign that says 'OTHER'"), *PROMPTS[1:]]
-    with pytest.raises(UserError, match=r"drawn of another prompt \(of the id '0', now \"a sign that says 'OTHER'\"\)"):
-        drawn(edited)
+    with pytest.raises(
+        UserError, match=r"generated from another prompt \(of the id '0', now \"a sign that says 'OTHER'\"\)"
+    ):
+        generate(edited)
     (tmp_path / "images" / "0_0.png").unlink()
-    assert [key for key, _ in drawn(edited[:3])] == ["0"], "whose images are removed is drawn anew"
+    assert [key for key, _ in generate(edited[:3])] == ["0"], "removed images are generated again"
     # Layouts count where they are given, and nowhere else.
     moved = [replace(PROMPTS[1], lines=PROMPTS[2].lines)]
-    assert drawn(moved) == []
-    drawn(PROMPTS[1:2], True, tmp_path / "given")
-    with pytest.raises(UserError, match="drawn of another prompt"):
-        drawn(moved, True, tmp_path / "given")
+    assert generate(moved) == []
+    generate(PROMPTS[1:2], True, tmp_path / "given")
+    with pytest.raises(UserError, match="generated from another prompt"):
+        generate(moved, True, tmp_path / "given")
 
 
-def test_prompts_that_ask_for_nothing_are_scored_where_that_is_defined(tmp_path: Path) -> None:
+def test_prompts_without_target_text_are_scored_where_that_is_defined(tmp_path: Path) -> None:
     prompts = [BenchmarkPrompt("0", "a cat", ()), BenchmarkPrompt("1", "a dog", ())]
     (tmp_path / "made").mkdir()
     for prompt in prompts:
         Image.new("RGB", (32, 32)).save(tmp_path / "made" / f"{prompt.key}.png")
-    protocols, _ = choose_protocols("all", prompts, polygons_hold=False)
+    protocols, _ = choose_protocols("all", prompts, follows_polygons=False)
     found = evaluate(find_images(tmp_path / "made", prompts, None), protocols, ONE, tmp_path)
-    # The published scorer counts a blank image as right here: a figure that nobody should take for a score.
-    assert found.values["mario"] == {"strict": {}, "corrected": {}}
+    # The published scorer counts a blank image as right here: which is no score.
+    assert found.metrics["mario"] == {"strict": {}, "corrected": {}}
     assert "would count an image without text as right" in found.left_out["mario, strict"]
     write_report(tmp_path / "report.html", found, "x", [])
     assert "mario         recall" in text_table(found)
 
 
-def test_one_prompt_that_asks_is_enough_for_the_strict_figures_of_all(tmp_path: Path) -> None:
+def test_one_prompt_with_target_text_is_enough_for_strict_metrics(tmp_path: Path) -> None:
     prompts = [BenchmarkPrompt("0", "a cat", ()), BenchmarkPrompt("1", "a sign 'A'", ("A",), subset="other")]
     (tmp_path / "made").mkdir()
     for prompt in prompts:
         Image.new("RGB", (32, 32)).save(tmp_path / "made" / f"{prompt.key}.png")
-    protocols, _ = choose_protocols("mario", prompts, polygons_hold=False)
+    protocols, _ = choose_protocols("mario", prompts, follows_polygons=False)
     found = evaluate(find_images(tmp_path / "made", prompts, None), protocols, ONE, tmp_path)
-    assert found.values["mario"]["strict"]["accuracy"][0] == 0.5 and "mario, strict" not in found.left_out
+    assert found.metrics["mario"]["strict"]["accuracy"][0] == 0.5 and "mario, strict" not in found.left_out
     assert found.subsets["mario"]["other"]["strict"]["accuracy"] == 0
 
 
 @pytest.mark.parametrize("damaged", ["", '{"pipe', "[]", "null"])
 @pytest.mark.parametrize("name", ["settings.json", "drawn_of.json"])
-def test_damaged_records_of_what_was_drawn_are_told(name: str, damaged: str, tmp_path: Path) -> None:
+def test_damaged_records_of_generation_are_refused(name: str, damaged: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(damaged, encoding="utf-8")
     with pytest.raises(UserError, match=rf"{name} is damaged .* remove"):
-        check_generated(Painter(), [BenchmarkPrompt("0", "a cat", ())], 0, False, tmp_path)
+        check_generation(SignGenerator(), [BenchmarkPrompt("0", "a cat", ())], 0, False, tmp_path)
 
 
-def test_prompts_that_cannot_be_drawn_are_missing_with_the_reason(tmp_path: Path) -> None:
+def test_prompts_that_cannot_be_generated_are_missing_with_the_reason(tmp_path: Path) -> None:
     prompts = [PROMPTS[0], BenchmarkPrompt("x", "long " * 50, ("long",)), PROMPTS[1]]
-    images = generate_images(Painter(), prompts, 1, 0, False, tmp_path)
+    images = generate_images(SignGenerator(), prompts, 1, 0, False, tmp_path)
     found = evaluate(images, [PROTOCOLS["mario"]], ONE, tmp_path)
     assert found.missing == ["x_0: too long"]
     assert (found.prompts, found.images) == (2, 3)

@@ -14,11 +14,11 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from PIL import Image
 
-from vlad.eval.benchmark.image_sets import image_seed
-from vlad.eval.benchmark.parallel_ocr import painted_over
+from vlad.eval.benchmark.image_generation import image_seed
 from vlad.eval.fidelity.fidelity_scores import INCEPTION
 from vlad.eval.generators.baselines import DeepFloydIF, TextDiffuser, load_character_unet
 from vlad.eval.generators.entries import Entry, LayoutGenerator, generator_of, load_entry
+from vlad.eval.image_files import paint_over
 from vlad.eval.options import WATERMARK, BenchmarkOptions
 from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.eval.table1 import Row, remarks, table_of
@@ -155,7 +155,7 @@ def test_deepfloyd_marks_its_images_where_the_mask_is(deepfloyd: Path) -> None:
     bare = np.asarray(model.generate(["a sign"], [1])[0])
     marked = (alone != bare).any(axis=-1)
     assert marked.any()
-    assert (painted_over(alone, WATERMARK) == painted_over(bare, WATERMARK)).all()
+    assert (paint_over(alone, WATERMARK) == paint_over(bare, WATERMARK)).all()
 
 
 def test_the_table_of_all_rows(
@@ -338,7 +338,7 @@ def test_a_late_row_s_mistake_is_told_before_the_first_is_drawn(
     assert (
         table1(*call[:2], f"vlad.path={ours}", "vlad.steps=1", "--images-per-prompt", 1, "--out", tmp_path / "out") == 0
     )
-    with pytest.raises(UserError, match=r"Row vlad: .* drawn in another way .steps 1, now 2"):
+    with pytest.raises(UserError, match=r"Row vlad: .* generated with other settings .steps 1, now 2"):
         table1(*call, f"vlad.path={ours}", "vlad.steps=2", "--out", tmp_path / "out")
     with pytest.raises(UserError, match="Row vlad: 1001 steps cannot be taken"):
         table1(*call, f"vlad.path={ours}", "vlad.steps=1001", "--out", tmp_path / "other")

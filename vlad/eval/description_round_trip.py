@@ -22,11 +22,11 @@ import numpy as np
 from tqdm import tqdm
 
 from vlad.data.signs import PALETTE
-from vlad.eval.benchmark.evaluator import write_json
 from vlad.eval.benchmark.image_sets import BenchmarkImage, find_images
-from vlad.eval.benchmark.parallel_ocr import UNREADABLE, load_image
 from vlad.eval.benchmark.prompt_files import read_prompt_files, safe_name
+from vlad.eval.image_files import UNREADABLE, load_image
 from vlad.eval.intervals import Interval, bootstrap_intervals
+from vlad.eval.json_files import write_json
 from vlad.eval.protocols.protocol import MetricTerm, MetricTerms, add_terms, metrics_of_terms, no_derived_metrics
 from vlad.models.text_encoder.prompt import find_phrases, find_quotes
 from vlad.utils.errors import UserError

@@ -116,7 +116,7 @@ def measured(found: Evaluation) -> dict[tuple[str, str], float]:
     figures: dict[tuple[str, str], float] = {}
     modes: tuple[ScoringMode, ...] = ("strict", "corrected")
     for mode in modes:
-        for metric, (value, _, _) in found.values.get(PROTOCOL, {}).get(mode, {}).items():
+        for metric, (value, _, _) in found.metrics.get(PROTOCOL, {}).get(mode, {}).items():
             figures[mode, metric] = value
         for score in found.fidelity:
             figures.setdefault((mode, "fid" if score.name == "FID" else score.name), score.value)
@@ -179,9 +179,9 @@ def remarks(rows: Sequence[Row], options: BenchmarkOptions, engine: str, prompts
 
 def _drawn(row: Row) -> str:
     if row.entry.kind == "images":
-        return f"{row.title}: the images of {row.entry.drawn_from}."
+        return f"{row.title}: the images of {row.entry.source}."
     steps = "" if row.entry.steps is None else f", {counted(row.entry.steps, 'step')}"
-    return f"{row.title}: drawn by {row.entry.drawn_from}{steps}."
+    return f"{row.title}: drawn by {row.entry.source}{steps}."
 
 
 def table_json(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -11,12 +11,12 @@ import numpy as np
 from tqdm import tqdm
 
 from vlad.eval.alignment.alignment_prompts import Entry, read_entries
-from vlad.eval.benchmark.evaluator import write_json
 from vlad.eval.benchmark.image_sets import find_images
-from vlad.eval.benchmark.parallel_ocr import UNREADABLE, load_image
 from vlad.eval.benchmark.prompt_files import read_prompt_files
 from vlad.eval.benchmark.targets import default_out
 from vlad.eval.benchmark.terminal_report import partial_lines
+from vlad.eval.image_files import UNREADABLE, load_image
+from vlad.eval.json_files import write_json
 from vlad.utils.errors import UserError
 from vlad.utils.paths import writable_directory
 

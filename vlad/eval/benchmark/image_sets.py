@@ -1,34 +1,21 @@
-"""The images of a benchmark's prompts: found in a folder, or drawn by a pipeline.
-
-Drawn ones lie as OUT/images/KEY_SAMPLE.png, with the layout that was drawn, where there was one, beside them. Which
-noise an image starts from depends on the seed, the prompt's id and the sample's number alone, so what is missing can
-be drawn later, in any company.
-"""
+"""Images of a benchmark's prompts that lie in a folder, matched with the prompts by an index or by their names."""
 
 from __future__ import annotations
 
-import glob
-import hashlib
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from vlad.eval.benchmark.prompt_files import safe_name
-from vlad.eval.generators.generator import Generator
 from vlad.eval.protocols.protocol import BenchmarkPrompt
-from vlad.layout.layout_files import line_to_json, read_layout, write_layout
-from vlad.types import Layout, Polygon
+from vlad.layout.layout_files import read_layout
+from vlad.types import Polygon
 from vlad.utils.errors import UserError
-from vlad.utils.paths import writable_directory
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 INDEX = "index.jsonl"
-SETTINGS = "settings.json"
-DRAWN_OF = "drawn_of.json"  # what each id's images were drawn of
 
 
 @dataclass(frozen=True)
@@ -46,16 +33,15 @@ class BenchmarkImage:
         return f"{self.prompt.key}_{self.sample}"
 
     def polygons(self) -> tuple[Polygon | None, ...]:
-        """Where each wanted string should stand: as the prompt file says, or as the layout beside the image does.
-
-        Strings are looked up in order; None where neither has the string.
+        """The polygon of each target string, from the prompt file or else from the layout beside the image; None for a
+        string that neither has. Strings are looked up in order.
         """
         lines = list(self.prompt.lines)
         beside = None if self.path is None else self.path.with_suffix(".json")
         if not lines and beside is not None and beside.is_file():
             try:
                 lines = list(read_layout(beside).lines)
-            except UserError:  # a file of somebody else's
+            except UserError:  # not a layout of ours
                 lines = []
         found: list[Polygon | None] = []
         for string in self.prompt.strings:
@@ -66,23 +52,14 @@ class BenchmarkImage:
         return tuple(found)
 
 
-def image_seed(seed: int, key: str, sample: int) -> int:
-    """Where an image's noise starts from, 0 to 2**62."""
-    digest = hashlib.sha256(f"{seed}:{key}:{sample}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 2
-
-
-# Found
-
-
 def find_images(folder: Path, prompts: Sequence[BenchmarkPrompt], per_prompt: int | None) -> list[BenchmarkImage]:
     """The images of every prompt, in the prompts' order, at least one entry a prompt.
 
     `folder/index.jsonl` names them ({"file", "id" or "prompt", "sample"?}, or as sample.py does), or else the files'
     own names: ID.png, ID_SAMPLE.png, or 0007-a-slug.png as sample.py writes. Prompts of several files also lie in
     folders of their subset's name (with the id without the subset in front). With `per_prompt` None, every prompt
-    should have as many as the one that has most: a hole in a folder is missing images, not a prompt that counts for
-    less. Raises UserError when no image is any prompt's.
+    should have as many as the one with most: what others lack counts as missing. Raises UserError when no image
+    belongs to a prompt.
     """
     index = folder / INDEX
     found = _by_index(index, prompts) if index.is_file() else _by_name(folder, prompts)
@@ -115,7 +92,7 @@ def _by_index(index: Path, prompts: Sequence[BenchmarkPrompt]) -> dict[str, dict
         # Of ids with the same prompt, the one that has fewest so far.
         return min(by_prompt.get(prompt, []), key=lambda key: len(found.get(key, ())), default=None)
 
-    # A byte that is no UTF-8 shows in the line that it spoils.
+    # An invalid byte shows in its own line.
     for number, line in enumerate(index.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
         if not line.strip():
             continue
@@ -129,7 +106,7 @@ def _by_index(index: Path, prompts: Sequence[BenchmarkPrompt]) -> dict[str, dict
             assert isinstance(file, str) and (sample is None or isinstance(sample, int))
         except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
             raise UserError(
-                f'{index}, line {number} is not {{"file": "a.png", "id" or "prompt": "...", "sample": 0}}; mend it.'
+                f'{index}, line {number} is not {{"file": "a.png", "id" or "prompt": "...", "sample": 0}}; correct it.'
             ) from error
         if key is not None:
             samples = found.setdefault(key, {})
@@ -161,119 +138,3 @@ def _by_name(folder: Path, prompts: Sequence[BenchmarkPrompt]) -> dict[str, dict
         if key is not None:
             found.setdefault(key, {}).setdefault(sample, path)
     return found
-
-
-# Drawn
-
-
-def images_folder(out: Path) -> Path:
-    """Where an evaluation's generated images lie: OUT/images, or OUT/pictures where version 0.1 began it."""
-    older = out / "pictures"
-    return older if older.is_dir() else out / "images"
-
-
-def generate_images(
-    generator: Generator, prompts: Sequence[BenchmarkPrompt], per_prompt: int, seed: int, use_layouts: bool, out: Path
-) -> Iterator[BenchmarkImage]:
-    """The images of every prompt, in order, each given out once it is on the disk; what is there is not drawn again.
-
-    Raises UserError when `out` holds images that were drawn in another way, or of other prompts with the same ids.
-    """
-    folder = writable_directory(images_folder(out), "images")
-    for path, content in check_generated(generator, prompts, seed, use_layouts, out).items():
-        _write_json(path, content)
-    batch: list[BenchmarkImage] = []
-    queue: list[BenchmarkImage] = []  # in the prompts' order, what is drawn and what waits for its batch
-
-    def drawn() -> None:
-        layouts = [Layout(image.prompt.lines) for image in batch] if use_layouts else None
-        seeds = [image_seed(seed, image.prompt.key, image.sample) for image in batch]
-        images = generator.generate([image.prompt for image in batch], seeds, layouts)
-        for image, (pil_image, layout) in zip(batch, images, strict=True):
-            assert image.path is not None
-            if layout is not None and layout.lines:
-                write_layout(layout, image.path.with_suffix(".json"))
-            temporary = image.path.with_suffix(f".partial-{os.getpid()}")
-            pil_image.save(temporary, "PNG")
-            temporary.replace(image.path)
-        batch.clear()
-
-    for prompt in prompts:
-        layout = Layout(prompt.lines) if use_layouts else None
-        refusal = generator.refusal(prompt, layout)
-        for sample in range(per_prompt):
-            if refusal is not None:
-                queue.append(BenchmarkImage(prompt, sample, None, refusal))
-                continue
-            image = BenchmarkImage(prompt, sample, folder / f"{prompt.key}_{sample}.png")
-            queue.append(image)
-            if not (folder / f"{prompt.key}_{sample}.png").is_file():
-                batch.append(image)
-            if len(batch) == generator.batch_size:
-                drawn()
-            if not batch:
-                yield from queue
-                queue.clear()
-    if batch:
-        drawn()
-    yield from queue
-
-
-def check_generated(
-    generator: Generator, prompts: Sequence[BenchmarkPrompt], seed: int, use_layouts: bool, out: Path
-) -> dict[Path, dict[str, Any]]:
-    """Raises UserError as `generate_images` does. Gives what its records of `out` have to say, by their paths."""
-    settings = {**generator.settings(), "seed": seed, "use_layouts": use_layouts}
-    _check_settings(out / SETTINGS, settings)
-    return {out / SETTINGS: settings, out / DRAWN_OF: _checked_prompts(out, prompts, use_layouts)}
-
-
-def _check_settings(path: Path, settings: dict[str, Any]) -> None:
-    stored = _read_record(path) if path.is_file() else settings
-    differing = sorted(name for name in {**stored, **settings} if stored.get(name) != settings.get(name))
-    if differing:
-        changes = ", ".join(f"{name} {stored.get(name)}, now {settings.get(name)}" for name in differing)
-        raise UserError(
-            f"{path.parent} holds images that were drawn in another way ({changes}); name another folder with"
-            " --out, or remove this one."
-        )
-
-
-def _checked_prompts(out: Path, prompts: Sequence[BenchmarkPrompt], use_layouts: bool) -> dict[str, str]:
-    """Another prompt file, or one that was edited, has the same ids: their images are of other prompts."""
-    path, folder = out / DRAWN_OF, images_folder(out)
-    stored: dict[str, str] = _read_record(path) if path.is_file() else {}
-    asked = {prompt.key: _asked_digest(prompt, use_layouts) for prompt in prompts}
-    for prompt in prompts:
-        is_other = stored.get(prompt.key, asked[prompt.key]) != asked[prompt.key]
-        if is_other and any(folder.glob(f"{glob.escape(prompt.key)}_*.png")):
-            raise UserError(
-                f"{folder} holds images that were drawn of another prompt (of the id {prompt.key!r}, now"
-                f" {prompt.text[:80]!r}); name another folder with --out, or remove this one."
-            )
-    return {**stored, **asked}
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError("no object")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}), so how the images beside it were drawn is not known; name another folder"
-            f" with --out, or remove {path.parent}."
-        ) from error
-    return record
-
-
-def _asked_digest(prompt: BenchmarkPrompt, use_layouts: bool) -> str:
-    """What an image is drawn of: the prompt, and the layout where that is given."""
-    lines = [line_to_json(line) for line in prompt.lines] if use_layouts else []
-    return hashlib.sha256(json.dumps([prompt.text, lines]).encode()).hexdigest()[:16]
-
-
-def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)

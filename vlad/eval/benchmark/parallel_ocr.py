@@ -1,16 +1,15 @@
-"""Images read on all cores, in processes, a file of what was read beside each.
+"""OCR of image files on all cores, with a JSON file of what was read in each.
 
-    images (path, polygons) --> pool of processes, each with its own engine --> READINGS/KEY.json --> ImageOCR
+    images (path, polygons) --> pool of processes, each with its own engine --> OUT/readings/KEY.json --> ImageOCR
                                        decode, enlarge, read, write
 
-Images are taken as they come, a few ahead, and what was read before is taken from its file: reading overlaps with
-whatever makes the images, can be interrupted, and holds no more than a few images at a time.
+Images are taken as they come, a few ahead, and what was read before is taken from its file: OCR overlaps with the
+generation of images, can be interrupted, and holds no more than a few images in memory.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
 import os
 from collections import deque
@@ -21,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from vlad.eval.options import Box, OCROptions
+from vlad.eval.image_files import UNREADABLE, load_image, paint_over
+from vlad.eval.options import OCROptions
 from vlad.eval.protocols.protocol import OCRResult
 from vlad.layout.layout_files import layout_from_json, line_to_json
 from vlad.layout.line_crops import crop_line
@@ -32,14 +31,10 @@ from vlad.metrics.ocr import OCREngine, build_ocr_engine, default_enlarge_factor
 from vlad.types import Polygon
 from vlad.utils.parallel import available_cores
 
-MOST_PIXELS = 100_000_000  # an image with more is not decoded
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what `load_image` may raise
-
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image to be read: whole, and in the crops of `polygons` where there are some. `store` is where the reading
-    is kept."""
+    """An image to be read, whole and in the crop of each polygon; `store` is the file of what was read."""
 
     path: Path
     store: Path
@@ -48,33 +43,33 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class ImageOCR:
-    """What was read in an image of `width` x `height` pixels, or why nothing could be (`fault`)."""
+    """The OCR result of an image of `width` x `height` pixels, or why it could not be read (`fault`)."""
 
-    reading: OCRResult
+    result: OCRResult
     width: int = 0
     height: int = 0
     fault: str | None = None
 
 
 def ocr_images(images: Iterable[ImageFile], options: OCROptions) -> Iterator[ImageOCR]:
-    """The reading of every image, in order.
+    """The OCR result of every image, in order.
 
-    Raises UserError for an engine that is unknown or not installed, before the first image is taken.
+    Raises UserError for an unknown or missing engine, before the first image is taken.
     """
     engine = build_ocr_engine(options.engine)
     workers = options.workers or available_cores()
     if workers == 1:
-        reader = _Reader(engine, options)
-        yield from (_stored(image, reader.about) or reader.read(image) for image in images)
+        worker = _Worker(engine, options)
+        yield from (_stored_result(image, worker.settings) or worker.read(image) for image in images)
         return
-    about = _about(engine, options)
+    settings = _ocr_settings(engine, options)
     # Spawned: what a forked process inherits of torch's and ONNX's threads does not work.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _begin, (options,))
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (options,))
     waiting: deque[ImageOCR | Future[ImageOCR]] = deque()
     try:
         for image in images:
-            waiting.append(_stored(image, about) or pool.submit(_read_in_worker, image))
+            waiting.append(_stored_result(image, settings) or pool.submit(_read_in_worker, image))
             while waiting and (len(waiting) > 4 * workers or not isinstance(waiting[0], Future) or waiting[0].done()):
                 yield _result(waiting.popleft())
         while waiting:
@@ -91,111 +86,87 @@ def _result(item: ImageOCR | Future[ImageOCR]) -> ImageOCR:
     return item.result() if isinstance(item, Future) else item
 
 
-class _Reader:
-    """One process's engine."""
+class _Worker:
+    """An OCR engine and its settings, one a process."""
 
     def __init__(self, engine: OCREngine, options: OCROptions) -> None:
         self.engine, self.options = engine, options
-        self.about = _about(engine, options)
+        self.settings = _ocr_settings(engine, options)
 
     def read(self, file: ImageFile) -> ImageOCR:
-        """Reads the image and keeps what was read."""
+        """Reads the image and stores what was read."""
         try:
             image = load_image(file.path)
         except UNREADABLE as error:
-            said = "is no image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
-            return ImageOCR(OCRResult(()), fault=said.splitlines()[0])
+            reason = "is no image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+            return ImageOCR(OCRResult(()), fault=reason.splitlines()[0])
         height, width = image.shape[:2]
         if self.options.masked is not None:
-            image = painted_over(image, self.options.masked)
+            image = paint_over(image, self.options.masked)
         factor = self.options.enlarge_factor or default_enlarge_factor(width, height)
         large = enlarge(image, factor)
-        # As the file keeps them, so that a reading taken up again is the same.
-        kept = [line_to_json(line) for line in self.engine.read(large)]
-        lines = layout_from_json({"lines": kept}).lines
+        # As the file stores them, so that a stored result is the same.
+        stored = [line_to_json(line) for line in self.engine.read(large)]
+        lines = layout_from_json({"lines": stored}).lines
         crops = None
         if file.polygons:
             cut = (crop_line(large, polygon) for polygon in file.polygons)
             crops = tuple("" if crop is None else self.engine.read_line(crop) for crop in cut)
-        found = ImageOCR(OCRResult(lines, crops), width, height)
-        _store(file, self.about, found)
-        return found
+        ocr = ImageOCR(OCRResult(lines, crops), width, height)
+        _store_result(file, self.settings, ocr)
+        return ocr
 
 
-_reader: _Reader | None = None
+_worker: _Worker | None = None
 
 
-def _begin(options: OCROptions) -> None:
-    """Makes a worker's engine."""
-    global _reader  # noqa: PLW0603 - a process's own, made once
+def _start_worker(options: OCROptions) -> None:
+    """Builds a worker process's engine."""
+    global _worker  # noqa: PLW0603 - one a process
     os.environ["OMP_NUM_THREADS"] = "1"
-    _reader = _Reader(build_ocr_engine(options.engine), options)
+    _worker = _Worker(build_ocr_engine(options.engine), options)
 
 
 def _read_in_worker(file: ImageFile) -> ImageOCR:
-    assert _reader is not None
-    return _reader.read(file)
+    assert _worker is not None
+    return _worker.read(file)
 
 
-def load_image(path: Path) -> np.ndarray:
-    """The image's pixels (H W 3, uint8), what is transparent on white. Raises one of UNREADABLE."""
-    with Image.open(path) as image:
-        if image.width * image.height > MOST_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are too many")
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            ground = Image.new("RGBA", image.size, "white")
-            return np.asarray(Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB"))
-        return np.asarray(image.convert("RGB"))
-
-
-def painted_over(image: np.ndarray, box: Box) -> np.ndarray:
-    """The image (H W 3, uint8) with a box of it, grown by a pixel, in the median colour of what is around."""
-    height, width = image.shape[:2]
-    left, top = max(0, int(box[0] * width) - 1), max(0, int(box[1] * height) - 1)
-    right, bottom = min(width, math.ceil(box[2] * width) + 1), min(height, math.ceil(box[3] * height) + 1)
-    ring = np.zeros((height, width), dtype=bool)
-    ring[max(0, top - 2) : bottom + 2, max(0, left - 2) : right + 2] = True
-    ring[top:bottom, left:right] = False
-    result = image.copy()
-    result[top:bottom, left:right] = np.median(image[ring if ring.any() else ...].reshape(-1, 3), axis=0)
-    return result
-
-
-def _about(engine: OCREngine, options: OCROptions) -> dict[str, Any]:
+def _ocr_settings(engine: OCREngine, options: OCROptions) -> dict[str, Any]:
     masked = {} if options.masked is None else {"masked": list(options.masked)}
     return {"engine": engine.name, "enlarge": options.enlarge_factor, **masked}
 
 
-def _stamp(file: ImageFile) -> list[Any]:
-    """What tells that an image is another one."""
+def _file_stamp(file: ImageFile) -> list[Any]:
+    """Size and time of an image: another one has another stamp."""
     status = file.path.stat()
     return [status.st_size, status.st_mtime_ns]
 
 
-def _store(file: ImageFile, about: dict[str, Any], found: ImageOCR) -> None:
+def _store_result(file: ImageFile, settings: dict[str, Any], ocr: ImageOCR) -> None:
     record = {
-        **about,
-        "stamp": _stamp(file),
+        **settings,
+        "stamp": _file_stamp(file),
         "polygons": file.polygons,
-        "width": found.width,
-        "height": found.height,
-        "lines": [line_to_json(line) for line in found.reading.lines],
-        "crops": found.reading.crops,
+        "width": ocr.width,
+        "height": ocr.height,
+        "lines": [line_to_json(line) for line in ocr.result.lines],
+        "crops": ocr.result.crops,
     }
     temporary = file.store.with_suffix(f".partial-{os.getpid()}")
     temporary.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
     temporary.replace(file.store)
 
 
-def _stored(file: ImageFile, about: dict[str, Any]) -> ImageOCR | None:
-    """What was read before, in the same way; None where that is nothing."""
+def _stored_result(file: ImageFile, settings: dict[str, Any]) -> ImageOCR | None:
+    """What was read before with the same settings; None where there is nothing of the kind."""
     try:
         record = json.loads(file.store.read_text(encoding="utf-8"))
-        # A reading of images with a watermark is none of images without.
-        differs = any(record.get(name) != value for name, value in {"masked": None, **about}.items())
-        if differs or record["stamp"] != _stamp(file):
+        # What was read with a watermark does not count for the image without.
+        differs = any(record.get(name) != value for name, value in {"masked": None, **settings}.items())
+        if differs or record["stamp"] != _file_stamp(file):
             return None
-        # Crops that nobody asks for do no harm.
+        # Crops that are not needed do no harm.
         if file.polygons and record["polygons"] != json.loads(json.dumps(file.polygons)):
             return None
         layout = layout_from_json({"lines": record["lines"]})

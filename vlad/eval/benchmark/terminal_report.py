@@ -16,15 +16,15 @@ def figure_text(value: float, low: float, high: float) -> str:
     return f"{value:.4f} [{low:.4f}, {high:.4f}]"
 
 
-def text_table(found: Evaluation) -> str:
+def text_table(result: Evaluation) -> str:
     """The table for a terminal."""
     lines = [f"{'protocol':14}{'metric':20}" + "".join(f"{mode:>28}" for mode in SCORING_MODES)]
-    for protocol in found.protocols:
+    for protocol in result.protocols:
         for metric in protocol.metrics:
-            figures = [found.values[protocol.name][mode].get(metric) for mode in SCORING_MODES]
+            figures = [result.metrics[protocol.name][mode].get(metric) for mode in SCORING_MODES]
             shown = "".join(f"{figure_text(*figure) if figure else '-':>28}" for figure in figures)
             lines.append(f"{protocol.name:14}{metric:20}{shown}")
-    for score in found.fidelity:
+    for score in result.fidelity:
         figure = f"{score.value:.4f}"
         if score.low is not None and score.high is not None:
             figure = figure_text(score.value, score.low, score.high)
@@ -32,14 +32,14 @@ def text_table(found: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def benchmark_summary(found: Evaluation, out: Path) -> str:
+def benchmark_summary(result: Evaluation, out: Path) -> str:
     """The table, what it rests on, what is missing, and where the files are."""
     lines = [
-        text_table(found),
-        f"{len(found.scored)} images of {found.prompts} prompts; in brackets, intervals of 95 %",
-        f"Read by {found.engine}, enlarged {found.enlarge}",
-        *(f"Left out: {reason}" for reason in found.left_out.values()),
-        *partial_lines({"missing": found.missing, "unreadable": found.unreadable}, found.images, "images"),
+        text_table(result),
+        f"{len(result.scored)} images of {result.prompts} prompts; in brackets, intervals of 95 %",
+        f"Read by {result.engine}, enlarged {result.enlarge}",
+        *(f"Left out: {reason}" for reason in result.left_out.values()),
+        *partial_lines({"missing": result.missing, "unreadable": result.unreadable}, result.images, "images"),
         f"Report, metrics.json, per_image.parquet: {out}",
     ]
     return "\n".join(lines)

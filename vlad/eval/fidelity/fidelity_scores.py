@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vlad.eval.benchmark.evaluator import FidelityScore
 from vlad.eval.benchmark.image_sets import BenchmarkImage
-from vlad.eval.benchmark.parallel_ocr import UNREADABLE, load_image
 from vlad.eval.fidelity.reference_images import NONE_NAMED, References
+from vlad.eval.image_files import UNREADABLE, load_image
 from vlad.eval.intervals import bootstrap_intervals
 from vlad.eval.protocols.protocol import no_derived_metrics
-from vlad.eval.scores import Score
 from vlad.models.metric_encoders import CLIPEncoder, VisionEncoder
 from vlad.utils.errors import UserError
 from vlad.utils.hardware import best_device
@@ -237,9 +237,9 @@ def score_fidelity(
     weights: Path,
     folders: Sequence[Path],
     references: References = References(),  # noqa: B008 - frozen
-) -> tuple[list[Score], dict[str, str]]:
+) -> tuple[list[FidelityScore], dict[str, str]]:
     """All scores that there are weights and references for, and a sentence for each that is left out."""
-    scores: list[Score] = []
+    scores: list[FidelityScore] = []
     left_out: dict[str, str] = {}
     for name, clip in CLIP_PROTOCOLS.items():
         if name not in protocols or not images:
@@ -270,25 +270,25 @@ def score_fidelity(
 
 
 def _with_distances(
-    scores: list[Score],
+    scores: list[FidelityScore],
     left_out: dict[str, str],
     rounds: list[list[Path]],
     weights: Path,
     folders: Sequence[Path],
     references: References,
-) -> tuple[list[Score], dict[str, str]]:
+) -> tuple[list[FidelityScore], dict[str, str]]:
     encoders, absent = find_encoders(weights, folders)
     for encoder in encoders:
         try:
             found = score_distances(encoder, references.paths, rounds)
         except UserError as error:  # a broken reference: the other figures are no worse for it
             return scores, {**left_out, "fid": str(error)}
-        scores.append(Score("FID", str(found), found.fid))
-        scores.append(Score("KID", f"{found}; deviation over subsets {found.kid_deviation:.5f}", found.kid))
+        scores.append(FidelityScore("FID", str(found), found.fid))
+        scores.append(FidelityScore("KID", f"{found}; deviation over subsets {found.kid_deviation:.5f}", found.kid))
     return scores, {**left_out, **absent}
 
 
-def _clip_score(encoder: CLIPEncoder, clip: ClipProtocol, images: Sequence[BenchmarkImage]) -> Score:
+def _clip_score(encoder: CLIPEncoder, clip: ClipProtocol, images: Sequence[BenchmarkImage]) -> FidelityScore:
     """The mean over images, with its interval over prompts."""
     pairs = [(image.prompt.text, path) for image in images if (path := image.path) is not None]
     sums: dict[str, tuple[float, float]] = {}
@@ -297,7 +297,7 @@ def _clip_score(encoder: CLIPEncoder, clip: ClipProtocol, images: Sequence[Bench
         sums[image.prompt.key] = (amount + value, of + 1)
     mean = sum(amount for amount, _ in sums.values()) / len(pairs)
     interval = bootstrap_intervals([{"clip_score": pair} for pair in sums.values()], no_derived_metrics)["clip_score"]
-    return Score("CLIPScore", f"{clip}, {len(pairs)} images", mean, *interval)
+    return FidelityScore("CLIPScore", f"{clip}, {len(pairs)} images", mean, *interval)
 
 
 def find_clip(weights: Path, protocol: ClipProtocol) -> tuple[CLIPEncoder | None, str]:

@@ -92,7 +92,7 @@ class Entry:
             )
 
     @property
-    def drawn_from(self) -> str:
+    def source(self) -> str:
         """What the images come from, as the entry names it."""
         return ", ".join(self.stages) if self.kind == "deepfloyd" and self.stages else self.path
 
@@ -117,7 +117,7 @@ def load_entry(path: Path, overrides: Sequence[str] = ()) -> Entry:
     return entry
 
 
-def masked_box(entry: Entry) -> Box | None:
+def watermark_box(entry: Entry) -> Box | None:
     """Where the row's images carry a watermark that is not to be read."""
     return WATERMARK if entry.kind == "deepfloyd" else None
 

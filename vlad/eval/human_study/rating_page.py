@@ -17,8 +17,8 @@ from typing import Any
 
 from PIL import Image
 
-from vlad.eval.benchmark.parallel_ocr import load_image, painted_over
 from vlad.eval.human_study.study import ASPECTS, SCALE, Question, Ratings, check_rater
+from vlad.eval.image_files import load_image, paint_over
 from vlad.eval.options import Box
 from vlad.utils.errors import UserError, install_command, sentence
 
@@ -109,7 +109,7 @@ def image_data(path: Path, masked: Box | None = None) -> str:
     """The image's pixels as a data: address, without what its file says beside them; `masked` is painted over."""
     buffer = io.BytesIO()
     image = load_image(path)
-    Image.fromarray(image if masked is None else painted_over(image, masked)).save(buffer, "PNG")
+    Image.fromarray(image if masked is None else paint_over(image, masked)).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vlad.eval.benchmark.image_sets import find_images
-from vlad.eval.benchmark.parallel_ocr import UNREADABLE, load_image
+from vlad.eval.image_files import UNREADABLE, load_image
 from vlad.eval.options import WATERMARK, Box
 from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.utils.errors import UserError
