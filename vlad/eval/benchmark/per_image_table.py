@@ -17,7 +17,7 @@ def check_parquet() -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
-        raise UserError("per_image.parquet needs pyarrow; run: pip install 'vlad[eval]'.") from error
+        raise UserError("per_image.parquet needs pyarrow; run: pip install 'vlad-diffusion[eval]'.") from error
 
 
 class PerImageTable:
