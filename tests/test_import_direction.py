@@ -49,7 +49,7 @@ LIBRARIES = {
         *("eval/generators/", "profiling/sampling_time.py", "profiling/stand_in.py"),
     ),
     "torchmetrics": ("eval/fidelity/",),
-    "pyarrow": ("eval/benchmark/evaluator.py", "data/importers/"),
+    "pyarrow": ("eval/benchmark/per_image_table.py", "data/importers/"),
     "rapidfuzz": ("eval/", "metrics/"),
     "rapidocr": ("metrics/ocr.py",),
     "onnx": ("losses/extra/onnx_graph.py",),
