@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from vlad.diffusion.guidance import Predict, guided
+from vlad.diffusion.guidance import Predict, guided_prediction
 from vlad.diffusion.noise_schedule import Scheduler, build_scheduler
 from vlad.diffusion.options import NoiseOptions
 from vlad.diffusion.solvers import SOLVERS, build_solver, check_scheduler, sample_latents
@@ -54,7 +54,7 @@ def test_guidance_is_its_formula(scales: tuple[float, float]) -> None:
     wanted = e_00 + layout_scale * (e_0z - e_00) + text_scale * (e_tz - e_0z)
     assert min((first - second).abs().max() for first, second in pairwise((e_00, e_0z, e_tz))) > 1e-3
 
-    result = guided(partial(denoise, unet), unet.dtype, t, Z, text_scale, layout_scale)(X_T, TIMESTEP)
+    result = guided_prediction(partial(denoise, unet), unet.dtype, t, Z, text_scale, layout_scale)(X_T, TIMESTEP)
 
     torch.testing.assert_close(result, wanted, atol=1e-4, rtol=1e-4)
 
@@ -67,7 +67,7 @@ def test_without_a_layout_guidance_is_plain_classifier_free_guidance(text_scale:
     e_0 = denoise(unet, X_T, steps, t.unconditional_unless(torch.tensor([False, False])))
     e_t = denoise(unet, X_T, steps, t)
 
-    result = guided(partial(denoise, unet), unet.dtype, t, None, text_scale, layout_scale=7.0)(X_T, TIMESTEP)
+    result = guided_prediction(partial(denoise, unet), unet.dtype, t, None, text_scale, layout_scale=7.0)(X_T, TIMESTEP)
 
     torch.testing.assert_close(result, e_0 + text_scale * (e_t - e_0), atol=1e-4, rtol=1e-4)
 
@@ -91,7 +91,7 @@ def test_branches_that_add_nothing_are_not_computed(
     unet = build(with_z)
     rows = count_rows(unet)
 
-    guided(partial(denoise, unet), unet.dtype, condition(), Z if with_z else None, text_scale, layout_scale)(
+    guided_prediction(partial(denoise, unet), unet.dtype, condition(), Z if with_z else None, text_scale, layout_scale)(
         X_T, TIMESTEP
     )
 
@@ -198,7 +198,7 @@ def test_a_negative_prompt_takes_the_place_of_no_prompt() -> None:
     e_n0 = denoise(unet, X_T, steps, negative, torch.zeros_like(Z))
     e_nz = denoise(unet, X_T, steps, negative, Z)
     e_tz = denoise(unet, X_T, steps, t, Z)
-    result = guided(partial(denoise, unet), unet.dtype, t, Z, 4.0, 2.0, negative=negative)(X_T, TIMESTEP)
+    result = guided_prediction(partial(denoise, unet), unet.dtype, t, Z, 4.0, 2.0, negative=negative)(X_T, TIMESTEP)
     torch.testing.assert_close(result, e_n0 + 2 * (e_nz - e_n0) + 4 * (e_tz - e_nz), atol=1e-4, rtol=1e-4)
 
 
@@ -206,9 +206,9 @@ def test_a_negative_prompt_takes_the_place_of_no_prompt() -> None:
 def test_rescaled_guidance_has_the_deviation_of_the_conditional_prediction() -> None:
     unet, t = build(with_z=True), condition()
     wanted = denoise(unet, X_T, TIMESTEP.expand(2), t, Z).std(dim=(1, 2, 3))
-    plain = guided(partial(denoise, unet), unet.dtype, t, Z, 6.0, 3.0)(X_T, TIMESTEP)
-    whole = guided(partial(denoise, unet), unet.dtype, t, Z, 6.0, 3.0, rescale=1.0)(X_T, TIMESTEP)
-    half = guided(partial(denoise, unet), unet.dtype, t, Z, 6.0, 3.0, rescale=0.5)(X_T, TIMESTEP)
+    plain = guided_prediction(partial(denoise, unet), unet.dtype, t, Z, 6.0, 3.0)(X_T, TIMESTEP)
+    whole = guided_prediction(partial(denoise, unet), unet.dtype, t, Z, 6.0, 3.0, rescale=1.0)(X_T, TIMESTEP)
+    half = guided_prediction(partial(denoise, unet), unet.dtype, t, Z, 6.0, 3.0, rescale=0.5)(X_T, TIMESTEP)
     assert (plain.std(dim=(1, 2, 3)) - wanted).abs().min() > 1e-3
     torch.testing.assert_close(whole.std(dim=(1, 2, 3)), wanted)
     torch.testing.assert_close(half, (plain + whole) / 2)

@@ -241,7 +241,7 @@ def test_weights_that_cannot_be_used_are_told_before_anything_is_drawn(clip: Pat
         check_encoders([], tmp_path, [tmp_path / "none"])
     half = tmp_path / "clip-vit-base-patch32"
     shutil.copytree(clip, half, ignore=shutil.ignore_patterns("*token*", "vocab*", "merges*"))
-    with pytest.raises(UserError, match=r"holds no tokenizer .*; give a whole folder"):
+    with pytest.raises(UserError, match=r"holds no tokenizer .*; give a complete model folder"):
         check_encoders(["mario"], tmp_path, [])
 
 

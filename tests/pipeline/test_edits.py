@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlad.diffusion.guidance import guided
+from vlad.diffusion.guidance import guided_prediction
 from vlad.layout.masks import Edit
 from vlad.models.autoencoder import PatchAutoencoder
 from vlad.models.inpainting_inputs import inpainting_channels, inpainting_inputs
@@ -60,7 +60,7 @@ def test_a_grown_unet_predicts_the_same_until_its_new_channels_weigh_something()
     assert torch.allclose(denoise(new, x_t, timesteps, t, z, edit), wanted, atol=1e-5)
     step = torch.tensor(10)
     steered = [
-        guided(partial(denoise, unet), unet.dtype, t, z, 3.0, 2.0, edit=given)(x_t, step)
+        guided_prediction(partial(denoise, unet), unet.dtype, t, z, 3.0, 2.0, edit=given)(x_t, step)
         for unet, given in ((old, None), (new, edit))
     ]
     assert torch.allclose(steered[0], steered[1], atol=1e-4)

@@ -15,7 +15,7 @@ from vlad.types import BaseTextStates, Conditioning, Denoiser
 Predict = Callable[[Tensor, Tensor], Tensor]
 
 
-def guided(
+def guided_prediction(
     denoise: Denoiser,
     dtype: torch.dtype,
     conditioning: Conditioning,

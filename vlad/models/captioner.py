@@ -106,7 +106,7 @@ def _load_errors(option: str, name: str) -> Iterator[None]:
     """Inside the block an error of transformers becomes a UserError."""
     try:
         yield
-    except Exception as error:  # damaged weights and configs of wrong values raise errors of their own kinds
+    except Exception as error:  # damaged weights and wrong configs raise errors of many classes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{option} {name} cannot be used as an image-text-to-text model ({reason[:200]}); name a folder or hub id"
@@ -121,7 +121,7 @@ def load_checked_processor(path: str, revision: str | None, option: str) -> Any:
     with _load_errors(option, name):
         processor = load_processor(path, revision)
     if getattr(processor, "tokenizer", None) is None:
-        raise UserError(f"{option} {name} has no tokenizer in its processor; name a whole model.")
+        raise UserError(f"{option} {name} has no tokenizer in its processor; name a complete model.")
     try:
         _question_text(processor, QUESTION)
     except Exception as error:  # a template is a program of the model's
@@ -176,9 +176,11 @@ def load_processor(path: str, revision: str | None) -> Any:
     except ImportError as error:
         if "torchvision" not in str(error).lower():
             raise
-        whole = PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(path, revision=revision))]
-    still: Any = type(whole.__name__, (_Still, whole), {"video_processor_class": NoVideos.__name__})
-    return still.from_pretrained(path, revision=revision)
+        processor_class = PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(path, revision=revision))]
+    images_only: Any = type(
+        processor_class.__name__, (_ImagesOnly, processor_class), {"video_processor_class": NoVideos.__name__}
+    )
+    return images_only.from_pretrained(path, revision=revision)
 
 
 class NoVideos(PushToHubMixin):  # so that a processor asks for its options
@@ -194,7 +196,7 @@ class NoVideos(PushToHubMixin):  # so that a processor asks for its options
         return cls()
 
 
-class _Still:
+class _ImagesOnly:
     """Mixin for a processor: every video processor class that it looks up is `NoVideos`."""
 
     @staticmethod

@@ -27,7 +27,7 @@ from vlad.models.text_encoder.lvlm import LVLMEncoder
 from vlad.types import Conditioning, Prompt, TextStates
 
 # The pooled vector is the output for t_g plus, bypassing the transformer, the {t_i}, times this gain. A new CCM mixes
-# all its inputs: the one phrase that says where the text is placed is lost among the letters, and a UNet trained along
+# all its inputs: the one phrase that says where the text goes is lost among the letters, and a UNet trained along
 # with the CCM does not find it in 700 steps (docs/LOG.md).
 POOLED_GAIN = 3.0
 

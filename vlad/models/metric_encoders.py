@@ -64,9 +64,9 @@ def _load(folder: Path) -> Any:
     try:
         with without_bars():
             model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    except Exception as error:  # damaged weights and configs of wrong values raise errors of their own kinds
+    except Exception as error:  # damaged weights and wrong configs raise errors of many classes
         raise UserError(
-            f"{folder} holds no model that transformers can load ({reason_of(error)}); give a whole folder."
+            f"{folder} holds no model that transformers can load ({reason_of(error)}); give a complete model folder."
         ) from error
     model.requires_grad_(False).eval()
     return model.to(best_device())
@@ -75,12 +75,12 @@ def _load(folder: Path) -> Any:
 def _tokenizer(folder: Path) -> Any:
     # Without these files transformers builds some tokenizers with an empty vocabulary: all texts would be the same.
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise UserError(f"{folder} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); give a whole folder.")
+        raise UserError(f"{folder} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); give a complete model folder.")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain Exceptions
         raise UserError(
-            f"{folder} holds no tokenizer that transformers can load ({reason_of(error)}); give a whole folder."
+            f"{folder} holds no tokenizer that transformers loads ({reason_of(error)}); give a complete model folder."
         ) from error
 
 
@@ -91,7 +91,7 @@ def _preprocessing(folder: Path, default_side: int) -> Preprocessing:
         if not isinstance(config, dict):
             raise ValueError("it holds no JSON object")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({reason_of(error)}); give a whole folder.") from error
+        raise UserError(f"{path} cannot be read ({reason_of(error)}); give a complete model folder.") from error
 
     def length(value: Any, default: int) -> int:
         if isinstance(value, dict):

@@ -74,7 +74,7 @@ class SpellingEncoder(nn.Module):
         rows: list[tuple[float, ...]] = []
         for number, text in enumerate(strings):
             for index, character in enumerate(text):
-                # Half a surrogate pair, as JSON can hold it, has no bytes of its own.
+                # Half a surrogate pair, which JSON can hold, has no encoding.
                 utf8 = character.encode(errors="replace")[:UTF8_BYTES]
                 # Byte 0 of place k has id 256 k, which no character but NUL uses: it pads short characters.
                 byte_ids = [256 * k + (utf8[k] if k < len(utf8) else 0) for k in range(UTF8_BYTES)]

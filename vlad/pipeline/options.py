@@ -27,7 +27,7 @@ class SampleOptions:
 
     # Solver steps of each stage.
     steps: int = 20
-    # Guidance: s_t and s_z of `vlad.diffusion.guidance.guided`; the layout stage has a text scale of its own.
+    # Guidance scales s_t and s_z (`guided_prediction`); the layout stage has its own text scale.
     text_scale: float = 2.0
     layout_scale: float = 2.0
     planning_scale: float = 1.0
@@ -59,7 +59,7 @@ class SampleSettings:
     height: int
     # Images that run through the networks at once, filled up where there are fewer: kernels round by shape.
     batch_size: int
-    # phi of `vlad.diffusion.guidance.guided`, both stages.
+    # phi of `vlad.diffusion.guidance.guided_prediction`, both stages.
     guidance_rescale: float = 0.0
     negative_prompt: str = ""
 

@@ -22,7 +22,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor, nn
 
-from vlad.diffusion.guidance import guided
+from vlad.diffusion.guidance import guided_prediction
 from vlad.diffusion.noise_schedule import noise_fields_of
 from vlad.diffusion.options import NoiseOptions
 from vlad.diffusion.solvers import OnStep, build_solver, check_scheduler, sample_latents
@@ -516,7 +516,7 @@ class VLADPipeline(DiffusionPipeline):
         """Scaled latents (B C h w) of a stage's UNet, by its solver, guided with the scales of t and z."""
         unet, scheduler, t = getattr(self, f"{stage}_unet"), getattr(self, f"{stage}_scheduler"), batch.t
         onload(unet)
-        predict = guided(
+        predict = guided_prediction(
             partial(denoise, unet), unet.dtype, t.positive, z, *scales, settings.guidance_rescale, t.negative, edit
         )
         return sample_latents(predict, scheduler, noise.to(t.positive.tokens.device), settings.steps, on_step)

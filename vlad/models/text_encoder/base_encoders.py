@@ -1,4 +1,4 @@
-"""A base model's text encoders (Stable Diffusion's CLIPs), always frozen; their tokens stand beside the CCM's.
+"""A base model's text encoders (Stable Diffusion's CLIPs), always frozen; their tokens join the CCM's.
 
     prompts -- tokenizer --> padded ids --> encoder --> tokens B M W
                                             (SDXL: two encoders, concatenated in W; pooled B P of the second)

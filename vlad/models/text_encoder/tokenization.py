@@ -147,11 +147,11 @@ def span_weights(spans: Sequence[Sequence[Span]], offsets: Tensor) -> tuple[Tens
 
 def special_token_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer puts before and after a text."""
-    bare = tokenizer(SENTINEL, add_special_tokens=False)["input_ids"]
-    whole = tokenizer(SENTINEL, add_special_tokens=True)["input_ids"]
-    for start in range(len(whole) - len(bare) + 1):
-        if whole[start : start + len(bare)] == bare:
-            return whole[:start], whole[start + len(bare) :]
+    without_special = tokenizer(SENTINEL, add_special_tokens=False)["input_ids"]
+    with_special = tokenizer(SENTINEL, add_special_tokens=True)["input_ids"]
+    for start in range(len(with_special) - len(without_special) + 1):
+        if with_special[start : start + len(without_special)] == without_special:
+            return with_special[:start], with_special[start + len(without_special) :]
     raise AssertionError(f"{type(tokenizer).__name__} changes a text when it adds special tokens")
 
 
