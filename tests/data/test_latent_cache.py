@@ -93,7 +93,7 @@ def test_an_interrupted_cache_goes_on_after_its_last_whole_shard(shards, tmp_pat
 
     with pytest.raises(KeyboardInterrupt):
         made(shards, tmp_path / "cache", model=stops)
-    with pytest.raises(UserError, match="no whole cache"):
+    with pytest.raises(UserError, match="no finished cache"):
         open_cache(str(tmp_path / "cache"), data_fingerprint(shards, OPTIONS))
     read.clear()
 
@@ -125,7 +125,7 @@ def test_a_stale_cache_is_refused_and_says_what_differs(shards, tmp_path, name):
 def test_a_manifest_of_something_else_is_no_cache_s(shards, tmp_path, manifest):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "manifest.json").write_bytes(manifest)
-    with pytest.raises(UserError, match=r"^data\.cache: .*manifest\.json is not a cache's"):
+    with pytest.raises(UserError, match=r"^data\.cache: .*manifest\.json is not the manifest of a cache"):
         open_cache(str(tmp_path / "cache"), data_fingerprint(shards, OPTIONS))
     for place in (tmp_path / "none", "x" * 300, "pipe:cat", "s3://bucket/cache"):
         with pytest.raises(UserError, match=r"^data\.cache: "):
@@ -158,7 +158,7 @@ def test_a_cache_whose_samples_do_not_read_is_named(shards, tmp_path):
 
 def test_other_shards_are_never_overwritten(shards, tmp_path):
     made(shards, tmp_path / "cache")
-    with pytest.raises(UserError, match="holds a cache or shards already"):
+    with pytest.raises(UserError, match="holds a finished cache or shards"):
         made(shards, tmp_path / "cache")
     with pytest.raises(UserError, match="holds shards already"):
         made(shards, tmp_path / "shards")
@@ -172,7 +172,7 @@ def test_states_that_float16_cannot_hold_are_told(shards, tmp_path):
     def overflows(batch):
         return dataclasses.replace(encode_drawn(batch), v=torch.full((len(batch.keys), 3), 1e6))
 
-    with pytest.raises(UserError, match="do not fit into float16"):
+    with pytest.raises(UserError, match="exceed float16"):
         made(shards, tmp_path / "cache", model=overflows)
 
 

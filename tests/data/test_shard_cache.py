@@ -20,7 +20,7 @@ from vlad.data.options import FetchOptions, StreamOptions, SyntheticOptions
 from vlad.data.shard_sets import open_sets
 from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.data.signs import render_sign
-from vlad.data.storage.locations import expand, publish, read_bytes
+from vlad.data.storage.locations import expand_pattern, publish, read_bytes
 from vlad.data.storage.retries import StorageError
 from vlad.utils.errors import UserError
 
@@ -250,7 +250,7 @@ def test_workers_of_a_loader_read_after_their_parent_has(server, s3, tmp_path):
     for name in names:
         s3.pipe(f"shards/{name}", SHARD)
         server.files[f"/{name}"] = SHARD
-    urls = [*expand("s3://shards/a"), *(f"{server.url}/{name}" for name in names)]
+    urls = [*expand_pattern("s3://shards/a"), *(f"{server.url}/{name}" for name in names)]
     with cache(tmp_path / "parent").local(urls[0]):
         loader = DataLoader(
             Shards(urls, tmp_path / "workers"), batch_size=None, num_workers=2, multiprocessing_context="fork"

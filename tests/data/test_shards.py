@@ -14,7 +14,7 @@ from vlad.data.options import SyntheticOptions
 from vlad.data.shards.reader import ShardReader, UnreadableSample, image_sizes, index_shards, read_members
 from vlad.data.shards.writer import shard_entry, write_manifest, write_shards
 from vlad.data.signs import render_sign
-from vlad.data.storage.locations import expand
+from vlad.data.storage.locations import expand_pattern
 from vlad.utils.errors import UserError
 
 COUNT = 50
@@ -39,7 +39,7 @@ def write_tar(path, members):
 
 
 def test_what_is_written_is_read_back(shards):
-    back = [decode_sample(members, key) for path in expand(str(shards)) for key, members in read_members(path)]
+    back = [decode_sample(members, key) for path in expand_pattern(str(shards)) for key, members in read_members(path)]
     assert [sample.key for sample in back] == [sign.key for sign in SIGNS]
     for sample, sign in zip(back, SIGNS, strict=True):
         assert np.array_equal(sample.image, sign.image)
@@ -73,7 +73,7 @@ def test_a_shard_appears_when_it_is_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("vlad.data.shards.writer.encode_sample", encode_until_stopped)
     with pytest.raises(KeyboardInterrupt):
         write_shards(SIGNS, tmp_path, samples_per_shard=4)
-    assert expand(str(tmp_path)) == (str(tmp_path / "000000.tar"),)
+    assert expand_pattern(str(tmp_path)) == (str(tmp_path / "000000.tar"),)
 
 
 def test_a_later_run_goes_on_with_the_next_number(tmp_path):
@@ -89,10 +89,10 @@ def test_a_later_run_goes_on_with_the_next_number(tmp_path):
 
 
 def test_shards_are_found_by_directory_glob_and_braces(shards):
-    whole = expand(str(shards))
-    assert expand(f"{shards}/*.tar") == whole
-    assert expand(f"{shards}/{{000000..000002}}.tar") == whole
-    assert expand(f"{shards}/000001.tar") == whole[1:2]
+    whole = expand_pattern(str(shards))
+    assert expand_pattern(f"{shards}/*.tar") == whole
+    assert expand_pattern(f"{shards}/{{000000..000002}}.tar") == whole
+    assert expand_pattern(f"{shards}/000001.tar") == whole[1:2]
 
 
 def test_counts_come_from_the_manifest_where_there_is_one(shards):
@@ -112,26 +112,26 @@ def test_a_shard_of_another_length_than_its_manifest_says_is_named(shards):
 def test_a_shard_that_the_manifest_lists_and_is_not_there_is_named(shards):
     write_manifest(shards, [shard_entry(path, 20) for path in sorted(shards.glob("*.tar"))], {})
     (shards / "000001.tar").unlink()
-    with pytest.raises(UserError, match=r"000001\.tar is not there, but the manifest\.json beside it lists it"):
+    with pytest.raises(UserError, match=r"000001\.tar is missing, but the manifest\.json beside it lists it"):
         index_shards(str(shards))
     assert len(index_shards(str(shards / "*.tar")).shards) == 2  # asked for by a pattern, they are what there is
 
 
 def test_a_shard_that_holds_more_than_its_manifest_says_gives_nothing(shards):
     write_manifest(shards, [shard_entry(path, 9) for path in sorted(shards.glob("*.tar"))], {})
-    with pytest.raises(UnreadableSample, match="the shard holds 20 samples, but it is said to hold 9"):
+    with pytest.raises(UnreadableSample, match="the shard holds 20 samples, but its manifest says 9"):
         ShardReader(index_shards(str(shards))).read(3)
 
 
 @pytest.mark.parametrize("pattern", ["{0..9}.tar", "*.tar", "nowhere"])
 def test_no_shards_names_the_tools_that_make_some(tmp_path, pattern):
     with pytest.raises(UserError, match=r"tools/render_shards\.py.*tools/make_shards\.py"):
-        expand(f"{tmp_path}/{pattern}")
+        expand_pattern(f"{tmp_path}/{pattern}")
 
 
 def test_programs_are_refused(tmp_path):
     with pytest.raises(UserError, match="would run a program"):
-        expand(f"pipe:touch {tmp_path}/ran")
+        expand_pattern(f"pipe:touch {tmp_path}/ran")
     with pytest.raises(UserError):
         list(read_members(f"pipe:touch {tmp_path}/ran"))
     assert not (tmp_path / "ran").exists()
@@ -139,7 +139,7 @@ def test_programs_are_refused(tmp_path):
 
 def test_a_brace_without_its_partner_is_named(tmp_path):
     with pytest.raises(UserError, match="brace"):
-        expand(f"{tmp_path}/{{0..9.tar")
+        expand_pattern(f"{tmp_path}/{{0..9.tar")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"shards": [{"name": "000000.tar", "samples": 1e999}]}'])
@@ -178,7 +178,7 @@ def test_more_samples_than_a_shard_can_hold_are_no_manifest(shards):
 
 def test_a_member_that_stands_twice_is_named(tmp_path):
     write_tar(tmp_path / "0.tar", [("a.png", b""), ("a.PNG", b""), ("a.json", b"")])
-    with pytest.raises(UserError, match=r"a: its png stands there twice"):
+    with pytest.raises(UserError, match=r"a: it has two members of kind png"):
         list(read_members(str(tmp_path / "0.tar")))
 
 
@@ -215,7 +215,7 @@ def test_a_shard_that_is_not_what_its_manifest_was_made_for_gives_nothing(shards
     changed[changed.index(b'"caption"') + 13] ^= 1  # a letter of a caption: nothing but the checksum can tell
     path.write_bytes(changed)
     index = index_shards(str(shards))
-    with pytest.raises(UnreadableSample, match="bytes are not those that its manifest"):
+    with pytest.raises(UnreadableSample, match="checksum is not the one in its manifest"):
         ShardReader(index).read(25)
     assert ShardReader(index, verify=False).read(25).key == SIGNS[25].key
 

@@ -12,9 +12,9 @@ from fsspec.registry import _registry
 from storage_servers import SHARD, Handler, cache
 
 from vlad.data.options import FetchOptions
-from vlad.data.storage.locations import exists, expand, list_files, publish, read_bytes
+from vlad.data.storage.locations import exists, expand_pattern, list_files, publish, read_bytes
 from vlad.data.storage.retries import StorageError
-from vlad.data.storage.urls import is_url, join, parent, shown
+from vlad.data.storage.urls import display_url, is_url, join_path, parent_directory
 from vlad.utils.errors import UserError
 
 # Names
@@ -26,17 +26,17 @@ def test_a_scheme_makes_a_url_and_a_colon_does_not():
 
 
 def test_urls_are_shown_without_what_is_secret():
-    assert shown("https://me:word@host/a/0.tar?signature=1") == "https://host/a/0.tar"
-    assert shown("s3://bucket/a?.tar") == "s3://bucket/a?.tar"
-    assert shown("abfss://shards@us.dfs.core.windows.net/a") == "abfss://shards@us.dfs.core.windows.net/a"
-    assert shown("a@b?c") == "a@b?c"
+    assert display_url("https://me:word@host/a/0.tar?signature=1") == "https://host/a/0.tar"
+    assert display_url("s3://bucket/a?.tar") == "s3://bucket/a?.tar"
+    assert display_url("abfss://shards@us.dfs.core.windows.net/a") == "abfss://shards@us.dfs.core.windows.net/a"
+    assert display_url("a@b?c") == "a@b?c"
 
 
 def test_names_are_joined_and_taken_apart():
-    assert join("s3://b/a/", "0.tar") == "s3://b/a/0.tar"
-    assert join("/a", "0.tar") == "/a/0.tar"
-    assert parent("http://h/a/0.tar?x=/y") == "http://h/a"
-    assert parent("/a/0.tar") == "/a"
+    assert join_path("s3://b/a/", "0.tar") == "s3://b/a/0.tar"
+    assert join_path("/a", "0.tar") == "/a/0.tar"
+    assert parent_directory("http://h/a/0.tar?x=/y") == "http://h/a"
+    assert parent_directory("/a/0.tar") == "/a"
 
 
 # Finding
@@ -46,12 +46,17 @@ def test_local_shards_are_found_by_directory_glob_braces_and_file_url(tmp_path):
     for name in ("b.tar", "a.tar", "c.txt"):
         (tmp_path / name).touch()
     whole = (str(tmp_path / "a.tar"), str(tmp_path / "b.tar"))
-    assert expand(str(tmp_path)) == expand(f"{tmp_path}/*.tar") == expand(f"file://{tmp_path}") == whole
-    assert expand(f"{tmp_path}/{{b,a,x}}.tar") == whole
+    assert (
+        expand_pattern(str(tmp_path))
+        == expand_pattern(f"{tmp_path}/*.tar")
+        == expand_pattern(f"file://{tmp_path}")
+        == whole
+    )
+    assert expand_pattern(f"{tmp_path}/{{b,a,x}}.tar") == whole
     assert list_files(str(tmp_path), ".tar") == whole
     assert list_files(str(tmp_path / "none"), ".tar") == ()
     with pytest.raises(UserError, match=r"no shards at .*none.*tools/make_shards\.py"):
-        expand(str(tmp_path / "none"))
+        expand_pattern(str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +76,13 @@ def test_local_shards_are_found_by_directory_glob_braces_and_file_url(tmp_path):
 )
 def test_programs_and_unknown_schemes_are_refused(tmp_path, pattern):
     pattern = pattern.format(ran=tmp_path / "ran")
-    for use in (expand, exists, read_bytes, partial(list_files, suffix=".tar"), partial(publish, tmp_path / "x")):
+    for use in (
+        expand_pattern,
+        exists,
+        read_bytes,
+        partial(list_files, suffix=".tar"),
+        partial(publish, tmp_path / "x"),
+    ):
         with pytest.raises(UserError, match=r"would run a program|shards are not read from|chains file systems"):
             use(pattern)
     with pytest.raises(UserError), cache(tmp_path / "cache").local(pattern):
@@ -81,32 +92,32 @@ def test_programs_and_unknown_schemes_are_refused(tmp_path, pattern):
 
 def test_a_brace_pattern_must_close_and_end(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="brace without its partner"):
-        expand(f"{tmp_path}/{{0..9.tar")
+        expand_pattern(f"{tmp_path}/{{0..9.tar")
     with pytest.raises(UserError, match="over 1000000 shards"):
-        expand("http://host/{000000000..999999999}.tar")
+        expand_pattern("http://host/{000000000..999999999}.tar")
     monkeypatch.setattr("vlad.data.storage.locations.MAX_PATHS", 99)
-    assert len(expand("http://host/{0..8}/{0..9}.tar")) == 90
+    assert len(expand_pattern("http://host/{0..8}/{0..9}.tar")) == 90
     with pytest.raises(UserError, match="over 99 shards"):
-        expand("http://host/{0..9}/{0..9}.tar")
+        expand_pattern("http://host/{0..9}/{0..9}.tar")
 
 
 def test_a_mistyped_scheme_gets_a_suggestion():
     with pytest.raises(UserError, match="Did you mean 'https'"):
-        expand("htps://host/{0..2}.tar")
+        expand_pattern("htps://host/{0..2}.tar")
 
 
 def test_web_shards_come_from_braces_or_the_manifest(server):
-    assert expand(server.url + "/a/{0..2}.tar") == tuple(f"{server.url}/a/{i}.tar" for i in range(3))
+    assert expand_pattern(server.url + "/a/{0..2}.tar") == tuple(f"{server.url}/a/{i}.tar" for i in range(3))
     assert not server.asked
     server.files["/a/manifest.json"] = b'{"shards": [{"name": "1.tar"}, {"name": "0.tar"}]}'
-    assert expand(server.url + "/a/") == (f"{server.url}/a/0.tar", f"{server.url}/a/1.tar")
+    assert expand_pattern(server.url + "/a/") == (f"{server.url}/a/0.tar", f"{server.url}/a/1.tar")
     server.files["/a/manifest.json"] = b'{"shards": [{"name": "../1.tar"}]}'
     with pytest.raises(UserError, match=r"manifest\.json is no shard manifest .*\.\./1\.tar"):
-        expand(server.url + "/a")
+        expand_pattern(server.url + "/a")
     with pytest.raises(UserError, match="does not list its files, and there is no manifest"):
-        expand(server.url + "/b")
+        expand_pattern(server.url + "/b")
     with pytest.raises(UserError, match="write a brace pattern"):
-        expand(server.url + "/a/*.tar")
+        expand_pattern(server.url + "/a/*.tar")
 
 
 def test_store_shards_are_listed_globbed_and_named(s3):
@@ -114,11 +125,11 @@ def test_store_shards_are_listed_globbed_and_named(s3):
     s3.pipe("shards/a/note.txt", b"")
     both = ("s3://shards/a/0.tar", "s3://shards/a/1.tar")
     for pattern in ("s3://shards/a", "s3://shards/a/", "s3://shards/*/*.tar", "s3://shards/a/{0..1}.tar"):
-        assert expand(pattern) == both
+        assert expand_pattern(pattern) == both
     assert list_files("s3://shards/a", ".txt") == ("s3://shards/a/note.txt",)
     for pattern in ("s3://shards/none", "s3://shards/none/*.tar", "s3://no-such-bucket/a"):
         with pytest.raises(UserError, match="there are no shards at s3://"):
-            expand(pattern)
+            expand_pattern(pattern)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +149,13 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path, scheme, package, extr
     monkeypatch.delitem(_registry, scheme, raising=False)  # where what was asked for is remembered
     url = f"{scheme}://shards/a"
     (tmp_path / "file").write_bytes(SHARD)
-    for use in (expand, exists, read_bytes, partial(list_files, suffix=".tar"), partial(publish, tmp_path / "file")):
+    for use in (
+        expand_pattern,
+        exists,
+        read_bytes,
+        partial(list_files, suffix=".tar"),
+        partial(publish, tmp_path / "file"),
+    ):
         with pytest.raises(StorageError) as caught:
             use(url)
         remedy = f"install {package}: pip install 'vlad-diffusion[{extra}]'."
@@ -169,7 +186,7 @@ def test_other_object_stores_are_read_and_written_by_the_names_they_were_asked_w
 
     both = (f"{place}/a/0.tar", f"{place}/a/1.tar")
     for pattern in (f"{place}/a", f"{place}/a/", f"{place}/*/*.tar", f"{place}/a/{{0..1}}.tar"):
-        assert expand(pattern) == both
+        assert expand_pattern(pattern) == both
     assert list_files(f"{place}/a", ".tar") == both
     assert read_bytes(both[0]) == SHARD
     assert exists(both[0]) and not exists(f"{place}/a/9.tar")
@@ -187,7 +204,7 @@ def test_a_store_that_is_told_too_little_is_not_asked_again(monkeypatch):
     monkeypatch.setitem(_registry, "az", StoreOfAnotherName)
     monkeypatch.setattr(StoreOfAnotherName, "ls", refuse)
     with pytest.raises(StorageError, match=r"az://shards/a failed after 1 try: Must provide either .*account_name"):
-        expand("az://shards/a")
+        expand_pattern("az://shards/a")
 
 
 # Reading and publishing

@@ -218,7 +218,7 @@ class SampleSource(Generic[Decoded]):
             raise ShardError(
                 f"{self.sets.option}: {self.bad} of the first {self.seen} samples cannot be used (the last: {shard},"
                 f" {key}: {reason}), more than data.max_bad_share = {self.options.max_bad_share};"
-                f" {'make the cache again' if self.sets.cached else 'mend the shards'}, or raise it. All are"
+                f" {'make the cache again' if self.sets.cached else 'fix the shards'}, or raise it. All are"
                 " listed in quarantine.jsonl."
             )
 

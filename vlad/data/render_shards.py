@@ -21,7 +21,7 @@ from vlad.data.options import DataOptions, SyntheticOptions
 from vlad.data.shards.writer import MANIFEST, write_manifest, write_shards
 from vlad.data.signs import RENDERER_VERSION, held_out_signs, render_sign
 from vlad.data.storage.locations import errors_naming
-from vlad.data.storage.object_stores import refuse_programs
+from vlad.data.storage.object_stores import check_location
 from vlad.data.storage.urls import is_url
 from vlad.utils.errors import UserError
 from vlad.utils.locks import directory_lock
@@ -63,7 +63,7 @@ def _local_directory(option: str, pattern: str) -> Path:
     if not pattern.strip() or is_url(pattern) or any(mark in pattern for mark in "*?{}"):
         raise UserError(f"{option}: signs are rendered into one local directory, not {pattern!r}; name one.")
     with errors_naming(option):
-        refuse_programs(pattern)
+        check_location(pattern)
     return checked_path(pattern, f"{option}:")
 
 

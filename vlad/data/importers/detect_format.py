@@ -16,7 +16,7 @@ from vlad.data.importers.mmocr import MMOCRSource, WildReceiptSource
 from vlad.data.importers.sources import Source
 from vlad.data.importers.webdataset_tars import TarSource
 from vlad.data.storage.locations import errors_naming, expand_braces
-from vlad.data.storage.urls import is_url, shown
+from vlad.data.storage.urls import display_url, is_url
 from vlad.utils.errors import UserError, did_you_mean
 from vlad.utils.paths import checked_path
 
@@ -49,8 +49,8 @@ def open_source(
         raise UserError("SOURCE is empty; name a folder or a file that holds images.")
     if is_url(path):
         raise UserError(
-            f"SOURCE {shown(path)}: sources are read from this machine's disks; fetch it first, or mount it. Shards of"
-            " ours need no making: train on their URL."
+            f"SOURCE {display_url(path)}: sources are read from local disks; fetch it first, or mount it. Finished"
+            " shards can be trained on at their URL."
         )
     if format is not None and format not in FORMATS:
         raise UserError(f"There is no format {format!r}.{did_you_mean(format, FORMATS)} Known: {', '.join(FORMATS)}.")

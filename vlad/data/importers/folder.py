@@ -140,19 +140,19 @@ def _read_metadata(path: Path, fields: tuple[str, ...]) -> dict[str, str]:
                 continue
             where = f"{path}, line {number}"
             if len(line) > MAX_LINE_BYTES:
-                raise UserError(f"{where} is over {MAX_LINE_BYTES // 1_000_000} MB long; mend it, or remove the file.")
+                raise UserError(f"{where} is over {MAX_LINE_BYTES // 1_000_000} MB long; fix it, or remove the file.")
             try:
                 record: Any = json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{where} is not JSON ({error}); mend the line, or remove the file.") from error
+                raise UserError(f"{where} is not JSON ({error}); fix the line, or remove the file.") from error
             if not isinstance(record, dict) or not isinstance(record.get("file_name"), str):
-                raise UserError(f'{where} has no text in field "file_name"; mend the line, or remove the file.')
+                raise UserError(f'{where} has no text in field "file_name"; fix the line, or remove the file.')
             caption = next((record[field] for field in fields if record.get(field) is not None), None)
             if caption is None:
                 continue
             if not isinstance(caption, str):
                 field = next(field for field in fields if record.get(field) is not None)
-                raise UserError(f'{where}: field "{field}" is not text; mend the line, or remove the file.')
+                raise UserError(f'{where}: field "{field}" is not text; fix the line, or remove the file.')
             if caption.strip():
                 captions[os.path.normpath(path.parent / record["file_name"])] = " ".join(caption.split())
     return captions

@@ -123,7 +123,7 @@ class _Reader:
         return 1 + self._dropped_lines + self._lines_to_counted
 
     def error(self, reason: str) -> UserError:
-        return UserError(f"{self._path}, line {self.line_here()}: {reason}; mend the file, or get it again.")
+        return UserError(f"{self._path}, line {self.line_here()}: {reason}; fix the file, or get it again.")
 
     def peek(self) -> bytes:
         """The next byte that is no white space."""

@@ -43,7 +43,7 @@ from vlad.data.shards.writer import (
     write_text_file,
 )
 from vlad.data.storage.locations import errors_naming
-from vlad.data.storage.object_stores import refuse_programs
+from vlad.data.storage.object_stores import check_location
 from vlad.data.storage.urls import HTTP_SCHEMES, is_url, local_path
 from vlad.utils.errors import UserError, counted
 from vlad.utils.locks import directory_lock
@@ -160,7 +160,7 @@ def _probe(source: Source, max_side_pixels: int, caption_field: str | None) -> t
     if len(reasons) == probed and source.format != "folder":
         raise UserError(
             f"{_none_usable(probed, f'of {source.path}', 'first ')} (format {source.format}; the first:"
-            f" {reasons[0]}); mend it, name the images' folder with --images, or another format with --format."
+            f" {reasons[0]}); fix it, name the images' folder with --images, or another format with --format."
         )
     if caption_field is not None and not captions and len(reasons) < probed:
         raise UserError(
@@ -293,7 +293,7 @@ def _open_output(out: str, overwrite: bool) -> ShardOutput:
     if not out.strip():
         raise UserError("--out is empty; name the directory or the URL for the shards.")
     out = local_path(out)
-    refuse_programs(out)
+    check_location(out)
     if not is_url(out):
         place = checked_path(out, "--out")
         return ShardOutput(place, place)

@@ -74,7 +74,7 @@ class WildReceiptSource:
                 if not data.strip():
                     continue
                 if data.lstrip()[:1] != b"{":
-                    raise UserError(f"{self._file}, line {line} is no JSON object; mend the line, or remove it.")
+                    raise UserError(f"{self._file}, line {line} is no JSON object; fix the line, or remove it.")
                 number += 1
                 yield json_place(stem, self._file, JSONObject(number, line, data, 0.0))
 

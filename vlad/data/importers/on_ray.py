@@ -45,7 +45,7 @@ def start_ray() -> None:
             where = os.environ.get("RAY_ADDRESS")
             asked = f"the cluster at RAY_ADDRESS={where} does not answer" if where else "Ray does not start here"
             raise UserError(
-                f"--engine ray: {asked} ({reason_of(error)}); mend that, or leave out --engine ray."
+                f"--engine ray: {asked} ({reason_of(error)}); fix that, or leave out --engine ray."
             ) from error
 
 
@@ -83,7 +83,7 @@ def make_shards_on_ray(
     except RayError as error:
         raise UserError(
             f"Ray has lost a process that made a shard ({reason_of(error)}), most likely for want of memory; run the"
-            " same command again with fewer --workers: it goes on after the last whole shard."
+            " same command again with fewer --workers: it resumes after the last finished shard."
         ) from error
 
 

@@ -248,7 +248,7 @@ def _on_processes(
     except BrokenProcessPool as error:
         raise UserError(
             "A process died while it read an image, most likely for want of memory; run the same command again"
-            " with fewer --workers: it goes on after the last whole shard."
+            " with fewer --workers: it resumes after the last finished shard."
         ) from error
 
 

@@ -1,1 +1,1 @@
-"""Cached latents and text states in companion shards: their format and their writer."""
+"""Cached latents: their format, precomputing them with frozen models, and opening a cache."""

@@ -1,8 +1,9 @@
-"""Cached states in a shard: KEY.json, KEY.latents.npy, [KEY.text.npy, KEY.v.npy].
+"""The cached latents' format, in companion shards: KEY.json, KEY.latents.npy, [KEY.text.npy, KEY.v.npy].
 
-The record is the fitted sample's: an image is not read again. `latents` stacks means and, where the autoencoder
-draws, deviations: (image mean, glyph mean) or (image mean, image deviation, glyph mean, glyph deviation), C h w
-each. `text` stacks t_g, the {t_i} and the token states, D each; the record's `phrases` says how many {t_i} there are.
+The record is that of the fitted sample, so that its image is not read again. `latents` stacks the scaled latents'
+means and, with an autoencoder that samples, their deviations: (image mean, glyph mean), or (image mean, image
+deviation, glyph mean, glyph deviation), C h w each. `text` stacks t_g, the {t_i} and the token states, D each; the
+record's `phrases` is the number of {t_i}. `v` is the image embedding, D.
 
 Letters: B batch, C latent channels, h w cells, L tokens, N phrases, D width.
 """
@@ -29,7 +30,7 @@ CACHED_KINDS = frozenset(("json", LATENTS, TEXT, V))
 
 @dataclass(frozen=True)
 class CachedSample:
-    """A sample as a companion shard holds it; arrays are float16."""
+    """A cached sample; arrays are float16."""
 
     sample: Sample
     latents: np.ndarray  # 2 or 4, C h w
@@ -39,7 +40,7 @@ class CachedSample:
 
 
 def encode_cached(sample: Sample, states: CachedStates) -> dict[str, bytes]:
-    """The members of a cached sample; `states` are those of this sample alone, B = 1."""
+    """The members of a cached sample; `states` are those of this sample alone (B = 1). Raises UserError."""
     record = encode_record(sample)
     latents = [
         states.image_mean,
@@ -59,11 +60,11 @@ def encode_cached(sample: Sample, states: CachedStates) -> dict[str, bytes]:
 
 
 def _to_npy(x: Tensor, key: str) -> bytes:
-    with np.errstate(over="ignore"):  # told below, with the sample's name
+    with np.errstate(over="ignore"):  # reported below, with the sample's key
         values = x.detach().float().cpu().numpy().astype(np.float16)
     if not np.isfinite(values).all():
         raise UserError(
-            f"The states of sample {key} do not fit into float16, so they cannot be cached; train without data.cache."
+            f"The latents or states of sample {key} exceed float16, so they cannot be cached; train without data.cache."
         )
     buffer = io.BytesIO()
     np.save(buffer, values, allow_pickle=False)
@@ -71,7 +72,7 @@ def _to_npy(x: Tensor, key: str) -> bytes:
 
 
 def decode_cached(members: dict[str, bytes], key: str) -> CachedSample:
-    """A cached sample from its members. Raises BadSample with the reason."""
+    """A cached sample from its members. Raises BadSample."""
     if "json" not in members or LATENTS not in members:
         raise BadSample(f"no json or no {LATENTS}")
     record, sample = decode_record(members["json"], key)
@@ -87,7 +88,7 @@ def decode_cached(members: dict[str, bytes], key: str) -> CachedSample:
 
 
 def _from_npy(data: bytes, name: str) -> np.ndarray:
-    """The array of a npy file (version 1). Raises BadSample for any that is not float16."""
+    """The array of a npy file (version 1). Raises BadSample for any other type than float16."""
     if data[:8] != b"\x93NUMPY\x01\x00":
         raise BadSample(f"{name} is no npy file")
     start = 10 + int.from_bytes(data[8:10], "little")

@@ -1,8 +1,8 @@
-"""Companion shards of what frozen models say of every sample, so that training need not ask them again.
+"""Precomputing latents and text states: companion shards of what frozen models give for every sample.
 
-    sample -> fitted to its bucket -> encode (given by the caller) -> a sample of cached states (`states`)
+    sample -> fitted to its bucket -> encode (the caller's models) -> a cached sample (`format`)
 
-A cache carries the fingerprint of all that it depends on, and is used with nothing else.
+A cache carries the fingerprint of all that it depends on, and is opened for nothing else.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vlad.types import Batch, CachedStates, Sample, TextStates
 from vlad.utils.errors import UserError
 from vlad.utils.paths import checked_path
 
-CACHE_VERSION = 2  # rises when the same options would give other states: glyph maps, fitting, what is stored
+CACHE_VERSION = 2  # rises when the same options give other contents: glyph maps, fitting, the format
 BEGUN = "begun.json"
 
 Encode = Callable[[Batch], CachedStates]
@@ -38,7 +38,7 @@ Fingerprint = dict[str, Any]
 
 
 def data_fingerprint(sets: ShardSets, options: StreamOptions) -> Fingerprint:
-    """What of the data a cache depends on: the shards, the shapes of images, the fonts of glyph maps."""
+    """What a cache depends on in the data: the shards, the shapes of images, the fonts of glyph maps."""
     return {
         "cache_version": CACHE_VERSION,
         "shards": sets.fingerprint,
@@ -49,7 +49,7 @@ def data_fingerprint(sets: ShardSets, options: StreamOptions) -> Fingerprint:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Changes when any weight, its shape or its precision does."""
+    """Changes with any weight, its shape or its precision."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
@@ -66,10 +66,10 @@ def write_cache(
     on_progress: Callable[[int], None],
     quarantine: Path | None = None,
 ) -> int:
-    """Writes a companion shard for every shard, and the manifest last; returns the number of samples cached.
+    """Writes a companion shard for every shard, and the manifest last; returns the number of cached samples.
 
-    Shards that stand there already, made with the same fingerprint, are kept: an interrupted call goes on. Raises
-    UserError when the directory holds anything else. `on_progress` is given the number of samples dealt with.
+    An interrupted call resumes: finished shards with the same fingerprint are kept. Raises UserError when the directory
+    holds anything else. `on_progress` is called with the number of samples that are done.
     """
     _claim(directory, fingerprint)
     source = SampleSource(sets, options, quarantine, decode_sample)
@@ -79,9 +79,9 @@ def write_cache(
         for start, count in zip(index.starts, index.counts, strict=False):
             path = directory / f"{shard:06d}.tar"
             shard += 1
-            told = path.with_suffix(".entry.json")
-            if path.exists() and told.exists():  # written last: a shard without it is made again
-                entries.append(json.loads(told.read_text(encoding="utf-8")))
+            entry_file = path.with_suffix(".entry.json")
+            if path.exists() and entry_file.exists():  # written last: a shard without it is made again
+                entries.append(json.loads(entry_file.read_text(encoding="utf-8")))
                 on_progress(count)
                 continue
             members, shapes = [], []
@@ -94,7 +94,7 @@ def write_cache(
             write_tar(members, temporary)
             entry = shard_entry(temporary, len(members), name=path.name)
             publish_shard(temporary, directory, path.name, shapes)
-            write_text_file(json.dumps(entry), directory, told.name)
+            write_text_file(json.dumps(entry), directory, entry_file.name)
             entries.append(entry)
     write_manifest(directory, entries, {"made_by": "tools/cache.py", "fingerprint": fingerprint})
     (directory / BEGUN).unlink()
@@ -104,10 +104,10 @@ def write_cache(
 
 
 def _claim(directory: Path, fingerprint: Fingerprint) -> None:
-    """Raises UserError when the directory holds a whole cache, or one begun with another fingerprint."""
+    """Raises UserError when the directory holds a finished cache, or one begun with another fingerprint."""
     begun = directory / BEGUN
     if (directory / MANIFEST).exists():
-        raise UserError(f"{directory} holds a cache or shards already; name another directory, or remove it.")
+        raise UserError(f"{directory} holds a finished cache or shards; name another directory, or remove it.")
     if begun.exists():
         try:
             known = json.loads(begun.read_text(encoding="utf-8"))
@@ -133,7 +133,7 @@ def _encoded(
     encode: Encode,
     on_progress: Callable[[int], None],
 ) -> Iterator[tuple[Sample, CachedStates, tuple[int, int]]]:
-    """The good samples of a shard with their states and shapes, batched by shape, in the shards' order."""
+    """The good samples of a shard in its order, with states and shapes; they are encoded in batches of one shape."""
     found: dict[int, tuple[Sample, CachedStates, tuple[int, int]]] = {}
     waiting: dict[int, list[tuple[int, Sample]]] = {}
 
@@ -167,7 +167,7 @@ def _row(states: CachedStates, row: int) -> CachedStates:
     text = states.text
     if text is not None:
         tensors = (text.tokens, text.mask, text.global_state, text.local_states, text.local_mask)
-        text = TextStates(*(x[row : row + 1] for x in tensors))  # without the ids: nothing that reads them is cached
+        text = TextStates(*(x[row : row + 1] for x in tensors))  # without the ids, which no cached state needs
     return CachedStates(
         states.image_mean[row : row + 1],
         of(states.image_deviation),
@@ -179,19 +179,21 @@ def _row(states: CachedStates, row: int) -> CachedStates:
 
 
 def open_cache(directory: str, expected: Fingerprint, partly: bool = False) -> ShardSets:
-    """The companion shards of a cache. Raises UserError when it was made from anything but what is expected.
+    """The companion shards of a cache. Raises UserError for one with another fingerprint than expected.
 
-    `partly`: the rest of the fingerprint is not known yet.
+    `partly`: compares the expected part of the fingerprint alone, where the rest is not known yet.
     """
     manifest = checked_path(directory, "data.cache:") / MANIFEST
     if not manifest.is_file():
-        raise UserError(f"data.cache: there is no whole cache at {directory}; make one with tools/cache.py.")
+        raise UserError(f"data.cache: there is no finished cache at {directory}; make one with tools/cache.py.")
     try:
         stored = json.loads(manifest.read_text(encoding="utf-8"))["about"]["fingerprint"]
         asked = expected if partly else {*stored, *expected}
         differing = [name for name in sorted(asked) if stored.get(name) != expected.get(name)]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"data.cache: {manifest} is not a cache's; make one with tools/cache.py.") from error
+        raise UserError(
+            f"data.cache: {manifest} is not the manifest of a cache; make one with tools/cache.py."
+        ) from error
     if differing:
         raise UserError(
             f"data.cache: {directory} was made from something else ({', '.join(differing)} differ); make it again with"
@@ -199,7 +201,7 @@ def open_cache(directory: str, expected: Fingerprint, partly: bool = False) -> S
         )
     try:
         index = index_shards(directory)
-    except UserError as error:  # its words are about shards that stand for themselves
+    except UserError as error:  # worded for shards of images
         reason = str(error).removeprefix("data.shards: ").partition(";")[0].rstrip(".")
         raise UserError(f"data.cache: {reason}; make the cache at {directory} again with tools/cache.py.") from error
     for shard in index.shards:

@@ -17,7 +17,7 @@ from vlad.data.lint.sample_checks import Finding
 from vlad.data.lint.shard_checks import Chunk, Inspection, ShardSet, inspect_chunk, scan_shard
 from vlad.data.storage.locations import MANIFEST
 from vlad.data.storage.shard_cache import ShardCache
-from vlad.data.storage.urls import is_url, shown
+from vlad.data.storage.urls import display_url, is_url
 from vlad.utils.errors import UserError
 from vlad.utils.parallel import available_cores, map_in_order
 
@@ -64,7 +64,7 @@ def lint_shards(
         except KeyboardInterrupt:
             report.interrupted = True
         for key, numbers in keys.duplicates():
-            names = [shown(shard_set.shards[number].path) for number in numbers]
+            names = [display_url(shard_set.shards[number].path) for number in numbers]
             places = ", ".join(dict.fromkeys(names[:5])) + (", ..." if len(names) > 5 else "")
             note(Finding("duplicate", names[1], key, f"{len(names)} times: {places}"))
     if not report.interrupted and report.too_small_for is not None:

@@ -17,10 +17,10 @@ from vlad.data.lint.sample_statistics import Counts, count_sample
 from vlad.data.options import FetchOptions
 from vlad.data.shards.reader import ShardEntry, manifest_entries
 from vlad.data.shards.tar_index import SampleMembers, TarTable, open_tar, read_sample, scan_tar
-from vlad.data.storage import locations as storage
+from vlad.data.storage import locations
 from vlad.data.storage.retries import StorageError
 from vlad.data.storage.shard_cache import ShardCache
-from vlad.data.storage.urls import is_url, join, parent, shown
+from vlad.data.storage.urls import display_url, is_url, join_path, parent_directory
 from vlad.utils.errors import reason_of
 
 
@@ -56,41 +56,43 @@ class ShardSet:
 def list_set(pattern: str, cache: FetchOptions | None = None) -> ShardSet:
     """Finds the shards and reads their manifests. Raises UserError if there are no shards."""
     # In one spelling: they are keys of the manifests' entries.
-    paths = tuple(path if is_url(path) else str(Path(path)) for path in storage.expand(pattern, cache))
+    paths = tuple(path if is_url(path) else str(Path(path)) for path in locations.expand_pattern(pattern, cache))
     listed: dict[str, ShardEntry] = {}
     findings: list[Finding] = []
     manifests = 0
-    for directory in sorted({parent(path) for path in paths}):
-        manifest = join(directory, storage.MANIFEST)
+    for directory in sorted({parent_directory(path) for path in paths}):
+        manifest = join_path(directory, locations.MANIFEST)
         if not _exists(manifest, cache):
             continue
         manifests += 1
         try:
-            entries = manifest_entries(storage.read_bytes(manifest, cache), directory)
+            entries = manifest_entries(locations.read_bytes(manifest, cache), directory)
         except StorageError as error:
-            findings.append(Finding("manifest", shown(manifest), None, str(error)))
+            findings.append(Finding("manifest", display_url(manifest), None, str(error)))
             continue
-        except storage.NOT_A_MANIFEST as error:
-            findings.append(Finding("manifest", shown(manifest), None, f"not a shard manifest: {reason_of(error)}"))
+        except locations.NOT_A_MANIFEST as error:
+            findings.append(
+                Finding("manifest", display_url(manifest), None, f"not a shard manifest: {reason_of(error)}")
+            )
             continue
         listed |= entries
         if not pattern.endswith(".tar") and not any(character in pattern for character in "*?[{"):
             findings += [
-                Finding("manifest", shown(path), None, "listed in the manifest, but missing")
+                Finding("manifest", display_url(path), None, "listed in the manifest, but missing")
                 for path in entries.keys() - set(paths)
             ]
         findings += [
-            Finding("manifest", shown(path), None, "not listed in the manifest beside it")
+            Finding("manifest", display_url(path), None, "not listed in the manifest beside it")
             for path in paths
-            if parent(path) == directory and path not in entries
+            if parent_directory(path) == directory and path not in entries
         ]
     shards = tuple(ListedShard(path, listed.get(path)) for path in paths)
-    return ShardSet(shown(pattern), shards, manifests, tuple(findings))
+    return ShardSet(display_url(pattern), shards, manifests, tuple(findings))
 
 
 def _exists(manifest: str, cache: FetchOptions | None) -> bool:
     try:
-        return storage.exists(manifest, cache)
+        return locations.exists(manifest, cache)
     except StorageError:  # some stores deny access to what is missing; if they are down, reading the shards fails
         return False
 
@@ -121,7 +123,7 @@ class ScannedShard:
 def scan_shard(numbered: tuple[int, ListedShard], cache: ShardCache) -> ScannedShard:
     """Fetches a shard and checks its headers."""
     number, shard = numbered
-    name = shown(shard.path)
+    name = display_url(shard.path)
     try:
         with cache.local(*shard.expected) as path, open_tar(path) as stream:
             table = scan_tar(stream)
@@ -141,7 +143,7 @@ def _reason(error: Exception, name: str) -> str:
 
 
 def _shard_findings(shard: ListedShard, table: TarTable, size: int, local: BufferedReader | None) -> Iterator[Finding]:
-    name = shown(shard.path)
+    name = display_url(shard.path)
     if table.damage is not None:
         yield Finding("shard", name, None, f"damaged: {table.damage}")
     elif not table.samples:
@@ -192,7 +194,7 @@ def card_rank(shard: str, key: str) -> float:
 def inspect_chunk(chunk: Chunk, cache: ShardCache, buckets: tuple[Bucket, ...]) -> Inspection:
     """Checks every sample of a chunk."""
     shard, scanned = chunk.scanned.shard, chunk.scanned
-    name = shown(shard.path)
+    name = display_url(shard.path)
     found = Inspection(scanned.number, ends_shard=chunk.is_last)
     if chunk.is_first:
         found.findings += scanned.findings
@@ -208,7 +210,7 @@ def inspect_chunk(chunk: Chunk, cache: ShardCache, buckets: tuple[Bucket, ...]) 
 
 
 def _inspect_samples(found: Inspection, chunk: Chunk, stream: BinaryIO, buckets: tuple[Bucket, ...]) -> None:
-    name = shown(chunk.scanned.shard.path)
+    name = display_url(chunk.scanned.shard.path)
     wanted = dict(chunk.wanted_cards)
     for entry in chunk.samples:
         found.counts.samples += 1

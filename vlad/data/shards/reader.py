@@ -1,8 +1,6 @@
-"""WebDataset shards, here or far away: found, counted, and read a sample at a time.
+"""Reading WebDataset shards, local or remote: the index of a shard set, and random access to its samples.
 
-    pattern -> tar files, with what their manifests say -> members of any sample by its number, undecoded
-
-Tar headers are `tars`'s part, decoding is `decoding`'s, the order `order`'s.
+pattern -> index_shards: tar files, with samples and checksums -> ShardReader: members of sample number i, undecoded
 """
 
 from __future__ import annotations
@@ -23,26 +21,25 @@ import numpy as np
 
 from vlad.data.decoding import MEMBER_KINDS, BadSample
 from vlad.data.options import FetchOptions
-from vlad.data.shards import tar_index as tars
-from vlad.data.shards.tar_index import TarTable, open_tar, read_sample, scan_tar
+from vlad.data.shards.tar_index import TarTable, header_sizes, open_tar, read_sample, scan_tar
 from vlad.data.shards.writer import MANIFEST, SIZES_SUFFIX, read_sizes
-from vlad.data.storage import locations as storage
+from vlad.data.storage import locations
 from vlad.data.storage.retries import StorageError
 from vlad.data.storage.shard_cache import ShardCache
-from vlad.data.storage.urls import is_url, join, parent, shown
+from vlad.data.storage.urls import display_url, is_url, join_path, parent_directory
 from vlad.utils.errors import UserError, reason_of
 
-MAX_SAMPLES = 10_000_000  # of a shard, as a manifest says it: memory is taken for each
-OPEN_SHARDS = 16  # kept open by a reader: those that a shuffling window spans, and some more
+MAX_SAMPLES = 10_000_000  # that a manifest may say of a shard: each takes memory
+OPEN_SHARDS = 16  # kept open by a reader: those that a shuffle window spans, and some more
 
 
 class ShardError(StorageError):
-    """A shard that cannot be used, found before or while it is read."""
+    """A shard that cannot be used."""
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A shard as its manifest has it. Without one `samples` is counted, and bytes and sha256 are None."""
+    """A shard as its manifest describes it. Without a manifest `samples` is counted, and the rest is None."""
 
     path: str
     samples: int
@@ -53,13 +50,13 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The shards of one set. Its samples are numbered through, in the shards' order."""
+    """The shards of one set; its samples are numbered through, in the order of the shards."""
 
     shards: tuple[ShardEntry, ...]
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Where the shards lie."""
+        """The paths or URLs of the shards."""
         return tuple(shard.path for shard in self.shards)
 
     @property
@@ -74,25 +71,25 @@ class ShardIndex:
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """The number of each shard's first sample."""
+        """The number of each shard's first sample, and the number of all samples (int64)."""
         return np.concatenate([[0], np.cumsum(self.counts)])
 
     @property
     def fingerprint(self) -> str:
-        """Changes when a shard is added, removed or replaced by one of another length or content."""
+        """Changes when a shard is added, removed or replaced by another one."""
         lines = [f"{Path(shard.path).name} {shard.samples} {shard.sha256}" for shard in self.shards]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def index_shards(pattern: str, fetch: FetchOptions | None = None) -> ShardIndex:
-    """Finds and counts shards: from their manifests where they are, else by reading the tar headers.
+    """The shards of a pattern with their samples, from the manifests, else counted in the tar headers.
 
-    Raises UserError for a shard that cannot be read as a tar, or is not as long as its manifest says.
+    Raises UserError where there are none, and for a shard that is no whole tar or not as long as its manifest says.
     """
     fetch = fetch or FetchOptions()
-    paths = storage.expand(pattern, fetch)
+    paths = locations.expand_pattern(pattern, fetch)
     known: dict[str, ShardEntry] = {}
-    for directory in sorted({parent(path) for path in paths}):
+    for directory in sorted({parent_directory(path) for path in paths}):
         known.update(_read_manifest(directory, fetch))
     entries = []
     for path in paths:
@@ -100,7 +97,7 @@ def index_shards(pattern: str, fetch: FetchOptions | None = None) -> ShardIndex:
         if entry is None:
             entries.append(ShardEntry(path, _count_samples(path, fetch)))
             continue
-        # A shard that is not local is measured when it is fetched.
+        # The cache checks the length of a remote shard.
         found_bytes = entry.bytes if is_url(path) else _local_bytes(path)
         if entry.bytes != found_bytes:
             raise UserError(
@@ -109,19 +106,19 @@ def index_shards(pattern: str, fetch: FetchOptions | None = None) -> ShardIndex:
             )
         entries.append(entry)
     missing = sorted(known.keys() - set(paths))
-    if missing and pattern.rstrip("/") in {parent(path) for path in missing}:
+    if missing and pattern.rstrip("/") in {parent_directory(path) for path in missing}:
         raise UserError(
-            f"data.shards: {shown(missing[0])} is not there, but the {MANIFEST} beside it lists it; bring it"
+            f"data.shards: {display_url(missing[0])} is missing, but the {MANIFEST} beside it lists it; bring it"
             " back, or name the shards that are there by a pattern (*.tar)."
         )
     return ShardIndex(tuple(entries))
 
 
 def manifest_entries(data: bytes, directory: str) -> dict[str, ShardEntry]:
-    """What a manifest says of the shards of its directory, by path or URL. Raises one of storage.NOT_A_MANIFEST."""
+    """The shards that a manifest describes, by path or URL. Raises one of locations.NOT_A_MANIFEST."""
     entries = {}
     for entry in json.loads(data)["shards"]:
-        path = join(directory, entry["name"])
+        path = join_path(directory, entry["name"])
         sha256, statistics = entry.get("sha256"), entry.get("statistics")
         entries[path] = ShardEntry(
             path,
@@ -137,16 +134,16 @@ def manifest_entries(data: bytes, directory: str) -> dict[str, ShardEntry]:
 
 
 def _read_manifest(directory: str, fetch: FetchOptions) -> dict[str, ShardEntry]:
-    """What the manifest of a directory says of its shards, by path or URL; nothing where there is none."""
-    manifest = join(directory, MANIFEST)
-    if not storage.exists(manifest, fetch):
+    """The shards that the manifest of a directory describes, by path or URL; empty where there is none."""
+    manifest = join_path(directory, MANIFEST)
+    if not locations.exists(manifest, fetch):
         return {}
     try:
-        return manifest_entries(storage.read_bytes(manifest, fetch), directory)
-    except storage.NOT_A_MANIFEST as error:
+        return manifest_entries(locations.read_bytes(manifest, fetch), directory)
+    except locations.NOT_A_MANIFEST as error:
         raise UserError(
-            f"data.shards: {shown(manifest)} is no shard manifest ({reason_of(error)}); remove it, and the shards are"
-            " counted."
+            f"data.shards: {display_url(manifest)} is no shard manifest ({reason_of(error)}); remove it, and the"
+            " samples are counted."
         ) from error
 
 
@@ -162,28 +159,28 @@ def _open_tar(path: Path) -> BufferedReader:
     try:
         return open_tar(path)
     except OSError as error:
-        raise _closed_shard(path, error) from error
+        raise _unopened_shard(path, error) from error
 
 
 def _local_bytes(path: str) -> int:
     try:
         return Path(path).stat().st_size
     except OSError as error:  # a link to what is not there
-        raise _closed_shard(path, error) from error
+        raise _unopened_shard(path, error) from error
 
 
-def _closed_shard(path: Path | str, error: OSError) -> ShardError:
+def _unopened_shard(path: Path | str, error: OSError) -> ShardError:
     return ShardError(f"data.shards: {path} cannot be opened ({error.strerror}); copy or make it again.")
 
 
 def _broken_shard(path: str, damage: str) -> ShardError:
-    return ShardError(f"data.shards: {shown(path)} is not a whole tar file of samples ({damage}); make it again.")
+    return ShardError(f"data.shards: {display_url(path)} is not a whole tar file of samples ({damage}); make it again.")
 
 
 def read_members(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     """The samples of a local shard in order, undecoded: key and members by kind.
 
-    Raises UserError for a damaged tar, and for a sample that its headers speak against.
+    Raises UserError for a damaged tar, and for a sample whose headers are wrong.
     """
     with _open_tar(Path(path)) as stream:
         table = scan_tar(stream)
@@ -197,7 +194,7 @@ def read_members(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 @dataclass(frozen=True)
 class RawSample:
-    """The members of a sample by kind, undecoded, and the shard they come from."""
+    """The members of a sample by kind, undecoded, and the shard that they come from."""
 
     key: str
     shard: str
@@ -205,7 +202,7 @@ class RawSample:
 
 
 class UnreadableSample(BadSample):
-    """A sample that its shard does not give out, with the name of both."""
+    """A sample that cannot be read from its shard."""
 
     def __init__(self, key: str, shard: str, reason: str) -> None:
         super().__init__(reason)
@@ -215,15 +212,15 @@ class UnreadableSample(BadSample):
 @dataclass(frozen=True)
 class _OpenShard:
     stream: BinaryIO
-    # Closes the stream, and lets go of the local copy.
+    # Closes the stream, and ends the use of the cached copy.
     held: ExitStack
     table: TarTable
-    # Why nothing of it may be used; None: it is what its manifest says.
+    # Why nothing of it may be used; None: it is as its manifest says.
     fault: str | None
 
 
 class ShardReader:
-    """Gives any sample of a set by its number; keeps the shards it read last open."""
+    """Random access to the samples of a set by their numbers; keeps the last shards open."""
 
     def __init__(
         self,
@@ -238,16 +235,16 @@ class ShardReader:
         self._verified: set[int] = set()
 
     def read(self, number: int) -> RawSample:
-        """Sample `number` of the set. Raises UnreadableSample where its shard is damaged at that place."""
+        """Sample `number` of the set. Raises UnreadableSample where its shard is damaged there."""
         shard = int(np.searchsorted(self.index.starts, number, side="right")) - 1
-        place = number - int(self.index.starts[shard])
+        position = number - int(self.index.starts[shard])
         opened, path = self._shard(shard), self.index.shards[shard].path
         if opened.fault is not None:
-            raise UnreadableSample(f"sample {place}", path, opened.fault)
-        if place >= len(opened.table.samples):
-            reason = opened.table.damage or "the shard holds fewer samples than it is said to"
-            raise UnreadableSample(f"sample {place}", path, f"the shard is damaged: {reason}")
-        sample = opened.table.samples[place]
+            raise UnreadableSample(f"sample {position}", path, opened.fault)
+        if position >= len(opened.table.samples):
+            reason = opened.table.damage or "the shard holds fewer samples than its manifest says"
+            raise UnreadableSample(f"sample {position}", path, f"the shard is damaged: {reason}")
+        sample = opened.table.samples[position]
         if sample.fault is not None:
             raise UnreadableSample(sample.key, path, sample.fault)
         return RawSample(sample.key, path, read_sample(opened.stream, sample))
@@ -267,15 +264,15 @@ class ShardReader:
             path = opening.enter_context(self.copies.local(entry.path, entry.bytes, entry.sha256))
             stream = opening.enter_context(_open_tar(path))
             fault = None
-            # Once a process; a copy was compared when it was fetched.
+            # Once per process; the cache compared its copies.
             if self.verify and entry.sha256 is not None and not remote and number not in self._verified:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
-                    fault = f"the shard's bytes are not those that its {MANIFEST} was made for"
+                    fault = f"the shard's checksum is not the one in its {MANIFEST}"
                 else:
                     self._verified.add(number)
             table = scan_tar(stream, self.kinds) if fault is None else TarTable((), (), None)
             if len(table.samples) > entry.samples and fault is None:
-                fault = f"the shard holds {len(table.samples)} samples, but it is said to hold {entry.samples}"
+                fault = f"the shard holds {len(table.samples)} samples, but its manifest says {entry.samples}"
             self._open[number] = _OpenShard(stream, opening.pop_all(), table, fault)
         if len(self._open) > OPEN_SHARDS:
             self._open.popitem(last=False)[1].held.close()
@@ -283,17 +280,17 @@ class ShardReader:
 
 
 def sizes_beside(shard: ShardEntry, fetch: FetchOptions | None = None) -> np.ndarray | None:
-    """The image sizes (N 2: width, height) in the small file beside a shard; None where none is there or fits."""
+    """The image sizes (N 2: width, height) in the file beside a shard; None where there is none that fits."""
     beside = f"{shard.path.partition('?')[0].removesuffix('.tar')}{SIZES_SUFFIX}"
-    if not storage.exists(beside, fetch):
+    if not locations.exists(beside, fetch):
         return None
-    return read_sizes(storage.read_bytes(beside, fetch).decode("utf-8", "replace"), shard.bytes, shard.samples)
+    return read_sizes(locations.read_bytes(beside, fetch).decode("utf-8", "replace"), shard.bytes, shard.samples)
 
 
 def image_sizes(index: ShardIndex, fetch: FetchOptions | None = None) -> np.ndarray:
     """Width and height of every image of a set, N 2 (int32).
 
-    From the small file beside a shard where there is one (`writing` makes it), else from the headers in the shard.
+    From the file of sizes beside each shard (`writer` makes it), else from the image headers in the shard.
     """
     parts = []
     for shard in index.shards:
@@ -301,8 +298,8 @@ def image_sizes(index: ShardIndex, fetch: FetchOptions | None = None) -> np.ndar
         if sizes is None:
             copies = ShardCache(fetch)
             with copies.local(shard.path, shard.bytes, shard.sha256) as local, _open_tar(local) as stream:
-                sizes = tars.image_sizes(stream, scan_tar(stream))
-        # As long as the index says; what is missing or damaged is told when its turn comes.
+                sizes = header_sizes(stream, scan_tar(stream))
+        # Missing or damaged samples are reported when they are read.
         padded = np.ones((shard.samples, 2), dtype=np.int32)
         padded[: len(sizes)] = sizes[: shard.samples]
         parts.append(padded)

@@ -1,6 +1,7 @@
-"""What stands in a tar, read from its headers alone; nothing in them is believed.
+"""The tar index: where the members of every sample are in a tar, read from its headers alone.
 
-Names that climb out of the archive, links, devices and members of unknown kinds are left aside, and told.
+Headers are not trusted: names that lead out of the archive, links, devices and members of unknown kinds are ignored,
+and listed.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ import numpy as np
 
 from vlad.data.decoding import IMAGE_FORMATS, MAX_MEMBER_BYTES, MEMBER_KINDS, BadSample, image_size
 
-# The key is the path up to the first dot of the file's name, the kind all that follows (WebDataset's rule).
+# WebDataset's rule: the key is the path up to the first dot of the file's name, the kind is the rest.
 _MEMBER_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
-MAX_HEADER_BYTES = 1_000_000  # of a long name; tarfile would read whatever length stands there
+MAX_HEADER_BYTES = 1_000_000  # of a long name; tarfile would read whatever length a header gives
 
 
 @dataclass(frozen=True)
 class SampleMembers:
-    """Where the members of a sample stand in the tar: offset and size in bytes by kind."""
+    """Offset and size in bytes of the members of a sample, by kind."""
 
     key: str
     members: dict[str, tuple[int, int]]
-    # Why the sample cannot be used, found in the headers; None: nothing is known against it.
+    # Why the sample cannot be used, as far as the headers show; None: it can.
     fault: str | None = None
 
 
 @dataclass(frozen=True)
 class TarTable:
-    """The samples of a tar, the names that were left aside, and where it is damaged (None: it is whole)."""
+    """The samples of a tar, the names that were ignored, and where it is damaged (None: it is whole)."""
 
     samples: tuple[SampleMembers, ...]
     ignored: tuple[str, ...]
@@ -44,7 +45,7 @@ class TarTable:
 
 
 class _HeaderReader(io.RawIOBase):
-    """A stream that gives no more at once than a header can be: a shard must not make us read all of it into memory."""
+    """A stream that reads no more at once than a header can have, so that no shard is read into memory whole."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
@@ -62,16 +63,16 @@ class _HeaderReader(io.RawIOBase):
 
 
 def open_tar(path: Path) -> BufferedReader:
-    """A local tar, opened. Raises OSError, also for what is no file: reading a pipe might wait for ever."""
+    """Opens a local tar. Raises OSError, also for a pipe or device, from which reading might never end."""
     if not path.is_file() and path.exists():
         raise OSError(errno.EINVAL, "Is a directory" if path.is_dir() else "It is no file")
     return path.open("rb")
 
 
 def scan_tar(stream: BinaryIO, kinds: frozenset[str] = MEMBER_KINDS) -> TarTable:
-    """Reads the headers of a tar. Never raises for what the file holds: damage is told, what stands before it kept.
+    """Reads the headers of a tar. Damage never raises: it is reported, and the samples before it are kept.
 
-    Members of other than the given kinds are left aside.
+    Members of other kinds than the given ones are ignored.
     """
     grouped: list[SampleMembers] = []
     ignored: list[str] = []
@@ -84,7 +85,7 @@ def scan_tar(stream: BinaryIO, kinds: frozenset[str] = MEMBER_KINDS) -> TarTable
                     raise tarfile.ReadError(f"it ends within {member.name}")
                 _add_member(grouped, ignored, member, kinds)
             stop = archive.offset
-        # tarfile takes a header that it cannot read for the end of the archive; at the true one stand zeros.
+        # tarfile takes a header that it cannot read for the end of the archive; at the true end there are zeros.
         stream.seek(stop)
         mark = stream.read(tarfile.BLOCKSIZE)
         damage = None if mark and not any(mark) else f"byte {stop} begins neither a member nor the end mark"
@@ -113,7 +114,7 @@ def _add_member(
     if grouped and grouped[-1].key == key:
         before = grouped.pop()
         if kind in before.members:
-            fault = f"its {kind} stands there twice"
+            fault = f"it has two members of kind {kind}"
         grouped.append(
             SampleMembers(key, {**before.members, kind: (member.offset_data, member.size)}, before.fault or fault)
         )
@@ -130,10 +131,10 @@ def read_sample(stream: BinaryIO, sample: SampleMembers) -> dict[str, bytes]:
     return members
 
 
-def image_sizes(stream: BinaryIO, table: TarTable) -> np.ndarray:
+def header_sizes(stream: BinaryIO, table: TarTable) -> np.ndarray:
     """Width and height of every sample's image, N 2 (int32), from the image's header.
 
-    A sample without an image whose header reads counts as 1 x 1: it is told when its turn comes.
+    A sample without a readable header counts as 1 x 1: it is reported when it is read.
     """
     sizes = np.ones((len(table.samples), 2), dtype=np.int32)
     for number, sample in enumerate(table.samples):

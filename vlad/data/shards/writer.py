@@ -1,4 +1,4 @@
-"""Shards on their way to disk, or to an object store: written whole or not at all, described by a manifest."""
+"""Writing shards to a directory or an object store: atomically, with a manifest that describes them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from typing import Any
 import numpy as np
 
 from vlad.data.decoding import encode_sample
-from vlad.data.shards.tar_index import image_sizes, scan_tar
-from vlad.data.storage import locations as storage
+from vlad.data.shards.tar_index import header_sizes, scan_tar
+from vlad.data.storage import locations
 from vlad.data.storage.locations import MANIFEST
 from vlad.types import Sample
 from vlad.utils.errors import UserError
 
 SCHEMA_VERSION = 1
-SIZES_SUFFIX = ".sizes.json"  # beside each shard: what batches of one shape are planned from
+SIZES_SUFFIX = ".sizes.json"  # beside each shard: the image sizes, from which buckets are planned
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What samples hold, as sums."""
+    """Counts of what samples contain."""
 
     samples: int = 0
     width_pixels: int = 0
@@ -38,7 +38,7 @@ class Statistics:
     valid_lines: int = 0
     characters: int = 0  # of valid lines, without spaces
     scripts: dict[str, int] = field(default_factory=dict)  # valid lines by the script of most of their letters
-    languages: dict[str, int] = field(default_factory=dict)  # lines by what their source calls their language
+    languages: dict[str, int] = field(default_factory=dict)  # lines by the language that their source names
 
     def __add__(self, other: Statistics) -> Statistics:
         return Statistics(
@@ -53,7 +53,7 @@ class Statistics:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As a manifest says it."""
+        """The statistics of a manifest."""
         return {
             "mean_width_pixels": round(self.width_pixels / max(1, self.samples), 1),
             "mean_height_pixels": round(self.height_pixels / max(1, self.samples), 1),
@@ -66,7 +66,7 @@ class Statistics:
 
 
 def statistics_of(samples: Iterable[Sample]) -> Statistics:
-    """The sums over samples."""
+    """The statistics of samples, summed."""
     total = Statistics()
     for sample in samples:
         height, width = sample.image.shape[:2]
@@ -99,9 +99,9 @@ def write_shards(
     extension: str = "png",
     first_shard: int = 0,
 ) -> list[dict[str, Any]]:
-    """Writes samples to `directory/000000.tar`, ... in order; returns a manifest entry for each shard.
+    """Writes samples to `directory/000000.tar`, ... in order; returns the manifest entry of each shard.
 
-    A shard appears under its name only when it is whole. The same samples give the same bytes.
+    A shard gets its name when it is finished. The same samples give the same bytes.
     """
     entries: list[dict[str, Any]] = []
     iterator = iter(samples)
@@ -119,15 +119,15 @@ def write_shards(
 
 
 def write_tar(samples: Iterable[tuple[str, Mapping[str, bytes]]], path: Path) -> int:
-    """Writes keys and members to `path`, down to the disk; returns how many samples. A failure leaves no file.
+    """Writes keys and members to `path`, down to the disk; returns the number of samples. A failure leaves no file.
 
     Raises UserError when the disk is full.
     """
-    import webdataset as wds  # it imports torch, which the processes that only annotate do without
+    import webdataset as wds  # it imports torch, which processes that only annotate images do without
 
     count = 0
     try:
-        # Fixed owner and time: the bytes depend on the samples alone.
+        # A fixed owner and time, so that the bytes depend on the samples alone.
         with path.open("wb") as stream:
             with wds.TarWriter(stream, user="", group="", mtime=0) as writer:
                 for key, members in samples:
@@ -144,13 +144,13 @@ def write_tar(samples: Iterable[tuple[str, Mapping[str, bytes]]], path: Path) ->
 def publish_shard(
     temporary: Path, target: Path | str, name: str, sizes: Sequence[tuple[int, int]] | None = None
 ) -> None:
-    """Gives a finished shard its name in a directory or at a URL: every shard comes through here, and once.
+    """Gives a finished shard its name in a directory or at a URL, with the file of its image sizes beside it.
 
-    Beside it stand the sizes of its images (width, height): those given, else as the shard's headers have them.
+    `sizes` are (width, height) per image; None: from the image headers in the shard.
     """
     if sizes is None:
         with temporary.open("rb") as stream:
-            sizes = image_sizes(stream, scan_tar(stream)).tolist()
+            sizes = header_sizes(stream, scan_tar(stream)).tolist()
     record = {"bytes": temporary.stat().st_size, "sizes": sizes}
     beside = str(Path(name).with_suffix(SIZES_SUFFIX))
     write_text_file(json.dumps(record, separators=(",", ":")), target, beside, temporary.parent)
@@ -158,10 +158,7 @@ def publish_shard(
 
 
 def read_sizes(text: str, shard_bytes: int | None, samples: int) -> np.ndarray | None:
-    """The image sizes (N 2: width, height) of the file beside a shard of that length and so many samples.
-
-    None where it is another's.
-    """
+    """The image sizes (N 2: width, height) in a file of sizes; None where it belongs to another shard."""
     try:
         record = json.loads(text)
         if record["bytes"] != shard_bytes:
@@ -169,13 +166,13 @@ def read_sizes(text: str, shard_bytes: int | None, samples: int) -> np.ndarray |
         sizes = np.array(record["sizes"], dtype=np.int32)
         return sizes if sizes.shape == (samples, 2) and sizes.min() > 0 else None
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        return None  # it only saves time: the shard itself says the same
+        return None  # the file only saves time: the shard's headers have the same sizes
 
 
 def shard_entry(
     path: Path, samples: int, statistics: Statistics | None = None, name: str | None = None
 ) -> dict[str, Any]:
-    """What the manifest says about a shard; `name` is the one it will have (None: the file's)."""
+    """The manifest's entry of a shard; `name` is the one that it will have (None: the file's)."""
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     entry = {"name": name or path.name, "samples": samples, "bytes": path.stat().st_size, "sha256": digest}
@@ -191,9 +188,9 @@ def write_manifest(
     statistics: Statistics | None = None,
     workplace: Path | None = None,
 ) -> None:
-    """Publishes `manifest.json`: schema version, count, shards, statistics of them all, and what made them.
+    """Publishes `manifest.json`: schema version, number of samples, shards, statistics, and how they were made.
 
-    Its presence says that the set is whole. `workplace` is where it is written first (None: `target`, a directory).
+    A set with a manifest is complete. `workplace` is where it is written first (None: `target`, a directory).
     """
     record = {
         "schema_version": SCHEMA_VERSION,
@@ -206,7 +203,7 @@ def write_manifest(
 
 
 def write_text_file(text: str, target: Path | str, name: str, workplace: Path | None = None) -> None:
-    """Publishes a text under its name, whole or not at all. Raises UserError when the disk is full."""
+    """Publishes a text file atomically. Raises UserError when the disk is full."""
     temporary = (workplace or Path(target)) / f"{name}.partial"
     try:
         with temporary.open("w", encoding="utf-8") as stream:
@@ -220,22 +217,22 @@ def write_text_file(text: str, target: Path | str, name: str, workplace: Path | 
 
 
 def full_disk(directory: Path, error: BaseException) -> UserError | None:
-    """The sentence about a full disk, None for any other error."""
+    """The UserError for a full disk, None for any other error."""
     if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return None
     return UserError(
-        f"The disk of {directory} is full; make room and run the same command again: it goes on after the last whole"
-        " shard."
+        f"The disk of {directory} is full; make room and run the same command again: it resumes after the last"
+        " finished shard."
     )
 
 
 def published_names(target: Path | str, suffix: str) -> set[str]:
-    """The names with a suffix that stand in a directory or below a URL; none where there is no such place.
+    """The names with a suffix in a directory or below a URL; none where there is no such place.
 
     Raises UserError for a directory that cannot be read.
     """
     if isinstance(target, str):
-        return {url.rpartition("/")[2] for url in storage.list_files(target, suffix)}
+        return {url.rpartition("/")[2] for url in locations.list_files(target, suffix)}
     try:
         return {path.name for path in target.iterdir() if path.name.endswith(suffix)} if target.is_dir() else set()
     except OSError as error:
@@ -244,7 +241,7 @@ def published_names(target: Path | str, suffix: str) -> set[str]:
 
 def _publish(temporary: Path, target: Path | str, name: str) -> None:
     if isinstance(target, str):
-        storage.publish(temporary, f"{target.rstrip('/')}/{name}")
+        locations.publish(temporary, f"{target.rstrip('/')}/{name}")
         temporary.unlink()
         return
     temporary.replace(target / name)

@@ -1,1 +1,1 @@
-"""Where shards lie: local paths, HTTP(S), object stores; retries and local copies."""
+"""Storage of shards: local paths, HTTP(S) and object stores, with retries and a cache of local copies."""

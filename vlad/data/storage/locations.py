@@ -1,8 +1,9 @@
-"""Where shards lie: local paths, HTTP(S), and object stores.
+"""Locations of shards and their files: local paths, HTTP(S) and object stores behind the same few functions.
 
-    pattern -> expand -> paths and URLs (`urls`) -> read_bytes, or a whole local copy (`shard_cache`)
+    pattern -> expand_pattern -> paths and URLs -> read_bytes, list_files, exists, publish
+                                                -> a whole local copy: shard_cache
 
-What is far away is opened by `remote`, object stores are `stores`'s part, tries and waits `retries`'s.
+`remote_files` opens a URL, `object_stores` holds what only fsspec can do, `retries` tries again.
 """
 
 from __future__ import annotations
@@ -23,26 +24,25 @@ from pathlib import Path, PurePosixPath
 from braceexpand import braceexpand
 
 from vlad.data.options import FetchOptions
-from vlad.data.storage import object_stores as stores
-from vlad.data.storage.object_stores import refuse_programs
+from vlad.data.storage import object_stores
+from vlad.data.storage.object_stores import check_location
 from vlad.data.storage.remote_files import open_remote
 from vlad.data.storage.retries import DamagedError, StorageError, with_retries
-from vlad.data.storage.urls import HTTP_SCHEMES, is_url, join, local_path, scheme, shown
+from vlad.data.storage.urls import HTTP_SCHEMES, display_url, is_url, join_path, local_path, scheme
 from vlad.utils.errors import UserError, reason_of
 from vlad.utils.paths import checked_path
 
 SHARDS_OPTION = "data.shards"  # the option that names shards unless `errors_naming` says otherwise
 MANIFEST = "manifest.json"  # describes the shards of a directory, and lists them where a server cannot
 MAX_PATHS = 1_000_000  # a brace range of more is a mistyped one
-MAX_PADDING = 100  # digits of a number in a range, over those that it needs
-# What reading a text raises that is no manifest.
+# The errors of parsing a text that is not a manifest.
 NOT_A_MANIFEST = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 
 
 @contextlib.contextmanager
 def errors_naming(option: str) -> Iterator[None]:
-    """For shards that another option or argument names: errors about `data.shards` name that option instead."""
+    """Lets errors about `data.shards` name another option or argument, where that one names the shards."""
     try:
         yield
     except UserError as error:
@@ -55,17 +55,17 @@ def errors_naming(option: str) -> Iterator[None]:
 # Finding
 
 
-def expand(pattern: str, options: FetchOptions | None = None) -> tuple[str, ...]:
-    """The tar files of a directory, a glob or a brace pattern, local or not, sorted.
+def expand_pattern(pattern: str, options: FetchOptions | None = None) -> tuple[str, ...]:
+    """The tar files of a directory, a glob or a brace pattern, local or remote, sorted.
 
-    An HTTP server cannot list: there a brace pattern names the shards, or the manifest in the directory does. Raises
-    UserError when there is none, or the pattern would run a program (`pipe:`).
+    An HTTP server does not list files: there a brace pattern names the shards, or the manifest of the directory does.
+    Raises UserError when there are none, and for a pattern that would run a program (`pipe:`).
     """
     if not pattern.strip():
-        raise UserError("data.shards: the place of the shards is empty; name a directory, a pattern or a URL.")
+        raise UserError("data.shards is empty; name a directory, a pattern or a URL.")
     found: list[str] = []
     for part in expand_braces(pattern):
-        refuse_programs(part)
+        check_location(part)
         if not is_url(part):
             if checked_path(part, f"{SHARDS_OPTION}:").is_dir() and not os.access(part, os.R_OK | os.X_OK):
                 raise UserError(f"data.shards: {part} cannot be read; give yourself permission to read it.")
@@ -77,8 +77,8 @@ def expand(pattern: str, options: FetchOptions | None = None) -> tuple[str, ...]
             found += _expand_store(part, options or FetchOptions())
     if not found:
         raise UserError(
-            f"data.shards: there are no shards at {shown(pattern)}; make some with tools/render_shards.py (rendered"
-            " signs) or tools/make_shards.py (your images)."
+            f"data.shards: there are no shards at {display_url(pattern)}; make some with tools/render_shards.py"
+            " (rendered signs) or tools/make_shards.py (your images)."
         )
     return tuple(sorted(set(found)))
 
@@ -86,49 +86,49 @@ def expand(pattern: str, options: FetchOptions | None = None) -> tuple[str, ...]
 def expand_braces(pattern: str) -> list[str]:
     """The paths and URLs that a brace pattern stands for, in its order.
 
-    Raises UserError for a brace without its partner, and for a range of more than MAX_PATHS.
+    Raises UserError for a brace without its partner, and for a pattern of more than MAX_PATHS.
     """
     parts = []
-    # Each range by itself first: the expansion keeps all of a range in memory.
-    if all(_steps(first, last) <= MAX_PATHS for first, last in _RANGE.findall(pattern)):
+    # The expansion keeps all of a range in memory, so a mistyped one must not come to it.
+    if all(_is_feasible(first, last) for first, last in _RANGE.findall(pattern)):
         try:
             parts = list(itertools.islice(braceexpand(pattern), MAX_PATHS + 1))
         except ValueError as error:
             raise UserError(
-                f"data.shards: {shown(pattern)} has a brace without its partner; close it, or escape it."
+                f"data.shards: {display_url(pattern)} has a brace without its partner; close it, or escape it."
             ) from error
     if not 0 < len(parts) <= MAX_PATHS:
-        raise UserError(f"data.shards: {shown(pattern)} stands for over {MAX_PATHS} shards; mend its range.")
-    # A file:// URL is a path, and everything that works on paths works on it.
+        raise UserError(f"data.shards: {display_url(pattern)} stands for over {MAX_PATHS} shards; fix its range.")
     return [local_path(part) for part in parts]
 
 
-def _steps(first: str, last: str) -> int:
-    if max(len(first), len(last)) > len(str(MAX_PATHS)) + MAX_PADDING:
-        return MAX_PATHS + 1
-    return abs(int(last) - int(first))
+def _is_feasible(first: str, last: str) -> bool:
+    try:
+        return abs(int(last) - int(first)) <= MAX_PATHS
+    except ValueError:  # too many digits for an int
+        return False
 
 
 def _expand_http(url: str, options: FetchOptions) -> list[str]:
     path = urllib.parse.urlsplit(url).path
     if "*" in path:
         raise UserError(
-            f"data.shards: {shown(url)}: a web server does not list its files; write a brace pattern such as"
+            f"data.shards: {display_url(url)}: a web server does not list its files; write a brace pattern such as"
             " {000000..000999}.tar."
         )
     if path.endswith(".tar"):
         return [url]
     try:
-        return [join(url, name) for name in _manifest_names(read_bytes(join(url, MANIFEST), options))]
+        return [join_path(url, name) for name in _manifest_names(read_bytes(join_path(url, MANIFEST), options))]
     except StorageError as error:
         reason = str(error).removeprefix(f"{SHARDS_OPTION}: ")
         raise UserError(
-            f"data.shards: {shown(url)}: a web server does not list its files, and there is no {MANIFEST} to be read"
-            f" in this directory; write a brace pattern such as {{000000..000999}}.tar. ({reason})"
+            f"data.shards: {display_url(url)}: a web server does not list its files, and there is no {MANIFEST} in this"
+            f" directory; write a brace pattern such as {{000000..000999}}.tar. ({reason})"
         ) from error
     except NOT_A_MANIFEST as error:
         raise UserError(
-            f"data.shards: {shown(join(url, MANIFEST))} is no shard manifest ({reason_of(error)})."
+            f"data.shards: {display_url(join_path(url, MANIFEST))} is no shard manifest ({reason_of(error)})."
         ) from error
 
 
@@ -136,13 +136,13 @@ def _manifest_names(data: bytes) -> list[str]:
     names = [entry["name"] for entry in json.loads(data)["shards"]]
     for name in names:
         if not isinstance(name, str) or PurePosixPath(name).name != name or "\\" in name:
-            raise ValueError(f"a shard is called {name!r}")
+            raise ValueError(f"{name!r} is not the name of a shard")
     return names
 
 
 def _expand_store(url: str, options: FetchOptions) -> list[str]:
     if any(character in url for character in "*?["):
-        return with_retries(url, options, partial(stores.glob, url, options.timeout_seconds))
+        return with_retries(url, options, partial(object_stores.glob, url, options.timeout_seconds))
     return [url] if url.endswith(".tar") else list(list_files(url, ".tar", options))
 
 
@@ -152,23 +152,23 @@ def _expand_store(url: str, options: FetchOptions) -> list[str]:
 def list_files(directory: str, suffix: str, options: FetchOptions | None = None) -> tuple[str, ...]:
     """The files of a directory whose names end in `suffix`, sorted; none where there is no such directory.
 
-    Raises StorageError when the place cannot be listed (HTTP never can).
+    Raises StorageError for a location that cannot be listed, such as a web server.
     """
     directory = local_path(directory)
-    refuse_programs(directory)
+    check_location(directory)
     if not is_url(directory):
         return tuple(sorted(str(path) for path in Path(directory).glob("*") if path.name.endswith(suffix)))
     if scheme(directory) in HTTP_SCHEMES:
-        raise StorageError(f"{shown(directory)}: a web server does not list its files.")
+        raise StorageError(f"{display_url(directory)}: a web server does not list its files.")
     options = options or FetchOptions()
-    listing = partial(stores.list_directory, directory, suffix, options.timeout_seconds)
+    listing = partial(object_stores.list_directory, directory, suffix, options.timeout_seconds)
     return tuple(sorted(with_retries(directory, options, listing)))
 
 
 def read_bytes(url: str, options: FetchOptions | None = None, max_bytes: int = 256_000_000) -> bytes:
-    """What a file holds, wherever it lies. Raises StorageError when it cannot be read or is longer than `max_bytes`."""
+    """The contents of a local or remote file. Raises StorageError where it cannot be read, or exceeds `max_bytes`."""
     url = local_path(url)
-    refuse_programs(url)
+    check_location(url)
     if not is_url(url):
         try:
             with Path(url).open("rb") as stream:
@@ -179,7 +179,7 @@ def read_bytes(url: str, options: FetchOptions | None = None, max_bytes: int = 2
         options = options or FetchOptions()
         data = with_retries(url, options, partial(_read_remote, url, max_bytes, options.timeout_seconds))
     if len(data) > max_bytes:
-        raise StorageError(f"{shown(url)} is longer than {max_bytes} bytes; it cannot be what it should be.")
+        raise StorageError(f"{display_url(url)} is longer than {max_bytes} bytes, so it is not what its name says.")
     return data
 
 
@@ -194,9 +194,9 @@ def _read_remote(url: str, max_bytes: int, timeout_seconds: float) -> bytes:
 
 
 def exists(url: str, options: FetchOptions | None = None) -> bool:
-    """Whether there is a file. Raises StorageError when the place does not say."""
+    """Whether there is a file. Raises StorageError where that cannot be found out."""
     url = local_path(url)
-    refuse_programs(url)
+    check_location(url)
     if not is_url(url):
         return Path(url).is_file()
     options = options or FetchOptions()
@@ -205,7 +205,7 @@ def exists(url: str, options: FetchOptions | None = None) -> bool:
 
 def _exists_remote(url: str, timeout_seconds: float) -> bool:
     try:
-        # Opened rather than asked with HEAD, which not every server knows.
+        # A GET: not every server knows HEAD.
         with open_remote(url, timeout_seconds):
             return True
     except FileNotFoundError:
@@ -217,21 +217,21 @@ def _exists_remote(url: str, timeout_seconds: float) -> bool:
 
 
 def publish(local: Path, target: str, options: FetchOptions | None = None) -> None:
-    """Copies a finished file to a path or URL, where it appears whole or not at all; one that stands there is replaced.
+    """Copies a finished file to a path or URL atomically, replacing any that is there.
 
-    Raises StorageError when the place takes no files.
+    Raises StorageError for a location that takes no files.
     """
     target = local_path(target)
-    refuse_programs(target)
+    check_location(target)
     if not is_url(target):
         _publish_locally(local, Path(target))
     elif scheme(target) in HTTP_SCHEMES:
         raise StorageError(
-            f"{shown(target)}: nothing is written over HTTP; name a directory or a store (s3://, gs://)."
+            f"{display_url(target)}: nothing is written over HTTP; name a directory or a store (s3://, gs://)."
         )
     else:
         options = options or FetchOptions()
-        with_retries(target, options, partial(stores.upload, local, target))
+        with_retries(target, options, partial(object_stores.upload, local, target))
 
 
 def _publish_locally(local: Path, target: Path) -> None:

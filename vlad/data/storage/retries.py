@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from vlad.data.options import FetchOptions
-from vlad.data.storage.urls import shown
+from vlad.data.storage.urls import display_url
 from vlad.utils.errors import UserError
 
 Result = TypeVar("Result")
@@ -63,7 +63,7 @@ def with_retries(url: str, options: FetchOptions, action: Callable[[], Result]) 
         damaged = isinstance(error, DamagedError)
         remedy = "copy or make it again" if damaged else "check the address, your access and the network"
         raise StorageError(
-            f"data.shards: {shown(url)} failed after {tries} {'try' if tries == 1 else 'tries'}:"
+            f"data.shards: {display_url(url)} failed after {tries} {'try' if tries == 1 else 'tries'}:"
             f" {_reason(error, options)}; {remedy}."
         ) from error
 

@@ -26,10 +26,10 @@ from filelock import FileLock, Timeout
 
 from vlad.data.options import FetchOptions
 from vlad.data.storage.locations import MANIFEST
-from vlad.data.storage.object_stores import refuse_programs
+from vlad.data.storage.object_stores import check_location
 from vlad.data.storage.remote_files import open_remote
 from vlad.data.storage.retries import DamagedError, StorageError, with_retries
-from vlad.data.storage.urls import is_url, local_path, shown
+from vlad.data.storage.urls import display_url, is_url, local_path
 from vlad.utils.locks import NO_LOCKS
 from vlad.utils.paths import writable_directory
 
@@ -57,7 +57,7 @@ class ShardCache:
         without expectations is taken to never change. Raises StorageError that names the shard.
         """
         url = local_path(url)
-        refuse_programs(url)
+        check_location(url)
         if not is_url(url):
             yield Path(url)
             return
@@ -99,7 +99,7 @@ class ShardCache:
             length = source.length if source.length is not None else expected_bytes
             if length is None and not source.ends_itself:
                 raise StorageError(
-                    f"data.shards: {shown(url)}: the server does not give its length, so that half a shard would"
+                    f"data.shards: {display_url(url)}: the server does not give its length, so that half a shard would"
                     f" pass for a whole one; put its {MANIFEST} beside it."
                 )
             if expected_bytes not in (None, length):
@@ -140,7 +140,7 @@ class ShardCache:
         """
         if needed_bytes > self.options.max_bytes:
             raise StorageError(
-                f"data.shards: {shown(url)} has {needed_bytes} bytes, more than the whole cache may hold"
+                f"data.shards: {display_url(url)} has {needed_bytes} bytes, more than the whole cache may hold"
                 f" (data.fetch.max_bytes = {self.options.max_bytes}); raise it."
             )
         stream.truncate(0)

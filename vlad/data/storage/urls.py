@@ -1,4 +1,4 @@
-"""Names of places: a path on this machine, or a URL. Nothing is asked of the place itself."""
+"""URLs and paths as text; nothing here accesses a file."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def is_url(text: str) -> bool:
-    """Whether the text names a place by a scheme (`s3://...`). A path with a colon in it is a path."""
+    """Whether the text starts with a scheme (`s3://`). A path with a colon in it is a path."""
     return _SCHEME.match(text) is not None
 
 
 def scheme(url: str) -> str:
-    """What stands before `://`, in small letters."""
+    """The part before `://`, in lower case."""
     return url.partition("://")[0].lower()
 
 
-def shown(url: str) -> str:
-    """The URL as it may stand in messages and logs: without password and query, which may hold a signature."""
+def display_url(url: str) -> str:
+    """The URL for messages and logs: without password, and without query, which may hold a signature."""
     if not is_url(url):
         return url
     scheme, _, rest = url.partition("://")
@@ -31,16 +31,16 @@ def shown(url: str) -> str:
     return f"{scheme}://{place}{slash}{path}"
 
 
-def join(directory: str, name: str) -> str:
+def join_path(directory: str, name: str) -> str:
     """The path or URL of `name` in a directory."""
     return f"{directory.rstrip('/')}/{name}" if is_url(directory) else str(Path(directory) / name)
 
 
-def parent(path: str) -> str:
+def parent_directory(path: str) -> str:
     """The directory of a path or URL."""
     return path.partition("?")[0].rpartition("/")[0] if is_url(path) else str(Path(path).parent)
 
 
 def local_path(text: str) -> str:
-    """The path that a file:// URL stands for; anything else as it is."""
+    """The path of a file:// URL; anything else as it is."""
     return text.partition("://")[2] if text.lower().startswith(("file://", "local://")) else text
