@@ -33,12 +33,12 @@ for path in sorted(root.rglob("*.py")):
     import_module(".".join(path.relative_to(root.parent).with_suffix("").parts).removesuffix(".__init__"))
 
 from vlad.inference.load_pipeline import load_pipeline
-from vlad.layout.glyph_map import draw_glyph_map
+from vlad.layout.glyph_map import render_glyph_map
 from vlad.layout.layout_files import read_layout
 from vlad.utils.locks import directory_lock
 
 run, layout = map(Path, sys.argv[1:])
-assert draw_glyph_map(read_layout(layout), 32, 32).any()
+assert render_glyph_map(read_layout(layout), 32, 32).any()
 with directory_lock(layout.parent, "a run"):
     pipeline = load_pipeline(run)
     prompt = 'a sign that says "ON"'

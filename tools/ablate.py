@@ -12,7 +12,7 @@ from pathlib import Path
 from vlad.eval.options import MODES_BY_NAME, MOST_WORDS
 from vlad.utils.command_line import run_command_line
 from vlad.utils.errors import UserError
-from vlad.utils.subprocesses import Children
+from vlad.utils.subprocesses import ChildCommands
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERRUPTED = 130
@@ -57,7 +57,7 @@ def main() -> int:
         arguments.jobs,
         arguments.out,
     )
-    with Children(ROOT) as children:
+    with ChildCommands(ROOT) as children:
         complete = runs.run(children)
     if runs.failed:
         first = runs.failed[0]

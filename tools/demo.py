@@ -16,7 +16,7 @@ from typing import Any
 
 from vlad.utils.command_line import run_command_line
 from vlad.utils.errors import UserError
-from vlad.utils.subprocesses import Children
+from vlad.utils.subprocesses import ChildCommands
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("autoencoder", "layout", "refine")
@@ -32,7 +32,7 @@ PROMPTS = (
 )
 
 
-def step(children: Children, title: str, *command: str) -> float:
+def step(children: ChildCommands, title: str, *command: str) -> float:
     """Runs one of the project's own commands, its output shown; returns its seconds. A failure ends the demo."""
     print(f"\n== {title}: python {' '.join(command)}", flush=True)
     started = time.monotonic()
@@ -91,7 +91,7 @@ def main() -> None:
     run = config.directory
     samples = run / "demo"
     prompts = run / "demo-prompts.txt"
-    with Children(ROOT) as children:
+    with ChildCommands(ROOT) as children:
         seconds = {
             "shards": step(children, "render the signs", "tools/render_shards.py", arguments.config),
             "training": step(children, "train all stages", "train.py", arguments.config),

@@ -22,7 +22,7 @@ from vlad.eval.image_files import paint_over
 from vlad.eval.options import WATERMARK, BenchmarkOptions
 from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.eval.table1 import Row, remarks, table_of
-from vlad.layout.control_images import ALPHABET, character_mask, glyph_edges, rows_layout
+from vlad.layout.control_images import ALPHABET, centred_layout, character_mask, glyph_edges
 from vlad.layout.polygons import box_polygon
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.types import Layout, TextLine
@@ -30,7 +30,7 @@ from vlad.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRIES = sorted((ROOT / "configs" / "eval").glob("*.yaml"))
-HELLO, OTHER = rows_layout(["HELLO"]), rows_layout(["jolly fine"])
+HELLO, OTHER = centred_layout(["HELLO"]), centred_layout(["jolly fine"])
 
 
 @pytest.fixture
@@ -84,12 +84,12 @@ def test_a_letter_s_box_holds_its_class() -> None:
 
 def test_rows_hold_all_words_inside_the_image() -> None:
     texts = ["The quick brown fox", "jumps", "supercalifragilisticexpialidocious"]
-    layout = rows_layout(texts)
+    layout = centred_layout(texts)
     assert " ".join(line.text for line in layout.lines) == " ".join(texts)
     corners = np.array([line.polygon for line in layout.lines])
     assert corners.min() >= 0 and corners.max() <= 1
     assert (np.diff(corners[:, 0, 1]) > 0).all()
-    assert rows_layout(["", "  "]).lines == ()
+    assert centred_layout(["", "  "]).lines == ()
 
 
 def test_textdiffuser_takes_seventeen_channels_in_its_order(stable_diffusion: Path, character_unet: Path) -> None:

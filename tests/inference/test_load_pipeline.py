@@ -10,7 +10,7 @@ import transformers
 
 from vlad.inference.load_pipeline import load_pipeline
 from vlad.utils.errors import UserError
-from vlad.utils.hub import without_bars
+from vlad.utils.hub import hide_progress_bars
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_what_takes_a_moment_draws_no_bars(
     bars = [library.is_progress_bar_enabled() for library in (diffusers.utils.logging, transformers.utils.logging)]
     assert bars == [True, True]
     pipeline = load_pipeline(pipeline_folder)
-    with without_bars():
+    with hide_progress_bars():
         pipeline.save_pretrained(tmp_path / "copy")
     said = capfd.readouterr()
     assert said.out + said.err == ""

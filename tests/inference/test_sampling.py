@@ -321,13 +321,13 @@ def test_a_wrong_size_is_reported_with_the_nearest_that_fits(pipeline_folder: Pa
 
 
 def test_a_template_gives_texts_and_places(pipeline_folder: Path, tmp_path: Path) -> None:
-    from vlad.layout.glyph_map import draw_glyph_map
+    from vlad.layout.glyph_map import render_glyph_map
     from vlad.layout.polygons import box_iou, box_polygon
-    from vlad.reports.image_grids import image_of_map
+    from vlad.reports.image_grids import glyph_map_image
     from vlad.types import Layout, TextLine
 
     line = TextLine("HOUSE", box_polygon(0.2, 0.6, 0.8, 0.75))
-    image_of_map(1 - draw_glyph_map(Layout((line,)), 256, 256)).save(tmp_path / "template.png")
+    glyph_map_image(1 - render_glyph_map(Layout((line,)), 256, 256)).save(tmp_path / "template.png")
     assert (
         call(pipeline_folder, "--prompt", BLUE, "--template", tmp_path / "template.png", "--out", tmp_path / "out") == 0
     )

@@ -16,8 +16,8 @@ from vlad.layout.fonts import (
     has_glyph,
     ink_extent,
     line_mask,
+    missing_font_reason,
     missing_glyphs,
-    no_font_reason,
     side_bearings,
 )
 from vlad.layout.scripts import SIMPLE, script_of
@@ -83,13 +83,13 @@ def test_hebrew_runs_from_the_right(only_fonts_that_come_along):
 )
 def test_a_missing_font_is_named_with_its_package(only_fonts_that_come_along, text, name):
     assert missing_glyphs(text)
-    assert "Noto's (Debian: fonts-noto-c" in no_font_reason(text)
+    assert "Noto's (Debian: fonts-noto-c" in missing_font_reason(text)
     with pytest.raises(UserError, match="VLAD_FONTS"):
         font_path(name)
 
 
 def test_a_character_that_no_font_can_have_beside_the_others_is_named(only_fonts_that_come_along):
-    assert no_font_reason("A\U00012000") == "no font here has \U00012000 beside the rest of it; replace it"
+    assert missing_font_reason("A\U00012000") == "no font here has \U00012000 beside the rest of it; replace it"
 
 
 def test_fonts_are_looked_for_where_vlad_fonts_says(tmp_path, monkeypatch):

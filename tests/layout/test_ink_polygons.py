@@ -6,8 +6,8 @@ import pytest
 from vlad.data.options import SyntheticOptions
 from vlad.data.poster_template import render_poster
 from vlad.data.signs import render_sign
-from vlad.layout.glyph_map import draw_glyph_map, draw_line
-from vlad.layout.ink_polygons import tightened
+from vlad.layout.glyph_map import render_glyph_map, render_line
+from vlad.layout.ink_polygons import tighten_polygon
 from vlad.layout.polygons import box_polygon, polygon_iou
 from vlad.types import Layout, TextLine
 
@@ -25,7 +25,7 @@ def enlarged(line: TextLine, room: float) -> TextLine:
 
 
 def painted(line: TextLine, size: int, ground: tuple[int, int, int], ink: tuple[int, int, int]) -> np.ndarray:
-    coverage = draw_glyph_map(Layout((line,)), size, size)[..., None]
+    coverage = render_glyph_map(Layout((line,)), size, size)[..., None]
     return (np.array(ground) + coverage * (np.array(ink) - np.array(ground))).round().astype(np.uint8)
 
 
@@ -37,7 +37,7 @@ def test_a_region_with_room_comes_back_to_the_line_s_own_polygon(size):
         (line,) = sample.layout.lines
         loose = enlarged(line, 0.3)
         before.append(polygon_iou(loose.polygon, line.polygon))
-        after.append(polygon_iou(tightened(loose, sample.image).polygon, line.polygon))
+        after.append(polygon_iou(tighten_polygon(loose, sample.image).polygon, line.polygon))
     assert np.mean(before) < 0.65
     assert np.mean(after) > 0.9
     assert min(after) > 0.8
@@ -48,14 +48,14 @@ def test_rules_and_shapes_beside_the_letters_are_not_taken_for_letters():
     for index in range(20):
         poster = render_poster(index)  # a double frame at both sides, a sun below
         (line,) = poster.layout.lines
-        found.append(polygon_iou(tightened(enlarged(line, 0.3), poster.image).polygon, line.polygon))
+        found.append(polygon_iou(tighten_polygon(enlarged(line, 0.3), poster.image).polygon, line.polygon))
     assert np.mean(found) > 0.9
 
 
 def test_tilted_lines_stay_tilted():
     line = TextLine("TILTED", TILTED)
     image = painted(line, 256, (240, 230, 40), (20, 30, 120))
-    found = tightened(enlarged(line, 0.25), image)
+    found = tighten_polygon(enlarged(line, 0.25), image)
     assert polygon_iou(found.polygon, TILTED) > 0.9
 
 
@@ -63,7 +63,7 @@ def test_a_tilt_of_a_pixel_is_the_engine_s_rounding():
     line = TextLine("STRAIGHT", box_polygon(0.1, 0.4, 0.9, 0.55))
     image = painted(line, 64, (255, 255, 255), (0, 0, 0))
     rounded = TextLine("STRAIGHT", ((4 / 64, 22 / 64), (60 / 64, 23 / 64), (60 / 64, 39 / 64), (4 / 64, 38 / 64)))
-    found = tightened(rounded, image)
+    found = tighten_polygon(rounded, image)
     assert len({y for _, y in found.polygon}) == 2
     assert polygon_iou(found.polygon, line.polygon) > 0.9
 
@@ -72,8 +72,8 @@ def test_the_glyph_map_of_the_found_polygon_covers_the_image_s_ink():
     for text in ("ILL", "Jumpy", "A", "1 to 7"):  # narrow and hanging letters, a single one, spaces
         line = TextLine(text, box_polygon(0.3, 0.4, 0.3 + 0.08 * len(text), 0.55))
         image = painted(line, 256, (250, 250, 250), (10, 10, 10))
-        found = tightened(enlarged(line, 0.3), image)
-        ink, drawn = (draw_glyph_map(Layout((each,)), 256, 256) > 0.5 for each in (line, found))
+        found = tighten_polygon(enlarged(line, 0.3), image)
+        ink, drawn = (render_glyph_map(Layout((each,)), 256, 256) > 0.5 for each in (line, found))
         assert (ink & drawn).sum() / (ink | drawn).sum() > 0.8, text
 
 
@@ -87,17 +87,17 @@ def test_what_cannot_be_told_apart_stays_as_it_is():
     dot = plain.copy()
     dot[31:33, 31:33] = 255
     for image in (plain, faint, dot):
-        assert tightened(TextLine("WORD", box), image).polygon == box
-    assert polygon_iou(tightened(TextLine("WORD", box), noise).polygon, box) > 0.8
+        assert tighten_polygon(TextLine("WORD", box), image).polygon == box
+    assert polygon_iou(tighten_polygon(TextLine("WORD", box), noise).polygon, box) > 0.8
     curved = (*box[:2], (0.8, 0.5), *box[2:], (0.2, 0.5))
-    assert tightened(TextLine("WORD", curved), noise).polygon == curved
-    assert tightened(TextLine(" ", box), noise).polygon == box
+    assert tighten_polygon(TextLine("WORD", curved), noise).polygon == curved
+    assert tighten_polygon(TextLine(" ", box), noise).polygon == box
 
 
 def test_a_region_without_room_does_not_lose_its_first_letter():
     """Tesseract's boxes end where the letters do."""
     coverage = np.zeros((128, 128), dtype=np.uint8)
     box = box_polygon(0.2, 0.4, 0.8, 0.6)
-    draw_line(coverage, "SAIL", box)
+    render_line(coverage, "SAIL", box)
     image = np.repeat(coverage[..., None], 3, axis=2)
-    assert polygon_iou(tightened(TextLine("SAIL", box), image).polygon, box) > 0.9
+    assert polygon_iou(tighten_polygon(TextLine("SAIL", box), image).polygon, box) > 0.9

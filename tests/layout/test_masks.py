@@ -1,28 +1,12 @@
-"""Masks: where they are, which lines they touch, and that nothing but a fitting pair is an edit."""
-
-import itertools
+"""Masks: the pixels they cover, the lines they touch, and those made for training."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from vlad.layout.masks import (
-    Edit,
-    common_size,
-    edits_of,
-    layout_of_edit,
-    lines_inside,
-    mask_of_image,
-    mask_of_lines,
-    mask_of_polygons,
-    random_mask,
-    touched_lines,
-)
-from vlad.layout.polygons import bounding_box, box_polygon
+from vlad.layout.masks import lines_mask, lines_touching, polygons_mask, random_mask
+from vlad.layout.polygons import box_polygon
 from vlad.types import Layout, TextLine
-from vlad.utils.errors import UserError
 
 TOP = TextLine("HOUSE", box_polygon(0.25, 0.25, 0.75, 0.5))
 BOTTOM = TextLine("BUS", box_polygon(0.25, 0.75, 0.5, 0.875))
@@ -35,22 +19,22 @@ def extent(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def test_a_mask_covers_its_polygon_and_grows_by_its_height() -> None:
-    left, top, right, bottom = extent(mask_of_polygons([TOP.polygon], 64, 32))
+    left, top, right, bottom = extent(polygons_mask([TOP.polygon], 64, 32))
     assert abs(left - 16) <= 1 and abs(right - 48) <= 1 and abs(top - 8) <= 1 and abs(bottom - 16) <= 1
-    grown = mask_of_lines([TOP], 64, 32, growth=0.25)
+    grown = lines_mask([TOP], 64, 32, margin=0.25)
     assert extent(grown) == (left - 2, top - 2, right + 2, bottom + 2)
     # Two lines leave what is between them.
-    both = mask_of_lines(LAYOUT.lines, 64, 64, growth=0.1)
+    both = lines_mask(LAYOUT.lines, 64, 64, margin=0.1)
     assert not both[40:44].any()
     assert both[20:30, 20:40].all()
 
 
 def test_lines_are_touched_where_the_mask_covers_a_pixel_of_them() -> None:
-    assert touched_lines(mask_of_lines([TOP], 64, 64), LAYOUT) == (TOP,)
-    assert touched_lines(np.ones((64, 64), dtype=bool), LAYOUT) == (TOP, BOTTOM)
+    assert lines_touching(lines_mask([TOP], 64, 64), LAYOUT) == (TOP,)
+    assert lines_touching(np.ones((64, 64), dtype=bool), LAYOUT) == (TOP, BOTTOM)
     corner = np.zeros((64, 64), dtype=bool)
     corner[:4, :4] = True
-    assert touched_lines(corner, LAYOUT) == ()
+    assert lines_touching(corner, LAYOUT) == ()
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(64, 64), (96, 32)]))
@@ -63,63 +47,6 @@ def test_training_masks_are_never_empty_and_take_lines_or_boxes(seed: int, size:
 
 def test_training_masks_are_of_all_kinds() -> None:
     rng = np.random.default_rng(0)
-    touched = [touched_lines(random_mask(rng, LAYOUT, 64, 64), LAYOUT) for _ in range(200)]
+    touched = [lines_touching(random_mask(rng, LAYOUT, 64, 64), LAYOUT) for _ in range(200)]
     for kind in ((), (TOP,), (BOTTOM,), (TOP, BOTTOM)):
         assert touched.count(kind) >= 10, kind
-
-
-@given(
-    st.lists(st.text("AWI", min_size=1, max_size=12), min_size=1, max_size=4),
-    st.integers(0, 30),
-    st.integers(0, 30),
-    st.integers(8, 34),
-    st.integers(8, 34),
-)
-def test_strings_stand_inside_their_mask_in_their_order(
-    strings: list[str], left: int, top: int, width: int, height: int
-) -> None:
-    mask = np.zeros((64, 64), dtype=bool)
-    mask[top : top + height, left : left + width] = True
-    lines = lines_inside(strings, mask).lines
-    assert [line.text for line in lines] == strings
-    boxes = [bounding_box(line.polygon) for line in lines]
-    for box in boxes:
-        assert left / 64 <= box[0] < box[2] <= (left + width) / 64 + 1e-9
-        assert top / 64 <= box[1] < box[3] <= (top + height) / 64 + 1e-9
-    assert all(above[3] <= below[1] + 1e-9 for above, below in itertools.pairwise(boxes))
-    assert lines_inside([], mask) == Layout(())
-
-
-def test_a_image_and_a_mask_that_do_not_fit_are_refused() -> None:
-    image = np.zeros((32, 64, 3), dtype=np.uint8)
-    with pytest.raises(UserError, match="mask has 64 x 64 pixels and the image 64 x 32"):
-        Edit(image, np.ones((64, 64), dtype=bool))
-    with pytest.raises(UserError, match="mask is empty"):
-        Edit(image, np.zeros((32, 64), dtype=bool))
-    with pytest.raises(UserError, match="one of the two is missing"):
-        edits_of(image, None, 1)
-    with pytest.raises(UserError, match="1 images and 2 masks for 2 prompts"):
-        edits_of([image], np.ones((32, 64), dtype=bool), 2)
-    assert edits_of(None, None, 2) == [None, None]
-
-
-def test_pillow_images_and_arrays_make_the_same_edit() -> None:
-    shown = Image.new("RGBA", (64, 32), (9, 8, 7, 255))
-    mask = Image.new("L", (64, 32))
-    mask.paste(255, (8, 4, 16, 12))
-    first, second = edits_of(shown, mask, 2)
-    assert first is not None and second is not None
-    assert first.image.shape == (32, 64, 3) and (first.image == (9, 8, 7)).all()
-    assert extent(first.mask) == (8, 4, 16, 12)
-    assert (first.mask == mask_of_image(mask)).all()
-    assert common_size([first, None, second]) == (32, 64)
-    with pytest.raises(UserError, match="2 sizes"):
-        common_size([first, Edit(np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), bool))])
-
-
-def test_a_line_outside_the_mask_is_refused() -> None:
-    edit = Edit(np.zeros((64, 64, 3), np.uint8), mask_of_lines([TOP], 64, 64))
-    assert layout_of_edit(edit, Layout((TOP,)), ()) == Layout((TOP,))
-    assert [line.text for line in layout_of_edit(edit, None, ("NEW",)).lines] == ["NEW"]
-    with pytest.raises(UserError, match="'BUS' stands outside the mask"):
-        layout_of_edit(edit, LAYOUT, ())

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from vlad.layout.planner_lines import layout_of_lines, read_planner
+from vlad.layout.planner_lines import parse_line_options, read_planner_file
 from vlad.layout.polygons import box_polygon
 from vlad.utils.errors import UserError
 
 
 def test_boxes_and_polygons_on_the_command_line() -> None:
-    first, second = layout_of_lines(["me@home@0.1,0.1,0.9,0.3", "UP@0,0,1,0.2,1,0.4,0,0.2"]).lines
+    first, second = parse_line_options(["me@home@0.1,0.1,0.9,0.3", "UP@0,0,1,0.2,1,0.4,0,0.2"]).lines
     assert (first.text, first.polygon) == ("me@home", box_polygon(0.1, 0.1, 0.9, 0.3))
     assert second.polygon == ((0, 0), (1, 0.2), (1, 0.4), (0, 0.2))
 
@@ -20,17 +20,17 @@ def test_boxes_and_polygons_on_the_command_line() -> None:
 )
 def test_what_is_no_line_is_told_with_an_example(said: str) -> None:
     with pytest.raises(UserError, match="write TEXT@LEFT,TOP,RIGHT,BOTTOM"):
-        layout_of_lines([said])
+        parse_line_options([said])
 
 
 def test_a_box_needs_an_area() -> None:
     with pytest.raises(UserError, match="left must be under right"):
-        layout_of_lines(["SALE@0.9,0.1,0.1,0.3"])
+        parse_line_options(["SALE@0.9,0.1,0.1,0.3"])
 
 
 def test_planner_lines_are_read_on_their_grid(tmp_path: Path) -> None:
     (tmp_path / "plan.txt").write_text("big sale 16,32,112,64\n\nnow -5,70,140,96\n", encoding="utf-8")
-    first, second = read_planner(tmp_path / "plan.txt").lines
+    first, second = read_planner_file(tmp_path / "plan.txt").lines
     assert (first.text, first.polygon) == ("big sale", box_polygon(0.125, 0.25, 0.875, 0.5))
     assert second.polygon == box_polygon(0, 70 / 128, 1, 0.75)
 
@@ -46,4 +46,4 @@ def test_planner_lines_are_read_on_their_grid(tmp_path: Path) -> None:
 def test_a_bad_planner_line_is_named(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "plan.txt").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=said):
-        read_planner(tmp_path / "plan.txt")
+        read_planner_file(tmp_path / "plan.txt")

@@ -11,7 +11,7 @@ import pytest
 from vlad.data.options import SyntheticOptions
 from vlad.data.signs import render_sign
 from vlad.eval.refit_score import KINDS, generated_layout, score_refit
-from vlad.layout.glyph_map import draw_glyph_map
+from vlad.layout.glyph_map import render_glyph_map
 from vlad.layout.layout_files import read_layout, write_layout
 from vlad.layout.polygons import bounding_box, box_iou, box_polygon, polygon_iou
 from vlad.layout.refit import refit_layout
@@ -23,7 +23,7 @@ def test_true_glyph_maps_give_their_layouts_back() -> None:
     for index in range(150):
         layout = render_sign(options, index).layout
         strings = [line.text for line in layout.lines]
-        found = refit_layout(draw_glyph_map(layout, 64, 64), strings)
+        found = refit_layout(render_glyph_map(layout, 64, 64), strings)
         assert [line.text for line in found.lines] == strings
         for line, true in zip(found.lines, layout.lines, strict=True):
             assert box_iou(line.polygon, true.polygon) > 0.8
@@ -37,7 +37,7 @@ def test_rows_that_touch_are_cut_into_even_ones(count: int) -> None:
         TextLine(text, box_polygon(0.1, 0.05 + number * height, 0.9, 0.05 + (number + 1) * height))
         for number, text in enumerate(strings)
     ]
-    glyph_map = draw_glyph_map(Layout(tuple(lines)), 64, 64)
+    glyph_map = render_glyph_map(Layout(tuple(lines)), 64, 64)
     found = refit_layout(np.maximum(glyph_map, np.roll(glyph_map, 1, axis=0)), strings)
     for line, true in zip(found.lines, lines, strict=True):
         assert box_iou(line.polygon, true.polygon) > 0.75
@@ -54,7 +54,7 @@ def tilted(text: str, centre: tuple[float, float], width: float, height: float, 
 @pytest.mark.parametrize("degrees", [-30, -12, 8, 25, 40])
 def test_a_tilted_line_keeps_its_angle(degrees: float) -> None:
     line = tilted("HOUSE", (0.5, 0.5), 0.6, 0.16, degrees)
-    found = refit_layout(draw_glyph_map(Layout((line,)), 128, 128), ["HOUSE"]).lines[0]
+    found = refit_layout(render_glyph_map(Layout((line,)), 128, 128), ["HOUSE"]).lines[0]
     assert polygon_iou(found.polygon, line.polygon) > 0.8
 
 
@@ -64,7 +64,7 @@ def test_lines_of_different_angles_are_told_apart() -> None:
         tilted("TODAY", (0.6, 0.45), 0.45, 0.12, 20),
         tilted("ONLY", (0.4, 0.8), 0.4, 0.12, 0),
     )
-    found = refit_layout(draw_glyph_map(Layout(lines), 128, 128), [line.text for line in lines])
+    found = refit_layout(render_glyph_map(Layout(lines), 128, 128), [line.text for line in lines])
     assert all(polygon_iou(a.polygon, b.polygon) > 0.75 for a, b in zip(found.lines, lines, strict=True))
 
 
@@ -74,7 +74,7 @@ def test_lines_beside_each_other_are_two() -> None:
         TextLine("TODAY", box_polygon(0.55, 0.3, 0.97, 0.45)),
         TextLine("ONLY", box_polygon(0.2, 0.6, 0.6, 0.75)),
     )
-    found = refit_layout(draw_glyph_map(Layout(lines), 128, 128), ["SALE", "TODAY", "ONLY"])
+    found = refit_layout(render_glyph_map(Layout(lines), 128, 128), ["SALE", "TODAY", "ONLY"])
     assert all(polygon_iou(a.polygon, b.polygon) > 0.85 for a, b in zip(found.lines, lines, strict=True))
 
 
@@ -83,7 +83,7 @@ def test_strings_go_where_the_map_spells_them() -> None:
         TextLine("LATER", box_polygon(0.1, 0.6, 0.8, 0.8)),
         TextLine("SOONER", box_polygon(0.1, 0.2, 0.8, 0.4)),
     )
-    found = refit_layout(draw_glyph_map(Layout(lines), 64, 64), ["LATER", "SOONER"])
+    found = refit_layout(render_glyph_map(Layout(lines), 64, 64), ["LATER", "SOONER"])
     assert all(polygon_iou(a.polygon, b.polygon) > 0.8 for a, b in zip(found.lines, lines, strict=True))
 
 
@@ -93,7 +93,7 @@ def test_more_regions_than_strings_are_joined_and_fewer_get_room() -> None:
         TextLine("TWO", box_polygon(0.1, 0.3, 0.5, 0.45)),
         TextLine("THREE", box_polygon(0.1, 0.75, 0.7, 0.9)),
     )
-    glyph_map = draw_glyph_map(Layout(lines), 64, 64)
+    glyph_map = render_glyph_map(Layout(lines), 64, 64)
     upper, lower = refit_layout(glyph_map, ["HOUSE", "THREE"]).lines
     assert polygon_iou(upper.polygon, box_polygon(0.1, 0.1, 0.5, 0.45)) > 0.7
     assert polygon_iou(lower.polygon, lines[2].polygon) > 0.8
@@ -119,7 +119,7 @@ def test_disturbed_maps_still_give_their_lines(disturbance: str) -> None:
 
 def test_specks_make_no_line_and_no_string_no_layout() -> None:
     line = TextLine("HOUSE", box_polygon(0.2, 0.4, 0.8, 0.6))
-    glyph_map = draw_glyph_map(Layout((line,)), 64, 64)
+    glyph_map = render_glyph_map(Layout((line,)), 64, 64)
     glyph_map[2, 2] = 1
     assert box_iou(refit_layout(glyph_map, ["HOUSE"]).lines[0].polygon, line.polygon) > 0.8
     assert refit_layout(glyph_map, []) == Layout(())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from vlad.layout.glyph_map import draw_glyph_map
+from vlad.layout.glyph_map import render_glyph_map
 from vlad.layout.line_crops import crop_line
 from vlad.layout.polygons import box_polygon
 from vlad.losses.extra.ocr_perceptual import (
@@ -35,7 +35,7 @@ def recogniser() -> Recogniser:
 
 def images(*layouts: Layout) -> torch.Tensor:
     """Glyph maps as pixels B 3 96 96 in [-1, 1]."""
-    maps = np.stack([draw_glyph_map(layout, 96, 96) for layout in layouts])
+    maps = np.stack([render_glyph_map(layout, 96, 96) for layout in layouts])
     return torch.from_numpy(maps)[:, None].expand(-1, 3, -1, -1) * 2 - 1
 
 

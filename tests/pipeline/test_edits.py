@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlad.diffusion.guidance import guided_prediction
-from vlad.layout.masks import Edit
+from vlad.layout.image_edits import Edit
 from vlad.models.autoencoder import PatchAutoencoder
 from vlad.models.inpainting_inputs import inpainting_channels, inpainting_inputs
 from vlad.models.options import UNetOptions

@@ -28,7 +28,7 @@ from vlad.eval.ablation.variants import (
     variants,
 )
 from vlad.utils.errors import UserError
-from vlad.utils.subprocesses import Children
+from vlad.utils.subprocesses import ChildCommands
 
 ROOT = Path(__file__).resolve().parents[2]
 MINIATURE = """
@@ -83,7 +83,7 @@ def test_every_variant_is_trained_and_scored_once(
     evaluate, train = importlib.import_module("evaluate"), importlib.import_module("train")
     calls: list[tuple[str, ...]] = []
 
-    def call(children: Children, *command: str, **settings: object) -> int:
+    def call(children: ChildCommands, *command: str, **settings: object) -> int:
         """The command in this process: five starts of Python take longer than the training."""
         calls.append(command)
         assert settings == {"environment": None, "log": None}
@@ -93,7 +93,7 @@ def test_every_variant_is_trained_and_scored_once(
             patched.setattr(signal, "signal", lambda number, handler: None)
             return int({"train.py": train, "tools/evaluate.py": evaluate}[command[0]].main() or 0)
 
-    monkeypatch.setattr(Children, "run", call)
+    monkeypatch.setattr(ChildCommands, "run", call)
 
     def run() -> int:
         arguments = [str(config_file), "train.layout.steps=3", "--seeds", "1", "--count", "2"]
@@ -147,7 +147,7 @@ def test_two_jobs_train_each_run_once_and_wait_for_the_autoencoder(
     fails: list[str] = []
     asked: list[tuple[str, ...]] = []
 
-    def call(children: Children, *command: str, environment: dict[str, str], log: Path) -> int:
+    def call(children: ChildCommands, *command: str, environment: dict[str, str], log: Path) -> int:
         """What the commands would leave behind, after a moment; the environment that each was given is in the log."""
         log.write_text(environment["OMP_NUM_THREADS"], encoding="utf-8")
         if command[0] == "tools/evaluate.py":
@@ -171,7 +171,7 @@ def test_two_jobs_train_each_run_once_and_wait_for_the_autoencoder(
             (run / name).write_text("{}", encoding="utf-8")
         return 0
 
-    monkeypatch.setattr(Children, "run", call)
+    monkeypatch.setattr(ChildCommands, "run", call)
     finished = "vlad.eval.ablation.ablation_runs.is_finished"
     monkeypatch.setattr(finished, lambda config: (config.directory / "pipeline").is_dir())
     monkeypatch.setattr("vlad.eval.ablation.ablation_runs.POLL_SECONDS", 0.01)

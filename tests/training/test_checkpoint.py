@@ -247,6 +247,6 @@ def test_a_checkpoint_of_fewer_ranks_is_not_taken_for_a_damaged_one(
 ) -> None:
     for rank in (1, 0):
         write_part(state(2), checkpoint_path(tmp_path, 2), rank, 2, 30)
-    monkeypatch.setattr("vlad.utils.distributed.own_rank", lambda: 2)
+    monkeypatch.setattr("vlad.utils.distributed.launch_rank", lambda: 2)
     with pytest.raises(UserError, match="is of 2 processes, and this is another number"):
         newest_checkpoint(tmp_path)

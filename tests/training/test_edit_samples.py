@@ -14,8 +14,8 @@ from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.data.signs import render_sign
 from vlad.eval.held_out_words.editing_evaluation import replacements, score_editing
 from vlad.inference.load_pipeline import load_pipeline
-from vlad.layout.glyph_map import draw_glyph_map
-from vlad.layout.masks import touched_lines
+from vlad.layout.glyph_map import render_glyph_map
+from vlad.layout.masks import lines_touching
 from vlad.models.text_encoder.prompt import parse_prompt, plain_prompt
 from vlad.training.inpainting_batches import make_edits
 from vlad.training.run import run
@@ -59,8 +59,8 @@ def test_mask_words_and_glyph_map_of_an_edit_belong_together() -> None:
             assert after == before
             assert torch.equal(made.batch.ink_bytes[i], batch.ink_bytes[i])
             continue
-        lines = touched_lines(mask, batch.layouts[i])
-        drawn = draw_glyph_map(Layout(lines), 32, 32)
+        lines = lines_touching(mask, batch.layouts[i])
+        drawn = render_glyph_map(Layout(lines), 32, 32)
         assert np.array_equal(made.batch.ink_bytes[i, 0].numpy(), np.rint(drawn * 255).astype(np.uint8))
         if after != before:
             plain += 1

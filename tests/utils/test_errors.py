@@ -2,14 +2,14 @@
 
 import pytest
 
-from vlad.utils.errors import did_you_mean, sentence
+from vlad.utils.errors import as_sentence, did_you_mean
 
 
 @pytest.mark.parametrize(
     ("reason", "said"), [("no", "no."), ("no.", "no."), ("Did you mean 'a'?", "Did you mean 'a'?"), (" a\n b ", "a b.")]
 )
 def test_an_error_inside_another_ends_with_one_mark(reason: str, said: str) -> None:
-    assert sentence(ValueError(reason)) == said
+    assert as_sentence(ValueError(reason)) == said
 
 
 def test_the_closest_word_is_suggested_and_no_far_one() -> None:

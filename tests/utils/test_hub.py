@@ -15,7 +15,7 @@ from vlad.models.options import AutoencoderOptions, LVLMOptions, StableDiffusion
 from vlad.models.stable_diffusion import load_stable_diffusion
 from vlad.models.text_encoder.lvlm_loading import load_lvlm, load_vision_encoder
 from vlad.utils.errors import UserError
-from vlad.utils.hub import refuse_out_of_reach
+from vlad.utils.hub import check_reachable
 
 
 @pytest.mark.parametrize(
@@ -64,16 +64,16 @@ def test_what_the_hub_answers_is_told_in_a_sentence(
 
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", answer)
     if said is None:
-        refuse_out_of_reach("lvlm.path", "some/model", "v9", "config.json")
+        check_reachable("lvlm.path", "some/model", "v9", "config.json")
         return
     with pytest.raises(UserError, match=said):
-        refuse_out_of_reach("lvlm.path", "some/model", "v9", "config.json")
+        check_reachable("lvlm.path", "some/model", "v9", "config.json")
 
 
 def test_a_folder_and_what_is_in_the_cache_are_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", asked.append)
-    refuse_out_of_reach("lvlm.path", str(tmp_path), None, "config.json")
+    check_reachable("lvlm.path", str(tmp_path), None, "config.json")
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(tmp_path / "config.json"))
-    refuse_out_of_reach("lvlm.path", "some/model", None, "config.json")
+    check_reachable("lvlm.path", "some/model", None, "config.json")
     assert asked == []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vlad.utils.subprocesses import Children, share_of_machine
+from vlad.utils.subprocesses import ChildCommands, job_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 # Takes longer to save than subprocess.run leaves to a child after Ctrl-C.
@@ -68,7 +68,7 @@ def test_codes_variables_and_logs_of_a_command(tmp_path: Path) -> None:
     )
     log = tmp_path / "log"
     before = signal.getsignal(signal.SIGINT)
-    with Children(tmp_path) as children:
+    with ChildCommands(tmp_path) as children:
         assert children.run("tell.py", "a", environment={"WHAT": "one"}, log=log) == 3
         assert children.run("tell.py", "b", environment={"WHAT": "two"}, log=log) == 3
         assert not children.interrupted
@@ -77,8 +77,8 @@ def test_codes_variables_and_logs_of_a_command(tmp_path: Path) -> None:
 
 
 def test_commands_at_once_share_cores_and_devices() -> None:
-    assert share_of_machine(0, 3, 8, []) == {"OMP_NUM_THREADS": "2"}
-    assert share_of_machine(1, 4, 2, []) == {"OMP_NUM_THREADS": "1"}
-    dealt = [share_of_machine(job, 3, 16, list("0123"))["CUDA_VISIBLE_DEVICES"] for job in range(3)]
+    assert job_environment(0, 3, 8, []) == {"OMP_NUM_THREADS": "2"}
+    assert job_environment(1, 4, 2, []) == {"OMP_NUM_THREADS": "1"}
+    dealt = [job_environment(job, 3, 16, list("0123"))["CUDA_VISIBLE_DEVICES"] for job in range(3)]
     assert dealt == ["0,3", "1", "2"]
-    assert [share_of_machine(job, 3, 16, ["4", "7"])["CUDA_VISIBLE_DEVICES"] for job in range(3)] == ["4", "7", "4"]
+    assert [job_environment(job, 3, 16, ["4", "7"])["CUDA_VISIBLE_DEVICES"] for job in range(3)] == ["4", "7", "4"]

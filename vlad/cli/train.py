@@ -182,7 +182,7 @@ def _average(arguments: argparse.Namespace) -> None:
     from vlad.pipeline.folders import pipeline_folder
     from vlad.training.averaged_pipeline import averaged_pipeline, stored_average
     from vlad.training.posthoc_ema import reconstruct
-    from vlad.utils.hub import without_bars
+    from vlad.utils.hub import hide_progress_bars
 
     stage = Path(arguments.run) / arguments.stage
     folder = pipeline_folder(Path(arguments.run))
@@ -194,7 +194,7 @@ def _average(arguments: argparse.Namespace) -> None:
         average = reconstruct(stage, arguments.width, arguments.step)
     pipeline = averaged_pipeline(folder, arguments.stage, average)
     out = writable_directory(arguments.out, "the pipeline", needed_bytes=50_000_000)
-    with without_bars():
+    with hide_progress_bars():
         pipeline.save_pretrained(out)
     print(f"Published in {out}. Next: vlad sample {out} --prompt '...'")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlad.data.batch_buffers import Buffer
 from vlad.data.latent_cache.format import CachedSample
-from vlad.layout.glyph_map import draw_ink, ignore_mask, shows_all
+from vlad.layout.glyph_map import all_renderable, ignore_mask, render_ink
 from vlad.types import Batch, CachedStates, Layout, Sample, TextStates
 
 
@@ -28,7 +28,7 @@ def collate(samples: list[Sample], buffer: Buffer | None = None, images: torch.T
     for row, sample in enumerate(samples):
         if not np.may_share_memory(image_rows[row], sample.image):
             image_rows[row] = sample.image
-        draw_ink(ink_rows[row], sample.layout)
+        render_ink(ink_rows[row], sample.layout)
     return Batch(
         keys=tuple(sample.key for sample in samples),
         captions=tuple(sample.caption for sample in samples),
@@ -68,7 +68,7 @@ def collate_cached(samples: list[CachedSample], buffer: Buffer | None = None) ->
 
 def ignored_regions(layouts: list[Layout], width: int, height: int, buffer: Buffer) -> Tensor | None:
     """B 1 H W (bool), True where nothing is to be learned; None where that is nowhere."""
-    if all(map(shows_all, layouts)):
+    if all(map(all_renderable, layouts)):
         return None
     masks = buffer.empty(len(layouts), height, width, dtype=torch.bool)
     for row, layout in enumerate(layouts):

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vlad.data.words import training_words
-from vlad.layout.glyph_map import draw_line
+from vlad.layout.glyph_map import render_line
 from vlad.layout.polygons import box_polygon
 from vlad.types import Layout, Sample, TextLine
 from vlad.utils.errors import UserError
@@ -56,7 +56,7 @@ def render_poster(index: int, seed: int = 0, size_pixels: int = 64) -> Sample:
     left, top = (1 - width) / 2 + rng.uniform(-0.01, 0.01), 0.36 - height / 2 + rng.uniform(-0.03, 0.03)
     polygon = box_polygon(left, top, left + width, top + height)
     ink = np.zeros((size_pixels, size_pixels), dtype=np.uint8)
-    draw_line(ink, word, polygon, FONT)
+    render_line(ink, word, polygon, FONT)
     coverage = ink[..., None].astype(np.float32) / 255
     canvas = _template(size_pixels) * (1 + rng.normal(0, 0.015))
     image = canvas + coverage * (np.array(CREAM) - canvas)

@@ -16,7 +16,7 @@ import numpy as np
 
 from vlad.data.options import SyntheticOptions
 from vlad.data.words import held_out_words, known_words, rare_words
-from vlad.layout.glyph_map import draw_line
+from vlad.layout.glyph_map import render_line
 from vlad.layout.polygons import box_polygon
 from vlad.types import Layout, ObjectBox, Sample, TextLine
 
@@ -155,7 +155,7 @@ def render_sign(options: SyntheticOptions, index: int, words: tuple[str, ...] | 
 
     ink_bytes = np.zeros((options.size_pixels, options.size_pixels), dtype=np.uint8)
     for line in lines:
-        draw_line(ink_bytes, line.text, line.polygon, font)
+        render_line(ink_bytes, line.text, line.polygon, font)
     return Sample(
         key=f"{index:08d}",
         image=_paint(rng, background, colour, CARRIERS[carrier], ink_bytes.astype(np.float32) / 255),

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from vlad.data.words import training_words
-from vlad.layout.glyph_map import draw_glyph_map
+from vlad.layout.glyph_map import render_glyph_map
 from vlad.layout.polygons import polygon_iou
 from vlad.layout.reading_order import reading_order
 from vlad.layout.refit import refit_layout
@@ -63,7 +63,7 @@ def disturbed(layout: Layout, pixels: int, disturbance: str, seed: int) -> np.nd
         lines = [TextLine("".join(rng.choice(letters, len(line.text))), line.polygon) for line in lines]
     if disturbance == "a line missing":
         lines.pop(int(rng.integers(len(lines))))
-    glyph_map = draw_glyph_map(Layout(tuple(lines)), pixels, pixels)
+    glyph_map = render_glyph_map(Layout(tuple(lines)), pixels, pixels)
     if disturbance == "blurred and noisy":
         blurred = cv2.GaussianBlur(glyph_map, (0, 0), pixels / 128)
         glyph_map = blurred * rng.uniform(0.75, 1.0) + rng.normal(0, 0.06, glyph_map.shape)

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlad.inference.input_images import pixels_fingerprint, read_image
+from vlad.layout.image_edits import Edit, fit_lines_into_mask
 from vlad.layout.layout_files import check_layout
-from vlad.layout.masks import Edit, lines_inside, mask_of_image, mask_of_lines, mask_of_polygons
-from vlad.layout.planner_lines import layout_of_lines
+from vlad.layout.masks import lines_mask, mask_from_image, polygons_mask
+from vlad.layout.planner_lines import parse_line_options
 from vlad.layout.polygons import box_polygon, polygon_area
 from vlad.models.text_encoder.prompt import plain_prompt
 from vlad.types import Layout, Polygon
@@ -66,13 +67,13 @@ def read_edit(
     strings = [] if with_place else [line.strip() for line in lines]
     if not all(strings):
         raise UserError("--line holds no text; give the words, or leave it out to remove the text in the mask.")
-    layout = layout_of_lines(with_place) if with_place else placed
+    layout = parse_line_options(with_place) if with_place else placed
     if with_place and layout is not None:
         check_layout(layout, "--line")
     if masks:
         mask = _read_masks(masks, width, height)
     elif layout is not None:
-        mask = mask_of_lines(layout.lines, width, height)
+        mask = lines_mask(layout.lines, width, height)
     else:
         raise UserError(
             "--edit needs a region: add --mask (an image, white where it is generated anew, or LEFT,TOP,RIGHT,BOTTOM),"
@@ -85,7 +86,7 @@ def read_edit(
     if layout is None:
         if strings and prompt_has_strings:
             raise UserError("--line and the prompt's strings both say what to write; give a place to each --line.")
-        layout = None if prompt_has_strings else lines_inside(strings, mask)
+        layout = None if prompt_has_strings else fit_lines_into_mask(strings, mask)
     prompt = plain_prompt([] if layout is None else [line.text for line in layout.lines])
     source = EditSource(str(path), tuple(masks), pixels_fingerprint(image), pixels_fingerprint(mask))
     return EditRequest(edit, layout, prompt, source)
@@ -98,7 +99,7 @@ def repeated_edit(source: EditSource, layout: Layout, masks: Sequence[str] = ())
     if masks or source.masks:
         mask = _read_masks(masks or source.masks, width, height)
     else:
-        mask = mask_of_lines(layout.lines, width, height)
+        mask = lines_mask(layout.lines, width, height)
     same_mask = bool(masks) or pixels_fingerprint(mask) == source.mask_pixels
     if pixels_fingerprint(image) != source.image_pixels or not same_mask:
         raise UserError(
@@ -120,7 +121,7 @@ def _read_masks(masks: Sequence[str], width: int, height: int) -> np.ndarray:
 def _read_mask(given: str, width: int, height: int) -> np.ndarray:
     """A mask of an image file, or of a box or polygon in image coordinates."""
     if _NUMBERS.fullmatch(given) and not is_file(given):
-        mask = mask_of_polygons([_parse_polygon(given)], width, height)
+        mask = polygons_mask([_parse_polygon(given)], width, height)
         if not mask.any():
             raise UserError(f"--mask {given} covers no pixel of the image; image coordinates go from 0 to 1.")
         return mask
@@ -130,7 +131,7 @@ def _read_mask(given: str, width: int, height: int) -> np.ndarray:
             f"--mask {given} has {image.width} x {image.height} pixels and the image {width} x {height}; give a"
             " mask of the image's size, or a polygon."
         )
-    mask = mask_of_image(image)
+    mask = mask_from_image(image)
     if not mask.any():
         raise UserError(
             f"--mask {given} is empty (nothing is white), so nothing would be generated; paint a region white."

@@ -19,7 +19,7 @@ from vlad.inference.load_pipeline import MODULES, load_pipeline, model_fingerpri
 from vlad.pipeline.folders import ALIGNMENT_FILE
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.utils.errors import UserError, did_you_mean
-from vlad.utils.hub import without_bars
+from vlad.utils.hub import hide_progress_bars
 from vlad.utils.paths import writable_directory
 
 VARIANTS = {"fp16": "float16", "bf16": "bfloat16"}
@@ -56,7 +56,7 @@ def export_run(
     )
     writable_directory(out, "the export", needed_bytes=weights * (2 + len(variants)) // 2)
     images = _draw_examples(pipeline, examples, out / "examples")
-    with without_bars():
+    with hide_progress_bars():
         for variant in variants:
             load_pipeline(run, dtype=VARIANTS[variant]).save_pretrained(out, variant=variant)
         # Last: the LVLM's config.json says in which precision it is loaded when nobody asks for another.

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from vlad.inference.output_directory import OutputDirectory
 from vlad.inference.prompt_requests import PromptRequest, RejectedPrompt
 from vlad.inference.recipes import Recipe
-from vlad.layout.masks import Edit
+from vlad.layout.image_edits import Edit
 from vlad.models.text_encoder.prompt import nested_marks, quoted
 from vlad.pipeline.image_request import ImageRequest
 from vlad.pipeline.options import SampleSettings

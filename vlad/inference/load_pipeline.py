@@ -17,7 +17,7 @@ from vlad.pipeline.folders import read_pipeline, vlad_pipeline_folder
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.utils.errors import UserError, did_you_mean, reason_of
 from vlad.utils.hardware import best_device
-from vlad.utils.hub import without_bars
+from vlad.utils.hub import hide_progress_bars
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODULES = (
@@ -88,7 +88,7 @@ def _pipeline_of(run: Path | str, dtype: torch.dtype) -> VLADPipeline:
     if str(run).startswith(HUB):
         name = str(run).removeprefix(HUB)
         try:
-            with without_bars():
+            with hide_progress_bars():
                 return VLADPipeline.from_pretrained(name, dtype=dtype)
         except (OSError, ValueError, ImportError) as error:
             raise UserError(

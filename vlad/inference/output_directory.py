@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 
 from vlad.inference.recipes import Recipe, read_recipe, recipe_to_json, save_image
-from vlad.layout.layout_files import layout_as_it_is, layout_to_json, write_layout
-from vlad.reports.image_grids import GridRow, draw_layout, image_of_map, overlay, sample_grid
+from vlad.layout.layout_files import layout_to_json, read_layout_unchecked, write_layout
+from vlad.reports.image_grids import GridRow, glyph_map_image, layout_image, overlay_polygons, sample_grid
 from vlad.types import Layout
 from vlad.utils.errors import UserError
 from vlad.utils.paths import writable_directory
@@ -105,10 +105,12 @@ class OutputDirectory:
         plan = self._plan_file(name)
         plan.unlink(missing_ok=True)  # of an image that is overwritten
         if glyph_map is not None:
-            image_of_map(glyph_map).save(plan)
+            glyph_map_image(glyph_map).save(plan)
         factor = max(1, round(OVERLAY_PIXELS / max(size)))
         enlarged = size[0] * factor, size[1] * factor
-        rendered = draw_layout(layout, *enlarged) if image is None else overlay(image.resize(enlarged), layout)
+        rendered = (
+            layout_image(layout, *enlarged) if image is None else overlay_polygons(image.resize(enlarged), layout)
+        )
         rendered.save(self._overlay_file(name))
 
     def write_contact_sheets(self, captions: Sequence[tuple[str, str]], layout_only: bool) -> None:
@@ -124,13 +126,13 @@ class OutputDirectory:
     def _cells(self, name: str, layout_only: bool, with_plans: bool) -> tuple[Image.Image, ...]:
         image = None if layout_only else _open(self.image_file(name))
         if image is None:
-            layout = layout_as_it_is(self.layout_file(name))
+            layout = read_layout_unchecked(self.layout_file(name))
             width, height = _open(self._overlay_file(name)).size
         else:
             # The layout inside the image: its file may have been edited since.
             layout = read_recipe(self.image_file(name)).layout
             width, height = image.size
-        cells = [draw_layout(layout, width, height)]
+        cells = [layout_image(layout, width, height)]
         if with_plans:
             plan = self._plan_file(name)
             cells.insert(0, _open(plan) if plan.is_file() else Image.new("RGB", (width, height), "white"))

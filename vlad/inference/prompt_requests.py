@@ -21,7 +21,7 @@ from vlad.inference.options import parse_seeds
 from vlad.layout.layout_files import check_layout, layout_from_json, read_layout
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.types import Layout, Prompt
-from vlad.utils.errors import UserError, did_you_mean, sentence
+from vlad.utils.errors import UserError, as_sentence, did_you_mean
 from vlad.utils.paths import existing_file
 
 FIELDS = ("prompt", "seed", "seeds", "layout")
@@ -143,6 +143,6 @@ def _layout_from_json(value: Any, folder: Path) -> Layout | None:
     try:
         layout = layout_from_json(value)
     except ValueError as error:
-        raise UserError(f"Its layout cannot be read: {sentence(error)}") from error
+        raise UserError(f"Its layout cannot be read: {as_sentence(error)}") from error
     check_layout(layout, "Its layout")
     return layout

@@ -21,7 +21,7 @@ from vlad.inference.output_directory import OutputDirectory
 from vlad.inference.prompt_requests import PromptRequest, RejectedPrompt, read_prompts
 from vlad.inference.recipes import Recipe, origin_of, read_recipe
 from vlad.layout.layout_files import check_layout, read_layout
-from vlad.layout.planner_lines import layout_of_lines, read_planner
+from vlad.layout.planner_lines import parse_line_options, read_planner_file
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.pipeline.options import nearest_side
 from vlad.pipeline.vlad_pipeline import Reader, VLADPipeline
@@ -115,9 +115,9 @@ def _read_layout(call: SampleCall, recipe: Recipe | None) -> Layout | None:
         return read_template(call.template)
     if call.layout_file:
         is_planner = Path(call.layout_file).suffix == ".txt"
-        return read_planner(call.layout_file) if is_planner else read_layout(call.layout_file)
+        return read_planner_file(call.layout_file) if is_planner else read_layout(call.layout_file)
     if call.lines:
-        layout = layout_of_lines(call.lines)
+        layout = parse_line_options(call.lines)
         check_layout(layout, "--line")
         return layout
     return recipe.layout if recipe is not None and recipe.layout_given else None

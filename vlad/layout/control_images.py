@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from vlad.layout.glyph_map import draw_glyph_map, draw_line, shows
+from vlad.layout.glyph_map import is_renderable, render_glyph_map, render_line
 from vlad.layout.polygons import box_polygon, letter_cells
 from vlad.types import Layout, TextLine
 
@@ -24,7 +24,7 @@ MOST_LETTERS, ROW_HEIGHT, ROW_PITCH, LETTER_ASPECT = 14, 0.16, 1.3, 1.6
 
 def glyph_edges(layout: Layout, width: int, height: int) -> np.ndarray:
     """The outlines of the layout's letters (H W, uint8), white on black."""
-    ink = np.round(draw_glyph_map(layout, width, height) * 255).astype(np.uint8)
+    ink = np.round(render_glyph_map(layout, width, height) * 255).astype(np.uint8)
     # As in MARIO-Eval, which renders black letters on white; the edges are the same.
     return cv2.Canny(255 - ink, CANNY_LOW, CANNY_HIGH)
 
@@ -37,10 +37,10 @@ def character_mask(layout: Layout, side: int) -> np.ndarray:
     """
     mask = np.zeros((side, side), dtype=np.uint8)
     for line in layout.lines:
-        if not shows(line):
+        if not is_renderable(line):
             continue
         ink = np.zeros((side, side), dtype=np.uint8)
-        draw_line(ink, line.text, line.polygon)
+        render_line(ink, line.text, line.polygon)
         for letter, cell in zip(line.text, letter_cells(line.polygon, len(line.text)), strict=True):
             if letter not in ALPHABET or letter in NOT_SHOWN:
                 continue
@@ -63,7 +63,7 @@ def _shrunk(start: int, end: int) -> tuple[int, int]:
     return first, max(first + 1, round(end - margin))
 
 
-def rows_layout(texts: Sequence[str]) -> Layout:
+def centred_layout(texts: Sequence[str]) -> Layout:
     """The texts one under the other in the middle of the image, long ones broken between words; empty without any."""
     rows: list[str] = []
     for text in texts:

@@ -85,7 +85,7 @@ def _found_fonts() -> dict[str, Path]:
     return found
 
 
-def optional_fonts_here() -> list[str]:
+def installed_optional_fonts() -> list[str]:
     """The names of the optional fonts that this machine has: glyph maps of their scripts are drawn only with them."""
     return [name for name in OPTIONAL_FONT_FILES if has_font(name)]
 
@@ -138,7 +138,7 @@ def missing_glyphs(text: str, name: str | None = None) -> str:
     return min(lacks, key=len)
 
 
-def no_font_reason(text: str) -> str:
+def missing_font_reason(text: str) -> str:
     """Why `missing_glyphs(text)` is not empty, as the rest of a sentence with its remedy."""
     script = script_of(text)
     missing = " ".join(missing_glyphs(text))
@@ -168,7 +168,7 @@ def font_for(text: str, name: str = CANONICAL_FONT) -> str:
     return min(names, key=lambda font: len(missing_glyphs(text, font)), default=name)
 
 
-def is_shaped(text: str) -> bool:
+def needs_shaping(text: str) -> bool:
     """Whether the line is set as a whole rather than a cell a character."""
     return script_of(text) != SIMPLE or bool(missing_glyphs(text, CANONICAL_FONT))
 
@@ -220,7 +220,7 @@ def line_pixels(
     One cell a character, or shaped as a whole and cropped to the ink's width too. `vertical`: from the top down, as
     East Asian lines may run. Raises UserError where shaping needs libraqm and Pillow has none.
     """
-    if is_shaped(text):
+    if needs_shaping(text):
         return np.asarray(_shaped_mask(text, font_for(text, name), size_pixels, vertical))
     font = name if not missing_glyphs(text, name) else CANONICAL_FONT
     top, bottom = ink_extent(text)

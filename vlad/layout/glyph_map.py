@@ -22,7 +22,7 @@ def _oversampling(width: int, height: int) -> int:
     return 4 if max(width, height) <= 128 else 2
 
 
-def draw_line(coverage: np.ndarray, text: str, polygon: Polygon, font: str = CANONICAL_FONT) -> None:
+def render_line(coverage: np.ndarray, text: str, polygon: Polygon, font: str = CANONICAL_FONT) -> None:
     """Adds a line's ink to `coverage` (H W, uint8), in place, as the maximum of both."""
     if not text.strip():
         return
@@ -159,38 +159,38 @@ def _tilted_ink(
     return np.asarray(enlarged.reduce(oversampling))
 
 
-def draw_ink(coverage: np.ndarray, layout: Layout) -> None:
+def render_ink(coverage: np.ndarray, layout: Layout) -> None:
     """Draws a layout's glyph map into `coverage` (H W, uint8, zeros).
 
     Lines that are not valid, or that the canonical font cannot draw, leave no ink; `ignore_mask` marks them.
     """
     for line in layout.lines:
-        if shows(line):
-            draw_line(coverage, line.text, line.polygon)
+        if is_renderable(line):
+            render_line(coverage, line.text, line.polygon)
 
 
-def shows(line: TextLine) -> bool:
+def is_renderable(line: TextLine) -> bool:
     """Whether a glyph map shows the line: its text is legible, and the fonts have it."""
     return line.valid and not missing_glyphs(line.text)
 
 
-def draw_glyph_map(layout: Layout, width: int, height: int) -> np.ndarray:
+def render_glyph_map(layout: Layout, width: int, height: int) -> np.ndarray:
     """The glyph map of a layout: height x width, float32 in 0..1."""
     coverage = np.zeros((height, width), dtype=np.uint8)
-    draw_ink(coverage, layout)
+    render_ink(coverage, layout)
     return coverage.astype(np.float32) / 255
 
 
-def shows_all(layout: Layout) -> bool:
+def all_renderable(layout: Layout) -> bool:
     """Whether the glyph map shows every line, and `ignore_mask` is empty."""
-    return all(map(shows, layout.lines))
+    return all(map(is_renderable, layout.lines))
 
 
 def ignore_mask(layout: Layout, width: int, height: int) -> np.ndarray:
     """True (H W) where a line stands that the glyph map does not show: the loss is masked out there."""
     mask = np.zeros((height, width), dtype=bool)
     for line in layout.lines:
-        if shows(line):
+        if is_renderable(line):
             continue
         points = np.array(line.polygon) * (width, height)
         left, top = np.floor(points.min(axis=0)).astype(int).clip(0)

@@ -30,7 +30,7 @@ LEAST_WIDTH, LEAST_HEIGHT = 0.25, 0.3
 MOST_ROOM = 0.5
 
 
-def tightened(line: TextLine, image: np.ndarray) -> TextLine:
+def tighten_polygon(line: TextLine, image: np.ndarray) -> TextLine:
     """The line with its polygon around its ink in `image` (H W 3, uint8), as a glyph map would be drawn into it.
 
     The top and bottom of the ink become the polygon's; to the sides comes the room that the text's first and last

@@ -17,7 +17,7 @@ from typing import Any
 from vlad.layout.fonts import font_path
 from vlad.layout.polygons import box_polygon, polygon_area
 from vlad.types import Layout, Polygon, TextLine
-from vlad.utils.errors import UserError, did_you_mean, sentence
+from vlad.utils.errors import UserError, as_sentence, did_you_mean
 from vlad.utils.paths import existing_file
 
 LINE_FIELDS = ("text", "polygon", "box", "language", "font", "colour", "valid", "confidence")
@@ -121,12 +121,12 @@ def read_layout(path: Path | str) -> Layout:
     Raises UserError when the file is missing or is no layout, when it holds no text, and when a line has no
     area or stands outside the image.
     """
-    layout = layout_as_it_is(path)
+    layout = read_layout_unchecked(path)
     check_layout(layout, str(path))
     return layout
 
 
-def layout_as_it_is(path: Path | str) -> Layout:
+def read_layout_unchecked(path: Path | str) -> Layout:
     """A layout file that may hold no text, as stage one leaves it for a prompt without any.
 
     Raises UserError when the file is missing or is no layout.
@@ -139,7 +139,7 @@ def layout_as_it_is(path: Path | str) -> Layout:
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a layout: {sentence(str(error)[:300])}") from error
+        raise UserError(f"{path} is not a layout: {as_sentence(str(error)[:300])}") from error
 
 
 def check_layout(layout: Layout, where: str) -> None:

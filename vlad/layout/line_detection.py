@@ -28,7 +28,7 @@ class _Region:
     size: float
 
 
-def chain_quads(labels: np.ndarray, count: int) -> list[Polygon] | None:
+def detect_tilted_lines(labels: np.ndarray, count: int) -> list[Polygon] | None:
     """Quads (0..1, clockwise from the top left of the text) around the ink of exactly `count` chains of regions.
 
     `labels`: H W, 0 for the ground, else a region's number. None where there are fewer regions than lines, or so many

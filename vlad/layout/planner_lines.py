@@ -22,7 +22,7 @@ PLANNER_GRID = 128  # arXiv 2311.16465: coordinates of the planner's lines
 _PLANNER_LINE = re.compile(r"(.*\S)\s+(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)")
 
 
-def layout_of_lines(lines: Sequence[str]) -> Layout:
+def parse_line_options(lines: Sequence[str]) -> Layout:
     """The layout of `TEXT@NUMBERS` lines. Raises UserError for a line that is none."""
     return Layout(tuple(map(_line_of, lines)))
 
@@ -47,7 +47,7 @@ def _line_of(said: str) -> TextLine:
     return TextLine(text.strip(), tuple(zip(values[::2], values[1::2], strict=True)))
 
 
-def read_planner(path: Path | str) -> Layout:
+def read_planner_file(path: Path | str) -> Layout:
     """The layout of a file of TextDiffuser-2's planner lines. Raises UserError for a line that is none."""
     path = existing_file(path, "planner file", "write a line like: sale 12,20,110,38")
     try:

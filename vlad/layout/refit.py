@@ -24,8 +24,8 @@ import cv2
 import numpy as np
 
 from vlad.layout.fonts import line_mask, side_bearings
-from vlad.layout.glyph_map import draw_glyph_map
-from vlad.layout.line_detection import chain_quads
+from vlad.layout.glyph_map import render_glyph_map
+from vlad.layout.line_detection import detect_tilted_lines
 from vlad.layout.polygons import box_polygon, polygon_area
 from vlad.layout.reading_order import reading_order
 from vlad.types import Layout, Polygon, TextLine
@@ -67,29 +67,29 @@ def refit_layout(glyph_map: np.ndarray, strings: Sequence[str]) -> Layout:
     best = _layout(glyph_map, strings, rows)
     if not (glyph_map > INK_THRESHOLD).any():
         return best
-    most = max(LEAST_LIKENESS, likeness(best, glyph_map) + LEAST_GAIN)
+    most = max(LEAST_LIKENESS, ink_similarity(best, glyph_map) + LEAST_GAIN)
     for quads in _other_ways(glyph_map, len(strings)):
         layout = _layout(glyph_map, strings, quads)
-        found = likeness(layout, glyph_map)
+        found = ink_similarity(layout, glyph_map)
         if found > most:
             best, most = layout, found
     return best
 
 
-def likeness(layout: Layout, glyph_map: np.ndarray) -> float:
+def ink_similarity(layout: Layout, glyph_map: np.ndarray) -> float:
     """How much of the ink of a layout and of a map (H W, 0..1) is the same, both a little blurred: 0 to 1."""
     height, width = glyph_map.shape
     sigma = max(0.6, max(height, width) / 128)
     drawn, given = (
         cv2.GaussianBlur(np.clip(ink, 0, 1).astype(np.float32), (0, 0), sigma)
-        for ink in (draw_glyph_map(layout, width, height), glyph_map)
+        for ink in (render_glyph_map(layout, width, height), glyph_map)
     )
     return float(np.minimum(drawn, given).sum() / max(1e-6, np.maximum(drawn, given).sum()))
 
 
 def _other_ways(glyph_map: np.ndarray, count: int) -> list[list[Polygon]]:
     """The inked quads of `count` lines, read in every way but upright rows; ways that find another number drop out."""
-    chains = chain_quads(_ink(glyph_map), count)
+    chains = detect_tilted_lines(_ink(glyph_map), count)
     ways = [chains] if chains is not None else []
     ways.append([box_polygon(*row) for row in _columns(glyph_map, count)])
     for degrees in _angles(chains or [], _block_angle(glyph_map)):

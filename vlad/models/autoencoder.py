@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from vlad.models.options import AutoencoderOptions
 from vlad.types import Conditioning
 from vlad.utils.errors import UserError
-from vlad.utils.hub import refuse_out_of_reach
+from vlad.utils.hub import check_reachable
 
 
 class _ResidualBlock(nn.Module):
@@ -97,7 +97,7 @@ def build_autoencoder(options: AutoencoderOptions) -> PatchAutoencoder | Autoenc
     Raises UserError when there is no AutoencoderKL at the path.
     """
     if options.path is not None:
-        refuse_out_of_reach("autoencoder.path", options.path, options.revision, "config.json")
+        check_reachable("autoencoder.path", options.path, options.revision, "config.json")
         try:
             return AutoencoderKL.from_pretrained(options.path, revision=options.revision)
         except (OSError, ValueError) as error:

@@ -22,7 +22,7 @@ from transformers import AutoModel, AutoTokenizer
 from vlad.models.text_encoder.vision_tower import CLIP_MEAN, CLIP_STD
 from vlad.utils.errors import UserError, reason_of
 from vlad.utils.hardware import best_device
-from vlad.utils.hub import without_bars
+from vlad.utils.hub import hide_progress_bars
 
 # Vocabularies, in the formats of transformers.
 TOKENIZER_FILES = (
@@ -62,7 +62,7 @@ class Preprocessing:
 
 def _load(folder: Path) -> Any:
     try:
-        with without_bars():
+        with hide_progress_bars():
             model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     except Exception as error:  # damaged weights and wrong configs raise errors of many classes
         raise UserError(

@@ -25,7 +25,7 @@ from vlad.models.unet_surgery import check_plain_unet
 from vlad.models.weight_files import describe_mismatches
 from vlad.utils.errors import UserError
 from vlad.utils.failures import user_errors
-from vlad.utils.hub import refuse_out_of_reach
+from vlad.utils.hub import check_reachable
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 REQUIRED = ("unet", "vae", "scheduler")
@@ -160,7 +160,7 @@ def _model_index(path: str, revision: str | None) -> dict[str, Any]:
             return {str(name): value for name, value in read.items()}
         except (ValueError, AttributeError) as error:
             raise UserError(f"{OPTION}: {index} is damaged ({error}); download the model again.") from error
-    refuse_out_of_reach(OPTION, path, revision, "model_index.json")
+    check_reachable(OPTION, path, revision, "model_index.json")
     with _load_errors(path, "model_index.json"):
         return dict(DiffusionPipeline.load_config(path, revision=revision))
 

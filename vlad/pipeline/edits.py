@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from vlad.layout.masks import Edit
+from vlad.layout.image_edits import Edit
 from vlad.models.autoencoder import PatchAutoencoder
 from vlad.models.inpainting_inputs import inpainting_channels, inpainting_inputs
 from vlad.utils.errors import UserError

@@ -13,7 +13,7 @@ from vlad.models.weight_files import check_weight_shapes
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.utils.errors import UserError
 from vlad.utils.failures import user_errors
-from vlad.utils.hub import without_bars
+from vlad.utils.hub import hide_progress_bars
 
 
 def pipeline_class(folder: Path) -> str | None:
@@ -43,7 +43,7 @@ def read_pipeline(folder: Path, said: str, dtype: torch.dtype = torch.float32) -
     Raises UserError for one that is damaged or not whole.
     """
     check_weight_shapes(folder, said)
-    with reporting_damage(folder), without_bars():
+    with reporting_damage(folder), hide_progress_bars():
         return VLADPipeline.from_pretrained(folder, dtype=dtype, **load_remote_code_parts(folder, dtype))
 
 

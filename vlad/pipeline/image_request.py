@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlad.layout.fonts import missing_glyphs, no_font_reason
-from vlad.layout.masks import Edit
+from vlad.layout.fonts import missing_font_reason, missing_glyphs
+from vlad.layout.image_edits import Edit
 from vlad.types import Layout, Prompt
 from vlad.utils.errors import UserError
 
@@ -38,4 +38,4 @@ def check_strings(prompt: Prompt, layout: Layout | None, max_strings: int, max_c
                 " Shorten it, or split it into several quoted strings."
             )
         if missing_glyphs(text):
-            raise UserError(f'The string "{text}" cannot be rendered: {no_font_reason(text)}.')
+            raise UserError(f'The string "{text}" cannot be rendered: {missing_font_reason(text)}.')

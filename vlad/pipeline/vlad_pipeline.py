@@ -26,8 +26,8 @@ from vlad.diffusion.guidance import guided_prediction
 from vlad.diffusion.noise_schedule import noise_fields_of
 from vlad.diffusion.options import NoiseOptions
 from vlad.diffusion.solvers import OnStep, build_solver, check_scheduler, sample_latents
-from vlad.layout.glyph_map import draw_glyph_map
-from vlad.layout.masks import Edit, ImageLike, common_size, edits_of, layout_of_edit
+from vlad.layout.glyph_map import render_glyph_map
+from vlad.layout.image_edits import Edit, ImageLike, common_size, layout_of_edit, pair_edits
 from vlad.layout.refit import refit_layout
 from vlad.lora.weighted_adapters import set_adapters
 from vlad.models.attention import set_decoupled_attention
@@ -313,7 +313,7 @@ class VLADPipeline(DiffusionPipeline):
 
         `seeds`: one for all prompts or one each; image k of a prompt has its seed + k. `layouts`: one a prompt; None
         has stage one plan it. `width` and `height` in pixels; `num_inference_steps` is diffusers' name for `steps`.
-        With an `image` and a `mask_image` (one for all prompts or one each, as `vlad.layout.masks.edits_of` takes them)
+        With an `image` and a `mask_image` (one for all prompts or one each, see `vlad.layout.image_edits.pair_edits`)
         only what is white in the mask is generated, and the rest of the image returns as it was; a layout then holds
         the lines in the mask, and without one the prompt's strings fill it. Other arguments: see `generate`. Raises
         UserError for a prompt, layout, size, scheduler or edit that does not go with this model.
@@ -322,7 +322,7 @@ class VLADPipeline(DiffusionPipeline):
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         each_layout = list(layouts) if layouts is not None else [None] * len(texts)
         each_seed = [seeds] * len(texts) if isinstance(seeds, int) else list(seeds)
-        edits = edits_of(image, mask_image, len(texts))
+        edits = pair_edits(image, mask_image, len(texts))
         requests = [self.image_request(*request) for request in zip(texts, each_seed, each_layout, edits, strict=True)]
         if image is not None:
             edit_height, edit_width = common_size(edits)
@@ -524,7 +524,7 @@ class VLADPipeline(DiffusionPipeline):
     def _layout_latents(self, plans: list[Plan], settings: SampleSettings, device: torch.device) -> Tensor:
         """z of each plan (B C h w): of its layout rendered, or the raw latents of stage one where those are kept."""
         different = {id(plan.layout): plan.layout for plan in plans}  # all seeds of a prompt may share one
-        rendered = {key: draw_glyph_map(layout, settings.width, settings.height) for key, layout in different.items()}
+        rendered = {key: render_glyph_map(layout, settings.width, settings.height) for key, layout in different.items()}
         maps = torch.from_numpy(np.stack([rendered[id(plan.layout)] for plan in plans]))  # B H W
         canvas = maps.to(device)[:, None].expand(-1, 3, -1, -1) * 2 - 1
         onload(self.autoencoder)

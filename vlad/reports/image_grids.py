@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from vlad.layout.fonts import load_font
-from vlad.layout.glyph_map import draw_glyph_map
+from vlad.layout.glyph_map import render_glyph_map
 from vlad.types import Layout
 
 LINE_COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080")
@@ -24,17 +24,17 @@ class GridRow:
     images: tuple[Image.Image, ...]
 
 
-def image_of_map(glyph_map: np.ndarray) -> Image.Image:
+def glyph_map_image(glyph_map: np.ndarray) -> Image.Image:
     """A glyph map (H W, 0..1) as an image."""
     return Image.fromarray((np.clip(glyph_map, 0, 1) * 255).astype(np.uint8)).convert("RGB")
 
 
-def draw_layout(layout: Layout, width: int, height: int | None = None) -> Image.Image:
+def layout_image(layout: Layout, width: int, height: int | None = None) -> Image.Image:
     """The layout alone: its glyph map (square without a height) with every line's polygon."""
-    return overlay(image_of_map(draw_glyph_map(layout, width, height or width)), layout)
+    return overlay_polygons(glyph_map_image(render_glyph_map(layout, width, height or width)), layout)
 
 
-def overlay(image: Image.Image, layout: Layout) -> Image.Image:
+def overlay_polygons(image: Image.Image, layout: Layout) -> Image.Image:
     """The image with the polygons of its lines drawn over it."""
     result = image.convert("RGB")
     canvas = ImageDraw.Draw(result)

@@ -36,7 +36,7 @@ from vlad.training.add_adapters import adapt_decoder, adapt_text_side, adapt_une
 from vlad.training.parts import Parts
 from vlad.utils.distributed import is_main_process
 from vlad.utils.errors import UserError
-from vlad.utils.hub import without_bars
+from vlad.utils.hub import hide_progress_bars
 
 TEXT, LVLM, COMPOSITION = "text", "lvlm", "composition"  # the text side of a run of L_align alone
 
@@ -281,7 +281,7 @@ def publish_text_side(parts: Parts, folder: Path) -> None:
     """Writes LVLM (adapters merged) with its tokenizer, CCM and alignment heads, for `text_base`; the heads last."""
     text_side = parts.text_side
     lvlm: Any = merged_copy(text_side.lvlm.model)
-    with without_bars():
+    with hide_progress_bars():
         lvlm.save_pretrained(folder / LVLM)
     text_side.lvlm.tokenizer.save_pretrained(folder / LVLM)
     composition: Any = merged_copy(text_side.composition)

@@ -111,7 +111,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def own_part(path: Path) -> Path:
     """The file that this rank reads of a checkpoint."""
-    return next(path.glob(f"rank-{distributed.own_rank():05d}-of-*"), path) if path.is_dir() else path
+    return next(path.glob(f"rank-{distributed.launch_rank():05d}-of-*"), path) if path.is_dir() else path
 
 
 def _read_parts(folder: Path) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _read_parts(folder: Path) -> dict[str, Any]:
         error = ValueError("the files of some ranks are missing")
         raise UserError(f"The checkpoint {folder} cannot be read ({error}); remove it.") from error
     contents = {int(name.group(1)): read_checkpoint(part) for name, part in found.items()}
-    rank = distributed.own_rank()
+    rank = distributed.launch_rank()
     if rank not in contents:
         raise OtherRanksError(
             f"The checkpoint {folder} is of {len(contents)} processes, and this is another number; start the run with"

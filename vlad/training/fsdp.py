@@ -21,7 +21,7 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from vlad.utils.distributed import as_part, is_sharded, local
+from vlad.utils.distributed import is_sharded, local_shard, shard_like
 
 UNET_BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
 
@@ -104,7 +104,7 @@ class ShardedStrategy(ModelParallelStrategy):
         parameters = dict(self.lightning_module.named_parameters())
         with torch.no_grad():
             for name, values in checkpoint["state_dict"].items():
-                local(parameters[name]).copy_(values)
+                local_shard(parameters[name]).copy_(values)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
@@ -112,14 +112,14 @@ class ShardedStrategy(ModelParallelStrategy):
             _optimizer_to_device(optimizer, self.root_device)
             for parameter, moments in optimizer.state.items():
                 for name, values in moments.items():
-                    if isinstance(values, Tensor) and values.shape == local(parameter).shape:
-                        moments[name] = as_part(values, parameter)
+                    if isinstance(values, Tensor) and values.shape == local_shard(parameter).shape:
+                        moments[name] = shard_like(values, parameter)
 
 
 def _local_parts(content: Any) -> Any:
     """Nested dicts and lists with this rank's part of every sharded tensor."""
     if isinstance(content, Tensor):
-        return local(content)
+        return local_shard(content)
     if isinstance(content, dict):
         return {name: _local_parts(value) for name, value in content.items()}
     if isinstance(content, list | tuple):

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlad.layout.glyph_map import draw_ink
-from vlad.layout.masks import random_mask, touched_lines
+from vlad.layout.glyph_map import render_ink
+from vlad.layout.masks import lines_touching, random_mask
 from vlad.models.text_encoder.prompt import plain_prompt
 from vlad.types import Batch, Layout
 
@@ -44,10 +44,10 @@ def make_edits(batch: Batch, share: float) -> EditBatch:
         layout = batch.layouts[i]
         mask = random_mask(rng, layout, width, height)
         masks[i, 0] = mask
-        lines = touched_lines(mask, layout)
+        lines = lines_touching(mask, layout)
         if len(lines) < len(layout.lines):
             ink = np.zeros((height, width), dtype=np.uint8)
-            draw_ink(ink, Layout(lines))
+            render_ink(ink, Layout(lines))
             ink_bytes[i, 0] = torch.from_numpy(ink)
         if rng.random() < PLAIN_SHARE:
             captions[i], objects[i] = plain_prompt([line.text for line in lines if line.valid]), ()

@@ -78,7 +78,7 @@ from vlad.training.validate import check_stages, validate
 from vlad.utils import distributed
 from vlad.utils.errors import UserError, counted
 from vlad.utils.failures import user_errors
-from vlad.utils.hub import without_bars
+from vlad.utils.hub import hide_progress_bars
 from vlad.utils.locks import directory_lock
 from vlad.utils.paths import writable_directory
 
@@ -363,7 +363,7 @@ def _publish_stage(stage: Stage, directory: Path) -> None:
     names = _published_names(stage)
     gathered = {}
     for name in names:
-        tensor = distributed.whole(state[name])
+        tensor = distributed.gather_shards(state[name])
         if distributed.is_main_process():
             gathered[name] = tensor.cpu().contiguous()
     if distributed.is_main_process():
@@ -413,7 +413,7 @@ def _publish_run(config: Config, parts: Parts) -> None:
         save_file(parts.alignment.state_dict(), folder / ALIGNMENT_FILE)
         pipeline = build_pipeline(config, parts)
         pipeline.register_modules(**{name: merged_copy(module) for name, module in adaptable(parts).items() if module})
-        with without_bars():
+        with hide_progress_bars():
             pipeline.save_pretrained(folder)  # model_index.json comes last: its presence says the run is finished
 
 

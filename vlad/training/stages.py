@@ -37,7 +37,7 @@ from vlad.training.inpainting_batches import make_edits
 from vlad.training.optim import build_optimizer, learning_rate_factor
 from vlad.training.parts import Parts
 from vlad.types import Batch
-from vlad.utils.distributed import local
+from vlad.utils.distributed import local_shard
 from vlad.utils.errors import UserError
 
 
@@ -83,7 +83,7 @@ class _Stage(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         trained = set(self.trained_names())
-        wanted = {name: tuple(local(p).shape) for name, p in self.named_parameters() if name in trained}
+        wanted = {name: tuple(local_shard(p).shape) for name, p in self.named_parameters() if name in trained}
         if stored != wanted:
             differing = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
             name = differing[0]

@@ -26,10 +26,10 @@ def world_size() -> int:
 
 def is_main_process() -> bool:
     """Whether this process speaks and writes for all: rank 0, also before the process group is up."""
-    return own_rank() == 0
+    return launch_rank() == 0
 
 
-def own_rank() -> int:
+def launch_rank() -> int:
     """This process's number among all of the launch, also before the process group is up."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank()
@@ -76,7 +76,7 @@ def is_sharded(x: Tensor) -> bool:
     return isinstance(x, DTensor)
 
 
-def local(x: Tensor) -> Tensor:
+def local_shard(x: Tensor) -> Tensor:
     """This rank's part of a sharded tensor, sharing its memory; any other tensor as it is."""
     return x.to_local() if isinstance(x, DTensor) else x
 
@@ -92,7 +92,7 @@ def reshard(module: nn.Module) -> None:
             child.reshard()
 
 
-def as_part(values: Tensor, like: Tensor) -> Tensor:
+def shard_like(values: Tensor, like: Tensor) -> Tensor:
     """This rank's values as its part of a tensor that is sharded as `like` is; as they are where that is not."""
     if not isinstance(like, DTensor):
         return values
@@ -101,7 +101,7 @@ def as_part(values: Tensor, like: Tensor) -> Tensor:
     )
 
 
-def whole(x: Tensor) -> Tensor:
+def gather_shards(x: Tensor) -> Tensor:
     """All of a sharded tensor, gathered from the ranks (all must call); any other tensor as it is."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 

@@ -32,7 +32,7 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def sentence(reason: object) -> str:
+def as_sentence(reason: object) -> str:
     """The reason on one line, ending in one punctuation mark, to be quoted at the end of another message."""
     text = " ".join(str(reason).split())
     return text if text.endswith((".", "?", "!")) else f"{text}."

@@ -17,7 +17,7 @@ NOT_THERE = (
 
 
 @contextmanager
-def without_bars() -> Iterator[None]:
+def hide_progress_bars() -> Iterator[None]:
     """Inside the block diffusers and transformers draw no bars for the parts and weights that they read and write.
 
     Downloads keep theirs. Only for what takes a moment: our commands have bars for what does not.
@@ -35,7 +35,7 @@ def without_bars() -> Iterator[None]:
             vars(library)["_tqdm_active"] = active
 
 
-def refuse_out_of_reach(option: str, path: str, revision: str | None, file: str) -> None:
+def check_reachable(option: str, path: str, revision: str | None, file: str) -> None:
     """Raises UserError where `path` is no folder here, not in the hub's cache, and cannot be had from the hub.
 
     `file` is one that every repository of the kind has. It is asked for once: without a network the libraries try six

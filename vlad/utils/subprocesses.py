@@ -17,7 +17,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
-class Children:
+class ChildCommands:
     """Calls the scripts below a root, from any thread, inside a `with` of the main one.
 
     `interrupted` says whether a signal came; from then on nothing new is called.
@@ -29,7 +29,7 @@ class Children:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> Children:
+    def __enter__(self) -> ChildCommands:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._on_signal)
         return self
@@ -76,7 +76,7 @@ class Children:
             self.stop()
 
 
-def share_of_machine(job: int, jobs: int, cores: int, devices: Sequence[str]) -> dict[str, str]:
+def job_environment(job: int, jobs: int, cores: int, devices: Sequence[str]) -> dict[str, str]:
     """What one of several commands at once may use, as environment variables.
 
     Args:

@@ -19,7 +19,8 @@ from vlad.inference.generate import Sampler
 from vlad.inference.input_images import open_image, pixels_fingerprint
 from vlad.inference.options import parse_seeds
 from vlad.inference.recipes import origin_of, recipe_to_json, save_image
-from vlad.layout.masks import Edit, lines_inside, mask_of_polygons
+from vlad.layout.image_edits import Edit, fit_lines_into_mask
+from vlad.layout.masks import polygons_mask
 from vlad.models.text_encoder.prompt import parse_prompt, plain_prompt
 from vlad.pipeline.image_request import ImageRequest
 from vlad.pipeline.options import SampleSettings
@@ -127,10 +128,10 @@ class Backend:
         height, width = image.shape[:2]
         mask, lines = np.zeros((height, width), dtype=bool), []
         for box in canvas.layout.lines:
-            own = mask_of_polygons([box.polygon], width, height)
+            own = polygons_mask([box.polygon], width, height)
             mask |= own
             if box.text.strip() and own.any():
-                (line,) = lines_inside([box.text.strip()], own).lines
+                (line,) = fit_lines_into_mask([box.text.strip()], own).lines
                 lines.append(dataclasses.replace(line, colour=box.colour, font=box.font))
         layout = Layout(tuple(lines))
         plain = plain_prompt([line.text for line in lines])

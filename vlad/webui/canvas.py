@@ -13,7 +13,7 @@ from PIL import Image
 from vlad.data.signs import PALETTE, STYLE_FONTS
 from vlad.layout.layout_files import check_layout, layout_from_json, line_to_json
 from vlad.types import Layout
-from vlad.utils.errors import UserError, sentence
+from vlad.utils.errors import UserError, as_sentence
 
 TEMPLATE = '<div class="canvas"></div><div class="lines"></div><button type="button" class="add"></button>'
 SCRIPT = (Path(__file__).parent / "canvas.js").read_text(encoding="utf-8")
@@ -69,7 +69,7 @@ def canvas_state(value: Any, may_be_blank: bool = False) -> CanvasState:
         strings = value.get("strings")
         strings = None if strings is None else tuple(map(str, strings))
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"The canvas cannot be read: {sentence(str(error)[:200])}") from error
+        raise UserError(f"The canvas cannot be read: {as_sentence(str(error)[:200])}") from error
     for number, line in enumerate(layout.lines, start=1):
         if len(line.text) > MOST_LETTERS:
             raise UserError(f"Line {number} has {len(line.text)} letters; {MOST_LETTERS} are the most.")

@@ -29,7 +29,7 @@ from vlad.data.importers.caption_templates import compose_caption, strings_to_qu
 from vlad.data.importers.sources import Entry, Place, Skipped, Source, SourceLine, UnusableEntry
 from vlad.data.options import MIN_SIDE_PIXELS, AnnotateOptions
 from vlad.data.shards.writer import Statistics, statistics_of
-from vlad.layout.ink_polygons import tightened
+from vlad.layout.ink_polygons import tighten_polygon
 from vlad.layout.polygons import bounding_box, box_polygon, polygon_area, quad_of
 from vlad.layout.reading_order import reading_order
 from vlad.types import Layout, Polygon, Sample, TextLine
@@ -209,7 +209,7 @@ def _lines_of(entry: Entry, loaded: LoadedImage, read_text: ReadText, tight: boo
             if _covered_share(line.polygon, ignored) >= READ_SHARE:
                 lines.append(replace(line, valid=False))
             else:
-                lines.append(tightened(line, loaded.pixels) if tight else line)
+                lines.append(tighten_polygon(line, loaded.pixels) if tight else line)
         # Text that the source marks and the engine did not find must not be learned as if it were none.
         lines += [line for valid, line in marked if not valid or _covered_share(line.polygon, read) < READ_SHARE]
     height, width = loaded.pixels.shape[:2]

@@ -25,7 +25,7 @@ from vlad.data.options import StreamOptions
 from vlad.data.shard_sets import ShardSets
 from vlad.data.shards.reader import index_shards, sizes_beside
 from vlad.data.shards.writer import MANIFEST, publish_shard, shard_entry, write_manifest, write_tar, write_text_file
-from vlad.layout.fonts import optional_fonts_here
+from vlad.layout.fonts import installed_optional_fonts
 from vlad.types import Batch, CachedStates, Sample, TextStates
 from vlad.utils.errors import UserError
 from vlad.utils.paths import checked_path
@@ -44,7 +44,7 @@ def data_fingerprint(sets: ShardSets, options: StreamOptions) -> Fingerprint:
         "shards": sets.fingerprint,
         "shapes": [[shape.width, shape.height] for shape in options.shapes],
         "fit": "stretch" if options.stretches else "crop",
-        "fonts": optional_fonts_here(),
+        "fonts": installed_optional_fonts(),
     }
 
 

@@ -28,7 +28,7 @@ from vlad.training.run import is_finished
 from vlad.utils.errors import UserError
 from vlad.utils.parallel import available_cores
 from vlad.utils.paths import writable_directory
-from vlad.utils.subprocesses import Children, share_of_machine, visible_devices
+from vlad.utils.subprocesses import ChildCommands, job_environment, visible_devices
 
 POLL_SECONDS = 1.0  # a stage's end in another process is seen by its file alone
 
@@ -120,7 +120,7 @@ class AblationRuns:
         self.failed: list[Call] = []
         self._changed = threading.Condition()
 
-    def run(self, children: Children) -> bool:
+    def run(self, children: ChildCommands) -> bool:
         """Trains and scores what is not done; whether all is done now. What failed is in `failed`."""
         if self.jobs > 1:
             writable_directory(self.out / "logs", "what the runs print")
@@ -148,7 +148,7 @@ class AblationRuns:
         ablation_grid(pictured, captions).save(self.out / "ablation.png")
         return page
 
-    def _work(self, children: Children, job: int) -> None:
+    def _work(self, children: ChildCommands, job: int) -> None:
         """One worker: takes runs until none is left, or something ends it all."""
         while not children.interrupted:
             with self._changed:
@@ -174,7 +174,7 @@ class AblationRuns:
                     self.tables += 1
                     print(f"\n{self.write(self.tables)}\nTable and images: {self.out}", flush=True)
 
-    def _train_and_score(self, children: Children, planned: Planned, job: int) -> bool:
+    def _train_and_score(self, children: ChildCommands, planned: Planned, job: int) -> bool:
         """Whether the run is trained and scored now."""
         trained = self.configs[planned]
         if not is_finished(trained):
@@ -185,12 +185,12 @@ class AblationRuns:
                 return False
         return self._call(children, planned, job, "tools/evaluate.py", str(trained.directory), *self.scored_by)
 
-    def _call(self, children: Children, planned: Planned, job: int, *command: str) -> bool:
+    def _call(self, children: ChildCommands, planned: Planned, job: int, *command: str) -> bool:
         """Runs one of the project's own commands; whether it went well. A failure ends the other workers' too."""
         shown = f"python {' '.join(command)}"
         print(f"\n== {shown}", flush=True)
         log = self.out / "logs" / f"{planned.variant}-{planned.seed}.log" if self.jobs > 1 else None
-        share = share_of_machine(job, self.jobs, self.cores, self.devices) if self.jobs > 1 else None
+        share = job_environment(job, self.jobs, self.cores, self.devices) if self.jobs > 1 else None
         code = children.run(*command, environment=share, log=log)
         if code != 0 and not children.interrupted:
             self.failed.append(Call(shown, f"see {log}" if log else "see above", code))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vlad.eval.generators.text_to_image import UNLOADABLE, generators_of, load_diffusers_pipeline
 from vlad.layout.control_images import ALPHABET, character_mask, glyph_edges
-from vlad.layout.glyph_map import draw_glyph_map
+from vlad.layout.glyph_map import render_glyph_map
 from vlad.pipeline.folders import pipeline_class
 from vlad.types import Layout
 from vlad.utils.errors import UserError
@@ -91,7 +91,7 @@ def hint_image(layout: Layout, hint: Hint, pixels: int) -> Image.Image:
     """What a ControlNet sees of a layout: white on black, RGB."""
     if hint == "edges":
         return Image.fromarray(glyph_edges(layout, pixels, pixels)).convert("RGB")
-    ink = np.round(draw_glyph_map(layout, pixels, pixels) * 255).astype(np.uint8)
+    ink = np.round(render_glyph_map(layout, pixels, pixels) * 255).astype(np.uint8)
     return Image.fromarray(ink).convert("RGB")
 
 

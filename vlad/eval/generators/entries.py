@@ -27,7 +27,7 @@ from vlad.eval.generators.text_to_image import PIXELS_PER_LATENT
 from vlad.eval.options import WATERMARK, Box, GenerationOptions
 from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.inference.load_pipeline import load_pipeline
-from vlad.layout.control_images import rows_layout
+from vlad.layout.control_images import centred_layout
 from vlad.pipeline.folders import pipeline_folder
 from vlad.pipeline.options import MOST_SCALE, check_scale
 from vlad.types import Layout
@@ -226,7 +226,7 @@ class LayoutGenerator:
     def _planned(self, prompts: Sequence[BenchmarkPrompt], seeds: Sequence[int]) -> list[Layout]:
         """The planner's layouts, the very ones that it draws itself from these seeds; else rows."""
         if self.planner is None:
-            return [rows_layout(prompt.strings) for prompt in prompts]
+            return [centred_layout(prompt.strings) for prompt in prompts]
         parsed = [self.planner.check_prompt(prompt.text) for prompt in prompts]
         return [plan.layout for plan in self.planner.plan(parsed, seeds)]
 

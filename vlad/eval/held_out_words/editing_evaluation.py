@@ -21,14 +21,15 @@ from vlad.config.load import load_config
 from vlad.data.signs import held_out_signs
 from vlad.eval.held_out_words.spelling_evaluation import GRID_COLUMNS, GRID_ROWS, misread_lines
 from vlad.inference.load_pipeline import load_pipeline
-from vlad.layout.masks import Edit, mask_of_lines
+from vlad.layout.image_edits import Edit
+from vlad.layout.masks import lines_mask
 from vlad.layout.polygons import bounding_box, box_polygon
 from vlad.metrics.ocr import build_ocr_engine, run_ocr
 from vlad.metrics.spelling import letter_accuracy, ocr_text, spells_exactly
 from vlad.models.text_encoder.prompt import plain_prompt
 from vlad.pipeline.edits import check_can_edit
 from vlad.pipeline.vlad_pipeline import VLADPipeline
-from vlad.reports.image_grids import GridRow, overlay, sample_grid
+from vlad.reports.image_grids import GridRow, overlay_polygons, sample_grid
 from vlad.training.callbacks.progress import write_metrics
 from vlad.types import Layout, Sample, TextLine
 from vlad.utils.paths import existing_file, writable_directory
@@ -66,7 +67,7 @@ def replacements(signs: list[Sample]) -> list[Replacement]:
         other = next(word for word in following if word != words[number])
         line = _replacement_line(sign.layout.lines[0], other)
         height, width = sign.image.shape[:2]
-        mask = mask_of_lines([sign.layout.lines[0], line], width, height)
+        mask = lines_mask([sign.layout.lines[0], line], width, height)
         edits.append(Replacement(Edit(sign.image, mask), Layout((line,))))
     return edits
 
@@ -146,7 +147,7 @@ def score_editing(
     rows = [
         GridRow(
             f"{'' if is_correct else 'MISREAD  '}{sign.layout.lines[0].text} > {strings[0]}",
-            (Image.fromarray(sign.image), overlay(_masked(new.edit), new.layout), result),
+            (Image.fromarray(sign.image), overlay_polygons(_masked(new.edit), new.layout), result),
         )
         for is_correct, sign, strings, new, result in zip(correct, signs, targets, edits, generated.images, strict=True)
     ]

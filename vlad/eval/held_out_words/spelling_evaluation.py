@@ -33,7 +33,7 @@ from vlad.metrics.positions import PositionScore, score_positions
 from vlad.metrics.spelling import letter_accuracy, spells_exactly
 from vlad.pipeline.folders import pipeline_folder
 from vlad.pipeline.vlad_pipeline import VLADPipeline
-from vlad.reports.image_grids import GridRow, draw_layout, image_of_map, sample_grid
+from vlad.reports.image_grids import GridRow, glyph_map_image, layout_image, sample_grid
 from vlad.training.callbacks.progress import write_metrics
 from vlad.types import Layout, Sample
 from vlad.utils.paths import existing_file, writable_directory
@@ -194,8 +194,8 @@ def _grid_images(
     mode: GenerationMode, plan: np.ndarray | None, layout: Layout, image: Image.Image
 ) -> tuple[Image.Image, ...]:
     """What an image was generated from, and the image, in the order of `GRID_HEADS`."""
-    plans = (image_of_map(plan),) if plan is not None and mode in ("refit", "raw") else ()
-    layouts = () if mode in ("raw", "no layout") else (draw_layout(layout, image.width),)
+    plans = (glyph_map_image(plan),) if plan is not None and mode in ("refit", "raw") else ()
+    layouts = () if mode in ("raw", "no layout") else (layout_image(layout, image.width),)
     return (*plans, *layouts, image)
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from vlad.eval.human_study.study import ASPECTS, SCALE, Question, Ratings, check_rater
 from vlad.eval.image_files import load_image, paint_over
 from vlad.eval.options import Box
-from vlad.utils.errors import UserError, install_command, sentence
+from vlad.utils.errors import UserError, as_sentence, install_command
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 
@@ -153,7 +153,7 @@ def serve_rating_page(page: Any, host: str = "127.0.0.1", port: int | None = Non
             css=PAGE_STYLE,
         )
     except OSError as error:
-        raise UserError(f"The page cannot be served at {host}:{port or ''}: {sentence(error)}") from error
+        raise UserError(f"The page cannot be served at {host}:{port or ''}: {as_sentence(error)}") from error
     if wait:
         print(f"The page is at {address}; Ctrl-C ends it.", flush=True)
         page.block_thread()

@@ -12,7 +12,7 @@ import numpy as np
 from vlad.data.signs import PALETTE, readable_text_colours
 from vlad.data.words import held_out_words, training_words
 from vlad.eval.alignment.alignment_prompts import Asked
-from vlad.layout.glyph_map import draw_line
+from vlad.layout.glyph_map import render_line
 from vlad.layout.polygons import box_polygon
 from vlad.types import Layout, TextLine
 from vlad.utils.errors import UserError
@@ -173,7 +173,7 @@ def draw_scene(scene: Scene, size_pixels: int) -> np.ndarray:
         board[_covered(carrier.kind, bottom - top, right - left)] = PALETTE[carrier.ground]
         ink = np.zeros((size_pixels, size_pixels), dtype=np.uint8)
         for line in carrier.lines:
-            draw_line(ink, line.text, line.polygon, line.font or FONTS[0])
+            render_line(ink, line.text, line.polygon, line.font or FONTS[0])
         coverage = ink[..., None].astype(np.float32) / 255
         canvas += coverage * (np.array(PALETTE[carrier.ink], dtype=np.float32) - canvas)
     return canvas.clip(0, 255).round().astype(np.uint8)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vlad.models.options import BaseTextOptions
 from vlad.types import BaseTextStates, Prompt
-from vlad.utils.hub import without_bars
+from vlad.utils.hub import hide_progress_bars
 
 # The classes of Stable Diffusion's text encoders.
 ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
@@ -31,7 +31,7 @@ def load_base_text_encoder(
     Raises whatever transformers raises.
     """
     wanted = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    with without_bars():
+    with hide_progress_bars():
         encoder, info = getattr(transformers, encoder_class).from_pretrained(path, subfolder=part, **wanted, **source)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(
         path, subfolder=tokenizer_part, revision=source.get("revision")

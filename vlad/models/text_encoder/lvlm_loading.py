@@ -38,7 +38,7 @@ from vlad.models.text_encoder.families import (
 )
 from vlad.models.text_encoder.tiny_qwen import build_byte_tokenizer, build_tiny_qwen
 from vlad.utils.errors import UserError, counted, did_you_mean, reason_of
-from vlad.utils.hub import NOT_THERE, refuse_out_of_reach
+from vlad.utils.hub import NOT_THERE, check_reachable
 
 CONFIG = "config.json"
 SAFE_WEIGHTS, SAFE_INDEX, HEAD_KEY = "model.safetensors", "model.safetensors.index.json", "lm_head.weight"
@@ -55,7 +55,7 @@ def load_lvlm(
     if options.path is None:
         return build_tiny_qwen(options), build_byte_tokenizer()
     path, source = options.path, _source(options)
-    refuse_out_of_reach("lvlm.path", path, options.revision, CONFIG)
+    check_reachable("lvlm.path", path, options.revision, CONFIG)
     with report_load_errors("lvlm.path", path):
         if options.trust_remote_code:
             check_code_is_pinned(path, options.revision)
@@ -97,7 +97,7 @@ def check_same_lvlm(options: LVLMOptions, model: Any) -> None:
     """Raises UserError if `path` names another LVLM than the base's, judged by the sizes of their text models."""
     if options.path is None:
         return
-    refuse_out_of_reach("lvlm.path", options.path, options.revision, CONFIG)
+    check_reachable("lvlm.path", options.path, options.revision, CONFIG)
     with report_load_errors("lvlm.path", options.path):
         named = AutoConfig.from_pretrained(options.path, **_source(options)).get_text_config()
     had = model.config.get_text_config()
@@ -119,7 +119,7 @@ def load_vision_encoder(options: LVLMOptions) -> nn.Module | None:
     if path is None:
         return None
     source: dict[str, Any] = {"revision": options.vision_revision}
-    refuse_out_of_reach("lvlm.vision_path", path, options.vision_revision, CONFIG)
+    check_reachable("lvlm.vision_path", path, options.vision_revision, CONFIG)
     with report_load_errors("lvlm.vision_path", path):
         config = AutoConfig.from_pretrained(path, **source)
         family = VISION_FAMILIES.get(config.model_type)

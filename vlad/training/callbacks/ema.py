@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vlad.training.checkpoint import publish_file
 from vlad.training.posthoc_ema import exponent_of_width, snapshot_path
-from vlad.utils.distributed import as_part, is_main_process, is_sharded, local, reshard, whole
+from vlad.utils.distributed import gather_shards, is_main_process, is_sharded, local_shard, reshard, shard_like
 
 MAIN = "main"
 AVERAGES = "averages"  # folder of a stage with the averages beside the published one
@@ -112,24 +112,24 @@ class ExponentialAverage(L.Callback):
         """Inside the block the module's trainable parameters are the averages."""
         reshard(module)
         current = dict(module.named_parameters())
-        kept = {name: local(current[name]).detach().clone() for name in self.average}
+        kept = {name: local_shard(current[name]).detach().clone() for name in self.average}
         with torch.no_grad():
             for name, value in self.average.items():
-                local(current[name]).copy_(value)
+                local_shard(current[name]).copy_(value)
         try:
             yield
         finally:
             reshard(module)
             with torch.no_grad():
                 for name, value in kept.items():
-                    local(current[name]).copy_(value)
+                    local_shard(current[name]).copy_(value)
 
     def copy_to(self, module: nn.Module) -> None:
         """Makes the averages the module's parameters, for good."""
         current = dict(module.named_parameters())
         with torch.no_grad():
             for name, value in self.average.items():
-                local(current[name]).copy_(value)
+                local_shard(current[name]).copy_(value)
 
     def publish(self, module: nn.Module, directory: Path) -> None:
         """Writes the averages beside the used one to `directory`/averages/NAME.safetensors. All ranks come here."""
@@ -150,7 +150,7 @@ def gathered(average: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]
     found = {}
     for name, value in average.items():
         parameter = current[name]
-        tensor = whole(as_part(value.to(parameter.device), parameter)) if is_sharded(parameter) else value
+        tensor = gather_shards(shard_like(value.to(parameter.device), parameter)) if is_sharded(parameter) else value
         if is_main_process():
             found[name] = tensor.cpu()
     return found
@@ -170,7 +170,7 @@ def save_average(average: dict[str, Tensor], path: Path) -> None:
 
 def _values(parameter: nn.Parameter) -> Tensor:
     """What this rank holds of a parameter, in float32: a small step would be lost in the average of a bf16 one."""
-    return local(parameter).detach().float()
+    return local_shard(parameter).detach().float()
 
 
 def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:

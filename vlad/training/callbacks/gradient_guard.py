@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from vlad.types import Batch
-from vlad.utils.distributed import is_sharded, whole
+from vlad.utils.distributed import gather_shards, is_sharded
 from vlad.utils.errors import UserError
 
 KEYS_NAMED = 8
@@ -142,7 +142,7 @@ class GradientGuard(L.Callback):
 def clip_gradients(parameters: list[torch.nn.Parameter], most: float) -> Tensor:
     """Scales the gradients so that the norm of all of them, over all ranks, is at most `most`; returns that norm."""
     kinds = [[p for p in parameters if is_sharded(p) == sharded] for sharded in (False, True)]
-    norms = [whole(get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds if kind]
+    norms = [gather_shards(get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds if kind]
     norm = norms[0] if len(norms) == 1 else torch.stack(norms).square().sum().sqrt()
     for kind in kinds:
         clip_grads_with_norm_(kind, most, norm)

@@ -19,7 +19,7 @@ from vlad.metrics.ocr import default_enlarge_factor, run_ocr
 from vlad.metrics.retrieval import plot_shared_space, score_retrieval
 from vlad.metrics.spelling import letter_accuracy, word_accuracy
 from vlad.models.text_encoder.prompt import parse_prompt
-from vlad.reports.image_grids import GridRow, draw_layout, image_of_map, sample_grid
+from vlad.reports.image_grids import GridRow, glyph_map_image, layout_image, sample_grid
 from vlad.training.build import build_pipeline
 from vlad.training.callbacks.validation import Look
 from vlad.training.parts import Parts
@@ -52,7 +52,11 @@ def grid_drawer(config: Config, parts: Parts, sets: ShardSets, name: str) -> Cal
             plans = pipeline.plan(prompts, seeds)
             heads = ("glyph map", "refitted", "true")
             columns = [
-                (image_of_map(plan.glyph_map), draw_layout(plan.layout, pixels), draw_layout(sample.layout, pixels))
+                (
+                    glyph_map_image(plan.glyph_map),
+                    layout_image(plan.layout, pixels),
+                    layout_image(sample.layout, pixels),
+                )
                 for plan, sample in zip(plans, samples, strict=True)
                 if plan.glyph_map is not None
             ]
@@ -60,7 +64,7 @@ def grid_drawer(config: Config, parts: Parts, sets: ShardSets, name: str) -> Cal
             images = pipeline.refine(prompts, seeds, [sample.layout for sample in samples])
             heads = ("true layout", "image", "true image")
             columns = [
-                (draw_layout(sample.layout, pixels), image, Image.fromarray(sample.image))
+                (layout_image(sample.layout, pixels), image, Image.fromarray(sample.image))
                 for image, sample in zip(images, samples, strict=True)
             ]
         rows = [GridRow(caption, images) for caption, images in zip(captions, columns, strict=True)]
