@@ -41,6 +41,7 @@ LIBRARIES = {
     "s3fs": (),
     "filelock": ("utils/locks.py", "data/storage/shard_cache.py"),
     "tenacity": ("data/storage/retries.py",),
+    "shapely": ("layout/polygons.py",),
     "psutil": ("utils/hardware.py", "profiling/measurement.py"),
     "jinja2": ("utils/html.py",),
     "omegaconf": ("config/load.py",),

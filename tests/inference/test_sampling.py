@@ -322,7 +322,7 @@ def test_a_wrong_size_is_reported_with_the_nearest_that_fits(pipeline_folder: Pa
 
 def test_a_template_gives_texts_and_places(pipeline_folder: Path, tmp_path: Path) -> None:
     from vlad.layout.glyph_map import render_glyph_map
-    from vlad.layout.polygons import box_iou, box_polygon
+    from vlad.layout.polygons import box_polygon, polygon_iou
     from vlad.reports.image_grids import glyph_map_image
     from vlad.types import Layout, TextLine
 
@@ -333,7 +333,7 @@ def test_a_template_gives_texts_and_places(pipeline_folder: Path, tmp_path: Path
     )
     (found,) = read_recipe(tmp_path / "out" / f"{BLUE_NAME}-s0.png").layout.lines
     assert found.text == "HOUSE"
-    assert box_iou(found.polygon, line.polygon) > 0.6
+    assert polygon_iou(found.polygon, line.polygon) > 0.6
     Image.new("RGB", (64, 64), "white").save(tmp_path / "empty.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + os.urandom(50))
     for name, said in (("empty.png", "no text"), ("broken.png", "no image that"), ("none.png", "no image")):

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from vlad.layout.polygons import (
     bounding_box,
-    box_iou,
     box_polygon,
     perspective_coefficients,
     polygon_area,
+    polygon_iou,
     quad_of,
 )
 
@@ -23,13 +23,18 @@ def test_area_and_bounding_box():
     assert bounding_box(SLANTED) == (0.1, 0.1, 0.8, 0.5)
 
 
-def test_iou_of_boxes():
+def test_iou_of_polygons():
     box = box_polygon(0.0, 0.0, 0.4, 0.4)
-    assert box_iou(box, box) == pytest.approx(1)
-    assert box_iou(box, box_polygon(0.2, 0.0, 0.6, 0.4)) == pytest.approx(1 / 3)
-    assert box_iou(box, box_polygon(0.5, 0.5, 0.6, 0.6)) == 0
+    assert polygon_iou(box, box) == pytest.approx(1)
+    assert polygon_iou(box, tuple(reversed(box))) == pytest.approx(1)
+    assert polygon_iou(box, box_polygon(0.2, 0.0, 0.6, 0.4)) == pytest.approx(1 / 3)
+    assert polygon_iou(box, box_polygon(0.5, 0.5, 0.6, 0.6)) == 0
+    triangle = ((0.0, 0.0), (0.4, 0.0), (0.0, 0.4))
+    assert polygon_iou(box, triangle) == pytest.approx(0.5)
+    crossed = ((0.0, 0.0), (0.4, 0.4), (0.4, 0.0), (0.0, 0.4))  # two triangles of a quarter each
+    assert polygon_iou(box, crossed) == pytest.approx(0.5)
     point = box_polygon(0.5, 0.5, 0.5, 0.5)
-    assert box_iou(point, point) == 0
+    assert polygon_iou(point, point) == 0
 
 
 def test_quad_of_curved_text_spans_the_ends_of_its_edges():
@@ -52,7 +57,7 @@ def test_quad_of_a_convex_quad_is_itself():
         ((0.1, 0.1), (0.9, 0.1), (0.9, 0.4), (0.9, 0.4)),  # a corner twice
     ],
 )
-def test_quad_that_no_perspective_fits_becomes_its_box(polygon):
+def test_a_quad_that_no_perspective_fits_becomes_its_bounding_box(polygon):
     assert quad_of(polygon) == box_polygon(0.1, 0.1, 0.9, 0.4)
 
 

@@ -13,7 +13,7 @@ from vlad.data.signs import render_sign
 from vlad.eval.refit_score import KINDS, generated_layout, score_refit
 from vlad.layout.glyph_map import render_glyph_map
 from vlad.layout.layout_files import read_layout, write_layout
-from vlad.layout.polygons import bounding_box, box_iou, box_polygon, polygon_iou
+from vlad.layout.polygons import bounding_box, box_polygon, polygon_iou
 from vlad.layout.refit import refit_layout
 from vlad.types import Layout, TextLine
 
@@ -26,7 +26,7 @@ def test_true_glyph_maps_give_their_layouts_back() -> None:
         found = refit_layout(render_glyph_map(layout, 64, 64), strings)
         assert [line.text for line in found.lines] == strings
         for line, true in zip(found.lines, layout.lines, strict=True):
-            assert box_iou(line.polygon, true.polygon) > 0.8
+            assert polygon_iou(line.polygon, true.polygon) > 0.8
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -40,7 +40,7 @@ def test_rows_that_touch_are_cut_into_even_ones(count: int) -> None:
     glyph_map = render_glyph_map(Layout(tuple(lines)), 64, 64)
     found = refit_layout(np.maximum(glyph_map, np.roll(glyph_map, 1, axis=0)), strings)
     for line, true in zip(found.lines, lines, strict=True):
-        assert box_iou(line.polygon, true.polygon) > 0.75
+        assert polygon_iou(line.polygon, true.polygon) > 0.75
 
 
 def tilted(text: str, centre: tuple[float, float], width: float, height: float, degrees: float) -> TextLine:
@@ -121,7 +121,7 @@ def test_specks_make_no_line_and_no_string_no_layout() -> None:
     line = TextLine("HOUSE", box_polygon(0.2, 0.4, 0.8, 0.6))
     glyph_map = render_glyph_map(Layout((line,)), 64, 64)
     glyph_map[2, 2] = 1
-    assert box_iou(refit_layout(glyph_map, ["HOUSE"]).lines[0].polygon, line.polygon) > 0.8
+    assert polygon_iou(refit_layout(glyph_map, ["HOUSE"]).lines[0].polygon, line.polygon) > 0.8
     assert refit_layout(glyph_map, []) == Layout(())
 
 

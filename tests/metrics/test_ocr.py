@@ -15,7 +15,7 @@ from rapidocr import RapidOCR
 from vlad.data.options import SyntheticOptions
 from vlad.data.signs import render_sign
 from vlad.data.words import held_out_words
-from vlad.layout.polygons import bounding_box, box_iou, box_polygon
+from vlad.layout.polygons import bounding_box, box_polygon, polygon_iou
 from vlad.metrics.ocr import build_ocr_engine, enlarge, run_ocr
 from vlad.metrics.spelling import letter_accuracy, spells_exactly
 from vlad.utils.errors import UserError
@@ -45,7 +45,7 @@ def test_lines_are_found_where_they_were_rendered(readings):
             assert 0.5 < line.confidence <= 1
             assert all(0 <= value <= 1 for point in line.polygon for value in point)
             # The engine draws its boxes wider than the ink.
-            assert box_iou(line.polygon, sign.layout.lines[0].polygon) > 0.4
+            assert polygon_iou(line.polygon, sign.layout.lines[0].polygon) > 0.4
 
 
 def test_results_do_not_depend_on_the_number_of_threads(readings):
@@ -111,7 +111,7 @@ def test_polygons_are_shares_of_the_image(engine):
     (line,) = engine.read(wide)
     left, top, right, bottom = sign.layout.lines[0].polygon[0] + sign.layout.lines[0].polygon[2]
     assert line.text == "GARDEN"
-    assert box_iou(line.polygon, box_polygon(0.5 + left / 2, top, 0.5 + right / 2, bottom)) > 0.5
+    assert polygon_iou(line.polygon, box_polygon(0.5 + left / 2, top, 0.5 + right / 2, bottom)) > 0.5
 
 
 def test_read_line_skips_detection(engine):
@@ -244,4 +244,4 @@ def test_tesseract_itself_reads_a_plain_sign():
     sign = render_sign(SyntheticOptions(size_pixels=256, ground_share=0.0), 3, ("GARDEN",))
     (line,) = build_ocr_engine("tesseract").read(sign.image)
     assert line.text == "GARDEN"
-    assert box_iou(line.polygon, sign.layout.lines[0].polygon) > 0.5
+    assert polygon_iou(line.polygon, sign.layout.lines[0].polygon) > 0.5

@@ -24,7 +24,7 @@ from vlad.data.importers.shard_builder import ShardSpec
 from vlad.data.options import AnnotateOptions, SyntheticOptions
 from vlad.data.shards.reader import index_shards, read_members
 from vlad.data.signs import render_sign
-from vlad.layout.polygons import box_iou
+from vlad.layout.polygons import polygon_iou
 from vlad.types import Sample
 from vlad.utils.errors import UserError
 from vlad.utils.locks import directory_lock
@@ -132,7 +132,7 @@ def test_images_become_samples_with_their_text(made):
         (line,) = sample.layout.lines
         assert (line.text, line.valid) == (word, True)
         assert line.confidence > 0.9
-        assert box_iou(line.polygon, sign.layout.lines[0].polygon) > 0.5
+        assert polygon_iou(line.polygon, sign.layout.lines[0].polygon) > 0.5
 
 
 def test_the_summary_names_everything_that_was_skipped(made):

@@ -1,8 +1,7 @@
-"""Polygons in image coordinates (x right, y down, 0..1)."""
+"""Polygon geometry in image coordinates (x right, y down, 0..1): area, IoU, quads, perspective, curved text."""
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
 from vlad.types import Polygon
@@ -14,7 +13,7 @@ def box_polygon(left: float, top: float, right: float, bottom: float) -> Polygon
 
 
 def bounding_box(polygon: Polygon) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of the polygon."""
+    """Left, top, right and bottom of a polygon."""
     xs, ys = zip(*polygon, strict=True)
     return min(xs), min(ys), max(xs), max(ys)
 
@@ -25,41 +24,21 @@ def polygon_area(polygon: Polygon) -> float:
     return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
 
 
-def box_iou(a: Polygon, b: Polygon) -> float:
-    """Intersection over union of the bounding boxes of two polygons."""
-    left_a, top_a, right_a, bottom_a = bounding_box(a)
-    left_b, top_b, right_b, bottom_b = bounding_box(b)
-    width = max(0.0, min(right_a, right_b) - max(left_a, left_b))
-    height = max(0.0, min(bottom_a, bottom_b) - max(top_a, top_b))
-    union = (right_a - left_a) * (bottom_a - top_a) + (right_b - left_b) * (bottom_b - top_b) - width * height
-    return width * height / union if union > 0 else 0.0
-
-
-IOU_GRID = 512  # cells a side that `polygon_iou` counts in
-
-
 def polygon_iou(a: Polygon, b: Polygon) -> float:
-    """Intersection over union of two polygons of any shape, counted on a grid over both (to about a hundredth)."""
-    points = np.array([*a, *b])
-    lower, extent = points.min(axis=0), float(np.ptp(points, axis=0).max())
-    if extent <= 0:
-        return 0.0
-    masks = []
-    for polygon in (a, b):
-        mask = np.zeros((IOU_GRID, IOU_GRID), dtype=np.uint8)
-        cells = (np.array(polygon) - lower) / extent * (IOU_GRID - 1)
-        cv2.fillPoly(mask, [np.rint(cells).astype(np.int32)], 1)
-        masks.append(mask.astype(bool))
-    union = np.logical_or(*masks).sum()
-    return float(np.logical_and(*masks).sum() / union) if union else 0.0
+    """Intersection over union of two polygons of any shape, edges that cross included."""
+    import shapely
+
+    first, second = (shapely.make_valid(shapely.Polygon(polygon)) for polygon in (a, b))
+    union = first.union(second).area
+    return first.intersection(second).area / union if union else 0.0
 
 
 def quad_of(polygon: Polygon) -> Polygon:
-    """Four corners of a convex quad, clockwise from the top left of the text: the polygon itself if it is one.
+    """A polygon as a convex quad, clockwise from the top left of the text: itself where it is one.
 
-    A polygon with more points (curved text: the upper edge forward, then the lower edge backward, as
-    AnyWord and ICDAR give it) is spanned by the ends of its two edges. Corners that no perspective maps a line
-    of text into (three on a line, edges that cross) are replaced by those of the bounding box.
+    A polygon with more points (curved text: the upper edge forward, then the lower edge backward, as in AnyWord and
+    ICDAR) becomes the quad between the ends of its two edges. A quad that no perspective maps a line of text into
+    (three corners on a line, edges that cross) is replaced by its bounding box.
     """
     half = len(polygon) // 2
     quad = polygon if len(polygon) == 4 else (polygon[0], polygon[half - 1], polygon[half], polygon[-1])
@@ -67,7 +46,7 @@ def quad_of(polygon: Polygon) -> Polygon:
 
 
 def letter_cells(polygon: Polygon, count: int) -> list[Polygon]:
-    """The quads of `count` letters at constant pitch along a line's quad, first to last."""
+    """A line's quad divided into `count` cells of equal width, one a letter, first to last."""
     top_left, top_right, bottom_right, bottom_left = np.array(quad_of(polygon))
     cells = []
     for place in range(count):
@@ -82,15 +61,15 @@ def letter_cells(polygon: Polygon, count: int) -> list[Polygon]:
     return cells
 
 
-STRIPS_A_PIECE = 4
+STRIPS_PER_SEGMENT = 4  # between two neighbouring points of a curved edge
 
 
 def curved_strips(polygon: Polygon) -> list[tuple[float, float, Polygon]] | None:
-    """A curved line as strips: where each starts and ends along the line (0..1), and its convex quad.
+    """A curved line of text as strips: start and end of each along the line (0..1), and its convex quad.
 
-    The polygon has six points or more, as many on the upper edge (forward) as on the lower one (backward). Each pair of
-    neighbours is cut in strips between smooth edges (Catmull-Rom). None for every other polygon, and where a strip is
-    not convex: edges that cross or turn back.
+    The polygon has six points or more, as many on the upper edge (forward) as on the lower one (backward). The edges
+    are smoothed (Catmull-Rom) and cut into STRIPS_PER_SEGMENT strips between two neighbouring points. None for any
+    other polygon, and where a strip is not convex (edges that cross or turn back).
     """
     half, odd = divmod(len(polygon), 2)
     if half < 3 or odd:
@@ -112,9 +91,9 @@ def curved_strips(polygon: Polygon) -> list[tuple[float, float, Polygon]] | None
 
 
 def _smooth(points: np.ndarray) -> np.ndarray:
-    """Points (N 2) with STRIPS_A_PIECE - 1 more between each two, on a Catmull-Rom spline."""
+    """Points (N 2) with STRIPS_PER_SEGMENT - 1 more between neighbours, on a Catmull-Rom spline."""
     padded = np.concatenate([[2 * points[0] - points[1]], points, [2 * points[-1] - points[-2]]])
-    t = (np.arange(STRIPS_A_PIECE) / STRIPS_A_PIECE)[:, None]
+    t = (np.arange(STRIPS_PER_SEGMENT) / STRIPS_PER_SEGMENT)[:, None]
     pieces = []
     for p0, p1, p2, p3 in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
         pieces.append(
@@ -124,7 +103,7 @@ def _smooth(points: np.ndarray) -> np.ndarray:
 
 
 def _is_convex(quad: Polygon) -> bool:
-    """Whether the quad turns the same way at all four corners, by more than rounding."""
+    """Whether the quad turns in the same direction at all four corners, by more than rounding errors."""
     points = np.array(quad)
     edges = np.roll(points, -1, axis=0) - points
     following = np.roll(edges, -1, axis=0)
@@ -134,10 +113,10 @@ def _is_convex(quad: Polygon) -> bool:
 
 
 def perspective_coefficients(quad: Polygon, width: float, height: float) -> tuple[float, ...]:
-    """The eight numbers a..h that map a point of `quad`'s plane into the rectangle (0, 0, width, height).
+    """The coefficients a..h of the perspective that maps `quad` to the rectangle (0, 0, width, height).
 
-    x' = (a x + b y + c) / (g x + h y + 1), y' = (d x + e y + f) / (g x + h y + 1): what Pillow's
-    `Image.transform(..., PERSPECTIVE, ...)` takes to draw the rectangle into the quad.
+    x' = (a x + b y + c) / (g x + h y + 1), y' = (d x + e y + f) / (g x + h y + 1): the form in which Pillow's
+    `Image.transform(..., PERSPECTIVE, ...)` takes them to paste the rectangle's content into the quad.
     """
     target = ((0.0, 0.0), (width, 0.0), (width, height), (0.0, height))
     rows, values = [], []
