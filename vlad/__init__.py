@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlad.config.load import load_config
     from vlad.pipeline.vlad_pipeline import VLADPipeline
-    from vlad.training.run import run as train
+    from vlad.training.run import train
 
 __version__ = "0.2.0"
 __all__ = ["VLADPipeline", "load_config", "train"]
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
         return load_config
     if name == "train":
-        from vlad.training.run import run
+        from vlad.training.run import train
 
-        return run
+        return train
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

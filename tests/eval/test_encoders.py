@@ -16,8 +16,9 @@ from vlad.eval.alignment.joint_encoders import RunEncoder, joint_encoder
 from vlad.eval.open_benchmark.make_benchmark import OpenBenchmarkOptions, write_benchmark
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.pipeline.folders import ALIGNMENT_FILE
-from vlad.training.build import build_pipeline, new_parts, publish_text_side
+from vlad.training.build import build_pipeline, new_parts
 from vlad.training.parts import Parts
+from vlad.training.publish import publish_text_side
 from vlad.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

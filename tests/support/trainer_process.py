@@ -88,7 +88,7 @@ def train(config: Path, overrides: list[str], orders: Orders, environment: dict[
 
 
 def _follow(orders: Orders) -> None:
-    from vlad.training.callbacks.progress import StopOnSignal
+    from vlad.training.callbacks.stop_on_signal import StopOnSignal
 
     original = StopOnSignal.on_train_batch_end
 
@@ -123,7 +123,7 @@ def _share_batches(size: int) -> None:
     from vlad.data.collate import collate
     from vlad.data.dataset import first_samples
     from vlad.training import stages
-    from vlad.training.callbacks import progress as callbacks
+    from vlad.training.callbacks import seeding
     from vlad.training.datamodule import ShardDataModule
     from vlad.utils import distributed
 
@@ -157,8 +157,8 @@ def _share_batches(size: int) -> None:
 
     ShardDataModule.train_dataloader = loader  # type: ignore[assignment, method-assign]
     stages.LayoutStage.training_step = training_step  # type: ignore[method-assign]
-    seed = callbacks.derived_seed
-    callbacks.derived_seed = lambda *parts: seed(*parts[:-1])  # type: ignore[assignment] # not of the rank
+    seed = seeding.derived_seed
+    seeding.derived_seed = lambda *parts: seed(*parts[:-1])  # type: ignore[assignment] # not of the rank
 
 
 def _deadly(function: Callable[..., Any], at: int) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ from vlad.layout.glyph_map import render_glyph_map
 from vlad.layout.masks import lines_touching
 from vlad.models.text_encoder.prompt import parse_prompt, plain_prompt
 from vlad.training.inpainting_batches import make_edits
-from vlad.training.run import run
+from vlad.training.run import train
 from vlad.types import Batch, Layout
 from vlad.utils.errors import UserError
 
@@ -89,10 +89,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     entries = write_shards((render_sign(options, i) for i in range(options.count)), folder / "shards", 16)
     write_manifest(folder / "shards", entries, {})
     (folder / "base.yaml").write_text(CONFIG.format(folder=folder), encoding="utf-8")
-    assert run(load_config(folder / "base.yaml")).finished
+    assert train(load_config(folder / "base.yaml")).finished
     base = f"base={folder / 'runs' / 'base'}"
     overrides = ["name=edit", base, "refine.editing_share=0.5", "train.layout.steps=0"]
-    assert run(load_config(folder / "base.yaml", overrides)).finished
+    assert train(load_config(folder / "base.yaml", overrides)).finished
     return folder
 
 
@@ -160,7 +160,7 @@ def test_what_cannot_be_edited_is_one_sentence(world: Path) -> None:
 def test_options_that_cannot_train_edits_are_refused(world: Path, overrides: list[str], said: str) -> None:
     filled = [override.format(base=world / "runs" / "base") for override in overrides]
     with pytest.raises(UserError, match=said):
-        run(load_config(world / "base.yaml", ["name=refused", *filled]))
+        train(load_config(world / "base.yaml", ["name=refused", *filled]))
 
 
 def test_a_new_run_has_the_channels_from_the_start(world: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlad.training.callbacks.ema import ExponentialAverage, Power
+from vlad.training.callbacks.ema import EMA, Power
 from vlad.training.posthoc_ema import exponent_of_width, list_snapshots, profile_product, reconstruct, snapshot_weights
 from vlad.utils.errors import UserError
 
@@ -29,9 +29,7 @@ class Walk(nn.Module):
         self.frozen = nn.Parameter(torch.zeros(3), requires_grad=False)
 
 
-def walk(
-    average: ExponentialAverage, seed: int = 0, first: int = 0, last: int = STEPS, module: Any = None
-) -> list[Any]:
+def walk(average: EMA, seed: int = 0, first: int = 0, last: int = STEPS, module: Any = None) -> list[Any]:
     """Steps the average along the walk; all parameters it has seen, step by step."""
     module = module or Walk()
     generator = torch.Generator().manual_seed(seed)
@@ -57,7 +55,7 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("on_cpu", [False, True])
 def test_every_profile_is_its_definition(on_cpu: bool) -> None:
-    average = ExponentialAverage(0.9, half_lives=(40,), widths=(0.1,), on_cpu=on_cpu)
+    average = EMA(0.9, half_lives=(40,), widths=(0.1,), on_cpu=on_cpu)
     seen = torch.stack(walk(average))  # N P
     assert set(average.averages) == {"main", "half-life-40", "width-0.100"}
     assert set(average.average) == {"weight"}
@@ -91,11 +89,11 @@ def test_the_product_of_profiles_is_its_integral() -> None:
 
 
 def test_a_width_that_was_never_kept_is_reconstructed(tmp_path: Path) -> None:
-    kept = ExponentialAverage(0.9, widths=(0.05, 0.1), snapshot_every_steps=20, directory=tmp_path)
+    kept = EMA(0.9, widths=(0.05, 0.1), snapshot_every_steps=20, directory=tmp_path)
     walk(kept)
     assert len(list_snapshots(tmp_path)) == 2 * STEPS // 20
     for width in (0.04, 0.07, 0.15):
-        direct = ExponentialAverage(0.9, widths=(width,))
+        direct = EMA(0.9, widths=(width,))
         walk(direct)
         wanted = direct.averages[f"width-{width:.3f}"]["weight"].double()
         error = relative(reconstruct(tmp_path, width)["weight"], wanted)
@@ -103,7 +101,7 @@ def test_a_width_that_was_never_kept_is_reconstructed(tmp_path: Path) -> None:
         assert error < 0.002
         assert error < nearest / 20
     # At an earlier step, only what was known then is used; a kept one comes back as it is.
-    early = ExponentialAverage(0.9, widths=(0.1,))
+    early = EMA(0.9, widths=(0.1,))
     walk(early, last=120)
     assert (
         relative(reconstruct(tmp_path, 0.1, step=120)["weight"], early.averages["width-0.100"]["weight"].double())
@@ -113,11 +111,11 @@ def test_a_width_that_was_never_kept_is_reconstructed(tmp_path: Path) -> None:
 
 
 def test_averages_go_on_from_a_checkpoint_to_the_last_bit() -> None:
-    straight = ExponentialAverage(0.9, half_lives=(30,), widths=(0.05,))
+    straight = EMA(0.9, half_lives=(30,), widths=(0.05,))
     walk(straight, last=100)
-    first, module = ExponentialAverage(0.9, half_lives=(30,), widths=(0.05,)), Walk()
+    first, module = EMA(0.9, half_lives=(30,), widths=(0.05,)), Walk()
     walk(first, last=50, module=module)
-    second = ExponentialAverage(0.9, half_lives=(30,), widths=(0.05,))
+    second = EMA(0.9, half_lives=(30,), widths=(0.05,))
     second.load_state_dict(first.state_dict())
     walk(second, first=50, last=100, module=module)
     for name, average in straight.averages.items():
@@ -129,7 +127,7 @@ def test_what_cannot_be_reconstructed_is_refused(tmp_path: Path) -> None:
         reconstruct(tmp_path, 0.1)
     with pytest.raises(UserError, match=r"above 0 and at most 0\.28"):
         reconstruct(tmp_path, 0.5)
-    kept = ExponentialAverage(0.9, widths=(0.05,), snapshot_every_steps=5, directory=tmp_path)
+    kept = EMA(0.9, widths=(0.05,), snapshot_every_steps=5, directory=tmp_path)
     walk(kept, last=10)
     with pytest.raises(UserError, match="no snapshots"):
         reconstruct(tmp_path, 0.1, step=3)

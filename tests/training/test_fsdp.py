@@ -12,7 +12,7 @@ from trainer_process import Orders, finish, start
 
 from vlad.config.load import load_config
 from vlad.training.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint
-from vlad.training.run import run
+from vlad.training.run import train as train_here
 from vlad.utils.errors import UserError
 
 STAGES = ("layout", "refine")
@@ -94,5 +94,5 @@ def test_sharded_ranks_learn_what_ddp_learns_and_go_on_exactly(signs: Path, stra
 def test_what_cannot_be_sharded_is_told(signs: Path, tmp_path: Path, override: str, said: str) -> None:
     overrides = ["trainer.strategy=fsdp", "trainer.devices=2", f"runs={tmp_path}", override]
     with pytest.raises(UserError, match=said):
-        run(load_config(signs / "config.yaml", overrides))
+        train_here(load_config(signs / "config.yaml", overrides))
     assert not list(tmp_path.iterdir())

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from vlad.training.atomic_files import save_tensors, write_metrics
 from vlad.training.callbacks import gradient_guard as gradients
-from vlad.training.callbacks.ema import save_average
 from vlad.training.callbacks.gradient_guard import GradientGuard
-from vlad.training.callbacks.progress import write_metrics
 from vlad.types import Batch
 from vlad.utils.errors import UserError
 
@@ -34,7 +33,7 @@ def test_what_checkpoints_are_removed_for_is_on_the_disk_before_it_has_its_name(
 
     monkeypatch.setattr(os, "fsync", flush)
     monkeypatch.setattr(Path, "replace", rename)
-    save_average({"weight": torch.ones(2)}, tmp_path / "stage" / "trained.safetensors")
+    save_tensors({"weight": torch.ones(2)}, tmp_path / "stage" / "trained.safetensors")
     write_metrics(tmp_path / "stage" / "metrics.json", {"loss": 1.0})
     assert done == [
         *("flush trained.partial", "name trained.safetensors", "flush stage"),

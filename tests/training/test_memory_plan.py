@@ -23,9 +23,9 @@ from vlad.training.memory_plan import (
     Switches,
     Traces,
     checkpoint_bytes,
+    memory_line,
     plan_stage,
     plan_table,
-    start_line,
     ways_to_fit,
 )
 from vlad.training.parts import Parts
@@ -141,17 +141,17 @@ def test_a_run_that_is_small_has_nothing_to_plan(adapted: World, monkeypatch: py
     config, parts = adapted.config, adapted.parts
     with monkeypatch.context() as patch:
         patch.setattr("vlad.training.memory_plan.traced_step_bytes", None)  # not even traced
-        assert start_line(config, parts, ["layout", "refine"]) is None
+        assert memory_line(config, parts, ["layout", "refine"]) is None
     monkeypatch.setattr("vlad.training.memory_plan.NOTHING_TO_PLAN", 1000)
     monkeypatch.setattr("vlad.training.memory_plan.device_bytes", lambda: 2 * 10**9)
-    line = start_line(config, parts, ["layout", "refine"])
+    line = memory_line(config, parts, ["layout", "refine"])
     assert line is not None and line.startswith("memory: about ") and line.endswith(" of 2.0")
     monkeypatch.setattr("vlad.training.memory_plan.device_bytes", lambda: 10**6)
-    assert "tools/plan.py says what would make it fit" in str(start_line(config, parts, ["refine"]))
-    assert start_line(config, parts, ["align"]) is None
+    assert "tools/plan.py says what would make it fit" in str(memory_line(config, parts, ["refine"]))
+    assert memory_line(config, parts, ["align"]) is None
     packed = torch.nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
     monkeypatch.setitem(parts.refine_unet.conv_in._parameters, "weight", packed)
-    assert start_line(config, parts, ["refine"]) is None
+    assert memory_line(config, parts, ["refine"]) is None
 
 
 def test_the_command_prints_a_table_a_stage_and_refuses_nonsense(model: Path, call_verb: Call) -> None:

@@ -20,10 +20,10 @@ from vlad.diffusion.noise_schedule import build_scheduler
 from vlad.training import memory_savers as switches
 from vlad.training.build import new_parts
 from vlad.training.memory_savers import (
+    cast_frozen_weights,
     checkpoint_activations,
-    compile_as_written,
     compile_unets,
-    frozen_in_bf16,
+    remove_compilation,
     uncompiled,
 )
 from vlad.training.optim import build_optimizer, check_optimizer
@@ -135,7 +135,7 @@ def test_compiled_unets_learn_the_same_and_are_handed_out_plain(
     assert traced
     assert again == pytest.approx(loss, rel=1e-5)
     assert_same(gradients, same)
-    compile_as_written([stage.unet])
+    remove_compilation([stage.unet])
     assert not any(module._compiled_call_impl is not None for module in stage.modules())
     assert list(stage.state_dict()) == names
 
@@ -165,7 +165,7 @@ def test_bf16_true_stores_what_is_frozen_in_half_and_gives_it_back(signs: Path, 
     before = {name: value.clone() for name, value in stage.state_dict().items()}
     with torch.autocast("cpu", torch.bfloat16):
         mixed, gradients, _ = learned(stage, batch)
-    with frozen_in_bf16(stage, stage.trained_names()):
+    with cast_frozen_weights(stage, stage.trained_names(), "bf16-true"):
         dtypes = {name: parameter.dtype for name, parameter in stage.named_parameters()}
         with torch.autocast("cpu", torch.bfloat16):
             loss, same, _ = learned(stage, batch)

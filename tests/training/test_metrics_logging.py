@@ -12,11 +12,14 @@ import torch
 from torch.utils.data import IterableDataset
 
 from vlad.reports.curves import read_curves
-from vlad.training.callbacks.ema import ExponentialAverage
-from vlad.training.callbacks.metrics_logging import NoiseLevels, learning_rates
-from vlad.training.callbacks.progress import Measured, Progress, RefreshReport, SampleGrid
+from vlad.training.callbacks.ema import EMA
+from vlad.training.callbacks.metrics_logging import learning_rates
+from vlad.training.callbacks.periodic_evaluation import PeriodicEvaluation
+from vlad.training.callbacks.progress import Progress
+from vlad.training.callbacks.run_page import RefreshRunPage
 from vlad.training.datamodule import TimedLoader
 from vlad.training.loggers import build_loggers, check_wandb
+from vlad.training.noise_levels import NoiseLevels
 from vlad.utils.errors import UserError
 
 
@@ -90,6 +93,13 @@ def test_wandb_is_asked_for_before_anything_is_trained(monkeypatch: pytest.Monke
     ]
 
 
+class Full(PeriodicEvaluation):
+    """Finds no room for its image."""
+
+    def evaluate(self, path: Path) -> dict[str, float]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_full_disk_takes_curves_and_images_and_not_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,15 +122,11 @@ def test_a_full_disk_takes_curves_and_images_and_not_the_run(
     assert read_curves(tmp_path / "layout")["loss"] == [(0, 1.0), (1, 2.0), (2, 2.0), (3, 3.0)]  # room again
 
     trainer = SimpleNamespace(global_step=2, is_global_zero=True, loggers=[])
-    average = ExponentialAverage(0.9)
-    for callback in (
-        SampleGrid(tmp_path, 2, average, full),  # type: ignore[arg-type]
-        Measured(tmp_path, 2, average, full),  # type: ignore[arg-type]
-        RefreshReport(2, full),
-    ):
+    monkeypatch.setattr("vlad.training.callbacks.run_page.write_run_report", full)
+    for callback in (Full(tmp_path, 2, EMA(0.9)), RefreshRunPage(tmp_path, 2)):
         callback.on_train_batch_end(trainer, torch.nn.Linear(1, 1))  # type: ignore[arg-type]
     said = capsys.readouterr().err
-    assert said.count("training goes on") == 3
+    assert said.count("training goes on") == 2
     assert "step-00000002.png cannot be written" in said
 
 

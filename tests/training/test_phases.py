@@ -18,9 +18,10 @@ from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.data.signs import render_sign
 from vlad.inference.load_pipeline import load_pipeline
 from vlad.training.callbacks.phases import TextPhases
-from vlad.training.run import is_finished, run
+from vlad.training.fit_stage import _strategy
+from vlad.training.publish import is_finished
+from vlad.training.run import train
 from vlad.training.trainable import component_of
-from vlad.training.trainer import _strategy
 from vlad.utils.errors import UserError
 
 CONFIG = """
@@ -55,7 +56,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     entries = write_shards((render_sign(options, i) for i in range(options.count)), folder / "shards", 8)
     write_manifest(folder / "shards", entries, {})
     (folder / "phased.yaml").write_text(CONFIG.format(folder=folder), encoding="utf-8")
-    assert run(load(folder, "name=aligned", "align_stage=only", "lora=null")).finished
+    assert train(load(folder, "name=aligned", "align_stage=only", "lora=null")).finished
     return folder
 
 
@@ -117,7 +118,7 @@ def test_each_phase_moves_what_its_table_says_and_the_optimiser_holds_them_all(
 
     monkeypatch.setattr(TextPhases, "on_train_batch_start", watch)
     config = phased(world, "phased")
-    assert run(config).finished
+    assert train(config).finished
 
     of_align = moved[:5]  # the sixth step's movement is seen in the next stage, which has the averaged weights
 
@@ -152,9 +153,9 @@ def test_each_phase_moves_what_its_table_says_and_the_optimiser_holds_them_all(
 
 
 def test_phases_go_on_where_a_stopped_run_left_them(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vlad.training.callbacks import progress as callbacks
+    from vlad.training.callbacks.stop_on_signal import StopOnSignal
 
-    original = callbacks.StopOnSignal.on_train_batch_end
+    original = StopOnSignal.on_train_batch_end
 
     def stop(self, trainer, module, *rest) -> None:  # type: ignore[no-untyped-def]
         self.stopped = self.stopped or trainer.global_step == 3
@@ -162,9 +163,9 @@ def test_phases_go_on_where_a_stopped_run_left_them(world: Path, monkeypatch: py
 
     config = phased(world, "resumed")
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks.StopOnSignal, "on_train_batch_end", stop)
-        assert not run(config).finished
-    assert run(config).finished
+        patch.setattr(StopOnSignal, "on_train_batch_end", stop)
+        assert not train(config).finished
+    assert train(config).finished
     straight = load_file(world / "runs" / "phased" / "align" / "trained.safetensors")
     resumed = load_file(config.directory / "align" / "trained.safetensors")
     assert straight.keys() == resumed.keys()
@@ -183,7 +184,7 @@ def test_adapters_on_any_component_come_back_proven_and_merged(world: Path) -> N
         "train.layout.learning_rate=1.0e-2",
         "trainer.checkpoint_every_steps=2",
     )
-    assert run(config).finished
+    assert train(config).finished
     adapter = config.directory / "adapter"
     on_the_way = config.directory / "layout" / "adapter"  # at a checkpoint of the layout stage
     assert {path.parent.name for path in on_the_way.glob("*/*.json")} == {"lvlm", "composition", "layout_unet"}
@@ -210,7 +211,7 @@ def test_adapters_on_any_component_come_back_proven_and_merged(world: Path) -> N
 )
 def test_what_cannot_be_is_said_before_anything_is_trained(world: Path, overrides: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        run(load(world, "name=wrong", *overrides))
+        train(load(world, "name=wrong", *overrides))
     assert not (world / "runs" / "wrong").exists() or not any((world / "runs" / "wrong").glob("*.yaml"))
 
 

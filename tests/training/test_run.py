@@ -27,7 +27,8 @@ from vlad.layout.polygons import box_polygon
 from vlad.lora.adapter_files import adapter_metadata
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.reports.curves import read_curves
-from vlad.training.run import is_finished, run
+from vlad.training.publish import is_finished
+from vlad.training.run import train
 from vlad.training.stages import contrast
 from vlad.types import Layout, TextLine
 from vlad.utils.errors import UserError
@@ -64,7 +65,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     entries = write_shards((render_sign(options, i) for i in range(options.count)), folder / "shards", 16)
     write_manifest(folder / "shards", entries, {})
     (folder / "base.yaml").write_text(config_text(folder), encoding="utf-8")
-    assert run(load_config(folder / "base.yaml")).finished
+    assert train(load_config(folder / "base.yaml")).finished
     return folder
 
 
@@ -112,9 +113,9 @@ def test_contrast_is_what_stands_out_from_the_ground() -> None:
 
 def stop_at(config: Config, stage: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs the config until `step` of `stage`, where a signal would have stopped it."""
-    from vlad.training.callbacks import progress as callbacks
+    from vlad.training.callbacks.stop_on_signal import StopOnSignal
 
-    original = callbacks.StopOnSignal.on_train_batch_end
+    original = StopOnSignal.on_train_batch_end
 
     def stop(self, trainer, module, *rest) -> None:  # type: ignore[no-untyped-def]
         here = type(module).__name__.lower().startswith(stage)
@@ -122,8 +123,8 @@ def stop_at(config: Config, stage: str, step: int, monkeypatch: pytest.MonkeyPat
         original(self, trainer, module, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks.StopOnSignal, "on_train_batch_end", stop)
-        assert not run(config).finished
+        patch.setattr(StopOnSignal, "on_train_batch_end", stop)
+        assert not train(config).finished
     assert not is_finished(config)
 
 
@@ -157,11 +158,11 @@ def test_after_a_full_disk_and_past_a_damaged_checkpoint_a_run_ends_as_if_nothin
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
-        patch.setattr("vlad.training.callbacks.ema.save_file", full)
+        patch.setattr("vlad.training.atomic_files.save_file", full)
         with pytest.raises(
             UserError, match=r"\[1/3 autoencoder\] no space left on the disk .*make room on the disk of "
         ):
-            run(config)
+            train(config)
     assert not list(config.directory.rglob("*.partial"))
     assert list((config.directory / "autoencoder" / "checkpoints").glob("*.ckpt"))
 
@@ -172,7 +173,7 @@ def test_after_a_full_disk_and_past_a_damaged_checkpoint_a_run_ends_as_if_nothin
     starts.write_text(starts.read_text().replace(f"torch {torch.__version__}", "torch 2.0.0"))
     capfd.readouterr()
     changed = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, log_every_steps=2))
-    assert run(changed).finished
+    assert train(changed).finished
     told = capfd.readouterr().err
     assert "damaged: not as in config.yaml: trainer.log_every_steps: 1 -> 2\n" in told
     assert f"damaged: not as in its last start: torch: 2.0.0 -> {torch.__version__}\n" in told
@@ -190,21 +191,21 @@ def test_a_run_trains_on_every_shape(world: Path) -> None:
     overrides = ["data.max_aspect=2", "data.bucket_step_pixels=8", f"data.shards={world / 'shapes'}", "name=shapes"]
     config = load_config(world / "base.yaml", [*overrides, "data.resolutions=[32,48]"])
     assert len(config.data.stream(0).shapes) > 4
-    assert run(config).finished
+    assert train(config).finished
     with pytest.raises(UserError, match=r"data.bucket_step_pixels: images of 28 pixels.*a multiple of 8"):
-        run(load_config(world / "base.yaml", [*overrides[:1], "data.bucket_step_pixels=4", "name=wrong_step"]))
+        train(load_config(world / "base.yaml", [*overrides[:1], "data.bucket_step_pixels=4", "name=wrong_step"]))
 
 
 def test_a_run_on_cached_states_learns_the_same(world: Path) -> None:
     overrides = ["losses.align_weight=0", f"base={world / 'runs' / 'base'}", "lora={rank: 2}"]
     given = ["name=adapted", *overrides]
-    assert run(load_config(world / "base.yaml", given)).finished
+    assert train(load_config(world / "base.yaml", given)).finished
     cache = world / "cache"
     command = [sys.executable, str(ROOT / "tools" / "cache.py"), str(world / "base.yaml"), *overrides]
     told = subprocess.run([*command, "--out", str(cache)], capture_output=True, text=True, check=True, cwd=ROOT)
     assert "32 of 32 samples cached" in told.stdout
     cached = load_config(world / "base.yaml", ["name=adapted-cached", *overrides, f"data.cache={cache}"])
-    assert run(cached).finished
+    assert train(cached).finished
     for stage in ("layout", "refine"):
         losses = [
             json.loads((world / "runs" / name / stage / "metrics.json").read_text())["diffusion"]
@@ -212,22 +213,22 @@ def test_a_run_on_cached_states_learns_the_same(world: Path) -> None:
         ]
         assert losses[0] == pytest.approx(losses[1], rel=0.02)
     with pytest.raises(UserError, match="another name"):
-        run(dataclasses.replace(cached, data=dataclasses.replace(cached.data, cache=None)))
+        train(dataclasses.replace(cached, data=dataclasses.replace(cached.data, cache=None)))
     stale = load_config(
         world / "base.yaml",
         ["name=stale", "data.max_aspect=2", "data.bucket_step_pixels=16", *overrides, f"data.cache={cache}"],
     )
     with pytest.raises(UserError, match=r"was made from something else \(fit differ\)"):
-        run(stale)
+        train(stale)
     own = load_config(world / "base.yaml", ["name=own", f"data.cache={cache}"])
     with pytest.raises(UserError, match="trains its own autoencoder"):
-        run(own)
+        train(own)
     wants_images = [f"base={world / 'runs' / 'base'}", "lora={rank: 2}", f"data.cache={cache}", "name=aligned"]
     with pytest.raises(UserError, match=r"data.cache holds no images"):
-        run(load_config(world / "base.yaml", wants_images))
+        train(load_config(world / "base.yaml", wants_images))
     wants_patches = [*wants_images[:1], "trainable.lvlm=frozen", f"data.cache={cache}", "losses.region_weight=1"]
     with pytest.raises(UserError, match=r"losses.region_weight: a cache keeps neither patches nor token ids"):
-        run(load_config(world / "base.yaml", [*wants_patches, "name=patches"]))
+        train(load_config(world / "base.yaml", [*wants_patches, "name=patches"]))
 
 
 def test_a_resume_with_another_number_of_ranks_is_refused(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +236,7 @@ def test_a_resume_with_another_number_of_ranks_is_refused(world: Path, monkeypat
     stop_at(config, "layout", 5, monkeypatch)
     monkeypatch.setattr("vlad.training.datamodule.distributed.world_size", lambda: 2)
     with pytest.raises(UserError, match="stopped with 1 rank and cannot go on with 2"):
-        run(config)
+        train(config)
 
 
 @pytest.mark.parametrize(
@@ -267,13 +268,13 @@ def test_a_disk_that_fills_up_is_told_and_the_run_goes_on(
             with pytest.raises(
                 UserError, match=r"is full: step \d+ could not be saved.*would go on from step-00000003"
             ):
-                run(config)
+                train(config)
         else:
-            assert run(config).finished
+            assert train(config).finished
     assert not list(config.directory.rglob("*.partial"))
     told = capfd.readouterr().err
     assert ("Training goes on and tries again in at most 3 steps" in told) == (policy == "go_on")
-    assert run(config).finished
+    assert train(config).finished
     straight, resumed = trained(world / "runs" / "base"), trained(config.directory)
     assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
 
@@ -281,7 +282,7 @@ def test_a_disk_that_fills_up_is_told_and_the_run_goes_on(
 def test_a_changed_config_does_not_go_on_in_the_same_directory(world: Path) -> None:
     config = load_config(world / "base.yaml", ["train.refine.learning_rate=0.5"])
     with pytest.raises(UserError, match=r"train\.refine\.learning_rate"):
-        run(config)
+        train(config)
 
 
 def test_a_image_does_not_depend_on_its_company(world: Path) -> None:
@@ -325,7 +326,7 @@ def test_a_lora_run_makes_an_adapter_that_changes_the_images(world: Path) -> Non
             "trainer.accelerator=cpu",
         ],
     )
-    assert run(config).finished
+    assert train(config).finished
     adapter = config.directory / "adapter"
     for part in ("lvlm", "layout_unet", "refine_unet"):
         assert (adapter / part / "adapter_model.safetensors").is_file()

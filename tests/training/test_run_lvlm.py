@@ -18,7 +18,7 @@ from vlad.inference.load_pipeline import load_pipeline
 from vlad.models.options import LVLMOptions
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.models.text_encoder.tiny_qwen import build_byte_tokenizer, build_tiny_qwen
-from vlad.training.run import run
+from vlad.training.run import train
 
 PROMPT = 'a blue sign that says "HOUSE" at the top'
 CONFIG = """
@@ -61,7 +61,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_adapted_lvlm_is_trained_and_comes_back_merged(world: Path) -> None:
     config = load_config(world / "adapted.yaml")
-    assert run(config).finished
+    assert train(config).finished
 
     trained = load_file(config.directory / "layout" / "trained.safetensors")
     of_lvlm = {name: value for name, value in trained.items() if name.startswith("text_side.lvlm.")}
@@ -82,7 +82,7 @@ def test_without_need_of_its_tower_the_text_path_alone_is_trained_and_kept(
     name = "-".join(changes)
     overrides = [f"{key}={str(value).format(folder=world)}" for key, value in changes.items()]
     config = replace(load_config(world / "adapted.yaml", [*overrides, "lvlm.states=normalised-average"]), name=name)
-    assert run(config).finished
+    assert train(config).finished
 
     pipeline = load_pipeline(config.directory)
     assert type(pipeline.lvlm).__name__ == "Qwen2_5_VLTextModel"

@@ -19,7 +19,8 @@ from vlad.inference.load_pipeline import load_pipeline
 from vlad.models.options import LVLMOptions
 from vlad.models.text_encoder.tiny_qwen import build_tiny_qwen
 from vlad.profiling.stand_in import StandInOptions, save_stand_in
-from vlad.training.run import is_finished, run
+from vlad.training.publish import is_finished
+from vlad.training.run import train
 from vlad.utils.errors import UserError
 
 PROMPT = 'a blue sign that says "HOUSE" at the top'
@@ -66,7 +67,7 @@ def overrides(world: Path, kind: str, *more: str) -> list[str]:
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
 def test_a_run_from_stable_diffusion_trains_both_stages_and_comes_back(world: Path, kind: str) -> None:
     config = load_config(CONFIGS / f"{kind}.yaml", overrides(world, kind))
-    assert run(config).finished and is_finished(config)
+    assert train(config).finished and is_finished(config)
 
     directory = world / "runs" / kind
     for stage, channels in (("layout", 4), ("refine", 8)):
@@ -86,7 +87,7 @@ def test_a_run_from_stable_diffusion_trains_both_stages_and_comes_back(world: Pa
 
 def test_a_stopped_run_goes_on_and_can_be_drawn_from(world: Path) -> None:
     more = ("name=straight", "train.refine.steps=3")
-    assert run(load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", *more))).finished
+    assert train(load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", *more))).finished
     directory, stopped = world / "runs" / "straight", world / "runs" / "stopped"
     shutil.copytree(directory, stopped)
     shutil.rmtree(stopped / "refine")
@@ -95,7 +96,7 @@ def test_a_stopped_run_goes_on_and_can_be_drawn_from(world: Path) -> None:
     with pytest.raises(UserError, match="has saved nothing yet"):
         load_pipeline(stopped)
 
-    assert run(config).finished
+    assert train(config).finished
     once, again = (load_file(path / "refine" / "trained.safetensors") for path in (directory, stopped))
     assert once.keys() == again.keys() and all(torch.equal(once[name], again[name]) for name in once)
 
@@ -104,7 +105,7 @@ def test_a_stopped_run_goes_on_and_can_be_drawn_from(world: Path) -> None:
 def test_adapters_on_stable_diffusion_train_what_was_grown_in_full(world: Path, own_text: str) -> None:
     more = ["lora.rank=2", f"stable_diffusion.own_text={own_text}"]
     config = load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", *more, f"name=adapted-{own_text}"))
-    assert run(config).finished
+    assert train(config).finished
 
     directory = config.directory
     trained = load_file(directory / "refine" / "trained.safetensors")
@@ -120,22 +121,22 @@ def test_adapters_on_stable_diffusion_train_what_was_grown_in_full(world: Path, 
 
 def test_a_finished_run_is_a_base_like_any_other(world: Path) -> None:
     base = world / "runs" / "finished"
-    assert run(load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", "name=finished"))).finished
+    assert train(load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", "name=finished"))).finished
     own = ("stable_diffusion", "lvlm", "composition", "lora")  # what the base brings
     small = [entry for entry in overrides(world, "sd15") if not entry.startswith(own)]
     lora = load_config(CONFIGS / "lora.yaml", [*small, f"base={base}", "name=on-it"])
-    assert run(lora).finished
+    assert train(lora).finished
     with pytest.raises(
         UserError, match=r"another LVLM than the one that the base was trained with .hidden_size 24, not"
     ):
         other = tiny_lvlm(world / "other")
-        run(load_config(CONFIGS / "lora.yaml", [*small, f"base={base}", "name=of-another", f"lvlm.path={other}"]))
+        train(load_config(CONFIGS / "lora.yaml", [*small, f"base={base}", "name=of-another", f"lvlm.path={other}"]))
     spoilt = Path(shutil.copytree(base, world / "spoilt"))
     weights = spoilt / "pipeline" / "refine_unet" / "diffusion_pytorch_model.safetensors"
     cut = {name: value for name, value in load_file(weights).items() if name != "conv_out.bias"}
     save_file({**cut, "conv_in.weight": cut["conv_in.weight"][:, :4].contiguous()}, weights)
     with pytest.raises(UserError, match=r"2 tensors differ: conv_in.weight .*conv_out.bias missing"):
-        run(load_config(CONFIGS / "lora.yaml", [*small, f"base={spoilt}", "name=of-spoilt"]))
+        train(load_config(CONFIGS / "lora.yaml", [*small, f"base={spoilt}", "name=of-spoilt"]))
     plain, adapted = load_pipeline(base), load_pipeline(base, lora.directory)
     assert not np.array_equal(plain(PROMPT, 1).images[0], adapted(PROMPT, 1).images[0])
 
@@ -144,11 +145,11 @@ def test_models_in_the_wrong_place_are_told_their_own(world: Path, tmp_path: Pat
     own = ("stable_diffusion", "lvlm", "composition", "lora")
     small = [entry for entry in overrides(world, "sd15") if not entry.startswith(own)]
     with pytest.raises(UserError, match=r"is a StableDiffusionPipeline, .* as stable_diffusion\.path"):
-        run(load_config(CONFIGS / "lora.yaml", [*small, f"base={world / 'sd15'}", "name=no-base"]))
+        train(load_config(CONFIGS / "lora.yaml", [*small, f"base={world / 'sd15'}", "name=no-base"]))
     with pytest.raises(UserError, match="is a StableDiffusionPipeline, and no run of ours"):
         load_pipeline(world / "sd15")
     with pytest.raises(UserError, match="the base brings UNets of its own"):
-        run(load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", f"base={world}", "name=two")))
+        train(load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", f"base={world}", "name=two")))
     assert not (world / "runs" / "no-base" / "config.yaml").exists()
 
 
@@ -167,7 +168,7 @@ def test_an_autoencoder_of_other_latents_is_refused(
     save_stand_in("sd15", tmp_path / "other", options)
     more = ("name=other-vae", f"autoencoder.path={tmp_path / 'other' / 'vae'}")
     with pytest.raises(UserError, match=f"autoencoder.path: .*{told}"):
-        run(load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", *more)))
+        train(load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", *more)))
 
 
 @pytest.mark.parametrize(
@@ -181,4 +182,4 @@ def test_an_autoencoder_of_other_latents_is_refused(
 )
 def test_options_that_no_model_can_follow_are_told(world: Path, more: list[str], told: str) -> None:
     with pytest.raises(UserError, match=told):
-        run(load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", "name=refused", *more)))
+        train(load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", "name=refused", *more)))

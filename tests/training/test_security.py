@@ -20,12 +20,12 @@ from vlad.lora.inject import add_adapter
 from vlad.lora.options import LoraOptions
 from vlad.pipeline.folders import ALIGNMENT_FILE
 from vlad.training.averaged_pipeline import stored_average
-from vlad.training.build import build_pipeline, new_parts, parts_of_base, publish_text_side
+from vlad.training.build import build_pipeline, new_parts, parts_of_base
 from vlad.training.callbacks.ema import AVERAGES
 from vlad.training.checkpoint import read_checkpoint
 from vlad.training.parts import TRAINED
 from vlad.training.posthoc_ema import reconstruct, snapshot_path
-from vlad.training.run import _load_stage
+from vlad.training.publish import load_published_stage, publish_text_side
 from vlad.utils.errors import UserError
 
 CONFIG = """
@@ -109,7 +109,7 @@ def a_rank_s_part(folder: Path) -> None:
 
 def what_a_stage_trained(folder: Path) -> None:
     spoil(folder / TRAINED)
-    _load_stage(nn.Linear(2, 2), folder)  # type: ignore[arg-type]
+    load_published_stage(nn.Linear(2, 2), folder)  # type: ignore[arg-type]
 
 
 def an_average(folder: Path) -> None:

@@ -29,9 +29,11 @@ from vlad.models.autoencoder import decode, encode
 from vlad.pipeline.folders import pipeline_folder
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.training import prior_preservation
-from vlad.training.build import build_pipeline, new_parts
-from vlad.training.callbacks.validation import EarlyStopping, Look
-from vlad.training.run import build_stage, is_finished, run, training_parts
+from vlad.training.build import build_pipeline, new_parts, seeded_parts
+from vlad.training.build_stage import build_stage
+from vlad.training.callbacks.validation import Validation, ValidationResult
+from vlad.training.publish import is_finished
+from vlad.training.run import train
 from vlad.training.run_data import open_data, refuse_without_text
 from vlad.types import Layout
 from vlad.utils.errors import UserError
@@ -84,7 +86,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parts.autoencoder.fit(torch.rand(64, 3, 32, 32) * 2 - 1)
     build_pipeline(config, parts).save_pretrained(folder / "pipeline")
     (folder / "lora.yaml").write_text(LORA.format(folder=folder), encoding="utf-8")
-    assert run(load_config(folder / "lora.yaml")).finished
+    assert train(load_config(folder / "lora.yaml")).finished
     return folder
 
 
@@ -165,7 +167,7 @@ def test_the_decoder_learns_grounds_through_adapters_and_latents_stay(world: Pat
         "train.autoencoder.learning_rate=1e-2",
     )
     config = load(world, *decoder, "lora.layout_unet=false", "lora.refine_unet=false", text)
-    assert run(config).finished
+    assert train(config).finished
     adapter = config.directory / "adapter"
     assert {path.name for path in adapter.iterdir()} == {"autoencoder", "README.md"}
     assert adapter_metadata(adapter / "autoencoder")["recipe"]["train"]["autoencoder"]["steps"] == 30
@@ -183,8 +185,8 @@ def test_the_decoder_learns_grounds_through_adapters_and_latents_stay(world: Pat
     assert torch.equal(decode(pipeline.autoencoder, latents), before)
 
     # What the run itself draws with is what a fresh pipeline draws with.
-    parts, _ = training_parts(config)
-    stage, _ = build_stage(config, parts, "autoencoder", open_sets(config.data.sets), "")
+    parts, _ = seeded_parts(config)
+    stage = build_stage(config, parts, "autoencoder", open_sets(config.data.sets)).module
     assert all(".lora_" in name for name in stage.trained_names())
     stage.load_state_dict(load_file(config.directory / "autoencoder" / "trained.safetensors"), strict=False)
     assert torch.allclose(decode(parts.autoencoder.eval(), latents), after, atol=1e-5)
@@ -219,7 +221,7 @@ def test_the_prior_is_drawn_once_by_the_base_and_goes_on_after_a_kill(
     with pytest.raises(KeyboardInterrupt):
         prior_preservation.generate_prior(config, data.shards, folder)
     assert not (folder / "manifest.json").is_file()
-    assert run(config).finished  # only the refine stage: nothing else carries an adapter
+    assert train(config).finished  # only the refine stage: nothing else carries an adapter
     assert not (config.directory / "layout").exists()
     assert [(numbers.start, numbers.stop) for numbers in calls] == [(0, 4), (4, 8), (4, 8), (8, 10)]
 
@@ -238,7 +240,7 @@ def test_the_prior_is_drawn_once_by_the_base_and_goes_on_after_a_kill(
 
 
 class Trainer:
-    """What EarlyStopping asks of Lightning's trainer."""
+    """What Validation asks of Lightning's trainer."""
 
     is_global_zero, should_stop, max_steps, global_step = True, False, 1000, 0
     loggers: tuple[Any, ...] = ()
@@ -265,29 +267,27 @@ class Average:
         return torch.no_grad()
 
 
-def follow(looks: list[Look], folder: Path, **options: Any) -> tuple[EarlyStopping, Trainer, torch.nn.Module]:
+def follow(looks: list[ValidationResult], folder: Path, **options: Any) -> tuple[Validation, Trainer, torch.nn.Module]:
     """A stage of 10 steps a look, the first one of the base, until it ends or the looks do."""
     trainer, module = Trainer(), torch.nn.Module()
     module.weight = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
-    stopping = EarlyStopping(
-        folder, ValidationOptions(share=0.1, every_steps=10, **options), Average(trainer), None, ""
-    )  # type: ignore[arg-type]
-    stopping.measure = lambda _: looks[trainer.global_step // 10]
+    stopping = Validation(folder, ValidationOptions(share=0.1, every_steps=10, **options), Average(trainer), None, "")  # type: ignore[arg-type]
+    stopping.evaluate = lambda _: looks[trainer.global_step // 10]
     stopping.on_train_start(trainer, module)  # type: ignore[arg-type]
     for step in range(1, 10 * (len(looks) - 1) + 1):
         trainer.global_step = step
         stopping.on_train_batch_end(trainer, module)  # type: ignore[arg-type]
         if trainer.should_stop:
             break
-    stopping.restore(module)
+    stopping.restore_best(module)
     return stopping, trainer, module
 
 
 def looks_of(
     losses: list[float], letters: list[float] | None = None, training: list[float] | None = None
-) -> list[Look]:
+) -> list[ValidationResult]:
     return [
-        Look(loss, (training or losses)[place], None if letters is None else letters[place])
+        ValidationResult(loss, (training or losses)[place], None if letters is None else letters[place])
         for place, loss in enumerate(losses)
     ]
 
@@ -310,10 +310,10 @@ def test_damaged_weights_of_the_best_look_are_told_and_the_last_kept(
     with torch.no_grad():
         module.weight.fill_(30.0)
     stopping.path.write_bytes(stopping.path.read_bytes()[:20])
-    stopping.restore(module)
+    stopping.restore_best(module)
     assert float(module.weight) == 30.0 and stopping.metrics()["best_step"] == 30
     told = capsys.readouterr().err
-    assert "the weights of the best look (step 20) cannot be read" in told and str(stopping.path) in told
+    assert "the weights of the best validation pass (step 20) cannot be read" in told and str(stopping.path) in told
 
 
 def test_a_lower_loss_that_reads_fewer_letters_is_no_better(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_a_style_that_costs_letters_at_first_is_waited_for(tmp_path: Path) -> No
 def test_where_no_look_reads_the_last_is_kept_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stopping, _, module = follow(looks_of([1.0, 0.9], letters=[0.9, 0.1]), tmp_path)
     assert (stopping.best_step, float(module.weight)) == (None, 0.0)
-    assert "no look read as many letters" in capsys.readouterr().err
+    assert "no validation pass read as many letters" in capsys.readouterr().err
 
 
 def test_overfitting_is_told_once_with_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -360,21 +360,21 @@ def test_a_look_computes_in_the_precision_that_frozen_weights_are_stored_in(tmp_
     trainer.precision_plugin = SimpleNamespace(forward_context=lambda: torch.autocast("cpu", torch.bfloat16))
     module = torch.nn.Linear(2, 1).requires_grad_(False)
     module.weight.data = module.weight.data.bfloat16()  # as under bf16-true
-    stopping = EarlyStopping(tmp_path, ValidationOptions(share=0.1), Average(trainer), None, "")  # type: ignore[arg-type]
-    stopping.measure = lambda stage: Look(float(stage(torch.ones(1, 2))), 0.0)
+    stopping = Validation(tmp_path, ValidationOptions(share=0.1), Average(trainer), None, "")  # type: ignore[arg-type]
+    stopping.evaluate = lambda stage: ValidationResult(float(stage(torch.ones(1, 2))), 0.0)
     stopping.on_train_start(trainer, module)  # type: ignore[arg-type]
-    assert 0 in stopping.looks
+    assert 0 in stopping.results
 
 
 def test_looks_go_on_after_a_resume(tmp_path: Path) -> None:
     stopping, _, _ = follow(looks_of([1.0, 0.8, 0.9, 0.9]), tmp_path, patience=2)
-    again = EarlyStopping(tmp_path, stopping.options, stopping.average, stopping.measure, "")
+    again = Validation(tmp_path, stopping.options, stopping.ema, stopping.evaluate, "")
     again.load_state_dict(json.loads(json.dumps(stopping.state_dict()), object_hook=_with_numbers))
     trainer = Trainer()
     trainer.global_step = 30
     again.on_train_start(trainer, torch.nn.Module())  # type: ignore[arg-type]
     assert trainer.should_stop  # it was killed after its last look
-    assert again.looks == stopping.looks
+    assert again.results == stopping.results
 
 
 def _with_numbers(record: dict[str, Any]) -> dict[Any, Any]:
@@ -419,7 +419,7 @@ def test_what_cannot_work_is_told_in_one_sentence(world: Path, overrides: list[s
         (world / "adapted" / "config.yaml").write_text(BASE, encoding="utf-8")
     before = set((world / "runs").iterdir())
     with pytest.raises(UserError, match=said) as caught:
-        run(load(world, "name=wrong", *(override.replace("{folder}", str(world)) for override in overrides)))
+        train(load(world, "name=wrong", *(override.replace("{folder}", str(world)) for override in overrides)))
     assert "\n" not in str(caught.value)
     assert not (world / "runs" / "wrong" / "config.yaml").exists()
     assert set((world / "runs").iterdir()) - before <= {world / "runs" / "wrong"}
@@ -440,7 +440,7 @@ def test_shards_of_which_nothing_can_be_used_are_not_called_without_text(tmp_pat
 def test_adapters_train_on_a_quantised_base(world: Path, bits: int) -> None:
     pytest.importorskip("bitsandbytes")
     config = load(world, f"name=bits{bits}", f"lora.base_bits={bits}", "trainer.accelerator=gpu", "trainer.devices=1")
-    assert run(config).finished
+    assert train(config).finished
     prompt = 'festival, a poster that says "HOUSE"'
     plain, adapted = load_pipeline(world / "pipeline"), load_pipeline(world / "pipeline", config.directory)
     assert plain(prompt).images[0].tobytes() != adapted(prompt).images[0].tobytes()
@@ -449,4 +449,4 @@ def test_adapters_train_on_a_quantised_base(world: Path, bits: int) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_quantised_base_asks_for_a_gpu(world: Path) -> None:
     with pytest.raises(UserError, match=r"^lora.base_bits needs .* set lora.base_bits=null\.$"):
-        run(load(world, "name=bits", "lora.base_bits=4"))
+        train(load(world, "name=bits", "lora.base_bits=4"))

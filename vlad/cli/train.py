@@ -18,17 +18,20 @@ def add_config(parser: OptionParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from vlad.config.checks import check_config
     from vlad.config.load import load_config
 
     config = load_config(arguments.config, arguments.overrides)
+    check_config(config)  # before torch is loaded: a contradiction is reported at once
     from vlad.training.launcher import started_by
-    from vlad.training.run import is_finished, next_command, run
+    from vlad.training.publish import is_finished, next_command
+    from vlad.training.run import train
     from vlad.utils.distributed import is_main_process
 
     if is_finished(config):
         print(f"{config.directory} is finished; give name=... for a new run, or sample from it.")
         return 0
-    result = run(config)
+    result = train(config)
     if not is_main_process():
         return 0
     if result.finished:
@@ -123,25 +126,29 @@ def _add_cache_options(parser: OptionParser) -> None:
 
 
 def _cache(arguments: argparse.Namespace) -> None:
+    from vlad.config.checks import check_cacheable, check_config
     from vlad.config.load import load_config
 
     if not arguments.out.strip() or "://" in arguments.out:
         raise UserError(f"--out must name a directory of this machine for the cache, not {arguments.out!r}.")
     out = checked_path(arguments.out, "--out")
     config = load_config(arguments.config, arguments.overrides)
+    check_config(config)
+    check_cacheable(config)
 
     import torch
     from tqdm import tqdm
 
     from vlad.data.latent_cache.precompute import write_cache
     from vlad.data.shard_sets import open_sets
-    from vlad.training.caching import cache_encoder, cache_fingerprint, cacheable_parts
+    from vlad.training.build import build_parts
+    from vlad.training.caching import cache_encoder, cache_fingerprint
     from vlad.utils.locks import directory_lock
 
     if config.data.mix:
         raise UserError("data.mix: a cache is of one shard set; name it as data.shards.")
     sets = open_sets(config.data.sets, config.data.fetch)
-    parts = cacheable_parts(config)
+    parts, _ = build_parts(config)
     writable_directory(out, "a cache", needed_bytes=sets.samples * 10_000)
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     encode = cache_encoder(config, parts, device)

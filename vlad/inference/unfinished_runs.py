@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from vlad.config.load import load_config
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.training.build import build_parts, build_pipeline
+from vlad.training.build_stage import stage_names
 from vlad.training.callbacks.ema import MAIN
 from vlad.training.checkpoint import newest_checkpoint, read_checkpoint
 from vlad.training.parts import TRAINED, Parts
-from vlad.training.run import stage_names
 from vlad.utils.errors import UserError
 
 

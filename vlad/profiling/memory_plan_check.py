@@ -24,7 +24,7 @@ from vlad.data.options import SyntheticOptions
 from vlad.data.signs import render_sign
 from vlad.diffusion.noise_schedule import build_scheduler
 from vlad.lora.inject import add_adapter
-from vlad.training.build import build_parts, new_parts, reads_images
+from vlad.training.build import build_parts, needs_vision_tower, new_parts
 from vlad.training.callbacks.phases import TextPhases
 from vlad.training.memory_plan import plan_stage
 from vlad.training.optim import build_optimizer
@@ -80,7 +80,7 @@ def _measure_stage(name: str, pixels: int, overrides: list[str]) -> int:
     optim: OptimOptions = getattr(config.train, name)
     stage: Any
     if name == "layout":
-        TextPhases(parts.text_side, config.text_training, reads_images(config), "").prepare()
+        TextPhases(parts.text_side, config.text_training, needs_vision_tower(config), "").unfreeze_all()
         noise = config.layout.noise
         stage = LayoutStage(parts, build_scheduler(noise), noise, config.losses, optim)
         parts.refine_unet = None  # type: ignore[assignment]
@@ -90,7 +90,7 @@ def _measure_stage(name: str, pixels: int, overrides: list[str]) -> int:
     stage.log_losses = stage.log_temperature = lambda *_, **__: None  # there is no trainer to log to
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak so far is forgotten
-    stage.settle()
+    stage.record_trained_parameters()
     set_modes(stage)
     optimizer = build_optimizer(stage, optim, stage.trained_names(), fused=True)
     named = dict(stage.named_parameters())

@@ -20,24 +20,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlad.config.schema import Config
-from vlad.config.training import OptimOptions
 from vlad.data.collate import collate
 from vlad.data.dataset import first_samples
 from vlad.data.shard_sets import open_sets
 from vlad.models.attention import set_attention
-from vlad.training.add_adapters import adaptable
-from vlad.training.caching import cached_sets
-from vlad.training.callbacks.metrics_logging import StepClock
-from vlad.training.callbacks.progress import StopOnSignal
-from vlad.training.datamodule import ShardDataModule
+from vlad.training.build import seeded_parts
+from vlad.training.build_stage import build_stage, stage_names
+from vlad.training.callbacks.metrics_logging import StepTimer
+from vlad.training.callbacks.stop_on_signal import StopOnSignal
 from vlad.training.devices import run_device
-from vlad.training.optim import check_optimizer
+from vlad.training.fit_stage import Run, stage_callbacks, stage_data, stage_trainer
+from vlad.training.memory_savers import cast_frozen_weights, configure_models
 from vlad.training.precision import computed_in, stage_precision
-from vlad.training.run import build_stage, quieten, set_switches, stage_names, stored, training_parts
+from vlad.training.run import silence_libraries
 from vlad.training.stages import set_modes
-from vlad.training.trainer import build_trainer
-from vlad.training.validate import validate
-from vlad.utils import distributed
+from vlad.training.validate import check_stages, validate
 from vlad.utils.errors import UserError
 
 COUNTED_IMAGES = 2
@@ -68,7 +65,7 @@ def check_stage(config: Config, name: str) -> None:
 
 
 def thrown_away(config: Config, name: str, steps: int, folder: str) -> Config:
-    """The config for so many steps of one stage, in a directory of its own, without images and checkpoints."""
+    """The config for so many steps of one stage in a directory of its own, without checkpoints and evaluations."""
     optim = replace(getattr(config.train, name), steps=steps, warmup_steps=1)
     trainer = replace(
         config.trainer,
@@ -79,7 +76,9 @@ def thrown_away(config: Config, name: str, steps: int, folder: str) -> Config:
         wandb="off",
     )
     train = replace(config.train, **{name: optim})
-    return replace(config, name="measured", runs=folder, resume="auto", trainer=trainer, train=train)
+    data, validation = replace(config.data, held_out=None), replace(config.validation, share=0.0)
+    config = replace(config, name="measured", runs=folder, resume="auto")
+    return replace(config, trainer=trainer, train=train, data=data, validation=validation)
 
 
 def measure_stage(config: Config, name: str, steps: int, warmup: int) -> StageFigures:
@@ -95,29 +94,22 @@ def measure_stage(config: Config, name: str, steps: int, warmup: int) -> StageFi
     return StageFigures(images / seconds, seconds, clock.waited / clock.seconds, clock.peak_bytes, attention)
 
 
-def _time(config: Config, name: str, warmup: int) -> tuple[StepClock, str]:
-    quieten()
-    sets = validate(config).shards
-    parts, config = training_parts(config)
-    precision, device = stage_precision(config, name)[0], run_device(config)
-    optim: OptimOptions = getattr(config.train, name)
-    check_optimizer(optim, device)
-    line = set_switches(config, parts, device, computed_in(precision))
-    stage, phases = build_stage(config, parts, name, sets, "")
-    data = ShardDataModule(
-        sets if config.data.cache is None else cached_sets(config, parts, sets),
-        config.data.stream(distributed.derived_seed(config.seed, name)),
-        optim.steps * optim.accumulate_batches,
-        config.directory / "quarantine.jsonl",
-    )
+def _time(config: Config, name: str, warmup: int) -> tuple[StepTimer, str]:
+    silence_libraries()
+    data = validate(config)
+    parts, config = seeded_parts(config)
+    check_stages(config, [name], data)
+    precision = stage_precision(config, name)[0]
+    attention = configure_models(config, parts, run_device(config), computed_in(precision))
+    timer = StepTimer(warmup)
+    run = Run(config, parts, data, (name,), StopOnSignal(), callbacks=(timer,))
+    built = build_stage(config, parts, name, data.shards)
     (config.directory / name).mkdir(parents=True)
-    built = build_trainer(config, name, "[measured]", StopOnSignal(), None, None, phases, adaptable(parts), None)
-    clock = StepClock(warmup)
-    built.add(clock)
-    set_modes(stage)
-    with stored(stage, precision):
-        built.trainer.fit(stage, datamodule=data)
-    return clock, line.removeprefix("attention: ")
+    trainer = stage_trainer(run, name, stage_callbacks(run, name, built), resumed=None)
+    set_modes(built.module)
+    with cast_frozen_weights(built.module, built.module.trained_names(), precision):
+        trainer.fit(built.module, datamodule=stage_data(run, name))
+    return timer, attention.removeprefix("attention: ")
 
 
 def count_flops(config: Config, name: str) -> float:
@@ -125,13 +117,12 @@ def count_flops(config: Config, name: str) -> float:
     check_stage(config, name)
     sets = open_sets(config.data.sets, config.data.fetch)
     device = run_device(config)
-    parts, config = training_parts(config)
+    parts, config = seeded_parts(config)
     if name not in stage_names(config, parts):
         raise UserError(f"this run has no stage {name}; it has {', '.join(stage_names(config, parts))}.")
-    stage: Any = build_stage(config, parts, name, sets, "")[0].to(device)
+    stage: Any = build_stage(config, parts, name, sets).module.to(device)
     set_modes(stage)
-    unets = [unet for unet in (parts.layout_unet, parts.refine_unet) if unet is not None]
-    set_attention(unets, "sdpa", device)
+    set_attention(parts.unets, "sdpa", device)
     batch = collate(first_samples(sets, config.data.stream(config.seed), COUNTED_IMAGES)).to(device)
     for log in ("log", "log_dict"):
         setattr(stage, log, lambda *_, **__: None)  # no trainer listens

@@ -16,7 +16,7 @@ from vlad.training.trainable import component_of, linear_modules
 from vlad.utils.errors import UserError
 
 
-def adaptable(parts: Parts) -> dict[str, nn.Module | None]:
+def adaptable_modules(parts: Parts) -> dict[str, nn.Module | None]:
     """The modules that may carry adapters, by the names of their folders."""
     return {
         "lvlm": parts.text_side.lvlm.model,
@@ -27,11 +27,11 @@ def adaptable(parts: Parts) -> dict[str, nn.Module | None]:
     }
 
 
-def kept_adapters(config: Config, parts: Parts) -> dict[str, nn.Module | None]:
+def published_adapters(config: Config, parts: Parts) -> dict[str, nn.Module | None]:
     """The modules whose adapters a run writes: those on a Stable Diffusion's UNets say nothing without the layers that
     were grown beside them, and become part of the pipeline alone."""
     leaves_out = config.stable_diffusion is not None
-    return {name: m for name, m in adaptable(parts).items() if not (leaves_out and name.endswith("_unet"))}
+    return {name: m for name, m in adaptable_modules(parts).items() if not (leaves_out and name.endswith("_unet"))}
 
 
 def adapt_text_side(

@@ -8,12 +8,12 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from vlad.config.schema import Config
 from vlad.diffusion.noise_schedule import build_scheduler, noise_options_from
-from vlad.lora.merge import merged_copy
 from vlad.losses.alignment_heads import AlignmentHeads, AttentionPool, TokenPool
 from vlad.losses.contrastive import AlignmentHead
 from vlad.losses.extra.image_text_matching import MatchingHead
@@ -36,7 +36,6 @@ from vlad.training.add_adapters import adapt_decoder, adapt_text_side, adapt_une
 from vlad.training.parts import Parts
 from vlad.utils.distributed import is_main_process
 from vlad.utils.errors import UserError
-from vlad.utils.hub import hide_progress_bars
 
 TEXT, LVLM, COMPOSITION = "text", "lvlm", "composition"  # the text side of a run of L_align alone
 
@@ -59,10 +58,10 @@ def new_text_side(config: Config) -> tuple[TextSide, AlignmentHeads]:
         config = replace(config, lvlm=replace(config.lvlm, path=str(text_folder / LVLM), revision=pinned))
     model, tokenizer = load_lvlm(
         config.lvlm,
-        with_vision=reads_images(config),
+        with_vision=needs_vision_tower(config),
         full=not {"lvlm", "projector", "vision_tower"}.isdisjoint(training.components("full")),
     )
-    vision = load_vision_encoder(config.lvlm) if reads_images(config) else None
+    vision = load_vision_encoder(config.lvlm) if needs_vision_tower(config) else None
     head = load_lm_head(config.lvlm, model) if config.losses.captioning_weight else None
     lvlm = LVLMEncoder(model, tokenizer, config.lvlm, vision, head)
     if config.text_base is None:
@@ -73,7 +72,7 @@ def new_text_side(config: Config) -> tuple[TextSide, AlignmentHeads]:
     text_side = TextSide(lvlm, composition)
     base_id = config.text_base or config.lvlm.path
     if base_id is not None:
-        adapt_text_side(text_side, config, reads_images(config), base_id, config.lvlm.revision)
+        adapt_text_side(text_side, config, needs_vision_tower(config), base_id, config.lvlm.revision)
     alignment = _alignment_heads(config, text_side)
     if config.text_base is not None:
         with reporting_damage(text_folder):
@@ -146,8 +145,8 @@ def _parts_of_stable_diffusion(config: Config, options: StableDiffusionOptions) 
     return _in_memory_format(parts, config), replace(config, layout=layout, refine=refine)
 
 
-def reads_images(config: Config) -> bool:
-    """Whether some loss looks at the images with the LVLM's eyes."""
+def needs_vision_tower(config: Config) -> bool:
+    """Whether some loss compares texts with the images that the LVLM's vision tower sees."""
     losses = config.losses
     return bool(losses.align_weight or losses.region_weight or losses.matching_weight)
 
@@ -173,7 +172,7 @@ def _new_composition(config: Config, lvlm_width: int) -> CompositionModule:
 def _alignment_heads(config: Config, text_side: TextSide) -> AlignmentHeads:
     """The heads that the losses need. Raises UserError where the LVLM cannot give what an extra loss asks for."""
     losses, lvlm, composition = config.losses, text_side.lvlm, text_side.composition
-    image_width = lvlm.image_width if reads_images(config) else lvlm.width
+    image_width = lvlm.image_width if needs_vision_tower(config) else lvlm.width
     width = composition.config.output_width
     contrast = AlignmentHead(width, image_width, kind=losses.alignment)
     if losses.captioning_weight:
@@ -231,7 +230,7 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
     _check_shapes(config, spatial_factor(base.autoencoder), levels)
     text_side = base.text_side
     check_same_lvlm(config.lvlm, text_side.lvlm.model)
-    text_side.lvlm.vision = load_vision_encoder(config.lvlm) if reads_images(config) else None
+    text_side.lvlm.vision = load_vision_encoder(config.lvlm) if needs_vision_tower(config) else None
     text_side.lvlm.head = load_lm_head(config.lvlm, text_side.lvlm.model) if config.losses.captioning_weight else None
     alignment = _alignment_heads(config, text_side)
     if stored.is_file():
@@ -255,7 +254,7 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
                 module.requires_grad_(False)
         adapt_unets(parts, config.lora, base_id)
         adapt_decoder(parts, config.lora, base_id)
-    adapt_text_side(text_side, config, reads_images(config), base_id)
+    adapt_text_side(text_side, config, needs_vision_tower(config), base_id)
     process = base.config.process  # the noise that was trained with, whatever solver the base samples with
     layout, refine = config.layout, replace(config.refine, noise=replace(config.refine.noise, **process["refine"]))
     if not base.uses_layout:
@@ -275,18 +274,6 @@ def text_folder_of(path: Path) -> Path:
         f"text_base: there is no text side at {path}; name a finished run of align_stage: only, such as one of"
         " configs/align_tiny.yaml."
     )
-
-
-def publish_text_side(parts: Parts, folder: Path) -> None:
-    """Writes LVLM (adapters merged) with its tokenizer, CCM and alignment heads, for `text_base`; the heads last."""
-    text_side = parts.text_side
-    lvlm: Any = merged_copy(text_side.lvlm.model)
-    with hide_progress_bars():
-        lvlm.save_pretrained(folder / LVLM)
-    text_side.lvlm.tokenizer.save_pretrained(folder / LVLM)
-    composition: Any = merged_copy(text_side.composition)
-    composition.save_pretrained(folder / COMPOSITION)
-    save_file(parts.alignment.state_dict(), folder / ALIGNMENT_FILE)
 
 
 def build_pipeline(config: Config, parts: Parts) -> VLADPipeline:
@@ -321,3 +308,9 @@ def build_pipeline(config: Config, parts: Parts) -> VLADPipeline:
         batch_size=options.batch_size,
         **kept,
     )
+
+
+def seeded_parts(config: Config) -> tuple[Parts, Config]:
+    """Seeds all generators, then `build_parts`: the same seed gives the same new weights."""
+    L.seed_everything(config.seed, verbose=False)
+    return build_parts(config)

@@ -8,13 +8,11 @@ from dataclasses import asdict
 
 import torch
 
-from vlad.config.checks import check_cacheable
 from vlad.config.schema import Config
 from vlad.data.latent_cache.precompute import Fingerprint, data_fingerprint, open_cache, weights_digest
 from vlad.data.shard_sets import ShardSets
 from vlad.losses.text_side_losses import parse_captions
 from vlad.models.autoencoder import latent_moments
-from vlad.training.build import build_parts
 from vlad.training.parts import Parts
 from vlad.types import Batch, CachedStates
 
@@ -48,12 +46,6 @@ def cache_encoder(config: Config, parts: Parts, device: torch.device) -> Callabl
         return CachedStates(image_mean, image_deviation, glyph_mean, glyph_deviation, text, v)
 
     return encode_batch
-
-
-def cacheable_parts(config: Config) -> Parts:
-    """The parts that a config's cache is made with. Raises UserError where the run trains its own autoencoder."""
-    check_cacheable(config)
-    return build_parts(config)[0]
 
 
 def cached_sets(config: Config, parts: Parts, sets: ShardSets) -> ShardSets:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlad.training.atomic_files import flush_directory
 from vlad.utils import distributed
 from vlad.utils.errors import UserError
 
@@ -148,9 +149,9 @@ def write_part(content: dict[str, Any], path: Path, rank: int, ranks: int, patie
             if failed.exists() or time.monotonic() > until:
                 raise OSError(errno.EIO, "another rank could not write its part")
             time.sleep(POLL_SECONDS)
-        _flush_directory(folder)
+        flush_directory(folder)
         folder.replace(path)
-        _flush_directory(path.parent)
+        flush_directory(path.parent)
     except BaseException:
         if rank:
             with contextlib.suppress(OSError):
@@ -178,18 +179,10 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
                 os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         read_checkpoint(temporary)
         temporary.replace(path)
-        _flush_directory(path.parent)
+        flush_directory(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def publish_file(temporary: Path, path: Path) -> None:
-    """Gives a small result its name once it is on the disk: a stage's checkpoints are removed because it is there."""
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    _flush_directory(path.parent)
 
 
 def _refuse_without_room(content: dict[str, Any], directory: Path) -> None:
@@ -198,15 +191,6 @@ def _refuse_without_room(content: dict[str, Any], directory: Path) -> None:
     if free < needed:
         message = f"{free / 1e6:.0f} MB are free and the checkpoint takes {needed / 1e6:.0f}"
         raise OSError(errno.ENOSPC, message)
-
-
-def _flush_directory(directory: Path) -> None:
-    """A rename is on the disk only when its directory is."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def prune_checkpoints(directory: Path, keep_last: int, keep_every_steps: int) -> None:

@@ -25,7 +25,8 @@ from vlad.config.training import OptimOptions
 from vlad.models.autoencoder import spatial_factor
 from vlad.models.text_encoder.base_encoders import context_tokens
 from vlad.models.text_encoder.prompt import parse_prompt
-from vlad.training.build import reads_images
+from vlad.training.build import needs_vision_tower
+from vlad.training.build_stage import trains_text
 from vlad.training.fsdp import sharded_parameters
 from vlad.training.memory_trace import StepShape, saved_bytes, traced_encoding_bytes, traced_step_bytes
 from vlad.training.parts import Parts
@@ -205,7 +206,7 @@ def device_bytes() -> int | None:
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
-def start_line(config: Config, parts: Parts, stages: Sequence[str], ranks: int = 1) -> str | None:
+def memory_line(config: Config, parts: Parts, stages: Sequence[str], ranks: int = 1) -> str | None:
     """One line on the fullest stage; None for models so small that nothing is to be planned, and for packed ones.
 
     `ranks` share what is sharded.
@@ -257,13 +258,12 @@ def _trained(config: Config, parts: Parts, name: str) -> dict[int, nn.Parameter]
     unet = parts.layout_unet if name == "layout" else parts.refine_unet
     assert unet is not None
     found = {id(parameter): parameter for parameter in unet.parameters() if parameter.requires_grad}
-    reads_text = name == "layout" or config.refine.train_text or parts.layout_unet is None
-    if not reads_text or config.text_training.is_frozen:
+    if not trains_text(config, parts, name):
         return found
-    read = parameters_read(parts.text_side, reads_images(config))
+    read = parameters_read(parts.text_side, needs_vision_tower(config))
     names = trained_names(parts.text_side, [modes for _, modes in config.text_training.phases], read)
     found |= {id(parameter): parameter for key, parameter in parts.text_side.named_parameters() if key in names}
-    if reads_images(config) and not config.makes_adapter:
+    if needs_vision_tower(config) and not config.makes_adapter:
         found |= {id(parameter): parameter for parameter in parts.alignment.parameters()}
     return found
 

@@ -1,4 +1,4 @@
-"""What makes a stage smaller or faster, and not another: stored precision, recomputation, compilation."""
+"""Memory and speed of a stage: bf16 frozen weights, activation checkpointing, attention, torch.compile."""
 
 from __future__ import annotations
 
@@ -9,37 +9,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlad.config.training import Checkpointing, Compilation
+from vlad.config.schema import Config
+from vlad.config.training import Checkpointing, Compilation, Precision
+from vlad.models.attention import set_attention
+from vlad.training.parts import Parts
 from vlad.utils.errors import UserError
 
 
 @contextmanager
-def frozen_in_bf16(stage: nn.Module, trained: Collection[str], exact: str = "autoencoder.") -> Iterator[None]:
-    """Inside the block the frozen matrices of a stage are stored in bf16, half of their memory; afterwards in float32.
+def cast_frozen_weights(
+    stage: nn.Module, trained: Collection[str], precision: Precision, exact: str = "autoencoder."
+) -> Iterator[None]:
+    """Under bf16-true stores the frozen matrices of a stage in bf16 inside the block: half of their memory.
 
-    What is `trained` (parameter names), norms, biases and what begins with `exact` (the autoencoder: its latents
-    are the targets) keep their precision. Under bf16 autocast a matrix is rounded before it multiplies
-    anyway, so but for embeddings the result is that of bf16-mixed. Values that bf16 cannot hold come back from a
-    copy in main memory; those of a model that was published in bf16 need none.
+    What is `trained` (parameter names), norms, biases and what begins with `exact` (the autoencoder: its latents are
+    the targets) keep their precision. Under bf16 autocast a matrix is rounded before it multiplies anyway, so but for
+    embeddings the result is that of bf16-mixed. Values that bf16 cannot hold come back from a copy in main memory;
+    those of a model that was published in bf16 need none. Other precisions change nothing.
     """
-    kept: dict[str, Tensor | None] = {}
+    originals: dict[str, Tensor | None] = {}
     parameters = dict(stage.named_parameters())
-    for name, parameter in parameters.items():
+    for name, parameter in parameters.items() if precision == "bf16-true" else ():
         if name in trained or parameter.ndim < 2 or parameter.dtype != torch.float32 or name.startswith(exact):
             continue
         rounded = parameter.data.to(torch.bfloat16)
-        kept[name] = None if torch.equal(rounded.float(), parameter.data) else parameter.data.cpu()
+        originals[name] = None if torch.equal(rounded.float(), parameter.data) else parameter.data.cpu()
         parameter.data = rounded
     try:
         yield
     finally:
-        for name, value in kept.items():
+        for name, value in originals.items():
             parameter = parameters[name]
             parameter.data = parameter.data.float() if value is None else value.to(parameter.device)
 
 
 def checkpoint_activations(what: Checkpointing, unets: Sequence[Any], lvlm: Any) -> None:
-    """Has the backward pass compute the activations of the UNets, or of the LVLM, block by block again.
+    """Activation checkpointing: the backward pass computes activations of the UNets, or the LVLM, again block by block.
 
     Raises UserError for an LVLM whose class cannot.
     """
@@ -67,7 +72,7 @@ BACKEND = "inductor"
 
 
 def compile_unets(what: Compilation, unets: Sequence[Any], device: torch.device) -> None:
-    """Has torch compile the UNets: whole, or only the block that they repeat, which takes a fraction of the time.
+    """Compiles the UNets: whole, or only the block that they repeat, which takes a fraction of the time.
 
     In place: names of parameters and files stay as they are. Raises UserError where torch cannot compile.
     """
@@ -101,14 +106,24 @@ def prove_compile(device: torch.device) -> str | None:
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Inside the block compiled modules run as they are written: a few images of other shapes are not worth a
-    compilation."""
+    """Inside the block compiled modules run eagerly: a few images of other shapes are not worth a compilation."""
     with torch.compiler.set_stance("force_eager"):
         yield
 
 
-def compile_as_written(unets: Sequence[nn.Module]) -> None:
-    """Takes compilation back, so that what a run hands out is plain modules."""
+def remove_compilation(unets: Sequence[nn.Module]) -> None:
+    """Makes compiled modules plain ones again, for what a run publishes."""
     for unet in unets:
         for module in unet.modules():
             module._compiled_call_impl = None
+
+
+def configure_models(config: Config, parts: Parts, device: torch.device, dtype: torch.dtype) -> str:
+    """Sets attention, recomputation and compilation of a run's models; returns the line that says which attention runs.
+
+    Raises UserError for what cannot run here.
+    """
+    line = set_attention(parts.unets, config.trainer.attention, device, dtype)
+    checkpoint_activations(config.trainer.activation_checkpointing, parts.unets, parts.text_side.lvlm.model)
+    compile_unets(config.trainer.compile, parts.unets, device)
+    return line

@@ -1,4 +1,4 @@
-"""Parts: the modules of a run, as they are built, trained stage by stage and published."""
+"""The models of a run together: autoencoder, text side, alignment heads, layout UNet and refine UNet."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from vlad.losses.alignment_heads import AlignmentHeads
 from vlad.models.autoencoder import PatchAutoencoder
 from vlad.models.composition import TextSide
 
-TRAINED = "trained.safetensors"  # what a finished stage has trained, in its own folder
+TRAINED = "trained.safetensors"  # in a finished stage's folder: what it has trained
 
 
 @dataclass
 class Parts:
-    """The modules of a run. The stages train them in place, each its own."""
+    """The models of a run, built once; each stage trains its own in place, and the run publishes them."""
 
     autoencoder: PatchAutoencoder | AutoencoderKL
     text_side: TextSide
@@ -24,3 +24,8 @@ class Parts:
     refine_unet: UNet2DConditionModel
     # Whether the refine UNet takes a mask and the masked image (`diffusion.inpainting`).
     edits: bool = False
+
+    @property
+    def unets(self) -> list[UNet2DConditionModel]:
+        """The UNets that there are, in the order of their stages."""
+        return [unet for unet in (self.layout_unet, self.refine_unet) if unet is not None]

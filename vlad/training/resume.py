@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def checkpoint_of_another_run(config: Config) -> tuple[Path, str] | None:
     return path, stage
 
 
-def finished_stage(config: Config, name: str, order: list[str]) -> Path | None:
+def finished_stage(config: Config, name: str, order: Sequence[str]) -> Path | None:
     """The folder with what a finished stage has trained: this run's, or that of the run it began from; else None.
 
     Raises UserError when that run has lost it.

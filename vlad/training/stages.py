@@ -31,9 +31,9 @@ from vlad.losses.text_side_losses import encode_prompts, text_side_losses, weigh
 from vlad.models.autoencoder import PatchAutoencoder, encode, sample_posterior, with_image_size
 from vlad.models.composition import TextSide
 from vlad.models.inpainting_inputs import inpainting_channels, inpainting_inputs
-from vlad.training.callbacks.metrics_logging import NoiseLevels
 from vlad.training.fsdp import shard
 from vlad.training.inpainting_batches import make_edits
+from vlad.training.noise_levels import NoiseLevels
 from vlad.training.optim import build_optimizer, learning_rate_factor
 from vlad.training.parts import Parts
 from vlad.types import Batch
@@ -61,10 +61,10 @@ class _Stage(L.LightningModule):
         if self.device_mesh is not None:  # trainer.strategy: fsdp
             shard(self, self.device_mesh["data_parallel"])
 
-    def settle(self, learning_rates: Mapping[str, float] | None = None) -> None:
-        """What wants gradients now is what this stage trains, whatever a phase freezes for a while.
+    def record_trained_parameters(self, learning_rates: Mapping[str, float] | None = None) -> None:
+        """Declares that this stage trains what requires gradients now, whatever a phase freezes for a while.
 
-        `learning_rates`: those of parameters that have another than the stage's.
+        `learning_rates`: of the parameters that have another than the stage's.
         """
         self._trained = tuple(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         self.learning_rates = learning_rates or {}
@@ -72,7 +72,7 @@ class _Stage(L.LightningModule):
     def trained_names(self) -> list[str]:
         """The names of the parameters that this stage trains, in any phase."""
         if self._trained is None:
-            self.settle()
+            self.record_trained_parameters()
         assert self._trained is not None
         return list(self._trained)
 

@@ -24,7 +24,7 @@ from vlad.eval.ablation.variants import (
     variants,
 )
 from vlad.metrics.ocr import build_ocr_engine
-from vlad.training.run import is_finished
+from vlad.training.publish import is_finished
 from vlad.utils.errors import UserError
 from vlad.utils.parallel import available_cores
 from vlad.utils.paths import writable_directory

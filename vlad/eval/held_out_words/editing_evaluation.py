@@ -30,7 +30,7 @@ from vlad.models.text_encoder.prompt import plain_prompt
 from vlad.pipeline.edits import check_can_edit
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.reports.image_grids import GridRow, overlay_polygons, sample_grid
-from vlad.training.callbacks.progress import write_metrics
+from vlad.training.atomic_files import write_metrics
 from vlad.types import Layout, Sample, TextLine
 from vlad.utils.paths import existing_file, writable_directory
 

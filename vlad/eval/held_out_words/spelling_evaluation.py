@@ -34,7 +34,7 @@ from vlad.metrics.spelling import letter_accuracy, spells_exactly
 from vlad.pipeline.folders import pipeline_folder
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.reports.image_grids import GridRow, glyph_map_image, layout_image, sample_grid
-from vlad.training.callbacks.progress import write_metrics
+from vlad.training.atomic_files import write_metrics
 from vlad.types import Layout, Sample
 from vlad.utils.paths import existing_file, writable_directory
 

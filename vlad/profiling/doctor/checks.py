@@ -29,6 +29,8 @@ from vlad.models.attention import set_attention, try_xformers
 from vlad.profiling.doctor.all_reduce import all_reduce_rate
 from vlad.profiling.doctor.findings import Finding
 from vlad.profiling.training_throughput import StageFigures, measure_stage
+from vlad.training.build import seeded_parts
+from vlad.training.build_stage import build_stage, stage_names
 from vlad.training.checkpoint import list_checkpoints
 from vlad.training.devices import local_processes, run_device, sharding_ranks
 from vlad.training.memory_plan import CONTEXT_BYTES, StagePlan, Switches, checkpoint_bytes, is_packed, plan_stage
@@ -37,7 +39,7 @@ from vlad.training.optim import check_optimizer
 from vlad.training.parts import Parts
 from vlad.training.precision import computed_in, stage_precision
 from vlad.training.provenance import cpu_name
-from vlad.training.run import build_stage, is_finished, stage_names, training_parts
+from vlad.training.publish import is_finished
 from vlad.training.validate import check_machine
 from vlad.utils.errors import DISTRIBUTION, UserError, counted
 from vlad.utils.hardware import available_memory, synchronize
@@ -79,7 +81,7 @@ class Examined:
 
     @cached_property
     def built(self) -> tuple[Parts, Config]:
-        return training_parts(self.config)
+        return seeded_parts(self.config)
 
     @cached_property
     def stages(self) -> list[str]:
@@ -91,8 +93,7 @@ class Examined:
         parts, config = self.built
         found = {}
         for name in self.stages:
-            stage, _ = build_stage(config, parts, name, self.sets, "")
-            named = stage.named_parameters()
+            named = build_stage(config, parts, name, self.sets).module.named_parameters()
             found[name] = {key: Trained(p.numel(), p.dtype) for key, p in named if p.requires_grad}
         return found
 

@@ -19,7 +19,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from tqdm import tqdm
 
-from vlad.training.callbacks.progress import StopOnSignal, step_is_whole
+from vlad.training.callbacks.stop_on_signal import StopOnSignal, ends_optimizer_step
 from vlad.training.checkpoint import (
     checkpoint_path,
     copied_to_cpu,
@@ -128,7 +128,7 @@ class Checkpoints(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         self._notice_failure()
         step = trainer.global_step
-        if not step_is_whole(trainer) or step == self.saved_step:
+        if not ends_optimizer_step(trainer) or step == self.saved_step:
             return
         if step % self.every_steps == 0 or trainer.should_stop:
             self.saved_step = step

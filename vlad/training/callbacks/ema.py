@@ -1,8 +1,8 @@
-"""Averages of the trainable parameters over training, stepped with the optimiser.
+"""EMA: exponential moving averages of the trained parameters, stepped with the optimiser.
 
-One exponential average is what sampling, evaluation and the published weights use. Beside it may run others of other
-half-lives, and power-function averages (Karras et al. 2024, arXiv 2312.02696), whose snapshots give an average of any
-width afterwards (posthoc.py). All are float32; of a sharded parameter each rank averages its part.
+One of them is what sampling, evaluation and the published weights use. Beside it may run others of other half-lives,
+and power-function averages (Karras et al. 2024, arXiv 2312.02696), whose snapshots give an average of any width
+afterwards (posthoc_ema.py). All are float32; of a sharded parameter each rank averages its part.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlad.training.checkpoint import publish_file
+from vlad.training.atomic_files import save_tensors
 from vlad.training.posthoc_ema import exponent_of_width, snapshot_path
 from vlad.utils.distributed import gather_shards, is_main_process, is_sharded, local_shard, reshard, shard_like
 
@@ -49,8 +48,8 @@ class Power:
         return (1 - 1 / step) ** (exponent_of_width(self.width) + 1)
 
 
-class ExponentialAverage(L.Callback):
-    """Keeps the averages after every optimiser step; `average` is the one that is used.
+class EMA(L.Callback):
+    """Moves the averages after every optimiser step; `average` is the one that is used.
 
     half_lives: of further averages, in steps. widths: of the power-function ones; their snapshots go to
     `directory`/snapshots every `snapshot_every_steps` steps. on_cpu: the averages stay in main memory.
@@ -71,6 +70,11 @@ class ExponentialAverage(L.Callback):
         self.snapshot_every_steps, self.directory, self.on_cpu = snapshot_every_steps, directory, on_cpu
         self.averages: dict[str, dict[str, Tensor]] = {}
         self.steps = 0
+
+    @property
+    def state_key(self) -> str:
+        """As in checkpoints of version 0.1."""
+        return "ExponentialAverage"
 
     @property
     def average(self) -> dict[str, Tensor]:
@@ -105,7 +109,7 @@ class ExponentialAverage(L.Callback):
         """Rank 0 writes an average; where it is sharded all ranks come here."""
         average = gathered(self.averages[profile], module)
         if is_main_process():
-            save_average(average, path)
+            save_tensors(average, path)
 
     @contextmanager
     def swapped_in(self, module: nn.Module) -> Iterator[None]:
@@ -154,18 +158,6 @@ def gathered(average: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]
         if is_main_process():
             found[name] = tensor.cpu()
     return found
-
-
-def save_average(average: dict[str, Tensor], path: Path) -> None:
-    """Writes tensors as safetensors, whole or not at all, whatever ends the process or the machine."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    try:
-        save_file({name: value.contiguous() for name, value in average.items()}, temporary)
-        publish_file(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _values(parameter: nn.Parameter) -> Tensor:

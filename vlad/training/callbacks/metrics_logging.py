@@ -1,4 +1,4 @@
-"""What the logs say of a run beside its losses: noise levels, learning rates, waiting for data, memory."""
+"""Logged beside the losses: images a second, waiting for data, memory, learning rates, losses by noise level."""
 
 from __future__ import annotations
 
@@ -7,39 +7,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 
 from vlad.training.datamodule import ShardDataModule
 from vlad.utils.hardware import peak_memory_bytes, synchronize
 
-NOISE_BINS = 10
 
-
-class NoiseLevels:
-    """The mean loss of each tenth of the noise levels, summed on the device between two looks."""
-
-    def __init__(self, train_timesteps: int) -> None:
-        self.train_timesteps = train_timesteps
-        self.sums: Tensor | None = None
-
-    def add(self, losses: Tensor, timesteps: Tensor) -> None:
-        """Takes the losses (B) of rows at their timesteps (B); nothing waits for the device."""
-        if self.sums is None:
-            self.sums = torch.zeros(2, NOISE_BINS, device=losses.device)  # sums, counts
-        bins = timesteps * NOISE_BINS // self.train_timesteps
-        self.sums.index_add_(1, bins, torch.stack([losses.float(), torch.ones_like(losses, dtype=torch.float32)]))
-
-    def take(self) -> dict[str, float]:
-        """`noise_0` (hardly any) to `noise_9` (nearly all noise), those that came up since the last call."""
-        if self.sums is None:
-            return {}
-        sums, counts = self.sums.tolist()
-        self.sums = None
-        return {f"noise_{i}": sums[i] / counts[i] for i in range(NOISE_BINS) if counts[i]}
-
-
-class Watch(L.Callback):
-    """Logs every `every_steps` steps what happened since the last time; `data_wait` is of this rank."""
+class StepMetrics(L.Callback):
+    """Every `every_steps` steps logs the figures since the last time; `data_wait` is this rank's."""
 
     def __init__(self, every_steps: int, images_per_step: int) -> None:
         self.every_steps, self.images_per_step = every_steps, images_per_step
@@ -53,12 +27,12 @@ class Watch(L.Callback):
         if step == self.logged_step or step % self.every_steps:
             return
         seconds = max(1e-9, time.monotonic() - self.since)
-        found = {
+        metrics = {
             "images_per_second": (step - self.logged_step) * self.images_per_step / seconds,
             "data_wait": self._waited(trainer) / seconds,
             "memory_gb": peak_memory_bytes(pl_module.device) / 1e9,
         }
-        pl_module.log_dict(found | learning_rates(trainer.optimizers[0]))
+        pl_module.log_dict(metrics | learning_rates(trainer.optimizers[0]))
         levels = getattr(pl_module, "noise_levels", None)
         if levels is not None and (means := levels.take()):
             # Past Lightning's store of metrics: it would repeat the last value of a level that has not come up since.
@@ -74,8 +48,8 @@ class Watch(L.Callback):
         return total_wait(trainer) - self.waited_before
 
 
-class StepClock(L.Callback):
-    """How long the steps after the first `warmup` took, the device's own work included."""
+class StepTimer(L.Callback):
+    """Times the steps after the first `warmup`, the device's own work included."""
 
     def __init__(self, warmup: int) -> None:
         self.warmup = warmup
@@ -96,7 +70,7 @@ class StepClock(L.Callback):
 
 
 def total_wait(trainer: L.Trainer) -> float:
-    """Seconds that the trainer has waited for its loader so far."""
+    """Seconds that the trainer has waited for its data loader so far."""
     data = getattr(trainer, "datamodule", None)
     return data.waited_seconds if isinstance(data, ShardDataModule) else 0.0
 

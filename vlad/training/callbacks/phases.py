@@ -1,4 +1,4 @@
-"""Which components of the text side a stage trains, phase by phase, and the table that says so."""
+"""Freezes and unfreezes components of the text side, phase by phase (`trainable.phases`)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vlad.training.trainable import component_of, component_table, parameters_re
 
 
 class TextPhases(L.Callback):
-    """Lets exactly those parameters of the text side want gradients that the phase at hand trains.
+    """Exactly the parameters that the phase at hand trains require gradients.
 
-    The optimiser holds what any phase trains: a parameter without a gradient is left as it is, its moments wait.
+    The optimiser holds what any phase trains: it leaves a parameter without a gradient, and its moments, as they are.
     `first_step` is the number of steps that earlier stages have trained the text side for.
     """
 
@@ -24,9 +24,9 @@ class TextPhases(L.Callback):
         self.read = parameters_read(text_side, aligned)
         self.phase: int | None = None
 
-    def prepare(self) -> None:
-        """Marks what any phase trains, before the optimiser is built."""
-        self._mark(trained_names(self.text_side, [modes for _, modes in self.training.phases], self.read))
+    def unfreeze_all(self) -> None:
+        """Unfreezes what any phase trains, for the optimiser and for what is published."""
+        self._unfreeze(trained_names(self.text_side, [modes for _, modes in self.training.phases], self.read))
 
     def learning_rates(self, prefix: str) -> Mapping[str, float]:
         """The rates of components that have one of their own, by the names of their parameters below `prefix`."""
@@ -45,16 +45,16 @@ class TextPhases(L.Callback):
             return
         self.phase = phase
         modes = self.training.phases[phase][1]
-        self._mark(trained_names(self.text_side, [modes], self.read))
+        self._unfreeze(trained_names(self.text_side, [modes], self.read))
         self.text_side.train()
         if trainer.is_global_zero:
             print(self.table(phase), file=sys.stderr)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.prepare()  # what the stage has trained is published whole
+        self.unfreeze_all()
 
     def table(self, phase: int) -> str:
-        """What is trained in a phase, as a table for a person."""
+        """How each component is trained in a phase, as a table."""
         until, modes = self.training.phases[phase]
         rows = component_table(self.text_side, modes, self.training.learning_rates, self.read)
         several = len(self.training.phases) > 1
@@ -69,6 +69,6 @@ class TextPhases(L.Callback):
             lines.append(f"  {component:13}{mode:8}{moving:>13,} of {total:>13,} parameters{own}")
         return "\n".join(lines)
 
-    def _mark(self, names: frozenset[str]) -> None:
+    def _unfreeze(self, names: frozenset[str]) -> None:
         for name, parameter in self.text_side.named_parameters():
             parameter.requires_grad_(name in names)
