@@ -1,4 +1,4 @@
-"""Fonts: every file is there, missing glyphs are known, letters stand in cells of one width."""
+"""Fonts: every file exists, missing glyphs are found, letters stand in cells of equal width."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from vlad.utils.errors import UserError
 
 
 @pytest.fixture
-def only_fonts_that_come_along(monkeypatch):
+def only_bundled_fonts(monkeypatch):
     """As on a machine without Noto's fonts, whatever this one has."""
     monkeypatch.setattr("vlad.layout.fonts._found_fonts", dict)
     for cached in (font_for, line_mask):
@@ -40,7 +40,7 @@ def columns(mask):
     return np.asarray(mask).mean(axis=0) / 255
 
 
-def test_scripts_are_told_by_their_letters():
+def test_the_script_of_a_text_is_that_of_its_letters():
     for text, script in (
         ("HOUSE 12!", SIMPLE),
         ("ΑΘΗΝΑ", SIMPLE),
@@ -58,7 +58,7 @@ def test_scripts_are_told_by_their_letters():
         assert script_of(text) == script
 
 
-def test_arabic_letters_join_and_run_from_the_right(only_fonts_that_come_along):
+def test_arabic_letters_join_and_run_from_the_right(only_bundled_fonts):
     assert font_for("سلام") == "sans-bold"
     assert missing_glyphs("سلام") == ""
     # Joined: seen, lam, alef are one piece of ink; with a joiner that forbids it they are three.
@@ -71,7 +71,7 @@ def test_arabic_letters_join_and_run_from_the_right(only_fonts_that_come_along):
     assert heights[mask.shape[1] // 2 :].max() < 0.7 * mask.shape[0]
 
 
-def test_hebrew_runs_from_the_right(only_fonts_that_come_along):
+def test_hebrew_runs_from_the_right(only_bundled_fonts):
     first, both = line_mask("ש"), line_mask("שו")
     end = np.asarray(both)[:, -first.width :]
     assert first.width < both.width
@@ -81,18 +81,18 @@ def test_hebrew_runs_from_the_right(only_fonts_that_come_along):
 @pytest.mark.parametrize(
     ("text", "name"), [("नमस्ते", "noto-devanagari"), ("สวัสดี", "noto-thai"), ("欢迎", "noto-cjk"), ("환영", "noto-cjk")]
 )
-def test_a_missing_font_is_named_with_its_package(only_fonts_that_come_along, text, name):
+def test_a_missing_font_is_reported_with_its_package(only_bundled_fonts, text, name):
     assert missing_glyphs(text)
-    assert "Noto's (Debian: fonts-noto-c" in missing_font_reason(text)
+    assert "Noto's fonts (Debian: fonts-noto-c" in missing_font_reason(text)
     with pytest.raises(UserError, match="VLAD_FONTS"):
         font_path(name)
 
 
-def test_a_character_that_no_font_can_have_beside_the_others_is_named(only_fonts_that_come_along):
-    assert missing_font_reason("A\U00012000") == "no font here has \U00012000 beside the rest of it; replace it"
+def test_a_character_without_a_font_that_has_the_others_too_is_reported(only_bundled_fonts):
+    assert missing_font_reason("A\U00012000") == "no installed font has \U00012000 and the rest of the text; replace it"
 
 
-def test_fonts_are_looked_for_where_vlad_fonts_says(tmp_path, monkeypatch):
+def test_fonts_are_searched_for_in_the_folders_of_vlad_fonts(tmp_path, monkeypatch):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "NotoSansThai-Bold.ttf").write_bytes(font_path("sans").read_bytes())
     monkeypatch.setenv("VLAD_FONTS", str(tmp_path))
@@ -106,7 +106,7 @@ def test_fonts_are_looked_for_where_vlad_fonts_says(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not has_font("noto-cjk"), reason="Noto Sans CJK is not installed")
-def test_east_asian_lines_run_down_when_asked():
+def test_east_asian_lines_run_top_to_bottom_on_request():
     across, down = line_mask("欢迎光临"), line_mask("欢迎光临", vertical=True)
     assert across.width > 3 * across.height
     assert down.height > 3 * down.width
@@ -120,24 +120,24 @@ def test_devanagari_marks_join_their_letters():
     assert line_mask("स्त").width < line_mask("स").width + line_mask("त").width
 
 
-def test_without_libraqm_a_script_that_needs_it_is_refused(only_fonts_that_come_along, monkeypatch):
+def test_a_script_that_needs_libraqm_is_refused_without_it(only_bundled_fonts, monkeypatch):
     monkeypatch.setattr("vlad.layout.fonts.features.check", lambda name: False)
     with pytest.raises(UserError, match="Arabic and has to be shaped, and this Pillow has no libraqm"):
         line_mask("مرحبا")
 
 
 @pytest.mark.parametrize("name", FONT_FILES)
-def test_every_font_is_there_and_draws_latin_letters(name):
+def test_every_bundled_font_exists_and_has_latin_letters(name):
     assert font_path(name).is_file()
     assert missing_glyphs("HOUSE house 0123 ÄÖÜß", name) == ""
 
 
-def test_an_unknown_font_is_named_with_a_suggestion():
+def test_an_unknown_font_is_reported_with_a_suggestion():
     with pytest.raises(UserError, match=r"no font 'serif-bald'; Did you mean 'serif-bold'\?"):
         font_path("serif-bald")
 
 
-def test_missing_glyphs_come_once_each_in_order(only_fonts_that_come_along):
+def test_missing_glyphs_are_listed_once_each_in_order(only_bundled_fonts):
     assert missing_glyphs("A中B国中 C", CANONICAL_FONT) == "中国"
     assert missing_glyphs("中") == "中"
     assert has_glyph(" ")
@@ -154,7 +154,7 @@ def test_cells_are_equally_wide_whatever_the_letter_and_the_font(name):
         assert mask.height == line_mask(text).height
 
 
-def test_a_letter_keeps_its_cell_whatever_stands_beside_it():
+def test_a_letter_keeps_its_cell_whatever_its_neighbours():
     cell = round(CELL_WIDTH_EM * FONT_SIZES_PIXELS[0])
     alone, within = np.asarray(line_mask("M")), np.asarray(line_mask("HMI"))
     assert np.array_equal(alone, within[:, cell : 2 * cell])
@@ -177,7 +177,7 @@ def test_side_bearings_are_the_empty_shares_at_both_ends():
     assert side_bearings("  ") == (0.0, 0.0)
 
 
-def test_the_size_for_a_height_needs_no_enlarging_until_the_largest():
+def test_the_font_size_for_a_height_needs_no_upscaling_up_to_the_largest():
     assert font_size_for(1) == FONT_SIZES_PIXELS[0]
     for height in (10, 40, 100, 200):
         assert 0.7 * font_size_for(height) >= height

@@ -1,4 +1,4 @@
-"""Glyph maps: strokes inside their polygons, and what cannot be drawn is masked."""
+"""Glyph maps: strokes stay inside their polygons, and lines that cannot be rendered are masked."""
 
 import cv2
 import numpy as np
@@ -25,7 +25,7 @@ def rotated_box(degrees, width=0.6, height=0.2):
 
 
 def pixels_outside(glyph_map, polygon):
-    """How far the centres of inked pixels stand outside a clockwise convex polygon, at most, in pixels."""
+    """The largest distance in pixels of an inked pixel's centre outside a clockwise convex polygon."""
     height, width = glyph_map.shape
     rows, columns = np.nonzero(glyph_map)
     corners = np.array(polygon) * (width, height)
@@ -36,7 +36,7 @@ def pixels_outside(glyph_map, polygon):
 
 
 @pytest.mark.parametrize("degrees", [0, 15, 45, 90, 180, 250])
-def test_a_rotated_line_is_drawn_inside_its_polygon(degrees):
+def test_a_rotated_line_is_rendered_inside_its_polygon(degrees):
     polygon = rotated_box(degrees)
     glyph_map = render_glyph_map(layout_of("HOUSE", polygon), 256, 256)
     assert glyph_map.dtype == np.float32
@@ -48,7 +48,7 @@ def test_a_rotated_line_is_drawn_inside_its_polygon(degrees):
     )
 
 
-def test_half_a_turn_turns_the_image():
+def test_a_line_turned_by_180_degrees_is_the_turned_map():
     upright = render_glyph_map(layout_of("HOUSE", rotated_box(0)), 128, 128)
     turned = render_glyph_map(layout_of("HOUSE", rotated_box(180)), 128, 128)
     assert np.abs(turned - upright[::-1, ::-1]).mean() < 0.01
@@ -65,7 +65,7 @@ def test_thin_strokes_of_small_images_keep_their_weight():
     assert small == pytest.approx(large, rel=0.1)
 
 
-def test_lines_add_up_as_their_maximum():
+def test_overlapping_lines_combine_as_their_maximum():
     coverage = np.zeros((64, 64), dtype=np.uint8)
     for _ in range(2):
         render_line(coverage, "HOUSE", BOX)
@@ -89,7 +89,7 @@ def test_the_mask_of_a_line_outside_the_image_is_empty():
         assert not ignore_mask(layout_of("HOUSE", box_polygon(*box), valid=False), 50, 50).any()
 
 
-def test_text_past_the_edge_is_cut_there():
+def test_text_past_the_edge_of_the_image_is_cut_off():
     whole = render_glyph_map(layout_of("HOUSE", box_polygon(0.5, 0.4, 1.5, 0.6)), 64, 64)
     assert 0 < whole[:, 32:].max() <= 1
     assert whole[:, :31].max() == 0
@@ -110,7 +110,7 @@ coordinate = st.one_of(st.sampled_from([0.0, 0.5, 1.0, -1.0, 1e-9, 1e12]), st.fl
     st.lists(st.tuples(coordinate, coordinate), min_size=4, max_size=8),
     st.text(max_size=6),
 )
-def test_no_polygon_and_no_text_stops_the_drawing(points, text):
+def test_any_polygon_and_any_text_can_be_rendered(points, text):
     layout = layout_of(text, tuple(points))
     glyph_map = render_glyph_map(layout, 48, 32)
     assert glyph_map.shape == (32, 48)
@@ -149,7 +149,7 @@ def test_a_bent_line_has_no_seams():
     assert statistics[1:, cv2.CC_STAT_AREA].min() > 100
 
 
-def test_straight_polygons_of_more_points_draw_like_quads():
+def test_straight_polygons_of_more_points_render_like_quads():
     box = ((0.1, 0.4), (0.5, 0.4), (0.9, 0.4), (0.9, 0.6), (0.5, 0.6), (0.1, 0.6))
     bent, straight = render_glyph_map(layout_of("HOUSE", box), 256, 256), render_glyph_map(layout_of("HOUSE"), 256, 256)
     assert np.abs(bent - straight).mean() < 0.02

@@ -1,13 +1,12 @@
-"""Fonts: which file draws a character, and the mask of a line of text.
+"""Fonts: finding font files, glyph coverage, and rendering a line of text as a mask.
 
-Every letter of a simple script stands in the middle of a cell of its own, all cells of a line equally wide, in the
-glyph map and in the images of `data/synthetic.py` alike: a letter's cell is then the same in both, which is what the
-refine UNet learns from fastest. The cell and the vertical extent come from the canonical font, whatever
-font draws the letter. Lines of other scripts (`scripts.py`) are shaped as a whole, by libraqm inside Pillow, in the
-first of their fonts that has every glyph.
+Each letter of a simple script is centred in a cell of its own, and all cells of a line are equally wide, in glyph maps
+and in rendered signs (`data/signs.py`) alike: the refine UNet learns fastest where a letter has the same cell in both.
+Cell width and vertical extent come from the canonical font, whatever font renders the letter. Lines of other scripts
+(`scripts.py`) are shaped as a whole by libraqm, inside Pillow, in the first of their fonts that has every glyph.
 
-The DejaVu fonts come with a dependency. Those of other scripts are Google's Noto (SIL Open Font License) and are looked
-for in the folders of VLAD_FONTS (separated like PATH), or else where systems keep their fonts.
+The DejaVu fonts come with matplotlib. Fonts of other scripts are Google's Noto (SIL Open Font License), searched for in
+the folders of VLAD_FONTS (separated like PATH), else in the system's font folders.
 """
 
 from __future__ import annotations
@@ -35,12 +34,11 @@ FONT_FILES = {
     "mono-bold": "DejaVuSansMono-Bold.ttf",
 }
 CANONICAL_FONT = "mono-bold"
-JOINERS = "\u200c\u200d"  # they shape their neighbours and have no glyph of their own
+JOINERS = "\u200c\u200d"  # they affect how their neighbours are shaped and have no glyph
 CELL_WIDTH_EM = 0.602  # the advance of DejaVu Sans Mono
 FONT_SIZES_PIXELS = (48, 64, 96, 128, 192, 256, 384)
 
-
-# Fonts that nobody has to have: name, file. Their order is the order in which they are tried.
+# Fonts that need not be installed: name, file.
 OPTIONAL_FONT_FILES = {
     "noto-arabic": "NotoSansArabic-Bold.ttf",
     "noto-hebrew": "NotoSansHebrew-Bold.ttf",
@@ -49,6 +47,7 @@ OPTIONAL_FONT_FILES = {
     "noto-cjk": "NotoSansCJK-Bold.ttc",
     "noto": "NotoSans-Bold.ttf",
 }
+# The fonts of each script, in the order in which they are tried.
 SCRIPT_FONTS = {
     "Arabic": ("noto-arabic", "sans-bold", "sans"),
     "Hebrew": ("noto-hebrew", "sans-bold", "sans"),
@@ -57,7 +56,7 @@ SCRIPT_FONTS = {
     **dict.fromkeys(CJK, ("noto-cjk",)),
     SIMPLE: ("mono-bold", "sans-bold", "sans", "noto", "noto-cjk"),
 }
-# Faces of the CJK collection: glyphs of one character differ between the languages.
+# Faces inside the CJK collection: the glyph of a character differs between languages.
 _CJK_FACES = {"Kana": 0, "Hangul": 1, "Han": 2}
 SYSTEM_FOLDERS = (
     "/usr/share/fonts",
@@ -67,13 +66,12 @@ SYSTEM_FOLDERS = (
     "/Library/Fonts",
     "~/Library/Fonts",
 )
-# Debian's packages; elsewhere they are called alike.
-PACKAGES = dict.fromkeys(CJK, "fonts-noto-cjk")
+DEBIAN_PACKAGES = dict.fromkeys(CJK, "fonts-noto-cjk")  # else fonts-noto-core
 
 
 @cache
 def _found_fonts() -> dict[str, Path]:
-    """Where the optional fonts lie that are here, by the files' names."""
+    """Paths of the installed optional fonts, by file name."""
     given = os.environ.get("VLAD_FONTS")
     folders = SYSTEM_FOLDERS if given is None else [part for part in given.split(os.pathsep) if part]
     wanted = set(OPTIONAL_FONT_FILES.values())
@@ -86,17 +84,17 @@ def _found_fonts() -> dict[str, Path]:
 
 
 def installed_optional_fonts() -> list[str]:
-    """The names of the optional fonts that this machine has: glyph maps of their scripts are drawn only with them."""
+    """The optional fonts that this machine has: without them, glyph maps leave out lines of their scripts."""
     return [name for name in OPTIONAL_FONT_FILES if has_font(name)]
 
 
 def has_font(name: str) -> bool:
-    """Whether the font of a name is here."""
+    """Whether the font is installed."""
     return name in FONT_FILES or OPTIONAL_FONT_FILES.get(name) in _found_fonts()
 
 
 def font_path(name: str) -> Path:
-    """The file of a font. Raises UserError for a name we don't have, or an optional font that is not here."""
+    """The file of a font. Raises UserError for an unknown name and for an optional font that is not installed."""
     known = [*FONT_FILES, *OPTIONAL_FONT_FILES]
     if name not in known:
         raise UserError(f"There is no font {name!r};{did_you_mean(name, known)} known: {', '.join(known)}.")
@@ -112,42 +110,42 @@ def font_path(name: str) -> Path:
 
 @cache
 def load_font(name: str, size_pixels: int, face: int = 0) -> ImageFont.FreeTypeFont:
-    """The font at a size (pixels an em); `face` is the number inside a collection."""
+    """The font at a size in pixels per em; `face` is its index inside a collection."""
     return ImageFont.truetype(str(font_path(name)), size_pixels, index=face)
 
 
 @lru_cache(maxsize=65536)
 def has_glyph(character: str, name: str = CANONICAL_FONT) -> bool:
-    """Whether the font draws this character itself rather than its 'missing' box."""
-    if character.isspace():
+    """Whether the font renders this character rather than the box for missing glyphs.
+
+    Rendered, not looked up in the font's character map: the shaper also composes characters that the map lacks.
+    """
+    if character.isspace() or character in JOINERS:
         return True
     font = load_font(name, 48)
-    if character in JOINERS:
-        return True
     return character.isprintable() and bytes(font.getmask(character)) != bytes(font.getmask("\U0010ffff"))
 
 
 def missing_glyphs(text: str, name: str | None = None) -> str:
-    """The characters of `text` that the font cannot draw, each once, in order.
+    """The characters of `text` that the font has no glyph for, each once, in order.
 
-    Without a name: those of the font that lacks the fewest of all that its script may be drawn in; empty when there is
-    a font for the text.
+    Without a name: those missing from the best of the fonts of the text's script; empty where one of them has all.
     """
     names = [name] if name is not None else [font for font in _fonts_of(script_of(text)) if has_font(font)]
-    lacks = ["".join(dict.fromkeys(c for c in text if not has_glyph(c, font))) for font in names or [CANONICAL_FONT]]
-    return min(lacks, key=len)
+    missing = ["".join(dict.fromkeys(c for c in text if not has_glyph(c, font))) for font in names or [CANONICAL_FONT]]
+    return min(missing, key=len)
 
 
 def missing_font_reason(text: str) -> str:
-    """Why `missing_glyphs(text)` is not empty, as the rest of a sentence with its remedy."""
+    """Why `missing_glyphs(text)` is not empty, and the remedy, to end an error message."""
     script = script_of(text)
     missing = " ".join(missing_glyphs(text))
     if script == SIMPLE or any(has_font(font) for font in SCRIPT_FONTS.get(script, ()) if font.startswith("noto-")):
-        return f"no font here has {missing} beside the rest of it; replace it"
-    package = PACKAGES.get(script, "fonts-noto-core")
+        return f"no installed font has {missing} and the rest of the text; replace it"
+    package = DEBIAN_PACKAGES.get(script, "fonts-noto-core")
     return (
-        f"no font here has {missing} ({script}); install Noto's (Debian: {package}), name their folder in VLAD_FONTS,"
-        " or replace it"
+        f"no installed font has {missing} ({script}); install Noto's fonts (Debian: {package}), name their folder in"
+        " VLAD_FONTS, or replace it"
     )
 
 
@@ -157,10 +155,8 @@ def _fonts_of(script: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=65536)
 def font_for(text: str, name: str = CANONICAL_FONT) -> str:
-    """The font that draws the line: `name` if it has every glyph and knows the script, else the first that does.
-
-    Where none does, the one that lacks the fewest glyphs.
-    """
+    """The font that renders the line: `name` where it has every glyph and the script is simple, else the first font
+    of the script that has them all; where none has, the one that lacks the fewest."""
     script = script_of(text)
     names = [font for font in _fonts_of(script) if has_font(font)]
     if script == SIMPLE:
@@ -169,12 +165,12 @@ def font_for(text: str, name: str = CANONICAL_FONT) -> str:
 
 
 def needs_shaping(text: str) -> bool:
-    """Whether the line is set as a whole rather than a cell a character."""
+    """Whether the line is shaped as a whole rather than rendered in a cell a character."""
     return script_of(text) != SIMPLE or bool(missing_glyphs(text, CANONICAL_FONT))
 
 
 def ink_extent(text: str) -> tuple[float, float]:
-    """Top and bottom of the text's ink over the baseline in the canonical font, in em (up is positive)."""
+    """Top and bottom of the text's ink above the baseline in the canonical font, in em (up is positive)."""
     extents = [extent for extent in map(_character_extent, text) if extent is not None]
     if not extents:  # spaces only
         return 0.73, 0.0
@@ -183,9 +179,8 @@ def ink_extent(text: str) -> tuple[float, float]:
 
 @lru_cache(maxsize=65536)
 def _character_extent(character: str) -> tuple[float, float] | None:
-    """The same for one character; None for a space. Separators of lines and paragraphs are spaces too: the shaping
-    library refuses them."""
-    if character.isspace():
+    """Top and bottom of one character; None without ink."""
+    if character.isspace():  # line and paragraph separators too, which libraqm refuses
         return None
     _, top, _, bottom = load_font(CANONICAL_FONT, 384).getbbox(character, anchor="ls")
     return (-top / 384, -bottom / 384) if bottom > top else None
@@ -193,18 +188,18 @@ def _character_extent(character: str) -> tuple[float, float] | None:
 
 @lru_cache(maxsize=4096)  # at most some 30 kB each
 def _cell_mask(character: str, name: str, size_pixels: int, top_em: float, bottom_em: float) -> np.ndarray:
-    """One character in its cell (uint8), squeezed where it is wider than the cell or hangs out below it."""
+    """One character in its cell (uint8), scaled down where it is wider than the cell or reaches below it."""
     width = round(CELL_WIDTH_EM * size_pixels)
     top, height = round(top_em * size_pixels), max(1, round((top_em - bottom_em) * size_pixels))
     canvas = Image.new("L", (width, height))
     if character.isspace():
         return np.asarray(canvas)
-    # Pillow's core draws the glyph's ink alone; the offset says where it starts against the baseline.
+    # The bitmap holds the ink alone; the offset places it relative to the baseline.
     ink, offset = load_font(name, size_pixels).getmask2(character, mode="L", anchor="ls")
     if ink.size[0] and ink.size[1]:
         glyph = Image.frombytes("L", ink.size, bytes(ink))
         start = max(0, top + offset[1])
-        # The J of some fonts hangs below the line where the canonical one stands on it.
+        # The J of some fonts descends below the baseline, that of the canonical font does not.
         fitted = (min(glyph.width, width), max(1, min(glyph.height, height - start)))
         if fitted != glyph.size:
             glyph = glyph.resize(fitted, Image.Resampling.BOX)
@@ -217,8 +212,8 @@ def line_pixels(
 ) -> np.ndarray:
     """A line of text as white ink on black (h w, uint8), cropped to the ink's height.
 
-    One cell a character, or shaped as a whole and cropped to the ink's width too. `vertical`: from the top down, as
-    East Asian lines may run. Raises UserError where shaping needs libraqm and Pillow has none.
+    One cell a character, or shaped as a whole and cropped to the ink's width too. `vertical`: top to bottom, as in East
+    Asian vertical text. Raises UserError where shaping needs libraqm and Pillow lacks it.
     """
     if needs_shaping(text):
         return np.asarray(_shaped_mask(text, font_for(text, name), size_pixels, vertical))
@@ -240,10 +235,10 @@ def _shaped_mask(text: str, name: str, size_pixels: int, vertical: bool) -> Imag
     if not features.check("raqm") and (vertical or script not in (SIMPLE, *CJK)):
         raise UserError(
             f"{text!r} is {script} and has to be shaped, and this Pillow has no libraqm; install Pillow's own wheel"
-            " (pip install --force-reinstall pillow), or libraqm where it was built."
+            " (pip install --force-reinstall pillow), or rebuild Pillow with libraqm."
         )
     font = load_font(name, size_pixels, _CJK_FACES.get(script, 0) if name == "noto-cjk" else 0)
-    # raqm finds out by itself which way the letters run; only down the page has to be said.
+    # libraqm detects the horizontal direction itself; vertical text has to be requested.
     direction, anchor = ("ttb", "lt") if vertical else (None, "ls")
     left, top, right, bottom = font.getbbox(text, direction=direction, anchor=anchor)
     margin = size_pixels // 4
@@ -256,7 +251,7 @@ def _shaped_mask(text: str, name: str, size_pixels: int, vertical: bool) -> Imag
 
 @lru_cache(maxsize=65536)
 def side_bearings(text: str) -> tuple[float, float]:
-    """Empty share of the line's width before its first and after its last ink, in the canonical font."""
+    """The empty shares of a line's width before its first and after its last ink, in the canonical font."""
     columns = np.flatnonzero(np.asarray(line_mask(text)).max(axis=0) > 127)
     if columns.size == 0:
         return 0.0, 0.0
@@ -265,5 +260,5 @@ def side_bearings(text: str) -> tuple[float, float]:
 
 
 def font_size_for(height_pixels: float) -> int:
-    """The smallest size kept in memory whose letters need no enlarging at this line height."""
+    """The smallest of the cached font sizes that needs no upscaling at this line height."""
     return next((size for size in FONT_SIZES_PIXELS if 0.7 * size >= height_pixels), FONT_SIZES_PIXELS[-1])
