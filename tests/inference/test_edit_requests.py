@@ -155,7 +155,7 @@ def test_a_recipe_from_before_edits_is_read() -> None:
         (["--mask", "{folder}/broken.png"], "no image that can be read"),
         (["--mask", REGION, "--line", " "], "--line holds no text"),
         (["--line", "A@0,0,1,1", "--line", "B"], "some do not; give one to all"),
-        (["--line", "A@0.5,0.5,2,2"], "stands outside the image"),
+        (["--line", "A@0.5,0.5,2,2"], "is outside the image"),
         (["--mask", REGION, "--line", "A", "--prompt", 'a "B"'], "both say what to write"),
         (["--mask", REGION, "--size", "64"], "--size says nothing"),
         (["--mask", REGION, "--template", "x.png"], "--template says nothing"),

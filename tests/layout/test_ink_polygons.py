@@ -1,4 +1,4 @@
-"""Polygons brought to the ink of their lines."""
+"""Polygons of OCR engines tightened to the ink of their lines."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ TILTED = ((0.2, 0.35), (0.78, 0.25), (0.8, 0.45), (0.22, 0.55))
 
 
 def enlarged(line: TextLine, room: float) -> TextLine:
-    """The line with `room` times its height of room on each side, as a detector leaves it."""
+    """The line with a margin of `room` times its height on each side, as a text detector leaves it."""
     quad = np.array(line.polygon)
     along, down = quad[1] - quad[0], quad[3] - quad[0]
     step = along / np.linalg.norm(along) * np.linalg.norm(down) * room, down * room
@@ -30,7 +30,7 @@ def painted(line: TextLine, size: int, ground: tuple[int, int, int], ink: tuple[
 
 
 @pytest.mark.parametrize("size", [64, 256])
-def test_a_region_with_room_comes_back_to_the_line_s_own_polygon(size):
+def test_a_region_with_a_margin_is_tightened_to_the_line_s_own_polygon(size):
     before, after = [], []
     for index in range(20):
         sample = render_sign(SyntheticOptions(size_pixels=size, line_shares=(1.0, 0.0, 0.0)), index)
@@ -43,7 +43,7 @@ def test_a_region_with_room_comes_back_to_the_line_s_own_polygon(size):
     assert min(after) > 0.8
 
 
-def test_rules_and_shapes_beside_the_letters_are_not_taken_for_letters():
+def test_rules_and_shapes_beside_the_letters_are_left_out():
     found = []
     for index in range(20):
         poster = render_poster(index)  # a double frame at both sides, a sun below
@@ -68,7 +68,7 @@ def test_a_tilt_of_a_pixel_is_the_engine_s_rounding():
     assert polygon_iou(found.polygon, line.polygon) > 0.9
 
 
-def test_the_glyph_map_of_the_found_polygon_covers_the_image_s_ink():
+def test_the_glyph_map_of_a_tightened_polygon_covers_the_image_s_ink():
     for text in ("ILL", "Jumpy", "A", "1 to 7"):  # narrow and hanging letters, a single one, spaces
         line = TextLine(text, box_polygon(0.3, 0.4, 0.3 + 0.08 * len(text), 0.55))
         image = painted(line, 256, (250, 250, 250), (10, 10, 10))
@@ -77,7 +77,7 @@ def test_the_glyph_map_of_the_found_polygon_covers_the_image_s_ink():
         assert (ink & drawn).sum() / (ink | drawn).sum() > 0.8, text
 
 
-def test_what_cannot_be_told_apart_stays_as_it_is():
+def test_a_line_without_separable_ink_stays_unchanged():
     box = box_polygon(0.2, 0.4, 0.8, 0.6)
     rng = np.random.default_rng(0)
     plain = np.full((64, 64, 3), 90, dtype=np.uint8)
@@ -94,7 +94,7 @@ def test_what_cannot_be_told_apart_stays_as_it_is():
     assert tighten_polygon(TextLine(" ", box), noise).polygon == box
 
 
-def test_a_region_without_room_does_not_lose_its_first_letter():
+def test_a_region_without_a_margin_keeps_its_first_letter():
     """Tesseract's boxes end where the letters do."""
     coverage = np.zeros((128, 128), dtype=np.uint8)
     box = box_polygon(0.2, 0.4, 0.8, 0.6)

@@ -1,4 +1,4 @@
-"""Layout files: what is written is read back; what a user gets wrong is named."""
+"""Layout files: what is written is read back, and mistakes are reported with line and field."""
 
 import json
 
@@ -23,7 +23,7 @@ def test_a_written_layout_is_read_back(tmp_path):
     assert read_layout(tmp_path / "layout.json") == layout
 
 
-def test_fields_that_say_nothing_are_left_out():
+def test_unset_fields_are_left_out():
     layout = Layout((TextLine("A", box_polygon(0, 0, 1, 1)),))
     assert layout_to_json(layout) == {"lines": [{"text": "A", "polygon": [[0, 0], [1, 0], [1, 1], [0, 1]]}]}
 
@@ -54,7 +54,7 @@ def test_a_box_stands_for_its_polygon():
         (json.dumps({"lines": [HOUSE | {"valid": "no"}]}), "line 1: valid must be true or false"),
     ],
 )
-def test_mistakes_are_named(tmp_path, content, said):
+def test_mistakes_are_reported(tmp_path, content, said):
     path = tmp_path / "layout.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(UserError) as caught:
@@ -64,7 +64,7 @@ def test_mistakes_are_named(tmp_path, content, said):
     assert not str(caught.value).endswith(("?.", ".."))
 
 
-def test_a_missing_file_and_one_that_is_no_text_are_named(tmp_path):
+def test_a_missing_file_and_one_that_is_not_text_are_reported(tmp_path):
     with pytest.raises(UserError, match="no layout file"):
         read_layout(tmp_path / "none.json")
     (tmp_path / "image.json").write_bytes(b"\x89PNG\xff\xfe")
@@ -72,7 +72,7 @@ def test_a_missing_file_and_one_that_is_no_text_are_named(tmp_path):
         read_layout(tmp_path / "image.json")
 
 
-def test_a_written_layout_has_a_line_of_text_on_each_line(tmp_path):
+def test_a_written_layout_has_one_line_of_text_per_line(tmp_path):
     lines = tuple(
         TextLine(text, box_polygon(0.1, top, 0.9, top + 0.25)) for text, top in (("Straße", 0.25), ("“2”", 0.5))
     )

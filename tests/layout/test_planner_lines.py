@@ -1,4 +1,4 @@
-"""Layouts from elsewhere: what is meant is read, what is wrong is named."""
+"""Layouts from `--line` options and planner files, and the mistakes reported."""
 
 from pathlib import Path
 
@@ -18,17 +18,17 @@ def test_boxes_and_polygons_on_the_command_line() -> None:
 @pytest.mark.parametrize(
     "said", ["SALE", "SALE@", "@0.1,0.1,0.9,0.3", "SALE@1,2,3", "SALE@a,b,c,d", "SALE@0,0,nan,1", "SALE@0,0,1,0,1"]
 )
-def test_what_is_no_line_is_told_with_an_example(said: str) -> None:
-    with pytest.raises(UserError, match="write TEXT@LEFT,TOP,RIGHT,BOTTOM"):
+def test_a_malformed_line_option_is_reported_with_an_example(said: str) -> None:
+    with pytest.raises(UserError, match="is not TEXT@LEFT,TOP,RIGHT,BOTTOM; give"):
         parse_line_options([said])
 
 
 def test_a_box_needs_an_area() -> None:
-    with pytest.raises(UserError, match="left must be under right"):
+    with pytest.raises(UserError, match="it needs left < right"):
         parse_line_options(["SALE@0.9,0.1,0.1,0.3"])
 
 
-def test_planner_lines_are_read_on_their_grid(tmp_path: Path) -> None:
+def test_planner_lines_are_read_on_a_grid_of_128(tmp_path: Path) -> None:
     (tmp_path / "plan.txt").write_text("big sale 16,32,112,64\n\nnow -5,70,140,96\n", encoding="utf-8")
     first, second = read_planner_file(tmp_path / "plan.txt").lines
     assert (first.text, first.polygon) == ("big sale", box_polygon(0.125, 0.25, 0.875, 0.5))
@@ -43,7 +43,7 @@ def test_planner_lines_are_read_on_their_grid(tmp_path: Path) -> None:
         ("\n", "no text"),
     ],
 )
-def test_a_bad_planner_line_is_named(tmp_path: Path, text: str, said: str) -> None:
+def test_a_malformed_planner_line_is_reported(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "plan.txt").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=said):
         read_planner_file(tmp_path / "plan.txt")

@@ -29,5 +29,5 @@ def test_a_tall_line_shares_the_row_of_a_low_one_beside_it():
     ]
 
 
-def test_nothing_stays_nothing():
+def test_no_lines_give_no_lines():
     assert reading_order([]) == ()

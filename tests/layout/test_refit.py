@@ -1,4 +1,4 @@
-"""Refit: what is drawn from a layout is read back; what touches is cut; what is missing gets a place."""
+"""Refit: rendered layouts are read back, touching rows are cut, missing lines get a place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlad.layout.refit import refit_layout
 from vlad.types import Layout, TextLine
 
 
-def test_true_glyph_maps_give_their_layouts_back() -> None:
+def test_layouts_are_read_off_their_true_glyph_maps() -> None:
     options = SyntheticOptions(line_shares=(0.4, 0.3, 0.3))
     for index in range(150):
         layout = render_sign(options, index).layout
@@ -30,7 +30,7 @@ def test_true_glyph_maps_give_their_layouts_back() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_rows_that_touch_are_cut_into_even_ones(count: int) -> None:
+def test_touching_rows_are_cut_into_even_ones(count: int) -> None:
     height = 0.9 / count
     strings = ["HELLO", "WORLD", "AGAIN"][:count]
     lines = [
@@ -58,7 +58,7 @@ def test_a_tilted_line_keeps_its_angle(degrees: float) -> None:
     assert polygon_iou(found.polygon, line.polygon) > 0.8
 
 
-def test_lines_of_different_angles_are_told_apart() -> None:
+def test_lines_of_different_angles_are_separated() -> None:
     lines = (
         tilted("SALE", (0.3, 0.2), 0.35, 0.11, -15),
         tilted("TODAY", (0.6, 0.45), 0.45, 0.12, 20),
@@ -68,7 +68,7 @@ def test_lines_of_different_angles_are_told_apart() -> None:
     assert all(polygon_iou(a.polygon, b.polygon) > 0.75 for a, b in zip(found.lines, lines, strict=True))
 
 
-def test_lines_beside_each_other_are_two() -> None:
+def test_lines_side_by_side_are_separated() -> None:
     lines = (
         TextLine("SALE", box_polygon(0.05, 0.3, 0.42, 0.45)),
         TextLine("TODAY", box_polygon(0.55, 0.3, 0.97, 0.45)),
@@ -78,7 +78,7 @@ def test_lines_beside_each_other_are_two() -> None:
     assert all(polygon_iou(a.polygon, b.polygon) > 0.85 for a, b in zip(found.lines, lines, strict=True))
 
 
-def test_strings_go_where_the_map_spells_them() -> None:
+def test_strings_are_assigned_where_the_map_spells_them() -> None:
     lines = (
         TextLine("LATER", box_polygon(0.1, 0.6, 0.8, 0.8)),
         TextLine("SOONER", box_polygon(0.1, 0.2, 0.8, 0.4)),
@@ -87,7 +87,7 @@ def test_strings_go_where_the_map_spells_them() -> None:
     assert all(polygon_iou(a.polygon, b.polygon) > 0.8 for a, b in zip(found.lines, lines, strict=True))
 
 
-def test_more_regions_than_strings_are_joined_and_fewer_get_room() -> None:
+def test_surplus_regions_are_merged_and_missing_lines_get_a_place() -> None:
     lines = (
         TextLine("ONE", box_polygon(0.1, 0.1, 0.5, 0.25)),
         TextLine("TWO", box_polygon(0.1, 0.3, 0.5, 0.45)),
@@ -113,11 +113,11 @@ def test_a_layout_survives_file_glyph_map_and_refit(kind: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("disturbance", ["blurred and noisy", "wrong letters", "specks"])
-def test_disturbed_maps_still_give_their_lines(disturbance: str) -> None:
+def test_lines_are_found_in_disturbed_maps(disturbance: str) -> None:
     assert score_refit(12, disturbance=disturbance).found > 0.85
 
 
-def test_specks_make_no_line_and_no_string_no_layout() -> None:
+def test_specks_are_no_lines_and_no_strings_give_an_empty_layout() -> None:
     line = TextLine("HOUSE", box_polygon(0.2, 0.4, 0.8, 0.6))
     glyph_map = render_glyph_map(Layout((line,)), 64, 64)
     glyph_map[2, 2] = 1
@@ -125,7 +125,7 @@ def test_specks_make_no_line_and_no_string_no_layout() -> None:
     assert refit_layout(glyph_map, []) == Layout(())
 
 
-def test_an_empty_map_still_gives_every_string_a_place_inside_the_image() -> None:
+def test_an_empty_map_gives_every_string_a_place_inside_the_image() -> None:
     found = refit_layout(np.zeros((64, 64), dtype=np.float32), ["ONE", "TWO", "THREE"])
     boxes = [bounding_box(line.polygon) for line in found.lines]
     assert [line.text for line in found.lines] == ["ONE", "TWO", "THREE"]

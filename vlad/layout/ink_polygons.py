@@ -1,7 +1,7 @@
-"""Where a line's ink ends: polygons of OCR engines brought to what glyph maps mean by a polygon.
+"""Tightens polygons of OCR engines to the ink of their lines, as glyph maps expect them.
 
-An engine's detector marks a region with room around the letters, a third of their height and more. A glyph map fills
-its polygon: drawn into such a region, its letters stand beside those of the image, and are larger.
+A text detector leaves a margin around the letters, a third of their height and more. A glyph map fills its polygon:
+rendered into a detected region, its letters would be larger than those of the image, and not in the same places.
 """
 
 from __future__ import annotations
@@ -16,40 +16,40 @@ from vlad.layout.fonts import side_bearings
 from vlad.layout.polygons import bounding_box, box_polygon, quad_of
 from vlad.types import TextLine
 
-CROP_ROWS = 48  # at least so many for a line: smaller ones are enlarged, for bounds finer than a pixel
-MOST_CROP_PIXELS = 4096
-# Of 255. With less between ground and ink there is no telling them apart.
-LEAST_CONTRAST = 24.0
-# A speck is smaller, in shares of the region's height, each way.
-SPECK = 0.06
-# What reaches in from the rim no further than this share of the height is a neighbour: a frame, another line's letters.
-INTRUSION = 0.33
-# Ink that covers less of the region is not the whole line.
-LEAST_WIDTH, LEAST_HEIGHT = 0.25, 0.3
-# Engines leave no more room than this share of the height before and after a line: a letter was lost there.
-MOST_ROOM = 0.5
+MIN_CROP_ROWS = 48  # smaller lines are enlarged, for bounds finer than a pixel
+MAX_CROP_PIXELS = 4096
+# Of 255: with less contrast, ink and background cannot be separated.
+MIN_CONTRAST = 24.0
+# Regions of ink smaller than this share of the crop's height, in both directions, are specks.
+SPECK_SIZE = 0.06
+# Ink that reaches in from the border by at most this share of the height is not the line's: a frame, another line.
+INTRUSION_DEPTH = 0.33
+# Ink that spans less of the crop is not the whole line.
+MIN_WIDTH, MIN_HEIGHT = 0.25, 0.3
+# Engines leave a smaller margin before and after a line, in shares of its height: with more, a letter was missed.
+MAX_MARGIN = 0.5
 
 
 def tighten_polygon(line: TextLine, image: np.ndarray) -> TextLine:
-    """The line with its polygon around its ink in `image` (H W 3, uint8), as a glyph map would be drawn into it.
+    """The line with its polygon tightened to its ink in `image` (H W 3, uint8), so that a glyph map matches the image.
 
-    The top and bottom of the ink become the polygon's; to the sides comes the room that the text's first and last
-    letter have in their cells. It only ever shrinks: a side that the ink runs over stays, and where ground and ink
-    cannot be told apart, or the polygon is no quad, the line stays as it is.
+    The polygon's top and bottom become those of the ink; at the sides the bearings of the first and last letter are
+    added. It only ever shrinks: a side that the ink crosses stays. Where ink and background cannot be separated, or the
+    polygon is not a quad, the line is returned unchanged.
     """
     if len(line.polygon) != 4 or not line.text.strip():
         return line
     height, width = image.shape[:2]
-    quad = _straightened(np.array(quad_of(line.polygon)) * (width, height)).astype(np.float32)
+    quad = _snap_to_box(np.array(quad_of(line.polygon)) * (width, height)).astype(np.float32)
     across, down = _sides(quad)
     if min(across, down) < 2:
         return line
-    scale = max(1.0, CROP_ROWS / down)
+    scale = max(1.0, MIN_CROP_ROWS / down)
     columns, rows = math.ceil(across * scale), math.ceil(down * scale)
-    if max(columns, rows) > MOST_CROP_PIXELS:
+    if max(columns, rows) > MAX_CROP_PIXELS:
         return line
     corners = np.array([(0, 0), (columns, 0), (columns, rows), (0, rows)], dtype=np.float32)
-    # Corners of pixels, not their centres: half a pixel on either side.
+    # OpenCV's coordinates are pixel centres, ours are pixel corners: half a pixel apart.
     to_crop = cv2.getPerspectiveTransform(quad - 0.5, corners - 0.5)
     crop = cv2.warpPerspective(image, to_crop, (columns, rows), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     bounds = _ink_bounds(crop)
@@ -64,10 +64,10 @@ def tighten_polygon(line: TextLine, image: np.ndarray) -> TextLine:
     return replace(line, polygon=tuple((float(x) / width, float(y) / height) for x, y in found))
 
 
-def _straightened(quad: np.ndarray) -> np.ndarray:
-    """The quad's box where it is tilted by no more than a pixel, which is what engines round to; else itself."""
-    (left, top), (right, above), (beside, bottom), (under, below) = quad
-    if max(abs(above - top), abs(below - bottom), abs(beside - right), abs(under - left)) > 1.01:
+def _snap_to_box(quad: np.ndarray) -> np.ndarray:
+    """The bounding box of a quad tilted by at most a pixel, an OCR engine's rounding; any other quad itself."""
+    (left, top), (right, top_2), (right_2, bottom), (left_2, bottom_2) = quad
+    if max(abs(top_2 - top), abs(bottom_2 - bottom), abs(right_2 - right), abs(left_2 - left)) > 1.01:
         return quad
     return np.array(box_polygon(*bounding_box(tuple(map(tuple, quad.tolist())))))
 
@@ -79,67 +79,67 @@ def _sides(quad: np.ndarray) -> tuple[float, float]:
 
 
 def _ink_bounds(crop: np.ndarray) -> tuple[float, float, float, float] | None:
-    """Left, top, right and bottom of the ink of a line (H W 3, uint8) that fills most of its region, else None."""
+    """Left, top, right and bottom of the ink in a crop (H W 3, uint8) that a line fills; None where none is found."""
     rows, columns = crop.shape[:2]
-    away = _distance_to_ground(crop)
-    level, _ = cv2.threshold(away.clip(0, 255).astype(np.uint8), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    strokes = away[away > level]
-    if strokes.size == 0 or np.median(strokes) < LEAST_CONTRAST:
+    distance = _distance_to_background(crop)
+    level, _ = cv2.threshold(distance.clip(0, 255).astype(np.uint8), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    strokes = distance[distance > level]
+    if strokes.size == 0 or np.median(strokes) < MIN_CONTRAST:
         return None
-    # An edge that pixels average lies where they are half ink.
-    ink = (away > np.median(strokes) / 2).astype(np.uint8)
+    # An antialiased edge lies where a pixel is half ink.
+    ink = (distance > np.median(strokes) / 2).astype(np.uint8)
     _, _, regions, _ = cv2.connectedComponentsWithStats(ink, connectivity=8)
     letters = [region for region in regions[1:] if _is_letter(region, rows, columns)]
-    # A rule or a frame beside the letters runs to the rim; where letters themselves do, too little stands free of it.
-    free = [region for region in letters if not _at_rim(region, rows, columns)]
+    # Rules and frames beside the letters touch the border. Where the letters do too, the free ones span too little.
+    free = [region for region in letters if not _touches_border(region, rows, columns)]
     return _bounds(free, rows, columns) or _bounds(letters, rows, columns)
 
 
 def _bounds(regions: list[np.ndarray], rows: int, columns: int) -> tuple[float, float, float, float] | None:
-    """Left, top, right and bottom of all regions together where they fill most of rows and columns, else None."""
+    """Left, top, right and bottom of all regions together; None where they span too little of the crop."""
     if not regions:
         return None
     boxes = np.array(regions)
     left, top = boxes[:, cv2.CC_STAT_LEFT].min(), boxes[:, cv2.CC_STAT_TOP].min()
     right = (boxes[:, cv2.CC_STAT_LEFT] + boxes[:, cv2.CC_STAT_WIDTH]).max()
     bottom = (boxes[:, cv2.CC_STAT_TOP] + boxes[:, cv2.CC_STAT_HEIGHT]).max()
-    if right - left < LEAST_WIDTH * columns or bottom - top < LEAST_HEIGHT * rows:
+    if right - left < MIN_WIDTH * columns or bottom - top < MIN_HEIGHT * rows:
         return None
-    if max(left, columns - right) > MOST_ROOM * rows:
+    if max(left, columns - right) > MAX_MARGIN * rows:
         return None
     return float(left), float(top), float(right), float(bottom)
 
 
 def _is_letter(region: np.ndarray, rows: int, columns: int) -> bool:
-    """Whether a connected region of ink is neither a speck nor something that reaches in from beside the line."""
+    """Whether a connected region of ink is neither a speck nor an intrusion from beside the line."""
     left, top, width, height = (int(value) for value in region[: cv2.CC_STAT_HEIGHT + 1])
-    if max(width, height) <= SPECK * rows:
+    if max(width, height) <= SPECK_SIZE * rows:
         return False
-    reaches = []  # how far in, from each side that it touches
+    depths = []  # how far it reaches in from each side that it touches
     if left == 0 or left + width == columns:
-        reaches.append(width)
+        depths.append(width)
     if top == 0 or top + height == rows:
-        reaches.append(height)
-    return not reaches or min(reaches) > INTRUSION * rows
+        depths.append(height)
+    return not depths or min(depths) > INTRUSION_DEPTH * rows
 
 
-def _at_rim(region: np.ndarray, rows: int, columns: int) -> bool:
+def _touches_border(region: np.ndarray, rows: int, columns: int) -> bool:
     left, top, width, height = (int(value) for value in region[: cv2.CC_STAT_HEIGHT + 1])
     return left == 0 or top == 0 or left + width == columns or top + height == rows
 
 
-def _distance_to_ground(crop: np.ndarray) -> np.ndarray:
-    """How far each pixel's colour is from the ground's (H W, float32), which is a plane through the crop's rim."""
+def _distance_to_background(crop: np.ndarray) -> np.ndarray:
+    """The distance of each pixel's colour from the background's (H W, float32), a plane fitted to the crop's border."""
     rows, columns = crop.shape[:2]
     colours = crop.astype(np.float32)
     down, across = np.mgrid[0:rows, 0:columns].astype(np.float32) / max(rows, columns)
-    rim = np.ones((rows, columns), dtype=bool)
+    border = np.ones((rows, columns), dtype=bool)
     inset = max(1, rows // 16)
-    rim[inset:-inset, inset:-inset] = False
+    border[inset:-inset, inset:-inset] = False
     terms = np.stack([np.ones_like(down), across, down], axis=-1)
-    kept = rim
-    for _ in range(2):  # the second time without what stands out of the ground: letters that reach the rim
+    kept = border
+    for _ in range(2):  # the second time without outliers: letters that reach the border
         plane, *_ = np.linalg.lstsq(terms[kept], colours[kept], rcond=None)
-        away = np.linalg.norm(colours - terms @ plane, axis=-1)
-        kept = rim & (away <= 2 * np.median(away[rim]) + 1)
-    return away.astype(np.float32)
+        distance = np.linalg.norm(colours - terms @ plane, axis=-1)
+        kept = border & (distance <= 2 * np.median(distance[border]) + 1)
+    return distance.astype(np.float32)

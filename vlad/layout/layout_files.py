@@ -1,4 +1,4 @@
-"""Layout files: JSON that a person reads and edits.
+"""Layout files: reading, checking and writing layouts as JSON that people can edit.
 
     {"lines": [{"text": "HOUSE", "polygon": [[0.1, 0.4], [0.9, 0.4], [0.9, 0.6], [0.1, 0.6]]}]}
 
@@ -24,7 +24,7 @@ LINE_FIELDS = ("text", "polygon", "box", "language", "font", "colour", "valid", 
 
 
 def line_to_json(line: TextLine, exact: bool = False) -> dict[str, Any]:
-    """The line as plain JSON values; fields that say nothing are left out. Coordinates are rounded unless `exact`."""
+    """The line as plain JSON values, without unset fields. Coordinates are rounded unless `exact`."""
     entry: dict[str, Any] = {
         "text": line.text,
         "polygon": [[x, y] if exact else [round(x, 5), round(y, 5)] for x, y in line.polygon],
@@ -43,10 +43,10 @@ def layout_to_json(layout: Layout, exact: bool = False) -> dict[str, Any]:
 
 
 def layout_from_json(record: Any) -> Layout:
-    """A layout from plain JSON values. Raises ValueError that names the line and the field."""
+    """The layout in plain JSON values. Raises ValueError that names the line and the field."""
     if not isinstance(record, dict) or not isinstance(record.get("lines"), list):
         raise ValueError(
-            'it is no object with a list "lines"; write {"lines": [{"text": "HI", "box": [0.1, 0.4, 0.9, 0.6]}]}'
+            'it is not an object with a list "lines"; write {"lines": [{"text": "HI", "box": [0.1, 0.4, 0.9, 0.6]}]}'
         )
     return Layout(tuple(_line_from_json(entry, number) for number, entry in enumerate(record["lines"], start=1)))
 
@@ -98,28 +98,28 @@ def _polygon_from_json(entry: dict[str, Any], number: int) -> Polygon:
         if "box" in entry:
             left, top, right, bottom = (float(value) for value in entry["box"])
             polygon = box_polygon(left, top, right, bottom)
-            rises = left < right and top < bottom
+            is_empty = left >= right or top >= bottom
         else:
             polygon = tuple((float(x), float(y)) for x, y in entry["polygon"])
-            rises = True
+            is_empty = False
     except KeyError:
         raise ValueError(f'line {number} has neither "polygon" nor "box"') from None
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"line {number}: a polygon is a list of [x, y], a box is [left, top, right, bottom]") from None
-    if not rises:
+    if is_empty:
         raise ValueError(
-            f"line {number} covers no area: a box is [left, top, right, bottom], left under right, top under bottom"
+            f"line {number} covers no area: a box is [left, top, right, bottom] with left < right and top < bottom"
         )
     if len(polygon) < 4 or not all(map(math.isfinite, itertools.chain(*polygon))):
-        raise ValueError(f"line {number}: a polygon has at least four finite points")
+        raise ValueError(f"line {number}: a polygon needs at least four finite points")
     return polygon
 
 
 def read_layout(path: Path | str) -> Layout:
-    """A layout file that a user wrote.
+    """The layout in a file that a user wrote.
 
-    Raises UserError when the file is missing or is no layout, when it holds no text, and when a line has no
-    area or stands outside the image.
+    Raises UserError for a missing file, for one that is not a layout or holds no text, and for a line without area or
+    outside the image.
     """
     layout = read_layout_unchecked(path)
     check_layout(layout, str(path))
@@ -127,9 +127,9 @@ def read_layout(path: Path | str) -> Layout:
 
 
 def read_layout_unchecked(path: Path | str) -> Layout:
-    """A layout file that may hold no text, as stage one leaves it for a prompt without any.
+    """The layout in a file, which may hold no text: stage one writes such layouts for prompts without quoted strings.
 
-    Raises UserError when the file is missing or is no layout.
+    Raises UserError for a missing file and for one that is not a layout.
     """
     path = existing_file(path, "layout file", 'write one like {"lines": [{"text": "HI", "box": [0.1, 0.4, 0.9, 0.6]}]}')
     try:
@@ -143,9 +143,9 @@ def read_layout_unchecked(path: Path | str) -> Layout:
 
 
 def check_layout(layout: Layout, where: str) -> None:
-    """Raises UserError for a layout that holds no text, or a line without text, without area or outside the image.
+    """Raises UserError for a layout without text, and for a line without text, without area or outside the image.
 
-    `where` names it in the message: its file, or the option that gave it.
+    `where` is its file or the option that gave it, for the message.
     """
     if not any(line.text.strip() for line in layout.lines):
         raise UserError(f'{where} holds no text; give at least one line its "text".')
@@ -161,13 +161,13 @@ def check_layout(layout: Layout, where: str) -> None:
             raise UserError(f"{where}: line {number} ({line.text!r}) covers no area; move its corners apart.")
         if not all(-1e-3 <= value <= 1 + 1e-3 for point in line.polygon for value in point):
             raise UserError(
-                f"{where}: line {number} ({line.text!r}) stands outside the image; its coordinates are shares of"
-                " the image's width and height, 0 to 1."
+                f"{where}: line {number} ({line.text!r}) is outside the image; coordinates are shares of the"
+                " image's width and height, 0 to 1."
             )
 
 
 def write_layout(layout: Layout, path: Path | str) -> None:
-    """Writes a layout file, with each line of text on a line of its own."""
+    """Writes a layout file, one line of text per line."""
     lines = ",\n  ".join(json.dumps(line_to_json(line), ensure_ascii=False) for line in layout.lines)
     written = f'{{"lines": [\n  {lines}\n]}}\n' if lines else '{"lines": []}\n'
     Path(path).write_text(written, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The order in which a person reads the lines of an image."""
+"""Reading order of lines of text: row by row from the top, each row from the left."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from vlad.types import TextLine
 
 
 def reading_order(lines: Iterable[TextLine]) -> tuple[TextLine, ...]:
-    """The lines row by row from the top, each row from the left.
+    """The lines in reading order.
 
-    A line stands in a row when it shares more than half of the lower height of itself and the row's first line.
+    A line belongs to a row where it overlaps the row's first line by more than half of the lower of both heights.
     """
     rows: list[list[TextLine]] = []
-    for line in sorted(lines, key=_middle):
+    for line in sorted(lines, key=_centre_height):
         if rows and _share_a_row(rows[-1][0], line):
             rows[-1].append(line)
         else:
@@ -22,7 +22,7 @@ def reading_order(lines: Iterable[TextLine]) -> tuple[TextLine, ...]:
     return tuple(line for row in rows for line in sorted(row, key=lambda line: bounding_box(line.polygon)[0]))
 
 
-def _middle(line: TextLine) -> float:
+def _centre_height(line: TextLine) -> float:
     _, top, _, bottom = bounding_box(line.polygon)
     return (top + bottom) / 2
 
