@@ -24,7 +24,7 @@ def test_a_malformed_line_option_is_reported_with_an_example(said: str) -> None:
 
 
 def test_a_box_needs_an_area() -> None:
-    with pytest.raises(UserError, match="it needs left < right"):
+    with pytest.raises(UserError, match="left must be less than right"):
         parse_line_options(["SALE@0.9,0.1,0.1,0.3"])
 
 
