@@ -90,7 +90,7 @@ def test_one_rank_s_signal_stops_all_and_a_killed_rank_ends_the_run_with_one_mes
     told = (tmp_path / "words.0").read_text() + (tmp_path / "words.1").read_text()
     assert told.count("error: ") == 1
     assert "another rank no longer answers rank 0" in told
-    assert "goes on from the last checkpoint" in told
+    assert "resumes from the last checkpoint" in told
     assert "Traceback" not in told
     assert list_checkpoints(tmp_path / "lost" / "autoencoder" / "checkpoints")
 

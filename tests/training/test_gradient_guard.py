@@ -71,5 +71,5 @@ def test_a_run_that_only_leaves_steps_out_ends_and_fills_no_disk(
     told = capsys.readouterr().err
     assert told.count("(not written: 3 of this stage are)") == 5
     assert told.count("sign-7") == 8
-    with pytest.raises(UserError, match="5 steps in a row have been left out so, and nothing is learned any more"):
+    with pytest.raises(UserError, match="5 steps in a row were skipped, and nothing is learned any more"):
         step(torch.nan)

@@ -19,8 +19,8 @@ from vlad.training import memory_trace as tracing
 from vlad.training.build import build_parts
 from vlad.training.memory_plan import (
     CONTEXT_BYTES,
+    MemoryOptions,
     StagePlan,
-    Switches,
     Traces,
     checkpoint_bytes,
     memory_line,
@@ -46,7 +46,7 @@ class World:
         self.traces = {"layout": Traces(), "refine": Traces()}
 
     def plan(self, name: str = "refine", **changes: object) -> StagePlan:
-        switches = replace(Switches.of(self.config, name), **changes)  # type: ignore[arg-type]
+        switches = replace(MemoryOptions.of(self.config, name), **changes)  # type: ignore[arg-type]
         return plan_stage(self.config, self.parts, name, switches, self.traces[name])
 
 

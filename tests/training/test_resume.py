@@ -54,8 +54,8 @@ def test_auto_takes_the_newest_valid_one_and_says_what_it_left_out_and_why(
     checkpoint_path(folder, 10).write_bytes(b"")
     assert starting_checkpoint(run, "layout", "[2/3 layout]", speaks=True) == checkpoint_path(folder, 5)
     told = capsys.readouterr().err
-    assert "step-00000010.ckpt does not read back whole (File is not a zip file) and is left out" in told
-    assert f"goes on from {checkpoint_path(folder, 5)}" in told
+    assert "step-00000010.ckpt does not read back whole (File is not a zip file) and is skipped" in told
+    assert f"resumes from {checkpoint_path(folder, 5)}" in told
     assert starting_checkpoint(run, "refine", "[3/3 refine]", speaks=False) is None
     assert capsys.readouterr().err == ""
 
@@ -119,7 +119,7 @@ def test_many_differences_are_told_in_a_few_lines_and_none_is_passed_over(tmp_pa
     told = str(error.value)
     assert "lora: none -> given" in told and "lora.rank" not in told
     assert all(option.partition("=")[0] in told for option in changed)
-    assert "Keep these as they were to go on with it" in told
+    assert "Keep these as they were to continue it" in told
     assert len(told.replace(str(tmp_path), "")) < 700
     assert len(listed([f"option.{number}: 0 -> 1" for number in range(100)])) < 700
 

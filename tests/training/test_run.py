@@ -177,7 +177,7 @@ def test_after_a_full_disk_and_past_a_damaged_checkpoint_a_run_ends_as_if_nothin
     told = capfd.readouterr().err
     assert "damaged: not as in config.yaml: trainer.log_every_steps: 1 -> 2\n" in told
     assert f"damaged: not as in its last start: torch: 2.0.0 -> {torch.__version__}\n" in told
-    assert f"is left out: now {newest.name}.damaged" in told
+    assert f"is skipped: renamed to {newest.name}.damaged" in told
     assert not (config.directory / "layout" / "checkpoints").exists()
     straight, resumed = trained(world / "runs" / "base"), trained(config.directory)
     assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
@@ -235,7 +235,7 @@ def test_a_resume_with_another_number_of_ranks_is_refused(world: Path, monkeypat
     config = dataclasses.replace(load_config(world / "base.yaml"), name="ranks")
     stop_at(config, "layout", 5, monkeypatch)
     monkeypatch.setattr("vlad.training.datamodule.distributed.world_size", lambda: 2)
-    with pytest.raises(UserError, match="stopped with 1 rank and cannot go on with 2"):
+    with pytest.raises(UserError, match="stopped with 1 rank and cannot resume with 2"):
         train(config)
 
 
@@ -266,7 +266,7 @@ def test_a_disk_that_fills_up_is_told_and_the_run_goes_on(
         patch.setattr("vlad.training.checkpoint.torch.save", fill)
         if policy == "stop":
             with pytest.raises(
-                UserError, match=r"is full: step \d+ could not be saved.*would go on from step-00000003"
+                UserError, match=r"is full: step \d+ could not be saved.*would resume from step-00000003"
             ):
                 train(config)
         else:

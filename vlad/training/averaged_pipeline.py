@@ -1,4 +1,4 @@
-"""A published pipeline with another average of what one of its stages has trained."""
+"""A published pipeline with another average (EMA) of the weights of one of its stages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlad.utils.hub import hide_progress_bars
 
 
 def stored_average(stage: Path, name: str) -> dict[str, Tensor]:
-    """An average that a stage has kept beside the published one. Raises UserError when there is none of that name."""
+    """An average that a stage keeps beside the published one. Raises UserError when there is none of that name."""
     path = stage / AVERAGES / f"{name}.safetensors"
     known = sorted(found.stem for found in (stage / AVERAGES).glob("*.safetensors"))
     if name not in known:
@@ -26,7 +26,7 @@ def stored_average(stage: Path, name: str) -> dict[str, Tensor]:
 
 
 def averaged_pipeline(folder: Path, stage: str, average: dict[str, Tensor]) -> VLADPipeline:
-    """The pipeline in `folder` with the average in the place of what `stage` (layout, refine) has trained.
+    """The pipeline in `folder` with the average in place of the weights that `stage` (layout, refine) has trained.
 
     Raises UserError when the names are not those of the pipeline: after LoRA training of the LVLM, whose adapters have
     been merged, or for another run's average.

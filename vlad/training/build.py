@@ -1,4 +1,4 @@
-"""The parts of a run: built from a config, or taken from a finished run; and the pipeline that they make."""
+"""Builds the models of a run from its config, a base or a Stable Diffusion; and the pipeline from the models."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def build_parts(config: Config) -> tuple[Parts, Config]:
 
 
 def new_text_side(config: Config) -> tuple[TextSide, AlignmentHeads]:
-    """The text side that the config describes, untrained but for what it names a path of."""
+    """The text side that the config describes: new, but for what has a path."""
     training = config.text_training
     if config.text_base is not None:
         text_folder = text_folder_of(Path(config.text_base))
@@ -82,7 +82,7 @@ def new_text_side(config: Config) -> tuple[TextSide, AlignmentHeads]:
 
 
 def new_parts(config: Config) -> Parts:
-    """The parts that the config describes, untrained but for what it names a path of."""
+    """The parts that the config describes: new, but for what has a path."""
     text_side, alignment = new_text_side(config)
     autoencoder = build_autoencoder(config.autoencoder)
     channels = autoencoder.config.latent_channels
@@ -108,9 +108,9 @@ def _in_memory_format(parts: Parts, config: Config) -> Parts:
 
 
 def _parts_of_stable_diffusion(config: Config, options: StableDiffusionOptions) -> tuple[Parts, Config]:
-    """Both UNets from one Stable Diffusion, grown so that nothing changes yet; its autoencoder, its text, its noise.
+    """Both UNets from one Stable Diffusion, extended without a change at step 0; its autoencoder, text encoders, noise.
 
-    With `lora`: adapters on the UNets; what was grown is trained in full, as nothing was learned there before.
+    With `lora`: adapters on the UNets; the added inputs are trained in full, as nothing was learned there before.
     """
     found = load_stable_diffusion(options)
     autoencoder = found.autoencoder if config.autoencoder.path is None else build_autoencoder(config.autoencoder)
@@ -170,7 +170,7 @@ def _new_composition(config: Config, lvlm_width: int) -> CompositionModule:
 
 
 def _alignment_heads(config: Config, text_side: TextSide) -> AlignmentHeads:
-    """The heads that the losses need. Raises UserError where the LVLM cannot give what an extra loss asks for."""
+    """The heads that the losses need. Raises UserError where the LVLM cannot give what an extra loss needs."""
     losses, lvlm, composition = config.losses, text_side.lvlm, text_side.composition
     image_width = lvlm.image_width if needs_vision_tower(config) else lvlm.width
     width = composition.config.output_width
@@ -223,7 +223,7 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
             print(f"{config.base} comes without its alignment heads: {what}", file=sys.stderr)
     if base.config.image_pixels != config.data.image_pixels:
         raise UserError(
-            f"data.image_pixels is {config.data.image_pixels}, but the base {config.base} draws"
+            f"data.image_pixels is {config.data.image_pixels}, but the base {config.base} generates"
             f" {base.config.image_pixels} pixels; set data.image_pixels={base.config.image_pixels}."
         )
     levels = len(base.refine_unet.config.block_out_channels)
@@ -266,7 +266,7 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
 
 
 def text_folder_of(path: Path) -> Path:
-    """The text side that a run has published. Raises UserError when there is none."""
+    """The folder of a run's published text side. Raises UserError when there is none."""
     for folder in (path / TEXT, path):
         if (folder / ALIGNMENT_FILE).is_file() and (folder / COMPOSITION).is_dir():
             return folder
@@ -277,12 +277,12 @@ def text_folder_of(path: Path) -> Path:
 
 
 def build_pipeline(config: Config, parts: Parts) -> VLADPipeline:
-    options, own = config.sample, parts.text_side.base_encoders
-    kept: dict[str, Any] = {}
-    if own is not None:
-        for suffix, encoder, tokenizer in zip(("", "_2"), own.encoders, own.tokenizers, strict=False):
-            kept |= {f"own_text_encoder{suffix}": encoder, f"own_tokenizer{suffix}": tokenizer}
-        kept["own_text"] = asdict(own.options)
+    options, encoders = config.sample, parts.text_side.base_encoders
+    of_base: dict[str, Any] = {}
+    if encoders is not None:
+        for suffix, encoder, tokenizer in zip(("", "_2"), encoders.encoders, encoders.tokenizers, strict=False):
+            of_base |= {f"own_text_encoder{suffix}": encoder, f"own_tokenizer{suffix}": tokenizer}
+        of_base["own_text"] = asdict(encoders.options)
     return VLADPipeline(
         lvlm=parts.text_side.lvlm.model,
         tokenizer=parts.text_side.lvlm.tokenizer,
@@ -306,7 +306,7 @@ def build_pipeline(config: Config, parts: Parts) -> VLADPipeline:
         planning_scale=options.planning_scale,
         refit=options.refit,
         batch_size=options.batch_size,
-        **kept,
+        **of_base,
     )
 
 

@@ -1,4 +1,4 @@
-"""Cached states of a run: what is cached, what it depends on, and the proof that a cache is the run's own."""
+"""Cached latents and LVLM states of a run: computing them, and the fingerprint that ties a cache to its run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlad.types import Batch, CachedStates
 
 
 def cache_fingerprint(config: Config, parts: Parts, sets: ShardSets) -> Fingerprint:
-    """All that cached states depend on: data and shapes, the autoencoder's weights, and a frozen LVLM's."""
+    """Everything that cached states depend on: data and shapes, the autoencoder's weights, and a frozen LVLM's."""
     fingerprint = data_fingerprint(sets, config.data.stream(config.seed))
     fingerprint["autoencoder"] = weights_digest(parts.autoencoder)
     if config.text_training.freezes_lvlm:
@@ -29,7 +29,7 @@ def cache_fingerprint(config: Config, parts: Parts, sets: ShardSets) -> Fingerpr
 
 
 def cache_encoder(config: Config, parts: Parts, device: torch.device) -> Callable[[Batch], CachedStates]:
-    """What frozen models say of a batch."""
+    """A function that runs the frozen models on a batch."""
     for module in (parts.autoencoder, parts.text_side):
         module.to(device).eval()
 
@@ -49,6 +49,6 @@ def cache_encoder(config: Config, parts: Parts, device: torch.device) -> Callabl
 
 
 def cached_sets(config: Config, parts: Parts, sets: ShardSets) -> ShardSets:
-    """The cache of a config, proven to be its own. Raises UserError where it is another's, or cannot do."""
+    """The cache of a config. Raises UserError where its fingerprint is another run's."""
     assert config.data.cache is not None
     return open_cache(config.data.cache, cache_fingerprint(config, parts, sets))

@@ -1,8 +1,8 @@
-"""Checkpoint files: how one is written, proven, named, found again and pruned.
+"""Checkpoint files: written, read back, published by rename, found again and pruned.
 
-A name of `step-*.ckpt` is given by rename to a file that is whole on the disk and has been read back: it is the mark
-that the file is complete. Killed at any instant, a run leaves the earlier ones, and at worst a `.partial` beside them.
-A sharded run's checkpoint is a folder of that name with a file a rank (`rank-00000-of-00002`), under the same rules.
+The name `step-*.ckpt` marks a complete file: it is given by rename once the file is on the disk and has been read back.
+Killed at any instant, a run leaves the earlier ones, and at worst a `.partial` beside them. A sharded run's checkpoint
+is a folder of that name with a file a rank (`rank-00000-of-00002`), under the same rules.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _OVERHEAD_BYTES = 1_000_000
 
 
 def checkpoint_path(directory: Path, step: int) -> Path:
-    """Where the checkpoint of an optimiser step stands."""
+    """The path of an optimiser step's checkpoint."""
     return directory / f"step-{step:08d}.ckpt"
 
 
@@ -46,7 +46,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def step_of(path: Path) -> int:
-    """The optimiser step that a checkpoint's name tells."""
+    """The optimiser step in a checkpoint's name."""
     found = _NAME.fullmatch(path.name)
     assert found is not None
     return int(found.group(1))
@@ -58,7 +58,7 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedCheckpoint:
     """A checkpoint that cannot be used, and why not."""
 
     path: Path
@@ -66,45 +66,45 @@ class LeftOut:
 
 
 class OtherRanksError(UserError):
-    """A checkpoint of another number of processes, which is whole all the same."""
+    """A whole checkpoint of another number of processes."""
 
 
-def newest_checkpoint(directory: Path) -> tuple[Path | None, list[LeftOut]]:
+def newest_checkpoint(directory: Path) -> tuple[Path | None, list[SkippedCheckpoint]]:
     """The newest checkpoint that reads back whole, and the newer ones that do not.
 
     Raises UserError for one of fewer processes than read it.
     """
-    left_out = []
+    skipped = []
     for path in reversed(list_checkpoints(directory)):
         try:
             read_checkpoint(path)
         except OtherRanksError:
             raise
         except UserError as error:
-            left_out.append(LeftOut(path, str(error.__cause__ or error)))
+            skipped.append(SkippedCheckpoint(path, str(error.__cause__ or error)))
             continue
-        return path, left_out
-    return None, left_out
+        return path, skipped
+    return None, skipped
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, its tensors mapped from the file; reading it runs no code.
 
-    Every byte is compared with the checksums that were written with it. Of a folder all files are proven, so that all
-    ranks come to one opinion, and this rank's is returned. Raises UserError, with the reason as its cause, when a file
-    is damaged, missing, or holds anything but tensors and plain values.
+    Every byte is compared with the stored checksums. Of a folder all files are checked, so that all ranks agree, and
+    this rank's content is returned. Raises UserError, with the reason as its cause, when a file is damaged, missing, or
+    holds anything but tensors and plain values.
     """
     if path.is_dir():
         return _read_parts(path)
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums that it has written
+        with zipfile.ZipFile(path) as archive:  # torch does not check the checksums that it writes
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"the checksum of {damaged} is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if not isinstance(content, dict) or "state_dict" not in content:
             raise ValueError("it is not a checkpoint of a stage")
-    except Exception as error:  # torch and zipfile name no common class for what a damaged file raises
+    except Exception as error:  # torch and zipfile share no class for damaged files
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise UserError(f"The checkpoint {path} cannot be read ({reason}); remove it.") from error
     return content
@@ -125,14 +125,14 @@ def _read_parts(folder: Path) -> dict[str, Any]:
     rank = distributed.launch_rank()
     if rank not in contents:
         raise OtherRanksError(
-            f"The checkpoint {folder} is of {len(contents)} processes, and this is another number; start the run with"
-            f" {len(contents)} again."
+            f"The checkpoint {folder} was written by {len(contents)} processes, and this run has another number; start"
+            f" it with {len(contents)} again."
         )
     return contents[rank]
 
 
 def write_part(content: dict[str, Any], path: Path, rank: int, ranks: int, patience_seconds: float) -> None:
-    """This rank's file of a sharded checkpoint; rank 0 publishes the folder once all ranks' files are proven in it.
+    """Writes this rank's file of a sharded checkpoint; rank 0 publishes the folder once all ranks' files are in it.
 
     Raises what `write_checkpoint` does, and on rank 0 OSError where another rank could not write.
     """
@@ -162,10 +162,10 @@ def write_part(content: dict[str, Any], path: Path, rank: int, ranks: int, patie
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Writes under a temporary name, flushes to the disk, reads back, and only then gives the file its name.
+    """Writes under a temporary name, flushes to the disk, reads back, and only then renames the file.
 
-    Raises OSError (ENOSPC) where the disk has no room, before a byte is written if that can be told, and whatever else
-    the disk says; the temporary file is removed then.
+    Raises OSError (ENOSPC) where the disk has no room, before a byte is written where that is known; the temporary file
+    is removed then.
     """
     temporary = path.with_name(path.name + PARTIAL)
     try:
@@ -194,14 +194,14 @@ def _refuse_without_room(content: dict[str, Any], directory: Path) -> None:
 
 
 def prune_checkpoints(directory: Path, keep_last: int, keep_every_steps: int) -> None:
-    """Removes all but the `keep_last` newest and those of every `keep_every_steps` steps (0: none of these)."""
+    """Removes all but the `keep_last` newest and one every `keep_every_steps` steps (0: none of these)."""
     for path in list_checkpoints(directory)[: -keep_last or None]:
         if not keep_every_steps or step_of(path) % keep_every_steps:
             remove_checkpoint(path)
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Removes a checkpoint, if it is there; a folder loses its name first, so that no part of one is taken for it."""
+    """Removes a checkpoint, if it is there; a folder is renamed first, so that its remains are not taken for one."""
     if not path.is_dir():
         path.unlink(missing_ok=True)
         return
@@ -212,9 +212,9 @@ def remove_checkpoint(path: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Gives a damaged checkpoint another name, and returns it.
+    """Renames a damaged checkpoint and returns its new path.
 
-    By its own it would count among the newest that are kept, and whole ones of earlier steps would be pruned for it.
+    Under its own name it would count among the newest that are kept, and whole ones of earlier steps would be pruned.
     """
     aside = path.with_name(path.name + DAMAGED)
     remove_checkpoint(aside)
@@ -222,13 +222,13 @@ def set_aside(path: Path) -> Path:
 
 
 def remove_damaged(directory: Path) -> None:
-    """Removes what was set aside."""
+    """Removes the checkpoints that were set aside."""
     for path in directory.glob(f"*{DAMAGED}"):
         remove_checkpoint(path)
 
 
 def remove_partial(directory: Path) -> None:
-    """Removes what a killed run was writing. Only for the process that holds the run directory."""
+    """Removes what a killed run was writing. Only for the process that holds the run directory's lock."""
     for path in directory.glob(f"*{PARTIAL}"):
         remove_checkpoint(path)
 
@@ -245,7 +245,7 @@ def copied_to_cpu(content: Any) -> Any:
 
 
 def tensor_bytes(content: Any) -> int:
-    """What the tensors of nested dicts and lists take."""
+    """Bytes of the tensors in nested dicts and lists."""
     return sum(tensor.nbytes for tensor in _tensors(content))
 
 

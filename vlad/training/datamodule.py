@@ -1,4 +1,4 @@
-"""Shards for the trainer: from the batch at which a resumed run goes on."""
+"""Lightning data module over shards, which a resumed run enters at its next batch."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ from vlad.utils import distributed
 from vlad.utils.errors import UserError, counted
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach every process of a group; the trainer ends its step, saves, and then ends
-    its workers."""
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach all processes of a group: the trainer saves, then ends its workers."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
 class TimedLoader(DataLoader[Batch]):
-    """A loader that adds up how long it was waited for."""
+    """A data loader that sums up how long the trainer waited for it."""
 
     waited_seconds = 0.0
 
@@ -46,7 +45,7 @@ class TimedLoader(DataLoader[Batch]):
 
 
 class ShardDataModule(L.LightningDataModule):
-    """All batches of one stage. Its position is the trainer's count of batches, so a checkpoint holds it."""
+    """All batches of one stage. Its position is the trainer's count of batches, which a checkpoint holds."""
 
     def __init__(self, sets: ShardSets, options: StreamOptions, batches: int, quarantine: Path) -> None:
         super().__init__()
@@ -68,19 +67,19 @@ class ShardDataModule(L.LightningDataModule):
         now = self._place()
         if state_dict["ranks"] != now["ranks"]:
             raise UserError(
-                f"The run was stopped with {counted(state_dict['ranks'], 'rank')} and cannot go on with {now['ranks']}:"
-                f" each keeps its own place in the data. Start it with {state_dict['ranks']} again, or give the new run"
-                " another name and this one as its base."
+                f"The run was stopped with {counted(state_dict['ranks'], 'rank')} and cannot resume with"
+                f" {now['ranks']}: each keeps its own place in the data. Start it with {state_dict['ranks']} again, or"
+                " give the new run another name and this one as its base."
             )
         if state_dict["shards"] != now["shards"]:
             raise UserError(
-                "The shards are not those that the run was stopped with; bring them back, or give the new run another"
+                "The shards are not those that the run was stopped with; restore them, or give the new run another"
                 " name and this one as its base."
             )
         self.first_batch = state_dict["first_batch"]
 
     def _place(self) -> dict[str, Any]:
-        """What the number of a batch means only together with."""
+        """What decides which samples a batch's number stands for."""
         return {"ranks": distributed.world_size(), "shards": self.sets.fingerprint}
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -93,7 +92,7 @@ class ShardDataModule(L.LightningDataModule):
             num_workers=self.options.workers,
             multiprocessing_context=worker_context(self.options.workers),
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_leave_signals_to_the_trainer,
+            worker_init_fn=_ignore_signals,
         )
         return self.loader
 

@@ -1,11 +1,11 @@
-"""Fully sharded training (FSDP2): each rank holds a part of every large matrix, and of its gradient, moments, average.
+"""Fully sharded training (FSDP2): each rank holds a part of every large matrix and of its gradient, moments and EMA.
 
-    UNets        sharded: each ResNet block and transformer block is gathered when it is used, the rest with the whole
+    UNets        sharded: each ResNet block and transformer block is gathered when it is used, the rest with the UNet
     LVLM         its repeated layers, of text and of the vision tower, are sharded
     all else     whole on every rank (CCM, heads, embeddings, autoencoder); gradients averaged after each backward pass
 
 Lightning's ModelParallelStrategy makes the mesh and the process group. Its checkpoints would be written in place, with
-an index that is pickled; ours go through the same writer as all others, a file a rank (saving.py).
+a pickled index; ours go through the same writer as all others, a file a rank (callbacks/checkpointing.py).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def shard(stage: nn.Module, mesh: DeviceMesh) -> None:
     if text_side is not None:
         for tower, layers in _towers(text_side.lvlm):
             sharded += [fully_shard(layer, mesh=mesh) for layer in layers]
-            # The tower itself owns nothing more: it only lets its layers know each other's turn.
+            # The tower owns nothing else: as an FSDP module it only prefetches its layers in turn.
             rest = set(tower.parameters()) - {p for layer in layers for p in layer.parameters()}
             sharded.append(fully_shard(tower, mesh=mesh, ignored_params=rest))
     if mesh.device_type == "cpu":
@@ -46,13 +46,13 @@ def shard(stage: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def sharded_parameters(unet: nn.Module, text_side: Any) -> set[int]:
-    """The ids of the parameters that `shard` shares out of a stage with this UNet and text side."""
+    """The ids of the parameters that `shard` shards in a stage with this UNet and text side."""
     layers = [layer for _, of_tower in _towers(text_side.lvlm) for layer in of_tower]
     return {id(parameter) for module in (unet, *layers) for parameter in module.parameters()}
 
 
 def _towers(lvlm: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Module]]]:
-    """The modules that own a list of the LVLM's repeated layers, with these."""
+    """The modules of an LVLM that own a list of repeated layers, with these layers."""
     names = {name for module in lvlm.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     for module in lvlm.modules():
         for child in module.children():
@@ -61,7 +61,7 @@ def _towers(lvlm: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Module]]]:
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's own, with every rank's part of a checkpoint handed to the run's writer."""
+    """Lightning's strategy with our checkpoints: every rank's part goes to the run's writer."""
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -75,7 +75,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def post_backward(self, closure_loss: Tensor) -> None:
         """Averages the gradients of what every rank holds whole; those that are sharded are averaged already."""
         assert self.lightning_module is not None
-        # The same on every rank: whether a parameter is part of a loss does not hang on the batch.
+        # The same on every rank: whether a parameter has a gradient does not depend on the batch.
         gradients = [p.grad for p in self.lightning_module.parameters() if p.grad is not None and not is_sharded(p)]
         if not gradients:
             return

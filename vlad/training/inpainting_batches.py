@@ -1,4 +1,4 @@
-"""Samples made into edits: a mask over a part of the image, and what is said and planned of that part alone.
+"""Inpainting samples for training: a mask over a part of the image, and caption and glyph map of that part alone.
 
     image, layout, caption -> mask -> the lines it touches -> their glyph map, and for half of them a plain caption
 
@@ -18,13 +18,13 @@ from vlad.layout.masks import lines_touching, random_mask
 from vlad.models.text_encoder.prompt import plain_prompt
 from vlad.types import Batch, Layout
 
-# How many edits nobody has described: their caption says the words in the mask, and nothing else.
+# The share of edits whose caption says the words in the mask and nothing else.
 PLAIN_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class EditBatch:
-    """A batch of which some samples are edits: their masks (B 1 H W, 1 where drawn anew), and which they are (B)."""
+    """A batch of which some samples are edits: their masks (B 1 H W, 1 where generated), and which they are (B)."""
 
     batch: Batch
     masks: Tensor
@@ -32,7 +32,7 @@ class EditBatch:
 
 
 def make_edits(batch: Batch, share: float) -> EditBatch:
-    """Makes about `share` of a batch's samples edits, drawn from torch's generator of the CPU."""
+    """Makes about `share` of a batch's samples edits, chosen by torch's CPU generator."""
     assert batch.ink_bytes is not None, "the batch holds cached states"
     size, _, height, width = batch.ink_bytes.shape
     rng = np.random.default_rng(int(torch.randint(2**62, ())))

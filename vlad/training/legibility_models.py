@@ -1,4 +1,4 @@
-"""What a run's losses on legible text need: the OCR model that comes along, and a segmenter fitted for this base."""
+"""Models behind the legibility losses: the bundled OCR recogniser, and a segmenter fitted to this run's latents."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _segmenter(config: Config, parts: Parts, own: ShardSets) -> CharacterSegment
         lambda read: encode(parts.autoencoder, read.images), batch, channels, FIT_STEPS, config.seed
     )
     if is_main_process():
-        print(f"[refine] segmenter: {right:.0%} of the letters' places told right", file=sys.stderr)
+        print(f"[refine] segmenter: {right:.0%} of the letters' places found", file=sys.stderr)
         _save(segmenter, path)
     return segmenter
 

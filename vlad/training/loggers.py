@@ -1,4 +1,4 @@
-"""Where the figures of a stage go: CSV always, TensorBoard, and Weights & Biases where it is asked for."""
+"""Loggers of a stage: CSV, TensorBoard and, with `trainer.wandb`, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WandbMode = Literal["off", "offline", "online"]
 
 
 def check_wandb(mode: WandbMode) -> None:
-    """Raises UserError where Weights & Biases cannot do what it is asked to, before anything is trained."""
+    """Raises UserError where Weights & Biases is not installed, or has no account for `online`."""
     if mode == "off":
         return
     if importlib.util.find_spec("wandb") is None:
@@ -33,46 +33,46 @@ def check_wandb(mode: WandbMode) -> None:
 
 
 class _Lasting:
-    """A logger in front of which this stands ends no run: what it cannot write, on a full disk, is told once."""
+    """Put before a logger class: on a full disk it warns once, and the run goes on."""
 
-    has_told = False
+    has_warned = False
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _warn_once(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if not self.has_told:
-                self.has_told = True
+            if not self.has_warned:
+                self.has_warned = True
                 place = getattr(self, "log_dir", "logs")
                 message = f"warning: the curves in {place} are not complete ({error}); training goes on."
                 tqdm.write(message, file=sys.stderr)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        with self._told():
+        with self._warn_once():
             super().log_metrics(metrics, step)  # type: ignore[misc]
 
     def save(self) -> None:
-        with self._told():
+        with self._warn_once():
             super().save()  # type: ignore[misc]
 
     def finalize(self, status: str) -> None:
-        with self._told():
+        with self._warn_once():
             super().finalize(status)  # type: ignore[misc]
 
 
 class LastingCSV(_Lasting, CSVLogger):
-    """Lightning's, which a full disk does not end."""
+    """Lightning's, which survives a full disk."""
 
 
 class LastingTensorBoard(_Lasting, TensorBoardLogger):
-    """Lightning's, which a full disk does not end."""
+    """Lightning's, which survives a full disk."""
 
 
 def build_loggers(directory: Path, run: str, start: str, wandb: WandbMode) -> list[Logger]:
-    """The loggers of a stage (`directory`) of a run; `start` names the folder of this start's CSV file.
+    """The loggers of a run's stage (`directory`); `start` names the folder of this start's CSV file.
 
-    Each start has a folder of its own: the CSV logger would delete the curves of the start before.
+    Each start has its own folder: the CSV logger would delete the curves of the start before.
     """
     loggers: list[Logger] = [
         LastingCSV(directory, name="logs", version=start, flush_logs_every_n_steps=50),
@@ -80,7 +80,7 @@ def build_loggers(directory: Path, run: str, start: str, wandb: WandbMode) -> li
     ]
     if wandb != "off":
         name = f"{run}-{directory.name}"
-        # The same id at every start: the curves go on. Nothing is asked of a network in the offline mode.
+        # The same id at every start continues the curves.
         folder = directory / "logs"
         folder.mkdir(parents=True, exist_ok=True)
         loggers.append(

@@ -1,13 +1,13 @@
-"""What a run will take of the device's memory, stage by stage, before it starts; and what would make it fit.
+"""Memory plan: an estimate of a stage's memory on the device before it starts, and options that make it fit.
 
     weights      everything that a stage moves to the device, in the precision in which it is stored
-    gradients    of what is trained, float32
+    gradients    of trained parameters, float32
     optimiser    AdamW's two moments of each
-    averages     exponential averages of what is trained, unless they are kept in main memory
-    activations  what the UNet's forward and backward pass need beside all that (training/tracing.py), and what the text
+    averages     EMA of trained parameters, unless it is kept in main memory
+    activations  what the UNet's forward and backward pass need beside all that (memory_trace.py), and what the text
                  side keeps for its own, measured on one prompt
 
-The first four are counted, the fifth is traced on the UNet's own operations. A GPU's own context is assumed. Ranks that
+The first four are counted, the fifth is traced on the UNet's own operations. A GPU's context is assumed. Ranks that
 share a run's weights hold a part each of what is sharded; the blocks that one gathers for a moment are not counted.
 """
 
@@ -40,8 +40,8 @@ NOTHING_TO_PLAN = 100_000_000  # parameters of a UNet: smaller models fit anywhe
 
 
 @dataclass(frozen=True)
-class Switches:
-    """What changes the memory of a stage and not its model."""
+class MemoryOptions:
+    """The options that change the memory of a stage and not its model."""
 
     batch: int
     accumulate: int
@@ -54,13 +54,13 @@ class Switches:
     ranks: int = 1  # that share what is sharded
 
     @staticmethod
-    def of(config: Config, name: str, ranks: int = 1, precision: str | None = None) -> Switches:
-        """Those of a config's stage; `precision`: that which the device really has, None: what the config says."""
+    def of(config: Config, name: str, ranks: int = 1, precision: str | None = None) -> MemoryOptions:
+        """Those of a config's stage; `precision`: the one that the stage runs in here, None: the config's."""
         optim: OptimOptions = getattr(config.train, name)
         precision = str(precision or optim.precision or config.trainer.precision)
         autocast = {"bf16": torch.bfloat16, "16-m": torch.float16}.get(precision[:4])
         recompute = config.trainer.activation_checkpointing in ("unets", "all")
-        return Switches(
+        return MemoryOptions(
             config.data.batch_size,
             optim.accumulate_batches,
             autocast,
@@ -90,15 +90,15 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class Step:
-    """A way to make a stage smaller: the options that do it, and what it then takes."""
+class PlanRow:
+    """A row of the table: the options that make a stage smaller, and its plan with them."""
 
     options: str
     plan: StagePlan
 
 
 class Traces:
-    """What was traced for a stage: each shape once, however many plans ask for it."""
+    """Traced bytes of a stage: each shape is traced once, however many plans need it."""
 
     def __init__(self) -> None:
         self._bytes: dict[Hashable, int] = {}
@@ -111,64 +111,64 @@ class Traces:
 
 
 def is_packed(parts: Parts) -> bool:
-    """Whether a UNet's matrices are packed in few bits: their operations run on a GPU alone and cannot be traced."""
+    """Whether a UNet's matrices are quantised: their operations run on a GPU alone and cannot be traced."""
     unets = [unet for unet in (parts.layout_unet, parts.refine_unet) if unet is not None]
     return any(not parameter.is_floating_point() for unet in unets for parameter in unet.parameters())
 
 
 def plan_stage(
-    config: Config, parts: Parts, name: str, switches: Switches | None = None, traces: Traces | None = None
+    config: Config, parts: Parts, name: str, options: MemoryOptions | None = None, traces: Traces | None = None
 ) -> StagePlan:
     """The plan of the stage `layout` or `refine` on one rank, of parts as `build_parts` makes them.
 
     `traces`: of earlier plans of the same stage.
     """
-    switches, traces = switches or Switches.of(config, name), traces or Traces()
+    options, traces = options or MemoryOptions.of(config, name), traces or Traces()
     unet = parts.layout_unet if name == "layout" else parts.refine_unet
     assert unet is not None
     trained = _trained(config, parts, name)
-    shares = {} if switches.ranks == 1 else dict.fromkeys(sharded_parameters(unet, parts.text_side), switches.ranks)
+    shares = {} if options.ranks == 1 else dict.fromkeys(sharded_parameters(unet, parts.text_side), options.ranks)
     gradients = sum(parameter.numel() * 4 // shares.get(key, 1) for key, parameter in trained.items())
     modules: list[nn.Module] = [parts.autoencoder, parts.text_side, parts.alignment, unet]
-    weights = sum(_stored_bytes(module, switches, trained.keys(), module is unet, shares) for module in modules)
-    averages = 0 if switches.average_on_cpu else gradients * _averages(getattr(config.train, name))
+    weights = sum(_stored_bytes(module, options, trained.keys(), module is unet, shares) for module in modules)
+    averages = 0 if options.average_on_cpu else gradients * _averages(getattr(config.train, name))
     unet_gradients = sum(parameter.numel() * 4 for parameter in unet.parameters() if parameter.requires_grad)
     width, height = _largest(config)
-    shape = _step_shape(config, parts, switches)
+    shape = _step_shape(config, parts, options)
     activations = traces.of(shape, lambda: traced_step_bytes(unet, shape)) - unet_gradients
     if text := {key for key, parameter in parts.text_side.named_parameters() if id(parameter) in trained}:
-        activations += switches.batch * traces.of("text", lambda: _text_bytes(parts, text))
+        activations += options.batch * traces.of("text", lambda: _text_bytes(parts, text))
     # Not at once: encoding comes before, and AdamW's step, which makes a value for each that is trained, after.
     encoding = traces.of(
-        ("encoding", switches.batch),
-        lambda: traced_encoding_bytes(parts.autoencoder, switches.batch, height, width),
+        ("encoding", options.batch),
+        lambda: traced_encoding_bytes(parts.autoencoder, options.batch, height, width),
     )
-    optimiser = gradients // 4 * switches.moment_bytes
+    optimiser = gradients // 4 * options.moment_bytes
     return StagePlan(name, weights, gradients, optimiser, averages, max(activations, encoding, gradients))
 
 
 def checkpoint_bytes(trained: int, optim: OptimOptions) -> int:
-    """What a checkpoint of so many trained parameters takes on disk: weights, moments, averages."""
+    """Bytes on disk of a checkpoint of so many trained parameters: weights, moments, averages."""
     return trained * (4 + _moment_bytes(optim) + 4 * _averages(optim))
 
 
-def ways_to_fit(config: Config, parts: Parts, name: str, room_bytes: int | None, ranks: int = 1) -> list[Step]:
-    """The stage as it is, then with one more of what makes it smaller at a time, until it fits or nothing is left.
+def ways_to_fit(config: Config, parts: Parts, name: str, room_bytes: int | None, ranks: int = 1) -> list[PlanRow]:
+    """The stage as configured, then with one more option that makes it smaller at a time, until it fits.
 
     room_bytes: of the device; None: all of them. `ranks` share what is sharded.
     """
-    now, traces = Switches.of(config, name, ranks), Traces()
-    steps = [Step("as configured", plan_stage(config, parts, name, now, traces))]
+    now, traces = MemoryOptions.of(config, name, ranks), Traces()
+    rows = [PlanRow("as configured", plan_stage(config, parts, name, now, traces))]
     for options, change in _changes(config, name, now):
-        if room_bytes is not None and steps[-1].plan.total + CONTEXT_BYTES <= room_bytes:
+        if room_bytes is not None and rows[-1].plan.total + CONTEXT_BYTES <= room_bytes:
             break
         now = replace(now, **change)
-        steps.append(Step(f"+ {options}", plan_stage(config, parts, name, now, traces)))
-    return steps
+        rows.append(PlanRow(f"+ {options}", plan_stage(config, parts, name, now, traces)))
+    return rows
 
 
-def _changes(config: Config, name: str, now: Switches) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What makes a stage smaller, the cheapest first, by the options that do it."""
+def _changes(config: Config, name: str, now: MemoryOptions) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Options that make a stage smaller, the cheapest first."""
     if now.autocast is None and torch.cuda.is_available():
         yield "trainer.precision=bf16-mixed", {"autocast": torch.bfloat16}
     if now.batch > 1:
@@ -186,18 +186,18 @@ def _changes(config: Config, name: str, now: Switches) -> Iterator[tuple[str, di
         yield "lora.base_bits=4", {"base_bits": 4}
 
 
-def plan_table(steps: Sequence[Step], room_bytes: int | None) -> str:
-    """The ways to fit as a table for a person, in GB; the last column says whether it fits."""
+def plan_table(rows: Sequence[PlanRow], room_bytes: int | None) -> str:
+    """The rows as a table in GB; the last column says whether a plan fits."""
     heads = ("weights", "gradients", "optimiser", "averages", "activations", "all")
-    width = max(len(step.options) for step in steps)
-    lines = [f"{steps[0].plan.name:{width}}  " + "  ".join(f"{head:>11}" for head in heads)]
-    for step in steps:
-        plan = step.plan
+    width = max(len(row.options) for row in rows)
+    lines = [f"{rows[0].plan.name:{width}}  " + "  ".join(f"{head:>11}" for head in heads)]
+    for row in rows:
+        plan = row.plan
         numbers = (plan.weights, plan.gradients, plan.optimiser, plan.averages, plan.activations, plan.total)
-        row = f"{step.options:{width}}  " + "  ".join(f"{number / GB:>11.2f}" for number in numbers)
+        line = f"{row.options:{width}}  " + "  ".join(f"{number / GB:>11.2f}" for number in numbers)
         if room_bytes is not None:
-            row += "  fits" if plan.total + CONTEXT_BYTES <= room_bytes else "  does not fit"
-        lines.append(row)
+            line += "  fits" if plan.total + CONTEXT_BYTES <= room_bytes else "  does not fit"
+        lines.append(line)
     return "\n".join(lines)
 
 
@@ -207,7 +207,7 @@ def device_bytes() -> int | None:
 
 
 def memory_line(config: Config, parts: Parts, stages: Sequence[str], ranks: int = 1) -> str | None:
-    """One line on the fullest stage; None for models so small that nothing is to be planned, and for packed ones.
+    """One line on the stage that needs most memory; None for small models and for quantised ones.
 
     `ranks` share what is sharded.
     """
@@ -215,7 +215,7 @@ def memory_line(config: Config, parts: Parts, stages: Sequence[str], ranks: int 
     size = sum(p.numel() for p in parts.refine_unet.parameters())
     if not planned or size < NOTHING_TO_PLAN or is_packed(parts):
         return None
-    plans = [plan_stage(config, parts, name, Switches.of(config, name, ranks)) for name in planned]
+    plans = [plan_stage(config, parts, name, MemoryOptions.of(config, name, ranks)) for name in planned]
     plan = max(plans, key=lambda plan: plan.total)
     room = device_bytes()
     line = (
@@ -236,25 +236,25 @@ def _largest(config: Config) -> tuple[int, int]:
     return max(((shape.width, shape.height) for shape in shapes), key=lambda sides: sides[0] * sides[1])
 
 
-def _step_shape(config: Config, parts: Parts, switches: Switches) -> StepShape:
+def _step_shape(config: Config, parts: Parts, options: MemoryOptions) -> StepShape:
     factor, (width, height) = spatial_factor(parts.autoencoder), _largest(config)
     own = parts.text_side.base_encoders
     return StepShape(
-        switches.batch,
+        options.batch,
         height // factor,
         width // factor,
         TOKENS,
         parts.text_side.composition.config.output_width,
         0 if own is None else context_tokens(own.encoders[0]),
-        switches.autocast,
-        switches.frozen,
-        switches.recompute,
-        switches.accumulate > 1,
+        options.autocast,
+        options.frozen,
+        options.recompute,
+        options.accumulate > 1,
     )
 
 
 def _trained(config: Config, parts: Parts, name: str) -> dict[int, nn.Parameter]:
-    """What a stage trains, by the ids of the parameters."""
+    """The parameters that a stage trains, by their ids."""
     unet = parts.layout_unet if name == "layout" else parts.refine_unet
     assert unet is not None
     found = {id(parameter): parameter for parameter in unet.parameters() if parameter.requires_grad}
@@ -269,7 +269,7 @@ def _trained(config: Config, parts: Parts, name: str) -> dict[int, nn.Parameter]
 
 
 def _text_bytes(parts: Parts, trained: set[str]) -> int:
-    """What the text side keeps of one prompt for its backward pass."""
+    """Bytes that the text side keeps of one prompt for its backward pass."""
     text_side = parts.text_side
     wanted = {name: parameter.requires_grad for name, parameter in text_side.named_parameters()}
     for name, parameter in text_side.named_parameters():
@@ -294,11 +294,11 @@ def _moment_bytes(optim: OptimOptions) -> int:
 
 
 def _stored_bytes(
-    module: nn.Module, switches: Switches, trained: Collection[int], is_unet: bool, shares: Mapping[int, int]
+    module: nn.Module, options: MemoryOptions, trained: Collection[int], is_unet: bool, shares: Mapping[int, int]
 ) -> int:
-    """Bytes of a module's weights as the switches store them; `shares`: of how many ranks, by a parameter's id."""
+    """Bytes of a module's weights as the options store them; `shares`: of how many ranks, by a parameter's id."""
     linear = {id(child.weight) for child in module.modules() if isinstance(child, nn.Linear)}
-    quantised = switches.base_bits if is_unet else None
+    quantised = options.base_bits if is_unet else None
     keeps = type(module).__name__ in ("AutoencoderKL", "PatchAutoencoder")
     total = sum(buffer.nbytes for buffer in module.buffers())
     for parameter in module.parameters():
@@ -307,7 +307,7 @@ def _stored_bytes(
             pass
         elif quantised is not None and id(parameter) in linear:
             stored = parameter.numel() * quantised // 8 + parameter.numel() * 4 // 64  # and a scale every 64 values
-        elif switches.frozen is not None:
-            stored = parameter.numel() * min(parameter.itemsize, switches.frozen.itemsize)
+        elif options.frozen is not None:
+            stored = parameter.numel() * min(parameter.itemsize, options.frozen.itemsize)
         total += stored // shares.get(id(parameter), 1)
     return total

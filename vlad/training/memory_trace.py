@@ -1,8 +1,8 @@
-"""How much memory a training step takes, by running its operations on tensors without contents.
+"""Peak memory of a training step, traced on fake tensors.
 
 Every operation of the forward and the backward pass runs on shapes alone (torch's fake tensors), so a step of any model
 at any size is traced in seconds and in no memory; each result is counted when it is made and again when it is freed.
-What kernels use inside is not seen.
+Workspaces inside kernels are not seen.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _storages(values: Any) -> list[torch.UntypedStorage]:
 
 @dataclass(frozen=True)
 class StepShape:
-    """What one training step of a UNet is given.
+    """The inputs and options of a UNet's training step.
 
     `tokens` are t's, `base_tokens` the base's own (0: none). `autocast`: the precision of most operations, None for
     float32. `frozen`: the precision in which frozen matrices are stored, None as they are. `recompute`: activation
@@ -135,7 +135,7 @@ def traced_encoding_bytes(autoencoder: Any, batch: int, height: int, width: int)
 
 
 def _shell(unet: Any, shape: StepShape) -> Any:
-    """The UNet without contents, and as the shape says."""
+    """The UNet without data, set as the shape says."""
     shell = _hollow(unet, shape.frozen)
     base = shell.get_base_model() if hasattr(shell, "get_base_model") else shell
     if shape.recompute:
@@ -147,9 +147,9 @@ def _shell(unet: Any, shape: StepShape) -> Any:
 
 
 def _hollow(module: Any, frozen: torch.dtype | None = None) -> Any:
-    """The module with parameters of the same shapes, precisions and wishes for gradients, and no contents.
+    """The module with parameters of the same shapes, precisions and `requires_grad`, and no data.
 
-    `frozen`: the precision of what wants no gradients; None: as it is.
+    `frozen`: the precision of frozen matrices; None: as they are.
     """
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
@@ -166,7 +166,7 @@ def _hollow(module: Any, frozen: torch.dtype | None = None) -> Any:
 
 
 def _inputs(unet: Any, shape: StepShape) -> tuple[Tensor, Tensor, Conditioning, Tensor | None]:
-    """x_t, timesteps, t and z, without contents."""
+    """x_t, timesteps, t and z, without data."""
     config, size = unet.config, (shape.height, shape.width)
     cells = (shape.batch, config.out_channels, *size)
     own = None

@@ -21,8 +21,11 @@ def build_optimizer(
     learning_rates: Mapping[str, float] | None = None,
     fused: bool = False,
 ) -> torch.optim.Optimizer:
-    """AdamW over the `trained` parameters, or those that want gradients; matrices decay, vectors (biases, norms,
-    temperature) and tables do not. `learning_rates`: those of parameters that have another than the options'."""
+    """AdamW over the `trained` parameters, or those that require gradients.
+
+    Matrices decay; vectors (biases, norms, temperature) and embedding tables do not. `learning_rates`: of the
+    parameters that have another than the options'.
+    """
     tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     names = {name for name, p in module.named_parameters() if p.requires_grad} if trained is None else set(trained)
     rates = learning_rates or {}
@@ -33,7 +36,7 @@ def build_optimizer(
             # One kernel takes a whole group, and no kernel takes sharded and whole parameters together.
             kind = (rates.get(name, options.learning_rate), decays, is_sharded(parameter))
             groups.setdefault(kind, []).append(parameter)
-    # The stage's own rate first, and in it what decays: an order that does not hang on the names.
+    # The stage's own rate first, and in it what decays: an order that does not depend on names.
     order = sorted(groups, key=lambda kind: (kind[0] != options.learning_rate, kind[0], not kind[1], kind[2]))
     listed: list[dict[str, Any]] = [
         {"params": groups[kind], "lr": kind[0], "weight_decay": options.weight_decay if kind[1] else 0.0}

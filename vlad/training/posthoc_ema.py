@@ -1,11 +1,11 @@
-"""An average of any width after training, from snapshots of power-function averages.
+"""Post-hoc EMA: an average of any width after training, from snapshots of power-function averages.
 
 Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models" (EDM2), arXiv 2312.02696,
 section 3 and appendix C. A power-function average at step t weighs the parameters of step tau by the profile
 
     p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1)    for 0 <= tau <= t
 
-with the standard deviation sigma_rel t ("width" sigma_rel). A profile that was never kept is approximated, in the least
+with the standard deviation sigma_rel t ("width" sigma_rel). A profile that was not kept is approximated, in the least
 squares sense, by a weighted sum of those that were; the same sum of the snapshots is its average.
 """
 

@@ -1,4 +1,4 @@
-"""Which precision a stage really runs in: what the config asks for, as far as the device computes in it natively.
+"""Mixed precision: which precision a stage runs in, as configured or as far as the device has it natively.
 
               frozen weights                          trained weights, gradients, moments, averages   computed in
 32-true       float32                                 float32                                         float32
@@ -31,7 +31,7 @@ def cpu_has_bf16() -> bool:
 
 
 def native_precision(wanted: Precision, device: torch.device) -> tuple[Precision, str | None]:
-    """The precision to run in, with a sentence where it is another than `wanted`.
+    """The precision to run in, with a note where it is another than `wanted`.
 
     A CPU without bf16 instructions emulates them nine times slower than float32 (docs/LOG.md): there, and on MPS,
     float32 takes its place. Raises UserError for what a device cannot do: 16-mixed on a CPU, bf16 on a GPU older than
@@ -56,12 +56,12 @@ def native_precision(wanted: Precision, device: torch.device) -> tuple[Precision
 
 
 def computed_in(precision: Precision) -> torch.dtype:
-    """What the UNets compute in."""
+    """The dtype that the UNets compute in."""
     return {"16-mixed": torch.float16, "32-true": torch.float32}.get(precision, torch.bfloat16)
 
 
 def autocast_of(precision: Precision) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
-    """The name of Lightning's plugin that computes so: its own bf16-true would store what is trained in bf16 too."""
+    """Lightning's precision plugin: its bf16-true would store trained weights in bf16, too."""
     return "bf16-mixed" if precision == "bf16-true" else precision
 
 

@@ -1,4 +1,4 @@
-"""What a run was started with: command, revision of the code, versions, machine."""
+"""Provenance of a run: command, git revision, library versions, machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "peft", "xformer
 
 
 def describe_start() -> dict[str, Any]:
-    """Plain facts of this process and machine, for the run's report."""
+    """Facts of this process and machine, for the run's report."""
     return {
         "time": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         "command": shlex.join(["python", *sys.argv]),
@@ -34,11 +34,11 @@ def describe_start() -> dict[str, Any]:
 
 
 def git_revision() -> str:
-    """The commit of the code, with a word when it has been changed since; without git its version."""
+    """The commit of the code, marked when files have changed since; without git the version."""
     place = Path(vlad.__file__).resolve().parent
     try:
         commit = _git(place, "rev-parse", "HEAD")
-        # Of the code's own folder: what runs leave beside it changes nothing.
+        # Of the code's own folder: files of runs beside it do not count.
         changed = _git(place, "status", "--porcelain", "--untracked-files=no", "--", ".")
     except (OSError, subprocess.SubprocessError):
         return f"vlad {vlad.__version__}, not a git checkout"
@@ -67,5 +67,5 @@ def _device() -> str:
 
 
 def cpu_name() -> str:
-    """The processor, with how many threads torch computes in."""
+    """The CPU, with torch's number of threads."""
     return f"CPU, {counted(torch.get_num_threads(), 'thread')}"

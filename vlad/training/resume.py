@@ -1,7 +1,7 @@
-"""Whether and from where a run goes on: its directory's config, and the checkpoint that each stage starts from.
+"""Resuming a run: does its directory hold the same config, and from which checkpoint does each stage start.
 
-resume: auto   what the run directory holds, from the newest checkpoint that reads back whole
-resume: PATH   a new run directory begins at a checkpoint of another run; afterwards it goes on like `auto`, so that a
+resume: auto   continues what the run directory holds, from the newest checkpoint that reads back whole
+resume: PATH   a new run directory begins at a checkpoint of another run; later starts continue like `auto`, so that a
                requeued job does not go back
 resume: none   a new run only: a directory that holds one is refused
 """
@@ -21,20 +21,20 @@ from vlad.training.checkpoint import is_checkpoint, newest_checkpoint, read_chec
 from vlad.training.parts import TRAINED
 from vlad.utils.errors import UserError
 
-# What neither the weights nor the order of the samples depend on.
+# Options that may change within a run: neither the weights nor the order of the samples depend on them.
 DATA_FREE = ("data.shards", "data.workers", "data.verify", "data.fetch.", "data.held_out")
 FREE = ("runs", "name", "resume", "trainer.", "sample.", *DATA_FREE)
-# Though they begin like a free one.
+# Exceptions among them, which shape the result.
 SHAPING = ("trainer.precision", "trainer.devices", "trainer.nodes", "trainer.strategy")
-# Where a run stands and what it starts from: no part of what it is.
+# Never compared: the run's place, and what it starts from.
 PLACE = ("runs", "name", "resume")
-SHOWN, NAMED = 8, 40  # differing options that a message tells with their values, and at all
-LONGEST = 40  # characters of a value
+SHOWN, NAMED = 8, 40  # differing options that a message gives with their values, and at all
+MOST_CHARACTERS = 40  # of a value
 ABSENT = "(not there)"
 
 
 def config_record(config: Config, stage: str) -> dict[str, Any]:
-    """What a checkpoint says of its run, in plain values."""
+    """What a checkpoint records of its run, in plain values."""
     return {"stage": stage, "config": json.dumps(asdict(config))}
 
 
@@ -48,21 +48,21 @@ def check_run_directory(config: Config) -> None:
     if config.resume == "none":
         raise UserError(
             f"{config.directory} holds a run already, and resume is none; give name=... for a new run, or resume=auto"
-            " to go on with this one."
+            " to continue this one."
         )
     differing = differing_options(_flat_config(load_config(stored)), _flat_config(config))
     if differing:
         raise UserError(
-            f"{config.directory} holds a run of another config: {listed(differing)}. Keep these as they were to go on"
-            " with it, or give this run another name (name=...)."
+            f"{config.directory} holds a run of another config: {listed(differing)}. Keep these as they were to"
+            " continue it, or give this run another name (name=...)."
         )
 
 
 def differing_options(before: dict[str, Any], now: dict[str, Any], free: bool = False) -> list[str]:
     """The options that shape a result and differ, each as "name: before -> now", by their dotted names.
 
-    A section that one of the two leaves out is told by its own name alone. `free`: of the others those that differ, but
-    for where a run stands.
+    A section that one of the two leaves out is given by its own name alone. `free`: the options that may change
+    instead, without a run's place.
     """
     # None in the one, options of its own in the other.
     sections = [
@@ -71,17 +71,17 @@ def differing_options(before: dict[str, Any], now: dict[str, Any], free: bool = 
         for name, value in one.items()
         if value is None and any(key.startswith(f"{name}.") for key in other)
     ]
-    told: dict[str, str] = {}
+    found: dict[str, str] = {}
     for name in sorted(before.keys() | now.keys()):
         shapes = name in SHAPING or not name.startswith(FREE)
         if shapes == free or name in PLACE or before.get(name, ABSENT) == now.get(name, ABSENT):
             continue
         section = next((other for other in sections if name == other or name.startswith(f"{other}.")), None)
         if section is not None:
-            told[section] = f"{section}: none -> given" if section in before else f"{section}: given -> none"
+            found[section] = f"{section}: none -> given" if section in before else f"{section}: given -> none"
         else:
-            told[name] = f"{name}: {_short(before.get(name, ABSENT))} -> {_short(now.get(name, ABSENT))}"
-    return list(told.values())
+            found[name] = f"{name}: {_short(before.get(name, ABSENT))} -> {_short(now.get(name, ABSENT))}"
+    return list(found.values())
 
 
 def freely_changed(config: Config) -> list[str]:
@@ -93,9 +93,9 @@ def freely_changed(config: Config) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    """A value as a config would say it, cut where it is long."""
-    said = "null" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return said if len(said) <= LONGEST else f"{said[: LONGEST - 3]}..."
+    """A value as in a config, cut where it is long."""
+    text = "null" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 3]}..."
 
 
 def _flat_config(config: Config) -> dict[str, Any]:
@@ -114,8 +114,8 @@ def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def listed(differing: list[str]) -> str:
-    """Differing options in one line: the first with their values, the others by name, as far as anybody reads."""
-    names = [told.partition(":")[0] for told in differing[SHOWN:NAMED]]
+    """Differing options in one line: the first with their values, some more by name."""
+    names = [difference.partition(":")[0] for difference in differing[SHOWN:NAMED]]
     more = f"; and {', '.join(names)}" if names else ""
     rest = f" and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
     return "; ".join(differing[:SHOWN]) + more + rest
@@ -136,7 +136,7 @@ def checkpoint_of_another_run(config: Config) -> tuple[Path, str] | None:
     if config.directory.resolve() in path.resolve().parents:
         raise UserError(
             f"resume: {path} is a checkpoint of this very run, and going back would lose what came after it; give"
-            " name=... for a new run from it, or resume=auto to go on from the newest one."
+            " name=... for a new run from it, or resume=auto to continue from the newest one."
         )
     stage = read_checkpoint(path).get("run", {}).get("stage")
     if stage is None:
@@ -162,28 +162,28 @@ def finished_stage(config: Config, name: str, order: Sequence[str]) -> Path | No
 
 
 def starting_checkpoint(config: Config, name: str, label: str, speaks: bool) -> Path | None:
-    """The checkpoint that a stage starts from, None for its beginning; says which, and what was left out and why.
+    """The checkpoint that a stage starts from, None for its beginning; prints which, and which are skipped and why.
 
-    The one that speaks gives what was left out another name. Raises UserError where there are checkpoints and all are
-    damaged: what was learned is not given up without a word.
+    `speaks`: this process prints, and renames damaged checkpoints. Raises UserError where there are checkpoints and all
+    are damaged: a run does not begin again without a word.
     """
     folder = config.directory / name / "checkpoints"
-    newest, left_out = newest_checkpoint(folder)
-    if newest is None and left_out:
+    newest, skipped = newest_checkpoint(folder)
+    if newest is None and skipped:
         raise UserError(
-            f"{label} none of the checkpoints in {folder} reads back whole ({left_out[0].path.name}:"
-            f" {left_out[0].reason}), and the stage would begin again; bring one back, or remove them if it shall."
+            f"{label} none of the checkpoints in {folder} reads back whole ({skipped[0].path.name}:"
+            f" {skipped[0].reason}); restore one, or remove them to begin the stage again."
         )
     begun = checkpoint_of_another_run(config)
     if newest is None and begun is not None and begun[1] == name:
         newest = begun[0]
     if not speaks:
         return newest
-    for broken in left_out:
-        said = f"{broken.path} does not read back whole ({broken.reason}) and is left out"
-        print(f"{label} {said}: now {set_aside(broken.path).name}", file=sys.stderr)
+    for damaged in skipped:
+        what = f"{damaged.path} does not read back whole ({damaged.reason}) and is skipped"
+        print(f"{label} {what}: renamed to {set_aside(damaged.path).name}", file=sys.stderr)
     if newest is not None:
-        print(f"{label} goes on from {newest}", file=sys.stderr)
+        print(f"{label} resumes from {newest}", file=sys.stderr)
         record = read_checkpoint(newest).get("run", {}).get("config")
         differing = differing_options(_flat(json.loads(record)), _flat_config(config)) if record else []
         if differing:

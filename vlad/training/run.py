@@ -68,7 +68,8 @@ def train(config: Config, callbacks: Sequence[L.Callback] = (), loggers: Sequenc
 
     Args:
         config: as `load_config` reads it.
-        callbacks: Lightning callbacks of your own, called after those of the run. The same ones serve all stages.
+        callbacks: Lightning callbacks of your own. The same ones serve all stages, called after those of the run, and
+            before the checkpoint that keeps their state.
         loggers: Lightning loggers of your own, beside CSV and TensorBoard.
 
     Raises:

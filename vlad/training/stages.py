@@ -42,7 +42,7 @@ from vlad.utils.errors import UserError
 
 
 class _Stage(L.LightningModule):
-    """What the stages share: the optimiser, and checkpoints that hold what is trained and nothing else."""
+    """What the stages share: the optimiser, and checkpoints of the trained parameters alone."""
 
     def __init__(self, optim: OptimOptions) -> None:
         super().__init__()
@@ -121,13 +121,13 @@ class AutoencoderStage(_Stage):
 
 
 def contrast(pixels: Tensor) -> Tensor:
-    """How far each pixel's colour is from its image's median one: B 3 H W -> B 1 H W, mean over the channels."""
+    """The distance of each pixel from its image's median colour: B 3 H W -> B 1 H W, mean over the channels."""
     ground = pixels.flatten(2).median(dim=-1).values[:, :, None, None]
     return (pixels - ground).abs().mean(dim=1, keepdim=True)
 
 
 class AlignStage(_Stage):
-    """L_align alone (Eq. 3), with its extras: the text side before, or without, any image is drawn."""
+    """L_align alone (Eq. 3), with the extra losses: trains the text side before, or without, the UNets."""
 
     def __init__(
         self, text_side: TextSide, alignment: AlignmentHeads, losses: LossOptions, optim: OptimOptions
@@ -163,7 +163,7 @@ class LayoutStage(_Stage):
         read = encode_prompts(self.text_side, batch)
         terms = text_side_losses(self.text_side, self.alignment, read, batch, self.losses)
         t = with_image_size(read.t, self.autoencoder, z).unconditional_unless(
-            _kept(len(z), self.losses.text_dropout, self.device)
+            _keep_mask(len(z), self.losses.text_dropout, self.device)
         )
         diffusion, rows, timesteps = diffusion_loss(
             self.unet, self.scheduler, self.noise, z, t, pixel_weights=_pixel_weights(batch, self.losses)
@@ -177,7 +177,7 @@ class LayoutStage(_Stage):
         return loss
 
     def held_out_loss(self, batch: Batch) -> Tensor:
-        """L_diff of a batch with nothing dropped; the mean over its rows."""
+        """L_diff of a batch without dropout; the mean over its rows."""
         z = _glyph_latents(self.autoencoder, batch)
         t = with_image_size(encode_prompts(self.text_side, batch).t, self.autoencoder, z)
         return diffusion_loss(self.unet, self.scheduler, self.noise, z, t, pixel_weights=batch.pixel_weights)[0]
@@ -214,7 +214,7 @@ class RefineStage(_Stage):
             read = encode_prompts(self.text_side, batch)
         terms = text_side_losses(self.text_side, self.alignment, read, batch, self.losses) if self.trains_text else {}
         t = with_image_size(read.t, self.autoencoder, x_0).unconditional_unless(
-            _kept(len(x_0), self.losses.text_dropout, self.device)
+            _keep_mask(len(x_0), self.losses.text_dropout, self.device)
         )
         diffusion, rows, timesteps = diffusion_loss(
             self.unet,
@@ -236,7 +236,7 @@ class RefineStage(_Stage):
         return loss
 
     def held_out_loss(self, batch: Batch) -> Tensor:
-        """L_diff (Eq. 9) of a batch with t and the true z, nothing dropped, disturbed or edited; its rows' mean."""
+        """L_diff (Eq. 9) of a batch with t and the true z, without dropout, layout noise or edits; the rows' mean."""
         x_0 = _image_latents(self.autoencoder, batch)
         z = _glyph_latents(self.autoencoder, batch) if self.with_layout else None
         t = with_image_size(encode_prompts(self.text_side, batch).t, self.autoencoder, x_0)
@@ -244,7 +244,7 @@ class RefineStage(_Stage):
         return diffusion_loss(self.unet, self.scheduler, self.noise, x_0, t, z, batch.pixel_weights, edit)[0]
 
     def _legibility(self, batch: Batch, x_0: Tensor, predicted: Tensor, timesteps: Tensor) -> Tensor:
-        """The weighted losses on how well the predicted x_0 reads, over lambda, which multiplies L_diff later."""
+        """The weighted legibility losses of the predicted x_0, divided by lambda, which multiplies L_diff later."""
         assert self.legibility is not None
         terms = self.legibility(batch, x_0, predicted, signal_shares(self.scheduler, timesteps))
         self.log_losses(**terms)
@@ -257,7 +257,7 @@ class RefineStage(_Stage):
         return x_0.new_zeros(batch_size, inpainting_channels(channels), height, width)
 
     def _edited(self, batch: Batch, x_0: Tensor) -> tuple[Batch, Tensor | None]:
-        """The batch with a share of it made edits, and the UNet's inputs for them: B 1+C h w, zero for the others."""
+        """The batch with a share of its samples made edits, and the UNet's inputs for them: B 1+C h w, else zero."""
         if not self.edits:
             return batch, None
         if not self.editing_share:
@@ -274,7 +274,7 @@ class RefineStage(_Stage):
         z = _glyph_latents(self.autoencoder, batch)  # B C h w
         strength = self.losses.layout_noise * torch.rand(len(z), 1, 1, 1, device=self.device)
         z = z + strength * torch.randn(z.shape, device=z.device, dtype=z.dtype)  # the same whatever the memory format
-        return z * _kept(len(z), self.losses.layout_dropout, self.device)[:, None, None, None]
+        return z * _keep_mask(len(z), self.losses.layout_dropout, self.device)[:, None, None, None]
 
 
 Stage = AlignStage | AutoencoderStage | LayoutStage | RefineStage
@@ -301,7 +301,7 @@ def _glyph_latents(autoencoder: PatchAutoencoder | AutoencoderKL, batch: Batch) 
 
 
 def _pixel_weights(batch: Batch, losses: LossOptions) -> Tensor | None:
-    """How much each pixel counts, B 1 H W (cells with cached states); None where all count alike."""
+    """The loss weight of each pixel, B 1 H W (of cells with cached states); None where all are 1."""
     kept = batch.pixel_weights
     if not losses.line_weight:
         return kept
@@ -311,12 +311,12 @@ def _pixel_weights(batch: Batch, losses: LossOptions) -> Tensor | None:
     return weights if kept is None else kept * weights
 
 
-def _kept(batch: int, dropout: float, device: torch.device) -> Tensor:
+def _keep_mask(batch: int, dropout: float, device: torch.device) -> Tensor:
     return torch.rand(batch, device=device) >= dropout
 
 
 def set_modes(stage: nn.Module) -> None:
-    """Train mode for every module that holds something trained, eval mode for what is frozen."""
+    """Train mode for every child module with trained parameters, eval mode for frozen ones."""
     stage.train()
     for child in stage.children():
         if not any(parameter.requires_grad for parameter in child.parameters()):

@@ -33,7 +33,7 @@ from vlad.training.build import seeded_parts
 from vlad.training.build_stage import build_stage, stage_names
 from vlad.training.checkpoint import list_checkpoints
 from vlad.training.devices import local_processes, run_device, sharding_ranks
-from vlad.training.memory_plan import CONTEXT_BYTES, StagePlan, Switches, checkpoint_bytes, is_packed, plan_stage
+from vlad.training.memory_plan import CONTEXT_BYTES, MemoryOptions, StagePlan, checkpoint_bytes, is_packed, plan_stage
 from vlad.training.memory_savers import prove_compile
 from vlad.training.optim import check_optimizer
 from vlad.training.parts import Parts
@@ -104,7 +104,7 @@ class Examined:
         ranks, plans = sharding_ranks(config), {}
         for name in self.stages:
             if name in ("layout", "refine"):
-                switches = Switches.of(config, name, ranks, stage_precision(config, name)[0])
+                switches = MemoryOptions.of(config, name, ranks, stage_precision(config, name)[0])
                 plans[name] = plan_stage(config, parts, name, switches)
         return plans
 

@@ -1,9 +1,9 @@
-"""When a run saves, and the thread that writes while it trains on.
+"""Saves checkpoints: when, and in a background thread while training goes on.
 
     trainer.save_checkpoint -> rank 0 (of a sharded run every rank) copies its state to the CPU -> a thread writes,
-    proves, publishes and prunes
+    reads back, publishes and prunes
 
-At most one checkpoint is on its way to the disk: the next waits for it, and so does the end of the stage.
+At most one checkpoint is being written: the next waits for it, and so does the end of the stage.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from vlad.utils.failures import is_full_disk
 
 
 class CheckpointWriter(CheckpointIO):
-    """Writes checkpoints for Lightning, in a thread or at once, and keeps what the options say."""
+    """Lightning's checkpoint plugin: writes in a thread or at once, and prunes old checkpoints."""
 
     def __init__(
         self,
@@ -48,13 +48,13 @@ class CheckpointWriter(CheckpointIO):
         patience_seconds: float = 600.0,
     ) -> None:
         self.keep_last, self.keep_every_steps, self.background = keep_last, keep_every_steps, background
-        # Every rank writes a part of its own; rank 0 waits so long for the others'.
+        # Every rank writes a part of its own; how long rank 0 waits for the others'.
         self.sharded, self.patience_seconds = sharded, patience_seconds
         self.thread: threading.Thread | None = None
         self.failed: tuple[Path, Exception] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Takes a copy of the state and writes it; a failure is told by `take_failure`, not raised."""
+        """Copies the state and writes it; a failure is kept for `take_failure`, not raised."""
         self.wait()
         if not self.background:
             self._write(checkpoint, Path(path))
@@ -73,10 +73,10 @@ class CheckpointWriter(CheckpointIO):
             if distributed.rank() == 0:
                 prune_checkpoints(path.parent, self.keep_last, self.keep_every_steps)
         except Exception as error:
-            self.failed = (path, error)  # told by the trainer's own thread
+            self.failed = (path, error)  # reported by the trainer's own thread
 
     def wait(self) -> None:
-        """Returns when nothing is on its way to the disk."""
+        """Returns when nothing is being written."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
@@ -101,7 +101,7 @@ class CheckpointWriter(CheckpointIO):
 class Checkpoints(L.Callback):
     """Saves every `every_steps` optimiser steps and at the end or interruption of the stage.
 
-    `record` goes into every checkpoint as it is: what the run was told, for the one that loads it.
+    `record` goes into every checkpoint as it is: the stage and config that it belongs to.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Checkpoints(L.Callback):
         self.on_failure, self.stop, self.record = on_failure, stop, record
         self.saved_step = -1
         self.failures = 0
-        # How long training has waited for its checkpoints.
+        # How long training has waited for checkpoints.
         self.waited_seconds = 0.0
         # The newest checkpoint that could not be written, with the reason.
         self.failed: tuple[Path, Exception] | None = None
@@ -144,7 +144,7 @@ class Checkpoints(L.Callback):
         self.writer.wait()
 
     def _notice_failure(self) -> None:
-        """Tells what could not be saved; where a run is to stop for it, all ranks do so after their next step."""
+        """Reports a checkpoint that could not be written; where the run stops for it, all ranks do so together."""
         failed = self.writer.take_failure()
         if failed is None:
             return
@@ -157,7 +157,7 @@ class Checkpoints(L.Callback):
             tqdm.write(f"warning: {self._what_failed(failed)} {again}", file=sys.stderr)
 
     def error(self) -> UserError | None:
-        """What a run that has stopped has to say of its checkpoints; None where its last state is saved."""
+        """The error of a stopped run whose last state is not saved; None where it is."""
         if self.failed is None or (self.on_failure == "go_on" and step_of(self.failed[0]) != self.saved_step):
             return None
         return UserError(f"{self._what_failed(self.failed)} Make room and run the same command again.")
@@ -167,5 +167,5 @@ class Checkpoints(L.Callback):
         kept = list_checkpoints(self.directory)
         place = f"The disk of {self.directory} is full" if is_full_disk(error) else f"{path} cannot be written"
         detail = " ".join(str(error).split())[:200] or type(error).__name__
-        goes_on = f"the run would go on from {kept[-1].name}" if kept else "the stage would begin again"
-        return f"{place}: step {step_of(path)} could not be saved ({detail}); as it is, {goes_on}."
+        resumes = f"the run would resume from {kept[-1].name}" if kept else "the stage would begin again"
+        return f"{place}: step {step_of(path)} could not be saved ({detail}); without it, {resumes}."

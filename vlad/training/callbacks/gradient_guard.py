@@ -1,6 +1,6 @@
-"""Between the backward pass and the optimiser: the gradient's norm is measured, clipped, logged, and must be a number.
+"""Gradient clipping, and protection against losses and gradients that are not finite.
 
-A loss or gradient that is not finite never reaches the weights. What led to it is named and kept:
+These never reach the weights. The batches that led to them are named and kept:
 
     STAGE/nonfinite/step-00000012-batch-00000024-rank-0.safetensors   the batch's tensors
     STAGE/nonfinite/step-00000012-batch-00000024-rank-0.json          keys, captions, loss, seed
@@ -29,28 +29,28 @@ from vlad.utils.distributed import gather_shards, is_sharded
 from vlad.utils.errors import UserError
 
 KEYS_NAMED = 8
-# Batches of a stage that are written for inspection: a run that leaves out thousands of steps must not fill the disk.
+# Batches of a stage that are written for inspection: a run that skips thousands of steps must not fill the disk.
 MOST_KEPT = 32
-# Steps left out one after the other: nothing is learned any more.
+# Skipped steps one after the other: nothing is learned any more.
 MOST_IN_A_ROW = 100
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A batch whose loss is not finite, or that was in a step whose gradient is not."""
+    """A batch whose loss is not finite, or of a step whose gradient is not."""
 
     rank: int
     batch: int
     loss: float
     keys: tuple[str, ...]
-    # The files' common name without its ending; empty where enough are kept already.
+    # The files' common path without suffix; empty where enough are kept already.
     kept: str
 
 
 class GradientGuard(L.Callback):
-    """Clips, logs `gradient_norm`, and stops or skips the step, on all ranks, where loss or gradient are not finite.
+    """Clips gradients and logs `gradient_norm`; where loss or gradient are not finite, all ranks stop or skip the step.
 
-    A skipped step counts as a step: batch, schedule and average go on, the weights stay.
+    A skipped step counts as a step: batch, schedule and EMA move on, the weights stay.
     """
 
     def __init__(self, directory: Path, clip_norm: float, policy: Literal["stop", "skip"]) -> None:
@@ -70,9 +70,9 @@ class GradientGuard(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        # Eq. of no paper: g <- g min(1, c / |g|), c = clip_norm; infinity only measures.
+        # g <- g min(1, c / |g|), c = clip_norm; infinity only measures.
         norm = clip_gradients(parameters, self.clip_norm or math.inf)
-        # Under 16-mixed an overflow is the scaler's daily work: it skips the step and lowers its scale.
+        # Under 16-mixed the loss scaler expects overflows: it skips the step and lowers its scale.
         scaled = trainer.precision == "16-mixed"
         finite = not self.suspects and (scaled or math.isfinite(float(norm)))
         if trainer.strategy.reduce_boolean_decision(finite):
@@ -87,34 +87,36 @@ class GradientGuard(L.Callback):
         self.batch = None
 
     def _refuse(self, trainer: L.Trainer) -> None:
-        """Names what led to a step that must not be taken; raises where the run is to stop. All ranks come here."""
+        """Names the batches of a step that must not be taken; raises where the run is to stop. All ranks call."""
         step = trainer.global_step
         found = _of_all_ranks(self.suspects)
-        of_what = "loss"
+        what = "loss"
         if not found:
-            of_what = "gradient"
+            what = "gradient"
             found = _of_all_ranks([self._keep(trainer)])
         self.suspects = []
-        told = "; ".join(_sentence(suspect) for suspect in found)
-        message = f"the {of_what} of step {step} is not a finite number: {told}"
+        batches = "; ".join(_described(suspect) for suspect in found)
+        message = f"the {what} of step {step} is not a finite number: {batches}"
         if self.policy == "stop":
             if not trainer.is_global_zero:
-                sys.exit(2)  # rank 0 says it for all
+                sys.exit(2)  # rank 0 reports for all
             raise UserError(
-                f"{message}. Look at these batches (docs/training.md says how); the same command goes on from the last"
-                " checkpoint, and with trainer.on_nonfinite=skip leaves such steps out."
+                f"{message}. Inspect these batches (docs/training.md says how); the same command resumes from the last"
+                " checkpoint, and with trainer.on_nonfinite=skip skips such steps."
             )
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         if self.in_a_row == MOST_IN_A_ROW:
             if not trainer.is_global_zero:
                 sys.exit(2)
             raise UserError(
-                f"{message}; {MOST_IN_A_ROW} steps in a row have been left out so, and nothing is learned any more."
+                f"{message}; {MOST_IN_A_ROW} steps in a row were skipped, and nothing is learned any more."
                 " Begin a new run at an earlier checkpoint (resume=PATH name=NEW) with a lower learning rate or another"
                 " precision."
             )
         if trainer.is_global_zero:
-            tqdm.write(f"warning: {message}. The step is left out, the {self.skipped}. of this stage.", file=sys.stderr)
+            tqdm.write(
+                f"warning: {message}. The step is skipped, number {self.skipped} of this stage.", file=sys.stderr
+            )
 
     def _keep(self, trainer: L.Trainer) -> Suspect:
         """Writes the batch at hand for inspection."""
@@ -149,7 +151,7 @@ def clip_gradients(parameters: list[torch.nn.Parameter], most: float) -> Tensor:
     return norm
 
 
-def _sentence(suspect: Suspect) -> str:
+def _described(suspect: Suspect) -> str:
     keys = ", ".join(suspect.keys[:KEYS_NAMED]) + (", ..." if len(suspect.keys) > KEYS_NAMED else "")
     kept = f"{suspect.kept}.*" if suspect.kept else f"not written: {MOST_KEPT} of this stage are"
     return f"{suspect.loss} on rank {suspect.rank} in batch {suspect.batch} with the samples {keys} ({kept})"

@@ -1,4 +1,4 @@
-"""The ranks of a run: that a launcher has started as many as are asked for; and when one is lost, all end at once.
+"""Ends all ranks of a run at once when one is lost.
 
 Left alone, the others would wait in a collective until its time-out, and each die with a traceback of its own.
 """
@@ -25,7 +25,7 @@ GRACE_SECONDS = 2.0
 class RankWatch(L.Callback):
     """Watches the processes of a run from a thread: rank 0 those that it has started, the others their parent.
 
-    `before_end` is called before the process ends. `directory` is one that all ranks see: the first to notice speaks.
+    `before_end` is called before the process ends. All ranks see `directory`: the first to notice reports.
     """
 
     def __init__(self, directory: Path, before_end: Callable[[], None]) -> None:
@@ -48,7 +48,7 @@ class RankWatch(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if trainer.world_size > 1 and is_lost_connection(exception):
-            # The thread, where it is one that sees the lost process, knows which it was.
+            # The thread, where it sees the lost process, knows which one it was.
             self.done.wait(GRACE_SECONDS)
             reason = " ".join(str(exception).split())[:160]
             self._end(f"another rank no longer answers rank {self.rank} ({reason})")
@@ -63,13 +63,13 @@ class RankWatch(L.Callback):
                 self._end(f"the process that started rank {self.rank} (process {parent}) is gone")
 
     def _end(self, what: str) -> None:
-        """Says what was lost, if no other rank has, and ends this process and those that it has started."""
+        """Reports what was lost, if no other rank has, and ends this process and those that it has started."""
         with self.ending:  # the thread and the trainer may both have noticed
             with contextlib.suppress(FileExistsError):
                 self.token.touch(exist_ok=False)
                 print(
-                    f"\nerror: {what}; the run ends. Its own words, if it had any, stand above. The same command goes"
-                    " on from the last checkpoint.",
+                    f"\nerror: {what}; the run ends. That rank's own message, if any, stands above. The same command"
+                    " resumes from the last checkpoint.",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -1,11 +1,10 @@
-"""Small sets of a person's own: held-out images and looks, the base's own images, and what cannot work."""
+"""Custom datasets: held-out split, prior preservation, adapters, and options that cannot work."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from safetensors.torch import load_file
 
 from vlad.config.load import load_config
 from vlad.config.schema import Config
-from vlad.config.training import ValidationOptions
 from vlad.data.collate import collate
 from vlad.data.dataset import first_samples
 from vlad.data.poster_template import render_poster
@@ -31,7 +29,6 @@ from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.training import prior_preservation
 from vlad.training.build import build_pipeline, new_parts, seeded_parts
 from vlad.training.build_stage import build_stage
-from vlad.training.callbacks.validation import Validation, ValidationResult
 from vlad.training.publish import is_finished
 from vlad.training.run import train
 from vlad.training.run_data import open_data, refuse_without_text
@@ -94,7 +91,7 @@ def load(world: Path, *overrides: str) -> Config:
     return load_config(world / "lora.yaml", overrides)
 
 
-def test_an_exported_pipeline_is_a_base_and_its_adapter_draws_other_images(world: Path) -> None:
+def test_a_published_pipeline_is_a_base_and_its_adapter_changes_images(world: Path) -> None:
     config = load(world)
     assert is_finished(config)
     plain, adapted = load_pipeline(world / "pipeline"), load_pipeline(world / "pipeline", config.directory)
@@ -109,7 +106,7 @@ def test_an_exported_pipeline_is_a_base_and_its_adapter_draws_other_images(world
     assert card.count("| 2 | 16 |") == 4
 
 
-def test_the_looks_choose_what_is_published(world: Path) -> None:
+def test_validation_chooses_the_published_weights(world: Path) -> None:
     config = load(world)
     metrics = json.loads((config.directory / "refine" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["best_step"] in (2, 4, 6)
@@ -147,7 +144,7 @@ def test_plain_diffusers_loads_a_unet_s_adapter(world: Path, part: str) -> None:
     assert sum(".lora_" in name for name in theirs.state_dict()) == count
 
 
-def test_before_and_after_are_drawn_and_scored(world: Path, tmp_path: Path) -> None:
+def test_base_and_adapter_are_compared_on_held_out_images(world: Path, tmp_path: Path) -> None:
     config = load(world)
     found, page = compare(world / "pipeline", [f"{config.directory}:0.5"], tmp_path / "out", 1, signs=0)
     assert page.is_file()
@@ -158,7 +155,7 @@ def test_before_and_after_are_drawn_and_scored(world: Path, tmp_path: Path) -> N
         compare(world / "pipeline", [str(world / "shards")], tmp_path / "out", 1, 0)
 
 
-def test_the_decoder_learns_grounds_through_adapters_and_latents_stay(world: Path) -> None:
+def test_decoder_adapters_train_and_leave_latents_alone(world: Path) -> None:
     text = "trainable={lvlm: frozen, composition: null}"
     decoder = (
         "name=decoder",
@@ -192,12 +189,10 @@ def test_the_decoder_learns_grounds_through_adapters_and_latents_stay(world: Pat
     assert torch.allclose(decode(parts.autoencoder.eval(), latents), after, atol=1e-5)
 
 
-# --- the base's own images ---------------------------------------------------------------------------------
+# --- prior preservation --------------------------------------------------------------------------------------
 
 
-def test_the_prior_is_drawn_once_by_the_base_and_goes_on_after_a_kill(
-    world: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_prior_is_generated_once_and_resumes_after_a_kill(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prior_preservation, "PRIOR_SHARD", 4)
     config = load(
         world,
@@ -236,151 +231,6 @@ def test_the_prior_is_drawn_once_by_the_base_and_goes_on_after_a_kill(
         assert by_key[sample.key].caption == sample.caption
 
 
-# --- when to stop --------------------------------------------------------------------------------------------
-
-
-class Trainer:
-    """What Validation asks of Lightning's trainer."""
-
-    is_global_zero, should_stop, max_steps, global_step = True, False, 1000, 0
-    loggers: tuple[Any, ...] = ()
-
-    @property
-    def strategy(self) -> Trainer:
-        return self
-
-    def broadcast(self, value: Any) -> Any:
-        return value
-
-
-class Average:
-    """The averages of a module of one number, which is its step."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-
-    @property
-    def average(self) -> dict[str, torch.Tensor]:
-        return {"weight": torch.tensor([float(self.trainer.global_step)])}
-
-    def swapped_in(self, _: Any) -> Any:
-        return torch.no_grad()
-
-
-def follow(looks: list[ValidationResult], folder: Path, **options: Any) -> tuple[Validation, Trainer, torch.nn.Module]:
-    """A stage of 10 steps a look, the first one of the base, until it ends or the looks do."""
-    trainer, module = Trainer(), torch.nn.Module()
-    module.weight = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
-    stopping = Validation(folder, ValidationOptions(share=0.1, every_steps=10, **options), Average(trainer), None, "")  # type: ignore[arg-type]
-    stopping.evaluate = lambda _: looks[trainer.global_step // 10]
-    stopping.on_train_start(trainer, module)  # type: ignore[arg-type]
-    for step in range(1, 10 * (len(looks) - 1) + 1):
-        trainer.global_step = step
-        stopping.on_train_batch_end(trainer, module)  # type: ignore[arg-type]
-        if trainer.should_stop:
-            break
-    stopping.restore_best(module)
-    return stopping, trainer, module
-
-
-def looks_of(
-    losses: list[float], letters: list[float] | None = None, training: list[float] | None = None
-) -> list[ValidationResult]:
-    return [
-        ValidationResult(loss, (training or losses)[place], None if letters is None else letters[place])
-        for place, loss in enumerate(losses)
-    ]
-
-
-def test_a_stage_that_gets_no_better_ends_with_its_best_weights(tmp_path: Path) -> None:
-    losses = [1.0, 0.8, 0.6, 0.7, 0.65, 0.3]
-    stopping, trainer, module = follow(looks_of(losses), tmp_path, patience=2)
-    assert (trainer.global_step, stopping.best_step) == (40, 20)
-    assert float(module.weight) == 20.0
-    patient, trainer, module = follow(looks_of(losses), tmp_path, patience=3)
-    assert (trainer.global_step, patient.best_step, float(module.weight)) == (50, 50, 50.0)
-
-
-def test_damaged_weights_of_the_best_look_are_told_and_the_last_kept(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    stopping, _, module = follow(looks_of([1.0, 0.8, 0.6, 0.7]), tmp_path)
-    assert (stopping.metrics()["best_step"], float(module.weight)) == (20, 20.0)
-    capsys.readouterr()
-    with torch.no_grad():
-        module.weight.fill_(30.0)
-    stopping.path.write_bytes(stopping.path.read_bytes()[:20])
-    stopping.restore_best(module)
-    assert float(module.weight) == 30.0 and stopping.metrics()["best_step"] == 30
-    told = capsys.readouterr().err
-    assert "the weights of the best validation pass (step 20) cannot be read" in told and str(stopping.path) in told
-
-
-def test_a_lower_loss_that_reads_fewer_letters_is_no_better(tmp_path: Path) -> None:
-    stopping, _, module = follow(
-        looks_of([1.0, 0.9, 0.5, 0.4], letters=[0.9, 0.88, 0.7, 0.84]), tmp_path, lost_letters=0.05
-    )
-    assert (stopping.best_step, float(module.weight)) == (10, 10.0)
-    lenient, _, module = follow(
-        looks_of([1.0, 0.9, 0.5, 0.4], letters=[0.9, 0.88, 0.7, 0.84]), tmp_path, lost_letters=0.07
-    )
-    assert (lenient.best_step, float(module.weight)) == (30, 30.0)
-
-
-def test_a_style_that_costs_letters_at_first_is_waited_for(tmp_path: Path) -> None:
-    letters = [0.9, 0.0, 0.0, 0.0, 0.5, 0.86]
-    stopping, trainer, _ = follow(looks_of([1.0, 0.9, 0.8, 0.7, 0.75, 0.76], letters), tmp_path, patience=2)
-    assert (trainer.global_step, stopping.best_step) == (50, 50)
-    stopping, trainer, _ = follow(
-        looks_of([1.0, 0.9, 0.8, 0.8, 0.8, 0.76], [*letters[:4], 0.0, 0.9]), tmp_path, patience=2
-    )
-    assert (trainer.global_step, stopping.best_step) == (40, None)
-
-
-def test_where_no_look_reads_the_last_is_kept_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stopping, _, module = follow(looks_of([1.0, 0.9], letters=[0.9, 0.1]), tmp_path)
-    assert (stopping.best_step, float(module.weight)) == (None, 0.0)
-    assert "no validation pass read as many letters" in capsys.readouterr().err
-
-
-def test_overfitting_is_told_once_with_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    held, trained = [1.0, 0.6, 0.7, 0.8, 0.9], [1.0, 0.6, 0.5, 0.4, 0.3]
-    stopping, _, _ = follow(looks_of(held, training=trained), tmp_path)
-    said = capsys.readouterr().err
-    assert said.count("overfitting: since step 10") == 1
-    assert "from 0.6000 to 0.8000 while" in said
-    assert stopping.metrics()["overfits"] == 1.0
-    follow(looks_of(held, training=held), tmp_path)  # both rise: something else is wrong
-    follow(looks_of([1.0, 0.6, 0.605, 0.61], training=trained), tmp_path)  # by less than two per cent
-    assert "overfitting" not in capsys.readouterr().err
-
-
-def test_a_look_computes_in_the_precision_that_frozen_weights_are_stored_in(tmp_path: Path) -> None:
-    trainer = Trainer()
-    trainer.precision_plugin = SimpleNamespace(forward_context=lambda: torch.autocast("cpu", torch.bfloat16))
-    module = torch.nn.Linear(2, 1).requires_grad_(False)
-    module.weight.data = module.weight.data.bfloat16()  # as under bf16-true
-    stopping = Validation(tmp_path, ValidationOptions(share=0.1), Average(trainer), None, "")  # type: ignore[arg-type]
-    stopping.evaluate = lambda stage: ValidationResult(float(stage(torch.ones(1, 2))), 0.0)
-    stopping.on_train_start(trainer, module)  # type: ignore[arg-type]
-    assert 0 in stopping.results
-
-
-def test_looks_go_on_after_a_resume(tmp_path: Path) -> None:
-    stopping, _, _ = follow(looks_of([1.0, 0.8, 0.9, 0.9]), tmp_path, patience=2)
-    again = Validation(tmp_path, stopping.options, stopping.ema, stopping.evaluate, "")
-    again.load_state_dict(json.loads(json.dumps(stopping.state_dict()), object_hook=_with_numbers))
-    trainer = Trainer()
-    trainer.global_step = 30
-    again.on_train_start(trainer, torch.nn.Module())  # type: ignore[arg-type]
-    assert trainer.should_stop  # it was killed after its last look
-    assert again.results == stopping.results
-
-
-def _with_numbers(record: dict[str, Any]) -> dict[Any, Any]:
-    return {int(name) if name.isdigit() else name: value for name, value in record.items()}
-
-
 # --- what cannot work ----------------------------------------------------------------------------------------
 
 
@@ -410,7 +260,7 @@ def _with_numbers(record: dict[str, Any]) -> dict[Any, Any]:
         (["validation.share=1"], "share must be"),
     ],
 )
-def test_what_cannot_work_is_told_in_one_sentence(world: Path, overrides: list[str], said: str) -> None:
+def test_mistakes_are_refused_in_one_line(world: Path, overrides: list[str], said: str) -> None:
     if not (world / "silent").exists():
         posters(world / "silent", 16, with_text=False)
         (world / "unfinished").mkdir()
@@ -425,7 +275,7 @@ def test_what_cannot_work_is_told_in_one_sentence(world: Path, overrides: list[s
     assert set((world / "runs").iterdir()) - before <= {world / "runs" / "wrong"}
 
 
-def test_shards_of_which_nothing_can_be_used_are_not_called_without_text(tmp_path: Path) -> None:
+def test_unusable_shards_are_reported_as_such(tmp_path: Path) -> None:
     posters(tmp_path / "shards", 2)
     (tmp_path / "shards" / "manifest.json").unlink()
     shard = tmp_path / "shards" / "000000.tar"

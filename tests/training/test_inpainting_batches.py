@@ -138,7 +138,7 @@ def test_what_cannot_be_edited_is_one_sentence(world: Path) -> None:
         base("a wall", image=image, mask_image=mask)
     with pytest.raises(UserError, match="32 x 32 pixels and keeps them"):
         edit("a wall", image=image, mask_image=mask, width=64)
-    with pytest.raises(UserError, match="nearest is 40 x 32"):
+    with pytest.raises(UserError, match="nearest size is 40 x 32"):
         edit("a wall", image=np.zeros((32, 37, 3), np.uint8), mask_image=np.ones((32, 37), bool))
     with pytest.raises(UserError, match="outside the mask"):
         lone = np.zeros((32, 32), bool)
