@@ -244,7 +244,7 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"lvlm\.path: .*nowhere is neither a folder here nor in reach on the hub"):
+    with pytest.raises(UserError, match=r"lvlm\.path: .*nowhere is neither a local folder nor reachable on the hub"):
         load_lvlm(replace(TINY, path=str(tmp_path / "nowhere")))
 
 

@@ -178,7 +178,7 @@ def test_a_run_of_vlad_is_refused_with_a_remedy(tmp_path: Path) -> None:
 
 
 def test_a_missing_path_is_refused(tmp_path: Path) -> None:
-    assert "is neither a folder here nor in reach on the hub" in refusal(tmp_path / "nowhere")
+    assert "is neither a local folder nor reachable on the hub" in refusal(tmp_path / "nowhere")
 
 
 # --- one file --------------------------------------------------------------------------------------------------------

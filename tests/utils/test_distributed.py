@@ -39,13 +39,13 @@ def whole_batch() -> tuple[Tensor, Tensor]:
 
 
 def train_one_rank(rank: int, folder: str) -> None:
-    """A backward pass as Lightning's DDP strategy runs it; what came of it is left in the folder."""
+    """A backward pass as in Lightning's DDP strategy; the results are saved to the folder."""
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=WORLD,
-        timeout=timedelta(minutes=2),  # torch's half hour is a long time to wait for a lost rank
+        timeout=timedelta(minutes=2),  # torch's default of half an hour is long to wait for a lost rank
     )
     model = DistributedDataParallel(TextsAndImages())
     texts, images = (x.chunk(WORLD)[rank] for x in whole_batch())
@@ -61,7 +61,7 @@ def train_one_rank(rank: int, folder: str) -> None:
     torch.save(found, f"{folder}/rank{rank}.pt")
     dist.barrier()
     # Not by destroy_process_group: torch's destructor holds the GIL while it waits for gloo's thread, which may need
-    # the GIL to let go of the last gathered tensor, and both wait for ever.
+    # the GIL to let go of the last gathered tensor, and both wait forever.
     os._exit(0)
 
 
@@ -95,7 +95,7 @@ def test_one_process_gathers_itself() -> None:
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
 
 
-def test_the_launcher_s_rank_counts_before_the_process_group_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_launcher_s_rank_counts_before_the_process_group_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert distributed.is_main_process()

@@ -1,4 +1,4 @@
-"""Names that are neither a folder nor in reach: said at once, whoever asks; and what the hub itself has to say."""
+"""Models that are neither a local folder nor reachable, and the hub's own errors, as user errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vlad.utils.hub import check_reachable
         ("stable_diffusion.path", lambda: load_stable_diffusion(StableDiffusionOptions(path="nobody/nothing"))),
     ],
 )
-def test_without_a_network_a_name_is_refused_after_one_try(
+def test_without_a_network_a_name_is_refused_after_one_attempt(
     option: str, load: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -40,7 +40,7 @@ def test_without_a_network_a_name_is_refused_after_one_try(
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", wait)
     with pytest.raises(
-        UserError, match=rf"^{option}: no.* is neither a folder here nor in reach .* give that folder\.$"
+        UserError, match=rf"^{option}: no.* is neither a local folder nor reachable .* give that folder\.$"
     ):
         load()
 
@@ -50,11 +50,11 @@ def test_without_a_network_a_name_is_refused_after_one_try(
     [
         (GatedRepoError, r"accept its licence; do so on its page on the hub, then run: hf auth login\."),
         (RevisionNotFoundError, r"some/model has no revision v9; name a commit or tag that it has\."),
-        (RepositoryNotFoundError, "neither a folder here nor in reach"),
+        (RepositoryNotFoundError, "neither a local folder nor reachable"),
         (HfHubHTTPError, None),  # busy: the libraries know how to wait
     ],
 )
-def test_what_the_hub_answers_is_told_in_a_sentence(
+def test_errors_of_the_hub_become_user_errors(
     kind: type[HfHubHTTPError], said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answer(url: str) -> None:
@@ -70,7 +70,7 @@ def test_what_the_hub_answers_is_told_in_a_sentence(
         check_reachable("lvlm.path", "some/model", "v9", "config.json")
 
 
-def test_a_folder_and_what_is_in_the_cache_are_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_not_asked_for_local_or_cached_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", asked.append)
     check_reachable("lvlm.path", str(tmp_path), None, "config.json")

@@ -1,4 +1,4 @@
-"""Work on all cores: in order, a few ahead, errors where they happened."""
+"""Parallel map: results in order, items only a few ahead, errors at their place."""
 
 import time
 

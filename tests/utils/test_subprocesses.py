@@ -1,4 +1,4 @@
-"""A command that calls others: what a signal does to them, and what each may use."""
+"""Commands that run other commands: signals, exit codes, and each one's share of the machine."""
 
 import os
 import signal
@@ -29,9 +29,9 @@ time.sleep(60)
 """
 PARENT = """
 from pathlib import Path
-from vlad.utils.subprocesses import Children
+from vlad.utils.subprocesses import ChildCommands
 
-with Children(Path.cwd()) as children:
+with ChildCommands(Path.cwd()) as children:
     code = children.run("child.py")
     print(code, children.interrupted, children.run("child.py"))
 """
@@ -58,7 +58,7 @@ def test_a_signal_leaves_the_child_time_to_save(tmp_path: Path, to_group: bool) 
         parent.send_signal(signal.SIGTERM)
     said, _ = parent.communicate(timeout=60)
     assert (tmp_path / "saved").read_text() == ("SIGINT" if to_group else "SIGTERM")
-    # After a signal nothing more is called: the second child would have waited a minute.
+    # After a signal no command is started: the second child would have taken a minute.
     assert said.split() == ["0", "True", "130"]
 
 
@@ -76,7 +76,7 @@ def test_codes_variables_and_logs_of_a_command(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_commands_at_once_share_cores_and_devices() -> None:
+def test_concurrent_commands_share_cores_and_devices() -> None:
     assert job_environment(0, 3, 8, []) == {"OMP_NUM_THREADS": "2"}
     assert job_environment(1, 4, 2, []) == {"OMP_NUM_THREADS": "1"}
     dealt = [job_environment(job, 3, 16, list("0123"))["CUDA_VISIBLE_DEVICES"] for job in range(3)]

@@ -1,4 +1,4 @@
-"""Grids of captioned images, and layouts rendered or drawn over images."""
+"""Image grids with captions, and images of layouts and glyph maps."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def glyph_map_image(glyph_map: np.ndarray) -> Image.Image:
 
 
 def layout_image(layout: Layout, width: int, height: int | None = None) -> Image.Image:
-    """The layout alone: its glyph map (square without a height) with every line's polygon."""
+    """A layout as an image: its glyph map (square without a height) with the polygon of each line."""
     return overlay_polygons(glyph_map_image(render_glyph_map(layout, width, height or width)), layout)
 
 
 def overlay_polygons(image: Image.Image, layout: Layout) -> Image.Image:
-    """The image with the polygons of its lines drawn over it."""
+    """The image with the polygons of a layout's lines over it."""
     result = image.convert("RGB")
     canvas = ImageDraw.Draw(result)
     for number, line in enumerate(layout.lines):
@@ -44,25 +44,27 @@ def overlay_polygons(image: Image.Image, layout: Layout) -> Image.Image:
     return result
 
 
-def sample_grid(rows: Sequence[GridRow], heads: Sequence[str], cell_pixels: int = 160, columns: int = 2) -> Image.Image:
-    """Rows of captioned images under column heads, in at most `columns` blocks side by side."""
+def sample_grid(
+    rows: Sequence[GridRow], headings: Sequence[str], cell_pixels: int = 160, columns: int = 2
+) -> Image.Image:
+    """Rows of captioned images under column headings, in at most `columns` blocks side by side."""
     columns = min(columns, len(rows))
     per_row = max(len(row.images) for row in rows)
-    gap, text_height, head_height = 6, 34, 20
+    gap, text_height, heading_height = 6, 34, 20
     block_width = per_row * (cell_pixels + gap) + 2 * gap
     block_rows = -(-len(rows) // columns)
     grid = Image.new(
-        "RGB", (columns * block_width, head_height + block_rows * (cell_pixels + text_height + gap)), "white"
+        "RGB", (columns * block_width, heading_height + block_rows * (cell_pixels + text_height + gap)), "white"
     )
     canvas = ImageDraw.Draw(grid)
     font = load_font("sans", 12)
     for block in range(columns):
-        for number, head in enumerate(heads):
+        for number, heading in enumerate(headings):
             x = block * block_width + gap + number * (cell_pixels + gap)
-            canvas.text((x, 3), head, fill="#666666", font=font)
+            canvas.text((x, 3), heading, fill="#666666", font=font)
     for number, row in enumerate(rows):
         left = (number % columns) * block_width + gap
-        top = head_height + (number // columns) * (cell_pixels + text_height + gap)
+        top = heading_height + (number // columns) * (cell_pixels + text_height + gap)
         for place, image in enumerate(row.images):
             method = Image.Resampling.NEAREST if max(image.size) <= cell_pixels else Image.Resampling.LANCZOS
             enlarged = ImageOps.contain(image, (cell_pixels, cell_pixels), method)

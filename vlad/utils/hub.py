@@ -1,5 +1,4 @@
-"""The hub's libraries: whether a name is a folder here or a repository, known before they ask for half a minute; and
-their bars, silenced."""
+"""Hugging Face Hub: a quick check whether a model is reachable, and hiding the libraries' progress bars."""
 
 from __future__ import annotations
 
@@ -10,22 +9,19 @@ from pathlib import Path
 
 from vlad.utils.errors import UserError
 
-NOT_THERE = (
-    "is neither a folder here nor in reach on the hub; check the name and the network, or download it elsewhere"
+NOT_FOUND = (
+    "is neither a local folder nor reachable on the hub; check the name and the network, or download it elsewhere"
     " (hf download NAME --local-dir FOLDER) and give that folder"
 )
 
 
 @contextmanager
 def hide_progress_bars() -> Iterator[None]:
-    """Inside the block diffusers and transformers draw no bars for the parts and weights that they read and write.
-
-    Downloads keep theirs. Only for what takes a moment: our commands have bars for what does not.
-    """
-    # Those that are loaded by now: this room imports neither. Not by their own switches: transformers' takes the hub's
-    # bars along, and says nothing of how it was.
-    found = (sys.modules.get(f"{name}.utils.logging") for name in ("diffusers", "transformers"))
-    before = [(library, active) for library in found if (active := getattr(library, "_tqdm_active", None)) is not None]
+    """Hides the progress bars of diffusers and transformers for reading and writing weights, not those of downloads."""
+    # Only in libraries that are already imported. Not by their own functions: that of transformers also hides the
+    # hub's bars, and neither tells the previous state.
+    loaded = (sys.modules.get(f"{name}.utils.logging") for name in ("diffusers", "transformers"))
+    before = [(library, active) for library in loaded if (active := getattr(library, "_tqdm_active", None)) is not None]
     for library, _ in before:
         vars(library)["_tqdm_active"] = False
     try:
@@ -36,10 +32,10 @@ def hide_progress_bars() -> Iterator[None]:
 
 
 def check_reachable(option: str, path: str, revision: str | None, file: str) -> None:
-    """Raises UserError where `path` is no folder here, not in the hub's cache, and cannot be had from the hub.
+    """Raises UserError where `path` is not a local folder, not in the hub's cache, and cannot be downloaded.
 
-    `file` is one that every repository of the kind has. It is asked for once: without a network the libraries try six
-    times, 23 seconds a file. A hub that answers, but is busy, is left to them. `option` names the path.
+    `file` is one that every repository of the kind has; `option` names the path in messages. The hub is asked once:
+    without a network, the libraries would retry six times, 23 seconds a file. A busy hub is left to their retries.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -52,14 +48,14 @@ def check_reachable(option: str, path: str, revision: str | None, file: str) -> 
         get_hf_file_metadata(hf_hub_url(path, file, revision=revision))
     except GatedRepoError as error:
         raise UserError(
-            f"{option}: {path} is given only to those who accept its licence; do so on its page on the hub, then run:"
+            f"{option}: {path} requires that you accept its licence; do so on its page on the hub, then run:"
             " hf auth login."
         ) from error
     except RevisionNotFoundError as error:
         raise UserError(f"{option}: {path} has no revision {revision}; name a commit or tag that it has.") from error
     except RepositoryNotFoundError as error:
-        raise UserError(f"{option}: {path} {NOT_THERE}.") from error
+        raise UserError(f"{option}: {path} {NOT_FOUND}.") from error
     except HfHubHTTPError:
         return
-    except Exception as error:  # of the connection, or a name that is none: each of the client's own kind
-        raise UserError(f"{option}: {path} {NOT_THERE}.") from error
+    except Exception as error:  # connection errors and invalid names have no common class
+        raise UserError(f"{option}: {path} {NOT_FOUND}.") from error

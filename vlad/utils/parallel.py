@@ -1,6 +1,6 @@
-"""Work on all cores, results in order.
+"""Parallel map on threads, with results in order.
 
-Threads, for work that happens outside Python's lock: decoding images, running ONNX models.
+Threads suit work that releases Python's global lock: decoding images, running ONNX models.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def available_cores() -> int:
 def map_in_order(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None
 ) -> Iterator[Result]:
-    """`function` of every item, in the items' order, on `workers` threads (None: one a core).
+    """`function` of every item, in the items' order, on `workers` threads (None: one per core).
 
-    Items are taken as results leave, a few ahead, so that a long stream of images needs little memory.
+    Items are taken only a few ahead of the results, so that a long stream of images needs little memory.
     """
     workers = workers or available_cores()
     pool = ThreadPoolExecutor(workers)

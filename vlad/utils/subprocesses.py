@@ -1,8 +1,7 @@
-"""The project's own commands as children of one that calls several: the demo, the ablation.
+"""Subprocesses: commands that run other commands of this project (the demo, the ablation).
 
-Ctrl-C at a terminal reaches parent and children alike. The children save and end, which takes seconds, and the standard
-library's subprocess.run would kill them meanwhile; here the parent waits. SIGTERM reaches the parent alone, which
-passes it on.
+Ctrl-C at a terminal reaches parent and children alike. The children save and end, which takes seconds: subprocess.run
+would kill them meanwhile, here the parent waits. SIGTERM reaches the parent alone, which passes it on.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from typing import Any
 
 
 class ChildCommands:
-    """Calls the scripts below a root, from any thread, inside a `with` of the main one.
+    """Runs scripts below a root directory, from any thread, inside a `with` block of the main thread.
 
-    `interrupted` says whether a signal came; from then on nothing new is called.
+    `interrupted` is True after a signal; from then on no new command is started.
     """
 
     def __init__(self, root: Path) -> None:
@@ -41,15 +40,15 @@ class ChildCommands:
             signal.signal(number, handler)
 
     def run(self, *command: str, environment: Mapping[str, str] | None = None, log: Path | None = None) -> int:
-        """Runs `python COMMAND` (a script and what follows it) to its end; gives its exit code.
+        """Runs `python COMMAND` (a script and its arguments) to its end and returns its exit code.
 
         Args:
-            environment: variables that are set for it.
-            log: where what it prints is added; None shows it.
+            environment: additional environment variables.
+            log: the file that its output is appended to; None prints it.
         """
         if self.interrupted:
             return 128 + signal.SIGINT
-        # As short as a user would write it: a command that is stopped tells how to go on with it.
+        # A relative path, as a user would type it: an interrupted command prints how to resume it.
         line = [sys.executable, os.path.relpath(self.root / command[0]), *command[1:]]
         variables = {**os.environ, **(environment or {})}
         if log is None:
@@ -58,7 +57,7 @@ class ChildCommands:
             return self._wait(subprocess.Popen(line, env=variables, stdout=output, stderr=output))
 
     def stop(self) -> None:
-        """Asks the commands that run to save and end."""
+        """Asks the running commands to save and end."""
         self.interrupted = True
         for process in tuple(self._running):
             process.terminate()
@@ -77,22 +76,22 @@ class ChildCommands:
 
 
 def job_environment(job: int, jobs: int, cores: int, devices: Sequence[str]) -> dict[str, str]:
-    """What one of several commands at once may use, as environment variables.
+    """Environment variables that give one of several concurrent commands its share of the machine.
 
     Args:
         job: its number, from 0.
-        jobs: how many there are.
-        cores: of the CPU, divided among them.
-        devices: names of the CUDA devices, dealt out in turn; with fewer devices than jobs, some share one.
+        jobs: how many commands run at once.
+        cores: of the CPU, divided among the jobs.
+        devices: names of the CUDA devices, dealt out in turn; with fewer devices than jobs, jobs share them.
     """
-    share = {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
+    environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
     if devices:
-        share["CUDA_VISIBLE_DEVICES"] = ",".join(devices[job::jobs] or [devices[job % len(devices)]])
-    return share
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[job::jobs] or [devices[job % len(devices)]])
+    return environment
 
 
 def visible_devices() -> list[str]:
-    """The names of the CUDA devices that this process may use; none without CUDA."""
+    """The names of the CUDA devices that this process may use; empty without CUDA."""
     import torch
 
     count = torch.cuda.device_count()

@@ -38,7 +38,7 @@ from vlad.models.text_encoder.families import (
 )
 from vlad.models.text_encoder.tiny_qwen import build_byte_tokenizer, build_tiny_qwen
 from vlad.utils.errors import UserError, counted, did_you_mean, reason_of
-from vlad.utils.hub import NOT_THERE, check_reachable
+from vlad.utils.hub import NOT_FOUND, check_reachable
 
 CONFIG = "config.json"
 SAFE_WEIGHTS, SAFE_INDEX, HEAD_KEY = "model.safetensors", "model.safetensors.index.json", "lm_head.weight"
@@ -193,7 +193,7 @@ def report_load_errors(option: str, path: str, what: str = "model") -> Iterator[
                 " you have read"
             )
         elif isinstance(error, OSError) and not Path(path).exists():
-            sentence = NOT_THERE
+            sentence = NOT_FOUND
         else:
             sentence = (
                 f"holds no {what} that transformers can load ({reason_of(error)}); give a folder made by"
