@@ -1,7 +1,4 @@
-"""The options of a run: the components' dataclasses composed, read from YAML and overrides, frozen.
-
-No OmegaConf node leaves this module. A file may start from another: `inherit: tiny.yaml` (beside it).
-"""
+"""The options of a run: the dataclasses of all components composed into one frozen `Config`."""
 
 from __future__ import annotations
 
@@ -28,23 +25,28 @@ from vlad.utils.errors import UserError
 
 @dataclass(frozen=True)
 class LayoutOptions:
-    """Stage one (TLG). `kind: none` leaves it out, and z with it: the ablation of Table II."""
+    """Stage one (TLG): prompt to z, the latents of a glyph map."""
 
+    # none leaves stage one out, and z with it: the ablation of Table II.
     kind: Literal["latents", "none"] = "latents"
+    # The layout UNet.
     unet: UNetOptions = field(default_factory=UNetOptions)
+    # Its noise schedule and prediction.
     noise: NoiseOptions = field(default_factory=NoiseOptions)
 
 
 @dataclass(frozen=True)
 class RefineOptions:
-    """Stage two (VFE)."""
+    """Stage two (VFE): prompt and z to image."""
 
+    # The refine UNet.
     unet: UNetOptions = field(default_factory=UNetOptions)
+    # Its noise schedule and prediction.
     noise: NoiseOptions = field(default_factory=NoiseOptions)
-    # Stage one has trained the text side; True trains it on.
+    # Trains the text side here, too, after stage one has.
     train_text: bool = False
-    # The share of samples trained as edits: a part of the image is given, the rest is drawn (docs/sampling.md). Above
-    # 0 the UNet has input channels for it from the start; those of a base that has none are added and weigh nothing.
+    # The share of samples trained for inpainting: a part of the image is given, the rest is generated. Above 0 the UNet
+    # has input channels for it; to a base without them they are added with zero weights.
     editing_share: float = 0.0
 
     def __post_init__(self) -> None:
@@ -56,35 +58,50 @@ class RefineOptions:
 class Config:
     """Everything that shapes a run."""
 
+    # The run's name, and that of its folder.
     name: str = "tiny"
+    # The folder of all runs.
     runs: str = "runs"
+    # Decides every random number of the run.
     seed: int = 0
-    # A run or pipeline to fine-tune; its models take the place of those described here. None: start from nothing.
+    # A run or pipeline to fine-tune; its models take the place of those described here. None: new models.
     base: str | None = None
-    # A Stable Diffusion that both UNets, the autoencoder and the noise come from. None: they are built from nothing.
+    # A Stable Diffusion that both UNets, the autoencoder and the noise schedule come from. None: new ones.
     stable_diffusion: StableDiffusionOptions | None = None
-    # A run whose LVLM, CCM and alignment heads this one starts from; of a base they come with it.
+    # A run of `align_stage: only` whose LVLM, CCM and alignment heads this one starts from; a base brings its own.
     text_base: str | None = None
-    # A stage of L_align alone before the others ("first"), or nothing but it ("only").
+    # A stage of L_align alone: before the others (first), or nothing but it (only).
     align_stage: Literal["none", "first", "only"] = "none"
-    # auto: go on with what the run directory holds; none: refuse one that holds a run; else a checkpoint of another run
-    # to begin from.
+    # auto continues what the run directory holds; none refuses one that holds a run; else the path of another run's
+    # checkpoint to begin from.
     resume: str = "auto"
+    # Shards, batches, image sizes.
     data: DataOptions = field(default_factory=DataOptions)
+    # The language model with a vision tower that reads prompts.
     lvlm: LVLMOptions = field(default_factory=LVLMOptions)
+    # The CCM and the spelling tokens.
     composition: CompositionOptions = field(default_factory=CompositionOptions)
+    # Images to latents and back.
     autoencoder: AutoencoderOptions = field(default_factory=AutoencoderOptions)
+    # Stage one: the layout UNet (TLG).
     layout: LayoutOptions = field(default_factory=LayoutOptions)
+    # Stage two: the refine UNet (VFE).
     refine: RefineOptions = field(default_factory=RefineOptions)
+    # Weights and kinds of the losses, dropout.
     losses: LossOptions = field(default_factory=LossOptions)
+    # How each component of the text side is trained.
     trainable: TrainableOptions = field(default_factory=TrainableOptions)
+    # Steps and optimiser of each stage.
     train: TrainOptions = field(default_factory=TrainOptions)
+    # Devices, precision, checkpoints, logs.
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
+    # Defaults of sampling.
     sample: SampleOptions = field(default_factory=SampleOptions)
-    # None: everything is trained in full; else adapters only, on `base`.
+    # LoRA: with a base, adapters are trained and nothing else; with a Stable Diffusion, its UNets carry them.
     lora: LoraOptions | None = None
-    # For small sets: images held out, and images of the base's own mixed in.
+    # Images held out of training, early stopping.
     validation: ValidationOptions = field(default_factory=ValidationOptions)
+    # Prior preservation: images of the base's beside yours.
     prior: PriorOptions = field(default_factory=PriorOptions)
 
     def __post_init__(self) -> None:

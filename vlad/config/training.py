@@ -24,31 +24,39 @@ MAX_WIDTH = 0.28  # gamma would be nearly 0: a plain mean has 0.2887
 class OptimOptions:
     """How one stage is trained. Shares are of the stage's steps."""
 
-    # 0 leaves the layout stage of a run with a base as the base has it.
+    # Optimiser steps. 0 skips the layout stage of a run with a base: its layout UNet stays as it is.
     steps: int = 1000
+    # The peak of the schedule: linear warm-up, plateau, cosine to zero.
     learning_rate: float = 1e-3
-    # adamw-8bit keeps the moments of large matrices in 8 bits (extra 8bit): 2 bytes a parameter in place of 8.
+    # adamw-8bit (bitsandbytes) keeps the moments of large matrices in 8 bits: 2 bytes a parameter in place of 8.
     optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
-    # One kernel for the whole step; 16-mixed goes without, as its loss scaler must see the gradients before.
+    # One kernel for the whole AdamW step. Not with 16-mixed, whose loss scaler must see the gradients before.
     fused: bool = True
+    # Of matrices; biases, norms, the temperature and embedding tables do not decay.
     weight_decay: float = 0.01
+    # AdamW's decay rate of the first moment.
     beta1: float = 0.9
+    # AdamW's decay rate of the second moment.
     beta2: float = 0.99
+    # Steps of linear warm-up.
     warmup_steps: int = 100
-    # Where the cosine to zero begins: 0.4 leaves it the last 60 % of the steps.
+    # The share of the steps before the cosine to zero begins: 0.4 leaves it the last 60 %.
     constant_share: float = 0.4
+    # The largest norm of all gradients together; 0 does not clip.
     clip_grad_norm: float = 1.0
+    # Batches whose gradients are summed up for one step. They are no negatives of each other in L_align.
     accumulate_batches: int = 1
+    # Decay a step of the EMA that samples, evaluations and the published weights use.
     ema_decay: float = 0.99
-    # Further averages beside it: by half-life in steps; and power-function ones by width (a share of the training),
-    # with snapshots from which an average of any width can be had afterwards.
+    # Half-lives, in steps, of further averages beside it.
     ema_half_lives: tuple[float, ...] = ()
+    # Widths (shares of the training) of power-function averages, whose snapshots give any width afterwards.
     ema_power_widths: tuple[float, ...] = ()
+    # Steps between these snapshots; 0: none.
     ema_snapshot_every_steps: int = 0
-    # Averages in main memory: for models that leave no room for them beside themselves.
+    # Keeps the averages in main memory, for models that leave the GPU no room for them.
     ema_on_cpu: bool = False
-    # Autocast of this stage; None: trainer.precision. On a CPU bf16 pays for wide layers only, and where the CPU lacks
-    # it float32 takes its place.
+    # Precision of this stage; None: trainer.precision. A CPU without bf16 instructions trains in float32 instead.
     precision: Precision | None = None
 
     def __post_init__(self) -> None:
@@ -76,9 +84,13 @@ STAGES = ("align", "autoencoder", "layout", "refine")  # in the order in which a
 class TrainOptions:
     """Steps and optimiser of each stage."""
 
+    # L_align alone, where `align_stage` asks for it.
     align: OptimOptions = field(default_factory=OptimOptions)
+    # A new PatchAutoencoder's decoder, or adapters on a base's (`lora.decoder`).
     autoencoder: OptimOptions = field(default_factory=OptimOptions)
+    # The layout UNet (TLG), with the text side.
     layout: OptimOptions = field(default_factory=OptimOptions)
+    # The refine UNet (VFE); with `refine.train_text` the text side, too.
     refine: OptimOptions = field(default_factory=OptimOptions)
 
 
@@ -93,12 +105,17 @@ Training = Literal["frozen", "lora", "full"]
 
 @dataclass(frozen=True)
 class ComponentRates:
-    """A learning rate of a component's own; None: the stage's."""
+    """Learning rates of single components; None: the stage's."""
 
+    # Of the LVLM's vision tower.
     vision_tower: float | None = None
+    # Of the projector from the vision tower into the LVLM.
     projector: float | None = None
+    # Of the language model itself.
     lvlm: float | None = None
+    # Of the CCM.
     composition: float | None = None
+    # Of the spelling tokens' encoder.
     spelling: float | None = None
 
     def __post_init__(self) -> None:
@@ -110,33 +127,42 @@ class ComponentRates:
 
 @dataclass(frozen=True)
 class Phase:
-    """What is trained until a step; a component that is not named is trained as outside of phases.
+    """What is trained until a step; a component that is left out is trained as `trainable` says outside of phases."""
 
-    Steps are counted over all stages that train the text side. Only the last phase has no `until_step`.
-    """
-
+    # The step at which the next phase begins, counted over all stages that train the text side; None in the last one.
     until_step: int | None = None
+    # As `trainable.vision_tower`.
     vision_tower: Training | None = None
+    # As `trainable.projector`.
     projector: Training | None = None
+    # As `trainable.lvlm`.
     lvlm: Training | None = None
+    # As `trainable.composition`.
     composition: Training | None = None
+    # As `trainable.spelling`.
     spelling: Training | None = None
 
 
 @dataclass(frozen=True)
 class TrainableOptions:
-    """How each component of the text side is trained.
+    """How each component of the text side is trained: frozen, through adapters (lora) or in full.
 
-    None is `full`, for the vision tower and the projector only where the LVLM is `full`, too, else `frozen`. In a run
-    that makes an adapter (`base` with `lora`) it is `lora` for the LVLM and `frozen` for the rest.
+    Where a run makes an adapter (`base` with `lora`), None is lora for the LVLM and frozen for the rest.
     """
 
+    # The LVLM's vision tower. None: full where the LVLM is, else frozen.
     vision_tower: Training | None = None
+    # The projector from the vision tower into the LVLM. None: full where the LVLM is, else frozen.
     projector: Training | None = None
+    # The language model itself. None: full.
     lvlm: Training | None = None
+    # The CCM. None: full.
     composition: Training | None = None
+    # The spelling tokens' encoder. None: full.
     spelling: Training | None = None
+    # Learning rates of single components.
     learning_rates: ComponentRates = field(default_factory=ComponentRates)
+    # Phases that train other components one after the other; empty: one phase.
     phases: list[Phase] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -149,7 +175,7 @@ class TrainableOptions:
             raise UserError(f"trainable.phases: until_step must rise from phase to phase, from 1 on, not {steps}.")
 
     def resolved(self, makes_adapter: bool) -> TextTraining:
-        """The options as they hold for a run. Raises UserError for `full` in a run that makes an adapter."""
+        """The options with their defaults for a run. Raises UserError for `full` in a run that makes an adapter."""
         phases = [(phase.until_step, self._modes(phase, makes_adapter)) for phase in self.phases or [Phase()]]
         training = TextTraining(tuple(phases), {name: getattr(self.learning_rates, name) for name in COMPONENTS})
         if makes_adapter and (full := training.components("full")):
@@ -160,17 +186,17 @@ class TrainableOptions:
         return training
 
     def _modes(self, phase: Phase, makes_adapter: bool) -> dict[Component, Training]:
-        asked = {name: getattr(phase, name) or getattr(self, name) for name in COMPONENTS}
-        lvlm: Training = asked["lvlm"] or ("lora" if makes_adapter else "full")
-        eyes: Training = "full" if lvlm == "full" else "frozen"
+        given = {name: getattr(phase, name) or getattr(self, name) for name in COMPONENTS}
+        lvlm: Training = given["lvlm"] or ("lora" if makes_adapter else "full")
+        vision: Training = "full" if lvlm == "full" else "frozen"
         rest: Training = "frozen" if makes_adapter else "full"
-        defaults = {"lvlm": lvlm, "vision_tower": eyes, "projector": eyes}
-        return {name: asked[name] or defaults.get(name, rest) for name in COMPONENTS}
+        defaults = {"lvlm": lvlm, "vision_tower": vision, "projector": vision}
+        return {name: given[name] or defaults.get(name, rest) for name in COMPONENTS}
 
 
 @dataclass(frozen=True)
 class TextTraining:
-    """The phases of a run, each with its last step (None: to the end) and what it does with each component."""
+    """How a run trains its text side: phases, each with its end (None: to the last step) and every component's mode."""
 
     phases: tuple[tuple[int | None, dict[Component, Training]], ...]
     learning_rates: dict[Component, float | None]
@@ -197,17 +223,19 @@ class TextTraining:
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """Images held out of training, and what is done with them."""
+    """Validation: images held out of training, early stopping and the best weights."""
 
-    # Of the images, drawn from the run's seed; 0: none.
+    # The share of the images that is held out of training, chosen by the run's seed; 0: none.
     share: float = 0.0
+    # Steps between two validation passes.
     every_steps: int = 50
-    # At most so many are measured, and of these so many drawn and read (0: none).
+    # The most held-out images that a pass measures the loss of.
     images: int = 64
+    # The most captions of these that a pass generates images for, for OCR to read; 0: none.
     read_images: int = 16
-    # Looks with neither a lower loss nor more letters, one after the other, until the stage ends; 0: never.
+    # Passes in a row without a lower loss or more letters read, after which the stage ends; 0: never.
     patience: int = 0
-    # A look that reads so much less of the letters than the base is no better, whatever its loss.
+    # A pass that reads this much less of the letters than the base (0..1) is not the best, whatever its loss.
     lost_letters: float = 0.05
 
     def __post_init__(self) -> None:
@@ -224,9 +252,9 @@ MOST_PRIOR_IMAGES = 100_000
 
 @dataclass(frozen=True)
 class PriorOptions:
-    """Prior preservation (DreamBooth, arXiv 2208.12242): the base's own images beside yours."""
+    """Prior preservation (DreamBooth, arXiv 2208.12242): images that the base generates, trained beside yours."""
 
-    # How many are drawn; 0: none.
+    # How many images the base generates; 0: none.
     images: int = 0
     # lambda: L = L_yours + lambda L_base's, as a share lambda / (1 + lambda) of the samples of a batch.
     weight: float = 1.0
@@ -241,7 +269,7 @@ class PriorOptions:
 
     @property
     def share(self) -> float:
-        """Of the samples of a batch, how many are the base's own."""
+        """The share of the samples of a batch that the base has generated."""
         return self.weight / (1 + self.weight)
 
 
@@ -250,36 +278,45 @@ MOST_DEVICES = 256  # more than any machine has GPUs
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """How and where it runs."""
+    """Where and how a run computes, saves and logs."""
 
+    # auto takes a GPU where there is one.
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    # Processes a machine; "auto" is all GPUs, or one process on a CPU.
+    # Processes on each machine; auto: one a GPU, or one process without GPUs.
     devices: str = "auto"
+    # Machines; torchrun or srun starts the run on each.
     nodes: int = 1
-    # Several processes each hold everything (ddp), or a share of the UNets and of the LVLM's layers (fsdp).
+    # With several processes each holds everything (ddp), or a part of the UNets and of the LVLM's layers (fsdp).
     strategy: Literal["ddp", "fsdp"] = "ddp"
+    # Of all stages that set none of their own. bf16-true also stores frozen matrices in bf16.
     precision: Precision = "32-true"
+    # Keeps the UNets' and the autoencoder's weights in torch's channels-last memory format, which is faster.
     channels_last: bool = True
-    # Whose activations the backward pass computes again: less memory, about a third more time.
+    # Activation checkpointing: what is computed again in the backward pass; less memory, about a third more time.
     activation_checkpointing: Checkpointing = "none"
-    # What torch compiles of the UNets: the block that they repeat, or all.
+    # What torch.compile compiles of the UNets: the block that they repeat, or all.
     compile: Compilation = "none"
+    # The attention kernels of the UNets; auto takes xformers where it runs, else torch's SDPA.
     attention: Literal["auto", "xformers", "sdpa", "flash", "plain"] = "auto"
+    # Steps between two checkpoints.
     checkpoint_every_steps: int = 250
-    # The newest so many are kept, and for good those of every so many steps (0: none).
+    # How many of the newest checkpoints are kept.
     keep_checkpoints: int = 2
+    # Keeps a checkpoint for good every so many steps, a multiple of checkpoint_every_steps; 0: none.
     keep_every_steps: int = 0
-    # Checkpoints are written in a thread while training goes on; False: training waits for the disk.
+    # Writes checkpoints in a thread while training goes on; false: training waits for the disk.
     background_saving: bool = True
-    # When one cannot be written: stop (after a last try), or warn and go on.
+    # Where a checkpoint cannot be written: stop (after one more try), or warn and go on.
     on_save_failure: Literal["stop", "go_on"] = "stop"
-    # When a loss or gradient is not finite: stop, or leave the step out.
+    # Where a loss or gradient is not finite: stop, or skip the step.
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    # Several processes give up on one that does not answer for so long.
+    # How long several processes wait for one that does not answer.
     timeout_minutes: float = 10.0
+    # Steps between two sample grids; 0: none.
     sample_every_steps: int = 500
+    # Steps between two lines of the logs.
     log_every_steps: int = 10
-    # Weights & Biases (extra wandb) beside TensorBoard and CSV; offline keeps it on the disk, for `wandb sync`.
+    # Weights & Biases (extra wandb) beside TensorBoard and CSV; offline keeps the run on the disk, for `wandb sync`.
     wandb: Literal["off", "offline", "online"] = "off"
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Fresh adapters on the parts of a run, as `lora` and `trainable` say."""
+"""Adds new LoRA adapters to the models of a run, as `lora` and `trainable` say."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ def adaptable_modules(parts: Parts) -> dict[str, nn.Module | None]:
 
 
 def published_adapters(config: Config, parts: Parts) -> dict[str, nn.Module | None]:
-    """The modules whose adapters a run writes: those on a Stable Diffusion's UNets say nothing without the layers that
-    were grown beside them, and become part of the pipeline alone."""
+    """The modules whose adapters a run publishes.
+
+    Not those of a Stable Diffusion's UNets, which need the inputs that were added beside them: the pipeline has them.
+    """
     leaves_out = config.stable_diffusion is not None
     return {name: m for name, m in adaptable_modules(parts).items() if not (leaves_out and name.endswith("_unet"))}
 
@@ -37,10 +39,10 @@ def published_adapters(config: Config, parts: Parts) -> dict[str, nn.Module | No
 def adapt_text_side(
     text_side: TextSide, config: Config, with_images: bool, base_id: str, revision: str | None = None
 ) -> None:
-    """Puts fresh adapters on the components of the text side that some phase trains through them.
+    """Adds adapters to the components of the text side that some phase trains through them.
 
-    Of the LVLM proper on `lora.lvlm_targets`, of the others on every linear layer; only where something is read:
-    `with_images` says whether some loss looks at the images with the LVLM's eyes.
+    In the LVLM proper to `lora.lvlm_targets`, in the others to every linear layer; only to layers that t or v depends
+    on: `with_images` says whether some loss uses the vision tower.
     """
     lora = config.lora or LoraOptions()
     adapted = set(config.text_training.components("lora"))
@@ -62,7 +64,7 @@ def adapt_text_side(
         ]
         if lora.composition_targets:
             names = match_targets(names, lora.composition_targets)
-        # torch's fast path reads the weights of a transformer layer itself and would pass its adapters by.
+        # torch's fast path reads the weights of a transformer layer itself and would bypass its adapters.
         torch.backends.mha.set_fastpath_enabled(False)
         options = lora.of_part("composition")
         text_side.composition = add_adapter(text_side.composition, options, (), base_id, extra=names)
@@ -75,7 +77,7 @@ def _modules_read(lvlm: LVLMEncoder, with_images: bool) -> set[str]:
 
 
 def adapt_unets(parts: Parts, lora: LoraOptions, base_id: str, revision: str | None = None) -> None:
-    """Puts fresh adapters on the UNets that are to carry some."""
+    """Adds adapters to the UNets, as `lora` says."""
     if parts.layout_unet is not None and lora.layout_unet:
         options = lora.of_part("layout_unet")
         parts.layout_unet = add_adapter(parts.layout_unet, options, lora.unet_targets, base_id, revision)
@@ -85,9 +87,9 @@ def adapt_unets(parts: Parts, lora: LoraOptions, base_id: str, revision: str | N
 
 
 def adapt_decoder(parts: Parts, lora: LoraOptions, base_id: str) -> None:
-    """Puts fresh adapters on a PatchAutoencoder's decoder where that is asked for.
+    """Adds adapters to a PatchAutoencoder's decoder where `lora.decoder` is set.
 
-    An AutoencoderKL has seen images of all kinds and stays as it is. Raises UserError where nothing else is adapted.
+    An AutoencoderKL was trained on images of all kinds and gets none. Raises UserError where nothing else is adapted.
     """
     if not lora.decoder:
         return
