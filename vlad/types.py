@@ -1,4 +1,4 @@
-"""What the rooms hand each other: small frozen records, no behaviour beyond checks of themselves.
+"""Data types that rooms exchange: layouts, samples, batches, prompts, text states, conditioning. Frozen dataclasses.
 
 Shapes use the letters: B batch, L tokens of the LVLM, N local phrases, K tokens of the conditioning, D width.
 """
@@ -22,9 +22,9 @@ Polygon = tuple[Point, ...]
 class TextLine:
     """One line of text in an image.
 
-    `polygon` holds at least four points in image coordinates (x right, y down, 0..1), clockwise from the
-    top left corner of the first letter. `colour` is a name or `#rrggbb`; `font` and `language` may be None
-    (not known). `valid=False` marks a region whose text is not legible: training ignores it.
+    `polygon` has at least four points in image coordinates (x right, y down, 0..1), clockwise from the top left corner
+    of the first letter. `colour` is a name or `#rrggbb`; None for `language`, `font`, `colour` and `confidence` means
+    not known. `valid=False` marks a region whose text is not legible: training ignores it.
     """
 
     text: str
@@ -38,14 +38,14 @@ class TextLine:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the text of an image stands, in reading order."""
+    """The lines of text of an image, in reading order."""
 
     lines: tuple[TextLine, ...]
 
 
 @dataclass(frozen=True)
 class ObjectBox:
-    """A phrase of the caption and the box (left, top, right, bottom; 0..1) of what it names."""
+    """A phrase of the caption and the box (left, top, right, bottom; 0..1) of the object that it names."""
 
     phrase: str
     box: tuple[float, float, float, float]
@@ -53,7 +53,7 @@ class ObjectBox:
 
 @dataclass(frozen=True)
 class Sample:
-    """An image (H W 3, uint8) with its caption and its text, as a shard holds it."""
+    """A training sample as a shard holds it: an image (H W 3, uint8) with its caption and its text."""
 
     key: str
     image: np.ndarray
@@ -66,11 +66,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class CachedStates:
-    """What frozen models said of a batch, computed beforehand: the scaled latents' mean and deviation, B C h w each.
+    """Precomputed outputs of frozen models for a batch: mean and deviation of the scaled latents, B C h w each.
 
-    Latents read from a cache stay float16, as they are stored, until `image_moments` and `glyph_moments` are asked
-    for. A deviation is None where the autoencoder is deterministic. `text` are the LVLM's states of the captions, `v`
-    the image embeddings (B D); None where they were not cached.
+    Latents from a cache are float16, as stored; `image_moments` and `glyph_moments` convert them. A deviation is None
+    where the autoencoder is deterministic. `text` are the LVLM's states of the captions and `v` the image embeddings
+    (B D), each None where it was not cached.
     """
 
     image_mean: Tensor
@@ -91,7 +91,7 @@ class CachedStates:
         return self.glyph_mean.float(), None if self.glyph_deviation is None else self.glyph_deviation.float()
 
     def to(self, device: torch.device) -> CachedStates:
-        """The same with its tensors on `device`."""
+        """The same states on `device`."""
 
         def moved(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.to(device)
@@ -108,11 +108,11 @@ class CachedStates:
 
 @dataclass(frozen=True)
 class Batch:
-    """What the data room hands to training: samples of one shape.
+    """A training batch: samples of one image size.
 
-    Pixels stay bytes until they are where they are needed. image_bytes: B 3 H W (uint8); ink_bytes: B 1 H W (uint8),
-    the glyph maps; both None where `cached` takes their place. ignored: B 1 H W or, with `cached`, B 1 h w (bool), True
-    where the text is marked invalid and must not be learned; None where that is nowhere.
+    Pixels stay bytes until they are on the device that needs them. image_bytes: B 3 H W (uint8); ink_bytes: B 1 H W
+    (uint8), the glyph maps; both None where `cached` replaces them. ignored: B 1 H W or, with `cached`, B 1 h w (bool),
+    True where text is illegible and excluded from the loss; None where nothing is.
     """
 
     keys: tuple[str, ...]
@@ -138,11 +138,11 @@ class Batch:
 
     @property
     def pixel_weights(self) -> Tensor | None:
-        """B 1 H W: 0 where nothing is to be learned, else 1; None where all is."""
+        """Loss weights, B 1 H W: 0 where `ignored`, else 1; None for 1 everywhere."""
         return None if self.ignored is None else (~self.ignored).float()
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch with its tensors on `device`."""
+        """The same batch on `device`."""
 
         def moved(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.to(device, non_blocking=True)
@@ -158,7 +158,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of a prompt: `prompt[start:end] == text`, in characters."""
+    """A substring of a prompt: `prompt[start:end] == text`, in characters."""
 
     text: str
     start: int
@@ -167,7 +167,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt taken apart: the sentence, its object phrases, its quoted strings (without their marks)."""
+    """A parsed prompt: its text, object phrases and quoted strings (without quotation marks)."""
 
     text: str
     phrases: tuple[Span, ...]
@@ -175,15 +175,15 @@ class Prompt:
 
     @property
     def strings(self) -> tuple[str, ...]:
-        """The quoted strings alone, in the order of the prompt."""
+        """The texts of the quoted strings, in the order of the prompt."""
         return tuple(quote.text for quote in self.quotes)
 
 
 @dataclass(frozen=True)
 class TextStates:
-    """The LVLM's reading of prompts, P(Z_T | T): tokens B L D with mask B L, t_g B D, {t_i} B N D with mask B N.
+    """The LVLM's output for prompts, P(Z_T | T): tokens B L D with mask B L, t_g B D, {t_i} B N D with mask B N.
 
-    `ids` (B L) are the tokens' numbers in the LVLM's vocabulary; None where they were not kept (cached states).
+    `ids` (B L) are the token ids; None for cached states, which do not store them.
     """
 
     tokens: Tensor
@@ -194,7 +194,7 @@ class TextStates:
     ids: Tensor | None = None
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> TextStates:
-        """The same states elsewhere, or in another precision: a frozen LVLM may run in half of the CCM's."""
+        """The same states on another device or in another precision (a frozen LVLM may run in half precision)."""
         return TextStates(
             self.tokens.to(device=device, dtype=dtype),
             self.mask.to(device=device),
@@ -209,7 +209,7 @@ class TextStates:
 class BaseTextStates:
     """Output of the base model's text encoders: tokens B M W and, where the base has one, the pooled vector B P.
 
-    `empty_tokens` (B M W) and `empty_pooled` (B P) are those of no prompt, as the base was trained with.
+    `empty_tokens` (B M W) and `empty_pooled` (B P) are those of the empty prompt that the base was trained with.
     """
 
     tokens: Tensor
@@ -227,7 +227,7 @@ class BaseTextStates:
         )
 
     def unconditional_unless(self, keep: Tensor) -> BaseTextStates:
-        """Replaces the rows where `keep` (B, bool) is False by those of no prompt."""
+        """Replaces the rows where `keep` (B, bool) is False by those of the empty prompt."""
         pooled = self.pooled
         if pooled is not None:
             assert self.empty_pooled is not None
@@ -257,8 +257,8 @@ class Conditioning:
     def unconditional_unless(self, keep: Tensor) -> Conditioning:
         """Replaces the rows where `keep` (B, bool) is False by the unconditional t of classifier-free guidance.
 
-        That is all zeros, attended to everywhere; no prompt gives it, as every prompt's tokens leave a layer norm.
-        The base model's text encoders give their states of no prompt there.
+        That is all zeros with a mask of True; no prompt yields it, as the tokens of every prompt come out of a layer
+        norm. The base model's text encoders contribute their states of the empty prompt.
         """
         weights = keep.to(self.tokens.dtype)
         return Conditioning(
@@ -271,10 +271,10 @@ class Conditioning:
 
 
 class Denoiser(Protocol):
-    """A diffusion model as guidance and solvers call it: the prediction (B C h w) at x_t (B C h w), timesteps (B).
+    """A diffusion model as guidance and solvers call it: its prediction (B C h w) for x_t (B C h w) at timesteps (B).
 
-    Given t as `conditioning`, z (B C h w) where it takes a layout, and the inpainting channels `edit` (B 1+C h w) where
-    it edits images.
+    `conditioning` is t; `z` (B C h w) is given where it takes a layout, and the inpainting channels `edit`
+    (B 1+C h w) where it edits images.
     """
 
     def __call__(
