@@ -136,13 +136,13 @@ def _cache(arguments: argparse.Namespace) -> None:
     check_config(config)
     check_cacheable(config)
 
-    import torch
     from tqdm import tqdm
 
     from vlad.data.latent_cache.precompute import write_cache
     from vlad.data.shard_sets import open_sets
     from vlad.training.build import build_parts
     from vlad.training.caching import cache_encoder, cache_fingerprint
+    from vlad.training.devices import run_device
     from vlad.utils.locks import directory_lock
 
     if config.data.mix:
@@ -150,8 +150,7 @@ def _cache(arguments: argparse.Namespace) -> None:
     sets = open_sets(config.data.sets, config.data.fetch)
     parts, _ = build_parts(config)
     writable_directory(out, "a cache", needed_bytes=sets.samples * 10_000)
-    device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
-    encode = cache_encoder(config, parts, device)
+    encode = cache_encoder(config, parts, run_device(config))
     fingerprint = cache_fingerprint(config, parts, sets)
     with directory_lock(out, "a cache"), tqdm(total=sets.samples, desc="caching", unit="sample") as bar:
         count = write_cache(

@@ -16,6 +16,7 @@ from vlad.data.batch_buffers import worker_context
 from vlad.data.dataset import ShardBatches
 from vlad.data.options import StreamOptions
 from vlad.data.shard_sets import ShardSets
+from vlad.training.callbacks.stop_on_signal import SCHEDULER_SIGNALS
 from vlad.types import Batch
 from vlad.utils import distributed
 from vlad.utils.errors import UserError, counted
@@ -23,7 +24,7 @@ from vlad.utils.errors import UserError, counted
 
 def _ignore_signals(worker: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach all processes of a group: the trainer saves, then ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, *SCHEDULER_SIGNALS):
         signal.signal(number, signal.SIG_IGN)
 
 

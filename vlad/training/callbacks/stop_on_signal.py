@@ -8,6 +8,9 @@ from typing import Any
 
 import lightning as L
 
+# Windows has no SIGUSR1.
+SCHEDULER_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
 
 def ends_optimizer_step(trainer: L.Trainer) -> bool:
     """Whether the batch at hand is the last of its optimiser step: gradients in between are in no checkpoint."""
@@ -26,7 +29,7 @@ class StopOnSignal(L.Callback):
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
-        self._listen(signal.SIGTERM, signal.SIGUSR1)
+        self._listen(*SCHEDULER_SIGNALS)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -37,7 +40,7 @@ class StopOnSignal(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Lightning has put its own handlers in place by now: they requeue SLURM jobs and send to other ranks from
         # inside a signal handler. It restores what it found when the stage ends.
-        self._listen(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        self._listen(signal.SIGINT, *SCHEDULER_SIGNALS)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if signal.SIGINT in self.previous:
