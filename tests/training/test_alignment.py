@@ -1,4 +1,4 @@
-"""How a stage calls L_align: which captions it reads, and what each kind is given."""
+"""L_align in a stage: which captions it reads, and the inputs of each kind."""
 
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def test_a_base_s_heads_start_any_kind() -> None:
 @pytest.mark.parametrize(
     ("lora", "said"), [("null", "those of L_align begin anew"), ("{rank: 2}", "trained without L_align")]
 )
-def test_a_base_without_alignment_heads_is_told(
+def test_a_base_without_alignment_heads_is_reported(
     lora: str, said: str, ours: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = load_config("configs/tiny.yaml", ["data.image_pixels=32", f"base={ours}", f"lora={lora}"])

@@ -1,4 +1,4 @@
-"""Checkpoint files: whole or not there, proven before they count, and found again past damaged ones."""
+"""Checkpoint files: whole or absent, read back before they are published, found again past damaged ones."""
 
 from __future__ import annotations
 
@@ -79,9 +79,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_past_a_damaged_newest_one_the_one_before_is_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
-) -> None:
+def test_a_damaged_newest_checkpoint_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
     monkeypatch.chdir(tmp_path)
     _, before, newest = write(tmp_path, 2, 4, 6)
     DAMAGES[damage](newest)
@@ -116,7 +114,7 @@ def test_no_flipped_bit_changes_what_is_read(tmp_path: Path) -> None:
     assert refused > 60
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (before,) = write(tmp_path, 2)
     usage = namedtuple("usage", ["total", "used", "free"])
     with monkeypatch.context() as patch:
@@ -135,7 +133,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == [before]
 
 
-def test_the_newest_and_every_so_many_are_kept(tmp_path: Path) -> None:
+def test_the_newest_and_every_nth_checkpoint_are_kept(tmp_path: Path) -> None:
     write(tmp_path, *range(2, 22, 2))
     (tmp_path / "step-00000022.ckpt.partial").write_bytes(b"what a killed run has left")
     (tmp_path / "notes.ckpt").write_bytes(b"not ours")
@@ -188,7 +186,7 @@ def test_a_writer_saves_the_state_of_its_instant_and_one_at_a_time(
 
 
 @pytest.mark.parametrize("background", [True, False])
-def test_a_writer_tells_what_failed_once_and_writes_the_next(tmp_path: Path, background: bool) -> None:
+def test_a_failed_write_is_reported_once_and_the_next_is_written(tmp_path: Path, background: bool) -> None:
     writer = CheckpointWriter(keep_last=2, keep_every_steps=0, background=background)
     place = tmp_path / "checkpoints"
     place.write_text("a file where the directory should be")
@@ -206,7 +204,9 @@ def test_a_writer_tells_what_failed_once_and_writes_the_next(tmp_path: Path, bac
     assert [path.name for path in list_checkpoints(place)] == ["step-00000004.ckpt"]
 
 
-def test_a_rank_that_cannot_write_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_cannot_write_leaves_the_earlier_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def write_both(step: int) -> list[Exception]:
         """What the two ranks of a sharded run raise when they write their parts."""
         raised: list[Exception] = []
@@ -242,9 +242,7 @@ def test_a_rank_that_cannot_write_leaves_the_checkpoint_before(tmp_path: Path, m
     assert left_out == []
 
 
-def test_a_checkpoint_of_fewer_ranks_is_not_taken_for_a_damaged_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_of_fewer_ranks_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for rank in (1, 0):
         write_part(state(2), checkpoint_path(tmp_path, 2), rank, 2, 30)
     monkeypatch.setattr("vlad.utils.distributed.launch_rank", lambda: 2)

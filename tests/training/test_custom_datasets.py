@@ -297,6 +297,6 @@ def test_adapters_train_on_a_quantised_base(world: Path, bits: int) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_quantised_base_asks_for_a_gpu(world: Path) -> None:
+def test_a_quantised_base_needs_a_gpu(world: Path) -> None:
     with pytest.raises(UserError, match=r"^lora.base_bits needs .* set lora.base_bits=null\.$"):
         train(load(world, "name=bits", "lora.base_bits=4"))

@@ -1,4 +1,4 @@
-"""Averages of the weights: each profile against its definition, and widths that were never kept."""
+"""EMA: each profile against its definition, and post-hoc widths."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_product_of_profiles_is_its_integral() -> None:
     assert np.isfinite(profile_product(10**6, exponent_of_width(0.01), 2 * 10**6, 5))
 
 
-def test_a_width_that_was_never_kept_is_reconstructed(tmp_path: Path) -> None:
+def test_an_average_of_any_width_is_reconstructed(tmp_path: Path) -> None:
     kept = EMA(0.9, widths=(0.05, 0.1), snapshot_every_steps=20, directory=tmp_path)
     walk(kept)
     assert len(list_snapshots(tmp_path)) == 2 * STEPS // 20
@@ -110,7 +110,7 @@ def test_a_width_that_was_never_kept_is_reconstructed(tmp_path: Path) -> None:
     assert snapshot_weights([(60, 0.05), (120, 0.05), (120, 0.1)], 120, 0.1) == pytest.approx([0, 0, 1], abs=1e-6)
 
 
-def test_averages_go_on_from_a_checkpoint_to_the_last_bit() -> None:
+def test_averages_resume_exactly_from_a_checkpoint() -> None:
     straight = EMA(0.9, half_lives=(30,), widths=(0.05,))
     walk(straight, last=100)
     first, module = EMA(0.9, half_lives=(30,), widths=(0.05,)), Walk()

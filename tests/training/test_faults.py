@@ -1,4 +1,4 @@
-"""What a month brings: kills, signals, lost ranks, losses that are no numbers."""
+"""Faults: kills, signals, lost ranks, losses that are not finite."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_rank_0_names_the_child_that_was_lost(tmp_path: Path) -> None:
     assert told.endswith("saved\n")
 
 
-def test_a_loss_that_is_no_number_is_named_and_kept_and_stops_or_is_left_out(signs: Path, tmp_path: Path) -> None:
+def test_a_nonfinite_loss_is_kept_and_stops_the_run_or_is_skipped(signs: Path, tmp_path: Path) -> None:
     overrides = ["name=nan", f"runs={tmp_path}", "trainer.devices=2", "trainer.checkpoint_every_steps=1"]
     overrides += ["trainer.keep_every_steps=0"]
     orders = Orders({"autoencoder": 2}, tmp_path / "batches.jsonl", nan_at=("autoencoder", 1, 1))

@@ -34,7 +34,7 @@ def losses(run_directory: Path) -> list[list[float]]:
     return [[float.fromhex(json.loads(line)["loss"]) for line in r.read_text().splitlines()] for r in records]
 
 
-def test_sharded_ranks_learn_what_ddp_learns_and_go_on_exactly(signs: Path, straight: Path, tmp_path: Path) -> None:
+def test_sharded_ranks_learn_what_ddp_learns_and_resume_exactly(signs: Path, straight: Path, tmp_path: Path) -> None:
     ddp = train(signs, tmp_path, "ddp", "ddp")
     sharded = train(signs, tmp_path, "sharded", "fsdp")
     for one, two in zip(losses(ddp), losses(sharded), strict=True):
@@ -91,7 +91,7 @@ def test_sharded_ranks_learn_what_ddp_learns_and_go_on_exactly(signs: Path, stra
         ("validation.share=0.25", "leave out validation.share"),
     ],
 )
-def test_what_cannot_be_sharded_is_told(signs: Path, tmp_path: Path, override: str, said: str) -> None:
+def test_options_that_cannot_be_sharded_are_refused(signs: Path, tmp_path: Path, override: str, said: str) -> None:
     overrides = ["trainer.strategy=fsdp", "trainer.devices=2", f"runs={tmp_path}", override]
     with pytest.raises(UserError, match=said):
         train_here(load_config(signs / "config.yaml", overrides))

@@ -1,4 +1,4 @@
-"""Samples made into edits: their masks, words and glyph maps belong together; a run learns them and draws with them."""
+"""Inpainting samples: masks, words and glyph maps belong together; a run learns from them and edits images."""
 
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def test_mask_words_and_glyph_map_of_an_edit_belong_together() -> None:
     assert make_edits(batch, 1.0).chosen.all()
 
 
-def test_a_plain_prompt_says_the_words_whatever_marks_they_hold() -> None:
+def test_a_plain_prompt_holds_words_with_any_quotation_marks() -> None:
     for strings in (["SALE"], ["A", "B"], ['SAY "HI"'], ["don't"], ["“x”", '"y"'], []):
         assert parse_prompt(plain_prompt(strings)).strings == tuple(strings)
     assert parse_prompt(plain_prompt(['"“«「all'])).strings == ("'“«「all",)
@@ -131,7 +131,7 @@ def test_an_edit_changes_what_the_mask_covers_and_nothing_else(world: Path) -> N
     assert alone.tobytes() == both[0].tobytes()
 
 
-def test_what_cannot_be_edited_is_one_sentence(world: Path) -> None:
+def test_wrong_edits_are_refused(world: Path) -> None:
     base, edit = (load_pipeline(world / "runs" / name) for name in ("base", "edit"))
     image, mask = np.zeros((32, 32, 3), np.uint8), np.ones((32, 32), bool)
     with pytest.raises(UserError, match="not trained to edit"):

@@ -61,7 +61,7 @@ def test_the_slurm_script_trains_two_processes_saves_when_warned_and_requeues(si
     assert list_checkpoints(checkpoints)
 
 
-def test_the_gpu_s_script_measures_what_it_has_made(tmp_path: Path) -> None:
+def test_the_gpu_script_measures_its_own_runs(tmp_path: Path) -> None:
     recorder = tmp_path / "python"
     recorder.write_text('#!/bin/bash\nprintf "%s\\t" "$@" >> "$CALLS"\necho >> "$CALLS"\n', encoding="utf-8")
     recorder.chmod(0o755)

@@ -1,4 +1,4 @@
-"""The plan of a run: counted where it can be, smaller with what makes it smaller, near what is measured."""
+"""Memory plan: counts, options that make a stage fit, and the measured peak."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def adapted(model: Path) -> World:
     return World(model, "lora.rank=2")
 
 
-def test_what_can_be_counted_is_counted(full: World) -> None:
+def test_weights_gradients_and_moments_are_counted(full: World) -> None:
     parts = full.parts
     assert parts.layout_unet is not None
     unet = sum(p.numel() for p in parts.refine_unet.parameters())
@@ -90,7 +90,7 @@ def test_what_can_be_counted_is_counted(full: World) -> None:
     assert checkpoint_bytes(10, OptimOptions(ema_half_lives=(10.0,))) == 10 * (4 + 8 + 2 * 4)
 
 
-def test_ranks_share_what_is_sharded(full: World) -> None:
+def test_sharding_ranks_hold_a_part_each(full: World) -> None:
     whole, half = full.plan(), full.plan(ranks=2)
     assert [2 * half.gradients, 2 * half.optimiser, 2 * half.averages] == [
         whole.gradients,
@@ -113,7 +113,7 @@ def test_adapters_take_a_share_of_full_training(full: World, adapted: World) -> 
     assert adapted.plan(frozen=torch.bfloat16).weights < plan.weights
 
 
-def test_ways_to_fit_go_on_until_it_fits(adapted: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_added_until_a_plan_fits(adapted: World, monkeypatch: pytest.MonkeyPatch) -> None:
     config, parts = adapted.config, adapted.parts
     traced: list[tracing.StepShape] = []
     known: dict[tracing.StepShape, int] = {}
@@ -137,7 +137,7 @@ def test_ways_to_fit_go_on_until_it_fits(adapted: World, monkeypatch: pytest.Mon
     assert plan_table(every, 1).count("does not fit") == len(every)
 
 
-def test_a_run_that_is_small_has_nothing_to_plan(adapted: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_and_quantised_models_are_not_planned(adapted: World, monkeypatch: pytest.MonkeyPatch) -> None:
     config, parts = adapted.config, adapted.parts
     with monkeypatch.context() as patch:
         patch.setattr("vlad.training.memory_plan.traced_step_bytes", None)  # not even traced
@@ -165,7 +165,7 @@ def test_the_command_prints_a_table_a_stage_and_refuses_nonsense(model: Path, ca
 
 @pytest.mark.long
 @pytest.mark.parametrize("overrides", [["data.batch_size=2", "lora=null"], ["data.batch_size=4"]])
-def test_the_plan_is_within_a_fifth_of_what_is_measured(overrides: list[str], tmp_path: Path) -> None:
+def test_the_plan_is_within_a_fifth_of_the_measured_peak(overrides: list[str], tmp_path: Path) -> None:
     save_stand_in("sd15", tmp_path / "sd15", StandInOptions(PLANNED_CHANNELS, layers_per_block=2))
     planned, measured = planned_and_measured(tmp_path / "sd15", "refine", 256, overrides)
     assert planned == pytest.approx(measured, rel=0.2)

@@ -1,4 +1,4 @@
-"""Every switch of speed and memory changes what it says, and not what is learned; runs with them resume exactly."""
+"""Memory and speed options change memory or speed and not what is learned; runs with them resume exactly."""
 
 from __future__ import annotations
 
@@ -105,13 +105,13 @@ def test_recomputed_activations_are_not_kept_and_gradients_are_the_same(
     assert less < 0.9 * held
 
 
-def test_a_model_that_does_not_recompute_is_named() -> None:
+def test_a_model_without_activation_checkpointing_is_refused() -> None:
     with pytest.raises(UserError, match="activation_checkpointing: Linear does not recompute"):
         checkpoint_activations("all", [], nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize("what", ["blocks", "whole"])
-def test_compiled_unets_learn_the_same_and_are_handed_out_plain(
+def test_compiled_unets_learn_the_same_and_are_published_plain(
     signs: Path, batch: Batch, what: switches.Compilation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traced: list[str] = []
@@ -150,7 +150,7 @@ def test_torchs_own_compiler_learns_the_same(signs: Path, batch: Batch) -> None:
     assert_same(gradients, same, rtol=1e-3, atol=1e-4)
 
 
-def test_where_torch_cannot_compile_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_torch_cannot_compile_the_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise OSError("no compiler of C++ here\nat all")
 
@@ -160,7 +160,7 @@ def test_where_torch_cannot_compile_it_is_told(monkeypatch: pytest.MonkeyPatch) 
     compile_unets("none", [], CPU)
 
 
-def test_bf16_true_stores_what_is_frozen_in_half_and_gives_it_back(signs: Path, batch: Batch) -> None:
+def test_bf16_true_halves_frozen_weights_and_restores_them(signs: Path, batch: Batch) -> None:
     stage = refine_stage(signs)
     before = {name: value.clone() for name, value in stage.state_dict().items()}
     with torch.autocast("cpu", torch.bfloat16):
@@ -228,7 +228,9 @@ SWITCHED = ["trainer.precision=bf16-true", "trainer.activation_checkpointing=all
 
 
 @pytest.mark.parametrize("compiled", ["none", pytest.param("blocks", marks=pytest.mark.long)])
-def test_a_run_with_every_switch_resumes_exactly(signs: Path, straight: Path, tmp_path: Path, compiled: str) -> None:
+def test_a_run_with_all_memory_savers_resumes_exactly(
+    signs: Path, straight: Path, tmp_path: Path, compiled: str
+) -> None:
     pytest.importorskip("bitsandbytes")
     overrides = [*SWITCHED, f"trainer.compile={compiled}", f"runs={tmp_path}", f"base={straight}", "data.workers=0"]
     overrides += ["train.refine.optimizer=adamw-8bit", "train.layout.optimizer=adamw-8bit", "trainer.devices=1"]

@@ -1,4 +1,4 @@
-"""What a step takes: counted by hand where it can be, and on shapes alone the same as on real tensors."""
+"""Traced memory of a step: against counts by hand and against real tensors."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Ring:
 
 
 @pytest.mark.parametrize(("sweeps", "peak"), [(False, 12_000_000), (True, 8_000_000)])
-def test_what_only_a_circle_holds_is_swept_before_a_peak_counts(sweeps: bool, peak: int) -> None:
+def test_reference_cycles_are_collected_before_a_peak_counts(sweeps: bool, peak: int) -> None:
     x = torch.zeros(1_000_000)
     gc.collect()
     gc.disable()
@@ -92,7 +92,7 @@ def test_what_only_a_circle_holds_is_swept_before_a_peak_counts(sweeps: bool, pe
         gc.enable()
 
 
-def test_what_a_forward_pass_keeps_is_counted() -> None:
+def test_saved_tensors_are_counted() -> None:
     layers = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5))
     x = torch.randn(3, 10)
     # x for the first matrix, the ReLU's result for itself and for the second; the matrices are not counted.
@@ -102,7 +102,7 @@ def test_what_a_forward_pass_keeps_is_counted() -> None:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_trace_of_shapes_counts_what_real_tensors_take(recompute: bool) -> None:
+def test_a_traced_step_counts_the_bytes_of_a_real_one(recompute: bool) -> None:
     unet = small_unet().train()
     if recompute:
         unet.enable_gradient_checkpointing()
@@ -123,7 +123,7 @@ def test_a_trace_of_shapes_counts_what_real_tensors_take(recompute: bool) -> Non
     assert all(not parameter.is_meta and parameter.grad is not None for parameter in unet.parameters())
 
 
-def test_what_makes_a_step_smaller_makes_its_trace_smaller() -> None:
+def test_memory_options_make_the_trace_smaller() -> None:
     unet = small_unet()
     gradients = sum(parameter.nbytes for parameter in unet.parameters())
     whole = traced_step_bytes(unet, shape())

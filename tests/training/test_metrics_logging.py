@@ -39,7 +39,7 @@ def test_learning_rates_are_named_where_they_differ() -> None:
     assert learning_rates(optimizer) == {"learning_rate_unet": 0.1, "learning_rate_1": 0.2}
 
 
-def test_a_step_that_is_left_out_does_not_spoil_the_losses_that_are_shown(
+def test_a_skipped_step_does_not_spoil_the_smoothed_losses(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     progress = Progress("[1/3 layout]", 4, 3)
@@ -66,7 +66,7 @@ class Slow(IterableDataset):
             yield number
 
 
-def test_the_loader_adds_up_how_long_it_was_waited_for() -> None:
+def test_the_loader_sums_up_waiting_time() -> None:
     loader = TimedLoader(Slow(), batch_size=None)
     for number in loader:
         waited = loader.waited_seconds
@@ -74,7 +74,7 @@ def test_the_loader_adds_up_how_long_it_was_waited_for() -> None:
         assert loader.waited_seconds == waited >= 0.05 * (int(number) + 1)
 
 
-def test_wandb_is_asked_for_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_wandb_is_checked_before_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     check_wandb("off")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"wandb is not installed; pip install 'vlad-diffusion\[wandb\]'"):
@@ -100,7 +100,7 @@ class Full(PeriodicEvaluation):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_takes_curves_and_images_and_not_the_run(
+def test_a_full_disk_costs_curves_and_images_and_not_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     curves, _ = build_loggers(tmp_path / "layout", "run", "from-step-00000000", "off")
@@ -130,9 +130,7 @@ def test_a_full_disk_takes_curves_and_images_and_not_the_run(
     assert "step-00000002.png cannot be written" in said
 
 
-def test_wandb_offline_keeps_its_curves_on_the_disk_and_asks_no_network(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_wandb_offline_keeps_its_curves_on_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wandb = pytest.importorskip("wandb")
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # whoever asks is refused

@@ -1,4 +1,4 @@
-"""Stages whose text side is trained by component and by phase: what moves, what the optimiser holds, what is saved."""
+"""The text side trained by component and by phase: what moves, what the optimiser holds, what is saved."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def phased(world: Path, name: str) -> Config:
     )
 
 
-def test_each_phase_moves_what_its_table_says_and_the_optimiser_holds_them_all(
+def test_each_phase_trains_its_components_and_the_optimiser_holds_all(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     moved: list[set[str]] = []
@@ -152,7 +152,7 @@ def test_each_phase_moves_what_its_table_says_and_the_optimiser_holds_them_all(
         assert table == sizes
 
 
-def test_phases_go_on_where_a_stopped_run_left_them(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_phases_resume_where_a_stopped_run_left_them(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vlad.training.callbacks.stop_on_signal import StopOnSignal
 
     original = StopOnSignal.on_train_batch_end
@@ -172,7 +172,7 @@ def test_phases_go_on_where_a_stopped_run_left_them(world: Path, monkeypatch: py
     assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
 
 
-def test_adapters_on_any_component_come_back_proven_and_merged(world: Path) -> None:
+def test_adapters_on_any_component_are_published_and_merged(world: Path) -> None:
     base = world / "runs" / "phased"
     config = load(
         world,
@@ -209,7 +209,7 @@ def test_adapters_on_any_component_come_back_proven_and_merged(world: Path) -> N
         ([], "adapters need a base"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_trained(world: Path, overrides: list[str], said: str) -> None:
+def test_contradictions_are_refused_before_training(world: Path, overrides: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         train(load(world, "name=wrong", *overrides))
     assert not (world / "runs" / "wrong").exists() or not any((world / "runs" / "wrong").glob("*.yaml"))

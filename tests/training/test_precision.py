@@ -9,12 +9,12 @@ from vlad.utils.errors import UserError
 
 
 @pytest.mark.parametrize("wanted", ["32-true", "bf16-mixed"])
-def test_a_cpu_with_bf16_runs_what_is_asked_for(wanted: precision.Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_with_bf16_runs_as_configured(wanted: precision.Precision, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
     assert native_precision(wanted, torch.device("cpu")) == (wanted, None)
 
 
-def test_a_cpu_without_bf16_trains_in_float32_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_without_bf16_trains_in_float32_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
     assert native_precision("32-true", torch.device("cpu")) == ("32-true", None)
     used, note = native_precision("bf16-mixed", torch.device("cpu"))

@@ -1,8 +1,9 @@
-"""Where a run starts from: auto, none, or a checkpoint of another run; and what it says when configs differ."""
+"""Resuming: auto, none, or a checkpoint of another run; and messages when configs differ."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def begin(of: Config, stage: str, *steps: int) -> Path:
     return folder
 
 
-def test_auto_takes_the_newest_valid_one_and_says_what_it_left_out_and_why(
+def test_auto_takes_the_newest_valid_checkpoint_and_reports_skipped_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = config(tmp_path, "a")
@@ -60,7 +61,7 @@ def test_auto_takes_the_newest_valid_one_and_says_what_it_left_out_and_why(
     assert capsys.readouterr().err == ""
 
 
-def test_damaged_checkpoints_take_no_place_of_whole_ones(tmp_path: Path) -> None:
+def test_damaged_checkpoints_do_not_count_among_those_kept(tmp_path: Path) -> None:
     run = config(tmp_path, "a")
     folder = begin(run, "layout", 5, 10, 15)
     for step in (10, 15):
@@ -77,7 +78,7 @@ def test_damaged_checkpoints_take_no_place_of_whole_ones(tmp_path: Path) -> None
     ]
 
 
-def test_a_stage_whose_checkpoints_are_all_damaged_does_not_begin_again_without_a_word(tmp_path: Path) -> None:
+def test_a_stage_with_only_damaged_checkpoints_is_an_error(tmp_path: Path) -> None:
     run = config(tmp_path, "a")
     folder = begin(run, "layout", 5, 10)
     for path in list_checkpoints(folder):
@@ -95,7 +96,7 @@ def test_none_refuses_a_directory_that_holds_a_run(tmp_path: Path) -> None:
         check_run_directory(config(tmp_path, "a", "resume=none"))
 
 
-def test_every_option_that_differs_is_named_and_those_that_do_not_matter_are_not(tmp_path: Path) -> None:
+def test_differing_options_are_named_and_free_ones_are_not(tmp_path: Path) -> None:
     begin(config(tmp_path, "a"), "layout", 5)
     check_run_directory(config(tmp_path, "a", "trainer.checkpoint_every_steps=7", "sample.steps=3"))
     changed = ["seed=3", "layout.unet.block_channels=[64]", "trainer.precision=bf16-mixed"]
@@ -110,7 +111,7 @@ def test_every_option_that_differs_is_named_and_those_that_do_not_matter_are_not
         assert said in str(error.value)
 
 
-def test_many_differences_are_told_in_a_few_lines_and_none_is_passed_over(tmp_path: Path) -> None:
+def test_many_differences_are_shortened(tmp_path: Path) -> None:
     begin(config(tmp_path, "a"), "layout", 5)
     changed = [f"train.{stage}.{key}=7" for stage in ORDER for key in ("steps", "learning_rate", "warmup_steps")]
     changed += ["lora={rank: 3}", "data.trigger_word=" + 100 * "long"]
@@ -124,7 +125,7 @@ def test_many_differences_are_told_in_a_few_lines_and_none_is_passed_over(tmp_pa
     assert len(listed([f"option.{number}: 0 -> 1" for number in range(100)])) < 700
 
 
-def test_what_changes_freely_within_a_run_is_known(tmp_path: Path) -> None:
+def test_free_options_may_change_within_a_run(tmp_path: Path) -> None:
     assert freely_changed(config(tmp_path, "a", "trainer.compile=blocks")) == []  # a new run
     begin(config(tmp_path, "a"), "layout", 5)
     again = config(tmp_path, "a", "trainer.compile=blocks", "data.workers=3", "resume=auto")
@@ -132,7 +133,7 @@ def test_what_changes_freely_within_a_run_is_known(tmp_path: Path) -> None:
     assert freely_changed(again) == ["data.workers: 1 -> 3", "trainer.compile: none -> blocks"]
 
 
-def test_a_new_run_begins_at_a_checkpoint_of_another_and_then_goes_on_by_itself(
+def test_a_new_run_begins_at_a_checkpoint_of_another_and_then_resumes_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = config(tmp_path, "old")
@@ -153,7 +154,7 @@ def test_a_new_run_begins_at_a_checkpoint_of_another_and_then_goes_on_by_itself(
     assert finished_stage(new, "autoencoder", ORDER) == new.directory / "autoencoder"
 
 
-def test_what_cannot_be_begun_from_is_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_wrong_checkpoints_to_begin_from_are_refused(tmp_path: Path) -> None:
     run = config(tmp_path, "a")
     folder = begin(run, "layout", 5)
     with pytest.raises(UserError, match=rf"no checkpoint at {tmp_path}/none; name a file, auto or none"):
@@ -169,3 +170,16 @@ def test_what_cannot_be_begun_from_is_refused_with_the_remedy(tmp_path: Path) ->
     (run.directory / "autoencoder" / "trained.safetensors").unlink()
     with pytest.raises(UserError, match="comes after the stage autoencoder, but"):
         finished_stage(config(tmp_path, "b", f"resume={checkpoint_path(folder, 5)}"), "autoencoder", ORDER)
+
+
+def test_options_of_version_0_1_are_compared_under_their_new_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = config(tmp_path, "a")
+    folder = begin(run, "layout")
+    record = json.loads(config_record(run, "layout")["config"])
+    record["data"]["picture_pixels"] = record["data"].pop("image_pixels")
+    content = {"state_dict": {}, "run": {"stage": "layout", "config": json.dumps(record)}}
+    write_checkpoint(content, checkpoint_path(folder, 5))
+    assert starting_checkpoint(run, "layout", "", speaks=True) == checkpoint_path(folder, 5)
+    assert "differs" not in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A whole run on a world of its own: shards, three stages, stop and resume, images, an adapter; and wrong inputs."""
+"""Whole runs on small shards: three stages, stop and resume, sampling, an adapter; and wrong inputs."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def trained(directory: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def test_a_run_leaves_what_its_docs_say(world: Path) -> None:
+def test_a_run_writes_the_documented_files(world: Path) -> None:
     directory = world / "runs" / "base"
     for stage in ("autoencoder", "layout", "refine"):
         metrics = json.loads((directory / stage / "metrics.json").read_text(encoding="utf-8"))
@@ -101,7 +101,7 @@ def test_every_stage_trains_its_own_and_nothing_else(world: Path) -> None:
     assert {name.split(".")[0] for name in refine} == {"unet"}
 
 
-def test_contrast_is_what_stands_out_from_the_ground() -> None:
+def test_contrast_is_the_distance_from_the_background() -> None:
     pixels = torch.full((2, 3, 8, 8), -0.5)
     pixels[1, :, 2:4, 2:5] = torch.tensor([1.0, 0.0, -0.5])[:, None, None]
     found = contrast(pixels)
@@ -129,7 +129,7 @@ def stop_at(config: Config, stage: str, step: int, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("stage", "step"), [("layout", 5), ("refine", 2)])
-def test_a_run_under_way_can_be_looked_at(
+def test_an_unfinished_run_can_be_sampled(
     world: Path, stage: str, step: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = dataclasses.replace(load_config(world / "base.yaml"), name=f"stopped-{stage}")
@@ -148,7 +148,7 @@ def test_a_run_under_way_can_be_looked_at(
     assert torch.equal(pipeline.layout_unet.conv_in.weight, published["unet.conv_in.weight"])
 
 
-def test_after_a_full_disk_and_past_a_damaged_checkpoint_a_run_ends_as_if_nothing_had_been(
+def test_a_full_disk_and_a_damaged_checkpoint_change_no_result(
     world: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = dataclasses.replace(load_config(world / "base.yaml"), name="damaged")
@@ -246,7 +246,7 @@ def test_a_resume_with_another_number_of_ranks_is_refused(world: Path, monkeypat
         ("go_on", RuntimeError("[enforce fail at inline_container.cc] file write failed")),
     ],
 )
-def test_a_disk_that_fills_up_is_told_and_the_run_goes_on(
+def test_a_full_disk_is_reported_and_the_run_resumes(
     world: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], policy: str, error: Exception
 ) -> None:
     # A background thread is given nothing that changes under it: the run after the failure equals one without.
@@ -279,13 +279,13 @@ def test_a_disk_that_fills_up_is_told_and_the_run_goes_on(
     assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
 
 
-def test_a_changed_config_does_not_go_on_in_the_same_directory(world: Path) -> None:
+def test_a_changed_config_is_refused_in_the_same_directory(world: Path) -> None:
     config = load_config(world / "base.yaml", ["train.refine.learning_rate=0.5"])
     with pytest.raises(UserError, match=r"train\.refine\.learning_rate"):
         train(config)
 
 
-def test_a_image_does_not_depend_on_its_company(world: Path) -> None:
+def test_an_image_does_not_depend_on_its_batch(world: Path) -> None:
     pipeline = load_pipeline(world / "runs" / "base")
     others = ['a red sign that says "A" and "LONGER"', 'a white card that says "STREETS" in black letters', "a wall"]
     alone = pipeline(PROMPT, 7)
@@ -400,9 +400,7 @@ def test_two_processes_train_together(world: Path) -> None:
         (["tools/evaluate.py", "nowhere"], "nowhere"),
     ],
 )
-def test_a_wrong_call_is_one_sentence_and_exit_code_2(
-    world: Path, tmp_path: Path, command: list[str], said: str
-) -> None:
+def test_mistakes_end_in_one_line_and_exit_code_2(world: Path, tmp_path: Path, command: list[str], said: str) -> None:
     places = {"run": world / "runs" / "base", "shards": world / "shards", "new": tmp_path}
     done = call(*(part.format(**places) for part in command))
     assert done.returncode == 2, done.stderr

@@ -1,4 +1,4 @@
-"""Runs on a pretrained LVLM from a folder: adapted, with v from its own tower, from another encoder, or without v."""
+"""Runs on a pretrained LVLM: adapted, with v from its own tower, from another encoder, or without v."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_an_adapted_lvlm_is_trained_and_comes_back_merged(world: Path) -> None:
+def test_an_adapted_lvlm_is_trained_and_published_merged(world: Path) -> None:
     config = load_config(world / "adapted.yaml")
     assert train(config).finished
 
@@ -76,9 +76,7 @@ def test_an_adapted_lvlm_is_trained_and_comes_back_merged(world: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"losses.align_weight": 0}, {"lvlm.vision_path": "{folder}/dinov2"}])
-def test_without_need_of_its_tower_the_text_path_alone_is_trained_and_kept(
-    world: Path, changes: dict[str, object]
-) -> None:
+def test_without_l_align_only_the_text_path_is_trained_and_published(world: Path, changes: dict[str, object]) -> None:
     name = "-".join(changes)
     overrides = [f"{key}={str(value).format(folder=world)}" for key, value in changes.items()]
     config = replace(load_config(world / "adapted.yaml", [*overrides, "lvlm.states=normalised-average"]), name=name)

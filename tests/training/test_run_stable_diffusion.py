@@ -65,7 +65,7 @@ def overrides(world: Path, kind: str, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
-def test_a_run_from_stable_diffusion_trains_both_stages_and_comes_back(world: Path, kind: str) -> None:
+def test_a_run_from_stable_diffusion_trains_both_stages(world: Path, kind: str) -> None:
     config = load_config(CONFIGS / f"{kind}.yaml", overrides(world, kind))
     assert train(config).finished and is_finished(config)
 
@@ -85,7 +85,7 @@ def test_a_run_from_stable_diffusion_trains_both_stages_and_comes_back(world: Pa
     assert first.layouts[0].lines[0].text == "HOUSE"
 
 
-def test_a_stopped_run_goes_on_and_can_be_drawn_from(world: Path) -> None:
+def test_a_stopped_run_resumes_and_can_be_sampled(world: Path) -> None:
     more = ("name=straight", "train.refine.steps=3")
     assert train(load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", *more))).finished
     directory, stopped = world / "runs" / "straight", world / "runs" / "stopped"
@@ -102,7 +102,7 @@ def test_a_stopped_run_goes_on_and_can_be_drawn_from(world: Path) -> None:
 
 
 @pytest.mark.parametrize("own_text", ["true", "false"])
-def test_adapters_on_stable_diffusion_train_what_was_grown_in_full(world: Path, own_text: str) -> None:
+def test_adapters_on_stable_diffusion_train_added_inputs_in_full(world: Path, own_text: str) -> None:
     more = ["lora.rank=2", f"stable_diffusion.own_text={own_text}"]
     config = load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", *more, f"name=adapted-{own_text}"))
     assert train(config).finished
@@ -141,7 +141,7 @@ def test_a_finished_run_is_a_base_like_any_other(world: Path) -> None:
     assert not np.array_equal(plain(PROMPT, 1).images[0], adapted(PROMPT, 1).images[0])
 
 
-def test_models_in_the_wrong_place_are_told_their_own(world: Path, tmp_path: Path) -> None:
+def test_models_under_the_wrong_option_name_the_right_one(world: Path, tmp_path: Path) -> None:
     own = ("stable_diffusion", "lvlm", "composition", "lora")
     small = [entry for entry in overrides(world, "sd15") if not entry.startswith(own)]
     with pytest.raises(UserError, match=r"is a StableDiffusionPipeline, .* as stable_diffusion\.path"):
@@ -180,6 +180,6 @@ def test_an_autoencoder_of_other_latents_is_refused(
         (["data.batch_size=9"], "8 samples are too few"),
     ],
 )
-def test_options_that_no_model_can_follow_are_told(world: Path, more: list[str], told: str) -> None:
+def test_options_that_do_not_fit_the_model_are_refused(world: Path, more: list[str], told: str) -> None:
     with pytest.raises(UserError, match=told):
         train(load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", "name=refused", *more)))

@@ -9,7 +9,7 @@ from vlad.data.words import held_out_words
 from vlad.training.callbacks.sample_grid import grid_accuracy
 
 
-def test_grids_are_read_as_evaluations_read() -> None:
+def test_grids_are_scored_as_evaluations_score() -> None:
     signs = [render_sign(SyntheticOptions(seed=4, ground_share=0.0), n, held_out_words()) for n in range(3)]
     wanted = [[line.text for line in sign.layout.lines] for sign in signs]
     images = [sign.image for sign in signs]

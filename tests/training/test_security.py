@@ -1,4 +1,4 @@
-"""Whatever a run reads may come from a stranger: code in it is not run, and one sentence says which file it is."""
+"""Files from strangers: code in them is not run, and the error names the file."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_the_trap_would_leave_a_trace(tmp_path: Path, monkeypatch: pytest.Monkey
     assert Path("was-run").is_dir()
 
 
-def test_all_of_it_can_be_read_as_long_as_it_is_sound(copy: Path) -> None:
+def test_sound_files_are_read(copy: Path) -> None:
     parts_of_base(options(copy, f"base={copy}"))
     new_parts(options(copy, f"text_base={copy}"))
     new_parts(options(copy, f"autoencoder.path={copy / 'kl'}"))

@@ -69,7 +69,7 @@ def test_modes_choose_weights_or_adapters() -> None:
     assert moving["lvlm"] == sum(p.numel() for n, p in side.named_parameters() if ".lora_" in n)
 
 
-def test_what_is_not_said_follows_the_lvlm() -> None:
+def test_defaults_follow_the_lvlm() -> None:
     modes = TrainableOptions(lvlm="lora").resolved(False).phases[0][1]
     assert modes == {
         "vision_tower": "frozen",
@@ -106,7 +106,7 @@ def test_phases_take_turns() -> None:
         ([Phase(until_step=0), Phase()], "from 1 on"),
     ],
 )
-def test_phases_that_cannot_be_are_refused(phases: list[Phase], said: str) -> None:
+def test_wrong_phases_are_refused(phases: list[Phase], said: str) -> None:
     with pytest.raises(UserError, match=said):
         TrainableOptions(phases=phases)
 

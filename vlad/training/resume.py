@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vlad.config.load import load_config
+from vlad.config.load import RENAMED, load_config
 from vlad.config.schema import Config
 from vlad.training.checkpoint import is_checkpoint, newest_checkpoint, read_checkpoint, set_aside
 from vlad.training.parts import TRAINED
@@ -185,7 +185,8 @@ def starting_checkpoint(config: Config, name: str, label: str, speaks: bool) -> 
     if newest is not None:
         print(f"{label} resumes from {newest}", file=sys.stderr)
         record = read_checkpoint(newest).get("run", {}).get("config")
-        differing = differing_options(_flat(json.loads(record)), _flat_config(config)) if record else []
+        before = {RENAMED.get(name, name): value for name, value in _flat(json.loads(record or "{}")).items()}
+        differing = differing_options(before, _flat_config(config)) if before else []
         if differing:
             print(f"{label} its config differs: {listed(differing)}", file=sys.stderr)
     return newest
