@@ -115,7 +115,6 @@ def slow_steps(patch: pytest.MonkeyPatch) -> None:
         (checks.disk, [], small_disk, "fail", "Make room"),
         (checks.memory, [], small_memory, "fail", "tools/plan.py"),
         (checks.switches, ["trainer.compile=blocks"], no_compiler, "fail", "trainer.compile=none"),
-        (checks.shards, ["data.batch_size=17"], None, "fail", "Lower data.batch_size to 16"),
         (checks.shards, ["data.workers=4"], None, "warn", "make at least 4 shards"),
         (checks.loader, [], slow_steps, "warn", "raise data.workers"),
     ],
@@ -134,6 +133,21 @@ def test_what_would_end_or_slow_a_run_is_told_with_its_remedy(
     finding = check(Examined(config_of(world, *overrides)))
     assert finding.level == level
     assert said in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("config", ["lora={rank: 2}"], "adapters need a base"),
+        ("launch", ["trainer.nodes=2"], "nothing has started processes on other machines"),
+        ("shards", ["data.batch_size=17"], "lower data.batch_size"),
+        ("shards", ["data.cache=nowhere", "base=nowhere"], "no finished cache at nowhere"),
+    ],
+)
+def test_what_training_refuses_fails(world: Path, name: str, overrides: list[str], message: str) -> None:
+    finding = next(found for found in examine(config_of(world, *overrides)) if found.name == name)
+    assert finding.level == "fail"
+    assert message in finding.found
 
 
 def test_trained_weights_in_half_precision_are_named(world: Path) -> None:

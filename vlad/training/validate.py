@@ -3,10 +3,10 @@
     check_config          contradictions of options          (vlad/config/checks.py, without torch)
     check_machine         device, processes, launcher, optional packages
     check_run_directory   a run of another config, a checkpoint to begin from
-    open_data             shards, held-out split, cached latents
+    check_data            shards, held-out split, cached latents, prompts of a prior
     check_stages          precision, optimiser, annotated text: known once the models are read
 
-What stands behind these functions checks nothing again.
+The doctor reports each of them. What stands behind them checks nothing again.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ def validate(config: Config) -> RunData:
     check_config(config)
     check_machine(config)
     check_run_directory(config)
+    return check_data(config)
+
+
+def check_data(config: Config) -> RunData:
+    """Opens the data of a run. Raises UserError for missing shards, too few samples, a cache of another run."""
     data = open_data(config)
     check_enough_samples(data.shards, config.data.batch_size, total_processes(config))
     if config.data.cache is not None:

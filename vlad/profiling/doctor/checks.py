@@ -20,11 +20,11 @@ from packaging.version import Version
 from torch import nn
 from torch.utils.data import DataLoader
 
+from vlad.config.checks import check_config
 from vlad.config.schema import Config
 from vlad.config.training import OptimOptions
 from vlad.data.batch_buffers import worker_context
 from vlad.data.dataset import ShardBatches
-from vlad.data.shard_sets import ShardSets, open_sets
 from vlad.models.attention import set_attention, try_xformers
 from vlad.profiling.doctor.all_reduce import all_reduce_rate
 from vlad.profiling.doctor.findings import Finding
@@ -40,7 +40,8 @@ from vlad.training.parts import Parts
 from vlad.training.precision import computed_in, stage_precision
 from vlad.training.provenance import cpu_name
 from vlad.training.publish import is_finished
-from vlad.training.validate import check_machine
+from vlad.training.run_data import RunData
+from vlad.training.validate import check_data, check_machine, check_stages
 from vlad.utils.errors import DISTRIBUTION, UserError, counted
 from vlad.utils.hardware import available_memory, synchronize
 
@@ -76,8 +77,8 @@ class Examined:
         self.ranks = self.processes * config.trainer.nodes
 
     @cached_property
-    def sets(self) -> ShardSets:
-        return open_sets(self.config.data.sets, self.config.data.fetch)
+    def data(self) -> RunData:
+        return check_data(self.config)
 
     @cached_property
     def built(self) -> tuple[Parts, Config]:
@@ -93,7 +94,7 @@ class Examined:
         parts, config = self.built
         found = {}
         for name in self.stages:
-            named = build_stage(config, parts, name, self.sets).module.named_parameters()
+            named = build_stage(config, parts, name, self.data.shards).module.named_parameters()
             found[name] = {key: Trained(p.numel(), p.dtype) for key, p in named if p.requires_grad}
         return found
 
@@ -119,6 +120,7 @@ def examine(config: Config) -> Iterator[Finding]:
     """Every finding, as soon as it is known."""
     examined = Examined(config)
     checks: tuple[tuple[str, Callable[[Examined], Finding]], ...] = (
+        ("config", options),
         ("versions", versions),
         ("device", device),
         ("launch", launch),
@@ -137,7 +139,7 @@ def examine(config: Config) -> Iterator[Finding]:
     )
     failed: set[str] = set()
     needs = {
-        "models": {"shards"},
+        "models": {"config", "shards"},
         "attention": {"models"},
         "trained in": {"shards", "models"},
         "memory": {"shards", "models", "precision", "trained in"},
@@ -157,6 +159,12 @@ def examine(config: Config) -> Iterator[Finding]:
         if finding.level == "fail":
             failed.add(name)
         yield finding
+
+
+def options(examined: Examined) -> Finding:
+    """That no options contradict each other."""
+    check_config(examined.config)
+    return Finding("config", "ok", "no contradictions")
 
 
 def versions(_: Examined) -> Finding:
@@ -275,15 +283,7 @@ def switches(examined: Examined) -> Finding:
 
 def shards(examined: Examined) -> Finding:
     """That every rank gets a whole batch, and every worker a shard of its own to read."""
-    sets, data = examined.sets, examined.config.data
-    least = min(index.samples for index in sets.indexes)
-    if least < examined.ranks * data.batch_size:
-        remedy = f"Lower data.batch_size to {max(1, least // examined.ranks)}, or add samples."
-        found = (
-            f"{counted(least, 'sample')} {'is' if least == 1 else 'are'} too few for {counted(examined.ranks, 'rank')}"
-            f" x batches of {data.batch_size}"
-        )
-        return Finding("shards", "fail", found, remedy)
+    sets, data = examined.data.shards, examined.config.data
     readers = examined.ranks * max(1, data.workers)
     found = (
         f"{counted(sets.samples, 'sample')} in {counted(sets.shards, 'shard')} for {counted(examined.ranks, 'rank')} x"
@@ -296,8 +296,9 @@ def shards(examined: Examined) -> Finding:
 
 
 def models(examined: Examined) -> Finding:
-    """That the parts can be built."""
-    parts, _ = examined.built
+    """That the models can be built, and their stages trained here."""
+    parts, config = examined.built
+    check_stages(config, examined.stages, examined.data)
     modules = {
         "LVLM and CCM": parts.text_side,
         "autoencoder": parts.autoencoder,
@@ -390,7 +391,7 @@ def disk(examined: Examined) -> Finding:
 def loader(examined: Examined) -> Finding:
     """What the loader gives alone, against what the steps take."""
     config, speed = examined.config, examined.speed
-    batches = ShardBatches(examined.sets, config.data.stream(config.seed), WARMUP_STEPS + TIMED_BATCHES)
+    batches = ShardBatches(examined.data.shards, config.data.stream(config.seed), WARMUP_STEPS + TIMED_BATCHES)
     stream = DataLoader(
         batches,
         batch_size=None,
