@@ -24,7 +24,9 @@ def main() -> None:
     from tqdm import tqdm
 
     from vlad.eval.open_benchmark.alignment_subsets import ALIGNMENT_SUBSETS
-    from vlad.eval.open_benchmark.make_benchmark import SUBSETS, OpenBenchmarkOptions, write_benchmark
+    from vlad.eval.open_benchmark.text_subsets import SUBSETS
+    from vlad.eval.open_benchmark.write_benchmark import write_benchmark
+    from vlad.eval.options import OpenBenchmarkOptions
     from vlad.utils.paths import writable_directory
 
     options = OpenBenchmarkOptions(arguments.seed, arguments.split, arguments.count, arguments.size)

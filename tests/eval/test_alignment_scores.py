@@ -1,4 +1,4 @@
-"""Whether an encoder reads more than a bag of words: scores computed by hand, and of encoders of known kinds."""
+"""Alignment scores: computed by hand, and of encoders of known kinds."""
 
 import json
 import re
@@ -10,32 +10,39 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlad.eval.alignment.alignment_prompts import Asked, Entry, Swapped, ZeroShot, entry_of, read_entries
-from vlad.eval.alignment.alignment_scores import (
-    Contrast,
-    bag_of_words,
-    contrasts_of,
-    score_contrasts,
-    table_of,
-    wordings_of,
+from vlad.eval.alignment.alignment_prompts import (
+    AlignmentPrompt,
+    AlignmentTexts,
+    HardNegative,
+    ZeroShotTask,
+    alignment_prompt_of,
+    read_alignment_prompts,
 )
-from vlad.eval.open_benchmark.make_benchmark import scenes
-from vlad.eval.open_benchmark.scenes import OpenBenchmarkOptions
+from vlad.eval.alignment.alignment_scores import (
+    AlignmentScore,
+    alignment_table,
+    bag_of_words,
+    score_embeddings,
+    score_encoder,
+    texts_to_embed,
+)
+from vlad.eval.open_benchmark.write_benchmark import scenes
+from vlad.eval.options import OpenBenchmarkOptions
 from vlad.utils.errors import UserError
 
-SWAPPED = (Swapped("order", "swapped"), Swapped("colours", "other"))
+NEGATIVES = (HardNegative("order", "swapped"), HardNegative("colours", "other"))
 
 
 def vector(*values: float) -> Tensor:
     return torch.nn.functional.normalize(torch.tensor(values, dtype=torch.float32), dim=0)
 
 
-def values(found: Sequence[Contrast]) -> dict[str, float]:
+def values(found: Sequence[AlignmentScore]) -> dict[str, float]:
     return {one.name: one.value for one in found}
 
 
 def test_scores_by_hand() -> None:
-    entry = Entry("a", "s", "prompt", Asked(SWAPPED, ("same", "far")))
+    prompt = AlignmentPrompt("a", "s", "prompt", AlignmentTexts(NEGATIVES, ("same", "far")))
     texts = {
         "prompt": vector(1, 0.1),
         "swapped": vector(1, 0.5),
@@ -44,7 +51,7 @@ def test_scores_by_hand() -> None:
         "far": vector(0, 1),
     }
     # Near order: other (cos 1), prompt (.995), same (.98), swapped (.89), far (0).
-    found = values(score_contrasts([(entry, vector(1, 0))], texts))
+    found = values(score_embeddings([(prompt, vector(1, 0))], texts))
     assert found == {
         "s, order": 1,
         "s, colours": 0,
@@ -55,8 +62,8 @@ def test_scores_by_hand() -> None:
         "s, every wording": 0,
     }
     # An image that the prompt describes, and one of another prompt: shares are over prompts.
-    second = Entry("b", "s", "prompt", Asked(SWAPPED, ("same",)))
-    found_both = score_contrasts([(entry, vector(1, 0)), (second, vector(1, 0.15))], texts)
+    second = AlignmentPrompt("b", "s", "prompt", AlignmentTexts(NEGATIVES, ("same",)))
+    found_both = score_embeddings([(prompt, vector(1, 0)), (second, vector(1, 0.15))], texts)
     assert values(found_both) == {
         "s, order": 1,
         "s, colours": 1 / 2,
@@ -72,10 +79,10 @@ def test_scores_by_hand() -> None:
     assert by_name["s, every wording"].chance is None
 
 
-def test_as_near_is_half_and_of_several_a_part() -> None:
-    entry = Entry("a", "s", "prompt", Asked(SWAPPED))
+def test_ties_count_as_their_share() -> None:
+    prompt = AlignmentPrompt("a", "s", "prompt", AlignmentTexts(NEGATIVES))
     blind = dict.fromkeys(("prompt", "swapped", "other"), vector(1, 1))
-    assert values(score_contrasts([(entry, vector(1, 0))], blind)) == {
+    assert values(score_embeddings([(prompt, vector(1, 0))], blind)) == {
         "s, order": 1 / 2,
         "s, colours": 1 / 2,
         "s, all": 1 / 3,
@@ -84,8 +91,11 @@ def test_as_near_is_half_and_of_several_a_part() -> None:
 
 def test_zero_shot_by_hand() -> None:
     templates = ("a {}", "the {}!")
-    entries = [Entry(name, "t", name, Asked((), (), (ZeroShot("animal", name, templates),))) for name in ("cat", "dog")]
-    assert wordings_of(entries) == ["cat", "dog", "a cat", "a dog", "the cat!", "the dog!"]
+    prompts = [
+        AlignmentPrompt(name, "t", name, AlignmentTexts((), (), (ZeroShotTask("animal", name, templates),)))
+        for name in ("cat", "dog")
+    ]
+    assert texts_to_embed(prompts) == ["cat", "dog", "a cat", "a dog", "the cat!", "the dog!"]
     texts = {
         "cat": vector(1, 0),
         "dog": vector(0, 1),
@@ -95,7 +105,7 @@ def test_zero_shot_by_hand() -> None:
         "the cat!": vector(0.5, 0.9),
         "the dog!": vector(0.6, 0.9),
     }
-    found = score_contrasts([(entries[0], vector(1, 0.1)), (entries[1], vector(0.1, 1))], texts)
+    found = score_embeddings([(prompts[0], vector(1, 0.1)), (prompts[1], vector(0.1, 1))], texts)
     assert values(found) == {
         # The cat's image is nearer to "the dog!", the dog's to "the cat!".
         "t, zero-shot animal": 2 / 4,
@@ -104,15 +114,15 @@ def test_zero_shot_by_hand() -> None:
         "t, zero-shot animal: the {}!": 0,
     }
     assert {one.chance for one in found} == {1 / 2}
-    table = table_of(found)
+    table = alignment_table(found)
     assert "| t, zero-shot animal, worst: `the {}!` | 0.000 | [0.000, 0.000] | 1.000 | 0.500 | 2 |" in table
     assert "| t, zero-shot animal, best: `a {}` | 1.000 |" in table
 
 
-class Reader:
-    """Reads every text as numbers of what it says (`meaning`), and knows each image by its one number."""
+class PerfectEncoder:
+    """Embeds every text as the number of its meaning, and each image as its pixel value."""
 
-    name = "reader"
+    name = "perfect"
 
     def __init__(self, meanings: dict[str, int]) -> None:
         self.meanings = meanings
@@ -125,22 +135,22 @@ class Reader:
         return torch.eye(self.width)[[int(image[0, 0, 0]) for image in images]]
 
 
-def test_a_bag_of_words_shows_and_one_who_reads_gets_all() -> None:
+def test_a_bag_of_words_fails_and_a_perfect_encoder_gets_all() -> None:
     subsets = ("counting", "relations", "synonyms")
-    entries = [
-        Entry(scene.key, scene.subset, scene.prompt, scene.asked)
+    prompts = [
+        AlignmentPrompt(scene.key, scene.subset, scene.prompt, scene.texts)
         for scene in scenes(OpenBenchmarkOptions(count=8), subsets)
     ]
     meanings: dict[str, int] = {}
-    for number, entry in enumerate(entries):
-        for one in entry.asked.swapped:
-            meanings.setdefault(one.prompt, len(entries))  # what no image shows
-        meanings |= dict.fromkeys((entry.prompt, *entry.asked.same), number)
-    images = [np.full((2, 2, 3), number, dtype=np.uint8) for number in range(len(entries))]
+    for number, prompt in enumerate(prompts):
+        for one in prompt.texts.negatives:
+            meanings.setdefault(one.prompt, len(prompts))  # what no image shows
+        meanings |= dict.fromkeys((prompt.prompt, *prompt.texts.paraphrases), number)
+    images = [np.full((2, 2, 3), number, dtype=np.uint8) for number in range(len(prompts))]
     done: list[int] = []
-    found = contrasts_of(
-        Reader(meanings),
-        [(entry, lambda image=image: image) for entry, image in zip(entries, images, strict=True)],  # type: ignore[misc]
+    found = score_encoder(
+        PerfectEncoder(meanings),
+        [(prompt, lambda image=image: image) for prompt, image in zip(prompts, images, strict=True)],  # type: ignore[misc]
         done.append,
     )
     assert done == [24]
@@ -155,7 +165,7 @@ def test_a_bag_of_words_shows_and_one_who_reads_gets_all() -> None:
     assert bag["counting, count"] == 1
 
 
-def test_a_bag_knows_words_and_how_often_but_neither_order_nor_case_nor_articles() -> None:
+def test_a_bag_counts_words_and_ignores_order_case_and_articles() -> None:
     bags = bag_of_words(["A red cup, an old one", "old one: a Red cup", "old old one red cup", "plate"])
     first, same, twice, other = bags.values()
     assert (first == same).all() and float(first @ first) == pytest.approx(1)
@@ -175,30 +185,32 @@ RECORD = {
 
 def test_records_are_read_back(tmp_path: Path) -> None:
     path = tmp_path / "alignment.jsonl"
-    path.write_text(json.dumps({"id": "b", "prompt": "asks nothing"}) + "\n\n" + json.dumps(RECORD), encoding="utf-8")
-    (entry,) = read_entries(path)
-    asked = Asked((Swapped("order", "q"),), ("r",), (ZeroShot("word", "W", ("the {}",)),))
-    assert entry == Entry("a-1", "s", "p", asked)
-    assert asked.to_json() == {name: RECORD[name] for name in ("swapped", "same", "zero_shot")}
-    assert Asked().to_json() == {} and entry_of({"prompt": "p"}, "x") is None
+    path.write_text(
+        json.dumps({"id": "b", "prompt": "has no other texts"}) + "\n\n" + json.dumps(RECORD), encoding="utf-8"
+    )
+    (prompt,) = read_alignment_prompts(path)
+    texts = AlignmentTexts((HardNegative("order", "q"),), ("r",), (ZeroShotTask("word", "W", ("the {}",)),))
+    assert prompt == AlignmentPrompt("a-1", "s", "p", texts)
+    assert texts.to_json() == {name: RECORD[name] for name in ("swapped", "same", "zero_shot")}
+    assert AlignmentTexts().to_json() == {} and alignment_prompt_of({"prompt": "p"}, "x") is None
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"swapped": [{"prompt": "q"}]}, "line 1 is no record of an alignment.jsonl: what is asked is not"),
+        ({"swapped": [{"prompt": "q"}]}, "line 1 is no record of an alignment.jsonl: its texts are not"),
         ({"same": [3]}, "3 is no text"),
         ({"zero_shot": [{"task": "t", "answer": "a", "templates": ["none"]}]}, "needs templates with one {}"),
         ({"zero_shot": [{"task": "t", "answer": "a", "templates": []}]}, "needs templates with one {}"),
         ({"prompt": None}, "None is no text"),
-        ({"swapped": [], "same": [], "zero_shot": []}, "asks nothing of an encoder"),
+        ({"swapped": [], "same": [], "zero_shot": []}, "holds no texts to compare images with"),
     ],
 )
-def test_what_is_no_such_record_is_told_with_its_place(wrong: dict, message: str, tmp_path: Path) -> None:
+def test_a_bad_record_is_refused_with_its_line(wrong: dict, message: str, tmp_path: Path) -> None:
     path = tmp_path / "alignment.jsonl"
     path.write_text(json.dumps({**RECORD, **wrong}), encoding="utf-8")
     with pytest.raises(UserError, match=re.escape(message)):
-        read_entries(path)
+        read_alignment_prompts(path)
     path.write_text("[1]", encoding="utf-8")
     with pytest.raises(UserError, match="line 1 is no record"):
-        read_entries(path)
+        read_alignment_prompts(path)

@@ -11,21 +11,16 @@ from PIL import Image
 from vlad.data import signs as synthetic
 from vlad.data.options import SyntheticOptions
 from vlad.data.words import all_words, held_out_words, rare_words, training_words
-from vlad.eval.alignment.alignment_prompts import read_entries
+from vlad.eval.alignment.alignment_prompts import read_alignment_prompts
 from vlad.eval.alignment.alignment_scores import bag_of_words
 from vlad.eval.benchmark.prompt_files import quoted, read_prompt_files
 from vlad.eval.description_round_trip import facts_of
 from vlad.eval.open_benchmark import scenes as benchmark_scenes
 from vlad.eval.open_benchmark.alignment_subsets import ALIGNMENT_SUBSETS, NUMBERS
-from vlad.eval.open_benchmark.make_benchmark import (
-    SUBSETS,
-    OpenBenchmarkOptions,
-    draw_scene,
-    make_scene,
-    scenes,
-    write_benchmark,
-)
 from vlad.eval.open_benchmark.scenes import SHAPES
+from vlad.eval.open_benchmark.text_subsets import SUBSETS
+from vlad.eval.open_benchmark.write_benchmark import make_scene, render_scene, scenes, write_benchmark
+from vlad.eval.options import OpenBenchmarkOptions
 from vlad.layout.fonts import missing_glyphs
 from vlad.layout.polygons import bounding_box
 from vlad.models.text_encoder.prompt import parse_prompt
@@ -80,7 +75,7 @@ def test_the_prompt_file_is_read_back_with_polygons_and_references(tmp_path: Pat
         # What the prompt quotes is what the image shows, in this order.
         assert prompt.strings == quoted(scene.prompt) == tuple(line.text for line in scene.layout.lines)
         assert prompt.reference is not None
-        assert (np.asarray(Image.open(prompt.reference)) == draw_scene(scene, 64)).all()
+        assert (np.asarray(Image.open(prompt.reference)) == render_scene(scene, 64)).all()
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])
@@ -141,23 +136,23 @@ def test_options_that_make_no_benchmark_are_refused(wrong: dict) -> None:
 
 
 @pytest.mark.parametrize("subset", ["relations", "synonyms"])
-def test_swapped_prompts_say_something_else_in_the_same_words(subset: str) -> None:
+def test_hard_negatives_use_the_words_of_their_prompt(subset: str) -> None:
     for scene in scenes(OpenBenchmarkOptions(count=30), [subset]):
-        facts, texts = facts_of(scene.prompt), [one.prompt for one in scene.asked.swapped]
+        facts, texts = facts_of(scene.prompt), [one.prompt for one in scene.texts.negatives]
         assert len(facts.relations) == 1 and len(facts.colours) == 2
         bags = bag_of_words([scene.prompt, *texts])
         assert all((bags[text] == bags[scene.prompt]).all() for text in texts)
-        assert [one.kind for one in scene.asked.swapped] == ["order", "colours"]
+        assert [one.kind for one in scene.texts.negatives] == ["order", "colours"]
         order, colours = map(facts_of, texts)
         assert (order.colours, order.objects) == (facts.colours, facts.objects) and order.relations != facts.relations
         assert colours.relations == facts.relations and colours.colours.isdisjoint(facts.colours)
         # What is reworded says the same, in other words.
-        for text in scene.asked.same:
+        for text in scene.texts.paraphrases:
             assert facts_of(text).colours == facts.colours
             assert quoted(text) == quoted(scene.prompt)
             if not text.endswith(" it"):
                 assert facts_of(text).relations == facts.relations
-    assert len(scene.asked.same) == {"relations": 1, "synonyms": 3}[subset]
+    assert len(scene.texts.paraphrases) == {"relations": 1, "synonyms": 3}[subset]
 
 
 def runs(marks: np.ndarray) -> int:
@@ -165,11 +160,11 @@ def runs(marks: np.ndarray) -> int:
     return int(np.diff(np.concatenate([[0], marks.astype(int), [0]])).clip(min=0).sum())
 
 
-def test_what_is_counted_is_what_is_drawn() -> None:
+def test_counted_shapes_are_rendered() -> None:
     counts = set()
     for scene in scenes(OpenBenchmarkOptions(count=20), ["counting"]):
         *shapes, sign = scene.carriers
-        image = draw_scene(scene, 256)
+        image = render_scene(scene, 256)
         # Columns in which a shape's colour stands, on the shapes' side of the sign.
         left, top, right, bottom = (round(value * 256) for value in shapes[0].box)
         own = (image[top:bottom] == image[(top + bottom) // 2, left : (left + right) // 2 + 1][-1]).all(axis=2)
@@ -177,16 +172,16 @@ def test_what_is_counted_is_what_is_drawn() -> None:
             assert runs(own.any(axis=0)) == len(shapes)
         said = scene.prompt if scene.prompt.split()[0] in NUMBERS.values() else ""
         assert said.startswith(NUMBERS[len(shapes)])
-        others = {one.prompt.split()[0] for one in scene.asked.swapped}
+        others = {one.prompt.split()[0] for one in scene.texts.negatives}
         assert others == set(NUMBERS.values()) - {NUMBERS[len(shapes)]}
-        assert scene.asked.same[0].startswith(f"{len(shapes)} ") and sign.kind == "sign"
+        assert scene.texts.paraphrases[0].startswith(f"{len(shapes)} ") and sign.kind == "sign"
         counts.add(len(shapes))
     assert counts == set(NUMBERS)
 
 
-def test_every_shape_covers_its_middle_or_its_edge_and_no_corner() -> None:
+def test_shape_masks_cover_the_middle_or_the_edge_and_no_corner() -> None:
     for kind in SHAPES:
-        covered = benchmark_scenes._covered(kind, 40, 60)
+        covered = benchmark_scenes._shape_mask(kind, 40, 60)
         assert covered.shape == (40, 60)
         assert not covered[0, 0] and not covered[20, 2]  # the box is wider than the shape
         assert covered[20, 30] == (kind != "ring")
@@ -197,9 +192,9 @@ def test_every_shape_covers_its_middle_or_its_edge_and_no_corner() -> None:
 
 def test_a_templates_image_is_asked_for_its_word_and_its_colour(tmp_path: Path) -> None:
     write_benchmark(SMALL, tmp_path)
-    entries = [entry for entry in read_entries(tmp_path / "alignment.jsonl") if entry.subset == "templates"]
+    entries = [entry for entry in read_alignment_prompts(tmp_path / "alignment.jsonl") if entry.subset == "templates"]
     for entry in entries:
-        word, colour = entry.asked.zero_shot
+        word, colour = entry.texts.zero_shot
         assert entry.prompt.endswith(f' {colour.answer} sign that says "{word.answer}"')
         assert (word.task, colour.task) == ("word", "colour")
         assert all(quoted(template.replace("{}", word.answer)) == (word.answer,) for template in word.templates)

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from vlad.pipeline.options import check_scale
+from vlad.utils.errors import UserError
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in 0..1
 WEIGHTS = Path("weights")  # where the weights of Inception and CLIP are looked for
 # DeepFloyd's watermark: 62 pixels of 1024, 14 from the right and the lower edge.
 WATERMARK: Box = (1 - 76 / 1024, 1 - 76 / 1024, 1 - 14 / 1024, 1 - 14 / 1024)
 PROTOCOL_NAMES = ("mario", "anytext", "cvtg", "longtext", "glyphcontrol", "textatlas")
+
+Split = Literal["dev", "test"]  # of the open benchmark: test has words that are held out of training
 
 # How a run generates held-out words: `vlad/eval/held_out_words/spelling_score.py` explains them.
 GenerationMode = Literal["refit", "true layout", "raw", "no layout"]
@@ -79,3 +82,17 @@ class BenchmarkOptions:
     vision_encoders: tuple[Path, ...] = ()
     references: Path | None = None
     generation: GenerationOptions = field(default_factory=GenerationOptions)
+
+
+@dataclass(frozen=True)
+class OpenBenchmarkOptions:
+    """Which open benchmark: `count` prompts a subset, images of `size_pixels` a side."""
+
+    seed: int = 0
+    split: Split = "test"
+    count: int = 50
+    size_pixels: int = 512
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.size_pixels < 64 or self.seed < 0 or self.split not in get_args(Split):
+            raise UserError("The benchmark needs count >= 1, size >= 64 pixels, seed >= 0 and a split of dev or test.")

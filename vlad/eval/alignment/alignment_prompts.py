@@ -1,7 +1,8 @@
-"""What is asked of an image beside its prompt: prompts with something swapped, other wordings, zero-shot tasks.
+"""Prompts of the alignment benchmark with their hard negatives, paraphrases and zero-shot tasks.
 
+A record of alignment.jsonl:
 {"id", "prompt", "subset", "swapped": [{"kind", "prompt"}], "same": [text],
- "zero_shot": [{"task", "answer", "templates": [text with {}]}]}                   a record of alignment.jsonl
+ "zero_shot": [{"task", "answer", "templates": [text with {}]}]}
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from vlad.utils.paths import existing_file
 
 
 @dataclass(frozen=True)
-class Swapped:
-    """A prompt that the image does not show, and what was swapped in it: "order", "colours", "count"."""
+class HardNegative:
+    """A prompt that the image does not show; `kind` says what differs: "order", "colours", "count"."""
 
     kind: str
     prompt: str
 
 
 @dataclass(frozen=True)
-class ZeroShot:
-    """What the image shows of a task ("word", "colour"), and the texts with {} in which the answer is put."""
+class ZeroShotTask:
+    """The image's class ("answer") of a task ("word", "colour"), and templates with {} in its place."""
 
     task: str
     answer: str
@@ -35,59 +36,56 @@ class ZeroShot:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked of an image beside its prompt."""
+class AlignmentTexts:
+    """The texts that an image is compared with beside its prompt."""
 
-    swapped: tuple[Swapped, ...] = ()
-    same: tuple[str, ...] = ()
-    zero_shot: tuple[ZeroShot, ...] = ()
+    negatives: tuple[HardNegative, ...] = ()
+    paraphrases: tuple[str, ...] = ()
+    zero_shot: tuple[ZeroShotTask, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The fields of a prompt file's record; a question that is not asked has none."""
-        found: dict[str, Any] = {}
-        if self.swapped:
-            found["swapped"] = [{"kind": swapped.kind, "prompt": swapped.prompt} for swapped in self.swapped]
-        if self.same:
-            found["same"] = list(self.same)
-        if self.zero_shot:
-            found["zero_shot"] = [
-                {"task": one.task, "answer": one.answer, "templates": list(one.templates)} for one in self.zero_shot
-            ]
-        return found
+        """The fields of a prompt file's record; empty ones are left out."""
+        fields: dict[str, Any] = {
+            "swapped": [{"kind": negative.kind, "prompt": negative.prompt} for negative in self.negatives],
+            "same": list(self.paraphrases),
+            "zero_shot": [
+                {"task": task.task, "answer": task.answer, "templates": list(task.templates)} for task in self.zero_shot
+            ],
+        }
+        return {name: values for name, values in fields.items() if values}
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A prompt of a subset with what is asked of its image."""
+class AlignmentPrompt:
+    """A prompt of a subset with the other texts that its image is compared with."""
 
     key: str
     subset: str
     prompt: str
-    asked: Asked
+    texts: AlignmentTexts
 
 
-def entry_of(record: Mapping[str, Any], key: str) -> Entry | None:
-    """A record of a prompt file, None where it asks nothing. Raises ValueError for one that is no such record."""
+def alignment_prompt_of(record: Mapping[str, Any], key: str) -> AlignmentPrompt | None:
+    """The prompt of a prompt file's record; None where it has no alignment texts. Raises ValueError for bad ones."""
     fields = ("swapped", "same", "zero_shot")
     if not any(record.get(name) for name in fields):
         return None
     try:
-        swapped = tuple(Swapped(str(one["kind"]), _text(one["prompt"])) for one in record.get("swapped", ()))
-        same = tuple(map(_text, record.get("same", ())))
+        negatives = tuple(HardNegative(str(one["kind"]), _text(one["prompt"])) for one in record.get("swapped", ()))
+        paraphrases = tuple(map(_text, record.get("same", ())))
         zero_shot = tuple(
-            ZeroShot(str(one["task"]), _text(one["answer"]), tuple(map(_text, one["templates"])))
+            ZeroShotTask(str(one["task"]), _text(one["answer"]), tuple(map(_text, one["templates"])))
             for one in record.get("zero_shot", ())
         )
     except (TypeError, KeyError) as error:
         raise ValueError(
-            'what is asked is not {"swapped": [{"kind", "prompt"}], "same": [text], "zero_shot": [{"task", "answer",'
+            'its texts are not {"swapped": [{"kind", "prompt"}], "same": [text], "zero_shot": [{"task", "answer",'
             f' "templates": [text with {{}}]}}]}} ({error!r})'
         ) from error
-    if any(template.count("{}") != 1 for one in zero_shot for template in one.templates) or any(
-        not one.templates for one in zero_shot
-    ):
-        raise ValueError("a zero-shot task needs templates with one {} each, where the answer is put")
-    return Entry(key, str(record.get("subset") or ""), _text(record.get("prompt")), Asked(swapped, same, zero_shot))
+    if any(not task.templates or any(text.count("{}") != 1 for text in task.templates) for task in zero_shot):
+        raise ValueError("a zero-shot task needs templates with one {} each, the answer's place")
+    texts = AlignmentTexts(negatives, paraphrases, zero_shot)
+    return AlignmentPrompt(key, str(record.get("subset") or ""), _text(record.get("prompt")), texts)
 
 
 def _text(value: Any) -> str:
@@ -96,28 +94,29 @@ def _text(value: Any) -> str:
     return value
 
 
-def read_entries(path: Path) -> list[Entry]:
-    """The prompts of a .jsonl file that ask something, with ids as `read_prompt_files` gives them.
+def read_alignment_prompts(path: Path) -> list[AlignmentPrompt]:
+    """The prompts of a .jsonl file that have alignment texts, with ids as `read_prompt_files` gives them.
 
-    Raises UserError for a line that is no such record, and where nothing is asked.
+    Raises UserError for a line that is no such record, and where no prompt has such texts.
     """
     text = existing_file(path, "prompt file", "name the benchmark's alignment.jsonl").read_text(encoding="utf-8")
-    entries: list[Entry] = []
+    prompts: list[AlignmentPrompt] = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-            entry = entry_of(record, safe_name(str(record["id"])))
+            prompt = alignment_prompt_of(record, safe_name(str(record["id"])))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path}, line {number} is no record of an alignment.jsonl: {error}; make one with"
                 " tools/make_benchmark.py."
             ) from error
-        if entry is not None:
-            entries.append(entry)
-    if not entries:
+        if prompt is not None:
+            prompts.append(prompt)
+    if not prompts:
         raise UserError(
-            f"{path} asks nothing of an encoder; name the alignment.jsonl that tools/make_benchmark.py writes."
+            f"{path} holds no texts to compare images with; name the alignment.jsonl that tools/make_benchmark.py"
+            " writes."
         )
-    return entries
+    return prompts

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vlad.eval.alignment.alignment_prompts import Entry, read_entries
+from vlad.eval.alignment.alignment_prompts import AlignmentPrompt, read_alignment_prompts
 from vlad.eval.benchmark.image_sets import find_images
 from vlad.eval.benchmark.prompt_files import read_prompt_files
 from vlad.eval.benchmark.targets import default_out
@@ -56,8 +56,8 @@ def evaluate_alignment(
     `images` is a folder in place of the reference images that the file names. Raises UserError for files that are not
     there, and where no image can be read.
     """
-    entries = {entry.key: entry for entry in read_entries(prompt_file)[:first]}
-    prompts = [prompt for prompt in read_prompt_files([prompt_file]) if prompt.key in entries]
+    targets = {prompt.key: prompt for prompt in read_alignment_prompts(prompt_file)[:first]}
+    prompts = [prompt for prompt in read_prompt_files([prompt_file]) if prompt.key in targets]
     if images is None:
         places = [(prompt.key, Path(prompt.reference)) for prompt in prompts if prompt.reference is not None]
         shown = "reference images"
@@ -68,7 +68,7 @@ def evaluate_alignment(
     else:
         raise UserError(f"There is no folder of images at {images}.")
     places = [(key, path) for key, path in places if path.is_file()]
-    missing = sorted(set(entries) - {key for key, _ in places})
+    missing = sorted(set(targets) - {key for key, _ in places})
     if not places:
         raise UserError("The prompt file's reference images are not there; name a folder with --images.")
     unreadable: list[str] = []
@@ -80,18 +80,18 @@ def evaluate_alignment(
             unreadable.append(str(path))
             return None
 
-    from vlad.eval.alignment.alignment_scores import contrasts_of, table_of  # late: torch takes seconds to load
+    from vlad.eval.alignment.alignment_scores import alignment_table, score_encoder  # late: torch takes seconds to load
     from vlad.eval.alignment.joint_encoders import joint_encoder
 
     model = joint_encoder(encoder)
     out = writable_directory(out or default_out(encoder, [prompt_file]), "the scores")
-    pairs: list[tuple[Entry, Callable[[], np.ndarray | None]]] = [
-        (entries[key], partial(load, path)) for key, path in places
+    pairs: list[tuple[AlignmentPrompt, Callable[[], np.ndarray | None]]] = [
+        (targets[key], partial(load, path)) for key, path in places
     ]
     with tqdm(total=len(pairs), desc="embedding", unit="image") as bar:
-        scores = contrasts_of(model, pairs, lambda done: bar.update(done - bar.n))
-    text = f"{model.name} on {len(places) - len(unreadable)} {shown}, {prompt_file}\n\n{table_of(scores)}"
+        scores = score_encoder(model, pairs, lambda done: bar.update(done - bar.n))
+    text = f"{model.name} on {len(places) - len(unreadable)} {shown}, {prompt_file}\n\n{alignment_table(scores)}"
     (out / "alignment.md").write_text(text, encoding="utf-8")
     record = {"encoder": str(encoder), "shown": shown, "missing": missing, "unreadable": unreadable}
     write_json(out / "alignment.json", {**record, "scores": [asdict(score) for score in scores]})
-    return AlignmentEvaluation(text, len(entries), missing, unreadable, out)
+    return AlignmentEvaluation(text, len(targets), missing, unreadable, out)

@@ -1,4 +1,4 @@
-"""Encoders of texts and images in one space: a run's own towers, as L_align has trained them, or a CLIP's folder."""
+"""Joint encoders of texts and images: a run's own towers as L_align trained them (Eq. 3), or a CLIP's folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vlad.utils.hardware import best_device
 
 
 class RunEncoder:
-    """The text side and the vision tower of a finished run, with the heads that L_align compares them through (Eq. 3).
+    """The text side and the vision tower of a finished run, with the heads through which L_align compares them (Eq. 3).
 
     Raises UserError for a run without them.
     """
@@ -33,10 +33,12 @@ class RunEncoder:
         self.name = run.resolve().name
         config = load_config(run / "config.yaml")
         if not config.losses.align_weight:
-            raise UserError(f"{run} was trained with losses.align_weight: 0, and has no tower that was aligned.")
+            raise UserError(
+                f"{run} was trained with losses.align_weight: 0, so its towers were not aligned; name another run."
+            )
         if config.makes_adapter:
-            raise UserError(f"{run} is an adapter, which brings no towers; name its base, {config.base}.")
-        # Only what the towers were made of: nothing is trained here.
+            raise UserError(f"{run} is an adapter without towers of its own; name its base, {config.base}.")
+        # The towers' own options alone: nothing is trained here.
         config = replace(config, lora=None, stable_diffusion=None, trainable=TrainableOptions(), text_base=None)
         if (run / TEXT / ALIGNMENT_FILE).is_file():
             text_side, heads = new_text_side(replace(config, base=None, text_base=str(run)))
@@ -78,14 +80,14 @@ def joint_encoder(target: Path) -> JointEncoder:
     """The encoder of a run directory, or of a folder with a CLIP. Raises UserError for anything else."""
     if (target / "config.yaml").is_file():
         return RunEncoder(target)
-    said = target / "config.json"
+    config_file = target / "config.json"
     try:
-        if said.is_file() and "model_type" in json.loads(said.read_text(encoding="utf-8")):
+        if config_file.is_file() and "model_type" in json.loads(config_file.read_text(encoding="utf-8")):
             return CLIPEncoder(target)
-    except UserError:  # of the weights, in words of its own
+    except UserError:  # of damaged weights
         raise
     except (ValueError, TypeError, OSError) as error:
-        raise UserError(f"{said} is no model's config ({error}); copy the folder here again.") from error
+        raise UserError(f"{config_file} is no config of a model ({error}); copy the folder here again.") from error
     raise UserError(
         f"There is no encoder of texts and images at {target}; name a run that train.py made, or a CLIP's folder."
     )

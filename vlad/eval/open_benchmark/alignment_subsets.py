@@ -1,11 +1,12 @@
-"""Scenes of the open benchmark that ask an encoder what a prompt means: counting, relations, synonyms, templates.
+"""The open benchmark's alignment subsets: counting, relations, synonyms, zero-shot templates.
 
-    relations   a red ring above a blue sign, and the sign says "OAK"   swapped: order, colours     same: below
-    counting    three green crosses below a white sign that says ...    swapped: every other count  same: 3
-    synonyms    the same as relations, each in three further wordings   swapped: order, colours
-    templates   a blue sign that says "OAK"                             zero-shot: its word, its colour
+    subset      prompt                                              hard negatives      paraphrases, tasks
+    relations   a red ring above a blue sign, and the sign says ... order, colours      one, with the inverse relation
+    counting    three green crosses below a white sign that ...     every other count   two, one with a digit
+    synonyms    the same as relations                               order, colours      three, in other words
+    templates   a blue sign that says "OAK"                         none                zero-shot: its word, its colour
 
-Swapped prompts of `order` and `colours` are made of the very words of their prompt.
+Hard negatives of `order` and `colours` are made of the very words of their prompt.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from vlad.data.signs import PALETTE
-from vlad.eval.alignment.alignment_prompts import Asked, Swapped, ZeroShot
-from vlad.eval.open_benchmark.scenes import SHAPES, Carrier, Draws, board, with_article
+from vlad.eval.alignment.alignment_prompts import AlignmentTexts, HardNegative, ZeroShotTask
+from vlad.eval.open_benchmark.scenes import SHAPES, Carrier, SceneSampler, board, with_article
+from vlad.eval.options import Box
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
-# Each relation with its inverse and with another way to say it; where the first and the second thing stand.
+# Each relation with its inverse, a synonym, and the boxes of the first and the second thing.
 LEFT, RIGHT = (0.05, 0.22, 0.47, 0.78), (0.53, 0.22, 0.95, 0.78)
 TOP, BOTTOM = (0.18, 0.05, 0.82, 0.47), (0.18, 0.53, 0.82, 0.95)
 RELATIONS = {
@@ -46,9 +48,8 @@ COLOUR_TEMPLATES = (
     "a picture of a board in {}",
     "a sign whose ground is {}, with a word on it",
 )
-Box = tuple[float, float, float, float]
-Thing = tuple[str, str]  # what it is, and its colour
-Told = tuple[str, tuple[Carrier, ...], Asked]
+Thing = tuple[str, str]  # kind, colour
+Sampled = tuple[str, tuple[Carrier, ...], AlignmentTexts]  # prompt, scene, other texts
 
 
 def _thing(thing: Thing) -> str:
@@ -56,7 +57,7 @@ def _thing(thing: Thing) -> str:
     return with_article(f"{colour} {kind}")
 
 
-def _otherwise(thing: Thing) -> Thing:
+def _renamed(thing: Thing) -> Thing:
     kind, colour = thing
     return OTHER_NAMES.get(kind, kind), OTHER_NAMES.get(colour, colour)
 
@@ -65,68 +66,72 @@ def _related(first: Thing, relation: str, second: Thing, word: str, sign: str = 
     return f'{_thing(first)} {relation} {_thing(second)}, and the {sign} {verb} "{word}"'
 
 
-def _sign(draws: Draws, word: str, box: Box, ground: str) -> Carrier:
-    return replace(board(draws, [word], box, 0.16, ground), kind="sign")
+def _sign(sampler: SceneSampler, word: str, box: Box, background: str) -> Carrier:
+    return replace(board(sampler, [word], box, 0.16, background), kind="sign")
 
 
 def _shape(kind: str, colour: str, box: Box) -> Carrier:
     return Carrier(kind, colour, colour, box, ())
 
 
-def _two_things(draws: Draws, shapes: tuple[str, ...]) -> tuple[Thing, str, Thing, str, tuple[Carrier, ...]]:
-    """A sign with a word and a shape, in either order: the first, its relation, the second, the word; how they look."""
-    relation = draws.one(tuple(RELATIONS))
+def _two_things(sampler: SceneSampler, shapes: tuple[str, ...]) -> tuple[Thing, str, Thing, str, tuple[Carrier, ...]]:
+    """A sign with a word and a shape in either order: first thing, relation, second thing, word, carriers."""
+    relation = sampler.choice(tuple(RELATIONS))
     *_, first_box, second_box = RELATIONS[relation]
-    colours = draws.several(tuple(PALETTE), 2)
-    (word,) = draws.words(1)
-    kinds = ("sign", draws.one(shapes))
-    if draws.rng.random() < 0.5:
+    colours = sampler.choices(tuple(PALETTE), 2)
+    (word,) = sampler.words(1)
+    kinds = ("sign", sampler.choice(shapes))
+    if sampler.rng.random() < 0.5:
         kinds = kinds[::-1]
     first, second = zip(kinds, colours, strict=True)
     carriers = tuple(
-        _sign(draws, word, box, colour) if kind == "sign" else _shape(kind, colour, box)
+        _sign(sampler, word, box, colour) if kind == "sign" else _shape(kind, colour, box)
         for (kind, colour), box in ((first, first_box), (second, second_box))
     )
     return first, relation, second, word, carriers
 
 
-def _swaps(first: Thing, relation: str, second: Thing, word: str) -> tuple[Swapped, ...]:
-    """What the image does not show, in the words of its prompt."""
+def _negatives(first: Thing, relation: str, second: Thing, word: str) -> tuple[HardNegative, ...]:
+    """Hard negatives in the words of the prompt."""
     return (
-        Swapped("order", _related(second, relation, first, word)),
-        Swapped("colours", _related((first[0], second[1]), relation, (second[0], first[1]), word)),
+        HardNegative("order", _related(second, relation, first, word)),
+        HardNegative("colours", _related((first[0], second[1]), relation, (second[0], first[1]), word)),
     )
 
 
-def _relations(draws: Draws) -> Told:
+def _relations(sampler: SceneSampler) -> Sampled:
     """A sign and a shape, one to the left or right of the other, above or below it."""
-    first, relation, second, word, carriers = _two_things(draws, SHAPES)
+    first, relation, second, word, carriers = _two_things(sampler, SHAPES)
     inverse = RELATIONS[relation][0]
-    asked = Asked(_swaps(first, relation, second, word), (_related(second, inverse, first, word),))
-    return _related(first, relation, second, word), carriers, asked
+    texts = AlignmentTexts(_negatives(first, relation, second, word), (_related(second, inverse, first, word),))
+    return _related(first, relation, second, word), carriers, texts
 
 
-def _synonyms(draws: Draws) -> Told:
-    """The same, said in other words, the other way round, and in another sentence."""
+def _synonyms(sampler: SceneSampler) -> Sampled:
+    """The same with paraphrases: synonyms, the inverse relation, another sentence."""
     shapes = tuple(shape for shape in SHAPES if shape in OTHER_NAMES)
-    first, relation, second, word, carriers = _two_things(draws, shapes)
-    inverse, otherwise, *_ = RELATIONS[relation]
-    a, b = _otherwise(first), _otherwise(second)
+    first, relation, second, word, carriers = _two_things(sampler, shapes)
+    inverse, synonym, *_ = RELATIONS[relation]
+    a, b = _renamed(first), _renamed(second)
     sign, shape, of_sign = (first, b, inverse) if first[0] == "sign" else (second, a, relation)
-    same = (
-        _related(a, otherwise, b, word, OTHER_NAMES["sign"], "reads"),
+    paraphrases = (
+        _related(a, synonym, b, word, OTHER_NAMES["sign"], "reads"),
         _related(b, RELATIONS[inverse][1], a, word, OTHER_NAMES["sign"], "reads"),
         f'"{word}" is written on {_thing(sign)}, and {_thing(shape)} is {of_sign} it',
     )
-    return _related(first, relation, second, word), carriers, Asked(_swaps(first, relation, second, word), same)
+    return (
+        _related(first, relation, second, word),
+        carriers,
+        AlignmentTexts(_negatives(first, relation, second, word), paraphrases),
+    )
 
 
-def _counting(draws: Draws) -> Told:
+def _counting(sampler: SceneSampler) -> Sampled:
     """Two to six shapes in a row, above or below a sign."""
-    count, shape = draws.count(min(NUMBERS), max(NUMBERS)), draws.one(SHAPES)
-    colour, ground = draws.several(tuple(PALETTE), 2)
-    (word,) = draws.words(1)
-    relation = draws.one(("above", "below"))
+    count, shape = sampler.integer(min(NUMBERS), max(NUMBERS)), sampler.choice(SHAPES)
+    colour, background = sampler.choices(tuple(PALETTE), 2)
+    (word,) = sampler.words(1)
+    relation = sampler.choice(("above", "below"))
     inverse, _, (_, top, _, bottom), sign_box = RELATIONS[relation]
     pitch = 0.92 / max(NUMBERS)
     left = 0.5 - count * pitch / 2
@@ -134,25 +139,29 @@ def _counting(draws: Draws) -> Told:
         _shape(shape, colour, (left + (n + 0.08) * pitch, top, left + (n + 0.92) * pitch, bottom)) for n in range(count)
     )
     shapes = f"{colour} {shape}{'es' if shape.endswith('s') else 's'}"
-    sign = _thing(("sign", ground))
+    sign = _thing(("sign", background))
 
-    def told(number: int | str) -> str:
+    def phrase(number: int | str) -> str:
         return f'{number} {shapes} {relation} {sign}, and the sign says "{word}"'
 
-    swapped = tuple(Swapped("count", told(name)) for number, name in NUMBERS.items() if number != count)
-    same = (told(count), f'{sign} {inverse} {NUMBERS[count]} {shapes}, and the sign says "{word}"')
-    return told(NUMBERS[count]), (*row, _sign(draws, word, sign_box, ground)), Asked(swapped, same)
+    negatives = tuple(HardNegative("count", phrase(name)) for number, name in NUMBERS.items() if number != count)
+    paraphrases = (phrase(count), f'{sign} {inverse} {NUMBERS[count]} {shapes}, and the sign says "{word}"')
+    return (
+        phrase(NUMBERS[count]),
+        (*row, _sign(sampler, word, sign_box, background)),
+        AlignmentTexts(negatives, paraphrases),
+    )
 
 
-def _templates(draws: Draws) -> Told:
-    """One sign: which word it carries and which colour it has, asked in many ways."""
-    (word,), ground = draws.words(1), draws.one(tuple(PALETTE))
-    asked = (ZeroShot("word", word, WORD_TEMPLATES), ZeroShot("colour", ground, COLOUR_TEMPLATES))
-    carrier = _sign(draws, word, (0.08, 0.12, 0.92, 0.88), ground)
-    return f'{_thing(("sign", ground))} that says "{word}"', (carrier,), Asked(zero_shot=asked)
+def _templates(sampler: SceneSampler) -> Sampled:
+    """One sign, whose word and colour are zero-shot tasks with many templates."""
+    (word,), background = sampler.words(1), sampler.choice(tuple(PALETTE))
+    tasks = (ZeroShotTask("word", word, WORD_TEMPLATES), ZeroShotTask("colour", background, COLOUR_TEMPLATES))
+    carrier = _sign(sampler, word, (0.08, 0.12, 0.92, 0.88), background)
+    return f'{_thing(("sign", background))} that says "{word}"', (carrier,), AlignmentTexts(zero_shot=tasks)
 
 
-ALIGNMENT_SUBSETS: dict[str, Callable[[Draws], Told]] = {
+ALIGNMENT_SUBSETS: dict[str, Callable[[SceneSampler], Sampled]] = {
     "counting": _counting,
     "relations": _relations,
     "synonyms": _synonyms,

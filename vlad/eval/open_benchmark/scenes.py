@@ -1,24 +1,22 @@
-"""The scenes of the open benchmark: boards with lines of text and plain shapes, told by chance, drawn bit for bit."""
+"""Scenes of the open benchmark: boards with lines of text and plain shapes, sampled by seed, rendered bit for bit."""
 
 from __future__ import annotations
 
 import hashlib
 import string
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 import numpy as np
 
 from vlad.data.signs import PALETTE, readable_text_colours
 from vlad.data.words import held_out_words, training_words
-from vlad.eval.alignment.alignment_prompts import Asked
+from vlad.eval.alignment.alignment_prompts import AlignmentTexts
+from vlad.eval.options import Box, OpenBenchmarkOptions
 from vlad.layout.glyph_map import render_line
 from vlad.layout.polygons import box_polygon
 from vlad.types import Layout, TextLine
-from vlad.utils.errors import UserError
 
-Split = Literal["dev", "test"]
-VERSION = 1  # rises whenever the same options make another benchmark
+VERSION = 1  # to be raised with every change of what the same options make
 FONTS = ("sans-bold", "serif-bold", "mono-bold")
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 CARRIERS = ("sign", "card", "poster", "label", "banner")
@@ -27,43 +25,29 @@ LINE_PITCH = 1.3
 
 
 @dataclass(frozen=True)
-class OpenBenchmarkOptions:
-    """Which benchmark: `count` prompts a subset, images of `size_pixels` a side."""
-
-    seed: int = 0
-    split: Split = "test"
-    count: int = 50
-    size_pixels: int = 512
-
-    def __post_init__(self) -> None:
-        if self.count < 1 or self.size_pixels < 64 or self.seed < 0 or self.split not in get_args(Split):
-            raise UserError("The benchmark needs count >= 1, size >= 64 pixels, seed >= 0 and a split of dev or test.")
-
-
-@dataclass(frozen=True)
 class Carrier:
-    """A coloured board with lines of text in one ink and font; `box` is left, top, right, bottom in 0..1.
+    """A coloured board with lines of text in one colour and font.
 
-    One whose kind is among SHAPES is that shape instead, as large as the box's shorter side, in its middle, and bare.
+    One whose kind is among SHAPES is that shape without text, as large as the box's shorter side, in its middle.
     """
 
     kind: str
-    ground: str
-    ink: str
-    box: tuple[float, float, float, float]
+    background: str
+    text_colour: str
+    box: Box
     lines: tuple[TextLine, ...]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One entry of the benchmark, before it is drawn."""
+    """One entry of the benchmark, before it is rendered."""
 
     key: str
     subset: str
     prompt: str
     backdrop: str
     carriers: tuple[Carrier, ...]
-    asked: Asked = field(default_factory=Asked)
+    texts: AlignmentTexts = field(default_factory=AlignmentTexts)
 
     @property
     def layout(self) -> Layout:
@@ -71,45 +55,45 @@ class Scene:
         return Layout(tuple(line for carrier in self.carriers for line in carrier.lines))
 
 
-class Draws:
-    """Chance of one scene, with the words of its split."""
+class SceneSampler:
+    """Random choices of one scene, a function of seed, split, subset and index; words of its split."""
 
     def __init__(self, options: OpenBenchmarkOptions, subset: str, index: int) -> None:
         entropy = f"{VERSION}:{options.seed}:{options.split}:{subset}:{index}"
         self.rng = np.random.default_rng(list(hashlib.sha256(entropy.encode()).digest()))
-        self.split: Split = options.split
+        self.split = options.split
         self.pool = held_out_words() if options.split == "test" else training_words()
 
-    def one(self, options: tuple[str, ...]) -> str:
+    def choice(self, options: tuple[str, ...]) -> str:
         return options[int(self.rng.integers(len(options)))]
 
-    def several(self, options: tuple[str, ...], count: int) -> list[str]:
+    def choices(self, options: tuple[str, ...], count: int) -> list[str]:
         return [options[int(i)] for i in self.rng.choice(len(options), size=count, replace=False)]
 
     def words(self, count: int) -> list[str]:
         """Words of the split, none twice."""
-        return self.several(self.pool, count)
+        return self.choices(self.pool, count)
 
     def digits(self, count: int) -> str:
-        return "".join(self.one(tuple(string.digits)) for _ in range(count))
+        return "".join(self.choice(tuple(string.digits)) for _ in range(count))
 
-    def between(self, low: float, high: float) -> float:
+    def uniform(self, low: float, high: float) -> float:
         return float(self.rng.uniform(low, high))
 
-    def count(self, low: int, high: int) -> int:
+    def integer(self, low: int, high: int) -> int:
         return int(self.rng.integers(low, high + 1))
 
 
 def set_lines(
-    draws: Draws, box: tuple[float, float, float, float], texts: list[str], height: float, language: str = "en"
+    sampler: SceneSampler, box: Box, texts: list[str], height: float, language: str = "en"
 ) -> tuple[TextLine, ...]:
-    """The texts one under the other amid the box, lines at most `height` high, lower where they would not fit."""
+    """The texts under one another in the middle of the box, lines `height` high or as high as fits."""
     left, top, right, bottom = box
     width, room = 0.9 * (right - left), 0.86 * (bottom - top)
     longest = max(map(len, texts))
     height = min(height, LETTER_ASPECT * width / longest, room / (1 + LINE_PITCH * (len(texts) - 1)))
     first = (top + bottom) / 2 - height * (1 + LINE_PITCH * (len(texts) - 1)) / 2
-    font, middle = draws.one(FONTS), (left + right) / 2
+    font, middle = sampler.choice(FONTS), (left + right) / 2
     lines = []
     for number, text in enumerate(texts):
         half = len(text) * height / LETTER_ASPECT / 2
@@ -121,16 +105,18 @@ def set_lines(
 
 
 def board(
-    draws: Draws,
+    sampler: SceneSampler,
     texts: list[str],
-    box: tuple[float, float, float, float] = (0.08, 0.12, 0.92, 0.88),
+    box: Box = (0.08, 0.12, 0.92, 0.88),
     height: float = 0.2,
-    ground: str | None = None,
+    background: str | None = None,
     language: str = "en",
 ) -> Carrier:
-    ground = ground or draws.one(tuple(PALETTE))
-    ink = draws.one(readable_text_colours(ground))
-    return Carrier(draws.one(CARRIERS), ground, ink, box, set_lines(draws, box, texts, height, language))
+    """A board of the texts, in colours of which the letters stand out."""
+    background = background or sampler.choice(tuple(PALETTE))
+    text_colour = sampler.choice(readable_text_colours(background))
+    kind = sampler.choice(CARRIERS)
+    return Carrier(kind, background, text_colour, box, set_lines(sampler, box, texts, height, language))
 
 
 def with_article(phrase: str) -> str:
@@ -139,12 +125,12 @@ def with_article(phrase: str) -> str:
 
 
 def named(carrier: Carrier) -> str:
-    """What a prompt calls a carrier."""
-    return with_article(f"{carrier.ground} {carrier.kind}")
+    """A carrier as prompts name it."""
+    return with_article(f"{carrier.background} {carrier.kind}")
 
 
-def _covered(kind: str, height: int, width: int) -> np.ndarray:
-    """Which pixels of its box (H W) a carrier covers: all, or those of its shape."""
+def _shape_mask(kind: str, height: int, width: int) -> np.ndarray:
+    """The pixels of its box (H W) that a carrier covers: all, or those of its shape."""
     if kind not in SHAPES:
         return np.ones((height, width), dtype=bool)
     half = min(height, width) / 2
@@ -161,19 +147,19 @@ def _covered(kind: str, height: int, width: int) -> np.ndarray:
     }[kind]
 
 
-def draw_scene(scene: Scene, size_pixels: int) -> np.ndarray:
+def render_scene(scene: Scene, size_pixels: int) -> np.ndarray:
     """The reference image (H W 3, uint8)."""
     canvas = np.empty((size_pixels, size_pixels, 3), dtype=np.float32)
-    # A wall that is darker below, so that no two rows are alike.
+    # Darker below, so that no two rows are alike.
     shade = np.linspace(1.0, 0.75, size_pixels, dtype=np.float32)[:, None, None]
     canvas[:] = np.array(PALETTE[scene.backdrop], dtype=np.float32) * 0.6 * shade + 60
     for carrier in scene.carriers:
         left, top, right, bottom = (round(value * size_pixels) for value in carrier.box)
         board = canvas[top:bottom, left:right]
-        board[_covered(carrier.kind, bottom - top, right - left)] = PALETTE[carrier.ground]
-        ink = np.zeros((size_pixels, size_pixels), dtype=np.uint8)
+        board[_shape_mask(carrier.kind, bottom - top, right - left)] = PALETTE[carrier.background]
+        glyphs = np.zeros((size_pixels, size_pixels), dtype=np.uint8)
         for line in carrier.lines:
-            render_line(ink, line.text, line.polygon, line.font or FONTS[0])
-        coverage = ink[..., None].astype(np.float32) / 255
-        canvas += coverage * (np.array(PALETTE[carrier.ink], dtype=np.float32) - canvas)
+            render_line(glyphs, line.text, line.polygon, line.font or FONTS[0])
+        coverage = glyphs[..., None].astype(np.float32) / 255
+        canvas += coverage * (np.array(PALETTE[carrier.text_colour], dtype=np.float32) - canvas)
     return canvas.clip(0, 255).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""A run's own towers as one encoder of texts and images, and the command that asks them what they read."""
+"""Joint encoders: a run's own towers, and the alignment command on them."""
 
 import importlib
 import json
@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from vlad.config.load import load_config, save_config
 from vlad.config.schema import Config
 from vlad.eval.alignment.joint_encoders import RunEncoder, joint_encoder
-from vlad.eval.open_benchmark.make_benchmark import OpenBenchmarkOptions, write_benchmark
+from vlad.eval.open_benchmark.write_benchmark import write_benchmark
+from vlad.eval.options import OpenBenchmarkOptions
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.pipeline.folders import ALIGNMENT_FILE
 from vlad.training.build import build_pipeline, new_parts
@@ -46,7 +47,7 @@ def make_run(folder: Path, *overrides: str) -> tuple[Config, Parts]:
 
 
 @pytest.mark.parametrize("overrides", [[], ["align_stage=only", "losses.image_pooling=attention"]])
-def test_texts_and_images_are_embedded_as_the_loss_sees_them(overrides: list[str], tmp_path: Path) -> None:
+def test_texts_and_images_are_embedded_as_in_the_loss(overrides: list[str], tmp_path: Path) -> None:
     config, parts = make_run(tmp_path, *overrides)
     parts.text_side.eval()
     encoder = joint_encoder(config.directory)
@@ -64,7 +65,7 @@ def test_texts_and_images_are_embedded_as_the_loss_sees_them(overrides: list[str
     assert encoder.embed_images([larger, larger[:, :80]]).shape == embedded.shape
 
 
-def test_the_command_scores_a_run_and_says_what_is_missing(
+def test_alignment_of_a_run_reports_missing_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, _ = make_run(tmp_path)
@@ -103,18 +104,18 @@ def test_the_command_scores_a_run_and_says_what_is_missing(
         run(config.directory, *prompts, "--images", "nowhere")
     with pytest.raises(UserError, match=r"takes one file of --prompts"):
         run(config.directory, "--alignment")
-    with pytest.raises(UserError, match=r"asks nothing of an encoder"):
+    with pytest.raises(UserError, match=r"holds no texts to compare images with"):
         run(config.directory, "--alignment", "--prompts", tmp_path / "benchmark" / "prompts.jsonl")
     with pytest.raises(UserError, match=r"--images goes with --alignment"):
         run(config.directory, "--images", images)
 
 
-def test_what_has_no_towers_is_refused(tmp_path: Path) -> None:
+def test_runs_without_towers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no encoder of texts and images at"):
         joint_encoder(tmp_path)
     for content in ("{", "3", "\x00"):
         (tmp_path / "config.json").write_text(content, encoding="utf-8")
-        with pytest.raises(UserError, match=r"config\.json is no model's config .*copy the folder here again\.$"):
+        with pytest.raises(UserError, match=r"config\.json is no config of a model .*copy the folder here again\.$"):
             joint_encoder(tmp_path)
     (tmp_path / "config.json").unlink()
     config, _ = make_run(tmp_path)
@@ -130,5 +131,5 @@ def test_what_has_no_towers_is_refused(tmp_path: Path) -> None:
     adapter = load_config(ROOT / "configs" / "lora.yaml", ["base=runs/tiny"])
     (tmp_path / "adapter").mkdir()
     save_config(adapter, tmp_path / "adapter" / "config.yaml")
-    with pytest.raises(UserError, match=r"is an adapter, which brings no towers; name its base, runs/tiny"):
+    with pytest.raises(UserError, match=r"is an adapter without towers of its own; name its base, runs/tiny"):
         RunEncoder(tmp_path / "adapter")
