@@ -44,6 +44,14 @@ def test_a_vision_encoder_of_its_own_is_no_component() -> None:
     assert trained_names(side, [modes], {"lvlm.vision.weight"}) == frozenset()
 
 
+def test_the_base_model_s_text_encoders_are_no_component() -> None:
+    side = text_side()
+    side.base_encoders = torch.nn.Linear(2, 2)  # type: ignore[assignment]
+    of_base = {id(parameter) for parameter in side.base_encoders.parameters()}
+    names = {name for name, parameter in side.named_parameters() if id(parameter) in of_base}
+    assert len(names) == 2 and {component_of(name, side) for name in names} == {None}
+
+
 def test_names_hold_through_adapters() -> None:
     side = text_side()
     side.lvlm.model = add_adapter(side.lvlm.model, LoraOptions(rank=2), ("q_proj",), "base")

@@ -24,10 +24,10 @@ from vlad.utils.distributed import derived_seed, is_main_process
 
 SEGMENTER = "segmenter.safetensors"
 FIT_STEPS, FIT_BATCH = 400, 64
-OWN_SHARE = 4  # one in so many images of a batch is the run's own
+RUN_IMAGES = 4  # one in so many images of a batch is the run's, the others are rendered signs
 
 
-def build_legibility(config: Config, parts: Parts, own: ShardSets) -> LegibilityLosses | None:
+def build_legibility(config: Config, parts: Parts, shards: ShardSets) -> LegibilityLosses | None:
     """The networks behind losses.ocr_weight and losses.segmentation_weight; None where both are 0.
 
     A segmenter is fitted once and kept in the run directory.
@@ -36,18 +36,18 @@ def build_legibility(config: Config, parts: Parts, own: ShardSets) -> Legibility
     if not losses.ocr_weight and not losses.segmentation_weight:
         return None
     recogniser = Recogniser() if losses.ocr_weight else None
-    segmenter = _segmenter(config, parts, own) if losses.segmentation_weight else None
+    segmenter = _segmenter(config, parts, shards) if losses.segmentation_weight else None
     return LegibilityLosses(parts.autoencoder, recogniser, segmenter)
 
 
-def _segmenter(config: Config, parts: Parts, own: ShardSets) -> CharacterSegmenter:
+def _segmenter(config: Config, parts: Parts, shards: ShardSets) -> CharacterSegmenter:
     path = config.directory / "refine" / SEGMENTER
     channels = parts.refine_unet.config.out_channels
     if path.is_file():
         segmenter = CharacterSegmenter(channels)
         segmenter.load_state_dict(load_file(path))
         return segmenter.requires_grad_(False).eval()
-    images = first_samples(own, config.data.stream(config.seed), 1000)
+    images = first_samples(shards, config.data.stream(config.seed), 1000)
     options = SyntheticOptions(
         size_pixels=config.data.image_pixels, seed=derived_seed(config.seed, "segmenter") % 2**31
     )
@@ -67,7 +67,7 @@ def _segmenter(config: Config, parts: Parts, own: ShardSets) -> CharacterSegment
 
 def _mixed(step: int, images: list[Sample], options: SyntheticOptions) -> list[Sample]:
     """A batch of rendered signs, with the run's own images among them."""
-    own = [images[(step * FIT_BATCH // OWN_SHARE + place) % len(images)] for place in range(FIT_BATCH // OWN_SHARE)]
+    own = [images[(step * FIT_BATCH // RUN_IMAGES + place) % len(images)] for place in range(FIT_BATCH // RUN_IMAGES)]
     return own + [render_sign(options, step * FIT_BATCH + place) for place in range(FIT_BATCH - len(own))]
 
 

@@ -30,7 +30,7 @@ def component_of(name: str, text_side: TextSide) -> Component | None:
     name = name.replace("base_model.model.", "")  # peft's wrapper
     if name.startswith("composition."):
         return "spelling" if name.startswith("composition.spelling_encoder.") else "composition"
-    if name.startswith(("lvlm.vision.", "own.")):
+    if name.startswith(("lvlm.vision.", "base_encoders.")):
         return None
     inner = name.removeprefix("lvlm.model.")
     family = text_side.lvlm.family
@@ -43,8 +43,10 @@ def component_of(name: str, text_side: TextSide) -> Component | None:
 
 
 def parameters_read(text_side: TextSide, aligned: bool) -> frozenset[str]:
-    """The names of the text side's parameters that t, and with L_align v, depends on: towers hold layers that nobody
-    reads here."""
+    """The names of the text side's parameters that t, and with L_align v, depends on.
+
+    Vision towers hold layers that nothing here uses.
+    """
     of_lvlm = {f"lvlm.{name}" for name in text_side.lvlm.parameters_used(with_images=aligned)}
     names = (name for name, _ in text_side.named_parameters())
     return frozenset(name for name in names if not name.startswith("lvlm.") or name in of_lvlm)
@@ -66,9 +68,9 @@ def trained_names(
 
 
 def linear_modules(module: nn.Module, prefix: str = "") -> Iterator[str]:
-    """The names of the linear and convolution layers that adapters can go on.
+    """The names of the linear and convolution layers that can carry adapters.
 
-    Not those inside torch's own attention: it takes their weights and passes adapters by.
+    Not those inside torch's own attention, which takes their weights and bypasses adapters.
     """
     for name, child in module.named_children():
         path = f"{prefix}{name}"
@@ -83,7 +85,7 @@ def linear_modules(module: nn.Module, prefix: str = "") -> Iterator[str]:
 def component_table(
     text_side: TextSide, modes: dict[Component, Training], rates: dict[Component, float | None], read: Collection[str]
 ) -> list[tuple[str, str, int, int, float | None]]:
-    """Rows for a person: component, how it is trained, its parameters, how many of them are, its learning rate."""
+    """Rows: component, how it is trained, its parameters, how many of them are trained, its learning rate."""
     trained = trained_names(text_side, [modes], read)
     totals: dict[Component, int] = dict.fromkeys(COMPONENTS, 0)
     moving: dict[Component, int] = dict.fromkeys(COMPONENTS, 0)
