@@ -14,18 +14,9 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, Dinov2Config, Din
 
 from vlad.eval.alignment.joint_encoders import joint_encoder
 from vlad.eval.benchmark.image_sets import BenchmarkImage
-from vlad.eval.fidelity.fidelity_scores import (
-    CLIP_PROTOCOLS,
-    INCEPTION,
-    ClipProtocol,
-    Inception,
-    PixelFeatures,
-    check_encoders,
-    clip_scores,
-    find_encoders,
-    score_distances,
-    score_fidelity,
-)
+from vlad.eval.fidelity.clip_score import CLIP_PROTOCOLS, ClipProtocol, clip_scores
+from vlad.eval.fidelity.distances import INCEPTION, Inception, PixelFeatures, find_encoders, score_distances
+from vlad.eval.fidelity.fidelity_scores import check_encoders, score_fidelity
 from vlad.eval.fidelity.reference_images import references_of
 from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.models.metric_encoders import CLIPEncoder, VisionEncoder
@@ -74,10 +65,10 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
     )
 
 
-def test_distances_are_those_of_the_library_and_of_the_formula(tmp_path: Path) -> None:
-    real, drawn = paint(tmp_path / "real", 0), paint(tmp_path / "drawn", 1, shift=40)
-    found = score_distances(Means(), real, [drawn])
-    assert found.fid == pytest.approx(frechet(features_of(real), features_of(drawn)), rel=1e-4)
+def test_distances_equal_the_library_and_the_formula(tmp_path: Path) -> None:
+    real, generated = paint(tmp_path / "real", 0), paint(tmp_path / "generated", 1, shift=40)
+    found = score_distances(Means(), real, [generated])
+    assert found.fid == pytest.approx(frechet(features_of(real), features_of(generated)), rel=1e-4)
 
     class Encoder(nn.Module):
         num_features = 4
@@ -87,21 +78,21 @@ def test_distances_are_those_of_the_library_and_of_the_formula(tmp_path: Path) -
 
     library = FrechetInceptionDistance(feature=Encoder())
     library.set_dtype(torch.float64)
-    for paths, is_real in ((real, True), (drawn, False)):
+    for paths, is_real in ((real, True), (generated, False)):
         library.update(
             torch.stack([torch.from_numpy(np.asarray(Image.open(p)).copy()) for p in paths]).permute(0, 3, 1, 2),
             is_real,
         )
     assert found.fid == pytest.approx(float(library.compute()), rel=1e-9)
     # KID with subsets of everything is the plain unbiased estimate of the polynomial kernel (x y / d + 1)^3.
-    x, y = features_of(real), features_of(drawn)
+    x, y = features_of(real), features_of(generated)
     kernels = [(a @ b.T / 4 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
     within = sum((k.sum() - np.trace(k)) / (40 * 39) for k in kernels[:2])
     assert found.kid == pytest.approx(within - 2 * kernels[2].mean(), abs=1e-5)
     assert str(found) == "means, 40 images against 40 references, once"
 
 
-def test_distances_average_over_sample_numbers_and_are_nothing_between_equals(tmp_path: Path) -> None:
+def test_distances_average_over_sample_numbers_and_vanish_between_equal_sets(tmp_path: Path) -> None:
     real, other = paint(tmp_path / "real", 0), paint(tmp_path / "other", 1, shift=40)
     same, far = score_distances(Means(), real, [real]), score_distances(Means(), real, [other])
     assert same.fid == pytest.approx(0, abs=1e-6)
@@ -160,7 +151,7 @@ def test_clip_scores_are_scaled_cosines_of_prefixed_prompts(clip: Path, tmp_path
     assert len(set(found)) > 1 and max(found) > 0
 
 
-def test_a_clips_folder_is_an_encoder_of_texts_and_images(clip: Path) -> None:
+def test_a_clip_folder_is_a_joint_encoder(clip: Path) -> None:
     encoder = joint_encoder(clip)
     texts = ["a cat", "a longer text"]
     images = [np.random.default_rng(n).integers(256, size=(20 + n, 30, 3)).astype(np.uint8) for n in range(2)]
@@ -173,11 +164,11 @@ def test_a_clips_folder_is_an_encoder_of_texts_and_images(clip: Path) -> None:
     assert cosines(encoder.embed_images(images), found.image_embeds).tolist() == pytest.approx([1, 1])
 
 
-def test_every_score_tells_what_it_rests_on_or_what_is_missing(clip: Path, tmp_path: Path) -> None:
-    drawn, real = paint(tmp_path / "drawn", 1, 6), paint(tmp_path / "real", 0, 6)
+def test_every_score_names_its_basis_or_what_is_missing(clip: Path, tmp_path: Path) -> None:
+    generated, real = paint(tmp_path / "generated", 1, 6), paint(tmp_path / "real", 0, 6)
     images = [
         BenchmarkImage(BenchmarkPrompt(str(n), "a cat", (), reference=str(real[n])), 0, path)
-        for n, path in enumerate(drawn)
+        for n, path in enumerate(generated)
     ]
     torch.manual_seed(0)
     dino = tmp_path / "dinov2-tiny"
@@ -191,12 +182,12 @@ def test_every_score_tells_what_it_rests_on_or_what_is_missing(clip: Path, tmp_p
     assert scores[1].protocol == "dinov2-tiny, 6 images against 6 references, once"
     encoder = VisionEncoder(dino)
     with torch.no_grad():
-        pixels = encoder.preprocess([np.asarray(Image.open(drawn[0]))])
+        pixels = encoder.preprocess([np.asarray(Image.open(generated[0]))])
         first = Dinov2Model.from_pretrained(dino)(pixel_values=pixels).pooler_output
-    assert torch.allclose(encoder.features([np.asarray(Image.open(drawn[0]))]), first, atol=1e-6)
+    assert torch.allclose(encoder.features([np.asarray(Image.open(generated[0]))]), first, atol=1e-6)
     assert "put the folder of openai/clip-vit-large-patch14 (hf download) at" in left_out["clip score, cvtg"]
     assert f"put {INCEPTION} (from NVIDIA's stylegan3 metrics) at {clip.parent / INCEPTION}" in left_out["fid"]
-    bare = [BenchmarkImage(BenchmarkPrompt("0", "a cat", ()), 0, drawn[0])]
+    bare = [BenchmarkImage(BenchmarkPrompt("0", "a cat", ()), 0, generated[0])]
     assert "names none as reference" in score_fidelity(bare, [], tmp_path, [])[1]["fid"]
     # Prompts without references take no part, and what is broken costs FID alone.
     more = [*images, BenchmarkImage(BenchmarkPrompt("x", "a dog", ()), 0, paint(tmp_path / "more", 3, 1, 70)[0])]
@@ -210,10 +201,10 @@ def test_every_score_tells_what_it_rests_on_or_what_is_missing(clip: Path, tmp_p
     real[5].unlink()
     found, why = score_fidelity(images, ["mario"], clip.parent, [dino], references)
     assert [score.name for score in found] == ["CLIPScore"]
-    assert f"1 of 6 reference images are not there, {real[5]} first" in why["fid"]
+    assert f"1 of 6 reference images are missing, {real[5]} first" in why["fid"]
 
 
-def test_the_references_are_a_folder_s_or_those_of_its_sets(tmp_path: Path) -> None:
+def test_references_of_a_folder_and_of_its_subsets(tmp_path: Path) -> None:
     prompts = [BenchmarkPrompt(f"{name}-{n}", "a cat", (), subset=name) for name in ("TMDB", "Draw") for n in range(2)]
     paths = paint(tmp_path / "TMDB" / "images", 0, 3)
     (tmp_path / "TMDB" / "TMDB.txt").write_text("a cat\n", encoding="utf-8")
@@ -229,7 +220,7 @@ def test_the_references_are_a_folder_s_or_those_of_its_sets(tmp_path: Path) -> N
         references_of(prompts, tmp_path / "empty")
 
 
-def test_weights_that_cannot_be_used_are_told_before_anything_is_drawn(clip: Path, tmp_path: Path) -> None:
+def test_unusable_weights_are_refused_before_generation(clip: Path, tmp_path: Path) -> None:
     check_encoders(["mario", "cvtg", "longtext"], tmp_path, [])  # what is not there is left out later
     folder = tmp_path / "clip-vit-large-patch14"
     folder.mkdir()
@@ -269,7 +260,7 @@ def test_inception_is_a_torchscript_file(tmp_path: Path) -> None:
         VisionEncoder(tmp_path / "empty")
 
 
-def test_the_protocols_of_clip_score_are_those_of_the_benchmarks() -> None:
+def test_clip_protocols_of_the_benchmarks() -> None:
     assert {name: (p.model[-7:], p.prefix, p.scale) for name, p in CLIP_PROTOCOLS.items()} == {
         "mario": ("patch32", "A photo depicts ", 1.0),
         "anytext": ("patch32", "", 2.5),
@@ -277,7 +268,7 @@ def test_the_protocols_of_clip_score_are_those_of_the_benchmarks() -> None:
     }
 
 
-def test_pixel_features_know_colours_places_and_contrast() -> None:
+def test_pixel_features_see_colours_positions_and_contrast() -> None:
     flat = np.full((32, 32, 3), (255, 0, 51), np.uint8)
     right = flat.copy()
     right[:, 16:] = (0, 255, 0)

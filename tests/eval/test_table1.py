@@ -15,7 +15,7 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from PIL import Image
 
 from vlad.eval.benchmark.image_generation import image_seed
-from vlad.eval.fidelity.fidelity_scores import INCEPTION
+from vlad.eval.fidelity.distances import INCEPTION
 from vlad.eval.generators.baselines import DeepFloydIF, TextDiffuser, load_character_unet
 from vlad.eval.generators.entries import Entry, LayoutGenerator, generator_of, load_entry
 from vlad.eval.image_files import paint_over

@@ -22,7 +22,7 @@ from vlad.config.schema import Config
 from vlad.data.dataset import first_samples
 from vlad.data.options import SyntheticOptions
 from vlad.data.signs import held_out_signs
-from vlad.eval.fidelity.fidelity_scores import PixelFeatures, score_distances
+from vlad.eval.fidelity.distances import PixelFeatures, score_distances
 from vlad.inference.load_pipeline import load_pipeline
 from vlad.metrics.ocr import default_enlarge_factor, run_ocr
 from vlad.metrics.spelling import letter_accuracy, word_accuracy

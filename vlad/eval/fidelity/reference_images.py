@@ -1,10 +1,10 @@
-"""The real images that FID and KID compare with: those that the prompt file names, or those of a folder.
+"""Reference images of FID and KID: the real images that the prompt file names, or those of a folder.
 
     prompt file --> an image a prompt
-    folder -------> its images, of each subset its own where it has folders of their names
+    folder -------> its images; of each subset its own where the folder has subfolders of their names
 
-Distances pair nothing: a set of images stands against a set of references. Only images of prompts that have
-references take part (MARIO-Eval has real images of three of its six sets).
+Distances compare sets, not pairs. Only images of prompts that have references take part (MARIO-Eval has real images of
+three of its six sets).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vlad.eval.benchmark.image_sets import ENDINGS
 from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.utils.errors import UserError
 
-NONE_NAMED = (
+NO_REFERENCES = (
     "FID and KID compare with real images, and the prompt file names none as reference; give a folder of them with"
     " --references."
 )
@@ -32,7 +32,7 @@ class References:
 
 
 def references_of(prompts: Sequence[BenchmarkPrompt], folder: Path | None = None) -> References:
-    """The references of a benchmark: the folder's where there is one, else those that the prompts name.
+    """The folder's references, or those that the prompts name where it is None.
 
     Raises UserError for a folder without images.
     """
