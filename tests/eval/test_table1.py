@@ -372,8 +372,8 @@ def test_models_that_are_others_are_told(ours: Path, without_layouts: Path, stab
 @pytest.mark.parametrize(
     ("scheduler", "said"),
     [
-        ("FlowMatchEulerDiscreteScheduler", "cannot take the place of DDIMScheduler"),
-        ("VQDiffusionScheduler", "cannot take the place of DDIMScheduler"),
+        ("FlowMatchEulerDiscreteScheduler", "cannot replace DDIMScheduler"),
+        ("VQDiffusionScheduler", "cannot replace DDIMScheduler"),
         ("AutoencoderKL", "diffusers has no scheduler"),
         ("UNet2DConditionModel", "diffusers has no scheduler"),
         ("StableDiffusionPipeline", "diffusers has no scheduler"),
@@ -413,8 +413,8 @@ def test_a_pipeline_of_another_kind_is_told(
         ),
         (Entry(kind="deepfloyd", stages=[first, third, second]), "Stage 2 of DeepFloyd IF"),
         (Entry(kind="deepfloyd", stages=[first, second, first]), "Stage 3 of DeepFloyd IF"),
-        (Entry(kind="textdiffuser", path=third, unet=unet), "draws with a StableDiffusionPipeline"),
-        (Entry(kind="textdiffuser", path=first, unet=unet), "draws with a StableDiffusionPipeline"),
+        (Entry(kind="textdiffuser", path=third, unet=unet), "needs a StableDiffusionPipeline"),
+        (Entry(kind="textdiffuser", path=first, unet=unet), "needs a StableDiffusionPipeline"),
         # More steps than the scheduler has levels of noise.
         (Entry(path=plain, steps=1001), "1001 steps cannot be taken"),
         (Entry(kind="textdiffuser", path=plain, unet=unet, steps=1001), "1001 steps cannot be taken"),

@@ -104,7 +104,7 @@ def test_a_pipeline_of_others_is_drawn_from_its_folder(
     metrics = json.loads((tmp_path / "a" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["made"]["pipeline"] == "StableDiffusionPipeline"
     assert metrics["sizes"] == ["16 x 16"]
-    with pytest.raises(UserError, match="--layout-scale and --no-refit are of our own pipelines"):
+    with pytest.raises(UserError, match="--layout-scale and --no-refit are for a VLADPipeline"):
         evaluate(stable_diffusion, "--prompts", prompts, "--no-refit", "--out", tmp_path / "e")
     with pytest.raises(UserError, match="takes no layouts"):
         evaluate(stable_diffusion, "--prompts", prompts, "--use-layouts", "--out", tmp_path / "d")

@@ -1,11 +1,11 @@
-"""The models that Table I compares with, each called in one way: prompts, seeds, layouts -> images.
+"""Table I's baseline models, each called in one way: prompts, seeds, layouts -> images.
 
-ControlNet     a Stable Diffusion and a ControlNet of diffusers, fed the layout's glyph map or its edges
+ControlNet     a Stable Diffusion and a ControlNet of diffusers that takes the layout's glyph map or its edges
 DeepFloyd IF   three pipelines: 64 pixels, enlarged four times, enlarged four times again
-TextDiffuser   a Stable Diffusion whose UNet takes 17 channels: noisy latents 4, what is not masked 1 and its latents 4,
-               the character mask 8 (arXiv 2305.10855)
+TextDiffuser   a Stable Diffusion whose UNet takes 17 channels: noisy latents 4, inpainting mask 1, masked latents 4,
+               character mask 8 (arXiv 2305.10855)
 
-Only from folders on this machine.
+Loaded from local folders alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vlad.types import Layout
 from vlad.utils.errors import UserError
 
 Hint = Literal["edges", "glyphs"]
-# DeepFloyd's: the second enlarges what the prompt's embeddings describe, the third reads the prompt itself.
+# DeepFloyd's pipelines: the second takes the prompt's embeddings, the third encodes the prompt itself.
 STAGES = ("IFPipeline", "IFSuperResolutionPipeline", "StableDiffusionUpscalePipeline")
 STABLE_DIFFUSION = "StableDiffusionPipeline"
 UPSCALER_NOISE = 100  # noise level of DeepFloyd's third stage in MARIO-Eval
@@ -37,24 +37,24 @@ TEXTDIFFUSER_CHANNELS, LATENT_CHANNELS, MASK_CHANNELS, MASK_CLASSES = 17, 4, 8, 
 
 
 class GlyphControlNet:
-    """Stable Diffusion (1, 2 or XL) with a ControlNet that sees where each letter goes."""
+    """Stable Diffusion (1, 2 or XL) with a ControlNet that takes an image of the letters."""
 
     def __init__(
         self, folder: Path, controlnet: Path, hint: Hint, pixels: int, scheduler: str | None, **arguments: Any
     ) -> None:
         """`arguments` go to the pipeline: num_inference_steps, guidance_scale, controlnet_conditioning_scale."""
         if not controlnet.is_dir():
-            raise UserError(f"There is no ControlNet at {controlnet}; put its folder there, or name its place.")
+            raise UserError(f"There is no ControlNet at {controlnet}; put its folder there, or name another place.")
         try:
-            control, about = ControlNetModel.from_pretrained(
+            control, loading = ControlNetModel.from_pretrained(
                 controlnet, local_files_only=True, output_loading_info=True
             )
         except UNLOADABLE as error:
-            said = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(f"{controlnet} holds no ControlNet of diffusers ({said}).") from error
-        if about["missing_keys"]:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(f"{controlnet} holds no ControlNet of diffusers ({reason}).") from error
+        if loading["missing_keys"]:
             raise UserError(
-                f"{controlnet} holds no ControlNet of diffusers ({len(about['missing_keys'])} of its weights missing)."
+                f"{controlnet} holds no ControlNet of diffusers ({len(loading['missing_keys'])} weights are missing)."
             )
         from diffusers import AutoPipelineForText2Image  # late: it imports every pipeline that diffusers has
 
@@ -82,34 +82,34 @@ class GlyphControlNet:
 def _check_text_width(model: Path, taken: Any, folder: Path, given: Any) -> None:
     if taken != given:
         raise UserError(
-            f"{model} reads text of {taken} channels, and the Stable Diffusion in {folder} has {given}; name the one"
-            " that it was trained from."
+            f"{model} takes text of {taken} channels, and the Stable Diffusion in {folder} has {given}; name the"
+            " Stable Diffusion that it was trained from."
         )
 
 
 def hint_image(layout: Layout, hint: Hint, pixels: int) -> Image.Image:
-    """What a ControlNet sees of a layout: white on black, RGB."""
+    """The ControlNet's image of a layout: white on black, RGB."""
     if hint == "edges":
         return Image.fromarray(glyph_edges(layout, pixels, pixels)).convert("RGB")
-    ink = np.round(render_glyph_map(layout, pixels, pixels) * 255).astype(np.uint8)
-    return Image.fromarray(ink).convert("RGB")
+    glyphs = np.round(render_glyph_map(layout, pixels, pixels) * 255).astype(np.uint8)
+    return Image.fromarray(glyphs).convert("RGB")
 
 
 class DeepFloydIF:
-    """Three stages; the first one's text encoder reads the prompt for the second as well."""
+    """Three stages; the first one's text encoder encodes the prompt for the second as well."""
 
     def __init__(self, folders: Sequence[Path], steps: int | None, guidance: float | None) -> None:
-        """`folders` of stage one, two and three; None leaves steps and the first stage's guidance to the pipelines."""
-        for number, (folder, wanted) in enumerate(zip(folders, STAGES, strict=True), start=1):
+        """`folders` of the three stages; None leaves steps and the first stage's guidance to the pipelines."""
+        for number, (folder, expected) in enumerate(zip(folders, STAGES, strict=True), start=1):
             found = pipeline_class(folder)
-            if found is not None and found != wanted:
+            if found is not None and found != expected:
                 raise UserError(
-                    f"Stage {number} of DeepFloyd IF is of the class {wanted}, and {folder} holds {found}; name the"
+                    f"Stage {number} of DeepFloyd IF is of the class {expected}, and {folder} holds {found}; name the"
                     " three stages' folders in their order."
                 )
         first, second, third = folders
         self.first = load_diffusers_pipeline(first, steps=steps)
-        # The second stage brings a text encoder of its own, the same one again.
+        # The second stage's text encoder is the first one's.
         self.second = load_diffusers_pipeline(second, steps=steps, text_encoder=None)
         safety = {
             name: part
@@ -122,11 +122,11 @@ class DeepFloydIF:
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """An image a prompt, watermarked where the first stage's folder has a watermark."""
-        wanted, unwanted = self.first.encode_prompt(list(prompts))
+        positive, negative = self.first.encode_prompt(list(prompts))
         generators = generators_of(seeds)
         shared: dict[str, Any] = {
-            "prompt_embeds": wanted,
-            "negative_prompt_embeds": unwanted,
+            "prompt_embeds": positive,
+            "negative_prompt_embeds": negative,
             "generator": generators,
             "output_type": "pt",
             **self.steps,
@@ -140,9 +140,9 @@ class DeepFloydIF:
 
 
 class CharacterUNet(nn.Module):
-    """TextDiffuser's UNet: diffusers' own, and what makes eight channels of a character mask.
+    """TextDiffuser's UNet: diffusers' UNet, and an encoder of character masks to eight channels.
 
-    The names of its parts are those of the published weights.
+    Its parts' names are those of the published weights.
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
@@ -154,35 +154,35 @@ class CharacterUNet(nn.Module):
             layers += [nn.Conv2d(before, after, 3, 1, 1), nn.ReLU(), nn.BatchNorm2d(after), nn.MaxPool2d(2, 2)]
         self.segmap_conv = nn.Sequential(*layers, nn.Conv2d(64, MASK_CHANNELS, 3, 1, 1))
 
-    def seen(self, classes: Tensor) -> Tensor:
+    def encode_mask(self, classes: Tensor) -> Tensor:
         """Character masks (B 4h 4w, int64) -> B 8 h w."""
         return self.segmap_conv(self.word_embedding(classes).permute(0, 3, 1, 2))
 
-    def forward(self, x_t: Tensor, t: Tensor, text: Tensor, shown: Tensor, seen: Tensor) -> Tensor:
-        """Noisy latents B 4 h w; text B L D; `shown` B 5 h w: mask and masked latents; `seen` B 8 h w -> B 4 h w."""
-        return self.unet(torch.cat([x_t, shown, seen], dim=1), t, encoder_hidden_states=text).sample
+    def forward(self, x_t: Tensor, t: Tensor, text: Tensor, masked: Tensor, characters: Tensor) -> Tensor:
+        """Noisy latents B 4 h w, text B L D, mask and masked latents B 5 h w, character channels B 8 h w -> B 4 h w."""
+        return self.unet(torch.cat([x_t, masked, characters], dim=1), t, encoder_hidden_states=text).sample
 
 
 def load_character_unet(folder: Path) -> CharacterUNet:
-    """The UNet of a folder as TextDiffuser's training saves it. Raises UserError where its weights are others."""
+    """The UNet of a folder as TextDiffuser's training saves it. Raises UserError for other weights."""
     if not (folder / "config.json").is_file():
         raise UserError(f"There is no TextDiffuser UNet at {folder}; name the folder with its config.json.")
     try:
         config = {**UNet2DConditionModel.load_config(folder), "in_channels": TEXTDIFFUSER_CHANNELS}
-        # The published config has the channels of the Stable Diffusion that training began with.
+        # The published config has the channels of the Stable Diffusion that training started from.
         model = CharacterUNet(UNet2DConditionModel.from_config(config))
         safe = folder / "diffusion_pytorch_model.safetensors"
         stored = load_file(safe) if safe.is_file() else torch.load(safe.with_suffix(".bin"), "cpu", weights_only=True)
         own = tuple(name for name, _ in model.named_children() if name != "unet")
         model.load_state_dict({k if k.startswith(own) else f"unet.{k}": value for k, value in stored.items()})
     except UNLOADABLE as error:
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{folder} holds no UNet of TextDiffuser ({said}).") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{folder} holds no UNet of TextDiffuser ({reason}).") from error
     return model.requires_grad_(False).eval()
 
 
 class TextDiffuser:
-    """Its UNet in the Stable Diffusion that it was trained from, told letter by letter what stands where."""
+    """TextDiffuser's UNet in the Stable Diffusion that it was trained from, with character masks of the layout."""
 
     def __init__(
         self, folder: Path, unet: Path, pixels: int, steps: int, guidance: float, scheduler: str | None
@@ -190,13 +190,13 @@ class TextDiffuser:
         found = pipeline_class(folder)
         if found is not None and found != STABLE_DIFFUSION:
             raise UserError(
-                f"TextDiffuser draws with a {STABLE_DIFFUSION}, and {folder} holds {found}; name another folder."
+                f"TextDiffuser needs a {STABLE_DIFFUSION}, and {folder} holds {found}; name another folder."
             )
         self.unet = load_character_unet(unet)
         self.pipeline = load_diffusers_pipeline(folder, scheduler=scheduler, steps=steps, unet=None)
         for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
             if getattr(self.pipeline, part, None) is None:
-                raise UserError(f"The pipeline in {folder} has no {part}, which TextDiffuser needs; save it anew.")
+                raise UserError(f"The pipeline in {folder} has no {part}, which TextDiffuser needs; save it again.")
         channels = self.pipeline.vae.config.latent_channels
         if channels != LATENT_CHANNELS:
             raise UserError(
@@ -213,31 +213,31 @@ class TextDiffuser:
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], layouts: Sequence[Layout]) -> list[Image.Image]:
         """An image a prompt."""
         vae, scheduler, generators = self.pipeline.vae, self.pipeline.scheduler, generators_of(seeds)
-        wanted, unwanted = self.pipeline.encode_prompt(
+        positive, negative = self.pipeline.encode_prompt(
             list(prompts), self.device, num_images_per_prompt=1, do_classifier_free_guidance=True
         )
-        text = torch.cat([unwanted, wanted])
-        seen, shown = self._layout_channels(layouts, generators)
-        cells = shown.shape[-1]
+        text = torch.cat([negative, positive])
+        characters, masked = self._layout_channels(layouts, generators)
+        cells = masked.shape[-1]
         scheduler.set_timesteps(self.steps)
         noise = [torch.randn(vae.config.latent_channels, cells, cells, generator=own) for own in generators]
         x_t = torch.stack(noise).to(self.device) * scheduler.init_noise_sigma  # B 4 h w
         own_steps = {"generator": generators} if hasattr(scheduler.config, "variance_type") else {}
         for t in scheduler.timesteps:
             scaled = scheduler.scale_model_input(x_t, t)
-            without, told = self.unet(torch.cat([scaled] * 2), t, text, shown, seen).chunk(2)
-            x_t = scheduler.step(without + self.guidance * (told - without), t, x_t, **own_steps).prev_sample
+            without, with_text = self.unet(torch.cat([scaled] * 2), t, text, masked, characters).chunk(2)
+            x_t = scheduler.step(without + self.guidance * (with_text - without), t, x_t, **own_steps).prev_sample
         pixels = vae.decode(x_t / vae.config.scaling_factor).sample
         return self.pipeline.image_processor.postprocess(pixels, output_type="pil")
 
     def _layout_channels(self, layouts: Sequence[Layout], generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """2B 8 h w of the character masks, 2B 5 h w of what is shown: nothing, the whole image is to be drawn."""
+        """2B 8 h w of the character masks; 2B 5 h w of an inpainting mask that leaves nothing of a grey image."""
         vae = self.pipeline.vae
         grey = torch.zeros(1, 3, self.pixels, self.pixels, device=self.device)
         latents = torch.cat([vae.encode(grey).latent_dist.sample(own) for own in generators])  # B 4 h w
         latents = latents * vae.config.scaling_factor
-        shown = torch.cat([torch.ones_like(latents[:, :1]), latents], dim=1)
+        masked = torch.cat([torch.ones_like(latents[:, :1]), latents], dim=1)
         masks = np.stack([character_mask(layout, 4 * latents.shape[-1]) for layout in layouts])
         assert masks.max(initial=0) <= len(ALPHABET)
-        seen = self.unet.seen(torch.from_numpy(masks).long().to(self.device))
-        return torch.cat([seen] * 2), torch.cat([shown] * 2)
+        characters = self.unet.encode_mask(torch.from_numpy(masks).long().to(self.device))
+        return torch.cat([characters] * 2), torch.cat([masked] * 2)

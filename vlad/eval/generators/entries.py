@@ -1,13 +1,13 @@
-"""Entries of configs/eval/: a row of Table I each, from its YAML to what draws or holds its images.
+"""Entries of configs/eval/: a generator or a folder of images each, as a YAML file; the rows of Table I.
 
 kind            what `path` names
 pipeline        a text-to-image pipeline in diffusers' format
 vlad            a run or pipeline of ours
 fine_tuned      a run or pipeline of ours that was trained without stage one (layout.kind: none)
-controlnet      a Stable Diffusion; `controlnet` its ControlNet, fed our layouts
-textdiffuser    a Stable Diffusion; `unet` the 17-channel UNet, fed character masks of our layouts
+controlnet      a Stable Diffusion; `controlnet` its ControlNet, which takes images of our layouts
+textdiffuser    a Stable Diffusion; `unet` the 17-channel UNet, which takes character masks of our layouts
 deepfloyd       a folder with the three stages IF-I, IF-II and upscaler, or as `stages` names them
-images          a folder of images that are made already
+images          a folder of images that are made already (version 0.1: pictures)
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class Entry:
     unet: str | None = None
     # Folders of DeepFloyd's stages; empty: IF-I, IF-II and upscaler in `path`.
     stages: list[str] = field(default_factory=list)
-    # What the ControlNet was trained to see: edges of the letters, or the glyph map itself.
+    # The ControlNet's input: edges of the letters, or the glyph map itself.
     hint: Literal["edges", "glyphs"] = "edges"
-    # A run or pipeline of ours whose stage one plans the layouts; None: strings in rows in the middle of the image.
+    # A run or pipeline of ours whose stage one plans the layouts; None: centred rows.
     planner: str | None = None
     # A class of diffusers in place of the pipeline's own scheduler.
     scheduler: str | None = None
@@ -93,7 +93,7 @@ class Entry:
 
     @property
     def source(self) -> str:
-        """What the images come from, as the entry names it."""
+        """Where the images come from: the entry's folders."""
         return ", ".join(self.stages) if self.kind == "deepfloyd" and self.stages else self.path
 
 
@@ -118,26 +118,26 @@ def load_entry(path: Path, overrides: Sequence[str] = ()) -> Entry:
 
 
 def watermark_box(entry: Entry) -> Box | None:
-    """Where the row's images carry a watermark that is not to be read."""
+    """The box of a watermark that must not be read; None where the images have none."""
     return WATERMARK if entry.kind == "deepfloyd" else None
 
 
 def missing_model(entry: Entry) -> str | None:
-    """Which folder of the entry is not there, in a sentence; None where all are.
+    """Which folder of the entry is missing, as part of a sentence; None where all are present.
 
     Raises UserError for a name that no folder can have.
     """
     folders = [entry.path, *entry.stages] if entry.kind != "deepfloyd" else [*map(str, _stages(entry))]
-    others = {"controlnet": entry.controlnet, "unet": entry.unet, "planner": entry.planner}
+    models = {"controlnet": entry.controlnet, "unet": entry.unet, "planner": entry.planner}
     named = [("stages" if entry.stages else "path", name) for name in folders]
-    named += [(option, name) for option, name in others.items() if name is not None]
+    named += [(option, name) for option, name in models.items() if name is not None]
     missing = [name for option, name in named if not checked_path(name, option).is_dir()]
     what = "folder of images" if entry.kind == "images" else "model"
     return f"no {what} at {', '.join(missing)}" if missing else None
 
 
 def generator_of(entry: Entry) -> Generator:
-    """What draws the row. Raises UserError for models that are not there or that are others."""
+    """The entry's generator. Raises UserError for models that are missing or of another kind."""
     assert entry.kind != "images"
     if entry.kind in ("vlad", "fine_tuned"):
         folder = pipeline_folder(Path(entry.path))
@@ -162,7 +162,7 @@ def _stages(entry: Entry) -> list[Path]:
 
 
 class DeepFloydGenerator:
-    """DeepFloyd IF, which knows no layouts."""
+    """DeepFloyd IF, without layouts."""
 
     takes_layouts = False
 
@@ -171,11 +171,11 @@ class DeepFloydGenerator:
         self.model = DeepFloydIF(_stages(entry), entry.steps, entry.text_scale)
 
     def settings(self) -> dict[str, Any]:
-        """The weights of all stages, and what shapes the images."""
+        """The digests of all stages, and the entry's settings."""
         return _settings(self.entry, _stages(self.entry))
 
     def refusal(self, prompt: BenchmarkPrompt, layout: Layout | None) -> str | None:
-        """Nothing: it draws every prompt."""
+        """None: it takes every prompt."""
         return None
 
     def generate(
@@ -186,7 +186,7 @@ class DeepFloydGenerator:
 
 
 class LayoutGenerator:
-    """A model that is told where text goes: ControlNet or TextDiffuser, with the layouts that come from us."""
+    """A model that takes layouts, ControlNet or TextDiffuser, with those of a planner or centred rows."""
 
     takes_layouts = True
 
@@ -198,7 +198,7 @@ class LayoutGenerator:
         self.model = _model_of(entry)
 
     def settings(self) -> dict[str, Any]:
-        """The weights of all models, and what shapes the images."""
+        """The digests of all models, and the entry's settings."""
         named = (self.entry.path, self.entry.controlnet, self.entry.unet)
         folders = [Path(name) for name in named if name is not None]
         if self.entry.planner is not None:
@@ -206,7 +206,7 @@ class LayoutGenerator:
         return _settings(self.entry, folders)
 
     def refusal(self, prompt: BenchmarkPrompt, layout: Layout | None) -> str | None:
-        """What the planner has against the prompt."""
+        """Why the planner refuses the prompt; None where it takes it."""
         if self.planner is None or layout is not None:
             return None
         try:
@@ -218,13 +218,13 @@ class LayoutGenerator:
     def generate(
         self, prompts: Sequence[BenchmarkPrompt], seeds: Sequence[int], layouts: Sequence[Layout] | None
     ) -> list[tuple[Image.Image, Layout | None]]:
-        """An image a prompt, with the layout that it was told."""
-        told = layouts or self._planned(prompts, seeds)
-        images = self.model.generate([prompt.text for prompt in prompts], seeds, told)
-        return list(zip(images, told, strict=True))
+        """An image a prompt, with its layout."""
+        layouts = layouts or self._planned(prompts, seeds)
+        images = self.model.generate([prompt.text for prompt in prompts], seeds, layouts)
+        return list(zip(images, layouts, strict=True))
 
     def _planned(self, prompts: Sequence[BenchmarkPrompt], seeds: Sequence[int]) -> list[Layout]:
-        """The planner's layouts, the very ones that it draws itself from these seeds; else rows."""
+        """The layouts that the planner generates from these seeds; without one, centred rows."""
         if self.planner is None:
             return [centred_layout(prompt.strings) for prompt in prompts]
         parsed = [self.planner.check_prompt(prompt.text) for prompt in prompts]
@@ -249,9 +249,9 @@ def _model_of(entry: Entry) -> GlyphControlNet | TextDiffuser:
 
 
 def _settings(entry: Entry, folders: Sequence[Path]) -> dict[str, Any]:
-    """All that shapes an entry's images: what its models are rather than where they lie."""
-    about = asdict(entry)
+    """All that shapes an entry's images: its models by their digests, not their places."""
+    settings = asdict(entry)
     for name in ("title", "published", "path", "controlnet", "unet", "stages"):
-        about.pop(name)
+        settings.pop(name)
     planned = {} if entry.planner is None else {"planner": "a run"}
-    return {**about, **planned, "weights": "-".join(weights_digest(folder) for folder in folders)}
+    return {**settings, **planned, "weights": "-".join(weights_digest(folder) for folder in folders)}

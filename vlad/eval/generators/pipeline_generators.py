@@ -1,4 +1,4 @@
-"""What draws a benchmark's prompts: a run or pipeline of ours, or any diffusers text-to-image pipeline."""
+"""Generators of benchmark images: a run or pipeline of ours, or any text-to-image pipeline of diffusers."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ def build_generator(target: Path, options: GenerationOptions) -> Generator:
     folder = pipeline_folder(target)
     if pipeline_class(folder) == OURS:
         if options.pixels is not None or options.batch_size is not None:
-            raise UserError("--pixels and --batch-size are of other pipelines; this one draws as it was trained.")
+            raise UserError("--pixels and --batch-size are not for a VLADPipeline; leave them out.")
         return VLADGenerator(folder, options)
     if options.layout_scale is not None or options.refit is not None:
-        raise UserError(f"--layout-scale and --no-refit are of our own pipelines; {target} holds another one.")
+        raise UserError(f"--layout-scale and --no-refit are for a VLADPipeline, and {target} holds another.")
     return DiffusersGenerator(folder, options)
 
 
 class VLADGenerator:
-    """A pipeline of ours; images come with the layouts between the stages."""
+    """A VLADPipeline; images come with the layouts between the stages."""
 
     def __init__(self, folder: Path, options: GenerationOptions) -> None:
         self.folder, self.options = folder, options
         self.pipeline = load_pipeline(folder)
-        self.pipeline.settings(  # refuses here what it would refuse at the first image
+        self.pipeline.settings(  # raises here what it would raise at the first image
             steps=options.steps, text_scale=options.text_scale, layout_scale=options.layout_scale
         )
         self.batch_size = self.pipeline.config.batch_size
         self.takes_layouts = self.pipeline.uses_layout
 
     def settings(self) -> dict[str, Any]:
-        """The weights, and what the call says over the pipeline's own defaults."""
+        """The digest of the weights, and the settings with the pipeline's own defaults."""
         config, options = self.pipeline.config, self.options
         return {
             "pipeline": OURS,
@@ -59,7 +59,7 @@ class VLADGenerator:
         }
 
     def refusal(self, prompt: BenchmarkPrompt, layout: Layout | None) -> str | None:
-        """What the pipeline has against the prompt."""
+        """Why the pipeline refuses the prompt; None where it takes it."""
         try:
             self.pipeline.check_prompt(prompt.text, layout)
         except UserError as error:
@@ -71,7 +71,7 @@ class VLADGenerator:
     ) -> list[tuple[Image.Image, Layout | None]]:
         """An image a prompt, with its layout."""
         options = self.options
-        drawn = self.pipeline(
+        output = self.pipeline(
             [prompt.text for prompt in prompts],
             list(seeds),
             layouts,
@@ -80,34 +80,34 @@ class VLADGenerator:
             options.layout_scale,
             options.refit,
         )
-        return list(zip(drawn.images, drawn.layouts, strict=True))
+        return list(zip(output.images, output.layouts, strict=True))
 
 
 class DiffusersGenerator:
-    """A diffusers pipeline of others, which knows no layouts."""
+    """A text-to-image pipeline of diffusers, without layouts."""
 
     takes_layouts = False
 
     def __init__(self, folder: Path, options: GenerationOptions, scheduler: str | None = None) -> None:
-        """`scheduler`: a class of diffusers that takes the place of the pipeline's own."""
+        """`scheduler` names a class of diffusers that replaces the pipeline's own."""
         self.folder, self.options = folder, options
         self.batch_size = options.batch_size or DIFFUSERS_BATCH
         self.scheduler = {} if scheduler is None else {"scheduler": scheduler}
         self.text_to_image = TextToImage(folder, options.steps, options.text_scale, options.pixels, scheduler)
 
     def settings(self) -> dict[str, Any]:
-        """The weights, and what the call says over the pipeline's own defaults."""
+        """The digest of the weights, and the arguments of the call."""
         return {
             "pipeline": self.text_to_image.name,
             "weights": weights_digest(self.folder),
-            # A batch's size is part of it: on most devices the last bits depend on it.
+            # On most devices the last bits depend on the batch size.
             "batch_size": self.batch_size,
             **self.scheduler,
             **self.text_to_image.arguments,
         }
 
     def refusal(self, prompt: BenchmarkPrompt, layout: Layout | None) -> str | None:
-        """Nothing: such a pipeline draws every prompt."""
+        """None: such a pipeline takes every prompt."""
         return None
 
     def generate(

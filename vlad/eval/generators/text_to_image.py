@@ -1,4 +1,4 @@
-"""Any diffusers text-to-image pipeline, called in one way."""
+"""Any text-to-image pipeline of diffusers, loaded from a local folder and called in one way."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from vlad.utils.errors import UserError, reason_of
 from vlad.utils.hardware import best_device
 from vlad.utils.paths import checked_path
 
-PIXELS_PER_LATENT = 8  # of a latent; diffusers draws no other sizes than multiples of it
-# What diffusers and transformers raise for folders that are damaged, or are none of theirs.
+PIXELS_PER_LATENT = 8  # sizes of diffusers' images are multiples of it
+# What diffusers and transformers raise for damaged folders, and for folders of other kinds.
 UNLOADABLE = (
     OSError,
     ValueError,
@@ -35,16 +35,16 @@ UNLOADABLE = (
 
 
 class TextToImage:
-    """A pipeline of a local folder; each image from its own seed, whatever else is drawn beside it.
+    """A pipeline of a local folder; each image from its own seed, whatever the batch.
 
-    Raises UserError when the folder is no pipeline that draws from prompts alone.
+    Raises UserError where the folder's pipeline needs more than prompts.
     """
 
     def __init__(
         self, folder: Path, steps: int | None, guidance: float | None, pixels: int | None, scheduler: str | None = None
     ) -> None:
         if pixels is not None and pixels % PIXELS_PER_LATENT:
-            raise UserError(f"Pipelines of diffusers draw multiples of {PIXELS_PER_LATENT} pixels, not {pixels}.")
+            raise UserError(f"Pipelines of diffusers generate multiples of {PIXELS_PER_LATENT} pixels, not {pixels}.")
         pipeline = load_diffusers_pipeline(folder, scheduler=scheduler, steps=steps)
         needed = _needed_beside_prompts(pipeline)
         if needed:
@@ -53,13 +53,13 @@ class TextToImage:
                 " sampled; a text-to-image pipeline is needed."
             )
         taken = inspect.signature(pipeline.__call__).parameters
-        wanted = {"num_inference_steps": steps, "guidance_scale": guidance, "height": pixels, "width": pixels}
-        self.arguments = {name: value for name, value in wanted.items() if value is not None}
+        given = {"num_inference_steps": steps, "guidance_scale": guidance, "height": pixels, "width": pixels}
+        self.arguments = {name: value for name, value in given.items() if value is not None}
         unknown = [name for name in ("prompt", "generator", *self.arguments) if name not in taken]
         if unknown:
             raise UserError(
-                f"{type(pipeline).__name__} in {folder} is called without {', '.join(unknown)}, so it cannot be sampled"
-                " as asked; a text-to-image pipeline is needed."
+                f"{type(pipeline).__name__} in {folder} takes no {', '.join(unknown)}, so it cannot be sampled with"
+                " these settings; a text-to-image pipeline is needed."
             )
         self.name = type(pipeline).__name__
         self.pipeline = pipeline
@@ -73,23 +73,23 @@ class TextToImage:
 
 
 def _needed_beside_prompts(pipeline: Any) -> list[str]:
-    """The arguments without which the pipeline draws nothing."""
+    """The arguments, beside prompts, that the pipeline cannot do without."""
     taken = inspect.signature(pipeline.__call__).parameters.values()
     named = [one for one in taken if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) and one.name != "prompt"]
     needed = [one.name for one in named if one.default is one.empty]
-    shown = [one.name for one in named if one.name in ("image", "control_image") and one.name not in needed]
-    if not shown:
+    images = [one.name for one in named if one.name in ("image", "control_image") and one.name not in needed]
+    if not images:
         return needed
-    # Pipelines that enlarge or follow an image may give it a default and fail later; some that draw take one as well.
+    # Pipelines that take an image may give it a default and fail later; some text-to-image pipelines take one as well.
     from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING  # late: it imports every pipeline
 
     kind = type(pipeline)
-    draws = kind in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values() and "Control" not in kind.__name__
-    return needed if draws else [*needed, *shown]
+    is_text_to_image = kind in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values() and "Control" not in kind.__name__
+    return needed if is_text_to_image else [*needed, *images]
 
 
 def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One an image, on the CPU: the same noise on every machine."""
+    """A generator an image, on the CPU: the same noise on every machine."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
@@ -100,45 +100,45 @@ def load_diffusers_pipeline(
     steps: int | None = None,
     **parts: Any,
 ) -> Any:
-    """A pipeline of a local folder by a class of diffusers, on the GPU where there is one; `parts` replace its own.
+    """The pipeline of a local folder, on the best device; `parts` replace its own.
 
-    `scheduler` is a class of diffusers that takes the place of the pipeline's own, with the same options; `steps` is
-    how many it will take. Raises UserError for what cannot be loaded, and for a scheduler or steps that do not fit.
+    `loader` is the class of diffusers to load by. `scheduler` names a class that replaces the pipeline's own, with the
+    same options. Raises UserError for folders that cannot be loaded, and for a scheduler or `steps` that do not fit.
     """
     if not checked_path(folder, "model").is_dir():
         raise UserError(f"There is no model at {folder}; put its folder in diffusers' format there, or name its place.")
     try:
         pipeline = loader.from_pretrained(folder, local_files_only=True, **parts)
     except UNLOADABLE as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"The pipeline in {folder} cannot be loaded ({said}).") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"The pipeline in {folder} cannot be loaded ({reason}).") from error
     if scheduler is not None:
-        pipeline.scheduler = _scheduler_instead(pipeline, scheduler, folder)
+        pipeline.scheduler = _replacement_scheduler(pipeline, scheduler, folder)
     _check_steps(pipeline, steps, folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(best_device())
 
 
-def _scheduler_instead(pipeline: Any, name: str, folder: Path) -> Any:
+def _replacement_scheduler(pipeline: Any, name: str, folder: Path) -> Any:
     kind: Any = getattr(diffusers, name, None)
     is_scheduler = isinstance(kind, type) and issubclass(kind, SchedulerMixin) and kind is not SchedulerMixin
     if not is_scheduler:
         raise UserError(f"diffusers has no scheduler {name!r}; name one of its classes, like DDIMScheduler.")
     own = getattr(pipeline, "scheduler", None)
     if not isinstance(own, SchedulerMixin):
-        raise UserError(f"The pipeline in {folder} has no scheduler that {name} could take the place of; leave it out.")
-    # Others would take the options that they know by name, and draw nonsense or nothing.
+        raise UserError(f"The pipeline in {folder} has no scheduler that {name} could replace; leave it out.")
+    # Others would take the options that they know by name, and generate nonsense.
     fitting = {one.__name__ for one in (type(own), *own.compatibles)}
     if name not in fitting:
         raise UserError(
-            f"{name} cannot take the place of {type(own).__name__} in {folder}; schedulers that can:"
+            f"{name} cannot replace {type(own).__name__} in {folder}; schedulers that can:"
             f" {', '.join(sorted(fitting))}."
         )
     try:
         return kind.from_config(own.config)
     except UNLOADABLE as error:
         raise UserError(
-            f"{name} cannot be made of the scheduler's options in {folder} ({reason_of(error)}); name another one."
+            f"{name} cannot take the scheduler's options in {folder} ({reason_of(error)}); name another one."
         ) from error
 
 
