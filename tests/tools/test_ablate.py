@@ -16,17 +16,8 @@ from vlad.config.load import load_config
 from vlad.data.options import SyntheticOptions
 from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.data.signs import render_sign
-from vlad.eval.ablation.variants import (
-    Scores,
-    ablation_page,
-    ablation_table,
-    main_mode,
-    order_line,
-    run_overrides,
-    share_autoencoder,
-    spread,
-    variants,
-)
+from vlad.eval.ablation.ablation_table import Scores, ablation_page, ablation_table, main_mode, order_line, spread
+from vlad.eval.ablation.variants import run_overrides, share_autoencoder, variants
 from vlad.utils.errors import UserError
 from vlad.utils.subprocesses import ChildCommands
 
@@ -240,7 +231,7 @@ def test_each_variant_differs_from_the_full_method_by_its_part(config_file: Path
     assert set(steps.values()) == {4}
     assert {c.seed for c in found.values()} == {1}
     assert len({c.name for c in found.values()}) == 5
-    with pytest.raises(UserError, match="begins with the whole method"):
+    with pytest.raises(UserError, match="starts from the whole method"):
         variants(load_config(config_file, ["layout.kind=none"]))
     for same in ("losses.align_weight=0", "composition.spelling=false"):
         with pytest.raises(UserError, match=f"{same} makes two rows of the table the same"):
@@ -257,7 +248,7 @@ def test_the_table_has_means_and_deviations(config_file: Path) -> None:
     table = ablation_table([(full, runs), (without, bare)]).splitlines()
     # The deviation of 80 and 90 is 5 * sqrt(2); of the differences, -70 and -60, too.
     columns = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    assert columns[0][1:6] == ["words, %", "against full", "letters, %", "ground, %", "ink, %"]
+    assert columns[0][1:6] == ["words, %", "against full", "letters, %", "background, %", "text colour, %"]
     assert columns[0][6:9] == ["place, %", "words: true layout", "words: raw plan"]
     assert columns[2][:4] == ["full", "85.0 ± 7.1", "", "90.0 ± 0.0"]
     assert columns[2][4:9] == ["100.0 ± 0.0", "85.0 ± 0.0", "95.0 ± 0.0", "70.0 ± 0.0", "0.0 ± 0.0"]

@@ -1,11 +1,10 @@
-"""Table I: every row of configs/eval/ scored by MARIO-Eval, beside the published figures.
+"""Table I: every entry of configs/eval/ scored by MARIO-Eval, beside the published figures.
 
-configs/eval/*.yaml --> run_benchmark --> OUT/ROW/ --> one line a row; a row whose models are missing says what is
+configs/eval/*.yaml --> run_benchmark --> OUT/ROW/ --> a row; one without its models names what is missing
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from vlad.eval.benchmark.evaluator import Evaluation
 from vlad.eval.benchmark.prompt_files import read_prompt_files
 from vlad.eval.benchmark.run_benchmark import check_measures, check_target, run_benchmark
 from vlad.eval.generators.entries import Entry, load_entry, missing_model
+from vlad.eval.json_files import write_json
 from vlad.eval.options import BenchmarkOptions
 from vlad.eval.protocols.protocol import ScoringMode
 from vlad.metrics.ocr import build_ocr_engine
@@ -32,16 +32,16 @@ COLUMNS = (
     ("R", "recall", 4),
     ("F", "f_measure", 4),
 )
-MOST_SHOWN = 200  # letters of why an image is not scored
-# As the paper's table has them.
+FAULT_LENGTH = 200  # characters
+# The paper's order.
 ORDER = ("stable-diffusion", "fine-tuned", "controlnet", "deepfloyd", "textdiffuser", "artist", "vlad")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line: its name, its entry, what was measured by (mode, field), and why it was not, if so.
+    """A row: its name, its entry, its figures by (mode, field), or why it is left out.
 
-    `notes` say what its FID and CLIPScore rest on, or what they lack; `faults` name the images that are not scored.
+    `notes` say what its FID and CLIPScore rest on, or lack; `faults` name the images that are not scored.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Row:
 
     @property
     def title(self) -> str:
-        """What the table calls it."""
+        """Its name in the table."""
         return self.entry.title or self.name
 
 
 def read_entries(folder: Path, overrides: Sequence[str] = ()) -> dict[str, tuple[Path, list[str]]]:
-    """The YAML files of a folder by name, in the table's order, each with its own overrides (ROW.key=value)."""
+    """The YAML files of a folder by name, in the table's order, each with its overrides (ROW.key=value)."""
     files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     if not files:
         raise UserError(f"There is no entry in {folder}; see configs/eval/ for those that come with the code.")
@@ -75,18 +75,18 @@ def read_entries(folder: Path, overrides: Sequence[str] = ()) -> dict[str, tuple
 
 
 def score_rows(entries: Mapping[str, tuple[Path, list[str]]], options: BenchmarkOptions, out: Path) -> list[Row]:
-    """Scores every row whose models are there; those that are done are only read again."""
+    """Scores every row whose models are present; images and OCR results that are stored are reused."""
     options = replace(options, protocol=PROTOCOL)
     loaded, left_out = {}, {}
     for name, (path, overrides) in entries.items():
-        with _told_of_row(name):
+        with _naming_row(name):
             loaded[name] = load_entry(path, overrides)
             left_out[name] = missing_model(loaded[name])
     check_measures(options)
-    # A mistake in the last entry, or in its models, shows before the first is drawn.
+    # A mistake in the last entry, or in its models, shows before the first row is generated.
     for name, (path, overrides) in entries.items():
         if left_out[name] is None:
-            with _told_of_row(name):
+            with _naming_row(name):
                 check_target(path, options, out / name, overrides)
     rows = []
     for name, (path, overrides) in entries.items():
@@ -94,7 +94,7 @@ def score_rows(entries: Mapping[str, tuple[Path, list[str]]], options: Benchmark
         if left_out[name] is not None:
             rows.append(Row(name, entry, {}, left_out=left_out[name]))
             continue
-        with _told_of_row(name):
+        with _naming_row(name):
             found, _ = run_benchmark(path, options, out / name, overrides)
         notes = [f"{score.name}: {score.protocol}." for score in found.fidelity if score.name != "KID"]
         notes += found.left_out.values()
@@ -104,7 +104,7 @@ def score_rows(entries: Mapping[str, tuple[Path, list[str]]], options: Benchmark
 
 
 @contextmanager
-def _told_of_row(name: str) -> Iterator[None]:
+def _naming_row(name: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
@@ -112,7 +112,7 @@ def _told_of_row(name: str) -> Iterator[None]:
 
 
 def measured(found: Evaluation) -> dict[tuple[str, str], float]:
-    """An evaluation's figures by mode and field; FID and CLIPScore are of both modes alike."""
+    """An evaluation's figures by mode and field; FID and CLIPScore are the same in both modes."""
     figures: dict[tuple[str, str], float] = {}
     modes: tuple[ScoringMode, ...] = ("strict", "corrected")
     for mode in modes:
@@ -126,12 +126,14 @@ def measured(found: Evaluation) -> dict[tuple[str, str], float]:
 
 
 def table_of(rows: Sequence[Row]) -> str:
-    """The table in Markdown: for every row what is published and what was measured, strict and corrected."""
+    """The table in Markdown: every row's published figures, and the measured ones, strict and corrected."""
     headings = " | ".join(heading for heading, _, _ in COLUMNS)
     lines = [f"| | | {headings} | images |", "|---" * (len(COLUMNS) + 3) + "|"]
     for row in rows:
-        told = _cells({("published", name): getattr(row.entry.published, name) for _, name, _ in COLUMNS}, "published")
-        lines.append(f"| {row.title} | published | {told} | {row.entry.published.source or '-'} |")
+        published = _cells(
+            {("published", name): getattr(row.entry.published, name) for _, name, _ in COLUMNS}, "published"
+        )
+        lines.append(f"| {row.title} | published | {published} | {row.entry.published.source or '-'} |")
         if row.left_out is not None:
             lines.append(f"| | not measured: {row.left_out} |{' |' * (len(COLUMNS) + 1)}")
             continue
@@ -148,40 +150,40 @@ def _cells(figures: Mapping[tuple[str, str], float | None], mode: str) -> str:
 
 
 def remarks(rows: Sequence[Row], options: BenchmarkOptions, engine: str, prompts: int) -> list[str]:
-    """What the figures rest on and what is not among them, a sentence each; `prompts` are in the files."""
+    """What the figures rest on and what they lack, a sentence each, of `prompts` prompts in the files."""
     files = ", ".join(path.name for path in options.prompts)
-    asked = counted(prompts, "prompt")
+    scored = counted(prompts, "prompt")
     if options.first is not None and options.first < prompts:
-        asked = f"the first {options.first} of {asked}"
+        scored = f"the first {options.first} of {scored}"
     per_prompt = counted(options.images_per_prompt or 1, "image")
-    said = [
-        f"Measured by {engine} on {asked} of {files}, {per_prompt} a prompt, seed {options.seed}.",
+    lines = [
+        f"Measured by {engine} on {scored} of {files}, {per_prompt} a prompt, seed {options.seed}.",
         "Published figures were read with MaskTextSpotter v3 on the 5,414 prompts of MARIO-Eval, four images a"
         " prompt: only the same engine on the same prompts compares with them.",
     ]
     measured_rows = [row for row in rows if row.left_out is None]
-    said += [_drawn(row) for row in measured_rows]
+    lines += [_origin(row) for row in measured_rows]
     watermarked = [row.title for row in measured_rows if row.entry.kind == "deepfloyd"]
-    said += [f"The watermark of {title} is painted over before it is read." for title in watermarked]
+    lines += [f"The watermark of {title} is painted over before it is read." for title in watermarked]
     notes: dict[str, list[str]] = {}
     for row in measured_rows:
         for note in row.notes:
             notes.setdefault(note, []).append(row.title)
     for note, titles in notes.items():
-        said.append(note if len(titles) == len(measured_rows) else f"{', '.join(titles)}: {note}")
+        lines.append(note if len(titles) == len(measured_rows) else f"{', '.join(titles)}: {note}")
     for row in measured_rows:
         if row.faults:
             total, first = row.images + len(row.faults), row.faults[0]
-            shown = first if len(first) <= MOST_SHOWN else f"{first[:MOST_SHOWN]}..."
-            said.append(f"PARTIAL, {row.title}: {len(row.faults)} of {total} images are not scored, first {shown}")
-    return said
+            shown = first if len(first) <= FAULT_LENGTH else f"{first[:FAULT_LENGTH]}..."
+            lines.append(f"PARTIAL, {row.title}: {len(row.faults)} of {total} images are not scored, first {shown}")
+    return lines
 
 
-def _drawn(row: Row) -> str:
+def _origin(row: Row) -> str:
     if row.entry.kind == "images":
         return f"{row.title}: the images of {row.entry.source}."
     steps = "" if row.entry.steps is None else f", {counted(row.entry.steps, 'step')}"
-    return f"{row.title}: drawn by {row.entry.source}{steps}."
+    return f"{row.title}: generated by {row.entry.source}{steps}."
 
 
 def table_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -205,13 +207,11 @@ def table_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def write_table(rows: Sequence[Row], said: Sequence[str], out: Path) -> str:
-    """Writes OUT/table1.md and OUT/table1.json; gives the Markdown."""
-    text = table_of(rows) + "\n" + "\n".join(said) + "\n"
-    for name, content in (("table1.md", text), ("table1.json", json.dumps(table_json(rows), indent=1) + "\n")):
-        temporary = out / f"{name}.partial"
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(out / name)
+def write_table(rows: Sequence[Row], lines: Sequence[str], out: Path) -> str:
+    """Writes OUT/table1.md and OUT/table1.json; returns the Markdown."""
+    text = table_of(rows) + "\n" + "\n".join(lines) + "\n"
+    (out / "table1.md").write_text(text, encoding="utf-8")
+    write_json(out / "table1.json", table_json(rows))
     return text
 
 

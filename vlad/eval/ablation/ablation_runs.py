@@ -1,4 +1,4 @@
-"""The runs behind Table II: trained and scored by the project's own commands, several at once where that is asked.
+"""The runs of an ablation: trained and scored by the project's own commands, several at once with more jobs.
 
 pending --next_run--> train.py --> tools/evaluate.py --> done; with every variant of a seed done: the table anew
 """
@@ -13,16 +13,8 @@ from pathlib import Path
 
 from vlad.config.load import load_config
 from vlad.data.signs import held_out_signs
-from vlad.eval.ablation.variants import (
-    FULL,
-    ablation_grid,
-    ablation_page,
-    autoencoder_is_done,
-    read_scores,
-    run_overrides,
-    share_autoencoder,
-    variants,
-)
+from vlad.eval.ablation.ablation_table import ablation_grid, ablation_page, read_scores
+from vlad.eval.ablation.variants import FULL, autoencoder_is_done, run_overrides, share_autoencoder, variants
 from vlad.metrics.ocr import build_ocr_engine
 from vlad.training.publish import is_finished
 from vlad.utils.errors import UserError
@@ -30,7 +22,7 @@ from vlad.utils.parallel import available_cores
 from vlad.utils.paths import writable_directory
 from vlad.utils.subprocesses import ChildCommands, job_environment, visible_devices
 
-POLL_SECONDS = 1.0  # a stage's end in another process is seen by its file alone
+POLL_SECONDS = 1.0  # the end of a stage in another process shows in its file alone
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Call:
-    """A command that failed: what was called, where to read on, its exit code."""
+    """A command that failed, where its output is, and its exit code."""
 
     command: str
     where: str
@@ -51,10 +43,10 @@ class Call:
 
 
 def next_run(pending: Sequence[Planned], under_way: Collection[Planned], full_runs: Sequence[Path]) -> Planned | None:
-    """The first of the runs still to come that can begin; None where all wait for their seed's autoencoder.
+    """The first pending run that can start; None where all wait for their seed's autoencoder.
 
     Args:
-        full_runs: the full method's run directory of each seed, whose autoencoder stage the others take.
+        full_runs: the full method's run directory of each seed, whose autoencoder stage the others copy.
     """
     for planned in pending:
         full = Planned(FULL, planned.seed)
@@ -69,12 +61,12 @@ class AblationRuns:
 
     Args:
         config_file: of the whole method.
-        overrides: key=value options that hold in all runs.
+        overrides: key=value options of all runs.
         seeds: runs of each variant.
-        count: held-out words that each run draws.
-        ways: of drawing them, as tools/evaluate.py names them; None draws in all.
-        jobs: runs at once; each has its share of the CPU's cores and of the CUDA devices.
-        out: for the table and the images; None takes RUNS/NAME-ablation.
+        count: held-out words that each run generates.
+        modes: generation modes, as options spell them; None takes all.
+        jobs: runs at once, each with its share of the CPU's cores and of the CUDA devices.
+        out: folder of the table and the images; None takes RUNS/NAME-ablation.
 
     Raises:
         UserError: for a config that is not the whole method's, or more jobs than the machine has cores and devices.
@@ -86,17 +78,17 @@ class AblationRuns:
         overrides: Sequence[str],
         seeds: int,
         count: int,
-        ways: Sequence[str] | None,
+        modes: Sequence[str] | None,
         jobs: int,
         out: Path | None,
     ) -> None:
         config = load_config(config_file, overrides)
         self.config, self.config_file, self.given = config, config_file, overrides
         self.seeds, self.count, self.jobs = seeds, count, jobs
-        # Threads change the last bits of a training, and so its figures: jobs belong to what gives them.
+        # Threads change the last bits of a training, so the page's command names the jobs.
         parallel = ["--jobs", str(jobs)] if jobs > 1 else []
-        self.scored_by = ["--count", str(count), *(["--ways", *ways] if ways else [])]
-        self.told = [*self.scored_by[:2], *parallel, *self.scored_by[2:]]
+        self.score_options = ["--count", str(count), *(["--ways", *modes] if modes else [])]
+        self.page_options = [*self.score_options[:2], *parallel, *self.score_options[2:]]
         self.variants = variants(config)
         self.cores, self.devices = available_cores(), visible_devices()
         most = max(self.cores, len(self.devices))
@@ -104,7 +96,7 @@ class AblationRuns:
             raise UserError(f"--jobs {jobs} is more than the {self.cores} cores of this machine; name at most {most}.")
         self.engine = build_ocr_engine("rapidocr").name
         self.out = writable_directory(out or Path(config.runs) / f"{config.name}-ablation", "the table")
-        # Seed by seed: whoever stops early has every variant once, and the table of it.
+        # Seed by seed: an interrupted ablation has a table of the seeds that are whole.
         self.pending = [Planned(variant.name, seed) for seed in range(seeds) for variant in self.variants]
         self.overrides = {
             Planned(variant.name, seed): run_overrides(config, variant, seed, overrides)
@@ -134,22 +126,22 @@ class AblationRuns:
         return len(self.done) == self.total
 
     def write(self, seeds: int) -> str:
-        """Writes the table of the first seeds and the images; gives the table."""
-        found = [
+        """Writes the table of the first seeds and the images; returns the page."""
+        rows = [
             (row, [read_scores(self.configs[Planned(row.name, seed)].directory) for seed in range(seeds)])
             for row in self.variants
         ]
         given = " ".join(["python tools/ablate.py", str(self.config_file), *self.given])
-        command = " ".join([given, "--seeds", str(seeds), *self.told])
-        page = ablation_page(self.config, found, command, self.count, self.engine, "ablation.png")
+        command = " ".join([given, "--seeds", str(seeds), *self.page_options])
+        page = ablation_page(self.config, rows, command, self.count, self.engine, "ablation.png")
         (self.out / "ablation.md").write_text(page, encoding="utf-8")
-        pictured = [(row, self.configs[Planned(row.name, 0)].directory) for row in self.variants]
+        first_runs = [(row, self.configs[Planned(row.name, 0)].directory) for row in self.variants]
         captions = [sign.caption for sign in held_out_signs(self.config.data.synthetic, self.count)]
-        ablation_grid(pictured, captions).save(self.out / "ablation.png")
+        ablation_grid(first_runs, captions).save(self.out / "ablation.png")
         return page
 
     def _work(self, children: ChildCommands, job: int) -> None:
-        """One worker: takes runs until none is left, or something ends it all."""
+        """One worker: takes runs until none is left, one fails, or all are interrupted."""
         while not children.interrupted:
             with self._changed:
                 planned = next_run(self.pending, self.under_way, self.full_runs)
@@ -160,11 +152,11 @@ class AblationRuns:
                     continue
                 self.pending.remove(planned)
                 self.under_way.add(planned)
-            well = self._train_and_score(children, planned, job)
+            succeeded = self._train_and_score(children, planned, job)
             with self._changed:
                 self.under_way.remove(planned)
                 self._changed.notify_all()
-                if not well:
+                if not succeeded:
                     return
                 self.done.add(planned)
                 print(f"\n{len(self.done)} of {self.total} runs: {planned.variant}, seed {planned.seed}", flush=True)
@@ -175,18 +167,18 @@ class AblationRuns:
                     print(f"\n{self.write(self.tables)}\nTable and images: {self.out}", flush=True)
 
     def _train_and_score(self, children: ChildCommands, planned: Planned, job: int) -> bool:
-        """Whether the run is trained and scored now."""
+        """Trains and scores a run; returns whether both succeeded."""
         trained = self.configs[planned]
         if not is_finished(trained):
             share_autoencoder(self.full_runs[planned.seed], trained.directory)
             train = ("train.py", str(self.config_file), *self.overrides[planned])
-            # A training that was told to stop saves and ends well, unfinished.
+            # An interrupted training saves and exits with 0, unfinished.
             if not (self._call(children, planned, job, *train) and is_finished(trained)):
                 return False
-        return self._call(children, planned, job, "tools/evaluate.py", str(trained.directory), *self.scored_by)
+        return self._call(children, planned, job, "tools/evaluate.py", str(trained.directory), *self.score_options)
 
     def _call(self, children: ChildCommands, planned: Planned, job: int, *command: str) -> bool:
-        """Runs one of the project's own commands; whether it went well. A failure ends the other workers' too."""
+        """Runs one of the project's own commands; returns whether it succeeded. A failure stops the others."""
         shown = f"python {' '.join(command)}"
         print(f"\n== {shown}", flush=True)
         log = self.out / "logs" / f"{planned.variant}-{planned.seed}.log" if self.jobs > 1 else None
