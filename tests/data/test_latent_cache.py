@@ -139,7 +139,7 @@ def test_a_damaged_cache_is_told_as_one(shards, tmp_path):
     with pytest.raises(UserError, match=r"^data\.cache: .*000000\.tar has 10240 bytes.* make the cache .* again"):
         open_cache(str(tmp_path / "cache"), fingerprint)
     shard.unlink()
-    with pytest.raises(UserError, match=r"^data\.cache: .*000000\.tar is not there"):
+    with pytest.raises(UserError, match=r"^data\.cache: .*000000\.tar is missing"):
         open_cache(str(tmp_path / "cache"), fingerprint)
     for path in (tmp_path / "cache").glob("*.tar"):
         path.unlink()
