@@ -63,8 +63,8 @@ def main() -> None:
 
     from vlad.eval.benchmark.prompt_files import read_prompt_files
     from vlad.eval.human_study.rating_page import build_rating_page, check_host, serve_rating_page
+    from vlad.eval.human_study.ratings import open_ratings
     from vlad.eval.human_study.results import results_of, table_of
-    from vlad.eval.human_study.study import open_ratings
 
     if not arguments.results:
         check_host(arguments.host)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlad.eval.human_study.ratings import Answer, Ratings
 from vlad.eval.human_study.results import bradley_terry, krippendorff_alpha, results_of, table_of
-from vlad.eval.human_study.study import ASPECTS, Answer, Ratings, Study, make_study, questions_of
+from vlad.eval.human_study.study import ASPECTS, Study, make_study, questions_of
 from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.utils.errors import UserError
 

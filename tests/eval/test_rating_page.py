@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from vlad.eval.human_study.rating_page import build_rating_page, question_html, serve_rating_page
-from vlad.eval.human_study.study import Ratings, make_study, questions_of
+from vlad.eval.human_study.ratings import Ratings
+from vlad.eval.human_study.study import make_study, questions_of
 from vlad.eval.protocols.protocol import BenchmarkPrompt
 
 PROMPTS = [BenchmarkPrompt(str(number), f"a <b>sign</b> '{number}'", (str(number),)) for number in range(2)]

@@ -249,7 +249,7 @@ def test_the_table_has_means_and_deviations(config_file: Path) -> None:
     # The deviation of 80 and 90 is 5 * sqrt(2); of the differences, -70 and -60, too.
     columns = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     assert columns[0][1:6] == ["words, %", "against full", "letters, %", "background, %", "text colour, %"]
-    assert columns[0][6:9] == ["place, %", "words: true layout", "words: raw plan"]
+    assert columns[0][6:9] == ["position, %", "words: true layout", "words: raw plan"]
     assert columns[2][:4] == ["full", "85.0 ± 7.1", "", "90.0 ± 0.0"]
     assert columns[2][4:9] == ["100.0 ± 0.0", "85.0 ± 0.0", "95.0 ± 0.0", "70.0 ± 0.0", "0.0 ± 0.0"]
     assert columns[3][:4] == ["without CCM", "20.0 ± 14.1", "-65.0 ± 7.1", "50.0 ± 0.0"]

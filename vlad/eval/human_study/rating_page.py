@@ -1,12 +1,10 @@
-"""The page on which people rate images: a Gradio app on one file of ratings. Nothing in it comes from another host.
+"""The rating page of a human study: a Gradio app on one file of ratings, which loads nothing from other hosts.
 
-Images are sent as pixels alone, without names, places or what their files say of themselves.
+Images are sent as pixels alone, without names, places or metadata of their files.
 """
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 import os
 import socket
@@ -17,21 +15,29 @@ from typing import Any
 
 from PIL import Image
 
-from vlad.eval.human_study.study import ASPECTS, SCALE, Question, Ratings, check_rater
+from vlad.eval.human_study.ratings import Ratings, check_rater
+from vlad.eval.human_study.study import ASPECTS, SCALE, Question
 from vlad.eval.image_files import load_image, paint_over
 from vlad.eval.options import Box
 from vlad.utils.errors import UserError, as_sentence, install_command
+from vlad.utils.html import render
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 
 INTRODUCTION = """# Images with text
-You will see a prompt and what a model has drawn from it. Which model it was is not told, and the order is yours alone.
-You can stop at any time: come back with the same name, and it goes on where you were."""
+You will see a prompt and an image that a model generated from it. Which model it was is not shown, and the order is
+yours alone. You can stop at any time: come back with the same name to continue."""
 SCORE_LABELS = {1: "1 very bad", 2: "2", 3: "3", 4: "4", 5: "5 very good"}
 CHOICE_LABELS = {"left": "The left one", "right": "The right one", "tie": "Equally good"}
 DONE = "**That was all. Thank you!**"
-STYLE = "display:flex; gap:16px; justify-content:center"
-# A mistake is told in a corner of the page: it must not lie over the questions, which could not be answered any more.
+# A question: the prompt and its images. Nothing in it says where they come from.
+QUESTION = """<p style="font-size:1.2em">{{ prompt }}</p>
+<div style="display:flex; gap:16px; justify-content:center">
+{% for image in images %}
+<img alt="image" style="width:min({{ width }}, 512px); object-fit:contain" src="{{ image | data_uri("image/png") }}">
+{% endfor %}
+</div>"""
+# Errors show in a corner of the page: over the questions, they would make these unanswerable.
 PAGE_STYLE = '[data-testid="status-tracker"]:has(.error) { display: none !important; }'
 
 
@@ -42,7 +48,7 @@ def build_rating_page(ratings: Ratings) -> Any:
     except ImportError as error:
         raise UserError(f"The page needs Gradio ({error}); run: {install_command('app')}.") from error
     scored = ratings.study.kind == "scores"
-    asked = ASPECTS if scored else {"choice": "Which image is better?"}
+    aspects = ASPECTS if scored else {"choice": "Which image is better?"}
     choices: list[tuple[str, str]] = (
         [(SCORE_LABELS[value], str(value)) for value in SCALE]
         if scored
@@ -56,7 +62,7 @@ def build_rating_page(ratings: Ratings) -> Any:
         progress = gr.Markdown("", elem_id="progress")
         shown = gr.HTML("", elem_id="shown")
         radios = [
-            gr.Radio(choices, label=label, elem_id=f"ask-{aspect}", visible=False) for aspect, label in asked.items()
+            gr.Radio(choices, label=label, elem_id=f"ask-{aspect}", visible=False) for aspect, label in aspects.items()
         ]
         forward = gr.Button("Next", variant="primary", elem_id="next", visible=False)
         rater, key, since = gr.State(""), gr.State(""), gr.State(0.0)
@@ -81,40 +87,39 @@ def build_rating_page(ratings: Ratings) -> Any:
 
         def answered(who: str, which: str, when: float, *values: str | None) -> list[Any]:
             question, _, _ = ratings.next_question(who)
-            # Answered already in another window: on to what is left.
+            # Where it was answered in another window, the next question follows.
             if question is not None and question.key == which:
-                given = {aspect: value for aspect, value in zip(asked, values, strict=True) if value is not None}
+                given = {aspect: value for aspect, value in zip(aspects, values, strict=True) if value is not None}
                 ratings.store(who, question, given, round(time.time() - when, 1))
             return show(who)
 
-        begin.click(_told(gr, begun, outputs), name, outputs, api_name="begin", show_progress="hidden")
-        name.submit(_told(gr, begun, outputs), name, outputs, api_visibility="private", show_progress="hidden")
+        begin.click(_with_errors(gr, begun, outputs), name, outputs, api_name="begin", show_progress="hidden")
+        name.submit(_with_errors(gr, begun, outputs), name, outputs, api_visibility="private", show_progress="hidden")
         given = [rater, key, since, *radios]
-        pressed = forward.click(_told(gr, answered, outputs), given, outputs, api_name="answer", show_progress="hidden")
+        pressed = forward.click(
+            _with_errors(gr, answered, outputs), given, outputs, api_name="answer", show_progress="hidden"
+        )
         pressed.then(None, js="() => window.scrollTo(0, 0)")  # to the next image, on small screens
     return page
 
 
 def question_html(question: Question) -> str:
-    """The prompt and its images, as they are shown: nothing says where they come from."""
+    """The prompt and its images as HTML."""
     width = "100%" if len(question.images) == 1 else "calc(50% - 8px)"
-    images = "".join(
-        f'<img alt="image" style="width:min({width}, 512px); object-fit:contain" src="{image_data(path, box)}">'
-        for path, box in zip(question.images, question.masked, strict=True)
-    )
-    return f'<p style="font-size:1.2em">{html.escape(question.prompt)}</p><div style="{STYLE}">{images}</div>'
+    images = [_png(path, box) for path, box in zip(question.images, question.masked, strict=True)]
+    return render(QUESTION, prompt=question.prompt, images=images, width=width)
 
 
-def image_data(path: Path, masked: Box | None = None) -> str:
-    """The image's pixels as a data: address, without what its file says beside them; `masked` is painted over."""
-    buffer = io.BytesIO()
+def _png(path: Path, masked: Box | None) -> bytes:
+    """The image's pixels as a PNG without metadata; `masked` is painted over."""
     image = load_image(path)
+    buffer = io.BytesIO()
     Image.fromarray(image if masked is None else paint_over(image, masked)).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 def check_host(host: str) -> None:
-    """Raises UserError for an address at which this machine cannot serve: Gradio would try for ever."""
+    """Raises UserError for an address at which this machine cannot serve: Gradio would retry for ever."""
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host  # of IPv6
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(bare, 0, type=socket.SOCK_STREAM)[0]
@@ -129,14 +134,14 @@ def check_host(host: str) -> None:
 
 
 def serve_rating_page(page: Any, host: str = "127.0.0.1", port: int | None = None, wait: bool = True) -> str:
-    """Serves the page and returns its address; with `wait`, until it is interrupted.
+    """Serves the page and returns its address, with `wait` once it is interrupted.
 
     Raises UserError for an address that is taken, or is not this machine's.
     """
     import gradio as gr
 
     check_host(host)
-    # The reader's own fonts: nothing is fetched.
+    # System fonts: nothing is fetched.
     theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     try:
         _, address, _ = page.launch(
@@ -160,18 +165,17 @@ def serve_rating_page(page: Any, host: str = "127.0.0.1", port: int | None = Non
     return str(address)
 
 
-def _told(gr: Any, work: Callable[..., list[Any]], outputs: Sequence[Any]) -> Callable[..., list[Any]]:
-    """The work with a rater's mistake as a message in the page, which else stays as it is.
+def _with_errors(gr: Any, work: Callable[..., list[Any]], outputs: Sequence[Any]) -> Callable[..., list[Any]]:
+    """The work, with a rater's mistake as a message in the page, which otherwise stays as it is.
 
-    Not `gr.Error`: it lays a veil over every part that the work would have changed, and the answers could not be
-    reached any more.
+    Not `gr.Error`, which covers every part that the work would have changed, so that nobody could answer any more.
     """
 
-    def told(*values: Any) -> list[Any]:
+    def wrapped(*values: Any) -> list[Any]:
         try:
             return work(*values)
         except UserError as error:
-            gr.Warning(html.escape(str(error), quote=False), duration=10)
+            gr.Warning(render("{{ message }}", message=str(error)), duration=10)
             return [gr.skip() for _ in outputs]
 
-    return told
+    return wrapped

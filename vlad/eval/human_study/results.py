@@ -1,4 +1,4 @@
-"""What a study says: means and shares with intervals, how far raters agree, and the strength of each system.
+"""Results of a human study: means and shares with intervals, agreement of raters, strengths of systems.
 
     scores   mean per system and aspect, 95 % interval over prompts; Krippendorff's alpha (ordinal) per aspect
     pairs    shares won; Bradley-Terry strengths, 95 % interval over prompts; Krippendorff's alpha (nominal)
@@ -15,19 +15,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vlad.eval.human_study.study import ASPECTS, Answer
+from vlad.eval.human_study.ratings import Answer
+from vlad.eval.human_study.study import ASPECTS
 
 Level = Literal["nominal", "ordinal", "interval"]
 RESAMPLES = 1000
 MOST_STEPS, MOST_STEP, TOLERANCE = 100, 2.0, 1e-9
-PRIOR = 0.1  # games won and lost against a system of strength 1: who won all stays finite
+PRIOR = 0.1  # games won and lost against a system of strength 1: keeps a system that won all finite
 TIE = "tie"
 
 
 def krippendorff_alpha(units: Sequence[Sequence[float]], level: Level) -> float | None:
-    """Agreement of the values that several raters gave to each unit, missing ones left out; 1 is perfect, 0 is chance.
+    """Agreement of the values that several raters gave to each unit (1: perfect, 0: chance), without missing ones.
 
-    None where no two values can be compared, or where all values are one and the same.
+    None where no two values can be compared, or where all are the same.
     """
     pairable = [list(values) for values in units if len(values) > 1]
     domain = sorted({value for values in pairable for value in values})
@@ -50,7 +51,7 @@ def _distances(domain: np.ndarray, totals: np.ndarray, level: Level) -> np.ndarr
         return 1.0 - np.eye(len(domain))
     if level == "interval":
         return np.subtract.outer(domain, domain) ** 2
-    # What lies between two ranks, half of each end: sum_{g=c..k} n_g - (n_c + n_k) / 2.
+    # delta: sum_{g=c..k} n_g - (n_c + n_k) / 2.
     ranks = np.cumsum(totals) - totals / 2
     return np.subtract.outer(ranks, ranks) ** 2
 
@@ -58,7 +59,7 @@ def _distances(domain: np.ndarray, totals: np.ndarray, level: Level) -> np.ndarr
 def bradley_terry(wins: np.ndarray, prior: float = PRIOR) -> np.ndarray:
     """Strengths (mean of the logarithms 0) from wins (N N: how often row beat column; a tie is half a win each).
 
-    With `prior` 0 they are those of the greatest likelihood, which exists only where nobody has won or lost all.
+    With `prior` 0, of maximum likelihood, which exists only where no system has won or lost all.
     """
     games = wins + wins.T
     theta = np.zeros(len(wins))
@@ -68,7 +69,7 @@ def bradley_terry(wins: np.ndarray, prior: float = PRIOR) -> np.ndarray:
         gradient = (wins - games * expected).sum(axis=1) + prior * (1 - 2 * against)
         curvature = games * expected * (1 - expected)
         hessian = np.diag(curvature.sum(axis=1) + 2 * prior * against * (1 - against)) - curvature
-        # Without a prior a common shift changes nothing: the least squares leave it out.
+        # Without a prior a common shift changes nothing: least squares leave it out.
         step = np.linalg.lstsq(hessian, gradient, rcond=None)[0]
         theta += np.clip(step, -MOST_STEP, MOST_STEP)
         if np.abs(step).max() < TOLERANCE:
@@ -123,7 +124,7 @@ def _pairs(answers: Sequence[Answer], systems: Sequence[str], seed: int) -> dict
         wins = by_prompt.setdefault(answer.prompt, np.zeros((len(systems), len(systems))))
         for winner, loser, share in ((left, right, answer.value == "left"), (right, left, answer.value == "right")):
             wins[winner, loser] += 0.5 if answer.value == TIE else float(share)
-        # The same value for the same winner, whichever side it stood on.
+        # The same value for the same winner, on either side.
         chosen = -1 if answer.value == TIE else left if answer.value == "left" else right
         units[answer.prompt, tuple(sorted(answer.systems))].append(float(chosen))
     table = np.array(list(by_prompt.values())) if by_prompt else np.zeros((0, len(systems), len(systems)))
@@ -147,16 +148,16 @@ def _pairs(answers: Sequence[Answer], systems: Sequence[str], seed: int) -> dict
 
 
 def _intervals(count: int, value: Callable[[np.ndarray], np.ndarray], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The middle 95 % of figures over draws of the prompts, lows and highs."""
+    """The middle 95 % of figures over resampled prompts: low and high ends."""
     rng = np.random.default_rng(seed)
-    drawn = np.array([value(rng.integers(count, size=count)) for _ in range(RESAMPLES if count else 1)])
-    low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
+    resampled = np.array([value(rng.integers(count, size=count)) for _ in range(RESAMPLES if count else 1)])
+    low, high = np.quantile(resampled, (0.025, 0.975), axis=0)
     return low, high
 
 
 def table_of(results: Mapping[str, Any]) -> str:
     """The results in Markdown."""
-    said = f"{results['raters']} raters, {results['answers']} answers; intervals of 95 % over prompts\n"
+    about = f"{results['raters']} raters, {results['answers']} answers; intervals of 95 % over prompts\n"
     if results["kind"] == "scores":
         aspects = results["aspects"]
         names = list(next(iter(aspects.values()))["systems"])
@@ -167,14 +168,14 @@ def table_of(results: Mapping[str, Any]) -> str:
             lines.append(f"| {name} | {' | '.join(cells)} |")
         alphas = [_number(found["alpha"]) for found in aspects.values()]
         lines.append(f"| Krippendorff's alpha (ordinal) | {' | '.join(alphas)} |")
-        return "\n".join(lines) + "\n\n" + said
+        return "\n".join(lines) + "\n\n" + about
     lines = ["| | share won | Bradley-Terry, log strength | comparisons |", "|---|---|---|---|"]
     for name, found in results["systems"].items():
         if found is None:
             lines.append(f"| {name} | - | - | 0 |")
         else:
             lines.append(f"| {name} | {found['share_won']:.3f} | {_cell(found, 'strength')} | {found['games']} |")
-    return "\n".join(lines) + f"\n\nKrippendorff's alpha (nominal): {_number(results['alpha'])}\n" + said
+    return "\n".join(lines) + f"\n\nKrippendorff's alpha (nominal): {_number(results['alpha'])}\n" + about
 
 
 def _cell(found: Mapping[str, float] | None, name: str) -> str:
