@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlad.eval.description_round_trip import confirmed, facts_of, matrix_of, summed_up
+from vlad.eval.description_round_trip import confirmed, facts_of, matrix_of, round_trip
 from vlad.eval.protocols.protocol import MetricTerm
 
 PROMPT = 'Two red cups to the left of a blue plate, with a sign that says "HOT TEA"'
@@ -64,10 +64,10 @@ def test_the_matrix_has_a_cell_for_each_describer_and_system() -> None:
     told = [(PROMPT, ("HOT TEA",), 'Two red cups left of a green plate; a sign says "HOT TEA".')]
     silent = [(PROMPT, ("HOT TEA",), "")]
     trips = [
-        summed_up("one", "a", told, lambda prompts, said: [0.5] * len(said)),
-        summed_up("one", "b", silent),
-        summed_up("other", "a", silent),
-        summed_up("other", "b", []),
+        round_trip("one", "a", told, lambda prompts, said: [0.5] * len(said)),
+        round_trip("one", "b", silent),
+        round_trip("other", "a", silent),
+        round_trip("other", "b", []),
     ]
     assert trips[0].shares == {"strings": 1, "objects": 1, "colours": 0.5, "counts": 1, "relations": 1}
     assert trips[1].shares == dict.fromkeys(trips[0].shares, 0)
@@ -81,12 +81,12 @@ def test_the_matrix_has_a_cell_for_each_describer_and_system() -> None:
 def test_intervals_draw_prompts_with_all_their_images() -> None:
     # One prompt is read every time, another one never: a draw of the two has none, one or both of the first.
     told = [("a sign", ("TEA",), "TEA"), ("a wall", ("JAM",), "")]
-    (few, many) = (summed_up("one", "a", told * times, lambda _, said: [1.0] * len(said)) for times in (1, 8))
+    (few, many) = (round_trip("one", "a", told * times, lambda _, said: [1.0] * len(said)) for times in (1, 8))
     assert few.shares["strings"] == many.shares["strings"] == 0.5
     assert few.intervals["strings"] == many.intervals["strings"] == (0, 1)
     assert few.intervals["similarity"] == (1, 1)
     prompts = [(f"{number} signs", ("TEA",), "TEA" if number % 2 else "") for number in range(1, 101)]
-    low, high = summed_up("one", "a", prompts).intervals["strings"]
+    low, high = round_trip("one", "a", prompts).intervals["strings"]
     # Of 100 prompts at one half the standard error is 0.05.
     assert low == pytest.approx(0.4, abs=0.02) and high == pytest.approx(0.6, abs=0.02)
-    assert summed_up("one", "a", []).intervals == {}
+    assert round_trip("one", "a", []).intervals == {}

@@ -114,7 +114,7 @@ def test_several_files_are_subsets(tmp_path: Path) -> None:
             "entry 2: .*is no list of",
         ),
         ("a.jsonl", '{"prompt": "a"}\n\n{"prompt": ', "line 3 is not JSON: column 12.* Accepted: a text file"),
-        ("a.csv", "prompt\n" + "x" * 200_000, "in no layout that we know: field larger than"),
+        ("a.csv", "prompt\n" + "x" * 200_000, "in no known format: field larger than"),
         ("a.jsonl", '{"prompt": "a"}\n{"prompt": 3}', "line 2: there is no string"),
         ("a.jsonl", '{"prompt": "a", "text": 3}', 'line 1: "text" is neither a string nor a list'),
         ("a.jsonl", '{"prompt": "a", "lines": [{"text": "x"}]}', 'line 1: line 1 has neither "polygon" nor "box"'),

@@ -1,14 +1,13 @@
-"""A base and the same with adapters, side by side: how near both are to images that neither has seen; how they spell.
+"""Comparison of a base without and with adapters: distance to held-out images, and spelling.
 
 OUT/before-after.png            prompt, before, after, the true image, on the same seeds
 OUT/before, OUT/after, OUT/held-out
-                                the images that were scored
+                                the scored images
 OUT/metrics.json                distances, words and letters read
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from vlad.data.dataset import first_samples
 from vlad.data.options import SyntheticOptions
 from vlad.data.signs import held_out_signs
 from vlad.eval.fidelity.distances import PixelFeatures, score_distances
+from vlad.eval.json_files import write_json
 from vlad.inference.load_pipeline import load_pipeline
 from vlad.metrics.ocr import default_enlarge_factor, run_ocr
 from vlad.metrics.spelling import letter_accuracy, word_accuracy
@@ -33,13 +33,13 @@ from vlad.types import Sample
 from vlad.utils.errors import UserError
 from vlad.utils.paths import writable_directory
 
-SHOWN = 8  # held-out images on the page
+SHOWN = 8  # held-out images in the grid
 SEED = 1000  # of the first image
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """How one model draws the held-out captions, and signs as its base was trained on (None: not asked)."""
+class ModelScores:
+    """A model's scores on the held-out captions, and on signs like those of its base's training (None: no signs)."""
 
     distance: float  # Frechet, of pixel features, to the held-out images
     words: float
@@ -50,11 +50,11 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The figures before and after, and what images of the training set are away from the held-out ones."""
+    """The scores before and after; `floor` is the distance of training images from the held-out ones."""
 
     images: int
-    before: Drawn
-    after: Drawn
+    before: ModelScores
+    after: ModelScores
     floor: float
     encoder: str
 
@@ -62,10 +62,10 @@ class Comparison:
 def compare(
     base: Path, adapters: Sequence[str], out: Path, images_each: int = 2, signs: int = 100
 ) -> tuple[Comparison, Path]:
-    """Draws what the adapter's run has held out, before and after, and scores both; also the page's path.
+    """Generates the captions that the adapter's run held out, before and after, and scores both; also the grid's path.
 
-    `adapters` as sample.py takes them; the first one's run says what was held out. `signs`: so many signs of one word
-    (`tools/evaluate.py`) show what is forgotten. Raises UserError for an adapter whose run held out nothing.
+    `adapters` as sample.py takes them; the first one's run names the held-out images. So many `signs` of one word
+    show what is forgotten. Raises UserError for an adapter whose run held out nothing.
     """
     config = _config_of(adapters[0])
     held, trained = _held_out(config)
@@ -73,27 +73,27 @@ def compare(
     pipeline = load_pipeline(base)
     pixels = pipeline.config.image_pixels
     samples = [sample for sample in held for _ in range(images_each)]
-    asked = [sample.caption for sample in samples]
-    wanted = [[line.text for line in sample.layout.lines if line.valid] for sample in samples]
+    captions = [sample.caption for sample in samples]
+    targets = [[line.text for line in sample.layout.lines if line.valid] for sample in samples]
     options = SyntheticOptions(size_pixels=pixels)
-    asked_signs = held_out_signs(options, signs) if signs else []
+    plain_signs = held_out_signs(options, signs) if signs else []
     references = _save([Image.fromarray(sample.image) for sample in held], out / "held-out")
     encoder = PixelFeatures()
 
-    def draw(name: str) -> tuple[Drawn, list[Image.Image]]:
-        images = _images(pipeline, asked)
+    def score(name: str) -> tuple[ModelScores, list[Image.Image]]:
+        images = _generate(pipeline, captions)
         distance = score_distances(encoder, references, [_save(images, out / name)]).fid
-        words, letters = _read(images, wanted)
-        own = _images(pipeline, [sign.caption for sign in asked_signs]) if asked_signs else []
-        said = [[line.text for line in sign.layout.lines] for sign in asked_signs]
-        signs_read = _read(own, said) if own else (None, None)
-        return Drawn(distance, words, letters, *signs_read), images
+        words, letters = _accuracies(images, targets)
+        sign_images = _generate(pipeline, [sign.caption for sign in plain_signs]) if plain_signs else []
+        sign_targets = [[line.text for line in sign.layout.lines] for sign in plain_signs]
+        signs_read = _accuracies(sign_images, sign_targets) if sign_images else (None, None)
+        return ModelScores(distance, words, letters, *signs_read), images
 
-    before, plain = draw("before")
+    before, plain = score("before")
     pipeline.load_adapters(adapters)
-    after, adapted = draw("after")
-    theirs = _save([Image.fromarray(sample.image) for sample in trained], out / "trained")
-    floor = score_distances(encoder, references, [theirs]).fid
+    after, adapted = score("after")
+    training_images = _save([Image.fromarray(sample.image) for sample in trained], out / "trained")
+    floor = score_distances(encoder, references, [training_images]).fid
     found = Comparison(len(samples), before, after, floor, encoder.name)
     page = out / "before-after.png"
     rows = [
@@ -102,12 +102,12 @@ def compare(
         if place % images_each == 0
     ]
     sample_grid(rows[:SHOWN], ("before", "after", "held out"), cell_pixels=128).save(page)
-    (out / "metrics.json").write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
+    write_json(out / "metrics.json", asdict(found))
     return found, page
 
 
 def table(found: Comparison) -> str:
-    """The comparison for a person."""
+    """The comparison as a table for a terminal."""
     rows: list[tuple[str, Any, Any]] = [
         ("distance to held-out images", f"{found.before.distance:.3f}", f"{found.after.distance:.3f}"),
         ("words read", f"{found.before.words:.1%}", f"{found.after.words:.1%}"),
@@ -122,13 +122,13 @@ def table(found: Comparison) -> str:
 
 
 def _config_of(adapter: str) -> Config:
-    """The config of the run that an adapter is of. Raises UserError for an adapter folder without its run."""
+    """The config of an adapter's run. Raises UserError for an adapter folder without its run."""
     before, _, weight = adapter.replace("=", ":").rpartition(":")
     folder = Path(before if before and _is_number(weight) else adapter)
     for run in (folder, folder.parent):
         if (run / "config.yaml").is_file():
             return load_config(run / "config.yaml")
-    raise UserError(f"{folder} is no LoRA run (config.yaml is missing); the run says which images it has held out.")
+    raise UserError(f"{folder} is no LoRA run (config.yaml is missing), which names the held-out images.")
 
 
 def _is_number(text: str) -> bool:
@@ -140,10 +140,10 @@ def _is_number(text: str) -> bool:
 
 
 def _held_out(config: Config) -> tuple[list[Sample], list[Sample]]:
-    """All held-out images of a run, and as many of those that it was trained on."""
+    """All held-out samples of a run, and as many of its training samples."""
     sets = open_data(config)
     if sets.held_out is None:
-        raise UserError(f"{config.directory} has held out no images; train it with validation.share=0.2.")
+        raise UserError(f"{config.directory} has held out no images; train with validation.share=0.2.")
     stream = config.data.stream(config.seed)
     held = first_samples(sets.held_out, stream, sets.held_out.samples)
     if len(held) < 2:
@@ -154,16 +154,16 @@ def _held_out(config: Config) -> tuple[list[Sample], list[Sample]]:
     return held, first_samples(sets.shards, stream, len(held))
 
 
-def _images(pipeline: VLADPipeline, prompts: list[str]) -> list[Image.Image]:
-    drawn: list[Image.Image] = pipeline(prompts, [SEED + place for place in range(len(prompts))]).images
-    return drawn
+def _generate(pipeline: VLADPipeline, prompts: list[str]) -> list[Image.Image]:
+    images: list[Image.Image] = pipeline(prompts, [SEED + place for place in range(len(prompts))]).images
+    return images
 
 
-def _read(images: list[Image.Image], wanted: list[list[str]]) -> tuple[float, float]:
-    """Exact words and letters (0..1) that the OCR engine reads."""
+def _accuracies(images: list[Image.Image], targets: list[list[str]]) -> tuple[float, float]:
+    """Accuracies (0..1) of words and letters, read by OCR."""
     arrays = [np.asarray(image) for image in images]
-    readings = list(run_ocr("rapidocr", arrays, default_enlarge_factor(*images[0].size)))
-    return word_accuracy(readings, wanted), letter_accuracy(readings, wanted)
+    results = list(run_ocr("rapidocr", arrays, default_enlarge_factor(*images[0].size)))
+    return word_accuracy(results, targets), letter_accuracy(results, targets)
 
 
 def _save(images: list[Image.Image], folder: Path) -> list[Path]:

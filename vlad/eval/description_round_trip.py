@@ -1,11 +1,10 @@
-"""The description round trip: what a vision-language model says of an image, held against the prompt it was drawn of.
+"""Description round trip: a vision-language model describes an image, and the description is compared with the prompt.
 
     prompt --> facts: strings, objects, (colour, object), (count, object), (object, relation, object)
-    image --> description --> the facts that it confirms, term by term; cosine of both sentences
+    image --> description --> the facts that it confirms; cosine of both sentences
 
-Facts are bound: "a red cup and a blue plate" is not confirmed by "a blue cup and a red plate", which a bag of words
-would be. They are read off the text by the light chunker of
-`models/text_encoder/prompt.py`: what it does not find is not asked.
+Facts are bound: "a blue cup and a red plate" does not confirm "a red cup and a blue plate", though their bags of words
+are equal. The light chunker of `models/text_encoder/prompt.py` finds them; what it misses does not count.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ NUMBERS = {
     for word in words.split()
 }
 COUNTED = {word: number for word, number in NUMBERS.items() if word not in ("a", "an")}
-# What one text calls so and another so; the first of a group stands for all.
+# Synonyms; the first of a group is the normal form.
 SYNONYMS = {
     word: group.split()[0]
     for group in (
@@ -82,7 +81,7 @@ _RELATIONS = (
     ("in", r"inside|in|within"),
 )
 _BETWEEN = re.compile("|".join(rf"(?P<{name}>\b(?:{pattern})\b)" for name, pattern in _RELATIONS), re.IGNORECASE)
-# Where something stands, not what.
+# Words of position, which name no object.
 PLACES = frozenset("left right top bottom middle centre center side front back next corner".split())
 _WORD = re.compile(r"\w+")
 KINDS = ("strings", "objects", "colours", "counts", "relations")
@@ -90,7 +89,7 @@ KINDS = ("strings", "objects", "colours", "counts", "relations")
 
 @dataclass(frozen=True)
 class Facts:
-    """What a text states, each of the five kinds; objects by their normal form."""
+    """The facts of a text by kind; objects in their normal form."""
 
     objects: frozenset[str]
     colours: frozenset[tuple[str, str]]
@@ -99,7 +98,7 @@ class Facts:
 
 
 def facts_of(text: str) -> Facts:
-    """The facts of a prompt or a description; quotations state none."""
+    """The facts of a prompt or a description; quotations contain none."""
     quotes = find_quotes(text, strict=False)
     phrases = find_phrases(text, quotes)
     objects, colours, counts, relations = set(), set(), set(), set()
@@ -118,20 +117,20 @@ def facts_of(text: str) -> Facts:
         counts |= {(number, head) for number in numbers if number is not None}
     for (one, _, end), (other, start, _) in pairwise(heads):
         found = _BETWEEN.search(text, end, start)
-        # Another sentence between them, or a quotation in whichever marks: not of each other.
+        # A sentence's end or a quotation between them: no relation.
         parted = re.search(r"[.;!?]", text[end:start]) or any(end <= quote.start < start for quote in quotes)
         if found is not None and found.lastgroup is not None and not parted:
-            relations.add(_as_one(one, found.lastgroup, other))
+            relations.add(_canonical(one, found.lastgroup, other))
     return Facts(frozenset(objects), frozenset(colours), frozenset(counts), frozenset(relations))
 
 
 def _names(word: str) -> bool:
-    """Whether a word of a phrase says what it is about."""
+    """Whether a word of a phrase names its object."""
     return not (word in COLOURS or word in NUMBERS or word in PLACES or word == "the" or word.isdecimal())
 
 
 def normal(word: str) -> str:
-    """An object's name without its plural, synonyms made one."""
+    """An object's normal form: singular, synonyms replaced."""
     if word in SYNONYMS:
         return SYNONYMS[word]
     for ending, instead in (("ies", "y"), ("sses", "ss"), ("shes", "sh"), ("ches", "ch"), ("xes", "x")):
@@ -144,8 +143,8 @@ def normal(word: str) -> str:
     return SYNONYMS.get(word, word)
 
 
-def _as_one(one: str, relation: str, other: str) -> tuple[str, str, str]:
-    """A relation the same way round whichever way it was said."""
+def _canonical(one: str, relation: str, other: str) -> tuple[str, str, str]:
+    """A relation in one direction, whichever was stated."""
     back = {value: key for key, value in INVERSE.items() if key != value}
     if relation in back:
         return other, back[relation], one
@@ -155,19 +154,19 @@ def _as_one(one: str, relation: str, other: str) -> tuple[str, str, str]:
 
 
 def confirmed(prompt: str, strings: Sequence[str], description: str) -> MetricTerms:
-    """How many of the prompt's facts the description confirms, of how many; a kind of which there are none has no term.
+    """How many of the prompt's facts the description confirms; a kind without facts has no term.
 
-    A string is confirmed where its letters and digits stand in the description as whole words, case aside.
+    A string is confirmed where its letters and digits occur in the description as whole words, in any case.
     """
-    asked, said = facts_of(prompt), facts_of(description)
+    stated, described = facts_of(prompt), facts_of(description)
     terms: MetricTerms = {}
     if strings:
-        read = f" {_plain(description)} "
-        terms["strings"] = MetricTerm(sum(f" {_plain(string)} " in read for string in strings), len(strings))
+        words = f" {_plain(description)} "
+        terms["strings"] = MetricTerm(sum(f" {_plain(string)} " in words for string in strings), len(strings))
     for kind in KINDS[1:]:
-        wanted, found = getattr(asked, kind), getattr(said, kind)
-        if wanted:
-            terms[kind] = MetricTerm(len(wanted & found), len(wanted))
+        facts = getattr(stated, kind)
+        if facts:
+            terms[kind] = MetricTerm(len(facts & getattr(described, kind)), len(facts))
     return terms
 
 
@@ -177,8 +176,8 @@ def _plain(text: str) -> str:
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """One describer on one system's images: shares of facts confirmed (None: none asked), mean cosine of sentences
-    (None: no sentence encoder), and the 95 % interval of each that there is."""
+    """One describer on one system's images: shares of confirmed facts (None: the prompts have none), mean cosine of
+    sentences (None: no sentence encoder), and the 95 % interval of each."""
 
     describer: str
     system: str
@@ -188,20 +187,20 @@ class RoundTrip:
     intervals: Mapping[str, Interval]
 
 
-def summed_up(
+def round_trip(
     describer: str,
     system: str,
-    told: Iterable[tuple[str, Sequence[str], str]],
+    described: Iterable[tuple[str, Sequence[str], str]],
     similarity: Callable[[Sequence[str], Sequence[str]], Sequence[float]] | None = None,
 ) -> RoundTrip:
     """The round trip of (prompt, strings, description) triples: shares over all facts of a kind.
 
-    Intervals draw the prompts again, all descriptions of a prompt's images with it.
+    Intervals resample prompts, each with the descriptions of all its images.
     """
-    triples = list(told)
+    triples = list(described)
     terms = [confirmed(prompt, strings, description) for prompt, strings, description in triples]
     if similarity is not None and triples:
-        cosines = similarity([prompt for prompt, _, _ in triples], [said for _, _, said in triples])
+        cosines = similarity([prompt for prompt, _, _ in triples], [text for _, _, text in triples])
         for own, cosine in zip(terms, cosines, strict=True):
             own["similarity"] = MetricTerm(cosine)
     values = metrics_of_terms(terms, no_derived_metrics)
@@ -307,7 +306,7 @@ def evaluate_descriptions(
             triples = [
                 (image.prompt.text, image.prompt.strings, text) for (image, _), text in zip(present, texts, strict=True)
             ]
-            trips.append(summed_up(describer, system, triples, similarity))
+            trips.append(round_trip(describer, system, triples, similarity))
     (out / "matrix.md").write_text(matrix_of(trips), encoding="utf-8")
     write_json(out / "matrix.json", [asdict(trip) for trip in trips])
     return Descriptions(tuple(trips), missing, unreadable)

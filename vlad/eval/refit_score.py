@@ -1,4 +1,4 @@
-"""How well refit finds the lines of a glyph map: generated layouts, drawn, disturbed as a sampler does it, read back.
+"""Accuracy of refit: lines of random layouts found again in glyph maps with the disturbances of a sampler.
 
 layout -> glyph map -> disturbance -> refit -> lines found, strings on their own lines, polygon IoU
 """
@@ -22,9 +22,9 @@ from vlad.types import Layout, Polygon, TextLine
 
 KINDS = ("rows", "touching rows", "tilted block", "own angles", "side by side", "strings in another order")
 DISTURBANCES = ("clean", "blurred and noisy", "wrong letters", "a line missing", "specks")
-FOUND_IOU = 0.5  # a line is found when one of the layout's covers it by as much
+FOUND_IOU = 0.5  # least IoU of a found line
 MARGIN = 0.03
-TRIES = 400  # at a place for a line that is free
+TRIES = 400  # at a free place for a line
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def generated_layout(index: int, kind: str, seed: int = 0) -> Layout:
 
 
 def disturbed(layout: Layout, pixels: int, disturbance: str, seed: int) -> np.ndarray:
-    """The layout's glyph map (H W, 0..1) as a sampler might have drawn it."""
+    """The layout's glyph map (H W, 0..1) as a sampler might generate it."""
     rng = np.random.default_rng((seed, DISTURBANCES.index(disturbance)))
     lines = list(layout.lines)
     if disturbance == "wrong letters":
@@ -156,7 +156,7 @@ def _columns(rng: np.random.Generator, texts: Sequence[str], gap: float, tilt: f
 
 
 def _scattered(rng: np.random.Generator, texts: Sequence[str], gap: float, tilt: float) -> list[TextLine]:
-    """Lines of their own sizes and angles wherever there is room."""
+    """Lines of random sizes and angles wherever there is room."""
     while True:
         lines: list[TextLine] = []
         for text in texts:
@@ -176,7 +176,7 @@ def _inside(line: TextLine) -> bool:
 
 
 def _apart(a: TextLine, b: TextLine, least: float) -> bool:
-    """Whether two convex quads stand at least so far from each other."""
+    """Whether two convex quads are at least `least` apart."""
     masks = []
     for line in (a, b):
         mask = np.zeros((200, 200), dtype=np.uint8)

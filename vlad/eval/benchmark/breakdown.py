@@ -1,7 +1,7 @@
-"""Which texts fail: accuracy by height, length, number of lines, script and letter case.
+"""Breakdown of accuracy by text height, length, number of lines, script and letter case.
 
-A wanted string counts as read when a run of the words that were read, joined, is the string, both without white space;
-so a word that the engine takes for two, or two for one, is not held against the image. Each run serves once.
+A target string counts as read when a run of the words read, joined, is the string, both without white space: so a word
+that the engine splits, or two that it joins, do not count against the image. Each run is used once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vlad.layout.polygons import quad_of
 from vlad.layout.reading_order import reading_order
 from vlad.types import Polygon
 
-# Shares of the image's height, in percent: those of one image hold for every size of it.
+# Percent of the image's height, so that an image's size does not matter.
 HEIGHT_EDGES_PERCENT = (0, 2, 4, 6, 8, 12, 16, 24, 32)
 LENGTH_EDGES = (1, 3, 5, 7, 9, 13, 17, 25, 33)
 LINE_EDGES = (1, 2, 3, 4, 5, 6, 9)
@@ -33,26 +33,26 @@ DIMENSIONS = {
 
 
 def strings_read(strings: Sequence[str], reading: OCRResult) -> list[tuple[bool, bool]]:
-    """For every wanted string whether it was read, and whether also in its own letter case."""
+    """For every target string whether it was read, and whether in its own letter case."""
     words = [word for line in reading_order(reading.lines) for word in line.text.split()]
     used = [False] * len(words)
     return [_read(string, words, used) for string in strings]
 
 
 def _read(string: str, words: list[str], used: list[bool]) -> tuple[bool, bool]:
-    wanted = "".join(string.split())
-    if not wanted:
+    target = "".join(string.split())
+    if not target:
         return True, True
     best: range | None = None
     for start in range(len(words)):
         text = ""
         for end in range(start, len(words)):
-            if used[end] or len(text) >= len(wanted):
+            if used[end] or len(text) >= len(target):
                 break
             text += words[end]
-            if text.casefold() == wanted.casefold():
-                # The same text in the right case, further on, is the better one.
-                if text == wanted:
+            if text.casefold() == target.casefold():
+                # A later run in the right case is preferred.
+                if text == target:
                     return _take(range(start, end + 1), used, True)
                 best = best or range(start, end + 1)
                 break
@@ -89,7 +89,7 @@ def height_share(polygon: Polygon, aspect: float = 1.0) -> float:
 
 @dataclass
 class Tally:
-    """Strings of one bin: how many, how many read, how many of these in their own case."""
+    """Strings of one bin: all, those read, those read in their own case."""
 
     strings: int = 0
     read: int = 0
@@ -104,7 +104,7 @@ class Tally:
 
 @dataclass
 class Breakdown:
-    """Counts by dimension and bin; takes the same memory for any number of images."""
+    """Counts by dimension and bin, in constant memory."""
 
     tallies: dict[str, dict[str, Tally]] = field(default_factory=lambda: {name: {} for name in DIMENSIONS})
 
@@ -115,7 +115,7 @@ class Breakdown:
         polygons: Sequence[Polygon | None],
         aspect: float = 1.0,
     ) -> None:
-        """One image's strings; a polygon is None where it is not known where the string stands."""
+        """Counts one image's strings; a polygon is None where the string's place is not known."""
         for string, found, polygon in zip(strings, read, polygons, strict=True):
             height = UNKNOWN
             if polygon is not None:
@@ -137,7 +137,7 @@ class Breakdown:
         return sum(tally.strings for tally in self.tallies["script"].values())
 
     def rows(self, dimension: str) -> list[tuple[str, Tally]]:
-        """The dimension's bins that hold something, in order."""
+        """The dimension's non-empty bins, in order."""
         orders = {
             "height": [*bin_names(HEIGHT_EDGES_PERCENT, " %"), UNKNOWN],
             "length": bin_names(LENGTH_EDGES),

@@ -20,9 +20,9 @@ from vlad.utils.parallel import available_cores
 
 
 def measure_ocr_speed(count: int, engine: str) -> None:
-    """Images of 512 x 512 read a second, by one process and by one a core, and the memory they take.
+    """Prints images (512 x 512) read a second by one process and by one a core, and the memory they hold.
 
-    The images are rendered signs under noise; a process's start is part of its time, as it is in an evaluation.
+    The images are rendered signs with noise. The start of the processes counts, as in an evaluation.
     """
     options = SyntheticOptions(size_pixels=512)
     cores = available_cores()

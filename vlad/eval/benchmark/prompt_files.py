@@ -1,4 +1,4 @@
-"""Prompt files in the benchmarks' own formats.
+"""Prompt files in the formats of the benchmarks.
 
 LINES.txt    a prompt a line (MARIO-Eval, DrawBench, GlyphControl), or a word a line (GlyphControl's raw lists)
 TABLE.tsv    with a column Prompt, prompt or caption (PartiPrompts); .csv alike
@@ -42,11 +42,11 @@ Record = dict[str, Any]
 def read_prompt_files(paths: Sequence[Path | str]) -> list[BenchmarkPrompt]:
     """The prompts of all files, each file's name as the subset where there are several.
 
-    Raises UserError that names the file and the entry for a layout that we don't know.
+    Raises UserError, with the file and the entry, for an unknown format.
     """
     prompts: list[BenchmarkPrompt] = []
     files = list(map(Path, paths))
-    # CVTG-2K has a 2.json in two folders.
+    # CVTG-2K has two folders with a 2.json.
     names = [file.stem for file in files]
     if len(set(names)) < len(names):
         names = [f"{file.resolve().parent.name}-{file.stem}" for file in files]
@@ -65,20 +65,20 @@ def read_prompt_files(paths: Sequence[Path | str]) -> list[BenchmarkPrompt]:
     return prompts
 
 
-def prompts_and_overrides(said: Sequence[Path]) -> tuple[tuple[Path, ...], list[str]]:
-    """What stands behind --prompts, parted: files, and the key=value that a command line takes for files there."""
-    is_override = [not path.exists() and re.match(r"[\w.-]+=", str(path)) is not None for path in said]
-    files = tuple(path for path, other in zip(said, is_override, strict=True) if not other)
-    return files, [str(path) for path, other in zip(said, is_override, strict=True) if other]
+def prompts_and_overrides(words: Sequence[Path]) -> tuple[tuple[Path, ...], list[str]]:
+    """The words after --prompts, separated: files, and key=value overrides that a parser takes for files."""
+    is_override = [not path.exists() and re.match(r"[\w.-]+=", str(path)) is not None for path in words]
+    files = tuple(path for path, other in zip(words, is_override, strict=True) if not other)
+    return files, [str(path) for path, other in zip(words, is_override, strict=True) if other]
 
 
 def safe_name(text: str) -> str:
-    """A name that any file system takes."""
+    """A file name that every file system takes."""
     return _UNSAFE.sub("-", text).strip("-.") or "-"
 
 
 def quoted(prompt: str) -> tuple[str, ...]:
-    """The prompt's quoted strings, marks that are never closed aside."""
+    """The prompt's quoted strings; unclosed marks quote nothing."""
     return tuple(quote.text for quote in find_quotes(prompt, strict=False))
 
 
@@ -103,10 +103,10 @@ def _read_file(path: Path) -> list[BenchmarkPrompt]:
     except (UnusableEntry, ValueError, RecursionError, csv.Error) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} is in no layout that we know: {error}. Accepted: {ACCEPTED}.") from error
+        raise UserError(f"{path} is in no known format: {error}. Accepted: {ACCEPTED}.") from error
     if not found:
-        raise UserError(f"{path} holds no prompt.")
-    # References stand beside the prompt file unless they are told in full.
+        raise UserError(f"{path} holds no prompt; name another file.")
+    # References are relative to the prompt file.
     return [
         prompt if prompt.reference is None else replace(prompt, reference=str(path.parent / prompt.reference))
         for prompt in found
@@ -115,9 +115,8 @@ def _read_file(path: Path) -> list[BenchmarkPrompt]:
 
 def _of_lines(text: str) -> list[BenchmarkPrompt]:
     lines = [line.strip() for line in text.splitlines()]
-    # An empty line is no prompt, but the images are numbered by lines that are.
     lines = [line for line in lines if line]
-    # Words alone; but prompts of scripts that put no spaces between them quote what they ask for.
+    # A list of words; prompts of scripts without spaces have quotations.
     if not any(quoted(line) or any(character.isspace() for character in line) for line in lines):
         lines = [WORD_TEMPLATE.format(line) for line in lines]
     return [BenchmarkPrompt(str(number), line, quoted(line)) for number, line in enumerate(lines)]
@@ -127,7 +126,7 @@ def _of_table(text: str, delimiter: str) -> Iterator[BenchmarkPrompt]:
     rows = csv.DictReader(io.StringIO(text), delimiter=delimiter)
     names = [name for name in rows.fieldnames or () if name and name.strip().lower() in ("prompt", "caption")]
     if not names:
-        raise ValueError(f"no column is named prompt or caption (the first line says {rows.fieldnames})")
+        raise ValueError(f"no column is named prompt or caption (the first line is {rows.fieldnames})")
     for number, row in enumerate(rows):
         prompt = (row[names[0]] or "").strip()
         if not prompt:
@@ -136,7 +135,7 @@ def _of_table(text: str, delimiter: str) -> Iterator[BenchmarkPrompt]:
 
 
 def _of_json_lines(text: str) -> Iterator[BenchmarkPrompt]:
-    # Not splitlines: a string may hold other characters that part lines (U+2028) as they are.
+    # Not splitlines: strings may hold other line separators (U+2028).
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -164,7 +163,7 @@ def _of_json(content: Any) -> Iterator[BenchmarkPrompt]:
 def _numbered(
     place: str, reader: Callable[[Record, int], BenchmarkPrompt], record: Any, number: int
 ) -> BenchmarkPrompt:
-    """The record's prompt; what is wrong with it is told with its place."""
+    """The record's prompt. Raises ValueError with the record's place."""
     if not isinstance(record, dict):
         raise ValueError(f"{place} is no object")
     try:
@@ -174,7 +173,7 @@ def _numbered(
 
 
 def _of_anytext(record: Record, number: int) -> BenchmarkPrompt:
-    """The caption names no strings: they are added to it, as the benchmark's own prompts do."""
+    """The caption lacks the strings; they are appended to it, as in the benchmark's own prompts."""
     caption = _string(record, "caption")
     annotations = record.get("annotations")
     if not isinstance(annotations, list) or not all(isinstance(annotation, dict) for annotation in annotations):
@@ -198,7 +197,7 @@ def _of_anytext(record: Record, number: int) -> BenchmarkPrompt:
 
 
 def _of_record(record: Record, number: int) -> BenchmarkPrompt:
-    """An object with a prompt, and with the texts that it asks for under the name that its benchmark gives them."""
+    """An object with a prompt, and with its target texts under the benchmark's own name."""
     prompt = _string(record, "prompt")
     key = _key(record, ("id", "prompt_id", "index", "image_path"), number)
     subset = str(record.get("subset") or record.get("category") or "")
@@ -214,7 +213,7 @@ def _of_record(record: Record, number: int) -> BenchmarkPrompt:
 
 
 def _key(record: Record, names: Sequence[str], number: int) -> str:
-    """The record's own id, else its number; a file's name counts without its ending."""
+    """The record's own id, or its number; of file names, the stem."""
     for name in names:
         if isinstance(record.get(name), str | int) and str(record[name]).strip():
             value = str(record[name])

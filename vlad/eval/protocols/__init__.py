@@ -1,4 +1,4 @@
-"""The published protocols, a file each: strict as their scorers compute, or corrected where those err."""
+"""The published protocols, a file each: strict (as the published scorers compute) and corrected (where those err)."""
 
 from __future__ import annotations
 

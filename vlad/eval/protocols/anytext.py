@@ -3,10 +3,9 @@
     Sen.ACC  share of lines read exactly, case and punctuation counting
     NED      1 - Levenshtein distance / (length of the longer + 1e-5), the mean over lines
 
-Strict keeps the benchmark's limits: the first 5 legible lines of an image, the first 20 characters of each.
-Corrected: every legible line, whole, white space at the ends aside, and no 1e-5.
-The published scorer compares characters as numbers of its own recogniser's alphabet, in which all characters that it
-does not know are one; here they stay themselves.
+Strict has the benchmark's limits: the first 5 legible lines of an image, the first 20 characters of each.
+Corrected: every legible line, whole and stripped of white space, and no 1e-5.
+The published scorer maps all characters outside its recogniser's alphabet to one; here they stay themselves.
 """
 
 from __future__ import annotations

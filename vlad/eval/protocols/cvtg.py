@@ -1,13 +1,13 @@
 """CVTG-2K (TextCrafter, arXiv 2503.23461): the words of several places in one image.
 
     truth          the words of every '...' of the prompt, lower-cased
-    word accuracy  share of the wanted words that were read anywhere
-    NED            of each wanted word and the most similar word read: 1 - Levenshtein / (longer + 1e-5), the mean
+    word accuracy  share of the target words that were read anywhere
+    NED            of each target word and the most similar word read: 1 - Levenshtein / (longer + 1e-5), the mean
 
-Strict keeps what the published scorer does: a word that was read once satisfies any number of wanted ones, nothing
-counts against words too many, the most similar word is the one of `difflib`'s highest ratio (whose NED another may
-exceed), and apostrophes cut the truth.
-Corrected: a read word satisfies one wanted word, the most similar word is the one of the highest NED, the truth is
+Strict computes as the published scorer does: a word that was read once satisfies any number of target words, extra
+words cost nothing, the most similar word is the one of `difflib`'s highest ratio (whose NED another may exceed), and
+apostrophes cut the truth.
+Corrected: a read word satisfies one target word, the most similar word is the one of the highest NED, the truth is
 the file's list of sentences or else the quotations as `vlad/models/text_encoder/prompt.py` finds them, and no 1e-5.
 """
 
@@ -32,12 +32,12 @@ from vlad.eval.protocols.protocol import (
 
 
 def target_words(prompt: BenchmarkPrompt, mode: ScoringMode) -> list[str]:
-    """The words that the scorer takes for the truth."""
+    """The target words as the scorer extracts them."""
     return lower_words(straight_quoted(prompt.text) if mode == "strict" else prompt.strings)
 
 
 def word_similarity(word: str, read: Sequence[str], mode: ScoringMode) -> float:
-    """NED of a wanted word and the most similar of the words read (at least one)."""
+    """NED of a target word and the most similar of the words read (at least one)."""
     if mode == "strict":
         (closest,) = difflib.get_close_matches(word, read, n=1, cutoff=0)
         return line_similarity(word, closest, mode)
@@ -60,5 +60,5 @@ CVTG = Protocol(
     native_engine="PaddleOCR (PP-OCRv3 detection, PP-OCRv4 English recognition)",
     score=score,
     combine=no_derived_metrics,
-    quirks="one read word satisfies any number of wanted ones; no precision; apostrophes cut the truth",
+    quirks="one read word satisfies any number of target words; no precision; apostrophes cut the truth",
 )

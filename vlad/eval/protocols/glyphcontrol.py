@@ -4,9 +4,9 @@
     accuracy_any_case   the same with letter case ignored
     ld                  the fewest edits (Levenshtein) between the word and a string found, the mean over words
 
-Strict keeps what the published scorer does: a string found is a whole detection, so a word in a line of several does
-not count; images in which nothing is found are left out of `ld`, which flatters a model that writes nothing.
-Corrected: the words of a detection count as strings found too, and nothing found costs the whole word.
+Strict computes as the published scorer does: a string found is a whole detection, so a word in a line of several does
+not count; images in which nothing is found are left out of `ld`, which favours a model that writes nothing.
+Corrected: the words of a detection count as strings found, too, and where nothing is found `ld` is the word's length.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vlad.eval.protocols.protocol import (
 
 
 def found_strings(ocr: OCRResult, mode: ScoringMode) -> list[str]:
-    """What the wanted words are looked for among."""
+    """The strings among which the target words are searched."""
     detections = [line.text for line in ocr.lines]
     return detections if mode == "strict" else [*detections, *ocr.words]
 

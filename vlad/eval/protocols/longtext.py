@@ -1,12 +1,12 @@
-"""LongText-Bench (X-Omni, arXiv 2507.22058): how much of a long text an image shows, wherever it stands.
+"""LongText-Bench (X-Omni, arXiv 2507.22058): how much of a long text an image shows, in any order.
 
-    text accuracy  characters (Chinese) or lower-cased words (English) shared by truth and reading as multisets, over
+    text accuracy  characters (Chinese) or lower-cased words (English) shared by truth and OCR result as multisets, over
                    those of the truth; the sums run over all images (micro average)
 
-Strict keeps what the published scorer does: only the letters a-z, digits, common Chinese characters and some accented
-letters of French survive, all else vanishes (so it's becomes its, and Straße Strae).
-Corrected: letters, digits and marks of all scripts survive, in Unicode's composed form, and all other characters
-part words, apostrophes aside (well-known is two words).
+Strict computes as the published scorer does: only the letters a-z, digits, common Chinese characters and some accented
+letters of French are kept, all else is deleted (it's becomes its, and Straße Strae).
+Corrected: letters, digits and marks of all scripts are kept, in Unicode's composed form; apostrophes are deleted, and
+all other characters separate words (well-known is two words).
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from vlad.eval.protocols.protocol import (
 from vlad.layout.reading_order import reading_order
 
 _CHINESE = re.compile("[\u4e00-\u9fa5]")
-_VANISHES_IN_STRICT = re.compile("[^\u4e00-\u9fa5a-zA-Z0-9\\sàâäéèêëîïôöùûüçÀÂÄÉÈÊËÎÏÔÖÙÛÜÇ]")
+_DELETED_IN_STRICT = re.compile("[^\u4e00-\u9fa5a-zA-Z0-9\\sàâäéèêëîïôöùûüçÀÂÄÉÈÊËÎÏÔÖÙÛÜÇ]")
 _APOSTROPHES = "'’"
 
 
 def units(text: str, chinese: bool, mode: ScoringMode) -> list[str]:
-    """What is counted: words, or with `chinese` characters."""
+    """The units that are counted: words, or characters with `chinese`."""
     if mode == "strict":
-        kept = _VANISHES_IN_STRICT.sub("", text)
+        kept = _DELETED_IN_STRICT.sub("", text)
     else:
         text = unicodedata.normalize("NFC", text)
-        kept = "".join(_as_corrected(character) for character in text)
+        kept = "".join(_corrected_character(character) for character in text)
     return [character for character in kept if not character.isspace()] if chinese else kept.lower().split()
 
 
-def _as_corrected(character: str) -> str:
+def _corrected_character(character: str) -> str:
     if unicodedata.category(character)[0] in "LNM":
         return character
     return "" if character in _APOSTROPHES else " "
@@ -68,5 +68,5 @@ LONGTEXT = Protocol(
     native_engine="Qwen2.5-VL-7B-Instruct",
     score=score,
     combine=no_derived_metrics,
-    quirks="only a-z, digits, Chinese and some French letters survive; words too many cost nothing",
+    quirks="only a-z, digits, Chinese and some French letters are kept; extra words cost nothing",
 )

@@ -2,15 +2,15 @@
 
     truth       the words of every '...' of the lower-cased prompt
     prediction  the words read, lower-cased, punctuation kept
-    precision   matched / (read + 1e-8), recall: matched / (wanted + 1e-8), each the mean over images
+    precision   matched / (read + 1e-8), recall: matched / (target words + 1e-8), each the mean over images
     F           of the mean precision and the mean recall
     accuracy    share of images whose sorted words, joined, are the same string
 
-Strict keeps what the published scorer does: an apostrophe inside a quotation ('don't') cuts the truth; only straight
-single marks quote; joined words compare alike where they are split differently ({ab, c} = {a, bc}); a prompt that
-asks for nothing is exact when nothing is read and counts 0 for precision and recall.
-Corrected: quotations as `models/text_encoder/prompt.py` finds them (any marks, apostrophes known), multisets are
-compared as multisets, and prompts that ask for nothing are left out.
+Strict computes as the published scorer does: an apostrophe inside a quotation ('don't') cuts the truth; only straight
+single marks quote; joined words are equal where they are split differently ({ab, c} = {a, bc}); a prompt without
+target text is exact when nothing is read and counts 0 for precision and recall.
+Corrected: quotations as `models/text_encoder/prompt.py` finds them (any marks, apostrophes recognised), multisets are
+compared as multisets, and prompts without target text are left out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vlad.eval.protocols.protocol import (
 
 
 def target_words(prompt: BenchmarkPrompt, mode: ScoringMode) -> list[str]:
-    """The words that the scorer takes for the truth."""
+    """The target words as the scorer extracts them."""
     if mode == "strict":
         return lower_words(straight_quoted(prompt.text.strip().lower()))
     return lower_words(prompt.strings)
@@ -51,7 +51,7 @@ def score(prompt: BenchmarkPrompt, ocr: OCRResult, mode: ScoringMode) -> MetricT
 
 
 def combine(values: dict[str, float]) -> dict[str, float]:
-    """Adds F, of the means."""
+    """Adds F of the mean precision and recall."""
     if "precision" not in values:
         return values
     precision, recall = values["precision"], values["recall"]

@@ -1,15 +1,15 @@
-"""TextAtlasEval (TextAtlas5M, arXiv 2502.07870): dense text, matched word by word with some tolerance.
+"""TextAtlasEval (TextAtlas5M, arXiv 2502.07870): dense text, words matched with a tolerance.
 
-    accuracy, precision  words read that are like a wanted one (fuzzy ratio at least 80 of 100), over words wanted, read
+    accuracy, precision  words read that are like a target (fuzzy ratio of at least 80), over targets, words read
     f_measure            of the two, whose sums run over all images (micro average)
     cer                  edits between the whole texts over their length, the mean over images
 
 The fuzzy ratio of a and b is 100 * 2 * (longest common subsequence) / (|a| + |b|).
-Strict keeps what the published scorer does: each read word takes the first free wanted word that is like it, in the
+Strict computes as the published scorer does: each read word takes the first free target word that is like it, in the
 engine's order; the ratio is rounded before it is compared (79.5 passes); CER is divided by the longer of both texts,
-letter case counts in it, and images without a wanted text are left out.
+letter case counts in it, and images without target text are left out.
 Corrected: equal words are paired before those that are only alike, the ratio is not rounded, and CER is what the name
-means: edits over the letters wanted (above 1 where too much is read), in reading order, with white space evened out.
+means: edits over the target's letters (above 1 where too much is read), in reading order, white space normalised.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LEAST_RATIO = 80
 
 
 def matched_words(truth: Sequence[str], read: Sequence[str], mode: ScoringMode) -> int:
-    """How many words read are like a wanted one, each of which serves once."""
+    """How many target words are matched by a word read, each used once."""
     if mode == "strict":
         free = list(truth)
         for word in read:
@@ -58,7 +58,7 @@ def matched_words(truth: Sequence[str], read: Sequence[str], mode: ScoringMode) 
 
 
 def character_errors(truth: str, read: str, mode: ScoringMode) -> MetricTerm:
-    """CER of an image; no part of the mean where nothing is wanted."""
+    """CER of an image; without target text the image is left out of the mean."""
     if not truth:
         return MetricTerm(0, 0)
     return MetricTerm(
@@ -99,6 +99,6 @@ TEXTATLAS = Protocol(
     native_engine="PaddleOCR (English)",
     score=score,
     combine=combine,
-    quirks="first free word of a rounded ratio of 80; CER over the longer text",
+    quirks="first free word of a rounded ratio of 80 matches; CER over the longer text",
     lower_is_better=frozenset({"cer"}),
 )
