@@ -22,7 +22,7 @@ from vlad.models.text_encoder.prompt import parse_prompt
         ('"9 TO 5" and "9"', ("9", "9 TO 5"), '"9 TO 5" and "9"'),
         ("REOPENED", ("OPEN",), 'REOPENED, with text that says "OPEN"'),
         ('A wall "painted" red', (), "A wall painted red"),
-        ("", ("OPEN",), 'an image, with text that says "OPEN"'),
+        ("", ("OPEN",), 'a picture, with text that says "OPEN"'),
         ("", (), ""),
         ("two signs: SALE", ("SALE", "SALE"), 'two signs: "SALE"'),
     ],

@@ -38,7 +38,7 @@ def import_all(folder, lines=(OPEN,), **options):
     """The samples, decoded again, and what was skipped."""
     source = FolderSource(folder)
     options = AnnotateOptions(image_format="png", **options)
-    items = [annotate(source, place, lambda image: tuple(lines), options, False) for place in source.places()]
+    items = [annotate(source, ref, lambda image: tuple(lines), options, False) for ref in source.refs()]
     assert source.count == len(items)
     return [item if isinstance(item, Skipped) else decode_sample(item.members, item.key) for item in items]
 
@@ -70,7 +70,7 @@ def test_images_are_found_below_in_any_case_and_order(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     (tmp_path / "folder.png").mkdir()
-    found = [place.name for place in FolderSource(tmp_path).places()]
+    found = [ref.name for ref in FolderSource(tmp_path).refs()]
     # As their paths sort, though one folder is listed at a time.
     assert found == sorted(found) == ["a-2.png", "a.png", "a/b/c.WebP", "a/z.png", "b.JPG", "c.jpeg"]
 
@@ -83,7 +83,7 @@ def test_a_folder_without_images_is_named(tmp_path):
 def test_a_link_to_a_folder_above_is_not_followed(tmp_path):
     save(tmp_path / "a/b.png")
     (tmp_path / "a/up").symlink_to(tmp_path)
-    assert [place.name for place in FolderSource(tmp_path).places()] == ["a/b.png"]
+    assert [ref.name for ref in FolderSource(tmp_path).refs()] == ["a/b.png"]
 
 
 # Keys
@@ -260,7 +260,7 @@ def test_a_field_that_is_asked_for_goes_before_the_file_beside(tmp_path):
     (tmp_path / "b.txt").write_text("beside it too", encoding="utf-8")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "title": "asked for"}\n', encoding="utf-8")
     source = FolderSource(tmp_path, "title")
-    assert [source.read(place).caption for place in source.places()] == ["asked for", "beside it too"]
+    assert [source.read(ref).caption for ref in source.refs()] == ["asked for", "beside it too"]
     with pytest.raises(UserError, match='has text in field "titel"'):
         FolderSource(tmp_path, "titel")
 
@@ -269,7 +269,7 @@ def test_a_metadata_file_that_cannot_be_one_is_named(tmp_path, monkeypatch):
     save(tmp_path / "a.png")
     metadata = tmp_path / "metadata.jsonl"
     os.mkfifo(metadata)  # reading it would wait for ever
-    with pytest.raises(UserError, match=r"metadata\.jsonl is no file"):
+    with pytest.raises(UserError, match=r"metadata\.jsonl is not a file"):
         FolderSource(tmp_path)
     metadata.unlink()
     monkeypatch.setattr("vlad.data.importers.folder.MAX_LINE_BYTES", 1000)
@@ -329,8 +329,8 @@ def test_equal_lines_are_told_apart():
 
 def test_captions_without_legible_text():
     assert composed([], 3) == "a picture without text"
-    assert composed([line("XQ", 0.1, valid=False)], 3) == "an image"
-    assert composed([line('"', 0.1)], 3) == "an image"
+    assert composed([line("XQ", 0.1, valid=False)], 3) == "a picture"
+    assert composed([line('"', 0.1)], 3) == "a picture"
 
 
 def test_a_long_line_is_quoted_whole():

@@ -40,7 +40,7 @@ def captions_of(folder, out, build_captioner, samples_per_shard=4, batch=2):
     source = FolderSource(folder)
     spec = ShardSpec(source, AnnotateOptions(), EngineThatReadsOpen, build_captioner, samples_per_shard, batch)
     out.mkdir()
-    list(make_shards_locally(spec, out, out, {}, 1, lambda place: None))
+    list(make_shards_locally(spec, out, out, {}, 1, lambda ref: None))
     shards = sorted(out.glob("*.tar"))
 
     return [json.loads(members["json"])["caption"] for path in shards for _, members in read_members(str(path))]

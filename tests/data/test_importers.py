@@ -34,7 +34,7 @@ def image_bytes(size=(64, 64), colour="red", format="JPEG", **options):
 
 def import_all(source, lines=(READ,), **options):
     options = AnnotateOptions(image_format="png", **options)
-    items = [annotate(source, place, lambda image: tuple(lines), options, False) for place in source.places()]
+    items = [annotate(source, ref, lambda image: tuple(lines), options, False) for ref in source.refs()]
     return [item if isinstance(item, Skipped) else decode_sample(item.members, item.key) for item in items]
 
 
@@ -320,7 +320,7 @@ def test_an_engine_that_fails_costs_one_image(tmp_path):
         raise RuntimeError("out of ideas")
 
     source = open_source(str(tmp_path))
-    (item,) = [annotate(source, place, fail, AnnotateOptions(), False) for place in source.places()]
+    (item,) = [annotate(source, ref, fail, AnnotateOptions(), False) for ref in source.refs()]
     assert item.reason == "the OCR engine fails on it: RuntimeError('out of ideas')"
 
 
@@ -383,7 +383,7 @@ def test_a_broken_tar_is_named(tmp_path):
 def test_a_image_that_stands_there_twice_is_skipped(tmp_path):
     path = tar(tmp_path / "0.tar", ("1.jpg", image_bytes()), ("1.JPG", image_bytes(colour="blue")))
     (item,) = import_all(open_source(str(path)))
-    assert item.reason == "a member stands there twice: jpg"
+    assert item.reason == "it has two members of a kind: jpg"
 
 
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
@@ -397,7 +397,7 @@ def test_damage_anywhere_in_a_source_s_tar_is_one_sentence(tmp_path, ending):
         damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged[: rng.choice((len(damaged), rng.randrange(len(damaged))))])
         with contextlib.suppress(UserError):
-            list(TarSource(str(path), (path,)).places())
+            list(TarSource(str(path), (path,)).refs())
 
 
 def test_a_header_of_gigabytes_is_not_read_into_memory(tmp_path):
@@ -407,14 +407,14 @@ def test_a_header_of_gigabytes_is_not_read_into_memory(tmp_path):
     with gzip.open(tmp_path / "0.tar.gz", "wb") as stream:
         stream.write(member.tobuf(tarfile.GNU_FORMAT) + bytes(10_000))
     with pytest.raises(UserError, match=r"0\.tar\.gz is not a whole tar file \(a header of 5000000000 bytes\)"):
-        list(open_source(str(tmp_path / "0.tar.gz")).places())
+        list(open_source(str(tmp_path / "0.tar.gz")).refs())
 
 
 def test_a_field_that_is_asked_for_goes_before_the_text_beside(tmp_path):
     members = ("1.jpg", image_bytes()), ("1.txt", b"a wall"), ("1.json", b'{"title": "a door"}')
     path = str(tar(tmp_path / "0.tar", *members))
     captions = [
-        [source.read(place).caption for place in source.places()]
+        [source.read(ref).caption for ref in source.refs()]
         for source in (open_source(path), open_source(path, caption_field="title"))
     ]
     assert captions == [["a wall"], ["a door"]]
@@ -467,7 +467,7 @@ def test_an_unknown_format_lists_what_is_known(tmp_path):
     with pytest.raises(UserError, match="Did you mean 'mario'") as caught:
         open_source(str(tmp_path), "maria")
     assert all(name in str(caught.value) for name in FORMATS)
-    with pytest.raises(UserError, match="of no format that is known") as caught:
+    with pytest.raises(UserError, match="has no known format") as caught:
         open_source(str(tmp_path / "a.csv"))
     assert all(name in str(caught.value) for name in FORMATS)
     with pytest.raises(UserError, match="is empty"):

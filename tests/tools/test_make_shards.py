@@ -347,7 +347,7 @@ def test_a_captioner_that_is_none_is_told_by_the_machine_that_wants_it(tmp_path)
         raise UserError("--captioner x cannot be used.")
 
     spec = ShardSpec(None, AnnotateOptions(), build, build)
-    row = {"number": 0, "places": b"", "error": ""}
+    row = {"number": 0, "refs": b"", "error": ""}
     assert _ShardMaker(spec, tmp_path)(row)["error"] == "--captioner x cannot be used."
 
 

@@ -1,1 +1,1 @@
-"""Importers: images and annotations of other people's formats -> samples."""
+"""Importers: images and annotations in the formats of public datasets, made into shards."""

@@ -1,9 +1,8 @@
-"""One image of a source -> one sample's bytes.
+"""Annotating one image of a source: its text, its caption, and the bytes of its sample.
 
-    entry -> header checked, decoded, turned upright, downsized -> lines: the source's, or read -> caption -> encoded
+    entry -> header checked, decoded, turned upright, downsized -> lines: the source's, or by OCR -> caption -> encoded
 
-The same function runs on all cores of one machine and on the machines of a cluster; what it gives depends on its
-image alone.
+The result depends on the image alone, on whatever core or machine it is made.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from vlad.data.decoding import (
     refuse_too_much_text,
 )
 from vlad.data.importers.caption_templates import compose_caption, strings_to_quote, with_quotations
-from vlad.data.importers.sources import Entry, Place, Skipped, Source, SourceLine, UnusableEntry
+from vlad.data.importers.sources import Entry, ImageRef, Skipped, Source, SourceLine, UnusableEntry
 from vlad.data.options import MIN_SIDE_PIXELS, AnnotateOptions
 from vlad.data.shards.writer import Statistics, statistics_of
 from vlad.layout.ink_polygons import tighten_polygon
@@ -34,18 +33,18 @@ from vlad.layout.polygons import bounding_box, box_polygon, polygon_area, quad_o
 from vlad.layout.reading_order import reading_order
 from vlad.types import Layout, Polygon, Sample, TextLine
 
-LEAST_CONFIDENCE = 0.5  # of the OCR engine; below it a line counts as not legible
-# From this height over width on a line of several letters runs up or down, and the engine does not say which.
+MIN_CONFIDENCE = 0.5  # of the OCR engine; below it a line counts as not legible
+# Above this height over width a line of several letters runs up or down, and the engine does not say which.
 TALL_ASPECT = 1.5
 MAX_ASPECT = 16
 MAX_IMAGE_BYTES = 256_000_000
-# A region of the source counts as read when the engine's lines cover this share of its box, and a line as standing
-# in a region that is to be ignored when that covers this share of the line's.
-READ_SHARE = 0.3
+# A region of the source counts as read when the engine's lines cover this share of its box, and a line is ignored when
+# an ignored region covers this share of the line's.
+MIN_COVERED_SHARE = 0.3
 
 _WHOLE_IMAGE = box_polygon(0.0, 0.0, 1.0, 1.0)
 _ORIENTATION_TAG = 0x0112
-# What EXIF's orientations do to a point of the stored image (x, y in 0..1).
+# How EXIF's orientations move a point of the stored image (x, y in 0..1).
 _TURNS: dict[int, Callable[[float, float], tuple[float, float]]] = {
     2: lambda x, y: (1 - x, y),
     3: lambda x, y: (1 - x, 1 - y),
@@ -61,7 +60,7 @@ ReadText = Callable[[np.ndarray], tuple[TextLine, ...]]
 
 @dataclass(frozen=True)
 class Draft:
-    """A sample as a shard's members; with `wants_caption` its caption is still empty, and quotes `strings` later."""
+    """The members of a sample; with `wants_caption` its caption is still empty, and has to quote `strings`."""
 
     key: str
     members: dict[str, bytes]
@@ -70,7 +69,7 @@ class Draft:
     statistics: Statistics
 
     def captioned(self, caption: str) -> Draft:
-        """The same sample with a caption."""
+        """The sample with a caption."""
         record = json.loads(self.members["json"])
         record["caption"] = caption
         members = {**self.members, "json": json.dumps(record, ensure_ascii=False).encode()}
@@ -78,54 +77,54 @@ class Draft:
 
 
 def annotate(
-    source: Source, place: Place, read_text: ReadText, options: AnnotateOptions, captioned: bool
+    source: Source, ref: ImageRef, read_text: ReadText, options: AnnotateOptions, captioned: bool
 ) -> Draft | Skipped:
-    """The image at `place` with its text, or the reason why not.
+    """The sample of an image, or the reason why it is skipped.
 
-    `read_text` gives the lines of an image (H W 3, uint8) with polygons in 0..1. With `captioned` a missing caption
+    `read_text` is OCR: the lines of an image (H W 3, uint8) with polygons in 0..1. With `captioned` a missing caption
     is left to a captioner.
     """
     try:
-        entry = source.read(place)
+        entry = source.read(ref)
         loaded = load_image(entry.image, options.max_side_pixels)
         lines = _lines_of(entry, loaded, read_text, options.tight_lines)
         refuse_too_much_text(entry.caption or "", Layout(lines))
     except UnusableEntry as error:
-        return Skipped(place.name, str(error))
+        return Skipped(ref.name, str(error))
     except BadSample as error:
-        return Skipped(place.name, f"it has too much text: {error}")
+        return Skipped(ref.name, f"it has too much text: {error}")
     strings = strings_to_quote(lines, options.max_strings)
     caption = entry.caption
     if caption is None and not captioned:
         caption = compose_caption(strings, bool(lines))
     elif caption is not None and options.quote_text:
-        # A caption of quotation marks alone has nothing left.
+        # Nothing is left of a caption of quotation marks alone.
         caption = with_quotations(caption, strings) or compose_caption(strings, bool(lines))
-    sample = Sample(place.key, loaded.pixels, caption or "", Layout(lines), entry.objects, entry.source, entry.licence)
+    sample = Sample(ref.key, loaded.pixels, caption or "", Layout(lines), entry.objects, entry.source, entry.licence)
     members = encode_sample(sample, options.image_format)
-    return Draft(place.key, members, strings, caption is None, statistics_of([sample]))
+    return Draft(ref.key, members, strings, caption is None, statistics_of([sample]))
 
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """RGB pixels (H W 3, uint8), upright and downsized, with what happened to them on the way."""
+    """RGB pixels (H W 3, uint8), upright and downsized, with the size and orientation of the file."""
 
     pixels: np.ndarray
     stored_size: tuple[int, int]  # width, height in the file
-    orientation: int  # EXIF's, 1 where nothing was turned
+    orientation: int  # EXIF's; 1: upright as stored
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """Width and height after the turn, before downsizing."""
+        """Width and height when upright, before downsizing."""
         width, height = self.stored_size
         return (height, width) if self.orientation >= 5 else (width, height)
 
 
 def load_image(image: bytes | tuple[Path, ...], max_side_pixels: int) -> LoadedImage:
-    """The image, at most `max_side_pixels` long. Its size is checked from the header. Raises UnusableEntry."""
+    """The image, downsized to `max_side_pixels`. Its size is checked from the header. Raises UnusableEntry."""
     try:
         opened = io.BytesIO(image) if isinstance(image, bytes) else _existing(image)
-        # By content, not by extension: many a .jpg in the wild is a png.
+        # By content, not by extension: many a .jpg is a png.
         with Image.open(opened, formats=sorted(set(IMAGE_FORMATS.values()))) as opened_as:
             if opened_as.width * opened_as.height > MAX_IMAGE_PIXELS:
                 raise UnusableEntry(
@@ -154,7 +153,7 @@ def load_image(image: bytes | tuple[Path, ...], max_side_pixels: int) -> LoadedI
 
 
 def header_pixels(image: bytes | tuple[Path, ...], max_side_pixels: int) -> int:
-    """How many pixels an image has after downsizing, from its header; 0 for one that is none. Raises UnusableEntry."""
+    """The pixels of an image after downsizing, from its header; 0 where it is unreadable. Raises UnusableEntry."""
     opened = io.BytesIO(image) if isinstance(image, bytes) else _existing(image)
     try:
         with Image.open(opened, formats=sorted(set(IMAGE_FORMATS.values()))) as opened_as:
@@ -165,7 +164,7 @@ def header_pixels(image: bytes | tuple[Path, ...], max_side_pixels: int) -> int:
 
 
 def _existing(paths: tuple[Path, ...]) -> Path:
-    """The first path at which there is a file. Raises UnusableEntry."""
+    """The first path that is a file. Raises UnusableEntry."""
     for path in paths:
         try:
             size = path.stat().st_size
@@ -180,12 +179,12 @@ def _existing(paths: tuple[Path, ...]) -> Path:
 
 
 def _upright_rgb(image: Image.Image, max_side_pixels: int) -> np.ndarray:
-    image.draft(None, (2 * max_side_pixels, 2 * max_side_pixels))  # a large jpg is read at a lower resolution
+    image.draft(None, (2 * max_side_pixels, 2 * max_side_pixels))  # decodes a large jpg at a lower resolution
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8
         upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
     if upright.has_transparency_data:
-        # What shows through is white paper, not the black that is stored under it.
+        # On white: transparent pixels are often stored as black.
         upright = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
     upright = upright.convert("RGB")
@@ -194,7 +193,7 @@ def _upright_rgb(image: Image.Image, max_side_pixels: int) -> np.ndarray:
 
 
 def _lines_of(entry: Entry, loaded: LoadedImage, read_text: ReadText, tight: bool) -> tuple[TextLine, ...]:
-    """The lines in reading order: the source's where it has text, else the engine's."""
+    """The lines in reading order: the source's where it has text, else those of the OCR engine."""
     given = [line for line in entry.lines or () if line.text is not None]
     regions = [line for line in entry.lines or () if line.text is None]
     lines = [_relative(line, entry, loaded) for line in given]
@@ -206,23 +205,23 @@ def _lines_of(entry: Entry, loaded: LoadedImage, read_text: ReadText, tight: boo
         marked = [(region.valid, _relative(replace(region, text=""), entry, loaded)) for region in regions]
         ignored = tuple(line for valid, line in marked if not valid)
         for line in read:
-            if _covered_share(line.polygon, ignored) >= READ_SHARE:
+            if _covered_share(line.polygon, ignored) >= MIN_COVERED_SHARE:
                 lines.append(replace(line, valid=False))
             else:
                 lines.append(tighten_polygon(line, loaded.pixels) if tight else line)
-        # Text that the source marks and the engine did not find must not be learned as if it were none.
-        lines += [line for valid, line in marked if not valid or _covered_share(line.polygon, read) < READ_SHARE]
+        # Text that the source marks and the engine misses must not be learned as background.
+        lines += [line for valid, line in marked if not valid or _covered_share(line.polygon, read) < MIN_COVERED_SHARE]
     height, width = loaded.pixels.shape[:2]
-    standing = (line for line in lines if polygon_area(line.polygon) > 0)
-    return tuple(_checked(line, height, width) for line in reading_order(standing))
+    visible = (line for line in lines if polygon_area(line.polygon) > 0)
+    return tuple(_checked(line, height, width) for line in reading_order(visible))
 
 
 def _relative(line: SourceLine, entry: Entry, loaded: LoadedImage) -> TextLine:
-    """The line with its polygon in shares of the upright image, cut off at the image's edge."""
+    """The line with its polygon relative to the upright image, clipped to the image."""
     polygon: Polygon = _WHOLE_IMAGE
     if line.polygon is not None:
         width, height = entry.frame or loaded.stored_size
-        # Some annotate what the file stores, some what a viewer shows.
+        # Some annotations are of the stored image, some of the upright one.
         upright = entry.frame == loaded.upright_size != loaded.stored_size
         turn = _TURNS.get(1 if upright else loaded.orientation, lambda x, y: (x, y))
         points = [turn(x / width, y / height) for x, y in line.polygon]
@@ -235,7 +234,7 @@ def _relative(line: SourceLine, entry: Entry, loaded: LoadedImage) -> TextLine:
 
 
 def _covered_share(polygon: Polygon, lines: tuple[TextLine, ...]) -> float:
-    """The share of a polygon's box that the boxes of lines cover, each line for itself."""
+    """The share of a polygon's box that the boxes of lines cover, overlaps counted twice."""
     left, top, right, bottom = bounding_box(polygon)
     covered = 0.0
     for line in lines:
@@ -248,8 +247,8 @@ def _covered_share(polygon: Polygon, lines: tuple[TextLine, ...]) -> float:
 
 
 def _checked(line: TextLine, height: int, width: int) -> TextLine:
-    """The line, marked as not valid where what it says, or which way it runs, is not certain."""
+    """The line, marked as invalid where its text or its direction is uncertain."""
     top_left, top_right, _, bottom_left = np.array(quad_of(line.polygon)) * (width, height)
     tall = np.linalg.norm(bottom_left - top_left) >= TALL_ASPECT * np.linalg.norm(top_right - top_left)
-    doubtful = line.confidence is not None and line.confidence < LEAST_CONFIDENCE
+    doubtful = line.confidence is not None and line.confidence < MIN_CONFIDENCE
     return replace(line, valid=False) if doubtful or (tall and len(line.text) > 1) else line

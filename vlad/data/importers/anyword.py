@@ -1,9 +1,9 @@
-"""AnyWord-3M JSON (AnyText), also that of the AnyText benchmark.
+"""AnyWord-3M JSON (AnyText), and that of the AnyText benchmark.
 
     {"data_root"?, "data_list": [{"img_name", "caption", "annotations": [{"polygon", "text", "language", "valid"}]}]}
 
-Polygons are given in pixels of the image resized to 512 x 512; their corners begin anywhere. `valid: false` marks
-text that is not legible. The images lie in `data_root`, or in a folder that the user names.
+Polygons are in pixels of the image resized to 512 x 512; their corners begin anywhere. `valid: false` marks illegible
+text. The images are in `data_root`, or in a folder that the user names.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlad.data.importers.json_stream import json_places, list_of, read_header
+from vlad.data.importers.json_stream import json_refs, list_of, read_header
 from vlad.data.importers.sources import (
     Entry,
-    Place,
+    ImageRef,
     SourceLine,
-    below,
+    candidate_paths,
     from_top_left,
     points_of,
     required_text,
@@ -43,17 +43,17 @@ class AnyWordSource:
         elif isinstance(root := read_header(path, LIST).get("data_root"), str):
             self._folders = (path.parent / root, *self._folders)
 
-    def places(self) -> Iterator[Place]:
-        """A place for every entry."""
-        return json_places(self._file, LIST)
+    def refs(self) -> Iterator[ImageRef]:
+        """A reference to every entry."""
+        return json_refs(self._file, LIST)
 
-    def read(self, place: Place) -> Entry:
-        """The entry's image, caption and lines. Raises UnusableEntry that names the field."""
-        record = place.payload.parse()
+    def read(self, ref: ImageRef) -> Entry:
+        """The image, caption and lines of an entry. Raises UnusableEntry that names the field."""
+        record = ref.payload.parse()
         name = required_text(record, "img_name")
         annotations = list_of(record, "annotations")
         return Entry(
-            below(self._folders, name),
+            candidate_paths(self._folders, name),
             text_of(record, self._caption_field),
             tuple(_line(annotation) for annotation in annotations),
             FRAME_PIXELS,

@@ -1,4 +1,4 @@
-"""Which importer a source needs."""
+"""Detecting the format of a source of images, and opening it with its importer."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ FORMATS = {
     "laion_glyph": 'LAION-Glyph JSON: [{"img_code", ...}]',
     "mmocr": 'mmocr/ICDAR JSON: {"data_list": [{"img_path", ...}]}',
     "wildreceipt": 'wildreceipt lines: {"file_name", "annotations"}',
-    "huggingface": "Parquet or imagefolder through `datasets`, or a data set's name on the hub",
+    "huggingface": "Parquet or imagefolder through `datasets`, or a dataset's name on the Hub",
     "webdataset": "tar files with images and captions",
 }
-# Formats that --caption-field and --images say nothing to.
+# Formats without a use for --caption-field, and for --images.
 WITHOUT_FIELDS = ("mario", "mmocr", "wildreceipt")
 WITHOUT_FOLDER = ("folder", "laion_glyph", "huggingface", "webdataset")
 PEEK_BYTES = 1 << 16
@@ -39,11 +39,11 @@ PEEK_BYTES = 1 << 16
 def open_source(
     path: str, format: str | None = None, images: Path | None = None, caption_field: str | None = None
 ) -> Source:
-    """The source at `path`, of a format of FORMATS (None: found out).
+    """The source at `path`, of a format of FORMATS (None: detected).
 
-    `images` is the folder in which the images of an annotation file lie (None: as the file says, or beside it).
-    `caption_field` names the field or column of the caption (None: the format's own).
-    Raises UserError where there is no source, it is empty, or its format is not known.
+    `images` is the folder of an annotation file's images (None: as the file says, or beside it). `caption_field` is the
+    field or column of the caption (None: the format's own). Raises UserError where there is no source, it is empty, or
+    its format is not known.
     """
     if not path.strip():
         raise UserError("SOURCE is empty; name a folder or a file that holds images.")
@@ -55,7 +55,7 @@ def open_source(
     if format is not None and format not in FORMATS:
         raise UserError(f"There is no format {format!r}.{did_you_mean(format, FORMATS)} Known: {', '.join(FORMATS)}.")
     if images is not None and not images.is_dir():
-        raise UserError(f"There is no folder {images}; name the one in which the images of {path} lie.")
+        raise UserError(f"There is no folder {images}; name the one with the images of {path}.")
     tars = _tars(path)
     if not tars:
         checked_path(path, "SOURCE")
@@ -110,7 +110,7 @@ def _neither(path: Path) -> UserError:
 
 
 def detect_format(path: Path) -> str:
-    """The format of a source, from what it holds. Raises UserError that lists what is known."""
+    """The format of a source, from its contents. Raises UserError that lists the known formats."""
     if not path.exists():
         raise _nothing_there(path)
     if path.is_dir():
@@ -128,7 +128,7 @@ def detect_format(path: Path) -> str:
         raise UserError(f"{path} is a file; name the folder that holds the images.")
     known = _file_format(path, beginning)
     if known is None:
-        raise UserError(f"{path} is of no format that is known; say which with --format: {', '.join(FORMATS)}.")
+        raise UserError(f"{path} has no known format; name it with --format: {', '.join(FORMATS)}.")
     return known
 
 
@@ -164,8 +164,8 @@ def _folder_format(folder: Path) -> str:
 
 
 def _tars(path: str) -> tuple[Path, ...]:
-    """The tar files of a folder, a file or a brace pattern, sorted; none where it names something else."""
-    if _is_there(path) and Path(path).is_dir():
+    """The tar files of a folder, a file or a brace pattern, sorted; none for anything else."""
+    if _exists(path) and Path(path).is_dir():
         return tuple(sorted(Path(path).glob("*.tar")))
     if not re.search(r"\.tar(\.gz)?$", path):
         return ()
@@ -176,16 +176,16 @@ def _tars(path: str) -> tuple[Path, ...]:
     return tuple(sorted(expanded))
 
 
-def _is_there(path: str) -> bool:
+def _exists(path: str) -> bool:
     try:
         return Path(path).exists()
-    except OSError:  # longer than a name can be, as a pattern may well be
+    except OSError:  # a pattern may be longer than any file name
         return False
 
 
 def source_paths(path: str) -> list[Path]:
-    """What SOURCE stands for: itself where it is there, else the parts of its brace pattern. Raises UserError."""
-    if _is_there(path):
+    """The paths of SOURCE: itself where it exists, else those of its brace pattern. Raises UserError."""
+    if _exists(path):
         return [Path(path)]
     with errors_naming("SOURCE"):
         return [Path(part) for part in expand_braces(path)]

@@ -1,8 +1,8 @@
-"""A plain folder of images, in folders below it too.
+"""A folder of images, with subfolders.
 
-An image's caption is the first line of `NAME.txt` beside `NAME.jpg`; else what a `metadata.jsonl` (the layout that
-`datasets` calls imagefolder) says in its folder or one above: {"file_name": "NAME.jpg", "text": "..."}. A field that
-the user names goes before `NAME.txt`.
+The caption of `NAME.jpg` is the first line of `NAME.txt` beside it; else that of a `metadata.jsonl` in its folder or
+one above (the imagefolder layout of `datasets`): {"file_name": "NAME.jpg", "text": "..."}. A caption field that the
+user names takes precedence over `NAME.txt`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlad.data.decoding import IMAGE_FORMATS
-from vlad.data.importers.sources import Entry, Place, UniqueKeys, UnusableEntry, small_file
+from vlad.data.importers.sources import Entry, ImageRef, UniqueKeys, UnusableEntry, read_small_file
 from vlad.utils.errors import UserError
 
 METADATA = "metadata.jsonl"
@@ -24,10 +24,10 @@ MAX_LINE_BYTES = 4_000_000
 
 
 class FolderSource:
-    """The images under a folder (jpg, jpeg, png, webp in any case), sorted by their path in it.
+    """The images of a folder (jpg, jpeg, png, webp in any case), sorted by their path in it; hidden ones are left out.
 
-    Hidden files and folders are left out. Raises UserError when the folder cannot be read or holds no image, or
-    a metadata file is wrong. `caption_field` names the field of the metadata (None: the first of CAPTION_FIELDS).
+    `caption_field` is the field of the metadata (None: the first of CAPTION_FIELDS). Raises UserError when the folder
+    cannot be read or holds no image, or a metadata file is wrong.
     """
 
     format = "folder"
@@ -36,7 +36,7 @@ class FolderSource:
         self.path = str(folder)
         self._folder = folder
         self._fields = CAPTION_FIELDS if caption_field is None else (caption_field,)
-        self._field_is_asked_for = caption_field is not None
+        self._field_is_given = caption_field is not None
         try:
             next(folder.iterdir(), None)
         except OSError as error:
@@ -51,25 +51,25 @@ class FolderSource:
         if not self.count:
             known = ", ".join(IMAGE_FORMATS)
             raise UserError(f"There are no images in {folder} or the folders below it; known are {known}.")
-        if self._field_is_asked_for and not captions:
+        if self._field_is_given and not captions:
             raise UserError(
                 f'--caption-field {caption_field}: no {METADATA} in {folder} has text in field "{caption_field}" for a'
                 " image; name another, or leave it out."
             )
 
-    def places(self) -> Iterator[Place]:
-        """A place for every image."""
+    def refs(self) -> Iterator[ImageRef]:
+        """A reference to every image."""
         keys = UniqueKeys()
         for number, (path, caption) in enumerate(self._images()):
             inside = path.relative_to(self._folder)
             key = keys.key_of(inside.with_suffix("").as_posix())
-            yield Place(number, key, inside.as_posix(), (path, caption))
+            yield ImageRef(number, key, inside.as_posix(), (path, caption))
 
-    def read(self, place: Place) -> Entry:
-        """The image with the caption that is written beside it."""
-        path, caption = place.payload
-        written = written_caption(path.with_suffix(".txt"))
-        return Entry((path,), caption or written if self._field_is_asked_for else written or caption)
+    def read(self, ref: ImageRef) -> Entry:
+        """An image with its caption."""
+        path, caption = ref.payload
+        written = read_caption_file(path.with_suffix(".txt"))
+        return Entry((path,), caption or written if self._field_is_given else written or caption)
 
     def _images(self) -> Iterator[tuple[Path, str | None]]:
         captions: dict[str, str] = {}
@@ -81,10 +81,10 @@ class FolderSource:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """The files under a folder, without hidden ones, in the order of their paths; a folder's metadata comes first.
+    """The files of a folder and its subfolders, without hidden ones, sorted; a folder's metadata comes first.
 
-    One folder is listed at a time, so that millions of files need little memory. Raises UserError for a folder that
-    cannot be read.
+    Lists one folder at a time, so that millions of files need little memory. Raises UserError for a folder that cannot
+    be read.
     """
     try:
         with os.scandir(folder) as found:
@@ -104,13 +104,13 @@ def walk(folder: Path) -> Iterator[Path]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to where we may not look
+    except OSError:  # a link into a folder without permission
         return False
 
 
-def written_caption(path: Path) -> str | None:
+def read_caption_file(path: Path) -> str | None:
     """The first line of a caption file, None where there is no file or the line is empty. Raises UnusableEntry."""
-    data = small_file(path)
+    data = read_small_file(path)
     if data is None:
         return None
     try:
@@ -122,7 +122,7 @@ def written_caption(path: Path) -> str | None:
 
 def _open_metadata(path: Path) -> BufferedReader:
     if not path.is_file():  # a pipe might wait for ever
-        raise UserError(f"{path} is no file; write one with a line an image, or move it away.")
+        raise UserError(f"{path} is not a file; write one with a line per image, or move it away.")
     try:
         return path.open("rb")
     except OSError as error:
@@ -132,7 +132,7 @@ def _open_metadata(path: Path) -> BufferedReader:
 
 
 def _read_metadata(path: Path, fields: tuple[str, ...]) -> dict[str, str]:
-    """Captions by the image's path. Raises UserError with line and field."""
+    """Captions by the path of their image. Raises UserError with line and field."""
     captions = {}
     with _open_metadata(path) as stream:
         for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), start=1):

@@ -1,4 +1,4 @@
-"""Parquet files, and data sets of the hub, through `datasets` (the extra `hf`): the only room that imports it.
+"""Parquet files, and datasets of the Hugging Face Hub, through `datasets` (the extra `hf`).
 
 The images are the first column of type Image; the captions, if any, one of CAPTION_FIELDS.
 """
@@ -10,14 +10,14 @@ from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
-from vlad.data.importers.sources import Entry, Place, UnusableEntry, safe_key, text_of
+from vlad.data.importers.sources import Entry, ImageRef, UnusableEntry, safe_key, text_of
 from vlad.utils.errors import UserError, install_command
 
 CAPTION_FIELDS = ("text", "caption", "prompt")
 
 
 class HuggingFaceSource:
-    """The rows of a split: `path` is a Parquet file, a folder with such files, or a data set's name on the hub.
+    """The rows of a split: `path` is a Parquet file, a folder with such files, or a dataset's name on the Hub.
 
     Raises UserError where `datasets` is not installed, cannot read the source, or finds no images in it.
     """
@@ -38,8 +38,8 @@ class HuggingFaceSource:
             raise UserError(f"{path} has no column {caption_field!r}; its columns: {', '.join(kinds)}.")
         self._caption_field = caption_field or next((name for name in CAPTION_FIELDS if name in kinds), None)
 
-    def places(self) -> Iterator[Place]:
-        """A place for every row."""
+    def refs(self) -> Iterator[ImageRef]:
+        """A reference to every row."""
         from datasets import Image
 
         stem = safe_key(Path(self.path).stem)
@@ -48,15 +48,15 @@ class HuggingFaceSource:
             kept = {"image": row[self._image_field]}
             if self._caption_field is not None:
                 kept["caption"] = row[self._caption_field]
-            yield Place(number, f"{stem}_{number:08d}", f"row {number + 1}", kept)
+            yield ImageRef(number, f"{stem}_{number:08d}", f"row {number + 1}", kept)
 
-    def read(self, place: Place) -> Entry:
-        """The row's image and caption. Raises UnusableEntry."""
-        image = place.payload["image"] or {}
+    def read(self, ref: ImageRef) -> Entry:
+        """The image and caption of a row. Raises UnusableEntry."""
+        image = ref.payload["image"] or {}
         if image.get("bytes"):
-            return Entry(image["bytes"], text_of(place.payload, "caption"))
+            return Entry(image["bytes"], text_of(ref.payload, "caption"))
         if image.get("path"):
-            return Entry((Path(image["path"]),), text_of(place.payload, "caption"))
+            return Entry((Path(image["path"]),), text_of(ref.payload, "caption"))
         raise UnusableEntry("its row has no image")
 
     def _open(self) -> Any:
@@ -67,7 +67,7 @@ class HuggingFaceSource:
                 f"Reading {self.path} needs the library 'datasets' ({error}); run: {install_command('hf')}."
             ) from error
         datasets.disable_progress_bars()
-        datasets.logging.set_verbosity(CRITICAL)  # what is wrong is told below, once
+        datasets.logging.set_verbosity(CRITICAL)  # errors are reported below, once
         path = Path(self.path)
         try:
             if path.is_file() or (path.is_dir() and any(path.rglob("*.parquet"))):
@@ -78,6 +78,6 @@ class HuggingFaceSource:
             kind = ("imagefolder",) if path.is_dir() else (self.path,)
             options = {"data_dir": self.path} if path.is_dir() else {}
             return datasets.load_dataset(*kind, split=self._split, streaming=True, **options)
-        except Exception as error:  # whatever `datasets` and the libraries below it raise for a source
+        except Exception as error:  # whatever `datasets` and its libraries raise for a source
             reason = next(iter(str(error).splitlines()), type(error).__name__)[:200].rstrip(".")
             raise UserError(f"`datasets` cannot read {self.path}: {reason}; get it again, or name another.") from error

@@ -1,9 +1,9 @@
-"""A list of objects in a JSON file of any size, one at a time.
+"""Streaming the objects of a list in a JSON file of any size.
 
     [{...}, {...}]   or   {"data_root": "...", "data_list": [{...}, {...}], ...}
 
-Only brackets and quotation marks are looked at here; an object's bytes are parsed where it is used, on any core.
-Memory: one object and a megabyte.
+Only brackets and quotation marks are scanned here; an object is parsed where it is used, on any core. Memory: one
+object and a megabyte.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vlad.data.importers.sources import (
-    Place,
+    ImageRef,
     UnusableEntry,
     safe_key,
 )
@@ -34,15 +34,15 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class JSONObject:
-    """The bytes of one object, its number in the list (from 1) and the line of the file it begins in (from 1)."""
+    """The bytes of one object, its number in the list and its line in the file, both from 1."""
 
     number: int
     line: int
     data: bytes
-    share: float  # how far into the file it ends, 0..1
+    share: float  # position of its end in the file, 0..1
 
     def parse(self) -> dict[str, Any]:
-        """The object. Raises UnusableEntry where it is not JSON."""
+        """The parsed object. Raises UnusableEntry where it is not JSON."""
         return parse_object(self.data)
 
 
@@ -58,7 +58,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
 
 
 def read_header(path: Path, list_name: str) -> dict[str, Any]:
-    """The short values that stand before the list `list_name` in a file's top object. Raises UserError."""
+    """The values before the list `list_name` in a file's top object. Raises UserError."""
     with path.open("rb") as stream:
         header: dict[str, Any] = {}
         _Reader(stream, path).enter_list(list_name, header)
@@ -103,7 +103,7 @@ class _Reader:
             self._at = len(_BYTE_ORDER_MARK)
 
     def _fill(self) -> bool:
-        """Reads on, and forgets what was passed. False at the end of the file."""
+        """Reads the next chunk, and drops what was consumed. False at the end of the file."""
         chunk = self._stream.read(CHUNK_BYTES)
         if not chunk:
             return False
@@ -117,7 +117,7 @@ class _Reader:
         return self._dropped_bytes + self._at
 
     def line_here(self) -> int:
-        """The line of the position; what was counted once is not counted again."""
+        """The line of the position; line ends are counted once."""
         self._lines_to_counted += self._buffer.count(b"\n", self._counted, self._at)
         self._counted = self._at
         return 1 + self._dropped_lines + self._lines_to_counted
@@ -126,7 +126,7 @@ class _Reader:
         return UserError(f"{self._path}, line {self.line_here()}: {reason}; fix the file, or get it again.")
 
     def peek(self) -> bytes:
-        """The next byte that is no white space."""
+        """The next byte that is not white space."""
         while True:
             match = _NOT_SPACE.search(self._buffer, self._at)
             if match is not None:
@@ -142,7 +142,7 @@ class _Reader:
         self._at += 1
 
     def enter_list(self, name: str, header: dict[str, Any]) -> None:
-        """Goes to the first entry of a list in the top object; short values before it go to `header`."""
+        """Moves to the first entry of a list in the top object; values before it go to `header`."""
         self.expect(b"{", f'an object with a list "{name}"')
         while self.peek() != b"}":
             if self.peek() != b'"':
@@ -167,24 +167,24 @@ class _Reader:
         """The bytes of the next value, whole."""
         self.peek()
         start = self._at
-        in_string, depth, place = False, 0, start
+        in_string, depth, at = False, 0, start
         scalar = self._buffer[start : start + 1] not in (b"{", b"[", b'"')
         while True:
             pattern = _END_OF_SCALAR if scalar else _END_OF_STRING if in_string else _BRACKET_OR_STRING
-            match = pattern.search(self._buffer, place)
+            match = pattern.search(self._buffer, at)
             if match is None:
-                place = max(place, len(self._buffer)) - start
-                if place > MAX_OBJECT_BYTES:
+                at = max(at, len(self._buffer)) - start
+                if at > MAX_OBJECT_BYTES:
                     raise self.error(f"{what} is over {MAX_OBJECT_BYTES // 1_000_000} MB long")
                 if not self._fill():
                     raise self.error(f"the file ends inside of {what}")
                 start = 0  # the buffer begins with the value now
                 continue
-            byte, place = match.group(), match.end()
+            byte, at = match.group(), match.end()
             if scalar:
-                place = match.start()
+                at = match.start()
             elif in_string:
-                place += byte == b"\\"  # the byte after it is no mark
+                at += byte == b"\\"  # the escaped byte is no mark
                 in_string = byte != b'"'
             elif byte == b'"':
                 in_string = True
@@ -193,26 +193,26 @@ class _Reader:
                 if depth > MAX_DEPTH:
                     raise self.error(f"{what} is nested more than {MAX_DEPTH} deep")
             if depth == 0 and not in_string:
-                data = self._buffer[start:place]
-                self._at = place
+                data = self._buffer[start:at]
+                self._at = at
                 return data
 
 
-def json_places(path: Path, list_name: str | None) -> Iterator[Place]:
-    """A place for every object of a list in a JSON file, its payload the JSONObject."""
+def json_refs(path: Path, list_name: str | None) -> Iterator[ImageRef]:
+    """A reference to every object of a list in a JSON file, with the JSONObject as payload."""
     stem = safe_key(path.stem)
     for item in stream_objects(path, list_name):
-        yield json_place(stem, path, item)
+        yield json_ref(stem, path, item)
 
 
-def json_place(stem: str, path: Path, item: JSONObject) -> Place:
-    """The place of one object: keyed by its number, since what else it says is not parsed yet."""
+def json_ref(stem: str, path: Path, item: JSONObject) -> ImageRef:
+    """The reference to one object, keyed by its number: it is not parsed yet."""
     name = f"{path.name}, entry {item.number} (line {item.line})"
-    return Place(item.number - 1, f"{stem}_{item.number - 1:08d}", name, item, item.share)
+    return ImageRef(item.number - 1, f"{stem}_{item.number - 1:08d}", name, item, item.share)
 
 
 def list_of(record: dict[str, Any], field: str) -> list[dict[str, Any]]:
-    """A field's list of objects, empty where the field is missing. Raises UnusableEntry."""
+    """The list of objects in a field, empty where the field is missing. Raises UnusableEntry."""
     values = record.get(field)
     if values is None:
         return []

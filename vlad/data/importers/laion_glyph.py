@@ -1,4 +1,4 @@
-"""LAION-Glyph JSON (GlyphControl): one list of about 100 GB, the images inside of it, read as a stream.
+"""LAION-Glyph JSON (GlyphControl): one list of about 100 GB with the images in it, read as a stream.
 
 [{"img_id", "img_code": base64, "caption_origin", "caption_blip",
   "ocr_info": [[[4 points], [text, confidence]], ...]}, ...]
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlad.data.importers.json_stream import json_places
-from vlad.data.importers.sources import Entry, Place, SourceLine, UnusableEntry, points_of, text_of
+from vlad.data.importers.json_stream import json_refs
+from vlad.data.importers.sources import Entry, ImageRef, SourceLine, UnusableEntry, points_of, text_of
 
 CAPTION_FIELDS = ("caption_blip", "caption_origin")
 
@@ -29,13 +29,13 @@ class LAIONGlyphSource:
         self._file = path
         self._fields = CAPTION_FIELDS if caption_field is None else (caption_field,)
 
-    def places(self) -> Iterator[Place]:
-        """A place for every entry."""
-        return json_places(self._file, None)
+    def refs(self) -> Iterator[ImageRef]:
+        """A reference to every entry."""
+        return json_refs(self._file, None)
 
-    def read(self, place: Place) -> Entry:
-        """The entry's image, caption and lines. Raises UnusableEntry that names the field."""
-        record = place.payload.parse()
+    def read(self, ref: ImageRef) -> Entry:
+        """The image, caption and lines of an entry. Raises UnusableEntry that names the field."""
+        record = ref.payload.parse()
         code = record.get("img_code")
         if not isinstance(code, str) or not code:
             raise UnusableEntry('field "img_code" is missing')

@@ -32,7 +32,7 @@ from vlad.data.importers.shard_builder import (
     ShardSpec,
     make_shards_locally,
 )
-from vlad.data.importers.sources import Place, Skipped, Source, UnusableEntry
+from vlad.data.importers.sources import ImageRef, Skipped, Source, UnusableEntry
 from vlad.data.options import MakeShardsOptions
 from vlad.data.shards.writer import (
     MANIFEST,
@@ -145,15 +145,15 @@ def _probe(source: Source, max_side_pixels: int, caption_field: str | None) -> t
     Raises UserError where none of the first images can be used, or none has the caption field that the user names.
     """
     pixels, probed, captions, share, reasons = 0, 0, 0, None, []
-    for place in itertools.islice(source.places(), PROBED_IMAGES):
+    for ref in itertools.islice(source.refs(), PROBED_IMAGES):
         probed += 1
-        share = place.share
+        share = ref.share
         try:
-            entry = source.read(place)
+            entry = source.read(ref)
             captions += entry.caption is not None
             pixels += header_pixels(entry.image, max_side_pixels)
         except UnusableEntry as error:
-            reasons.append(f"{place.name}: {error}")
+            reasons.append(f"{ref.name}: {error}")
     if not probed:
         raise UserError(f"{source.path} is empty: it holds no images.")
     # A folder names its images itself; an annotation file may be of another kind, or without its images.
@@ -171,10 +171,10 @@ def _probe(source: Source, max_side_pixels: int, caption_field: str | None) -> t
     return count, pixels / probed * count
 
 
-def _none_usable(count: int, place: str, which: str = "") -> str:
+def _none_usable(count: int, where: str, which: str = "") -> str:
     if count == 1:
-        return f"The only image {place} cannot be used"
-    return f"Not one of the {which}{count} images {place} can be used"
+        return f"The only image {where} cannot be used"
+    return f"Not one of the {which}{count} images {where} can be used"
 
 
 def _build_shards(
@@ -192,9 +192,9 @@ def _build_shards(
                 yield record
             return
 
-        def on_image(place: Place) -> None:
-            if place.share:
-                bar.total = max(bar.n + 1, round((place.number + 1) / place.share) - before)
+        def on_image(ref: ImageRef) -> None:
+            if ref.share:
+                bar.total = max(bar.n + 1, round((ref.number + 1) / ref.share) - before)
             bar.update()
 
         workers = options.workers or max(1, min(available_cores(), remaining // MIN_IMAGES_PER_PROCESS))
@@ -289,14 +289,14 @@ class ShardOutput:
 
 
 def _open_output(out: str, overwrite: bool) -> ShardOutput:
-    """Raises UserError for a place that takes no shards."""
+    """Raises UserError for a location that takes no shards."""
     if not out.strip():
         raise UserError("--out is empty; name the directory or the URL for the shards.")
     out = local_path(out)
     check_location(out)
     if not is_url(out):
-        place = checked_path(out, "--out")
-        return ShardOutput(place, place)
+        directory = checked_path(out, "--out")
+        return ShardOutput(directory, directory)
     if out.lower().startswith(tuple(f"{scheme}://" for scheme in HTTP_SCHEMES)):
         raise UserError(f"--out {out}: nothing is written over HTTP; name a directory, or a store such as s3://...")
     if overwrite:

@@ -1,7 +1,7 @@
 """MARIO-LAION folders (TextDiffuser): 06269/062690093/ with image.jpg, caption.txt, ocr.txt, info.json.
 
-`ocr.txt` holds a word a line, `text x1,y1,x2,y2,x3,y3,x4,y4 confidence`, in pixels of the 512 x 512 image.
-The source is the folder, or an index file (`06269_062690093` a line) whose folders lie beside it.
+`ocr.txt` has one word per line, `text x1,y1,x2,y2,x3,y3,x4,y4 confidence`, in pixels of the 512 x 512 image.
+The source is the folder, or an index file (lines of `06269_062690093`) with the folders beside it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlad.data.importers.folder import written_caption
-from vlad.data.importers.sources import Entry, Place, SourceLine, UnusableEntry, points_of, small_file
+from vlad.data.importers.folder import read_caption_file
+from vlad.data.importers.sources import Entry, ImageRef, SourceLine, UnusableEntry, points_of, read_small_file
 from vlad.utils.errors import UserError
 
 INDEX_LINE = re.compile(r"\s*(\d{5})_(\d{9})\s*")
@@ -20,9 +20,9 @@ FRAME_PIXELS = (512.0, 512.0)
 
 
 class MarioSource:
-    """Every sample of a MARIO-LAION folder, sorted, or those of an index file, in its order.
+    """The samples of a MARIO-LAION folder, sorted, or of an index file, in its order.
 
-    Raises UserError where there is none, or a line of the index is wrong.
+    Raises UserError where there are none, or a line of the index is wrong.
     """
 
     format = "mario"
@@ -31,23 +31,23 @@ class MarioSource:
         self.path = str(path)
         self._index = path if path.is_file() else None
         self._folder = images or (path if path.is_dir() else path.parent)
-        self.count: int | None = sum(1 for _ in self.places())
+        self.count: int | None = sum(1 for _ in self.refs())
         if not self.count:
-            raise UserError(f"There are no MARIO-LAION samples in {path}; they lie in folders like 06269/062690093/.")
+            raise UserError(f"There are no MARIO-LAION samples in {path}; they are in folders like 06269/062690093/.")
 
-    def places(self) -> Iterator[Place]:
-        """A place for every sample."""
+    def refs(self) -> Iterator[ImageRef]:
+        """A reference to every sample."""
         seen: set[int] = set()
         number = 0
         for group, name in self._samples():
             if int(group + name) not in seen:  # an index may name a sample twice
                 seen.add(int(group + name))
-                yield Place(number, f"{group}_{name}", f"{group}/{name}", (group, name))
+                yield ImageRef(number, f"{group}_{name}", f"{group}/{name}", (group, name))
                 number += 1
 
-    def read(self, place: Place) -> Entry:
-        """The sample's files; those that are missing leave their part unknown. Raises UnusableEntry."""
-        folder = self._folder.joinpath(*place.payload)
+    def read(self, ref: ImageRef) -> Entry:
+        """The files of a sample; what a missing one would say stays unknown. Raises UnusableEntry."""
+        folder = self._folder.joinpath(*ref.payload)
         try:
             if not folder.is_dir():
                 raise UnusableEntry("its folder is missing")
@@ -56,7 +56,7 @@ class MarioSource:
         source, licence = _source_and_licence(folder / "info.json")
         return Entry(
             (folder / "image.jpg",),
-            written_caption(folder / "caption.txt"),
+            read_caption_file(folder / "caption.txt"),
             _read_lines(folder / "ocr.txt"),
             FRAME_PIXELS,
             source=source,
@@ -80,7 +80,7 @@ class MarioSource:
 
 
 def _names(folder: Path, pattern: str) -> list[str]:
-    """The names in a folder that fit, sorted. Raises UserError for a folder that cannot be read."""
+    """The names in a folder that match, sorted. Raises UserError for a folder that cannot be read."""
     try:
         return sorted(path.name for path in folder.iterdir() if re.fullmatch(pattern, path.name))
     except NotADirectoryError:
@@ -99,7 +99,7 @@ def looks_like_mario(folder: Path) -> bool:
 
 
 def _read_lines(path: Path) -> tuple[SourceLine, ...] | None:
-    data = small_file(path)
+    data = read_small_file(path)
     if data is None:
         return None
     lines = []
@@ -119,8 +119,8 @@ def _read_lines(path: Path) -> tuple[SourceLine, ...] | None:
 
 
 def _source_and_licence(path: Path) -> tuple[str | None, str | None]:
-    """The address an image came from, and its licence; what is not said stays None."""
-    data = small_file(path)
+    """The URL of an image and its licence; None where it is not known."""
+    data = read_small_file(path)
     if data is None:
         return None, None
     try:

@@ -1,10 +1,10 @@
-"""mmocr's JSON for ICDAR and its kin, and the lines of wildreceipt.
+"""mmocr JSON for ICDAR and similar sets, and wildreceipt's JSON lines.
 
     {"metainfo": ..., "data_list": [{"img_path", "instances": [{"polygon" | "bbox", "text"?, "ignore"?}]}]}
-    {"file_name", "height", "width", "annotations": [{"box": [8 numbers], "text", "label"}]}      a line an image
+    {"file_name", "height", "width", "annotations": [{"box": [8 numbers], "text", "label"}]}      one image per line
 
-Where an instance has no text (sets for detection), an OCR engine reads the image; where it has no polygon (sets of
-word crops), the text is the whole image's. Neither format has captions.
+An instance without text (detection sets) is read by an OCR engine; one without a polygon (word crops) covers the whole
+image. Neither format has captions.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlad.data.importers.json_stream import MAX_OBJECT_BYTES, JSONObject, json_place, json_places, list_of
+from vlad.data.importers.json_stream import MAX_OBJECT_BYTES, JSONObject, json_ref, json_refs, list_of
 from vlad.data.importers.sources import (
     Entry,
-    Place,
+    ImageRef,
     SourceLine,
     UnusableEntry,
-    below,
+    candidate_paths,
     from_top_left,
     points_of,
     required_text,
@@ -29,7 +29,7 @@ from vlad.data.importers.sources import (
 from vlad.utils.errors import UserError
 
 IGNORED_LABEL = 0  # of wildreceipt's 26 classes
-NO_TEXT = ("###", "*")  # how ICDAR writes that nobody can read it
+ILLEGIBLE = ("###", "*")  # the text of illegible words in ICDAR
 
 
 class MMOCRSource:
@@ -43,16 +43,16 @@ class MMOCRSource:
         self._file = path
         self._folders = (path.parent, path.parent / "imgs") if images is None else (images,)
 
-    def places(self) -> Iterator[Place]:
-        """A place for every image."""
-        return json_places(self._file, "data_list")
+    def refs(self) -> Iterator[ImageRef]:
+        """A reference to every image."""
+        return json_refs(self._file, "data_list")
 
-    def read(self, place: Place) -> Entry:
+    def read(self, ref: ImageRef) -> Entry:
         """The image with its lines. Raises UnusableEntry that names the field."""
-        record = place.payload.parse()
+        record = ref.payload.parse()
         name = required_text(record, "img_path")
         lines = tuple(_mmocr_line(instance) for instance in list_of(record, "instances"))
-        return Entry(below(self._folders, name), None, lines, _frame(record), source=name)
+        return Entry(candidate_paths(self._folders, name), None, lines, _frame(record), source=name)
 
 
 class WildReceiptSource:
@@ -64,10 +64,10 @@ class WildReceiptSource:
         self.path = str(path)
         self._file = path
         self._folders = (path.parent,) if images is None else (images,)
-        self.count: int | None = sum(1 for _ in self.places())
+        self.count: int | None = sum(1 for _ in self.refs())
 
-    def places(self) -> Iterator[Place]:
-        """A place for every line. Raises UserError for a line that is no JSON object."""
+    def refs(self) -> Iterator[ImageRef]:
+        """A reference to every line. Raises UserError for a line that is no JSON object."""
         stem, number = safe_key(self._file.stem), 0
         with self._file.open("rb") as stream:
             for line, data in enumerate(iter(lambda: stream.readline(MAX_OBJECT_BYTES), b""), start=1):
@@ -76,14 +76,14 @@ class WildReceiptSource:
                 if data.lstrip()[:1] != b"{":
                     raise UserError(f"{self._file}, line {line} is no JSON object; fix the line, or remove it.")
                 number += 1
-                yield json_place(stem, self._file, JSONObject(number, line, data, 0.0))
+                yield json_ref(stem, self._file, JSONObject(number, line, data, 0.0))
 
-    def read(self, place: Place) -> Entry:
+    def read(self, ref: ImageRef) -> Entry:
         """The receipt with its lines. Raises UnusableEntry that names the field."""
-        record = place.payload.parse()
+        record = ref.payload.parse()
         name = required_text(record, "file_name")
         lines = tuple(_receipt_line(entry) for entry in list_of(record, "annotations"))
-        return Entry(below(self._folders, name), None, lines, _frame(record), source=name)
+        return Entry(candidate_paths(self._folders, name), None, lines, _frame(record), source=name)
 
 
 def _mmocr_line(instance: dict[str, Any]) -> SourceLine:
@@ -93,7 +93,7 @@ def _mmocr_line(instance: dict[str, Any]) -> SourceLine:
     elif instance.get("bbox") is not None:
         polygon = _box(instance["bbox"])
     text = text_of(instance, "text")
-    valid = not instance.get("ignore", False) and text not in NO_TEXT
+    valid = not instance.get("ignore", False) and text not in ILLEGIBLE
     if text is None and polygon is None:
         raise UnusableEntry("an instance has neither text nor polygon")
     return SourceLine(text, polygon, valid=valid)
@@ -113,7 +113,7 @@ def _box(value: Any) -> tuple[tuple[float, float], ...]:
 
 
 def _frame(record: dict[str, Any]) -> tuple[float, float] | None:
-    """The image's size as the annotation gives it, None where it does not."""
+    """The image size of the annotation, None where it has none."""
     width, height = record.get("width"), record.get("height")
     if width is None or height is None:
         return None

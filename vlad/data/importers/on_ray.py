@@ -1,9 +1,9 @@
-"""The same shards on a cluster, through Ray Data (the extra `ray`): the only room that imports ray.
+"""Building shards on a Ray cluster, through Ray Data (the extra `ray`).
 
-    places -> rows of one shard's places each -> make_shard, on every core of the cluster -> records -> this process
+    refs -> one row per shard -> make_shard, on every core of the cluster -> records -> this process
 
-A row is enumerated while others are worked on, and only records come back: images go from the machine that made
-them straight to where the shards shall be.
+Rows are enumerated while others are in work, and only records come back: images go from the machine that reads them
+straight to the target of the shards.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import vlad
 from vlad.data.importers.journal import ShardRecord
-from vlad.data.importers.shard_builder import Captioner, ShardSpec, make_shard, places_to_do
+from vlad.data.importers.shard_builder import Captioner, ShardSpec, make_shard, remaining_refs
 from vlad.utils.errors import UserError, install_command, reason_of
 
 
@@ -34,7 +34,7 @@ def start_ray() -> None:
         raise UserError(f"--engine ray needs the library 'ray' ({error}); run: {install_command('ray')}.") from error
     if not ray.is_initialized():
         try:
-            # All machines run this very code.
+            # All machines run the same code as this one.
             ray.init(
                 runtime_env={"py_modules": [str(Path(vlad.__file__).parent)]},
                 log_to_driver=False,
@@ -45,7 +45,7 @@ def start_ray() -> None:
             where = os.environ.get("RAY_ADDRESS")
             asked = f"the cluster at RAY_ADDRESS={where} does not answer" if where else "Ray does not start here"
             raise UserError(
-                f"--engine ray: {asked} ({reason_of(error)}); fix that, or leave out --engine ray."
+                f"--engine ray: {asked} ({reason_of(error)}); correct that, or leave out --engine ray."
             ) from error
 
 
@@ -54,7 +54,7 @@ def make_shards_on_ray(
 ) -> Iterator[ShardRecord]:
     """Makes every shard that is not in `done`, in any order; `target` must be reachable from all machines.
 
-    `workers`: how many shards are made at a time (None: one a core of the cluster). Raises UserError like
+    `workers` shards are made at a time (None: one per core of the cluster). Raises UserError like
     `make_shards_locally`.
     """
     import ray
@@ -65,7 +65,7 @@ def make_shards_on_ray(
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-    # No core of its own, unlike the makers: Ray would otherwise fuse both into one task, and work on one core.
+    # With as many cores as the makers, Ray would fuse both into one task, and work on one core.
     rows = read_datasource(_shard_rows(spec, done), num_cpus=0)
     records = rows.map(
         _ShardMaker,
@@ -78,7 +78,7 @@ def make_shards_on_ray(
             if row["error"]:
                 raise UserError(row["error"])
             yield ShardRecord.from_json(row["record"])
-    except RayTaskError:  # a bug of ours, with its traceback
+    except RayTaskError:  # a bug, with its traceback
         raise
     except RayError as error:
         raise UserError(
@@ -88,7 +88,7 @@ def make_shards_on_ray(
 
 
 def _shard_rows(spec: ShardSpec, done: dict[int, ShardRecord]) -> Any:
-    """A data source of Ray's that enumerates the places as it is read."""
+    """A Ray data source that enumerates the images as it is read."""
     import pyarrow as pa
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
@@ -104,12 +104,12 @@ def _shard_rows(spec: ShardSpec, done: dict[int, ShardRecord]) -> Any:
                 number = -1
                 try:
                     groups = itertools.groupby(
-                        places_to_do(spec, done), lambda place: place.number // spec.samples_per_shard
+                        remaining_refs(spec, done), lambda ref: ref.number // spec.samples_per_shard
                     )
-                    for number, places in groups:
-                        yield pa.table({"number": [number], "places": [pickle.dumps(list(places))], "error": [""]})
-                except UserError as error:  # Ray would wrap it, and try again
-                    yield pa.table({"number": [number], "places": [b""], "error": [str(error)]})
+                    for number, refs in groups:
+                        yield pa.table({"number": [number], "refs": [pickle.dumps(list(refs))], "error": [""]})
+                except UserError as error:  # raised, Ray would wrap it and try again
+                    yield pa.table({"number": [number], "refs": [b""], "error": [str(error)]})
 
             return [ReadTask(read, metadata)]
 
@@ -117,32 +117,32 @@ def _shard_rows(spec: ShardSpec, done: dict[int, ShardRecord]) -> Any:
 
 
 class _ShardMaker:
-    """One shard a row, on one core with an engine of its own."""
+    """Makes the shard of a row, on one core with an engine of its own."""
 
     def __init__(self, spec: ShardSpec, target: Path | str) -> None:
         self._spec, self._target = spec, target
         self._annotate = spec.annotator()
         self._captioner: Captioner | None = None
-        self._unfit = ""  # why nothing can be made here: Ray would make a traceback of what is raised now
+        self._unusable = ""  # why nothing can be made here; raised now, it would end in a traceback of Ray
         try:
             self._captioner = None if spec.build_captioner is None else spec.build_captioner()
         except UserError as error:
-            self._unfit = str(error)
+            self._unusable = str(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        if row["error"] or self._unfit:
-            return {"record": "", "error": row["error"] or self._unfit}
-        places = pickle.loads(row["places"])  # made by this program, a moment ago
-        pairs = ((place, self._annotate(place)) for place in places)
+        if row["error"] or self._unusable:
+            return {"record": "", "error": row["error"] or self._unusable}
+        refs = pickle.loads(row["refs"])  # of this program's own rows
+        pairs = ((ref, self._annotate(ref)) for ref in refs)
         try:
             if isinstance(self._target, Path):
-                record = self._made(row["number"], pairs, self._target)
+                record = self._make(row["number"], pairs, self._target)
             else:
                 with tempfile.TemporaryDirectory() as workplace:
-                    record = self._made(row["number"], pairs, Path(workplace))
+                    record = self._make(row["number"], pairs, Path(workplace))
         except UserError as error:
             return {"record": "", "error": str(error)}
         return {"record": record.to_json(), "error": ""}
 
-    def _made(self, number: int, pairs: Any, workplace: Path) -> ShardRecord:
+    def _make(self, number: int, pairs: Any, workplace: Path) -> ShardRecord:
         return make_shard(number, pairs, self._captioner, self._spec.caption_batch, self._target, workplace)

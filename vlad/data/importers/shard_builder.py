@@ -1,10 +1,8 @@
-"""Entries -> shards: on all cores of one machine, killed and taken up again at will.
+"""Building shards of a source on all cores of one machine.
 
-    places, in order -> annotate, on all cores -> captioner, if any -> shard k: the entries from k S to (k + 1) S
-                                                                      less those that are skipped
+    refs, in order -> annotate, on all cores -> captioner, if any -> shard k: images k S to (k + 1) S, less skipped ones
 
-So a shard depends on its own entries alone: a run that is taken up, and a run on a cluster (`on_ray`), make the same
-bytes. A journal says what each finished shard holds and what it left out. The manifest comes last.
+A shard depends on its own images alone, so that a resumed run, and a run on a cluster (`on_ray`), make the same bytes.
 """
 
 from __future__ import annotations
@@ -32,13 +30,13 @@ from vlad.data.decoding import decode_image
 from vlad.data.importers.annotate import AnnotateOptions, Draft, annotate
 from vlad.data.importers.caption_templates import compose_caption, with_quotations
 from vlad.data.importers.journal import ShardRecord
-from vlad.data.importers.sources import Place, Skipped, Source
+from vlad.data.importers.sources import ImageRef, Skipped, Source
 from vlad.data.shards.writer import Statistics, publish_shard, shard_entry, write_tar
 from vlad.types import TextLine
 from vlad.utils.errors import UserError
 
-PLACES_A_JOB = 4
-# Fewer images than this for each process, and starting it takes longer than it saves.
+IMAGES_PER_JOB = 4
+# Starting a process for fewer images takes longer than it saves.
 MIN_IMAGES_PER_PROCESS = 16
 
 
@@ -52,17 +50,17 @@ class OCREngine(Protocol):
 
 
 class Captioner(Protocol):
-    """What writes captions: images (H W 3, uint8) and the strings in each -> a sentence each."""
+    """Writes captions: `vlad.models.captioner` has one."""
 
     name: str
 
     def describe(self, images: list[np.ndarray], strings: list[tuple[str, ...]]) -> list[str]:
-        """A sentence for every image, in order."""
+        """A sentence for every image (H W 3, uint8), given the strings in it."""
 
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """All that a shard's bytes depend on, and how to build it on any machine. It can be pickled."""
+    """All that the bytes of a shard depend on; it can be pickled to build shards on any machine."""
 
     source: Source
     options: AnnotateOptions
@@ -72,35 +70,35 @@ class ShardSpec:
     samples_per_shard: int = 1000
     caption_batch: int = 8
 
-    def annotator(self) -> Callable[[Place], Draft | Skipped]:
-        """The function of one image, with an engine of its own, built when the first image needs it."""
+    def annotator(self) -> Callable[[ImageRef], Draft | Skipped]:
+        """The function that annotates one image, with an engine of its own, built when an image first needs it."""
         build = functools.cache(self.build_engine)
 
         def read_text(image: np.ndarray) -> tuple[TextLine, ...]:
             return build().read(image)
 
-        return lambda place: annotate(self.source, place, read_text, self.options, self.build_captioner is not None)
+        return lambda ref: annotate(self.source, ref, read_text, self.options, self.build_captioner is not None)
 
 
 def make_shard(
     number: int,
-    pairs: Iterable[tuple[Place, Draft | Skipped]],
+    pairs: Iterable[tuple[ImageRef, Draft | Skipped]],
     captioner: Captioner | None,
     caption_batch: int,
     target: Path | str,
     workplace: Path,
 ) -> ShardRecord:
-    """Writes one shard from its places and what became of them, and publishes it at `target`.
+    """Writes one shard from the results of its images, and publishes it at `target`.
 
-    `workplace` is the directory in which it grows: `target` itself, where that is one.
+    `workplace` is the directory in which it grows: `target` itself where that is a directory.
     """
     keys: list[str] = []
     skipped: list[Skipped] = []
     total = Statistics()
 
     def results() -> Iterator[Draft | Skipped]:
-        for place, result in pairs:
-            keys.append(place.key)
+        for ref, result in pairs:
+            keys.append(ref.key)
             yield result
 
     def members() -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -127,9 +125,9 @@ def make_shard(
 def _with_captions(
     results: Iterable[Draft | Skipped], captioner: Captioner | None, batch: int
 ) -> Iterator[Draft | Skipped]:
-    """The results with all captions written, in order; a captioner gets `batch` images at a time.
+    """The results in order, with captions for all; a captioner gets `batch` images at a time.
 
-    Batches are counted from the shard's beginning: what a model writes may depend on what else is in its batch.
+    Batches are counted from the start of the shard: a model's sentence may depend on the rest of its batch.
     """
     if captioner is None:
         yield from results
@@ -164,81 +162,77 @@ def _captioned(items: list[Draft | Skipped], captioner: Captioner) -> Iterator[D
             yield item
 
 
-# One machine
-
-
 def make_shards_locally(
     spec: ShardSpec,
     target: Path | str,
     workplace: Path,
     done: dict[int, ShardRecord],
     workers: int,
-    on_image: Callable[[Place], None],
+    on_image: Callable[[ImageRef], None],
 ) -> Iterator[ShardRecord]:
-    """Makes every shard that is not in `done`, in order, on `workers` processes (1: in this one).
+    """Makes every shard that is not in `done`, in order, in `workers` processes (1: in this one).
 
-    `on_image` is called for every place as it is dealt with. Raises UserError where `done` is of another source.
+    `on_image` is called for every finished image. Raises UserError where the shards in `done` are of another source.
     """
     captioner = None if spec.build_captioner is None else spec.build_captioner()
     with contextlib.ExitStack() as stack:
         if workers == 1:
-            pairs = _in_this_process(spec, places_to_do(spec, done))
+            pairs = _in_this_process(spec, remaining_refs(spec, done))
         else:
             pool = stack.enter_context(_processes(spec, workers))
-            pairs = _on_processes(pool, workers, places_to_do(spec, done))
-        told = _telling(pairs, on_image)
-        for number, group in itertools.groupby(told, lambda pair: pair[0].number // spec.samples_per_shard):
+            pairs = _on_processes(pool, workers, remaining_refs(spec, done))
+        reported = _report(pairs, on_image)
+        for number, group in itertools.groupby(reported, lambda pair: pair[0].number // spec.samples_per_shard):
             yield make_shard(number, group, captioner, spec.caption_batch, target, workplace)
 
 
-def _telling(
-    pairs: Iterable[tuple[Place, Draft | Skipped]], on_image: Callable[[Place], None]
-) -> Iterator[tuple[Place, Draft | Skipped]]:
-    for place, result in pairs:
-        on_image(place)
-        yield place, result
+def _report(
+    pairs: Iterable[tuple[ImageRef, Draft | Skipped]], on_image: Callable[[ImageRef], None]
+) -> Iterator[tuple[ImageRef, Draft | Skipped]]:
+    for ref, result in pairs:
+        on_image(ref)
+        yield ref, result
 
 
-def places_to_do(spec: ShardSpec, done: dict[int, ShardRecord]) -> Iterator[Place]:
-    """The places of the shards that are not done.
+def remaining_refs(spec: ShardSpec, done: dict[int, ShardRecord]) -> Iterator[ImageRef]:
+    """The images of the shards that are not done.
 
     Raises UserError where the source has changed since the others were made.
     """
     counted: Counter[int] = Counter()
-    for place in spec.source.places():
-        shard, inside = divmod(place.number, spec.samples_per_shard)
+    for ref in spec.source.refs():
+        shard, inside = divmod(ref.number, spec.samples_per_shard)
         record = done.get(shard)
         if record is None:
-            yield place
+            yield ref
             continue
         counted[shard] += 1
-        if inside == 0 and place.key != record.first:
+        if inside == 0 and ref.key != record.first:
             raise _changed(spec.source)
-    # The last shard of an earlier run may have ended early: images were added since, or taken away.
+    # The last shard may have had fewer images: some were added since, or taken away.
     if any(counted[shard] != record.places for shard, record in done.items()):
         raise _changed(spec.source)
 
 
 def _changed(source: Source) -> UserError:
     return UserError(
-        f"{source.path} has changed since these shards were begun; give it back what it held, or make them all again"
-        " with --overwrite."
+        f"{source.path} has changed since these shards were begun; restore it, or make them all again with --overwrite."
     )
 
 
-def _in_this_process(spec: ShardSpec, places: Iterable[Place]) -> Iterator[tuple[Place, Draft | Skipped]]:
+def _in_this_process(spec: ShardSpec, refs: Iterable[ImageRef]) -> Iterator[tuple[ImageRef, Draft | Skipped]]:
     annotate_one = spec.annotator()
-    return ((place, annotate_one(place)) for place in places)
+    return ((ref, annotate_one(ref)) for ref in refs)
 
 
 def _on_processes(
-    pool: ProcessPoolExecutor, workers: int, places: Iterable[Place]
-) -> Iterator[tuple[Place, Draft | Skipped]]:
-    """Places in, results out, in order; a few jobs ahead, so that a long stream of images needs little memory."""
-    waiting: deque[tuple[list[Place], Future[list[Draft | Skipped]]]] = deque()
-    iterator = iter(places)
+    pool: ProcessPoolExecutor, workers: int, refs: Iterable[ImageRef]
+) -> Iterator[tuple[ImageRef, Draft | Skipped]]:
+    """The results in order; a few jobs ahead, so that a long stream of images needs little memory."""
+    waiting: deque[tuple[list[ImageRef], Future[list[Draft | Skipped]]]] = deque()
+    iterator = iter(refs)
     try:
-        while job := list(itertools.islice(iterator, PLACES_A_JOB)):
+        while job := list(itertools.islice(iterator, IMAGES_PER_JOB)):
             waiting.append((job, pool.submit(_annotate_job, job)))
             if len(waiting) > 3 * workers:
                 job, future = waiting.popleft()
@@ -254,7 +248,7 @@ def _on_processes(
 
 @contextlib.contextmanager
 def _processes(spec: ShardSpec, workers: int) -> Iterator[ProcessPoolExecutor]:
-    # Not forked: the libraries of this process have threads.
+    # Spawned: the libraries of this process have threads, which a fork would break.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_start_process, initargs=(spec,))
     try:
@@ -263,25 +257,22 @@ def _processes(spec: ShardSpec, workers: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-# This process's own, in a process of a pool.
-_annotator: Callable[[Place], Draft | Skipped] | None = None
+# Of a process of the pool.
+_annotator: Callable[[ImageRef], Draft | Skipped] | None = None
 
 
 def _start_process(spec: ShardSpec) -> None:
     global _annotator  # noqa: PLW0603 - a pool's processes keep nothing else between jobs
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process answers Ctrl-C for all
-    # A killed one cannot tell its pool: the others would wait for jobs for ever.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C for all
+    # A killed main process cannot end its pool, whose processes would wait for jobs for ever.
     parent = multiprocessing.parent_process()
     if parent is not None:
         sentinel = parent.sentinel
         threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
-    warnings.filterwarnings("ignore", module="PIL")  # about odd metadata, which changes no pixel
+    warnings.filterwarnings("ignore", module="PIL")  # about odd metadata, which does not matter here
     _annotator = spec.annotator()
 
 
-def _annotate_job(places: list[Place]) -> list[Draft | Skipped]:
+def _annotate_job(refs: list[ImageRef]) -> list[Draft | Skipped]:
     assert _annotator is not None
-    return [_annotator(place) for place in places]
-
-
-# What is finished
+    return [_annotator(ref) for ref in refs]

@@ -1,9 +1,9 @@
-"""What the importers hand each other.
+"""The interface of image sources, and the records that importers hand on.
 
-    source.places() -> Place -> source.read(place) -> Entry -> annotate -> Sample, or Skipped with its reason
+    source.refs() -> ImageRef -> source.read(ref) -> Entry -> annotate -> Sample, or Skipped with its reason
 
-`places` runs in one process, in the source's order, and does little an image; `read` does the rest and runs
-anywhere: on all cores, or on the machines of a cluster.
+`refs` runs in one process, in the source's order, and does little per image; `read` does the rest and runs anywhere:
+on all cores, or on the machines of a cluster.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from vlad.types import ObjectBox
 MAX_SMALL_FILE_BYTES = 4_000_000
 
 
-class UnusableEntry(ValueError):  # noqa: N818 - it is about one image, which the others go on without
-    """Why one image gives no sample: `kind` in a few words that the summary counts by, then the details."""
+class UnusableEntry(ValueError):  # noqa: N818 - one image is skipped: no error of the program
+    """Why one image gives no sample: `kind` is a few words by which the summary counts, then come the details."""
 
     def __init__(self, kind: str, details: str = "") -> None:
         super().__init__(f"{kind}: {details}" if details else kind)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an image stands in its source; it can be pickled."""
+class ImageRef:
+    """A reference to an image in its source; it can be pickled."""
 
     number: int  # in the source's order, from 0
     key: str  # of the sample: unique in the source, without dots and slashes
-    name: str  # as people find it again: a path, or a file and an entry's number
-    payload: Any = None  # what the source needs to read the entry
-    # How far into the source the place is, 0..1; None where the source counts its places.
+    name: str  # for messages: a path, or a file and the number of an entry
+    payload: Any = None  # whatever the source needs to read the entry
+    # The position in the source, 0..1; None where the source knows its number of images.
     share: float | None = None
 
 
 @dataclass(frozen=True)
 class SourceLine:
-    """A line of text as a source gives it, in pixels of `Entry.frame`.
+    """A line of text as a source annotates it, in pixels of `Entry.frame`.
 
-    `text` None: the source marks where text stands, and not what it says. `polygon` None: the whole image.
+    `text` is None where the source marks the position of text, but not what it says. `polygon` None: the whole image.
     """
 
     text: str | None
@@ -55,16 +55,16 @@ class SourceLine:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a source says about one image.
+    """One image of a source with its annotations.
 
-    `image` is the file's bytes, or the paths at which it may lie: the first that exists counts.
+    `image` is the file's bytes, or the paths at which it may be: the first that exists counts.
     """
 
     image: bytes | tuple[Path, ...]
     caption: str | None = None  # None: the source has none
-    # None: the source does not say where text stands, and an OCR engine has to.
+    # None: the source has no lines of text, and an OCR engine reads them.
     lines: tuple[SourceLine, ...] | None = None
-    # Width and height in which the polygons are given; None: the image's own as stored.
+    # Width and height that the polygons refer to; None: those of the stored image.
     frame: tuple[float, float] | None = None
     objects: tuple[ObjectBox, ...] = ()
     source: str | None = None
@@ -85,24 +85,24 @@ class Skipped:
 
 
 class Source(Protocol):
-    """Images of one format. It can be pickled, and gives the same places each time."""
+    """Images of one format. It can be pickled, and gives the same references each time."""
 
     format: str
     path: str  # as the user named it
-    # The number of places; None where counting takes as long as reading.
+    # The number of images; None where counting takes as long as reading.
     count: int | None
 
-    def places(self) -> Iterator[Place]:
+    def refs(self) -> Iterator[ImageRef]:
         """Every image, in order. Raises UserError where the source itself is broken."""
 
-    def read(self, place: Place) -> Entry:
-        """What the source says about the image. Raises UnusableEntry."""
+    def read(self, ref: ImageRef) -> Entry:
+        """The image with its annotations. Raises UnusableEntry."""
 
 
-def small_file(path: Path) -> bytes | None:
-    """What a file beside an image holds, None where there is none. Raises UnusableEntry for one that cannot be read.
+def read_small_file(path: Path) -> bytes | None:
+    """The contents of a file beside an image, None where there is none.
 
-    A longer one than MAX_SMALL_FILE_BYTES is not what it is called.
+    Raises UnusableEntry for one that cannot be read, or is too long for what its name says.
     """
     try:
         if not path.is_file():
@@ -117,13 +117,13 @@ def small_file(path: Path) -> bytes | None:
 
 
 class UniqueKeys:
-    """Keys that are safe in a tar and unlike each other."""
+    """Makes keys that are safe in a tar and unique."""
 
     def __init__(self) -> None:
         self._used: set[str] = set()
 
     def key_of(self, name: str) -> str:
-        """`name` without dots, which end a key in a shard, and slashes; with a number where it was given before."""
+        """`name` without slashes, and dots, which end a key in a shard; with a number where it is taken already."""
         base = safe_key(name)
         key, number = base, 1
         while key in self._used:
@@ -170,10 +170,10 @@ def points_of(value: Any, field: str) -> tuple[tuple[float, float], ...]:
 
 
 def from_top_left(points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
-    """The corners clockwise, a quad's from the one at which its most level edge to the right begins.
+    """The corners clockwise, those of a quad from the one at which its most level edge to the right begins.
 
-    For annotations whose corners begin anywhere and run either way round; text that stands upside down is not told
-    from text that does not. A polygon of more points keeps its edges: the upper one first.
+    For annotations whose corners begin anywhere and run either way round; upside-down text is not recognised as such.
+    A polygon of more points is made clockwise, and no more.
     """
     following = (*points[1:], points[0])
     doubled_area = sum(x * next_y - next_x * y for (x, y), (next_x, next_y) in zip(points, following, strict=True))
@@ -190,10 +190,10 @@ def from_top_left(points: tuple[tuple[float, float], ...]) -> tuple[tuple[float,
     return points[first:] + points[:first]
 
 
-def below(folders: tuple[Path, ...], name: str) -> tuple[Path, ...]:
-    """Where an image may lie that an annotation file names: the name, less and less of its beginning, in each folder.
+def candidate_paths(folders: tuple[Path, ...], name: str) -> tuple[Path, ...]:
+    """The paths at which an image of an annotation file may be: in each folder, with less and less of the name's start.
 
-    Annotations travel further than the folders they were made in. Raises UnusableEntry for a name that climbs out.
+    Annotation files outlive the folders that they were made in. Raises UnusableEntry for a name that leads out of them.
     """
     parts = [part for part in re.split(r"[\\/]+", name) if part not in ("", ".")]
     if not parts or ".." in parts:

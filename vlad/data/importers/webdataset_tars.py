@@ -1,7 +1,7 @@
-"""WebDataset tars that hold images with captions: KEY.jpg beside KEY.txt, or KEY.json with a caption in it.
+"""WebDataset tars of images with captions: KEY.jpg with KEY.txt, or with a caption in KEY.json.
 
-What else lies in a tar is not looked at. Members with absolute names, or names that climb out, are ignored; links
-and other things that are no files too. Shards of our own schema come through with their lines.
+Other members are ignored; so are absolute names, names that lead out of the archive, links, and everything else that is
+not a file. Shards of our own schema keep their lines.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Self
 
 from vlad.data.decoding import IMAGE_FORMATS
 from vlad.data.importers.json_stream import parse_object
-from vlad.data.importers.sources import Entry, Place, SourceLine, UniqueKeys, UnusableEntry, text_of
+from vlad.data.importers.sources import Entry, ImageRef, SourceLine, UniqueKeys, UnusableEntry, text_of
 from vlad.data.shards.tar_index import MAX_HEADER_BYTES
 from vlad.layout.layout_files import layout_from_json
 from vlad.utils.errors import UserError
 
 CAPTION_FIELDS = ("caption", "text", "prompt")
 MAX_MEMBER_BYTES = 64_000_000
-TWICE = "twice"  # among a sample's members: which kind there are two of
+TWICE = "twice"  # among the members of a sample: the kind that it has two of
 _LONG_HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -42,10 +42,10 @@ class TarSource:
         self.count: int | None = None
         self._tars = tars
         self._fields = CAPTION_FIELDS if caption_field is None else (caption_field,)
-        self._field_is_asked_for = caption_field is not None
+        self._field_is_given = caption_field is not None
 
-    def places(self) -> Iterator[Place]:
-        """A place for every sample that has an image."""
+    def refs(self) -> Iterator[ImageRef]:
+        """A reference to every sample that has an image."""
         keys, number = UniqueKeys(), 0
         total = max(1, sum(path.stat().st_size for path in self._tars))
         before = 0
@@ -53,21 +53,21 @@ class TarSource:
             for stem, members, end in _samples(path):
                 if any(extension in members for extension in IMAGE_FORMATS):
                     name = f"{path.name}: {stem}"
-                    yield Place(number, keys.key_of(stem), name, members, min(1.0, (before + end) / total))
+                    yield ImageRef(number, keys.key_of(stem), name, members, min(1.0, (before + end) / total))
                     number += 1
             before += path.stat().st_size
 
-    def read(self, place: Place) -> Entry:
-        """The sample's image and caption. Raises UnusableEntry."""
-        members = place.payload
+    def read(self, ref: ImageRef) -> Entry:
+        """The image and caption of a sample. Raises UnusableEntry."""
+        members = ref.payload
         if TWICE in members:
-            raise UnusableEntry("a member stands there twice", members[TWICE].decode())
+            raise UnusableEntry("it has two members of a kind", members[TWICE].decode())
         image = next(members[extension] for extension in IMAGE_FORMATS if extension in members)
         if image is None:
             raise UnusableEntry("its member is too large", f"over {MAX_MEMBER_BYTES // 1_000_000} MB")
         record = parse_object(members["json"]) if members.get("json") else {}
         caption = next(filter(None, (text_of(record, field) for field in self._fields)), None)
-        if members.get("txt") and not (caption and self._field_is_asked_for):
+        if members.get("txt") and not (caption and self._field_is_given):
             try:
                 caption = " ".join(members["txt"].decode("utf-8-sig").split()) or caption
             except UnicodeDecodeError:
@@ -77,7 +77,7 @@ class TarSource:
 
 
 def _lines(record: dict[str, object]) -> tuple[SourceLine, ...] | None:
-    """The lines of a sample of our own schema, None in any other."""
+    """The lines of a sample of our own schema, None for any other."""
     if "lines" not in record:
         return None
     try:
@@ -90,7 +90,7 @@ def _lines(record: dict[str, object]) -> tuple[SourceLine, ...] | None:
 
 
 class _Header(tarfile.TarInfo):
-    """A header whose long name is no longer than a name can be: tarfile would read whatever length stands there."""
+    """Refuses overlong names, which tarfile would read into memory whatever their length."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -101,7 +101,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes | None], int]]:
-    """Key, members by extension (None: too large) and the place where the sample ends, of each sample of a tar."""
+    """Key, members by extension (None: too large) and end offset of each sample of a tar."""
     wanted = {*IMAGE_FORMATS, "txt", "json"}
     stem: str | None = None
     members: dict[str, bytes | None] = {}
