@@ -1,4 +1,4 @@
-"""Prompt files in every benchmark's own layout, and what is said of others."""
+"""Prompt files in every benchmark's own format, and refusals of others."""
 
 import json
 from pathlib import Path
@@ -27,12 +27,12 @@ def test_lines_of_prompts(tmp_path: Path) -> None:
     ]
 
 
-def test_a_list_of_words_becomes_simplebench_s_prompts(tmp_path: Path) -> None:
+def test_a_list_of_words_becomes_simplebench_prompts(tmp_path: Path) -> None:
     prompt = only(tmp_path / "words.txt", "assembly\n")
     assert (prompt.text, prompt.strings) == ('A sign that says "assembly".', ("assembly",))
 
 
-def test_prompts_of_a_script_without_spaces_are_no_words(tmp_path: Path) -> None:
+def test_prompts_of_a_script_without_spaces_are_no_word_list(tmp_path: Path) -> None:
     prompt = only(tmp_path / "zh.txt", "一个写着“你好”的牌子\n")
     assert (prompt.text, prompt.strings) == ("一个写着“你好”的牌子", ("你好",))
 
@@ -43,7 +43,7 @@ def test_a_table_with_a_prompt_column(tmp_path: Path) -> None:
     assert (prompt.strings, prompt.subset) == (("Very Deep",), "Outdoor Scenes")
 
 
-def test_anytext_s_json(tmp_path: Path) -> None:
+def test_anytext_json(tmp_path: Path) -> None:
     polygon = [[128, 256], [128, 128], [384, 128], [384, 256]]  # begins at the bottom left, as real ones do
     annotations = [
         {"polygon": polygon, "text": "SALE", "language": "Latin", "valid": True},
@@ -58,19 +58,19 @@ def test_anytext_s_json(tmp_path: Path) -> None:
     assert [line.valid for line in prompt.lines] == [True, False]
 
 
-def test_cvtg_s_json(tmp_path: Path) -> None:
+def test_cvtg_json(tmp_path: Path) -> None:
     record = {"index": 7, "prompt": "A 'Big' sign", "carrier_list": ["sign"], "sentence_list": ["Big Sale"]}
     prompt = only(tmp_path / "2.json", json.dumps({"data_list": [record]}))
     assert (prompt.key, prompt.strings) == ("7", ("Big Sale",))
 
 
-def test_textatlas_s_json(tmp_path: Path) -> None:
+def test_textatlas_json(tmp_path: Path) -> None:
     record = {"image_path": "out/12.png", "prompt": "a page", "raw_text": "Lorem ipsum", "original_image_path": "r.png"}
     prompt = only(tmp_path / "atlas.json", json.dumps([record]))
     assert (prompt.key, prompt.strings, prompt.reference) == ("12", ("Lorem ipsum",), str(tmp_path / "r.png"))
 
 
-def test_longtext_s_jsonl(tmp_path: Path) -> None:
+def test_longtext_jsonl(tmp_path: Path) -> None:
     record = {"prompt_id": 3, "prompt": "a board", "text": ["One", "Two"], "category": "signboards"}
     prompt = only(tmp_path / "text_prompts.jsonl", json.dumps(record) + "\n\n")
     assert (prompt.key, prompt.strings, prompt.subset) == ("3", ("One", "Two"), "signboards")
@@ -78,7 +78,7 @@ def test_longtext_s_jsonl(tmp_path: Path) -> None:
     assert only(tmp_path / "a.jsonl", '{"prompt": "a\u2028b"}\n').text == "a\u2028b"
 
 
-def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+def test_files_of_one_name_are_subsets_named_after_their_folders(tmp_path: Path) -> None:
     record = json.dumps({"data_list": [{"index": 7, "prompt": "A 'Big' sign"}]})
     for name in ("CVTG", "CVTG-Style"):
         (tmp_path / name).mkdir()
@@ -101,7 +101,7 @@ def test_several_files_are_subsets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("a.json", '{"images": []}', 'neither a list nor an object with a "data_list".* Accepted: a text file'),
         ("a.json", '[{"caption": "x"}]', r"entry 1: there is no string \"prompt\" \(it has 'caption'\)"),
@@ -123,12 +123,12 @@ def test_several_files_are_subsets(tmp_path: Path) -> None:
         ("a.txt", "\n \n", "holds no prompt"),
     ],
 )
-def test_other_layouts_are_told_what_is_accepted(tmp_path: Path, name: str, content: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_unknown_formats_are_refused_with_the_known_ones(tmp_path: Path, name: str, content: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         only(tmp_path / name, content)
 
 
-def test_a_missing_or_binary_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no prompt file"):
         read_prompt_files([tmp_path / "none.txt"])
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")

@@ -36,17 +36,17 @@ def browser() -> Iterator[Any]:
 
 def ratings_in(folder: Path, kind: Any) -> Ratings:
     """Two systems whose images say in their files who drew them."""
-    told = PngImagePlugin.PngInfo()
-    told.add_text("recipe", "secretsystem")
+    metadata = PngImagePlugin.PngInfo()
+    metadata.add_text("recipe", "secretsystem")
     for name, colour in (("secretsystem", "red"), ("other", "blue")):
         (folder / name).mkdir(parents=True)
         for prompt in PROMPTS:
-            Image.new("RGB", (32, 32), colour).save(folder / name / f"{prompt.key}.png", pnginfo=told)
+            Image.new("RGB", (32, 32), colour).save(folder / name / f"{prompt.key}.png", pnginfo=metadata)
     study = make_study(kind, {name: folder / name for name in ("secretsystem", "other")}, PROMPTS)
     return Ratings(folder / "r.sqlite", study)
 
 
-def test_a_question_says_nothing_of_who_drew_it(tmp_path: Path) -> None:
+def test_a_question_does_not_reveal_its_systems(tmp_path: Path) -> None:
     ratings = ratings_in(tmp_path, "pairs")
     for question in questions_of(ratings.study, 0):
         shown = question_html(question)
@@ -85,7 +85,7 @@ def check_look(page: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["scores", "pairs"])
-def test_a_person_rates_stops_and_comes_back(kind: str, browser: Any, tmp_path: Path) -> None:
+def test_a_rater_stops_and_continues_later(kind: str, browser: Any, tmp_path: Path) -> None:
     pytest.importorskip("gradio", minversion="6", reason="the page needs Gradio (pip install -e '.[app]')")
     ratings = ratings_in(tmp_path, kind)
     app = build_rating_page(ratings)

@@ -189,6 +189,6 @@ def rests_on(result: Evaluation, about: dict[str, Any]) -> list[tuple[str, str]]
         ("OCR engine", f"{result.engine}, images enlarged {result.enlarge} (bicubic)"),
         ("the authors' engines", f"{natives}; figures read with another engine are not comparable with theirs"),
         ("generated with", settings),
-        ("intervals", "95 %, percentile bootstrap, 2,000 draws of prompts with all their images"),
+        ("intervals", "95 %, percentile bootstrap, 2,000 resamples of prompts with all their images"),
         ("quirks of strict", "; ".join(f"{protocol.title}: {protocol.quirks}" for protocol in result.protocols)),
     ]

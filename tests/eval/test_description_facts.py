@@ -1,4 +1,4 @@
-"""The description round trip: facts of a text, bound to each other, and what a description confirms of them."""
+"""Description round trip: bound facts of a text, and those that a description confirms."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from vlad.eval.protocols.protocol import MetricTerm
 PROMPT = 'Two red cups to the left of a blue plate, with a sign that says "HOT TEA"'
 
 
-def test_facts_are_read_off_a_text() -> None:
+def test_facts_of_a_text() -> None:
     facts = facts_of(PROMPT)
     assert facts.objects == {"cup", "plate", "sign"}
     assert facts.colours == {("red", "cup"), ("blue", "plate")}
@@ -18,12 +18,12 @@ def test_facts_are_read_off_a_text() -> None:
 
 
 @pytest.mark.parametrize("marks", ['""', "''", "“”", "‘’", "«»"])
-def test_a_quotation_parts_what_stands_around_it(marks: str) -> None:
+def test_a_quotation_separates_phrases(marks: str) -> None:
     facts = facts_of(f"a blue sign that says {marks[0]}HOUSE{marks[1]} in white letters")
     assert facts.objects == {"sign", "letter"} and facts.relations == frozenset()
 
 
-def test_an_apostrophe_parts_nothing() -> None:
+def test_an_apostrophe_does_not_separate_phrases() -> None:
     assert facts_of("a dog's bowl on a boy's table").relations == {("bowl", "on", "table")}
 
 
@@ -38,13 +38,13 @@ def test_an_apostrophe_parts_nothing() -> None:
         ("a diamond above two rings", "two hoops beneath a rhombus"),
     ],
 )
-def test_the_same_said_otherwise_is_the_same(one: str, other: str) -> None:
+def test_paraphrases_state_the_same_facts(one: str, other: str) -> None:
     assert facts_of(one).relations == facts_of(other).relations != frozenset()
     assert facts_of(one).objects == facts_of(other).objects
     assert facts_of(one).counts == facts_of(other).counts
 
 
-def test_a_bag_of_the_same_words_confirms_nothing_that_is_bound() -> None:
+def test_the_same_bag_of_words_confirms_no_bound_facts() -> None:
     prompt = "two red cups above three blue plates"
     swapped = "three blue cups below two red plates"
     assert sorted(prompt.replace("above", "below").split()) == sorted(swapped.split())
@@ -54,17 +54,17 @@ def test_a_bag_of_the_same_words_confirms_nothing_that_is_bound() -> None:
     assert all(term.numerator == term.denominator for term in confirmed(prompt, (), prompt).values())
 
 
-def test_strings_are_whole_words_whatever_their_case() -> None:
+def test_strings_are_confirmed_as_whole_words_in_any_case() -> None:
     terms = confirmed("x", ("HOT TEA", "50% OFF!", "ART"), 'It reads "hot tea", and "50% off". A party.')
     assert terms["strings"] == MetricTerm(2, 3)
     assert "strings" not in confirmed("a cup", (), "a cup")
 
 
 def test_the_matrix_has_a_cell_for_each_describer_and_system() -> None:
-    told = [(PROMPT, ("HOT TEA",), 'Two red cups left of a green plate; a sign says "HOT TEA".')]
+    described = [(PROMPT, ("HOT TEA",), 'Two red cups left of a green plate; a sign says "HOT TEA".')]
     silent = [(PROMPT, ("HOT TEA",), "")]
     trips = [
-        round_trip("one", "a", told, lambda prompts, said: [0.5] * len(said)),
+        round_trip("one", "a", described, lambda prompts, texts: [0.5] * len(texts)),
         round_trip("one", "b", silent),
         round_trip("other", "a", silent),
         round_trip("other", "b", []),
@@ -78,10 +78,10 @@ def test_the_matrix_has_a_cell_for_each_describer_and_system() -> None:
     assert "| other | 0.000 (0.000 to 0.000) | - |" in text
 
 
-def test_intervals_draw_prompts_with_all_their_images() -> None:
-    # One prompt is read every time, another one never: a draw of the two has none, one or both of the first.
-    told = [("a sign", ("TEA",), "TEA"), ("a wall", ("JAM",), "")]
-    (few, many) = (round_trip("one", "a", told * times, lambda _, said: [1.0] * len(said)) for times in (1, 8))
+def test_intervals_resample_prompts_with_all_their_images() -> None:
+    # One prompt is read every time, another one never: a resample of the two has none, one or both of the first.
+    described = [("a sign", ("TEA",), "TEA"), ("a wall", ("JAM",), "")]
+    (few, many) = (round_trip("one", "a", described * times, lambda _, texts: [1.0] * len(texts)) for times in (1, 8))
     assert few.shares["strings"] == many.shares["strings"] == 0.5
     assert few.intervals["strings"] == many.intervals["strings"] == (0, 1)
     assert few.intervals["similarity"] == (1, 1)
