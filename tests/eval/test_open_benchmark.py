@@ -14,13 +14,13 @@ from vlad.data.words import all_words, held_out_words, rare_words, training_word
 from vlad.eval.alignment.alignment_prompts import read_alignment_prompts
 from vlad.eval.alignment.alignment_scores import bag_of_words
 from vlad.eval.benchmark.prompt_files import quoted, read_prompt_files
-from vlad.eval.description_round_trip import facts_of
 from vlad.eval.open_benchmark import scenes as benchmark_scenes
 from vlad.eval.open_benchmark.alignment_subsets import ALIGNMENT_SUBSETS, NUMBERS
 from vlad.eval.open_benchmark.scenes import SHAPES
 from vlad.eval.open_benchmark.text_subsets import SUBSETS
 from vlad.eval.open_benchmark.write_benchmark import make_scene, render_scene, scenes, write_benchmark
 from vlad.eval.options import OpenBenchmarkOptions
+from vlad.eval.prompt_facts import facts_of
 from vlad.layout.fonts import missing_glyphs
 from vlad.layout.polygons import bounding_box
 from vlad.models.text_encoder.prompt import parse_prompt

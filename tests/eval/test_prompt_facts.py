@@ -2,7 +2,8 @@
 
 import pytest
 
-from vlad.eval.description_round_trip import confirmed, facts_of, matrix_of, round_trip
+from vlad.eval.description_round_trip import matrix_of, round_trip
+from vlad.eval.prompt_facts import confirmed, facts_of
 from vlad.eval.protocols.protocol import MetricTerm
 
 PROMPT = 'Two red cups to the left of a blue plate, with a sign that says "HOT TEA"'
