@@ -1,4 +1,4 @@
-"""Buckets: shapes of one area, and polygons that move exactly with their images."""
+"""Aspect ratio buckets: shapes of one area, and polygons that move exactly with their images."""
 
 import dataclasses
 
@@ -41,7 +41,7 @@ def test_a_side_that_does_not_fit_the_step_is_refused():
         build_buckets((100,), 2.0, 64)
 
 
-def test_a_image_goes_to_the_nearest_aspect_and_the_largest_resolution_it_fills():
+def test_an_image_goes_to_the_nearest_aspect_and_the_largest_resolution_it_fills():
     buckets = build_buckets((256, 512), 2.0, 64)
 
     def of(width, height):
@@ -89,7 +89,7 @@ def test_the_crop_keeps_the_text_where_it_can(start):
     assert max(x for x, _ in line.polygon) <= 1 + 1e-6
 
 
-def test_without_text_the_crop_stands_in_the_middle():
+def test_without_text_the_crop_is_centred():
     image = crop_to_bucket(sample_of(300, 100), Bucket(100, 100, 100)).image
     assert image[50, 50, 0] == pytest.approx(125, abs=2)
 
@@ -100,7 +100,7 @@ def test_a_line_that_is_cut_is_invalid_and_one_that_is_gone_is_left_out():
     assert [(line.text, line.valid) for line in lines] == [("line 0", True), ("line 1", False)]
 
 
-def test_a_line_that_already_stood_past_the_edge_stays_as_it_was():
+def test_a_line_that_was_already_past_the_edge_stays_as_it_was():
     sample = sample_of(100, 100, (-0.1, 0.3, 0.5, 0.7))
     (line,) = crop_to_bucket(sample, Bucket(50, 50, 50)).layout.lines
     assert line.valid

@@ -1,4 +1,4 @@
-"""Captions that quote exactly what an image says."""
+"""Captions that quote exactly the text in the image."""
 
 import pytest
 from hypothesis import given
@@ -35,12 +35,12 @@ LETTERS = st.text("abAB \"“”'.,", max_size=12)
 
 
 @given(LETTERS, st.lists(st.text("abAB", min_size=1, max_size=3), max_size=3))
-def test_every_string_stands_in_double_marks_whatever_was_written(written, strings):
+def test_every_string_is_quoted_whatever_the_caption(written, strings):
     caption = with_quotations(written, strings)
     assert all(f'"{text}"' in caption for text in strings)
     assert caption.count('"') == 2 * len(set(strings))
 
 
 @given(st.text('abAB "“”.,', max_size=12), st.lists(st.text("abAB", min_size=1, max_size=3), max_size=3))
-def test_a_prompt_s_reader_finds_the_strings(written, strings):
+def test_the_prompt_parser_finds_the_strings(written, strings):
     assert sorted(parse_prompt(with_quotations(f"x {written}", strings)).strings) == sorted(set(strings))

@@ -1,4 +1,4 @@
-"""Whatever happens to the bytes of a shard: no crash, no hang, and no sample that is silently another one."""
+"""Damaged shards: no crash, no hang, and no sample that silently becomes another one."""
 
 import dataclasses
 import json
@@ -81,7 +81,7 @@ def place(tmp_path_factory):
 @settings(max_examples=max(200, settings.default.max_examples))
 @given(seed=st.integers(0, 2**63))
 def test_a_damaged_shard_with_a_manifest_gives_its_own_samples_or_none(whole, place, seed):
-    """The checksum stands for all of it; without one, see below."""
+    """The checksum covers all of it; without one, see below."""
     write_and_describe(place, whole, described=whole)
     (place / "000000.tar").write_bytes(mutate(whole, seed))
     try:
@@ -104,7 +104,7 @@ def test_a_damaged_shard_with_a_manifest_gives_its_own_samples_or_none(whole, pl
 @settings(max_examples=max(200, settings.default.max_examples))
 @given(seed=st.integers(0, 2**63))
 def test_every_sample_of_a_damaged_shard_is_read_or_listed(whole, place, seed):
-    """With a manifest whose checksum was made anew, so that everything behind it is asked."""
+    """With a manifest of the damaged file's checksum, so that everything behind the checksum is tested."""
     write_and_describe(place, mutate(whole, seed), described=None)
     quarantine = place / "quarantine.jsonl"
     quarantine.unlink(missing_ok=True)

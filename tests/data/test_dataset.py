@@ -1,4 +1,4 @@
-"""The stream of batches: exact over a resume, whatever the workers, the ranks and the shards."""
+"""The stream of batches: exact over a resume, with any workers, ranks and shards."""
 
 import dataclasses
 import io
@@ -168,8 +168,8 @@ def test_a_resumed_run_reads_what_an_uninterrupted_one_would(tmp_path, as_rank, 
             assert np.array_equal(tail[-1].image_bytes, whole[-1].image_bytes)
 
 
-def test_of_many_shards_two_ranks_of_four_workers_go_on_within_an_epoch(tmp_path, as_rank):
-    """Shuffled shards and samples, uneven shards, three epochs and more, stopped in the midst of the second; twice."""
+def test_two_ranks_of_four_workers_resume_within_an_epoch_of_many_shards(tmp_path, as_rank):
+    """Shuffled shards and samples, uneven shards, three epochs and more, stopped twice, in the middle of the second."""
     for number, (first, last) in enumerate(itertools.pairwise((0, 5, 16, 18, 33, 41, COUNT))):
         write_shards(SIGNS[first:last], tmp_path, first_shard=number)
     sets = open_sets({str(tmp_path): 1.0})
@@ -210,7 +210,7 @@ def test_two_sets_are_mixed_by_their_weights(tmp_path):
     assert keys_of(read_batches(sets, 0, 3, 490)) == keys_of(read_batches(sets, 0, 500)[490:493])
 
 
-def test_a_weight_that_would_never_be_drawn_is_refused(shards):
+def test_a_weight_below_a_thousandth_is_refused(shards):
     with pytest.raises(UserError, match="under a thousandth"):
         open_sets({str(shards): 1.0, f"{shards}/000000.tar": 1e-4})
 
@@ -241,7 +241,7 @@ def test_a_bad_sample_is_left_out_and_every_batch_is_full(tmp_path):
     assert seen == {sign.key for number, sign in enumerate(SIGNS) if number not in bad}
 
 
-def test_a_batch_of_bad_samples_alone_has_a_stand_in(tmp_path):
+def test_a_batch_of_bad_samples_alone_is_filled_from_its_bucket(tmp_path):
     bad = set(range(0, COUNT, 3))
     batches = read_batches(write_with_bad(tmp_path, bad), 0, COUNT, batch_size=1)
     assert {key for batch in batches for key in batch.keys} == {
@@ -260,7 +260,7 @@ def test_bad_samples_are_listed_once(tmp_path, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_worker_s_mistake_is_told_in_one_sentence(tmp_path, workers):
+def test_an_error_in_a_worker_is_one_sentence(tmp_path, workers):
     sets = write_with_bad(tmp_path, set(range(COUNT)))
     with pytest.raises(UserError, match=r"^data\.shards: 20 of the first 20 samples.*quarantine\.jsonl") as caught:
         read_batches(sets, workers, 13)
@@ -287,8 +287,8 @@ def test_fewer_samples_than_a_batch_of_every_rank_are_refused(shards):
         check_enough_samples(sets, 26, 2)
 
 
-def test_what_names_the_shards_stands_in_the_sentence(shards, tmp_path):
-    """Whichever option it is: data.shards is only the usual one."""
+def test_errors_name_the_option_that_names_the_shards(shards, tmp_path):
+    """data.shards is only the usual one."""
     for option, patterns in (
         ("data.shards", {"pipe:cat": 1.0}),
         ("data.mix", {str(shards): 1.0, str(tmp_path / "none"): 1.0}),
@@ -311,8 +311,8 @@ def test_the_first_samples_leave_bad_ones_out(tmp_path):
     assert len(samples) == COUNT - 3
 
 
-def test_sizes_that_lie_are_told(tmp_path):
-    """Batches of one shape were planned with them: going on would crop images that need no cropping."""
+def test_wrong_sizes_beside_a_shard_are_reported(tmp_path):
+    """Buckets were planned with them: images would be cropped without need."""
     write_manifest(tmp_path, write_shards(SIGNS, tmp_path), {})
     beside = tmp_path / "000000.sizes.json"
     record = json.loads(beside.read_text())
@@ -338,7 +338,7 @@ def test_a_batch_has_images_and_glyph_maps_between_minus_one_and_one():
     assert batch.objects == tuple(sign.objects for sign in SIGNS[:3])
 
 
-def test_what_is_marked_invalid_has_no_weight():
+def test_invalid_text_has_no_weight():
     first, second = SIGNS[:2]
     line = dataclasses.replace(first.layout.lines[0], valid=False)
     batch = collate([dataclasses.replace(first, layout=type(first.layout)((line,))), second])
@@ -348,7 +348,7 @@ def test_what_is_marked_invalid_has_no_weight():
     assert batch.glyph_maps[0].max() == -1
 
 
-def test_a_image_of_another_shape_is_stretched():
+def test_an_image_of_another_shape_is_stretched():
     wide = SIGNS[0].image[:8]
     sample = dataclasses.replace(SIGNS[0], image=wide)
     assert stretch_image(sample, 24).image.shape == (24, 24, 3)

@@ -1,4 +1,4 @@
-"""Bytes <-> samples: what is encoded decodes, and nothing else gets through."""
+"""Decoding and encoding of samples: round trips, and what is refused."""
 
 import io
 import json
@@ -61,7 +61,7 @@ def test_a_lossy_image_stays_close(extension):
     assert np.abs(back.image.astype(int) - flat).max() < 12
 
 
-def test_a_image_of_another_mode_becomes_rgb():
+def test_an_image_of_another_mode_becomes_rgb():
     buffer = io.BytesIO()
     Image.new("L", (4, 3), 7).save(buffer, "PNG")
     assert (decode_image(buffer.getvalue(), "png") == np.full((3, 4, 3), 7)).all()
@@ -104,7 +104,7 @@ def reason_for(decode):
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg", "webp"])
-def test_a_thread_of_pixels_is_refused(extension):
+def test_an_extreme_aspect_ratio_is_refused(extension):
     """Scaled to fill a square of 512 pixels, one of 2 x 8000 would be 512 x 2,048,000."""
     buffer = io.BytesIO()
     Image.new("RGB", (2, 201)).save(buffer, IMAGE_FORMATS[extension])
@@ -142,7 +142,7 @@ LINE = {"text": "A", "polygon": [[0, 0], [1, 0], [1, 1], [0, 1]]}
         {"caption": "a", "objects": [{"phrase": "\udc00", "box": [0, 0, 1, 1]}]},
     ],
 )
-def test_records_that_are_none_are_bad_samples(record):
+def test_invalid_records_are_bad_samples(record):
     data = record if isinstance(record, bytes) else json.dumps(record).encode()
     with pytest.raises(BadSample):
         decode_sample({"png": encoded_image("png"), "json": data}, "key")
@@ -176,7 +176,7 @@ def test_a_huge_record_is_refused():
         ({"caption": "x", "lines": [{"text": "A", "box": [0, 0, 1, 1]}] * 2001}, "there are 2001 lines of text"),
     ],
 )
-def test_more_text_than_can_be_meant_is_refused(record, said):
+def test_more_text_than_an_image_can_show_is_refused(record, said):
     with pytest.raises(BadSample, match=said):
         decoding.decode_record(json.dumps(record).encode(), "key")
 
@@ -227,7 +227,7 @@ def test_a_jpg_is_the_same_with_either_decoder(monkeypatch, name, data):
 
 
 @pytest.mark.parametrize("name", ["plain", "four inks"])  # libjpeg-turbo decodes the one, Pillow the other
-def test_a_image_is_put_where_it_fits(name):
+def test_an_image_is_decoded_into_memory_of_its_shape(name):
     data = dict(jpegs())[name]
     room = np.zeros((91, 123, 3), np.uint8)
     assert np.shares_memory(decode_image(data, "jpg", room), room) and room.any()

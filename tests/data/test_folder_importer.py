@@ -1,4 +1,4 @@
-"""A folder of images: what becomes a sample, what is skipped and why, and the captions that are made."""
+"""A folder of images: samples, skipped images with their reasons, and composed captions."""
 
 import errno
 import json
@@ -63,7 +63,7 @@ def refuse_reading(monkeypatch, path):
 # Finding
 
 
-def test_images_are_found_below_in_any_case_and_order(tmp_path):
+def test_images_are_found_in_subfolders_in_any_case_and_sorted(tmp_path):
     names = ("b.JPG", "a/z.png", "a/b/c.WebP", "a-2.png", "a.png", "c.jpeg", "notes.txt", "d.gif", ".h/x.png", ".y.png")
     for name in names:
         path = tmp_path / name
@@ -75,7 +75,7 @@ def test_images_are_found_below_in_any_case_and_order(tmp_path):
     assert found == sorted(found) == ["a-2.png", "a.png", "a/b/c.WebP", "a/z.png", "b.JPG", "c.jpeg"]
 
 
-def test_a_folder_without_images_is_named(tmp_path):
+def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(UserError, match="There are no images"):
         FolderSource(tmp_path)
 
@@ -120,7 +120,7 @@ def test_images_whose_keys_collide_all_arrive(tmp_path):
 # Images
 
 
-def test_a_image_becomes_a_sample(tmp_path):
+def test_an_image_becomes_a_sample(tmp_path):
     sample = import_one(save(tmp_path / "a.png", (200, 10, 20)))
     assert isinstance(sample, Sample)
     assert sample.image.shape == (32, 40, 3)
@@ -137,7 +137,7 @@ def test_large_images_are_downsized(tmp_path):
     assert shapes == [(40, 64), (64, 4), (16, 64)]  # small, tall, wide
 
 
-def test_the_camera_s_turn_is_applied(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn clockwise brings it upright
     image = Image.new("RGB", (60, 40), "white")
@@ -149,7 +149,7 @@ def test_the_camera_s_turn_is_applied(tmp_path):
     assert (upright[11:] == 255).all()
 
 
-def test_every_mode_becomes_rgb_and_what_shows_through_is_white(tmp_path):
+def test_every_mode_becomes_rgb_and_transparency_white(tmp_path):
     Image.new("RGBA", (32, 32), (10, 20, 30, 0)).save(tmp_path / "a.png")
     Image.new("L", (32, 32), 77).save(tmp_path / "b.png")
     Image.fromarray(np.full((32, 32), 0x80FF, dtype=np.uint16)).save(tmp_path / "c.png")
@@ -159,7 +159,7 @@ def test_every_mode_becomes_rgb_and_what_shows_through_is_white(tmp_path):
     assert values == [255, 77, 0x80, 255, 255]
 
 
-def test_a_image_with_the_wrong_extension_is_taken(tmp_path):
+def test_an_image_with_the_wrong_extension_is_taken(tmp_path):
     save(tmp_path / "a.jpg", format="PNG")
     assert isinstance(import_one(tmp_path / "a.jpg"), Sample)
 
@@ -171,7 +171,7 @@ def png_claiming(path, width, height):
     path.write_bytes(data)
 
 
-def test_what_cannot_be_used_is_skipped_with_its_reason(tmp_path):
+def test_unusable_images_are_skipped_with_their_reason(tmp_path):
     (tmp_path / "a-empty.jpg").touch()
     (tmp_path / "b-text.png").write_text("not an image")
     whole = save(tmp_path / "c-cut.png", size=(200, 200)).read_bytes()
@@ -253,7 +253,7 @@ def test_a_wrong_line_of_a_metadata_file_is_named(tmp_path, line, said):
         FolderSource(tmp_path)
 
 
-def test_a_field_that_is_asked_for_goes_before_the_file_beside(tmp_path):
+def test_a_given_caption_field_takes_precedence_over_the_caption_file(tmp_path):
     save(tmp_path / "a.png")
     save(tmp_path / "b.png")
     (tmp_path / "a.txt").write_text("beside it", encoding="utf-8")
@@ -265,7 +265,7 @@ def test_a_field_that_is_asked_for_goes_before_the_file_beside(tmp_path):
         FolderSource(tmp_path, "titel")
 
 
-def test_a_metadata_file_that_cannot_be_one_is_named(tmp_path, monkeypatch):
+def test_an_unreadable_metadata_file_is_refused(tmp_path, monkeypatch):
     save(tmp_path / "a.png")
     metadata = tmp_path / "metadata.jsonl"
     os.mkfifo(metadata)  # reading it would wait for ever
@@ -282,7 +282,7 @@ def test_a_metadata_file_that_cannot_be_one_is_named(tmp_path, monkeypatch):
         FolderSource(tmp_path)
 
 
-def test_a_caption_that_is_no_caption_is_not_read_into_memory(tmp_path, monkeypatch):
+def test_an_overlong_caption_file_is_not_read_into_memory(tmp_path, monkeypatch):
     save(tmp_path / "a.png")
     caption = tmp_path / "a.txt"
     with caption.open("wb") as stream:
@@ -322,7 +322,7 @@ def test_the_largest_lines_are_quoted_in_reading_order():
     assert composed(lines, 1) == 'a picture that says "D"'
 
 
-def test_equal_lines_are_told_apart():
+def test_equal_lines_are_distinguished():
     lines = [line("SALE", 0.0), line("SALE", 0.0), line("SALE", 0.0)]
     assert composed(lines, 2) == 'a picture that says "SALE" and "SALE"'
 
@@ -355,6 +355,6 @@ def test_every_made_caption_parses_back(texts):
 
 
 @pytest.mark.parametrize("mistake", [{"max_side_pixels": 8}, {"max_strings": 0}])
-def test_options_that_cannot_be_are_refused(mistake):
+def test_invalid_options_are_refused(mistake):
     with pytest.raises(UserError):
         AnnotateOptions(**mistake)

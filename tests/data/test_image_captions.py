@@ -19,7 +19,7 @@ from vlad.types import TextLine
 
 
 class Parrot:
-    """A captioner that says how it was asked; batches show in what it writes."""
+    """A captioner whose sentences show the batch that it was given."""
 
     name = "parrot"
 

@@ -1,4 +1,4 @@
-"""Other people's formats: each made small, as its authors lay it out, and read to the last field."""
+"""Importers of public formats: a small file of each, laid out as its authors do."""
 
 import base64
 import contextlib
@@ -138,7 +138,7 @@ def test_text_can_be_quoted_into_captions_that_a_source_has(tmp_path):
     assert sample.caption == "a picture without text"
 
 
-def test_images_lie_where_the_file_or_the_user_says(tmp_path):
+def test_images_are_looked_up_where_the_file_or_the_user_says(tmp_path):
     (tmp_path / "here").mkdir()
     (tmp_path / "here/1.jpg").write_bytes(image_bytes())
     relative = anyword(tmp_path / "a.json", [ANYWORD], data_root="here")
@@ -232,7 +232,7 @@ def test_a_word_crop_is_one_line(tmp_path):
     assert sample.layout.lines == (TextLine("GRAND", box_polygon(0.0, 0.0, 1.0, 1.0)),)
 
 
-def test_regions_without_text_are_read_and_what_is_not_found_is_not_learned(tmp_path):
+def test_regions_without_text_are_read_by_ocr_and_unread_ones_are_invalid(tmp_path):
     found, missed, ignored = [20, 10, 180, 30], [20, 60, 100, 70], [0, 80, 200, 100]
     instances = [{"bbox": found}, {"bbox": missed}, {"bbox": ignored, "ignore": True}]
     noise = TextLine("NOISE", box_polygon(0.1, 0.85, 0.5, 0.95), confidence=0.9)
@@ -283,7 +283,7 @@ def test_corners_come_clockwise_from_the_top_left_however_they_began():
     [*((orientation, False) for orientation in range(1, 9)), *((orientation, True) for orientation in range(5, 9))],
 )
 def test_polygons_turn_with_their_image(tmp_path, orientation, of_the_upright):
-    """A black box on white: after any turn of the camera its polygon still lies on it."""
+    """A black box on white: at any EXIF orientation its polygon still covers it."""
     stored = Image.new("RGB", (80, 60), "white")
     stored.paste("black", (8, 6, 40, 18))
     exif = Image.Exif()
@@ -313,7 +313,7 @@ def test_polygons_are_cut_off_at_the_edge_and_those_outside_are_dropped(tmp_path
     assert (line.text, rounded(line.polygon)[0]) == ("IN", (0.0, 0.1))
 
 
-def test_an_engine_that_fails_costs_one_image(tmp_path):
+def test_a_failure_of_the_engine_skips_one_image(tmp_path):
     (tmp_path / "1.png").write_bytes(image_bytes(format="PNG"))
 
     def fail(image):
@@ -360,7 +360,7 @@ def test_tars_with_captions(tmp_path):
         assert items[3].caption == 'a picture that says "READ"'
 
 
-def test_our_own_shards_come_through_with_their_lines(tmp_path):
+def test_our_own_shards_keep_their_lines(tmp_path):
     line = TextLine("OPEN", box_polygon(0.1, 0.2, 0.6, 0.3), language="Latin")
     sample = Sample("k", np.full((40, 50, 3), 9, np.uint8), "a door", Layout((line,)), source="s", licence="CC0")
     write_shards([sample], tmp_path)
@@ -380,7 +380,7 @@ def test_a_broken_tar_is_named(tmp_path):
         open_source(f"{tmp_path}/{{{','.join(map(str, range(100, 300)))}}}.tar")
 
 
-def test_a_image_that_stands_there_twice_is_skipped(tmp_path):
+def test_a_sample_with_two_images_is_skipped(tmp_path):
     path = tar(tmp_path / "0.tar", ("1.jpg", image_bytes()), ("1.JPG", image_bytes(colour="blue")))
     (item,) = import_all(open_source(str(path)))
     assert item.reason == "it has two members of a kind: jpg"
@@ -410,7 +410,7 @@ def test_a_header_of_gigabytes_is_not_read_into_memory(tmp_path):
         list(open_source(str(tmp_path / "0.tar.gz")).refs())
 
 
-def test_a_field_that_is_asked_for_goes_before_the_text_beside(tmp_path):
+def test_a_given_caption_field_takes_precedence_over_the_text_member(tmp_path):
     members = ("1.jpg", image_bytes()), ("1.txt", b"a wall"), ("1.json", b'{"title": "a door"}')
     path = str(tar(tmp_path / "0.tar", *members))
     captions = [

@@ -1,4 +1,4 @@
-"""Lists of JSON objects as a stream: what json itself reads, in little memory, and mistakes by their line."""
+"""Streaming lists of JSON objects: the same as `json`, in little memory, with errors by line."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def parsed(path, list_name=None):
 
 
 @given(OBJECTS, st.sampled_from([None, 0, 2]), st.booleans(), st.integers(1, 40))
-def test_what_json_reads_is_what_comes(tmp_path_factory, objects, indent, ascii_only, chunk_bytes):
+def test_the_stream_equals_what_json_parses(tmp_path_factory, objects, indent, ascii_only, chunk_bytes):
     """Wherever the chunks of the file end: inside of a string, an escape, a letter's bytes, a number."""
     path = tmp_path_factory.mktemp("json") / "a.json"
     with pytest.MonkeyPatch.context() as patch:
@@ -41,7 +41,7 @@ def test_what_json_reads_is_what_comes(tmp_path_factory, objects, indent, ascii_
         assert read_header(path, "data_list") == header
 
 
-def test_entries_know_their_number_line_and_share(tmp_path):
+def test_entries_have_their_number_line_and_position(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('\ufeff[\n {"a":\n 1},\n\n {"b": 2}]\n', encoding="utf-8")
     items = list(stream_objects(path))
@@ -62,7 +62,7 @@ def test_entries_know_their_number_line_and_share(tmp_path):
         ('[{"a": ' + "[" * 40, "nested more than 32 deep"),
     ],
 )
-def test_what_is_no_list_of_objects_is_named_by_its_line(tmp_path, text, said):
+def test_invalid_json_is_reported_with_its_line(tmp_path, text, said):
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(UserError, match=re.escape(f"a.json, {said}" if said.startswith("line") else said)):
@@ -87,7 +87,7 @@ def test_a_file_without_its_list_is_named(tmp_path, text, said):
         parsed(path, "data_list")
 
 
-def test_a_bad_entry_costs_itself_alone(tmp_path):
+def test_a_bad_entry_is_skipped_alone(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('[{"a": nul}, {"a": 1}]')
     first, second = stream_objects(path)

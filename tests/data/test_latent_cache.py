@@ -1,4 +1,4 @@
-"""Cached states: read back as they were written, and used with nothing but what they were made from."""
+"""Cached latents: round trip, resume, and refusal of a cache with another fingerprint."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ OPTIONS = StreamOptions(image_pixels=16, batch_size=4, workers=0, shuffle_window
 
 
 def encode(batch):
-    """Stands in for the models: states that can be told apart, of as many tokens as the caption has letters."""
+    """In place of the models: distinct states, of as many tokens as the caption has letters."""
     mean = batch.images[:, :2, ::8, ::8]
     lengths = [len(caption) for caption in batch.captions]
     tokens = torch.zeros(len(lengths), max(lengths), 3)
@@ -54,7 +54,7 @@ def made(shards, directory, options=OPTIONS, fingerprint=None, model=encode_draw
     return count, fingerprint
 
 
-def test_a_batch_of_cached_states_is_what_the_models_would_say(shards, tmp_path):
+def test_cached_states_equal_those_of_the_models(shards, tmp_path):
     count, fingerprint = made(shards, tmp_path / "cache")
     assert count == len(SIGNS)
     cached = open_cache(str(tmp_path / "cache"), fingerprint)
@@ -82,7 +82,7 @@ def test_cached_batches_come_in_buckets_too(shards, tmp_path):
     assert [batch.keys for batch in ShardBatches(cached, options, 20)] == told
 
 
-def test_an_interrupted_cache_goes_on_after_its_last_whole_shard(shards, tmp_path):
+def test_an_interrupted_cache_resumes_after_its_last_finished_shard(shards, tmp_path):
     read = []
 
     def stops(batch):
@@ -122,7 +122,7 @@ def test_a_stale_cache_is_refused_and_says_what_differs(shards, tmp_path, name):
 
 
 @pytest.mark.parametrize("manifest", [b"{", b"\xff", b"[]", b"[" * 100_000, b'{"about": {"fingerprint": ["shards"]}}'])
-def test_a_manifest_of_something_else_is_no_cache_s(shards, tmp_path, manifest):
+def test_a_manifest_of_other_shards_is_not_a_cache(shards, tmp_path, manifest):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "manifest.json").write_bytes(manifest)
     with pytest.raises(UserError, match=r"^data\.cache: .*manifest\.json is not the manifest of a cache"):
@@ -132,7 +132,7 @@ def test_a_manifest_of_something_else_is_no_cache_s(shards, tmp_path, manifest):
             open_cache(str(place), data_fingerprint(shards, OPTIONS))
 
 
-def test_a_damaged_cache_is_told_as_one(shards, tmp_path):
+def test_errors_about_a_damaged_cache_name_data_cache(shards, tmp_path):
     _, fingerprint = made(shards, tmp_path / "cache")
     shard = tmp_path / "cache/000000.tar"
     shard.write_bytes(shard.read_bytes()[:10240])
@@ -168,7 +168,7 @@ def test_other_shards_are_never_overwritten(shards, tmp_path):
         made(shards, tmp_path / "begun")
 
 
-def test_states_that_float16_cannot_hold_are_told(shards, tmp_path):
+def test_states_beyond_float16_are_reported(shards, tmp_path):
     def overflows(batch):
         return dataclasses.replace(encode_drawn(batch), v=torch.full((len(batch.keys), 3), 1e6))
 

@@ -1,4 +1,4 @@
-"""Bad samples are listed once, whoever comes to them and however often."""
+"""The quarantine lists a bad sample once, whichever process meets it and however often."""
 
 import json
 from pathlib import Path
@@ -56,13 +56,13 @@ def test_a_long_list_is_not_read_again_for_each_sample(tmp_path, monkeypatch):
     assert len(listed(path)) == 100
 
 
-def test_keys_that_are_no_text_are_listed(tmp_path):
+def test_keys_that_are_not_utf8_are_listed(tmp_path):
     path = tmp_path / "quarantine.jsonl"
     for _ in range(2):
         Quarantine(path).add("a\udcff", "0.tar", "no\nimage")
     assert len(path.read_bytes().splitlines()) == 1
 
 
-def test_a_place_that_takes_no_list_is_named(tmp_path):
+def test_an_unwritable_quarantine_is_reported(tmp_path):
     with pytest.raises(StorageError, match=r"none/q\.jsonl cannot be written \(No such file"):
         Quarantine(tmp_path / "none" / "q.jsonl").add("a", "0.tar", "x")

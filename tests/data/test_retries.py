@@ -19,7 +19,7 @@ def http_error(code: int, retry_after: str | None = None) -> urllib.error.HTTPEr
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits, in place of waiting."""
+    """The waits, which are recorded instead of slept."""
     found: list[float] = []
     monkeypatch.setattr(time, "sleep", found.append)
     return found

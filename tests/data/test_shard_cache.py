@@ -1,4 +1,4 @@
-"""Shards of far away, fetched into a bounded cache: once, whole, by one process at a time, and never lost."""
+"""The shard cache: each remote shard is fetched once, whole, by one process at a time, within a bound."""
 
 import contextlib
 import hashlib
@@ -50,7 +50,7 @@ def test_a_shard_is_fetched_once(server, s3, tmp_path):
     ],
     ids=str,
 )
-def test_what_may_pass_is_tried_again(server, tmp_path, plan):
+def test_transient_errors_are_tried_again(server, tmp_path, plan):
     server.plans["/a/0.tar"] = list(plan)
     timeout = 0.2 if "stall" in plan else 5.0
     with cache(tmp_path, timeout_seconds=timeout).local(server.url + "/a/0.tar", sha256=SUM) as path:
@@ -69,7 +69,7 @@ def test_what_may_pass_is_tried_again(server, tmp_path, plan):
         ("stall", r"after 4 tries: nothing came for 0\.2 seconds"),
     ],
 )
-def test_what_does_not_pass_names_the_shard_the_reason_and_the_tries(server, tmp_path, behaviour, said):
+def test_a_lasting_error_names_the_shard_the_reason_and_the_tries(server, tmp_path, behaviour, said):
     server.plans["/a/0.tar"] = [behaviour] * 9
     timeout = 0.2 if behaviour == "stall" else 5.0
     with (
@@ -82,7 +82,7 @@ def test_what_does_not_pass_names_the_shard_the_reason_and_the_tries(server, tmp
 
 
 @pytest.mark.parametrize("answer", [403, 404, 400])
-def test_what_cannot_pass_is_not_tried_again(server, tmp_path, answer):
+def test_permanent_errors_are_not_tried_again(server, tmp_path, answer):
     server.plans["/a/0.tar"] = [answer] * 9
     with (
         pytest.raises(StorageError, match=f"failed after 1 try: the server answers {answer}"),
@@ -180,7 +180,7 @@ def test_a_damaged_copy_is_fetched_again(server, tmp_path):
         assert path.read_bytes() == SHARD
 
 
-def test_a_crashed_download_holds_nobody_up(server, tmp_path):
+def test_a_crashed_download_blocks_no_other_process(server, tmp_path):
     server.plans["/a/0.tar"] = ["slow"]
     code = (
         "import sys; from vlad.data.storage.shard_cache import *\n"
@@ -198,7 +198,7 @@ def test_a_crashed_download_holds_nobody_up(server, tmp_path):
     assert left(tmp_path) == [".shard"]
 
 
-def test_what_a_crash_left_makes_room_first(server, tmp_path):
+def test_an_abandoned_download_is_removed_first(server, tmp_path):
     (tmp_path / f"{'0' * 40}.partial").write_bytes(SHARD)
     with cache(tmp_path, max_bytes=len(SHARD)).local(server.url + "/a/0.tar"):
         assert left(tmp_path) == [".shard"]
@@ -231,7 +231,7 @@ def test_two_processes_never_download_a_shard_at_once(server, tmp_path):
 
 
 class Shards(Dataset):
-    """Item number i is what shard i holds; as a data set of a run would, it reads through the cache."""
+    """Item number i is the digest of shard i, read through the cache as a run does."""
 
     def __init__(self, urls, directory):
         self.urls, self.cache = urls, cache(directory)
@@ -260,7 +260,7 @@ def test_workers_of_a_loader_read_after_their_parent_has(server, s3, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_worker_s_failure_is_told_in_one_sentence(server, tmp_path, workers):
+def test_an_error_in_a_worker_is_one_sentence(server, tmp_path, workers):
     context = "fork" if workers else None
     loader = DataLoader(
         Shards([server.url + "/none.tar"], tmp_path),

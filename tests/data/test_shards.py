@@ -1,4 +1,4 @@
-"""Shards on disk: written whole, found, counted, and any sample read by its number."""
+"""Writing, finding and counting shards, and reading any sample by its number."""
 
 import io
 import itertools
@@ -76,7 +76,7 @@ def test_a_shard_appears_when_it_is_whole(tmp_path, monkeypatch):
     assert expand_pattern(str(tmp_path)) == (str(tmp_path / "000000.tar"),)
 
 
-def test_a_later_run_goes_on_with_the_next_number(tmp_path):
+def test_numbering_continues_from_the_first_shard(tmp_path):
     entries = write_shards(SIGNS[:2], tmp_path) + write_shards(SIGNS[2:4], tmp_path, first_shard=1)
     write_manifest(tmp_path, entries, {"made_by": "a test"})
     record = json.loads((tmp_path / "manifest.json").read_text())
@@ -101,7 +101,7 @@ def test_counts_come_from_the_manifest_where_there_is_one(shards):
     assert index_shards(str(shards)).counts == (7, 8, 10)
 
 
-def test_a_shard_of_another_length_than_its_manifest_says_is_named(shards):
+def test_a_shard_of_another_length_than_its_manifest_says_is_refused(shards):
     """A copy that stopped between two samples is a whole tar to every reader."""
     write_manifest(shards, [shard_entry(shards / "000001.tar", 20)], {})
     (shards / "000001.tar").write_bytes((shards / "000001.tar").read_bytes()[:10240])
@@ -109,7 +109,7 @@ def test_a_shard_of_another_length_than_its_manifest_says_is_named(shards):
         index_shards(str(shards))
 
 
-def test_a_shard_that_the_manifest_lists_and_is_not_there_is_named(shards):
+def test_a_missing_shard_of_the_manifest_is_refused(shards):
     write_manifest(shards, [shard_entry(path, 20) for path in sorted(shards.glob("*.tar"))], {})
     (shards / "000001.tar").unlink()
     with pytest.raises(UserError, match=r"000001\.tar is missing, but the manifest\.json beside it lists it"):
@@ -161,7 +161,7 @@ def test_a_truncated_tar_is_named(shards, kept_bytes):
         assert "\n" not in said
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path):
+def test_a_pipe_in_place_of_a_shard_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "000000.tar")
     (tmp_path / "000001.tar").mkdir()
     for name in ("000000.tar", "000001.tar"):
@@ -169,14 +169,14 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
             list(read_members(str(tmp_path / name)))
 
 
-def test_more_samples_than_a_shard_can_hold_are_no_manifest(shards):
+def test_a_manifest_with_impossible_sample_counts_is_refused(shards):
     """Memory is taken for each sample that a manifest names."""
     write_manifest(shards, [{**shard_entry(shards / "000000.tar", 20), "samples": 10**12}], {})
     with pytest.raises(UserError, match=r"no shard manifest .* 1000000000000 samples"):
         index_shards(str(shards))
 
 
-def test_a_member_that_stands_twice_is_named(tmp_path):
+def test_a_duplicate_member_is_reported(tmp_path):
     write_tar(tmp_path / "0.tar", [("a.png", b""), ("a.PNG", b""), ("a.json", b"")])
     with pytest.raises(UserError, match=r"a: it has two members of kind png"):
         list(read_members(str(tmp_path / "0.tar")))
@@ -208,7 +208,7 @@ def test_a_reader_keeps_a_bounded_number_of_shards_open(shards, monkeypatch):
         assert len(reader._open) <= 2
 
 
-def test_a_shard_that_is_not_what_its_manifest_was_made_for_gives_nothing(shards):
+def test_a_shard_with_another_checksum_gives_nothing(shards):
     path = shards / "000001.tar"
     write_manifest(shards, [shard_entry(path, 20)], {})
     changed = bytearray(path.read_bytes())
@@ -220,7 +220,7 @@ def test_a_shard_that_is_not_what_its_manifest_was_made_for_gives_nothing(shards
     assert ShardReader(index, verify=False).read(25).key == SIGNS[25].key
 
 
-def test_what_stands_before_the_damage_is_still_read(tmp_path):
+def test_samples_before_the_damage_are_still_read(tmp_path):
     write_shards(SIGNS[:10], tmp_path)
     index = index_shards(str(tmp_path))
     path = tmp_path / "000000.tar"
@@ -232,7 +232,7 @@ def test_what_stands_before_the_damage_is_still_read(tmp_path):
     assert caught.value.shard == str(path)
 
 
-def test_image_sizes_stand_beside_a_shard_or_are_read_from_it(tmp_path):
+def test_image_sizes_come_from_the_file_beside_a_shard_or_its_headers(tmp_path):
     signs = [render_sign(SyntheticOptions(size_pixels=16 + 8 * (index % 3)), index) for index in range(9)]
     entries = write_shards(signs, tmp_path, samples_per_shard=4)
     write_manifest(tmp_path, entries, {})
@@ -243,14 +243,14 @@ def test_image_sizes_stand_beside_a_shard_or_are_read_from_it(tmp_path):
     assert image_sizes(index_shards(str(tmp_path))).tolist() == expected
 
 
-def test_sizes_of_another_shard_are_not_believed(tmp_path):
+def test_sizes_of_another_shard_are_ignored(tmp_path):
     write_manifest(tmp_path, write_shards(SIGNS[:3], tmp_path), {})
     (tmp_path / "000000.sizes.json").write_text('{"bytes": 1, "sizes": [[1, 2], [3, 4], [5, 6]]}')
     assert image_sizes(index_shards(str(tmp_path))).tolist() == [[16, 16]] * 3
 
 
 @pytest.mark.parametrize("sizes", [[[1, 2]], [[1, 2]] * 4, [[1, 2, 3]] * 3, [[0, 1]] * 3, [[1, -2]] * 3, 5, [["a"]]])
-def test_sizes_that_cannot_be_those_of_the_shard_are_not_believed(tmp_path, sizes):
+def test_impossible_sizes_are_ignored(tmp_path, sizes):
     write_manifest(tmp_path, write_shards(SIGNS[:3], tmp_path), {})
     record = {"bytes": (tmp_path / "000000.tar").stat().st_size, "sizes": sizes}
     (tmp_path / "000000.sizes.json").write_text(json.dumps(record))

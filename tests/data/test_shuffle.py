@@ -1,4 +1,4 @@
-"""The order as arithmetic: any stretch of it, from anywhere, is the same."""
+"""Shuffling as arithmetic: any stretch of the order is the same, read from anywhere."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def test_a_mixture_keeps_its_shares():
 
 
 @pytest.mark.parametrize("first", [1, 7, 40, 333])
-def test_bucketed_batches_are_the_same_begun_anywhere(first, monkeypatch):
+def test_bucketed_batches_are_the_same_from_any_start(first, monkeypatch):
     monkeypatch.setattr("vlad.data.shuffle.PLANNING_BLOCK", 64)
     order = MixedOrder((SetOrder((50, 70), 20, 3),), (1.0,), 0)
     kinds = (np.random.default_rng(0).integers(0, 4, 120),)

@@ -1,4 +1,4 @@
-"""Rendered signs: exact polygons, reproducible, never a held-out word, captions that parse back."""
+"""Rendered signs: exact polygons, reproducible, without held-out words, with captions that parse back."""
 
 import dataclasses
 import itertools
@@ -30,7 +30,7 @@ def signs():
     return [render_sign(OPTIONS, index) for index in range(COUNT)]
 
 
-def test_ink_lies_inside_the_polygons_and_fills_their_height():
+def test_ink_is_inside_the_polygons_and_fills_their_height():
     options = SyntheticOptions(size_pixels=192, ground_share=0, line_shares=(0.4, 0.3, 0.3))
     for index in range(40):
         sign = render_sign(options, index)
@@ -45,7 +45,7 @@ def test_ink_lies_inside_the_polygons_and_fills_their_height():
         assert not ink.any()
 
 
-def test_lines_stand_inside_the_image_and_apart(signs):
+def test_lines_are_inside_the_image_and_do_not_overlap(signs):
     for sign in signs:
         boxes = [bounding_box(line.polygon) for line in sign.layout.lines]
         assert all(0 <= value <= 1 for box in boxes for value in box)
@@ -61,13 +61,13 @@ def test_a_sign_depends_on_options_seed_and_index_alone(signs):
     assert len({sign.key for sign in signs}) == COUNT
 
 
-def test_a_held_out_word_is_never_drawn(signs):
+def test_held_out_words_are_never_rendered(signs):
     held_out = set(held_out_words())
     assert not any(line.text in held_out for sign in signs for line in sign.layout.lines)
 
 
 def test_random_strings_are_checked_against_the_held_out_words(monkeypatch):
-    """With strings of one letter and all letters but Q held out, Q alone is left to draw."""
+    """With strings of one letter and all letters but Q held out, only Q is left."""
     letters = tuple("ABCDEFGHIJKLMNOPRSTUVWXYZ")
     monkeypatch.setattr("vlad.data.signs.held_out_words", lambda: letters)
     options = dataclasses.replace(OPTIONS, min_letters=1, max_letters=1, random_string_share=1.0, digit_share=0.0)
@@ -81,7 +81,7 @@ def test_captions_parse_back(signs):
         assert prompt.phrases[0].text == sign.objects[0].phrase
 
 
-def test_every_ink_can_be_read_on_its_ground(signs):
+def test_every_text_colour_contrasts_with_its_background(signs):
     for sign in signs:
         ground = sign.caption.split()[1]
         ink = sign.layout.lines[0].colour
@@ -110,7 +110,7 @@ def test_shares_are_those_of_the_options(signs):
     assert share(signs, lambda s: s.caption.split()[2] != "sign") == pytest.approx(OPTIONS.ground_share, abs=0.045)
 
 
-def test_everything_that_can_be_drawn_is_drawn(signs):
+def test_every_choice_occurs(signs):
     assert {sign.caption.split()[1] for sign in signs} == set(PALETTE)
     assert {sign.caption.split()[2] for sign in signs} == set(CARRIERS)
     assert {line.font for sign in signs for line in sign.layout.lines} == set(STYLE_FONTS)
@@ -118,7 +118,7 @@ def test_everything_that_can_be_drawn_is_drawn(signs):
     assert lengths == set(range(OPTIONS.min_letters, OPTIONS.max_letters + 1))
 
 
-def test_given_words_are_drawn_in_turn():
+def test_given_words_are_rendered_in_turn():
     words = ("HOUSE", "GARDEN")
     drawn = [render_sign(OPTIONS, index, words).layout.lines for index in range(4)]
     assert [line.text for lines in drawn for line in lines] == ["HOUSE", "GARDEN", "HOUSE", "GARDEN"]
@@ -150,7 +150,7 @@ def test_given_words_are_drawn_in_turn():
         {"min_letters": 40, "max_letters": 41},  # no word is so long
     ],
 )
-def test_options_that_cannot_be_are_refused(mistake):
+def test_invalid_options_are_refused(mistake):
     with pytest.raises(UserError, match=r"data\.synthetic"):
         SyntheticOptions(**mistake)
 
@@ -164,7 +164,7 @@ def test_options_that_cannot_be_are_refused(mistake):
         {"min_letters": 40, "max_letters": 41, "random_string_share": 1.0, "digit_share": 1.0},
     ],
 )
-def test_options_at_their_limits_draw(extreme):
+def test_options_at_their_limits_render(extreme):
     options = SyntheticOptions(size_pixels=16, line_shares=(0.0, 0.0, 1.0), **extreme)
     for index in range(10):
         for line in render_sign(options, index).layout.lines:

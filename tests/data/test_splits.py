@@ -33,7 +33,7 @@ def keys_read(sets: ShardSets, batches: int, batch_size: int = 5) -> list[str]:
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
-def test_what_is_held_out_is_never_trained_on_and_all_else_is(sets: ShardSets, share: float) -> None:
+def test_held_out_samples_are_never_trained_on_and_all_others_are(sets: ShardSets, share: float) -> None:
     training, held_out = hold_out(sets, share, seed=1)
     held = {sample.key for sample in first_samples(held_out, StreamOptions(image_pixels=16), 100)}
     assert len(held) == max(1, round(share * 20))
@@ -42,13 +42,13 @@ def test_what_is_held_out_is_never_trained_on_and_all_else_is(sets: ShardSets, s
     assert held | set(read) == {f"{index:08d}" for index in range(20)}
 
 
-def test_the_seed_says_what_is_held_out(sets: ShardSets) -> None:
+def test_the_seed_decides_what_is_held_out(sets: ShardSets) -> None:
     first, again, other = (hold_out(sets, 0.3, seed)[1].choices[0] for seed in (1, 1, 2))
     assert first is not None and again is not None and other is not None
     assert first.tolist() == again.tolist() != other.tolist()
 
 
-def test_all_held_out_is_refused(sets: ShardSets) -> None:
+def test_holding_out_all_samples_is_refused(sets: ShardSets) -> None:
     with pytest.raises(UserError, match="leaves none to train on"):
         hold_out(sets, 0.99, 0)
 
@@ -77,7 +77,7 @@ def test_the_fingerprint_covers_the_choice_of_samples(sets: ShardSets) -> None:
     assert len({kind.fingerprint for kind in kinds}) == len(kinds)
 
 
-def test_a_trigger_word_stands_once_in_every_caption_and_only_in_its_own_set(sets: ShardSets, tmp_path: Path) -> None:
+def test_a_trigger_word_is_in_every_caption_of_its_own_set_once(sets: ShardSets, tmp_path: Path) -> None:
     other = signs(tmp_path / "other", 10, seed=5)
     both = mix_sets(prefix_captions(sets, "neon style"), other, share=0.25)
     options = StreamOptions(image_pixels=16, batch_size=8, workers=0, shuffle_window=6)

@@ -1,4 +1,4 @@
-"""Shards from anywhere: a web server that fails on purpose, an S3 server of our own, and stores in memory."""
+"""Storage locations: a failing web server, a local S3 server, and stores in memory."""
 
 import sys
 import time
@@ -25,7 +25,7 @@ def test_a_scheme_makes_a_url_and_a_colon_does_not():
     assert not any(map(is_url, ("a:b/c.tar", "/x/y", "pipe:cat", "1://", "://x")))
 
 
-def test_urls_are_shown_without_what_is_secret():
+def test_urls_are_displayed_without_secrets():
     assert display_url("https://me:word@host/a/0.tar?signature=1") == "https://host/a/0.tar"
     assert display_url("s3://bucket/a?.tar") == "s3://bucket/a?.tar"
     assert display_url("abfss://shards@us.dfs.core.windows.net/a") == "abfss://shards@us.dfs.core.windows.net/a"
@@ -197,7 +197,7 @@ def test_other_object_stores_are_read_and_written_by_the_names_they_were_asked_w
     assert str(caught.value).startswith(f"data.shards: {place}/a/9.tar failed after 1 try: it is not there")
 
 
-def test_a_store_that_is_told_too_little_is_not_asked_again(monkeypatch):
+def test_missing_credentials_are_not_tried_again(monkeypatch):
     def refuse(*arguments, **options):
         raise ValueError("Must provide either a connection_string or account_name with credentials!!")
 
@@ -210,7 +210,7 @@ def test_a_store_that_is_told_too_little_is_not_asked_again(monkeypatch):
 # Reading and publishing
 
 
-def test_files_are_read_and_asked_for(server, s3, tmp_path):
+def test_files_are_read_and_looked_up(server, s3, tmp_path):
     (tmp_path / "0.tar").write_bytes(SHARD)
     for place in (server.url + "/a/0.tar", "s3://shards/a/0.tar", str(tmp_path / "0.tar")):
         missing = place.replace("0.tar", "1.tar")
@@ -224,7 +224,7 @@ def test_files_are_read_and_asked_for(server, s3, tmp_path):
     assert not exists("s3://shards/a")  # a directory
 
 
-def test_a_name_and_a_password_are_sent_and_not_shown(server):
+def test_credentials_are_sent_and_not_displayed(server):
     seen = []
     original = Handler.do_GET
 
@@ -243,7 +243,7 @@ def test_a_name_and_a_password_are_sent_and_not_shown(server):
     assert "me" not in str(caught.value).partition("failed")[0]
 
 
-def test_what_is_published_is_whole(s3, tmp_path):
+def test_files_are_published_atomically(s3, tmp_path):
     (tmp_path / "file").write_bytes(SHARD)
     for target in ("s3://shards/b/c.tar", str(tmp_path / "d/e.tar"), f"file://{tmp_path}/d/f.tar"):
         publish(tmp_path / "file", target)
@@ -269,7 +269,7 @@ def test_a_failed_copy_leaves_nothing(tmp_path, monkeypatch):
 
 
 class ShakyFileSystem(MemoryFileSystem):
-    """A store of another kind: uploads are seen as they grow, and it stalls or breaks when told to."""
+    """A store of another kind: uploads are visible as they grow, and it stalls or breaks on demand."""
 
     protocol = "ftp"  # a name that fsspec knows
     store, pseudo_dirs, trouble = {}, [""], []
@@ -295,7 +295,7 @@ def shaky():
     fsspec.register_implementation("ftp", before, clobber=True)
 
 
-def test_other_stores_get_the_name_when_the_file_is_whole(shaky, tmp_path):
+def test_other_stores_rename_a_finished_upload(shaky, tmp_path):
     (tmp_path / "file").write_bytes(SHARD)
     options = FetchOptions(retries=2, backoff_seconds=0)
     shaky.trouble = [OSError("broken off"), ConnectionResetError("gone")]
@@ -308,7 +308,7 @@ def test_other_stores_get_the_name_when_the_file_is_whole(shaky, tmp_path):
     assert list_files("ftp://a", "", options) == ("ftp://a/0.tar",)
 
 
-def test_a_store_that_stalls_is_asked_again(shaky, tmp_path):
+def test_a_stalled_store_is_tried_again(shaky, tmp_path):
     shaky.trouble = []
     publish_source = tmp_path / "file"
     publish_source.write_bytes(SHARD)

@@ -1,4 +1,4 @@
-"""The word list and its split."""
+"""The vocabulary and its split into training and held-out words."""
 
 import hashlib
 
@@ -17,7 +17,7 @@ def test_words_are_upper_case_ascii_letters_each_once():
 
 
 def test_the_held_out_words_never_change():
-    """Published figures rest on these very words: another list needs new figures."""
+    """Published figures depend on these words: another list needs new figures."""
     digest = hashlib.sha256("\n".join(held_out_words()).encode()).hexdigest()
     assert digest == "e823afeccc48258ba85349f5a12d58a2d5ef998f31f1bea30e76691cf3ae850e"
 

@@ -1,4 +1,4 @@
-"""make_shards from end to end, as a user runs it: images in, shards and a summary out, mistakes with exit code 2."""
+"""make_shards end to end, as a user runs it: shards and a summary, and errors with exit code 2."""
 
 import collections
 import errno
@@ -135,7 +135,7 @@ def test_images_become_samples_with_their_text(made):
         assert polygon_iou(line.polygon, sign.layout.lines[0].polygon) > 0.5
 
 
-def test_the_summary_names_everything_that_was_skipped(made):
+def test_the_summary_lists_every_skipped_image(made):
     said, complaint, out = made
     assert "images taken: 3 (shards: 2" in said
     assert "lines of text: 3, of them marked as not legible: 0" in said
@@ -168,7 +168,7 @@ def test_the_manifest_says_what_is_in_the_shards_and_what_made_them(made, images
     assert sorted(path.name for path in out.iterdir()) == names
 
 
-def test_shards_that_are_there_are_kept_until_overwriting_is_asked_for(made, images, tool, refused, tmp_path):
+def test_existing_shards_are_kept_without_overwrite(made, images, tool, refused, tmp_path):
     out = tmp_path / "copy"
     shutil.copytree(made[2], out)
     before = contents(out)
@@ -190,7 +190,7 @@ def test_shards_that_are_there_are_kept_until_overwriting_is_asked_for(made, ima
     assert contents(out) == before
 
 
-def test_a_killed_run_is_taken_up_and_makes_the_same_bytes(annotated, tool, tmp_path):
+def test_a_killed_run_resumes_and_makes_the_same_bytes(annotated, tool, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert tool(annotated, "--out", whole, "--samples-per-shard", 1, "--workers", 1)[0] == 0
     assert not (whole / "000007.tar").exists()  # it would be empty
@@ -215,7 +215,7 @@ tells_files_apart = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reaso
 
 
 def fail_at(monkeypatch, shard, error):
-    """Fails where a shard, counted from 0, is brought to the disk."""
+    """Fails where shard number `shard` is written down to the disk."""
     real = os.fsync
 
     def fsync(number):
@@ -227,7 +227,7 @@ def fail_at(monkeypatch, shard, error):
 
 
 @tells_files_apart
-def test_what_was_begun_otherwise_is_not_mixed(annotated, tool, refused, tmp_path, monkeypatch):
+def test_shards_of_other_settings_are_not_mixed(annotated, tool, refused, tmp_path, monkeypatch):
     source = tmp_path / "in" / "lines.json"
     shutil.copytree(annotated.parent, source.parent)
     out = tmp_path / "out"
@@ -255,7 +255,7 @@ def test_what_was_begun_otherwise_is_not_mixed(annotated, tool, refused, tmp_pat
     assert sorted(contents(out)) == [*shards, "manifest.json", "skipped.jsonl"]
 
 
-def test_a_captioner_that_is_none_leaves_nothing_to_be_taken_up(annotated, tool, tmp_path):
+def test_an_unusable_captioner_leaves_nothing_to_resume(annotated, tool, tmp_path):
     arguments = (annotated, "--out", tmp_path / "out", "--workers", 1)
     code, said, complaint = tool(*arguments, "--captioner", tmp_path)
     assert (code, said) == (2, "")
@@ -264,7 +264,7 @@ def test_a_captioner_that_is_none_leaves_nothing_to_be_taken_up(annotated, tool,
 
 
 @tells_files_apart
-def test_a_disk_that_fills_up_costs_no_whole_shard(annotated, tool, tmp_path, monkeypatch):
+def test_a_full_disk_costs_no_finished_shard(annotated, tool, tmp_path, monkeypatch):
     arguments = (annotated, "--samples-per-shard", 50, "--workers", 1, "--out")
     assert tool(*arguments, tmp_path / "whole")[0] == 0
     fail_at(monkeypatch, 1, OSError(errno.ENOSPC, "No space left on device"))
@@ -280,7 +280,7 @@ def test_a_disk_that_fills_up_costs_no_whole_shard(annotated, tool, tmp_path, mo
 
 @tells_files_apart
 def test_shards_go_to_a_url_one_by_one_and_the_manifest_last(annotated, tool, refused, tmp_path, monkeypatch):
-    """An object store acted by a folder: what is asked of `vlad.data.storage.locations`, and when."""
+    """A folder in place of an object store, behind `vlad.data.storage.locations`."""
     arrived = []
     store = tmp_path / "store"
     store.mkdir()
@@ -340,8 +340,8 @@ def test_a_cluster_that_does_not_answer_is_one_sentence(annotated, refused, tmp_
     assert "the cluster at RAY_ADDRESS=nowhere:6379 does not answer (ConnectionError: no answer after 5" in said
 
 
-def test_a_captioner_that_is_none_is_told_by_the_machine_that_wants_it(tmp_path):
-    """Raised where Ray builds its makers, it would come as Ray's own error with a traceback."""
+def test_an_unusable_captioner_is_reported_by_a_ray_worker(tmp_path):
+    """Raised in the constructor, it would come as Ray's own error with a traceback."""
 
     def build():
         raise UserError("--captioner x cannot be used.")
@@ -358,7 +358,7 @@ def test_a_name_with_a_line_end_stays_in_its_line(tool, tmp_path):
     assert "  a\\n\\x1b[31m\\udcff.jpg: the file is empty" in said.splitlines()
 
 
-def test_a_folder_without_one_good_image_is_refused(tool, tmp_path):
+def test_a_folder_without_a_usable_image_is_refused(tool, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.jpg").touch()
     code, said, complaint = tool(tmp_path / "in", "--out", tmp_path / "out")
@@ -368,7 +368,7 @@ def test_a_folder_without_one_good_image_is_refused(tool, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_annotations_without_their_images_are_refused_at_the_door(annotated, refused, tmp_path):
+def test_annotations_without_their_images_are_refused_at_once(annotated, refused, tmp_path):
     lonely = tmp_path / "lines.json"
     lonely.write_bytes(annotated.read_bytes())
     said = refused(lonely, "--out", tmp_path / "out")
@@ -407,8 +407,8 @@ def test_mistakes_are_refused_in_one_sentence(images, refused, tmp_path):
     assert list(out.iterdir()) == []
 
 
-def test_a_place_that_is_none_is_refused_in_one_sentence(images, refused, tmp_path):
-    """Names that the system does not take, ranges that would fill the memory; each with what it was given as."""
+def test_unusable_paths_are_refused_in_one_sentence(images, refused, tmp_path):
+    """Names that the system refuses, ranges that would fill the memory; each with the argument that names it."""
     out, long = tmp_path / "out", "x" * 300
     (tmp_path / "loop").symlink_to("loop")
     assert "SOURCE 'xxx" in refused(long, "--out", out)
@@ -424,7 +424,7 @@ def test_a_place_that_is_none_is_refused_in_one_sentence(images, refused, tmp_pa
     assert not out.exists()
 
 
-def test_options_that_a_source_has_no_use_for_are_refused(annotated, images, refused, tmp_path):
+def test_options_without_effect_on_the_source_are_refused(annotated, images, refused, tmp_path):
     out = tmp_path / "out"
     assert "format mmocr has no fields with captions" in refused(annotated, "--out", out, "--caption-field", "title")
     assert "has its images itself" in refused(images, "--out", out, "--images", images)
@@ -450,7 +450,7 @@ def test_a_source_that_cannot_be_read_to_its_end_is_refused(refused, tmp_path):
     assert "is neither a file nor a folder" in refused(tmp_path / "pipe", "--out", tmp_path / "out")
 
 
-def test_one_directory_is_one_process_s(annotated, tool, refused, tmp_path):
+def test_one_process_at_a_time_writes_a_directory(annotated, tool, refused, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     with directory_lock(out, "a set of shards"):

@@ -1,4 +1,4 @@
-"""render_shards as a user calls it: signs once, made anew for other options, and never in the place of other shards."""
+"""render_shards as a user calls it: signs are rendered once, anew for other options, and replace no other shards."""
 
 import importlib.util
 import json
@@ -40,7 +40,7 @@ def test_signs_are_rendered_once_and_anew_for_other_options(render, tmp_path):
 
 
 @pytest.mark.parametrize("manifest", ["{", "[]", '{"about": 5}', json.dumps({"about": {"made_by": "somebody"}})])
-def test_shards_of_others_stay(render, tmp_path, manifest):
+def test_shards_of_another_origin_are_kept(render, tmp_path, manifest):
     (tmp_path / "000000.tar").write_bytes(b"theirs")
     (tmp_path / "manifest.json").write_text(manifest)
     code, _, complaint = render(f"data.shards={tmp_path}")
@@ -49,7 +49,7 @@ def test_shards_of_others_stay(render, tmp_path, manifest):
     assert (tmp_path / "000000.tar").read_bytes() == b"theirs"
 
 
-def test_a_place_that_takes_no_signs_is_refused_in_one_sentence(render, tmp_path):
+def test_unusable_directories_are_refused_in_one_sentence(render, tmp_path):
     shards = f"data.shards={tmp_path}/signs"
     (tmp_path / "file").touch()
     for overrides, said in (
