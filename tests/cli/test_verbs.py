@@ -60,9 +60,7 @@ def test_the_command_lists_its_verbs(capsys: pytest.CaptureFixture[str]) -> None
         VLAD(["trian", "tiny"], "vlad")
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in SCRIPTS if "vlad.cli" in path.read_text(encoding="utf-8")], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_script_only_calls_its_verb(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 10
     spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)

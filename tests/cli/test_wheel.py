@@ -34,7 +34,7 @@ def test_the_command_finds_bundled_configs_from_any_folder(installed: Path, tmp_
         return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     vlad = str(installed / "bin" / "vlad")
-    assert "Train every stage" in call(vlad, "--help").stdout
+    assert "Trains every stage" in call(vlad, "--help").stdout
     told = call(vlad, "train", "tiny", "--name", "x")
     assert (told.returncode, told.stderr) == (
         2,

@@ -1,13 +1,11 @@
 """Importers with a captioner: batches, quoted strings, the command line."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from vlad.cli.shards import MAKE
 from vlad.data.importers.folder import FolderSource
 from vlad.data.importers.shard_builder import ShardSpec, make_shards_locally
 from vlad.data.options import AnnotateOptions
@@ -72,19 +70,13 @@ def test_missing_captions_are_written_in_batches_that_end_with_the_shard(images,
     ]
 
 
-def test_the_command_line_takes_a_model_s_folder(tmp_path, tiny_llava, monkeypatch, capsys):
-    path = Path(__file__).parents[2] / "tools" / "make_shards.py"
-    spec = importlib.util.spec_from_file_location("make_shards", path)
-    tool = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "make_shards", tool)
-    spec.loader.exec_module(tool)
+def test_the_command_line_takes_a_model_s_folder(tmp_path, tiny_llava):
     Image.new("RGB", (64, 48), "white").save(tmp_path / "1.png")
     entry = {"img_path": "1.png", "instances": [{"bbox": [0, 0, 32, 8], "text": "OPEN"}]}
     (tmp_path / "a.json").write_text(json.dumps({"data_list": [entry]}))
     out = tmp_path / "out"
     arguments = ["--captioner", str(tiny_llava), "--device", "cpu", "--workers", "1"]
-    monkeypatch.setattr(sys, "argv", ["make_shards.py", str(tmp_path / "a.json"), "--out", str(out), *arguments])
-    tool.main()
+    MAKE([str(tmp_path / "a.json"), "--out", str(out), *arguments], "vlad shards make")
     ((_, members),) = read_members(str(out / "000000.tar"))
     assert parse_prompt(json.loads(members["json"])["caption"]).strings == ("OPEN",)
     assert json.loads((out / "manifest.json").read_text())["about"]["captioner"] == str(tiny_llava)

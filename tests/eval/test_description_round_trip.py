@@ -1,10 +1,7 @@
 """Models describe images, and the descriptions are compared with the prompts."""
 
-import importlib.util
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +11,7 @@ from transformers import (
     BertModel,
 )
 
+from vlad.cli.studies import DESCRIBE
 from vlad.eval.description_round_trip import stored_descriptions
 from vlad.models.captioner import LVLMCaptioner
 from vlad.models.text_encoder.tiny_qwen import build_byte_tokenizer
@@ -22,18 +20,7 @@ from vlad.utils.errors import UserError
 IMAGES = [np.full((40, 60, 3), value, np.uint8) for value in (0, 90, 255)]
 
 
-@pytest.fixture(scope="module")
-def describe():
-    """tools/describe.py as a module."""
-    tool_path = Path(__file__).resolve().parents[2] / "tools" / "describe.py"
-    spec = importlib.util.spec_from_file_location("describe_tool", tool_path)
-    assert spec is not None and spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
-
-
-def test_descriptions_are_compared_with_the_prompts(describe, tiny_llava, tmp_path, monkeypatch, capsys):
+def test_descriptions_are_compared_with_the_prompts(tiny_llava, tmp_path, monkeypatch, capsys):
     """tools/describe.py on tiny models: one question per image, without its prompt."""
     (tmp_path / "made").mkdir()
     for number, image in enumerate(IMAGES[:2]):
@@ -56,8 +43,7 @@ def test_descriptions_are_compared_with_the_prompts(describe, tiny_llava, tmp_pa
     given += ["--sentences", sentences, "--out", tmp_path / "out"]
 
     def run():
-        monkeypatch.setattr(sys, "argv", ["describe.py", *map(str, given)])
-        return describe.main()
+        return DESCRIBE([*map(str, given)], "vlad describe")
 
     assert run() == 0 and len(asked) == 2
     printed = capsys.readouterr().out
@@ -96,7 +82,7 @@ def test_damaged_lines_of_stored_descriptions_are_asked_again(describe, tmp_path
     assert stored_descriptions(store, "m") == {"p": "né\u2028t"} and stored_descriptions(store, "n") == {}
 
 
-def test_every_describer_is_checked_before_the_first_is_asked(describe, tiny_llava, tmp_path, monkeypatch):
+def test_every_describer_is_checked_before_the_first_is_asked(tiny_llava, tmp_path, monkeypatch):
     made, other = tmp_path / "made", tmp_path / "other"
     made.mkdir()
     Image.fromarray(IMAGES[0]).save(made / "0.png")
@@ -115,9 +101,8 @@ def test_every_describer_is_checked_before_the_first_is_asked(describe, tiny_lla
     monkeypatch.setattr(LVLMCaptioner, "describe", lambda *_: pytest.fail("the first one was asked"))
 
     def refused(reason, *more):
-        monkeypatch.setattr(sys, "argv", ["describe.py", *map(str, [*given, *more])])
         with pytest.raises(UserError, match=reason):
-            describe.main()
+            DESCRIBE([*map(str, [*given, *more])], "vlad describe")
 
     refused("--first is 0, and must be at least 1", "--first", 0)
     whole = (other / "model.safetensors").read_bytes()

@@ -1,9 +1,7 @@
 """Studies with people: what is asked in which order, what is kept, and the figures against published examples."""
 
-import importlib
 import json
 import sqlite3
-import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlad.cli.studies import RATE
 from vlad.eval.human_study.ratings import Answer, Ratings
 from vlad.eval.human_study.results import bradley_terry, krippendorff_alpha, results_of, table_of
 from vlad.eval.human_study.study import ASPECTS, Study, make_study, questions_of
@@ -250,14 +249,11 @@ def test_another_program_s_file_is_left_as_it_is(study: Study, tmp_path: Path, t
 def test_the_command_line_prints_results(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    tool = importlib.import_module("rate")
     (tmp_path / "p.txt").write_text("\n".join(prompt.text for prompt in PROMPTS), encoding="utf-8")
     given = [f"{name}={tmp_path / name}" for name in "abc"]
 
     def run(*more: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["rate.py", *given, "--prompts", str(tmp_path / "p.txt"), *more])
-        tool.main()
+        RATE([*given, "--prompts", str(tmp_path / "p.txt"), *more])
 
     out = tmp_path / "r.sqlite"
     with pytest.raises(UserError, match="There are no ratings at"):
@@ -269,8 +265,14 @@ def test_the_command_line_prints_results(
     run("--results", "--out", str(out))
     printed = capsys.readouterr().out
     assert "4.00 [4.00, 4.00]" in printed and "4 prompts, 3 systems" in printed and "left out" not in printed
-    for option, value in (("--first", "0"), ("--port", "0"), ("--port", "65536"), ("--seed", "-1")):
-        with pytest.raises(UserError, match=f"^{option} is {value}, and must be"):
+    numbers = (
+        ("--first", "--count", "0"),
+        ("--port",) * 2 + ("0",),
+        ("--port",) * 2 + ("65536",),
+        ("--seed",) * 2 + ("-1",),
+    )
+    for option, name, value in numbers:
+        with pytest.raises(UserError, match=f"^{name} must be a whole number .*, not '{value}'"):
             run(option, value)
     for host in ("a..b", "192.0.2.1"):  # no name, and an address that is nobody's
         with pytest.raises(UserError, match=f"--host '{host}' is no address of this machine"):
@@ -280,5 +282,5 @@ def test_the_command_line_prints_results(
     with pytest.raises(UserError, match="another study"):
         run("--results", "--out", str(out), "--watermarked", "b")
     given.append("a=x")
-    with pytest.raises(UserError, match="names no system, or one twice"):
+    with pytest.raises(UserError, match="names nothing, or the same twice"):
         run("--results")

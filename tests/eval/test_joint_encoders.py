@@ -1,8 +1,6 @@
 """Joint encoders: a run's own towers, and the alignment command on them."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vlad.cli.evaluate import EVALUATE
 from vlad.config.load import load_config, save_config
 from vlad.config.schema import Config
 from vlad.eval.alignment.joint_encoders import RunEncoder, joint_encoder
@@ -70,12 +69,9 @@ def test_alignment_of_a_run_reports_missing_images(
 ) -> None:
     config, _ = make_run(tmp_path)
     write_benchmark(OpenBenchmarkOptions(count=2, size_pixels=64), tmp_path / "benchmark")
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    tool = importlib.import_module("evaluate")
 
     def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
-        return tool.main()
+        return EVALUATE([*map(str, arguments)])
 
     prompts = ("--alignment", "--prompts", tmp_path / "benchmark" / "alignment.jsonl")
     assert run(config.directory, *prompts) == 0

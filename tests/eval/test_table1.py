@@ -1,10 +1,7 @@
 """Table I on stand-ins: every row through the code of the real ones, and the table beside the published figures."""
 
-import importlib
 import json
 import shutil
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from PIL import Image
 
+from vlad.cli.evaluate import TABLE1
 from vlad.eval.benchmark.image_generation import image_seed
 from vlad.eval.fidelity.distances import INCEPTION
 from vlad.eval.generators.baselines import DeepFloydIF, TextDiffuser, load_character_unet
@@ -34,15 +32,8 @@ HELLO, OTHER = centred_layout(["HELLO"]), centred_layout(["jolly fine"])
 
 
 @pytest.fixture
-def table1(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    tool: types.ModuleType = importlib.import_module("table1")
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["table1.py", *map(str, arguments), "--workers", "1"])
-        return tool.main()
-
-    return run
+def table1() -> Callable[..., int]:
+    return lambda *arguments: TABLE1([*map(str, arguments), "--workers", "1"])
 
 
 def test_there_is_an_entry_for_each_row_with_its_published_figures() -> None:

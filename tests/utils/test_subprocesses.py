@@ -28,12 +28,11 @@ Path("ready").touch()
 time.sleep(60)
 """
 PARENT = """
-from pathlib import Path
 from vlad.utils.subprocesses import ChildCommands
 
-with ChildCommands(Path.cwd()) as children:
-    code = children.run("child.py")
-    print(code, children.interrupted, children.run("child.py"))
+with ChildCommands(['child.py']) as children:
+    code = children.run()
+    print(code, children.interrupted, children.run())
 """
 
 
@@ -68,9 +67,9 @@ def test_codes_variables_and_logs_of_a_command(tmp_path: Path) -> None:
     )
     log = tmp_path / "log"
     before = signal.getsignal(signal.SIGINT)
-    with ChildCommands(tmp_path) as children:
-        assert children.run("tell.py", "a", environment={"WHAT": "one"}, log=log) == 3
-        assert children.run("tell.py", "b", environment={"WHAT": "two"}, log=log) == 3
+    with ChildCommands([str(tmp_path / "tell.py")]) as children:
+        assert children.run("a", environment={"WHAT": "one"}, log=log) == 3
+        assert children.run("b", environment={"WHAT": "two"}, log=log) == 3
         assert not children.interrupted
     assert log.read_text() == "one a\ntwo b\n"
     assert signal.getsignal(signal.SIGINT) is before

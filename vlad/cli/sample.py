@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from vlad.cli.common_options import add_address
 from vlad.cli.verb import Verb
 from vlad.utils.command_line import OptionParser, whole
 
@@ -88,12 +89,6 @@ def _add_app_options(parser: OptionParser) -> None:
         "--waiting", type=whole(1), default=32, help="requests that may wait; more are refused (default: 32)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where images are kept (default: a temporary folder)")
-
-
-def add_address(parser: OptionParser) -> None:
-    """The options of all verbs that serve a page."""
-    parser.add_argument("--host", default="127.0.0.1", help="which address listens (default: this machine alone)")
-    parser.add_argument("--port", type=whole(1, 65535), help="default: the first free one from 7860")
 
 
 def _app(arguments: argparse.Namespace) -> None:

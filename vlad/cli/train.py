@@ -5,16 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from vlad.cli.common_options import add_config
 from vlad.cli.verb import Verb
 from vlad.utils.command_line import OptionParser, given_command
 from vlad.utils.errors import UserError
 from vlad.utils.paths import checked_path, writable_directory
-
-
-def add_config(parser: OptionParser) -> None:
-    """The arguments of all verbs that take a run's config."""
-    parser.add_argument("config", help="a YAML file, a run's config.yaml, or the name of a bundled config such as tiny")
-    parser.add_overrides("options that replace the file's, anywhere on the line")
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -167,10 +162,11 @@ def _cache(arguments: argparse.Namespace) -> None:
 
 CACHE = Verb(
     "cache",
-    "Computes the outputs of frozen models for every sample: the autoencoder's latents, and a frozen LVLM's states.",
+    "Caches the outputs of frozen models: the autoencoder's latents, a frozen LVLM's states.",
     _add_cache_options,
     _cache,
-    "vlad cache configs/tiny.yaml --out data/tiny_cache, then train with data.cache=data/tiny_cache",
+    "vlad cache configs/tiny.yaml --out data/tiny_cache",
+    "Then train with data.cache=DIR. Interrupted, the same command goes on after the last whole shard.",
 )
 
 
@@ -207,7 +203,7 @@ def _average(arguments: argparse.Namespace) -> None:
 
 AVERAGE = Verb(
     "average",
-    "Publishes a finished run's pipeline with another average (EMA) of what a stage has trained.",
+    "Publishes a run's pipeline with another average (EMA) of a stage's weights.",
     _add_average_options,
     _average,
     "vlad average runs/mine refine --width 0.1 --out runs/mine-0.1",

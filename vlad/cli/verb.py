@@ -22,11 +22,13 @@ class Verb:
     add_options: Callable[[OptionParser], None]
     # Imports what it needs; gives the exit code, None for 0.
     run: Callable[[argparse.Namespace], int | None]
-    example: str | None = None
+    example: str
+    # What --help says at its end beside the example.
+    details: str | None = None
 
     def parser(self, prog: str | None = None) -> OptionParser:
         """The parser of its options; `prog` is what the user has called, the script's name by default."""
-        epilog = None if self.example is None else f"example: {self.example}"
+        epilog = f"Example: {self.example}" + (f". {self.details}" if self.details else "")
         parser = OptionParser(prog=prog, description=self.about, epilog=epilog)
         self.add_options(parser)
         return parser

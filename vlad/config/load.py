@@ -56,12 +56,11 @@ def bundled_configs() -> Path:
 
 
 def find_config(path: Path | str) -> Path:
-    """The file that `path` means: itself, or a bundled config where there is no such file."""
+    """The file that `path` means: itself, or, where there is no such file, a bundled config such as tiny."""
     path = Path(path)
-    if is_file(path) or path.parent not in (Path(), Path("configs")):
-        return path
-    bundled = bundled_configs() / f"{path.name.removesuffix('.yaml')}.yaml"
-    return bundled if bundled.is_file() else path
+    inner = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    bundled = bundled_configs() / inner.parent / f"{inner.name.removesuffix('.yaml')}.yaml"
+    return path if is_file(path) or not is_file(bundled) else bundled
 
 
 def load_options(schema: type[Options], path: Path | str, overrides: Sequence[str] = ()) -> Options:

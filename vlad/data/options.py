@@ -270,6 +270,19 @@ class AnnotateOptions:
             )
 
 
+# What shards are made from, by format.
+FORMATS = {
+    "folder": "images, with NAME.txt or metadata.jsonl, or with nothing",
+    "mario": "MARIO-LAION: folders like 06269/062690093/, or an index file beside them",
+    "anyword": 'AnyWord-3M JSON: {"data_list": [{"img_name", ...}]}',
+    "laion_glyph": 'LAION-Glyph JSON: [{"img_code", ...}]',
+    "mmocr": 'mmocr/ICDAR JSON: {"data_list": [{"img_path", ...}]}',
+    "wildreceipt": 'wildreceipt lines: {"file_name", "annotations"}',
+    "huggingface": "Parquet or imagefolder through `datasets`, or a data set's name on the hub",
+    "webdataset": "tar files with images and captions",
+}
+
+
 @dataclass(frozen=True)
 class MakeShardsOptions:
     """What `make_shards` reads, where the shards go, and how they are made."""

@@ -111,7 +111,7 @@ class TesseractEngine:
         if program is None:
             raise UserError(
                 "The OCR engine 'tesseract' is not installed; install the program with its English data (Debian: apt"
-                " install tesseract-ocr; macOS: brew install tesseract), or use --ocr rapidocr."
+                " install tesseract-ocr; macOS: brew install tesseract), or use --engine rapidocr."
             )
         try:
             version = self._run([program, "--version"], b"").split()

@@ -17,13 +17,13 @@ from typing import Any
 
 
 class ChildCommands:
-    """Runs scripts below a root directory, from any thread, inside a `with` block of the main thread.
+    """Runs `vlad` commands, from any thread, inside a `with` block of the main thread.
 
     `interrupted` is True after a signal; from then on no new command is started.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, program: Sequence[str] = ("-m", "vlad")) -> None:
+        self.program = program  # what Python is given before each command
         self.interrupted = False
         self._running: set[subprocess.Popen[bytes]] = set()
         self._previous: dict[int, Any] = {}
@@ -40,7 +40,7 @@ class ChildCommands:
             signal.signal(number, handler)
 
     def run(self, *command: str, environment: Mapping[str, str] | None = None, log: Path | None = None) -> int:
-        """Runs `python COMMAND` (a script and its arguments) to its end and returns its exit code.
+        """Runs `vlad COMMAND` (a verb and its arguments) to its end and returns its exit code.
 
         Args:
             environment: additional environment variables.
@@ -48,8 +48,7 @@ class ChildCommands:
         """
         if self.interrupted:
             return 128 + signal.SIGINT
-        # A relative path, as a user would type it: an interrupted command prints how to resume it.
-        line = [sys.executable, os.path.relpath(self.root / command[0]), *command[1:]]
+        line = [sys.executable, *self.program, *command]
         variables = {**os.environ, **(environment or {})}
         if log is None:
             return self._wait(subprocess.Popen(line, env=variables))

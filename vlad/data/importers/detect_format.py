@@ -15,21 +15,12 @@ from vlad.data.importers.mario import INDEX_LINE, MarioSource, looks_like_mario
 from vlad.data.importers.mmocr import MMOCRSource, WildReceiptSource
 from vlad.data.importers.sources import Source
 from vlad.data.importers.webdataset_tars import TarSource
+from vlad.data.options import FORMATS
 from vlad.data.storage.locations import errors_naming, expand_braces
 from vlad.data.storage.urls import display_url, is_url
 from vlad.utils.errors import UserError, did_you_mean
 from vlad.utils.paths import checked_path
 
-FORMATS = {
-    "folder": "images, with NAME.txt or metadata.jsonl, or with nothing",
-    "mario": "MARIO-LAION: folders like 06269/062690093/, or an index file beside them",
-    "anyword": 'AnyWord-3M JSON: {"data_list": [{"img_name", ...}]}',
-    "laion_glyph": 'LAION-Glyph JSON: [{"img_code", ...}]',
-    "mmocr": 'mmocr/ICDAR JSON: {"data_list": [{"img_path", ...}]}',
-    "wildreceipt": 'wildreceipt lines: {"file_name", "annotations"}',
-    "huggingface": "Parquet or imagefolder through `datasets`, or a dataset's name on the Hub",
-    "webdataset": "tar files with images and captions",
-}
 # Formats without a use for --caption-field, and for --images.
 WITHOUT_FIELDS = ("mario", "mmocr", "wildreceipt")
 WITHOUT_FOLDER = ("folder", "laion_glyph", "huggingface", "webdataset")

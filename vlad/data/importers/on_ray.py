@@ -31,7 +31,7 @@ def start_ray() -> None:
     try:
         import ray
     except ImportError as error:
-        raise UserError(f"--engine ray needs the library 'ray' ({error}); run: {install_command('ray')}.") from error
+        raise UserError(f"--run-on ray needs the library 'ray' ({error}); run: {install_command('ray')}.") from error
     if not ray.is_initialized():
         try:
             # All machines run the same code as this one.
@@ -45,7 +45,7 @@ def start_ray() -> None:
             where = os.environ.get("RAY_ADDRESS")
             asked = f"the cluster at RAY_ADDRESS={where} does not answer" if where else "Ray does not start here"
             raise UserError(
-                f"--engine ray: {asked} ({reason_of(error)}); correct that, or leave out --engine ray."
+                f"--run-on ray: {asked} ({reason_of(error)}); correct that, or leave out --run-on ray."
             ) from error
 
 

@@ -1,6 +1,6 @@
 """The runs of an ablation: trained and scored by the project's own commands, several at once with more jobs.
 
-pending --next_run--> train.py --> tools/evaluate.py --> done; with every variant of a seed done: the table anew
+pending --next_run--> vlad train --> vlad evaluate --> done; with every variant of a seed done: the table anew
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class AblationRuns:
             (row, [read_scores(self.configs[Planned(row.name, seed)].directory) for seed in range(seeds)])
             for row in self.variants
         ]
-        given = " ".join(["python tools/ablate.py", str(self.config_file), *self.given])
+        given = " ".join(["vlad ablate", str(self.config_file), *self.given])
         command = " ".join([given, "--seeds", str(seeds), *self.page_options])
         page = ablation_page(self.config, rows, command, self.count, self.engine, "ablation.png")
         (self.out / "ablation.md").write_text(page, encoding="utf-8")
@@ -171,15 +171,15 @@ class AblationRuns:
         trained = self.configs[planned]
         if not is_finished(trained):
             share_autoencoder(self.full_runs[planned.seed], trained.directory)
-            train = ("train.py", str(self.config_file), *self.overrides[planned])
+            train = ("train", str(self.config_file), *self.overrides[planned])
             # An interrupted training saves and exits with 0, unfinished.
             if not (self._call(children, planned, job, *train) and is_finished(trained)):
                 return False
-        return self._call(children, planned, job, "tools/evaluate.py", str(trained.directory), *self.score_options)
+        return self._call(children, planned, job, "evaluate", str(trained.directory), *self.score_options)
 
     def _call(self, children: ChildCommands, planned: Planned, job: int, *command: str) -> bool:
         """Runs one of the project's own commands; returns whether it succeeded. A failure stops the others."""
-        shown = f"python {' '.join(command)}"
+        shown = f"vlad {' '.join(command)}"
         print(f"\n== {shown}", flush=True)
         log = self.out / "logs" / f"{planned.variant}-{planned.seed}.log" if self.jobs > 1 else None
         share = job_environment(job, self.jobs, self.cores, self.devices) if self.jobs > 1 else None

@@ -1,19 +1,19 @@
 """What the benchmark measures: memory that can be counted, on one model in three ways."""
 
-import importlib
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 
+from vlad.cli.benchmarks import BENCHMARK
+from vlad.cli.benchmarks import SOLVERS as SOLVER_VERB
 from vlad.eval.held_out_words import solver_comparison
 from vlad.models.options import LVLMOptions
 from vlad.models.text_encoder.tiny_qwen import build_byte_tokenizer, build_tiny_qwen
 from vlad.profiling import sampling_time as sampling
 from vlad.profiling.text_encoder_cost import measure_text
 from vlad.utils.errors import UserError
-
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -40,8 +40,6 @@ def test_adapters_take_at_most_a_tenth_of_the_memory_of_full_training(
 
 @pytest.mark.filterwarnings("ignore")
 def test_every_part_of_sampling_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.syspath_prepend(str(TOOLS))
-    benchmark = importlib.import_module("benchmark")
     compiled: list[str] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compiled.append(type(module).__name__))
     ways = ("channels last", "compiled")
@@ -54,8 +52,7 @@ def test_every_part_of_sampling_is_timed(monkeypatch: pytest.MonkeyPatch, capsys
     )
     assert figures.peak > 0
     monkeypatch.setattr(sampling, "measure_sample", lambda *_, **__: figures)
-    monkeypatch.setattr("sys.argv", ["benchmark.py", "sample", "--steps", "1", "--batch-size", "1"])
-    benchmark.main()
+    BENCHMARK(["sample", "--steps", "1", "--batch-size", "1"])
     said = capsys.readouterr().out
     assert all(part in said for part in figures.seconds)
 
@@ -84,47 +81,35 @@ def test_solvers_are_compared_by_the_words_that_are_read(
     parts = new_parts(config)
     parts.autoencoder.fit(torch.rand(64, 3, 32, 32) * 2 - 1)
     build_pipeline(config, parts).save_pretrained(tmp_path / "pipeline")
-    monkeypatch.syspath_prepend(str(TOOLS))
-    benchmark = importlib.import_module("benchmark")
     monkeypatch.setattr(solver_comparison, "SOLVER_STEPS", (1, 2))
-    monkeypatch.setattr(benchmark, "LEAST", 2)
     some = {name: SOLVERS[name] for name in ("flow-euler", "ddim", "unipc")}  # the first is for flows
     monkeypatch.setattr(solver_comparison, "SOLVERS", some)
     # An engine that reads the first of two words in every image, and finds no other word.
     first = held_out_signs(config.data.synthetic, 2)[0].layout.lines
     seen = []
     monkeypatch.setattr(solver_comparison, "run_ocr", lambda _, images: [seen.append(p.shape) or first for p in images])
-    monkeypatch.setattr("sys.argv", ["benchmark.py", "solvers", "--run", str(tmp_path), "--count", "2"])
-    benchmark.main()
+    SOLVER_VERB.run(Namespace(run=str(tmp_path), count=2, engine="rapidocr"))
     said = capsys.readouterr().out.splitlines()
     assert seen == [(32, 32, 3)] * 8
     assert [line.split()[0] for line in said[2:]] == ["ddim", "unipc"]
     assert all(line.count("50.0%") == 2 for line in said[2:]), said
-    monkeypatch.setattr("sys.argv", ["benchmark.py", "solvers"])
-    with pytest.raises(UserError, match="--run runs/tiny"):
-        benchmark.main()
 
 
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (["render", "--count", "99"], "--count must be at least 100"),
-        (["data", "configs/tiny.yaml"], "data takes no configs/tiny.yaml; .*benchmark.py data --help"),
-        (["text", "--engine", "rapidocr"], "text takes no --engine"),
-        (["sample", "--steps", "0"], "--steps and --batch-size must be at least 1"),
-        (["train", "lora=null"], "train wants a config"),
-        (["train", "configs/tiny.yaml", "--warmup", "0"], "--steps and --warmup must be at least 1"),
-        (["train", "configs/tiny.yaml", "--count", "100"], "train takes no --count"),
+        (["render", "--count", "99"], "--count must be a whole number of at least 100"),
+        (["data", "configs/tiny.yaml"], "benchmark data takes no 'configs/tiny.yaml'; .*benchmark data --help"),
+        (["text", "--engine", "rapidocr"], "benchmark text has no option --engine"),
+        (["sample", "--steps", "0"], "--steps must be a whole number of at least 1"),
+        (["train", "lora=null"], "required: config"),
+        (["train", "configs/tiny.yaml", "--warmup", "0"], "--warmup must be a whole number of at least 1"),
+        (["train", "configs/tiny.yaml", "--count", "100"], "benchmark train has no option --count"),
     ],
 )
-def test_a_verb_takes_its_own_options_and_no_others(
-    call: list[str], said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(TOOLS))
-    benchmark = importlib.import_module("benchmark")
-    monkeypatch.setattr("sys.argv", ["benchmark.py", *call])
+def test_a_verb_takes_its_own_options_and_no_others(call: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        benchmark.main()
+        BENCHMARK(call, "benchmark")
 
 
 @pytest.mark.parametrize(
@@ -140,12 +125,9 @@ def test_train_takes_config_and_overrides_between_its_options(
 ) -> None:
     from vlad.profiling import switch_comparison as comparison
 
-    monkeypatch.syspath_prepend(str(TOOLS))
-    benchmark = importlib.import_module("benchmark")
     asked: list[tuple] = []
     monkeypatch.setattr(comparison, "compare", lambda *given: asked.append(given[:5]))
-    monkeypatch.setattr("sys.argv", ["benchmark.py", "train", *call])
-    benchmark.main()
+    BENCHMARK(["train", *call])
     wanted = comparison.Call("configs/tiny.yaml", ("data.workers=1",), "layout")
     assert asked == [(wanted, ["plain", "batch"], 20, 5, None)]
     assert "stage layout, 20 steps after 5" in capsys.readouterr().out

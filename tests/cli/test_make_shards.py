@@ -3,7 +3,6 @@
 import collections
 import errno
 import functools
-import importlib.util
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlad.cli.shards import MAKE
 from vlad.data.decoding import decode_sample
 from vlad.data.importers.on_ray import _ShardMaker
 from vlad.data.importers.shard_builder import ShardSpec
@@ -45,18 +45,10 @@ def start(*arguments):
     )
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location("make_shards", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_shards"] = module  # its dataclass looks itself up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def tool(call_tool):
+def tool(call_verb):
     """The tool in this process: arguments -> exit code, what it printed, what it complained of."""
-    return functools.partial(call_tool, load_tool(), "make_shards.py")
+    return functools.partial(call_verb, MAKE)
 
 
 @pytest.fixture
@@ -336,7 +328,7 @@ def test_a_cluster_that_does_not_answer_is_one_sentence(annotated, refused, tmp_
     ray = types.SimpleNamespace(is_initialized=lambda: False, init=init)
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setenv("RAY_ADDRESS", "nowhere:6379")
-    said = refused(annotated, "--out", tmp_path, "--engine", "ray")
+    said = refused(annotated, "--out", tmp_path, "--run-on", "ray")
     assert "the cluster at RAY_ADDRESS=nowhere:6379 does not answer (ConnectionError: no answer after 5" in said
 
 
@@ -403,7 +395,7 @@ def test_mistakes_are_refused_in_one_sentence(images, refused, tmp_path):
     assert "fetch it first" in refused("https://user:secret@host/a.tar", "--out", out)
     assert "secret" not in refused("https://user:secret@host/a.tar", "--out", out)
     assert not out.exists()
-    assert "Did you mean 'rapidocr'?" in refused(images, "--out", out, "--ocr", "rapidorc")
+    assert "Did you mean 'rapidocr'?" in refused(images, "--out", out, "--engine", "rapidorc")
     assert list(out.iterdir()) == []
 
 

@@ -1,17 +1,17 @@
 """The ablation on a world of its own: every variant trained for a few steps, twice called, one table."""
 
-import importlib
 import json
 import signal
-import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from vlad.cli.evaluate import EVALUATE
+from vlad.cli.studies import ABLATE
+from vlad.cli.train import TRAIN
 from vlad.config.load import load_config
 from vlad.data.options import SyntheticOptions
 from vlad.data.shards.writer import write_manifest, write_shards
@@ -21,7 +21,6 @@ from vlad.eval.ablation.variants import run_overrides, share_autoencoder, varian
 from vlad.utils.errors import UserError
 from vlad.utils.subprocesses import ChildCommands
 
-ROOT = Path(__file__).resolve().parents[2]
 MINIATURE = """
 name: mini
 runs: {runs}
@@ -38,7 +37,7 @@ train:
 trainer: {{checkpoint_every_steps: 2, sample_every_steps: 0, accelerator: cpu}}
 sample: {{steps: 1, batch_size: 2}}
 """
-# What tools/evaluate.py finds of one way of drawing, as far as the table asks for it.
+# What vlad evaluate finds of one way of drawing, as far as the table asks for it.
 MEASURED = {
     "word_accuracy": 0.5,
     "letter_accuracy": 0.75,
@@ -58,41 +57,30 @@ def config_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def ablate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    return importlib.import_module("ablate")
-
-
 def test_every_variant_is_trained_and_scored_once(
-    ablate: ModuleType,
     config_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    evaluate, train = importlib.import_module("evaluate"), importlib.import_module("train")
     calls: list[tuple[str, ...]] = []
 
     def call(children: ChildCommands, *command: str, **settings: object) -> int:
         """The command in this process: five starts of Python take longer than the training."""
         calls.append(command)
         assert settings == {"environment": None, "log": None}
-        monkeypatch.setattr(sys, "argv", list(command))
         # Signal handlers are the main thread's, and here a worker's thread trains.
         with monkeypatch.context() as patched:
             patched.setattr(signal, "signal", lambda number, handler: None)
-            return int({"train.py": train, "tools/evaluate.py": evaluate}[command[0]].main() or 0)
+            return {"train": TRAIN, "evaluate": EVALUATE}[command[0]](command[1:])
 
     monkeypatch.setattr(ChildCommands, "run", call)
 
     def run() -> int:
-        arguments = [str(config_file), "train.layout.steps=3", "--seeds", "1", "--count", "2"]
-        monkeypatch.setattr(sys, "argv", ["ablate.py", *arguments])
-        return ablate.main()
+        return ABLATE([str(config_file), "train.layout.steps=3", "--seeds", "1", "--count", "2"])
 
     assert run() == 0
-    assert [command[0] for command in calls] == ["train.py", "tools/evaluate.py"] * 5
+    assert [command[0] for command in calls] == ["train", "evaluate"] * 5
     # One autoencoder a seed: the variants begin behind it, and it is the full method's to the bit.
     runs = [tmp_path / "runs" / f"mini-ablation-{name}-0" for name in ("full", "no-ccm", "no-layout", "no-alignment")]
     weights = [(folder / "autoencoder" / "trained.safetensors").read_bytes() for folder in runs]
@@ -110,7 +98,7 @@ def test_every_variant_is_trained_and_scored_once(
         "| without alignment loss",
         "| without spelling tokens",
     ]
-    assert "python tools/ablate.py" in table and "train.layout.steps=3 --seeds 1 --count 2" in table
+    assert "vlad ablate" in table and "train.layout.steps=3 --seeds 1 --count 2" in table
     assert "5 steps of 4 images in the layout and refine stages together (3 and 2;" in table
     assert "Order by words: " in table and "full > without hierarchical guidance > without CCM." in table
     assert "(ablation.png)" in table and "2 held-out words a run, read by rapidocr" in table
@@ -121,12 +109,11 @@ def test_every_variant_is_trained_and_scored_once(
     # Again: nothing is trained, and what was scored is taken as it is.
     calls.clear()
     assert run() == 0
-    assert [command[0] for command in calls] == ["tools/evaluate.py"] * 5
+    assert [command[0] for command in calls] == ["evaluate"] * 5
     assert (out / "ablation.md").read_text(encoding="utf-8") == table
 
 
 def test_two_jobs_train_each_run_once_and_wait_for_the_autoencoder(
-    ablate: ModuleType,
     config_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -141,7 +128,7 @@ def test_two_jobs_train_each_run_once_and_wait_for_the_autoencoder(
     def call(children: ChildCommands, *command: str, environment: dict[str, str], log: Path) -> int:
         """What the commands would leave behind, after a moment; the environment that each was given is in the log."""
         log.write_text(environment["OMP_NUM_THREADS"], encoding="utf-8")
-        if command[0] == "tools/evaluate.py":
+        if command[0] == "evaluate":
             asked.append(command[2:])
             scores = dict.fromkeys(("refit", "raw", "true layout"), MEASURED)
             (Path(command[1]) / "evaluation" / "refit").mkdir(parents=True, exist_ok=True)
@@ -169,8 +156,7 @@ def test_two_jobs_train_each_run_once_and_wait_for_the_autoencoder(
     monkeypatch.setattr("vlad.eval.ablation.ablation_runs.available_cores", lambda: 4)
 
     def run(*more: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["ablate.py", str(config_file), "--count", "2", "--jobs", "2", *more])
-        return int(ablate.main())
+        return ABLATE([str(config_file), "--count", "2", "--jobs", "2", *more])
 
     fails.append("mini-ablation-no-ccm-0")
     assert run("--seeds", "2") == 2
@@ -198,17 +184,14 @@ def test_two_jobs_train_each_run_once_and_wait_for_the_autoencoder(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--count", "20000"], "--count must be at most 10000"),
+        (["--count", "20000"], "--count must be a whole number from 1 to 10000"),
         (["--jobs", "1", "nonsense=1"], "nonsense"),  # behind an option, and understood
         (["--seeds", "1", "composition.spelling=false"], "makes two rows of the table the same"),
     ],
 )
-def test_wrong_calls_are_told_before_anything_is_trained(
-    ablate: ModuleType, config_file: Path, given: list[str], said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["ablate.py", str(config_file), *given])
+def test_wrong_calls_are_told_before_anything_is_trained(config_file: Path, given: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        ablate.main()
+        ABLATE([str(config_file), *given])
 
 
 def test_each_variant_differs_from_the_full_method_by_its_part(config_file: Path) -> None:

@@ -1,12 +1,11 @@
 """render_shards as a user calls it: signs are rendered once, anew for other options, and replace no other shards."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from vlad.cli.shards import RENDER
 from vlad.data.shards.reader import index_shards
 
 ROOT = Path(__file__).parents[2]
@@ -14,17 +13,13 @@ CONFIG = ROOT / "configs" / "tiny.yaml"
 
 
 @pytest.fixture
-def render(monkeypatch, call_tool):
+def render(monkeypatch, call_verb):
     """The tool in this process: overrides -> exit code, what it printed, what it complained of."""
-    spec = importlib.util.spec_from_file_location("render_shards", ROOT / "tools" / "render_shards.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "render_shards", module)
-    spec.loader.exec_module(module)
     monkeypatch.setattr("vlad.data.render_shards.HELD_OUT_SIGNS", 2)
 
     def run(*overrides, count=3):
         signs = (f"data.synthetic.count={count}", "data.synthetic.size_pixels=16")
-        return call_tool(module, "render_shards.py", CONFIG, *signs, *overrides)
+        return call_verb(RENDER, CONFIG, *signs, *overrides)
 
     return run
 

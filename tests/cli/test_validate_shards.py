@@ -81,7 +81,7 @@ def test_usage_errors_exit_with_2_and_one_line(shards, tmp_path):
     assert "--resolutions: a resolution of 100 pixels is no multiple" in refused(shards, "--resolutions", 100)
     assert "--max-aspect" in refused(shards, "--max-aspect", 0.5)
     assert "--ranks" in refused(shards, "--ranks", 0)
-    assert "--images" in refused(shards, "--images", -1)
+    assert "--examples" in refused(shards, "--images", -1)
     assert "nothing is written there" in refused(shards, "--html", shards)
     (tmp_path / "file").touch()
     assert "Cannot write the report" in refused(shards, "--html", tmp_path / "file")

@@ -1,10 +1,8 @@
 """The evaluator's command line, on pipelines of random weights: ours, Stable Diffusion's, and folders."""
 
-import importlib
 import json
 import shutil
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from vlad.cli.evaluate import EVALUATE
 from vlad.config.load import load_config, save_config
 from vlad.eval.held_out_words.editing_evaluation import evaluate_editing
 from vlad.eval.held_out_words.spelling_evaluation import evaluate_spelling, spelling_summary, stored_metrics
@@ -22,16 +21,9 @@ Run = Callable[..., int]
 
 
 @pytest.fixture
-def evaluate(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs the command line in this process, without what a test need not load; gives the exit code."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    tool: types.ModuleType = importlib.import_module("evaluate")
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments), "--workers", "1"])
-        return tool.main()
-
-    return run
+def evaluate() -> Run:
+    """Runs the command line in this process; gives the exit code."""
+    return lambda *arguments: EVALUATE([*map(str, arguments), "--workers", "1"])
 
 
 @pytest.fixture
@@ -120,7 +112,7 @@ def test_options_that_would_change_nothing_are_refused(
         ((ours, "--out", tmp_path), "--out does nothing on held-out words"),
         ((tmp_path,), r"is no run, whose held-out words are known; name prompts: --prompts FILE"),
         ((entry,), r"row\.yaml is no run"),
-        ((ours, "--prompts", prompts, "--count", 5), "--count does nothing with --prompts"),
+        ((ours, "--prompts", prompts, "--ways", "raw"), "--ways does nothing with --prompts"),
         ((ours, "--prompts", prompts, "--editing"), "--editing does nothing with --prompts"),
         ((ours, "--prompts", prompts, "--alignment", "--seed", 3), "--seed does nothing with --alignment"),
         ((tmp_path, "--prompts", prompts, "--steps", 5), "made already, which --steps cannot change"),
@@ -152,7 +144,7 @@ def test_wrong_calls_are_told(
     with pytest.raises(UserError, match="There is nothing at"):
         evaluate(tmp_path / "none", "--prompts", prompts, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="--steps must be at least 1"):
+    with pytest.raises(UserError, match="--steps must be a whole number of at least 1"):
         evaluate(ours, "--prompts", prompts, "--steps", 0)
     with pytest.raises(UserError, match="There is no OCR engine 'rapidorc'"):
         evaluate(ours, "--prompts", prompts, "--engine", "rapidorc")

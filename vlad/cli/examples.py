@@ -1,0 +1,218 @@
+"""Verbs that make something to try the others with: demo, make-benchmark, make-posters, stand-in."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlad.cli.common_options import add_seed, side
+from vlad.cli.verb import Verb
+from vlad.utils.command_line import OptionParser
+from vlad.utils.errors import UserError
+from vlad.utils.paths import writable_directory
+
+if TYPE_CHECKING:
+    from vlad.utils.subprocesses import ChildCommands
+
+STAGES = ("autoencoder", "layout", "refine")
+PROMPTS = (
+    'a blue sign that says "HOUSE"',
+    'a red sign that says "SUMMER" in yellow letters at the top',
+    'a white card that says "COFFEE" in purple letters',
+    'a black sign that says "NIGHT" in orange letters at the bottom',
+    'a green poster that says "GARDEN" in white letters in the middle',
+    'a yellow sign that says "HELLO" and "WORLD" in black letters',
+    'an orange wall that says "PAINT" in black letters at the top',
+    'a purple sign that says "OPEN" in white letters in the middle on the right',
+)
+
+
+def _step(children: ChildCommands, title: str, *command: str) -> float:
+    """Runs a verb, its output shown; returns its seconds. A failure ends the demo."""
+    shown = shlex.join(["vlad", *command])
+    print(f"\n== {title}: {shown}", flush=True)
+    started = time.monotonic()
+    code = children.run(*command)
+    if code == 2:
+        raise UserError(f"the demo stopped at: {shown} (see above).")
+    if code != 0:
+        sys.exit(code)
+    return time.monotonic() - started
+
+
+def _print_summary(run: Path, seconds: dict[str, float], samples: Path) -> None:
+    """The closing table, from the files that the steps left behind."""
+    stages: dict[str, Any] = {
+        stage: json.loads((run / stage / "metrics.json").read_text(encoding="utf-8")) for stage in STAGES
+    }
+    evaluation = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
+    print(f"\n{'stage':14}{'seconds':>9}{'images/s':>10}   losses")
+    for stage, metrics in stages.items():
+        losses = ", ".join(
+            f"{name} {metrics[name]:.4g}" for name in ("pixel_error", "align", "diffusion") if metrics.get(name)
+        )
+        print(f"{stage:14}{metrics['seconds']:9.0f}{metrics['images_per_second']:10.0f}   {losses}")
+    columns = ("words", "letters", "ground", "ink", "place")
+    print(f"\n{'drawn by':14}{''.join(f'{name:>9}' for name in columns)}   right ({evaluation['engine']})")
+    for mode, score in evaluation["modes"].items():
+        colours = score["colours"]
+        shares = (
+            score["word_accuracy"],
+            score["letter_accuracy"],
+            colours["grounds_right"],
+            colours["inks_right"],
+            score["places"]["places_right"],
+        )
+        print(f"{mode:14}{''.join(f'{share:9.1%}' if share is not None else '        -' for share in shares)}")
+    times = ", ".join(f"{title} {value:.0f} s" for title, value in seconds.items())
+    print(f"\n{evaluation['words']} words that training never draws; {evaluation['protocol']}.")
+    print(f"This time: {times}; together {sum(seconds.values()) / 60:.1f} min{_peak_of_children()}.")
+    print(f"Images:    {samples}, on one page: {samples / 'grids/grid.png'}")
+    print(f"Scored:    {run / 'evaluation'} (grids of all three ways)")
+    print(f"Training:  {run / 'samples'}, {run / 'curves.png'}")
+
+
+def _peak_of_children() -> str:
+    if sys.platform == "win32":  # keeps no such figure
+        return ""
+    import resource
+
+    kilobytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    return f"; largest process {kilobytes * 1024 / 1e9:.1f} GB"
+
+
+def _add_demo_options(parser: OptionParser) -> None:
+    parser.add_argument(
+        "--config", default="configs/tiny.yaml", help="as vlad train takes it (default: configs/tiny.yaml)"
+    )
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from vlad.config.load import load_config
+    from vlad.reports.curves import draw_curves
+    from vlad.utils.subprocesses import ChildCommands
+
+    config = load_config(arguments.config)
+    run = config.directory
+    samples = run / "demo"
+    prompts = run / "demo-prompts.txt"
+    with ChildCommands() as children:
+        seconds = {
+            "shards": _step(children, "render the signs", "shards", "render", arguments.config),
+            "training": _step(children, "train all stages", "train", arguments.config),
+        }
+        if not (run / "refine" / "metrics.json").is_file():
+            print("\nThe training was interrupted; the same command goes on with it.")
+            return
+        prompts.write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
+        asked = ("sample", str(run), "--prompts", str(prompts), "--out", str(samples), "--seed", "1")
+        seconds["samples"] = _step(children, "sample", *asked)
+        seconds["scores"] = _step(children, "score", "evaluate", str(run))
+    draw_curves({stage: run / stage for stage in STAGES}, run / "curves.png")
+    _print_summary(run, seconds, samples)
+
+
+DEMO = Verb(
+    "demo",
+    "Runs the whole method on the embedded default: shards, training, samples and scores.",
+    _add_demo_options,
+    _demo,
+    "vlad demo",
+    "Run it again: what is done is not done twice, and what was interrupted goes on.",
+)
+
+
+def _add_benchmark_options(parser: OptionParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where it goes")
+    parser.add_argument(
+        "--split", choices=("test", "dev"), default="test", help="test: words that training never draws"
+    )
+    parser.add_argument("--count", type=int, default=50, metavar="N", help="prompts a subset (default: 50)")
+    parser.add_argument("--size", type=side(), default=512, metavar="PIXELS", help="of the images (default: 512)")
+    add_seed(parser, "of all prompts and images")
+
+
+def _make_benchmark(arguments: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from vlad.eval.open_benchmark.alignment_subsets import ALIGNMENT_SUBSETS
+    from vlad.eval.open_benchmark.make_benchmark import SUBSETS, OpenBenchmarkOptions, write_benchmark
+
+    options = OpenBenchmarkOptions(arguments.seed, arguments.split, arguments.count, arguments.size)
+    total = options.count * (len(SUBSETS) + len(ALIGNMENT_SUBSETS))
+    writable_directory(arguments.out, "the benchmark", needed_bytes=total * options.size_pixels**2 // 8)
+    with tqdm(total=total, desc="rendering", unit="image") as bar:
+        record = write_benchmark(options, arguments.out, lambda done: bar.update(done - bar.n))
+    print(f"{total} prompts, split {options.split}, seed {options.seed}, {options.size_pixels} pixels: {arguments.out}")
+    print(
+        f"sha256 of prompts and pixels: {record['sha256']}, of those of alignment.jsonl: {record['alignment_sha256']}"
+    )
+    print(f"vlad evaluate TARGET --prompts {arguments.out / 'prompts.jsonl'}")
+    print(f"vlad evaluate RUN --alignment --prompts {arguments.out / 'alignment.jsonl'}")
+
+
+MAKE_BENCHMARK = Verb(
+    "make-benchmark",
+    "Renders an open benchmark: prompts, layouts and reference images, the same on every machine.",
+    _add_benchmark_options,
+    _make_benchmark,
+    "vlad make-benchmark --out data/benchmark",
+)
+
+
+def _add_poster_options(parser: OptionParser) -> None:
+    parser.add_argument("folder", type=Path, help="a new or empty folder")
+    parser.add_argument("--count", type=int, default=480, metavar="N", help="posters (default: 480)")
+    parser.add_argument(
+        "--size", "--size-pixels", type=side(), default=64, metavar="PIXELS", help="of the images (default: 64)"
+    )
+    add_seed(parser, "which words, and where")
+
+
+def _make_posters(arguments: argparse.Namespace) -> None:
+    from vlad.data.poster_template import write_posters
+
+    folder = arguments.folder
+    write_posters(folder, arguments.count, arguments.size, arguments.seed)
+    print(f"{arguments.count} posters are in {folder}; next: vlad shards make {folder} --out SHARDS")
+
+
+MAKE_POSTERS = Verb(
+    "make-posters",
+    "Renders posters with captions into a folder: a stand-in for a custom dataset.",
+    _add_poster_options,
+    _make_posters,
+    "vlad make-posters data/posters",
+)
+
+
+def _add_stand_in_options(parser: OptionParser) -> None:
+    parser.add_argument("kind", choices=("sd15", "sd21", "sdxl"), help="which Stable Diffusion")
+    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    parser.add_argument("--real-size", action="store_true", help="as large as the real one (to plan its memory)")
+
+
+def _stand_in(arguments: argparse.Namespace) -> None:
+    out = Path(arguments.out)
+    if out.exists():
+        raise UserError(f"{out} is there already; name a new folder with --out.")
+
+    from vlad.profiling.stand_in import REAL, save_stand_in
+
+    writable_directory(out, "a stand-in", needed_bytes=30_000_000_000 if arguments.real_size else 10_000_000)
+    save_stand_in(arguments.kind, out, REAL[arguments.kind] if arguments.real_size else None)
+    print(f"A stand-in for {arguments.kind} in {out}; train from it with stable_diffusion.path={out}")
+
+
+STAND_IN = Verb(
+    "stand-in",
+    "Writes a small Stable Diffusion of random weights, to try configs with.",
+    _add_stand_in_options,
+    _stand_in,
+    "vlad stand-in sd15 --out models/sd15-stand-in",
+)
