@@ -15,7 +15,7 @@ CONFIG = ROOT / "configs" / "tiny.yaml"
 @pytest.fixture
 def render(monkeypatch, call_verb):
     """The tool in this process: overrides -> exit code, what it printed, what it complained of."""
-    monkeypatch.setattr("vlad.data.render_shards.HELD_OUT_SIGNS", 2)
+    monkeypatch.setattr("vlad.data.render_shards.HELD_OUT_SAMPLES", 2)
 
     def run(*overrides, count=3):
         signs = (f"data.synthetic.count={count}", "data.synthetic.size_pixels=16")
@@ -53,10 +53,10 @@ def test_unusable_directories_are_refused_in_one_sentence(render, tmp_path):
         (["data.shards=pipe:cat"], "data.shards: pipe:cat would run a program"),
         (["data.shards=" + "x" * 300], "data.shards: 'xxx"),
         ([f"data.shards={tmp_path}/file"], "Cannot write shards to"),
-        ([shards, f"data.held_out={tmp_path}/a*"], "data.held_out: signs are rendered into one local directory"),
+        ([shards, f"data.held_out={tmp_path}/a*"], "data.held_out: a set is rendered into one local directory"),
         ([shards, "data.held_out=pipe:cat"], "data.held_out: pipe:cat would run a program"),
         ([shards, f"data.held_out={tmp_path}/x/../signs"], "is data.shards too, and would replace it"),
-        ([shards, "data.mix=[{shards: a, weight: 1}]"], "data.mix: signs are rendered into one set"),
+        ([shards, "data.mix=[{shards: a, weight: 1}]"], "data.mix: one set is rendered"),
     ):
         code, _, complaint = render(*overrides)
         assert code == 2

@@ -1,6 +1,7 @@
 """Rendered posters: a function of options and index, polygons at the ink, captions that quote every line."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import cv2
@@ -8,18 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlad.data.options import PosterOptions
+from vlad.data.options import DataOptions, PosterOptions
 from vlad.data.posters import render
 from vlad.data.posters.backgrounds import HELD_OUT_TEXTURES, PALETTE, TEXTURES, background
 from vlad.data.posters.captions import place_words
 from vlad.data.posters.contrast import MINIMUM_CONTRAST, contrast, contrasts_with, relative_luminance
 from vlad.data.posters.lettering import Setting, cap_height, ink_mask, largest_size, letter
 from vlad.data.posters.objects import SHAPES, shape_mask
-from vlad.data.posters.render import render_poster
+from vlad.data.posters.render import held_out_posters, render_poster
 from vlad.data.posters.scenes import KINDS
 from vlad.data.posters.texts import Writer
 from vlad.data.posters.typefaces import TYPEFACES, font, typefaces
-from vlad.data.words import held_out_words, rare_words
+from vlad.data.render_shards import HELD_OUT_SAMPLES, render_shards
+from vlad.data.shards.reader import index_shards
+from vlad.data.words import held_out_words, rare_words, training_words
 from vlad.layout.polygons import bounding_box
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.utils.errors import UserError
@@ -215,3 +218,20 @@ def test_options_that_no_image_holds_are_refused(given: dict[str, float], messag
 
 def test_the_renderer_has_a_version() -> None:
     assert render.RENDERER_VERSION >= 1
+
+
+def test_a_config_s_posters_become_shards_and_a_held_out_set(tmp_path: Path) -> None:
+    data = DataOptions(
+        shards=str(tmp_path / "train"),
+        held_out=str(tmp_path / "held"),
+        posters=PosterOptions(count=12, size_pixels=64),
+    )
+    render_shards(data)
+    assert index_shards(str(tmp_path / "train")).samples == 12
+    assert index_shards(str(tmp_path / "held")).samples == HELD_OUT_SAMPLES
+    manifest = json.loads((tmp_path / "train" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["about"]["options"]["density"] == 0.5
+    trained = {*training_words()}
+    for sample in held_out_posters(PosterOptions(), 4):
+        for line in sample.layout.lines:
+            assert not {word.strip(".,!?'").upper() for word in line.text.split() if len(word) > 6} & trained

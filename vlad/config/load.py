@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vlad.config.schema import Config
+from vlad.data.options import PosterOptions
 from vlad.lora.options import LoraOptions
 from vlad.models.options import StableDiffusionOptions
 from vlad.utils.errors import UserError, did_you_mean
@@ -32,7 +33,7 @@ RENAMED = {
     "validation.read_pictures": "validation.read_images",
 }
 # Sections that a config may leave out: what their options are, for messages.
-OPTIONAL = {"lora": LoraOptions(), "stable_diffusion": StableDiffusionOptions("-")}
+OPTIONAL = {"lora": LoraOptions(), "posters": PosterOptions(), "stable_diffusion": StableDiffusionOptions("-")}
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:

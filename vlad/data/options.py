@@ -185,6 +185,59 @@ class SyntheticOptions:
             )
 
 
+@dataclass(frozen=True)
+class PosterOptions:
+    """How posters are rendered (`vlad/data/posters`)."""
+
+    # How many posters the set holds.
+    count: int = 60000
+    # The side of the square images.
+    size_pixels: int = 128
+    # The set: posters are a function of the options, this seed and their index.
+    seed: int = 0
+    # The fewest and the most lines of text on a poster, 1 to 6.
+    min_lines: int = 1
+    max_lines: int = 4
+    # The longest line, in characters.
+    max_characters: int = 16
+    # Height of the smallest capitals, as a share of the image's: OCR engines fail below about 7 pixels of 128.
+    min_letter_height: float = 0.06
+    # From 0 (plain backgrounds, straight lines) to 1 (textures, objects, outlines, shadows, slants, arcs).
+    density: float = 0.5
+    # The share of words that are letters at random rather than English words.
+    random_string_share: float = 0.4
+    # A folder of photographs whose crops become backgrounds; null: none.
+    photos: str | None = None
+    # The share of posters on a photograph, where a folder is named.
+    photo_share: float = 0.3
+    # Render with what training sets never hold: for evaluation sets.
+    held_out_words: bool = False
+    held_out_typefaces: bool = False
+    held_out_backgrounds: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_lines <= self.max_lines <= 6:
+            raise UserError(
+                f"data.posters: min_lines ({self.min_lines}) must be at least 1 and at most max_lines"
+                f" ({self.max_lines}), and that at most 6."
+            )
+        if not 64 <= self.size_pixels <= MAX_SIGN_PIXELS or self.count < 1 or self.seed < 0:
+            raise UserError(
+                f"data.posters: size_pixels must be from 64 to {MAX_SIGN_PIXELS}, count at least 1, seed not negative."
+            )
+        if not 4 <= self.max_characters <= MAX_LINE_LETTERS:
+            raise UserError(
+                f"data.posters.max_characters must be from 4 to {MAX_LINE_LETTERS}, not {self.max_characters}."
+            )
+        if not 0.04 <= self.min_letter_height <= 0.12:
+            raise UserError(
+                f"data.posters.min_letter_height must be from 0.04 to 0.12 of the image, not {self.min_letter_height}."
+            )
+        for name in ("density", "random_string_share", "photo_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"data.posters.{name} must be from 0 to 1, not {getattr(self, name)}.")
+
+
 MAX_REPEATS = 100_000
 
 
@@ -220,6 +273,8 @@ class DataOptions(BatchOptions):
     mix: list[MixedSet] = field(default_factory=list)
     # The signs that tools/render_shards.py renders.
     synthetic: SyntheticOptions = field(default_factory=SyntheticOptions)
+    # The posters that it renders in place of the signs; null: signs.
+    posters: PosterOptions | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -313,56 +368,3 @@ class MakeShardsOptions:
             raise UserError(f"--samples-per-shard must be at least 1, not {self.samples_per_shard}.")
         if self.caption_batch < 1:
             raise UserError(f"--caption-batch must be at least 1, not {self.caption_batch}.")
-
-
-@dataclass(frozen=True)
-class PosterOptions:
-    """How posters are rendered (`vlad/data/posters`)."""
-
-    # How many posters the set holds.
-    count: int = 60000
-    # The side of the square images.
-    size_pixels: int = 128
-    # The set: posters are a function of the options, this seed and their index.
-    seed: int = 0
-    # The fewest and the most lines of text on a poster, 1 to 6.
-    min_lines: int = 1
-    max_lines: int = 4
-    # The longest line, in characters.
-    max_characters: int = 16
-    # Height of the smallest capitals, as a share of the image's: OCR engines fail below about 7 pixels of 128.
-    min_letter_height: float = 0.06
-    # From 0 (plain backgrounds, straight lines) to 1 (textures, objects, outlines, shadows, slants, arcs).
-    density: float = 0.5
-    # The share of words that are letters at random rather than English words.
-    random_string_share: float = 0.4
-    # A folder of photographs whose crops become backgrounds; null: none.
-    photos: str | None = None
-    # The share of posters on a photograph, where a folder is named.
-    photo_share: float = 0.3
-    # Render with what training sets never hold: for evaluation sets.
-    held_out_words: bool = False
-    held_out_typefaces: bool = False
-    held_out_backgrounds: bool = False
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min_lines <= self.max_lines <= 6:
-            raise UserError(
-                f"data.posters: min_lines ({self.min_lines}) must be at least 1 and at most max_lines"
-                f" ({self.max_lines}), and that at most 6."
-            )
-        if not 64 <= self.size_pixels <= MAX_SIGN_PIXELS or self.count < 1 or self.seed < 0:
-            raise UserError(
-                f"data.posters: size_pixels must be from 64 to {MAX_SIGN_PIXELS}, count at least 1, seed not negative."
-            )
-        if not 4 <= self.max_characters <= MAX_LINE_LETTERS:
-            raise UserError(
-                f"data.posters.max_characters must be from 4 to {MAX_LINE_LETTERS}, not {self.max_characters}."
-            )
-        if not 0.04 <= self.min_letter_height <= 0.12:
-            raise UserError(
-                f"data.posters.min_letter_height must be from 0.04 to 0.12 of the image, not {self.min_letter_height}."
-            )
-        for name in ("density", "random_string_share", "photo_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"data.posters.{name} must be from 0 to 1, not {getattr(self, name)}.")

@@ -1,4 +1,4 @@
-"""Rendering signs into shards: the training set that `data.synthetic` describes, and a held-out set beside it.
+"""Rendering signs or posters into shards: the training set that a config describes, and a held-out set beside it.
 
 A directory whose manifest names the same options is kept as it is; shards that were made by anything else are never
 replaced.
@@ -17,59 +17,76 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vlad.data.options import DataOptions, SyntheticOptions
+from vlad.data import signs
+from vlad.data.options import DataOptions, PosterOptions, SyntheticOptions
+from vlad.data.posters import render as posters
 from vlad.data.shards.writer import MANIFEST, write_manifest, write_shards
-from vlad.data.signs import RENDERER_VERSION, held_out_signs, render_sign
 from vlad.data.storage.locations import errors_naming
 from vlad.data.storage.object_stores import check_location
 from vlad.data.storage.urls import is_url
+from vlad.types import Sample
 from vlad.utils.errors import UserError
 from vlad.utils.locks import directory_lock
 from vlad.utils.paths import checked_path, writable_directory
 
 SAMPLES_PER_SHARD = 2000
-HELD_OUT_SIGNS = 256
+HELD_OUT_SAMPLES = 256
 MADE_BY = "tools/render_shards.py"  # in the manifests of existing shards
 BEGUN = "begun-by-render-shards"  # lies in a directory while its shards are being rendered
 
 
+Rendered = SyntheticOptions | PosterOptions
+
+
 def render_shards(data: DataOptions) -> None:
-    """Renders the signs of `data.synthetic` into `data.shards`, and held-out words into `data.held_out`, if named.
+    """Renders `data.posters`, else `data.synthetic`, into `data.shards`, and held-out words into `data.held_out`.
 
     Raises UserError where a place is no local directory, or holds shards of another origin.
     """
-    options = data.synthetic
+    options: Rendered = data.synthetic if data.posters is None else data.posters
     if data.mix:
-        raise UserError("data.mix: signs are rendered into one set; name it as data.shards, with data.mix=[].")
+        raise UserError("data.mix: one set is rendered; name it as data.shards, with data.mix=[].")
     directory = _local_directory("data.shards", data.shards)
     held_out = None if data.held_out is None else _local_directory("data.held_out", data.held_out)
     if held_out is not None and held_out.resolve() == directory.resolve():
         raise UserError(f"data.held_out: {held_out} is data.shards too, and would replace it; name another directory.")
-    sign_bytes = options.size_pixels**2
+    sample_bytes = options.size_pixels**2
     if not _render_into(
-        directory, _about(options), lambda: _render_training_set(directory, options), options.count * sign_bytes
+        directory, _about(options), lambda: _render_training_set(directory, options), options.count * sample_bytes
     ):
-        print(f"{directory} holds these {options.count} signs already.")
+        print(f"{directory} holds these {options.count} {_noun(options)}s already.")
     if held_out is not None:
-        about = {**_about(options), "held_out": HELD_OUT_SIGNS}
-        signs = held_out_signs(options, HELD_OUT_SIGNS)
+        about = {**_about(options), "held_out": HELD_OUT_SAMPLES}
+        samples = _held_out(options)
         _render_into(
-            held_out, about, lambda: write_shards(signs, held_out, HELD_OUT_SIGNS), HELD_OUT_SIGNS * sign_bytes
+            held_out, about, lambda: write_shards(samples, held_out, HELD_OUT_SAMPLES), HELD_OUT_SAMPLES * sample_bytes
         )
+
+
+def _noun(options: Rendered) -> str:
+    return "poster" if isinstance(options, PosterOptions) else "sign"
+
+
+def _held_out(options: Rendered) -> list[Sample]:
+    """Samples of words that training never renders."""
+    if isinstance(options, PosterOptions):
+        return posters.held_out_posters(options, HELD_OUT_SAMPLES)
+    return signs.held_out_signs(options, HELD_OUT_SAMPLES)
 
 
 def _local_directory(option: str, pattern: str) -> Path:
     """Raises UserError for a pattern, a URL, and any other place than a local directory."""
     if not pattern.strip() or is_url(pattern) or any(mark in pattern for mark in "*?{}"):
-        raise UserError(f"{option}: signs are rendered into one local directory, not {pattern!r}; name one.")
+        raise UserError(f"{option}: a set is rendered into one local directory, not {pattern!r}; name one.")
     with errors_naming(option):
         check_location(pattern)
     return checked_path(pattern, f"{option}:")
 
 
-def _about(options: SyntheticOptions) -> dict[str, Any]:
-    """What the manifest says of how the signs were made, as JSON reads it back."""
-    about = {"made_by": MADE_BY, "renderer_version": RENDERER_VERSION, "options": dataclasses.asdict(options)}
+def _about(options: Rendered) -> dict[str, Any]:
+    """What the manifest says of how the samples were made, as JSON reads it back."""
+    version = posters.RENDERER_VERSION if isinstance(options, PosterOptions) else signs.RENDERER_VERSION
+    about = {"made_by": MADE_BY, "renderer_version": version, "options": dataclasses.asdict(options)}
     return dict(json.loads(json.dumps(about)))
 
 
@@ -96,7 +113,7 @@ def _render_into(
     if not made_here and any(directory.glob("*.tar")):
         raise UserError(
             f"{directory} holds shards that this tool did not make, and they stay; name another data.shards for"
-            " the signs."
+            " the rendered ones."
         )
     writable_directory(directory, "shards", needed_bytes=needed_bytes)
     with directory_lock(directory, "shards"):
@@ -110,13 +127,13 @@ def _render_into(
     return True
 
 
-def _render_training_set(directory: Path, options: SyntheticOptions) -> list[dict[str, Any]]:
+def _render_training_set(directory: Path, options: Rendered) -> list[dict[str, Any]]:
     """The manifest entries of the shards, rendered on all cores."""
     shards = -(-options.count // SAMPLES_PER_SHARD)
     entries: list[dict[str, Any]] = []
     with (
         ProcessPoolExecutor(max_workers=os.cpu_count()) as pool,
-        tqdm(total=options.count, desc="rendering signs", unit="sign") as bar,
+        tqdm(total=options.count, desc=f"rendering {_noun(options)}s", unit=_noun(options)) as bar,
     ):
         jobs = [pool.submit(_render_shard, directory, options, number) for number in range(shards)]
         try:
@@ -125,12 +142,18 @@ def _render_training_set(directory: Path, options: SyntheticOptions) -> list[dic
                 bar.update(entries[-1]["samples"])
         except BrokenProcessPool as error:
             raise UserError(
-                "A process died while it rendered signs, most likely for want of memory; run the same command again."
+                "A process died while it rendered samples, most likely for want of memory; run the same command again."
             ) from error
     return entries
 
 
-def _render_shard(directory: Path, options: SyntheticOptions, number: int) -> list[dict[str, Any]]:
+def _render_shard(directory: Path, options: Rendered, number: int) -> list[dict[str, Any]]:
     first = number * SAMPLES_PER_SHARD
     indices = range(first, min(first + SAMPLES_PER_SHARD, options.count))
-    return write_shards((render_sign(options, i) for i in indices), directory, SAMPLES_PER_SHARD, first_shard=number)
+    return write_shards((_render(options, i) for i in indices), directory, SAMPLES_PER_SHARD, first_shard=number)
+
+
+def _render(options: Rendered, index: int) -> Sample:
+    if isinstance(options, PosterOptions):
+        return posters.render_poster(options, index)
+    return signs.render_sign(options, index)

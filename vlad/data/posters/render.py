@@ -7,7 +7,7 @@ Every line's polygon follows its ink, every object has its box. `tools/benchmark
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -257,3 +257,12 @@ def _paint_line(
         effect = "with a shadow"
     paint(canvas, lettering, jittered(rng, tone))
     return tone, effect
+
+
+HELD_OUT_SEED = 20_000  # of evaluation sets: no training set is rendered with it
+
+
+def held_out_posters(options: PosterOptions, count: int) -> list[Sample]:
+    """Posters as training renders them, but of words that training never holds."""
+    tested = replace(options, seed=HELD_OUT_SEED, held_out_words=True, random_string_share=0.0, count=count)
+    return [render_poster(tested, index) for index in range(count)]
