@@ -1,4 +1,4 @@
-"""Studies with people: what is asked in which order, what is kept, and the figures against published examples."""
+"""Human studies: order of questions, stored answers, and results against published examples."""
 
 import json
 import sqlite3
@@ -12,7 +12,7 @@ from PIL import Image
 
 from vlad.cli.studies import RATE
 from vlad.eval.human_study.ratings import Answer, Ratings
-from vlad.eval.human_study.results import bradley_terry, krippendorff_alpha, results_of, table_of
+from vlad.eval.human_study.results import bradley_terry, krippendorff_alpha, study_results, study_table
 from vlad.eval.human_study.study import ASPECTS, Study, make_study, questions_of
 from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.utils.errors import UserError
@@ -45,7 +45,7 @@ def study(tmp_path: Path) -> Study:
 
 
 @pytest.mark.parametrize("kind", ["scores", "pairs"])
-def test_who_comes_while_others_answer_keeps_the_order(kind: str, tmp_path: Path) -> None:
+def test_a_rater_keeps_the_order_while_others_answer(kind: str, tmp_path: Path) -> None:
     study = make_study(kind, systems_in(tmp_path, "a", "b"), PROMPTS)  # type: ignore[arg-type]
     ratings = Ratings(tmp_path / "r.sqlite", study)
     shown = {rater: ratings.next_question(rater)[0] for rater in ("ann", "bob", "carl")}
@@ -63,7 +63,7 @@ def test_who_comes_while_others_answer_keeps_the_order(kind: str, tmp_path: Path
     assert [again.number_of(rater) for rater in ("bob", "carl", "ann")] == [1, 0, 2]
 
 
-def test_alpha_is_that_of_the_published_example() -> None:
+def test_krippendorff_alpha_of_the_published_example() -> None:
     units = [[row[unit] for row in OBSERVERS if not np.isnan(row[unit])] for unit in range(12)]
     assert krippendorff_alpha(units, "nominal") == pytest.approx(0.743, abs=5e-4)
     assert krippendorff_alpha(units, "ordinal") == pytest.approx(0.815, abs=5e-4)
@@ -76,7 +76,7 @@ def test_alpha_is_that_of_the_published_example() -> None:
     assert krippendorff_alpha([[1], [2], []], "nominal") is None
 
 
-def test_strengths_are_those_of_the_greatest_likelihood() -> None:
+def test_bradley_terry_strengths_maximise_the_likelihood() -> None:
     # Two: the odds themselves.
     strong, weak = bradley_terry(np.array([[0, 30], [10, 0]]), prior=0)
     assert strong / weak == pytest.approx(3)
@@ -90,7 +90,7 @@ def test_strengths_are_those_of_the_greatest_likelihood() -> None:
     assert 1 < bradley_terry(np.array([[0, 5], [0, 0]]))[0] < 1000
 
 
-def test_everybody_is_asked_everything_once_in_a_balanced_order(study: Study, tmp_path: Path) -> None:
+def test_every_rater_gets_all_questions_once_in_a_balanced_order(study: Study, tmp_path: Path) -> None:
     orders = [[question.key for question in questions_of(study, number)] for number in range(3)]
     assert all(len(set(order)) == 12 for order in orders)
     assert len({tuple(order) for order in orders}) == 3 and {*orders[0]} == {*orders[1]}
@@ -110,7 +110,7 @@ def test_everybody_is_asked_everything_once_in_a_balanced_order(study: Study, tm
     assert max(left.values()) - min(left.values()) <= 2
 
 
-def test_answers_are_kept_and_taken_up_again(study: Study, tmp_path: Path) -> None:
+def test_answers_are_stored_and_the_study_resumes(study: Study, tmp_path: Path) -> None:
     ratings = Ratings(tmp_path / "r.sqlite", study)
     question, done, total = ratings.next_question("ann")
     assert question is not None and (done, total) == (0, 12)
@@ -130,7 +130,7 @@ def test_answers_are_kept_and_taken_up_again(study: Study, tmp_path: Path) -> No
         ratings.store("  ", question, dict.fromkeys(ASPECTS, "4"))
 
 
-def test_many_raters_at_once_lose_nothing(study: Study, tmp_path: Path) -> None:
+def test_many_raters_at_once_lose_no_answer(study: Study, tmp_path: Path) -> None:
     # Few answers: each is on the disk before the next.
     ratings = Ratings(tmp_path / "r.sqlite", make_study("scores", {n: tmp_path / n for n in "ab"}, PROMPTS[:2]))
 
@@ -146,7 +146,7 @@ def test_many_raters_at_once_lose_nothing(study: Study, tmp_path: Path) -> None:
     assert len(ratings.answers()) == 4 * 4 * 3
 
 
-def test_a_image_that_cannot_be_shown_is_named_before_anybody_comes(tmp_path: Path) -> None:
+def test_an_unreadable_image_is_refused_at_the_start(tmp_path: Path) -> None:
     folders = systems_in(tmp_path, "a", "b")
     (folders["b"] / "2.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"b/2\.png cannot be read as an image; put a whole one there, or remove it"):
@@ -163,14 +163,14 @@ def test_the_figures_of_scores() -> None:
         for system, value in (("a", 4 + int(key) % 2), ("b", 2))
         for aspect in ASPECTS
     ]
-    results = results_of(answers, ["a", "b", "c"], "scores")
+    results = study_results(answers, ["a", "b", "c"], "scores")
     quality = results["aspects"]["quality"]
     assert (results["raters"], results["answers"]) == (2, 72)
     assert quality["systems"]["a"]["mean"] == 4.5 and quality["systems"]["a"]["answers"] == 12
     assert 4 <= quality["systems"]["a"]["low"] < 4.5 < quality["systems"]["a"]["high"] <= 5
     assert quality["systems"]["b"] == {"mean": 2, "low": 2, "high": 2, "answers": 12}
     assert quality["systems"]["c"] is None and quality["alpha"] == 1
-    table = table_of(results)
+    table = study_table(results)
     assert "| b | 2.00 [2.00, 2.00] |" in table and "| c | - |" in table and "1.000" in table
 
 
@@ -185,17 +185,17 @@ def test_the_figures_of_pairs() -> None:
             (("b", "c"), "tie" if key % 2 else "left"),
         )
     ]
-    results = results_of(answers, ["a", "b", "c"], "pairs")
+    results = study_results(answers, ["a", "b", "c"], "pairs")
     found = results["systems"]
     assert found["a"]["strength"] > found["b"]["strength"] > found["c"]["strength"]
     assert found["a"]["low"] <= found["a"]["strength"] <= found["a"]["high"]
     assert found["a"]["share_won"] == 15 / 16 and found["b"]["share_won"] == (1 + 6) / 16
     # Both said the same of every pair.
     assert results["alpha"] == 1
-    assert "| a | 0.938 |" in table_of(results)
+    assert "| a | 0.938 |" in study_table(results)
 
 
-def test_what_is_no_study_is_told(study: Study, tmp_path: Path) -> None:
+def test_what_is_no_study_is_refused(study: Study, tmp_path: Path) -> None:
     folders = {name: tmp_path / name for name in "ab"}
     with pytest.raises(UserError, match="at least two systems"):
         make_study("scores", {"a": tmp_path / "a"}, PROMPTS)
@@ -224,7 +224,9 @@ def test_what_is_no_study_is_told(study: Study, tmp_path: Path) -> None:
         ("aspect", "beauty", "'beauty'"),
     ],
 )
-def test_a_damaged_answer_is_named(study: Study, tmp_path: Path, column: str, value: str, reason: str) -> None:
+def test_a_damaged_answer_is_refused_with_its_row(
+    study: Study, tmp_path: Path, column: str, value: str, reason: str
+) -> None:
     ratings = Ratings(tmp_path / "r.sqlite", study)
     question = ratings.next_question("ann")[0]
     assert question is not None
@@ -236,7 +238,7 @@ def test_a_damaged_answer_is_named(study: Study, tmp_path: Path, column: str, va
 
 
 @pytest.mark.parametrize("table", ["other (x)", "study (x)", "answers (rater, question)"])
-def test_another_program_s_file_is_left_as_it_is(study: Study, tmp_path: Path, table: str) -> None:
+def test_a_file_of_another_program_is_not_changed(study: Study, tmp_path: Path, table: str) -> None:
     path = tmp_path / "other.sqlite"
     with sqlite3.connect(path) as database:
         database.execute(f"create table {table}")

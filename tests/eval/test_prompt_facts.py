@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlad.eval.description_round_trip import matrix_of, round_trip
+from vlad.eval.description_round_trip import round_trip, round_trip_matrix
 from vlad.eval.prompt_facts import confirmed, facts_of
 from vlad.eval.protocols.protocol import MetricTerm
 
@@ -72,7 +72,7 @@ def test_the_matrix_has_a_cell_for_each_describer_and_system() -> None:
     ]
     assert trips[0].shares == {"strings": 1, "objects": 1, "colours": 0.5, "counts": 1, "relations": 1}
     assert trips[1].shares == dict.fromkeys(trips[0].shares, 0)
-    text = matrix_of(trips)
+    text = round_trip_matrix(trips)
     assert "| similarity | a | b |" in text and "| one | 0.500 (0.500 to 0.500) | - |" in text
     assert "| images | a | b |\n|---|---|---|\n| one | 1 | 1 |\n| other | 1 | 0 |" in text
     assert "| colours | a | b |\n|---|---|---|\n| one | 0.500 (0.500 to 0.500) | 0.000 (0.000 to 0.000) |" in text

@@ -19,7 +19,7 @@ from vlad.eval.generators.entries import Entry, LayoutGenerator, generator_of, l
 from vlad.eval.image_files import paint_over
 from vlad.eval.options import WATERMARK, BenchmarkOptions
 from vlad.eval.protocols.protocol import BenchmarkPrompt
-from vlad.eval.table1 import Row, remarks, table_of
+from vlad.eval.table1 import Row, remarks, table1_markdown
 from vlad.layout.control_images import ALPHABET, centred_layout, character_mask, glyph_edges
 from vlad.layout.polygons import box_polygon
 from vlad.pipeline.vlad_pipeline import VLADPipeline
@@ -55,7 +55,7 @@ def test_there_is_an_entry_for_each_row_with_its_published_figures() -> None:
         assert f_measure == pytest.approx(told.f_measure, abs=0.001)
 
 
-def test_a_letter_s_box_holds_its_class() -> None:
+def test_a_letter_box_holds_its_class() -> None:
     layout = Layout((TextLine("aB- 9", box_polygon(0.0, 0.25, 1.0, 0.75)),))
     mask = character_mask(layout, 100)
     classes = [ALPHABET.index(letter) + 1 for letter in "aB9"]
@@ -73,7 +73,7 @@ def test_a_letter_s_box_holds_its_class() -> None:
     assert set(np.unique(edges)) == {0, 255} and not edges[:20].any() and edges.mean() < 40
 
 
-def test_rows_hold_all_words_inside_the_image() -> None:
+def test_centred_rows_hold_all_words_inside_the_image() -> None:
     texts = ["The quick brown fox", "jumps", "supercalifragilisticexpialidocious"]
     layout = centred_layout(texts)
     assert " ".join(line.text for line in layout.lines) == " ".join(texts)
@@ -109,7 +109,7 @@ def test_textdiffuser_takes_seventeen_channels_in_its_order(stable_diffusion: Pa
     assert np.abs(np.asarray(image).astype(int) - expected).max() <= 1
 
 
-def test_layouts_shape_what_is_drawn(
+def test_layouts_shape_the_generated_images(
     stable_diffusion: Path, controlnet: Path, character_unet: Path, ours: Path
 ) -> None:
     for options in (
@@ -135,7 +135,7 @@ def test_layouts_shape_what_is_drawn(
     assert "The string" in str(planned.refusal(BenchmarkPrompt("1", f"'{'long ' * 20}'", ()), None))
 
 
-def test_deepfloyd_marks_its_images_where_the_mask_is(deepfloyd: Path) -> None:
+def test_deepfloyd_watermark_lies_inside_the_masked_box(deepfloyd: Path) -> None:
     model = DeepFloydIF([deepfloyd / name for name in ("IF-I", "IF-II", "upscaler")], 2, None)
     images = [np.asarray(drawn) for drawn in model.generate(["a sign", "a cat"], [1, 2])]
     assert [image.shape for image in images] == [(64, 64, 3)] * 2
@@ -215,7 +215,7 @@ def test_the_table_of_all_rows(
         table1(*call, "vlad.steps=2", "--rows", "vlad")
 
 
-def test_what_a_row_lacks_or_rests_on_is_told_once_and_its_missing_images_named() -> None:
+def test_remarks_name_each_basis_once_and_missing_images() -> None:
     shared, own = "FID needs weights.", "CLIPScore: clip, prefix 'A photo depicts', scale 1, 3 images."
     rows = [
         Row(
@@ -238,10 +238,10 @@ def test_what_a_row_lacks_or_rests_on_is_told_once_and_its_missing_images_named(
         f"VLAD: {own}",
         "PARTIAL, VLAD: 1 of 4 images are not scored, first 7_0: The string is too long.",
     ]
-    assert "| 3, 1 missing |" in table_of(rows)
+    assert "| 3, 1 missing |" in table1_markdown(rows)
 
 
-def test_fid_is_of_the_sets_that_have_real_images(table1: Callable[..., int], tmp_path: Path) -> None:
+def test_fid_covers_the_subsets_with_real_images(table1: Callable[..., int], tmp_path: Path) -> None:
     """As MARIO-Eval lies on a disk: a folder a set, with real images in some."""
 
     class Graph(torch.nn.Module):
@@ -303,20 +303,20 @@ def test_fid_is_of_the_sets_that_have_real_images(table1: Callable[..., int], tm
         (["--rows", "vald"], "There is no row 'vald'.* Did you mean 'vlad'"),
     ],
 )
-def test_wrong_entries_are_told(table1: Callable[..., int], given: list[str], said: str, tmp_path: Path) -> None:
+def test_wrong_entries_are_refused(table1: Callable[..., int], given: list[str], said: str, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a sign that says 'HELLO'\n", encoding="utf-8")
     with pytest.raises(UserError, match=said):
         table1("--prompts", tmp_path / "p.txt", "--out", tmp_path / "out", *given)
 
 
-def test_prompt_files_are_looked_at_though_no_row_has_its_models(table1: Callable[..., int], tmp_path: Path) -> None:
+def test_prompt_files_are_checked_even_without_any_model(table1: Callable[..., int], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"There is no prompt file at none\.txt"):
         table1("--prompts", "none.txt", "vlad.path=nowhere", "--out", tmp_path / "out")
-    with pytest.raises(UserError, match="--prompts names no file"):
+    with pytest.raises(UserError, match="--prompts: expected at least one argument"):
         table1("--prompts", "vlad.path=nowhere", "--out", tmp_path / "out")
 
 
-def test_a_late_row_s_mistake_is_told_before_the_first_is_drawn(
+def test_a_mistake_in_a_late_row_is_refused_before_generation(
     table1: Callable[..., int], ours: Path, stable_diffusion: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "p.txt").write_text("a sign that says 'HELLO'\n", encoding="utf-8")
@@ -342,7 +342,7 @@ def test_a_late_row_s_mistake_is_told_before_the_first_is_drawn(
     assert drawn == ["vlad"]
 
 
-def test_models_that_are_others_are_told(ours: Path, without_layouts: Path, stable_diffusion: Path) -> None:
+def test_models_of_another_kind_are_refused(ours: Path, without_layouts: Path, stable_diffusion: Path) -> None:
     for entry, said in (
         (Entry(kind="fine_tuned", path=str(ours)), "was trained with a layout stage"),
         (Entry(kind="vlad", path=str(without_layouts)), "was trained without a layout stage"),
@@ -371,12 +371,12 @@ def test_models_that_are_others_are_told(ours: Path, without_layouts: Path, stab
         ("SchedulerMixin", "diffusers has no scheduler"),
     ],
 )
-def test_a_scheduler_that_does_not_fit_is_told(scheduler: str, said: str, stable_diffusion: Path) -> None:
+def test_a_scheduler_that_does_not_fit_is_refused(scheduler: str, said: str, stable_diffusion: Path) -> None:
     with pytest.raises(UserError, match=said):
         generator_of(Entry(path=str(stable_diffusion), scheduler=scheduler))
 
 
-def test_a_cut_file_of_weights_is_told(stable_diffusion: Path, tmp_path: Path) -> None:
+def test_truncated_weights_are_refused(stable_diffusion: Path, tmp_path: Path) -> None:
     shutil.copytree(stable_diffusion, tmp_path / "cut")
     weights = tmp_path / "cut" / "text_encoder" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -384,7 +384,7 @@ def test_a_cut_file_of_weights_is_told(stable_diffusion: Path, tmp_path: Path) -
         generator_of(Entry(path=str(tmp_path / "cut")))
 
 
-def test_a_pipeline_of_another_kind_is_told(
+def test_a_pipeline_of_another_kind_is_refused(
     stable_diffusion: Path, deepfloyd: Path, character_unet: Path, controlnet: Path, tmp_path: Path
 ) -> None:
     joined = StableDiffusionControlNetPipeline.from_pretrained(

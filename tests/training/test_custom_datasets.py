@@ -20,7 +20,7 @@ from vlad.data.dataset import first_samples
 from vlad.data.poster_template import render_poster
 from vlad.data.shard_sets import open_sets
 from vlad.data.shards.writer import write_manifest, write_shards
-from vlad.eval.adapter_comparison import compare
+from vlad.eval.adapter_comparison import compare_adapters
 from vlad.inference.load_pipeline import load_pipeline
 from vlad.lora.adapter_files import adapter_metadata, attach_adapter
 from vlad.models.autoencoder import decode, encode
@@ -146,13 +146,13 @@ def test_plain_diffusers_loads_a_unet_s_adapter(world: Path, part: str) -> None:
 
 def test_base_and_adapter_are_compared_on_held_out_images(world: Path, tmp_path: Path) -> None:
     config = load(world)
-    found, page = compare(world / "pipeline", [f"{config.directory}:0.5"], tmp_path / "out", 1, signs=0)
+    found, page = compare_adapters(world / "pipeline", [f"{config.directory}:0.5"], tmp_path / "out", 1, signs=0)
     assert page.is_file()
     assert found.images == 4
     assert found.floor < found.before.distance  # noise is farther from posters than posters are
     assert found.before.distance != found.after.distance
     with pytest.raises(UserError, match="no LoRA run"):
-        compare(world / "pipeline", [str(world / "shards")], tmp_path / "out", 1, 0)
+        compare_adapters(world / "pipeline", [str(world / "shards")], tmp_path / "out", 1, 0)
 
 
 def test_decoder_adapters_train_and_leave_latents_alone(world: Path) -> None:

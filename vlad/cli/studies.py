@@ -98,12 +98,12 @@ def _add_adapter_options(parser: OptionParser) -> None:
 
 
 def _compare_adapter(arguments: argparse.Namespace) -> None:
-    from vlad.eval.adapter_comparison import compare, table
+    from vlad.eval.adapter_comparison import compare_adapters, comparison_table
 
-    found, page = compare(
+    found, page = compare_adapters(
         arguments.base, arguments.adapter, arguments.out, arguments.images_per_prompt, arguments.signs
     )
-    print(table(found))
+    print(comparison_table(found))
     print(f"Side by side: {page}; figures: {arguments.out / 'metrics.json'}")
 
 
@@ -189,7 +189,7 @@ def _rate(arguments: argparse.Namespace) -> None:
     from vlad.eval.benchmark.prompt_files import read_prompt_files
     from vlad.eval.human_study.rating_page import build_rating_page, check_host, serve_rating_page
     from vlad.eval.human_study.ratings import open_ratings
-    from vlad.eval.human_study.results import results_of, table_of
+    from vlad.eval.human_study.results import study_results, study_table
 
     if not arguments.results:
         check_host(arguments.host)
@@ -203,7 +203,7 @@ def _rate(arguments: argparse.Namespace) -> None:
     about = f"{len(study.prompts)} prompts, {len(systems)} systems; answers"
     without = f"{left_out} prompts are left out: not every system has an image of them.\n" if left_out else ""
     if arguments.results:
-        print(table_of(results_of(ratings.answers(), sorted(systems), study.kind, arguments.seed)))
+        print(study_table(study_results(ratings.answers(), sorted(systems), study.kind, arguments.seed)))
         print(f"{about} are in {arguments.out}\n{without}", end="")
         return
     page = build_rating_page(ratings)

@@ -59,7 +59,7 @@ class Comparison:
     encoder: str
 
 
-def compare(
+def compare_adapters(
     base: Path, adapters: Sequence[str], out: Path, images_each: int = 2, signs: int = 100
 ) -> tuple[Comparison, Path]:
     """Generates the captions that the adapter's run held out, before and after, and scores both; also the grid's path.
@@ -106,7 +106,7 @@ def compare(
     return found, page
 
 
-def table(found: Comparison) -> str:
+def comparison_table(found: Comparison) -> str:
     """The comparison as a table for a terminal."""
     rows: list[tuple[str, Any, Any]] = [
         ("distance to held-out images", f"{found.before.distance:.3f}", f"{found.after.distance:.3f}"),

@@ -69,7 +69,7 @@ def round_trip(
     return RoundTrip(describer, system, len(triples), shares, values.get("similarity"), intervals)
 
 
-def matrix_of(trips: Sequence[RoundTrip]) -> str:
+def round_trip_matrix(trips: Sequence[RoundTrip]) -> str:
     """A table in Markdown a measure: describers in rows, systems in columns."""
     describers = list(dict.fromkeys(trip.describer for trip in trips))
     systems = list(dict.fromkeys(trip.system for trip in trips))
@@ -111,7 +111,7 @@ class Descriptions:
 
     def summary(self) -> str:
         """The tables for a terminal."""
-        lines = [matrix_of(self.trips)]
+        lines = [round_trip_matrix(self.trips)]
         for names, fault in ((self.missing, "are missing"), (self.unreadable, "cannot be read")):
             if names:
                 lines.append(f"PARTIAL: {len(names)} images {fault}: {', '.join(names[:NAMES_SHOWN])}.")
@@ -164,7 +164,7 @@ def evaluate_descriptions(
                 (image.prompt.text, image.prompt.strings, text) for (image, _), text in zip(present, texts, strict=True)
             ]
             trips.append(round_trip(describer, system, triples, similarity))
-    (out / "matrix.md").write_text(matrix_of(trips), encoding="utf-8")
+    (out / "matrix.md").write_text(round_trip_matrix(trips), encoding="utf-8")
     write_json(out / "matrix.json", [asdict(trip) for trip in trips])
     return Descriptions(tuple(trips), missing, unreadable)
 

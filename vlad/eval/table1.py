@@ -125,7 +125,7 @@ def measured(found: Evaluation) -> dict[tuple[str, str], float]:
     return figures
 
 
-def table_of(rows: Sequence[Row]) -> str:
+def table1_markdown(rows: Sequence[Row]) -> str:
     """The table in Markdown: every row's published figures, and the measured ones, strict and corrected."""
     headings = " | ".join(heading for heading, _, _ in COLUMNS)
     lines = [f"| | | {headings} | images |", "|---" * (len(COLUMNS) + 3) + "|"]
@@ -209,7 +209,7 @@ def table_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def write_table(rows: Sequence[Row], lines: Sequence[str], out: Path) -> str:
     """Writes OUT/table1.md and OUT/table1.json; returns the Markdown."""
-    text = table_of(rows) + "\n" + "\n".join(lines) + "\n"
+    text = table1_markdown(rows) + "\n" + "\n".join(lines) + "\n"
     (out / "table1.md").write_text(text, encoding="utf-8")
     write_json(out / "table1.json", table_json(rows))
     return text

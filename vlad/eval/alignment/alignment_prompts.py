@@ -109,14 +109,12 @@ def read_alignment_prompts(path: Path) -> list[AlignmentPrompt]:
             prompt = alignment_prompt_of(record, safe_name(str(record["id"])))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path}, line {number} is no record of an alignment.jsonl: {error}; make one with"
-                " tools/make_benchmark.py."
+                f"{path}, line {number} is no record of an alignment.jsonl: {error}; make one with vlad make-benchmark."
             ) from error
         if prompt is not None:
             prompts.append(prompt)
     if not prompts:
         raise UserError(
-            f"{path} holds no texts to compare images with; name the alignment.jsonl that tools/make_benchmark.py"
-            " writes."
+            f"{path} holds no texts to compare images with; name the alignment.jsonl that vlad make-benchmark writes."
         )
     return prompts

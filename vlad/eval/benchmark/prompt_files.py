@@ -6,7 +6,7 @@ FILE.json    {"data_list": [{"img_name", "caption", "annotations"}]}       AnyTe
              {"data_list": [{"index", "prompt", "sentence_list"?}]}         CVTG-2K
              [{"image_path", "prompt", "raw_text", "original_image_path"?}]  TextAtlasEval
 FILE.jsonl   {"prompt_id", "prompt", "text"}                                LongText-Bench
-             {"id", "prompt", "lines": [...], "subset"?, "reference"?}      tools/make_benchmark.py
+             {"id", "prompt", "lines": [...], "subset"?, "reference"?}      vlad make-benchmark
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vlad.utils.paths import existing_file
 ACCEPTED = (
     "a text file with a prompt (or a word) on each line; .tsv or .csv with a column named prompt;"
     ' the JSON of AnyText or CVTG-2K with a "data_list"; that of TextAtlasEval, a list with "prompt" and "raw_text";'
-    ' the .jsonl of LongText-Bench with "prompt" and "text"; the .jsonl of tools/make_benchmark.py'
+    ' the .jsonl of LongText-Bench with "prompt" and "text"; the .jsonl of vlad make-benchmark'
 )
 WORD_TEMPLATE = 'A sign that says "{}".'  # SimpleBench's prompt of a word
 _UNSAFE = re.compile(r"[^\w.-]+")
@@ -63,13 +63,6 @@ def read_prompt_files(paths: Sequence[Path | str]) -> list[BenchmarkPrompt]:
             )
         seen.add(prompt.key)
     return prompts
-
-
-def prompts_and_overrides(words: Sequence[Path]) -> tuple[tuple[Path, ...], list[str]]:
-    """The words after --prompts, separated: files, and key=value overrides that a parser takes for files."""
-    is_override = [not path.exists() and re.match(r"[\w.-]+=", str(path)) is not None for path in words]
-    files = tuple(path for path, other in zip(words, is_override, strict=True) if not other)
-    return files, [str(path) for path, other in zip(words, is_override, strict=True) if other]
 
 
 def safe_name(text: str) -> str:

@@ -77,7 +77,7 @@ def bradley_terry(wins: np.ndarray, prior: float = PRIOR) -> np.ndarray:
     return np.exp(theta - theta.mean())
 
 
-def results_of(answers: Sequence[Answer], systems: Sequence[str], kind: str, seed: int = 0) -> dict[str, Any]:
+def study_results(answers: Sequence[Answer], systems: Sequence[str], kind: str, seed: int = 0) -> dict[str, Any]:
     """All figures of a study as plain values."""
     about = {"kind": kind, "raters": len({answer.rater for answer in answers}), "answers": len(answers)}
     if kind == "scores":
@@ -155,7 +155,7 @@ def _intervals(count: int, value: Callable[[np.ndarray], np.ndarray], seed: int)
     return low, high
 
 
-def table_of(results: Mapping[str, Any]) -> str:
+def study_table(results: Mapping[str, Any]) -> str:
     """The results in Markdown."""
     about = f"{results['raters']} raters, {results['answers']} answers; intervals of 95 % over prompts\n"
     if results["kind"] == "scores":
