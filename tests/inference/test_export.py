@@ -1,4 +1,4 @@
-"""An export is a pipeline folder that others load, with a card that says what it is."""
+"""Export: a pipeline folder with variants, a model card and examples; upload to the hub."""
 
 import json
 import shutil
@@ -27,15 +27,15 @@ def test_an_export_holds_variants_a_card_and_examples(pipeline_folder: Path, tmp
     (run / "evaluation" / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     out = tmp_path / "out"
     card = export_run(run, out, ["fp16", "bf16"], "apache-2.0").read_text(encoding="utf-8")
-    for said in (
+    for text in (
         "license: apache-2.0",
         "# base",
         "refine_unet | UNet2DConditionModel",
-        "from nothing",
+        "from scratch",
         "data/",
         "92.5%",
     ):
-        assert said in card
+        assert text in card
     assert "200 held-out words, an engine 1.0" in card
     assert "![](examples/0.png)" in card
     assert (out / "examples" / "0.png").is_file()
@@ -49,38 +49,38 @@ def test_an_export_holds_variants_a_card_and_examples(pipeline_folder: Path, tmp
         UNet2DConditionModel.from_pretrained(out, subfolder="refine_unet", variant=variant)
         (file,) = (out / "refine_unet").glob(f"*.{variant}.safetensors")
         assert {value.dtype for value in load_file(file).values()} == {dtype}
-    # Again into the same folder; elsewhere nothing is written over.
+    # Again into the same folder; other folders are not overwritten.
     export_run(run, out)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear", encoding="utf-8")
-    with pytest.raises(UserError, match="no pipeline; name an empty"):
+    with pytest.raises(UserError, match="holds other files than a pipeline's; name an empty"):
         export_run(run, tmp_path / "mine")
     with pytest.raises(UserError, match="Did you mean 'fp16'"):
         export_run(run, out, ["bp16"])
     for itself in (run, run / "pipeline"):
-        with pytest.raises(UserError, match="is what is exported; name"):
+        with pytest.raises(UserError, match="is the folder to export; name"):
             export_run(run, itself)
 
 
-def test_a_folder_without_its_run_says_what_it_does_not_know(pipeline_folder: Path, tmp_path: Path) -> None:
+def test_the_card_of_a_folder_without_its_run(pipeline_folder: Path, tmp_path: Path) -> None:
     card = export_run(pipeline_folder, tmp_path, examples=['a sign that says "EXTRAORDINARY"']).read_text(
         encoding="utf-8"
     )
-    for said in ("license: unknown", "Not recorded", "Not scored", "Nobody has said"):
-        assert said in card
+    for text in ("license: unknown", "Not recorded", "Not evaluated", "No licence has been given"):
+        assert text in card
     assert "Examples" not in card
 
 
-def test_a_push_that_the_hub_refuses_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_upload_raises_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError("no way there")
 
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
-    with pytest.raises(UserError, match=r"did not take .* as me/mine \(no way there\)"):
+    with pytest.raises(UserError, match=r"The upload of .* to me/mine failed \(no way there\)"):
         push(tmp_path, "me/mine")
 
 
-def test_a_push_uploads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_uploads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = []
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, name, **options: done.append((name, options)))
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""A pipeline on disk that is not whole, and runs that are none: each is one sentence."""
+"""Loading pipelines: damaged and foreign folders raise one sentence."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from vlad.utils.hub import hide_progress_bars
         ("refine_scheduler/scheduler_config.json", None),
     ],
 )
-def test_a_damaged_pipeline_is_one_sentence(
+def test_a_damaged_pipeline_raises_one_sentence(
     pipeline_folder: Path, tmp_path: Path, damaged: str, content: bytes | None
 ) -> None:
     folder = tmp_path / "pipeline"
@@ -38,7 +38,7 @@ def test_a_damaged_pipeline_is_one_sentence(
 
 
 @pytest.mark.parametrize(
-    ("index", "said"),
+    ("index", "message"),
     [
         ("{}", "names no class"),
         ("[]", "names no class"),
@@ -48,12 +48,12 @@ def test_a_damaged_pipeline_is_one_sentence(
             '{"_class_name": "VLADPipeline", "tokenizer": []}',
             "does not name lvlm, composition, autoencoder, refine_unet",
         ),
-        ('{"_class_name": "StableDiffusionPipeline"}', "is a StableDiffusionPipeline"),
+        ('{"_class_name": "StableDiffusionPipeline"}', "holds a StableDiffusionPipeline"),
     ],
 )
-def test_an_index_of_no_pipeline_of_ours_is_one_sentence(tmp_path: Path, index: str, said: str) -> None:
+def test_an_index_of_another_pipeline_raises_one_sentence(tmp_path: Path, index: str, message: str) -> None:
     (tmp_path / "model_index.json").write_text(index, encoding="utf-8")
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         load_pipeline(tmp_path)
     assert "None" not in str(caught.value)
 

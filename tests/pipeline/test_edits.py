@@ -1,4 +1,4 @@
-"""Editing's inputs: what the mask hides is not in them, and a widened UNet predicts what it did before."""
+"""Editing: the UNet's inputs for masked images, its added channels, and pasting into the edited image."""
 
 import copy
 from functools import partial
@@ -32,7 +32,7 @@ def autoencoder() -> PatchAutoencoder:
     return result
 
 
-def test_the_inputs_hold_the_mask_and_nothing_of_what_it_hides(autoencoder: PatchAutoencoder) -> None:
+def test_the_inputs_hold_the_mask_and_hide_the_masked_pixels(autoencoder: PatchAutoencoder) -> None:
     pixels = seeded(2, 3, 32, 32).clamp(-1, 1)
     mask = torch.zeros(2, 1, 32, 32)
     mask[:, :, 8:16, 8:20] = 1  # one cell whole, the next one half
@@ -47,7 +47,7 @@ def test_the_inputs_hold_the_mask_and_nothing_of_what_it_hides(autoencoder: Patc
 
 
 @torch.no_grad()
-def test_a_grown_unet_predicts_the_same_until_its_new_channels_weigh_something() -> None:
+def test_an_extended_unet_predicts_the_same_while_its_new_channels_have_zero_weights() -> None:
     torch.manual_seed(0)
     old = build_unet(UNetOptions((32, 32), 1, 2, True, 2, True), CHANNELS, CHANNELS, 16, 4).eval()
     new = copy.deepcopy(old)
@@ -59,11 +59,11 @@ def test_a_grown_unet_predicts_the_same_until_its_new_channels_weigh_something()
     wanted = denoise(old, x_t, timesteps, t, z)
     assert torch.allclose(denoise(new, x_t, timesteps, t, z, edit), wanted, atol=1e-5)
     step = torch.tensor(10)
-    steered = [
+    guided = [
         guided_prediction(partial(denoise, unet), unet.dtype, t, z, 3.0, 2.0, edit=given)(x_t, step)
         for unet, given in ((old, None), (new, edit))
     ]
-    assert torch.allclose(steered[0], steered[1], atol=1e-4)
+    assert torch.allclose(guided[0], guided[1], atol=1e-4)
     torch.nn.init.normal_(new.conv_in.weight[:, -edit.shape[1] :])
     assert not torch.allclose(denoise(new, x_t, timesteps, t, z, edit), wanted, atol=1e-3)
     # The new channels are the last: those of x_t, z and the positions have kept their weights.
@@ -71,19 +71,19 @@ def test_a_grown_unet_predicts_the_same_until_its_new_channels_weigh_something()
     assert torch.allclose(denoise(new, x_t, timesteps, t, z, nothing), wanted, atol=1e-5)
 
 
-def test_what_is_kept_is_kept_to_the_last_bit(autoencoder: PatchAutoencoder) -> None:
+def test_pixels_outside_the_mask_are_kept_bit_for_bit(autoencoder: PatchAutoencoder) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
     mask = rng.random((32, 32)) < 0.5
-    drawn = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    result = paste_edits(drawn, [Edit(image, mask), None])
-    assert torch.equal(result[1], drawn[1])
+    generated = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    result = paste_edits(generated, [Edit(image, mask), None])
+    assert torch.equal(result[1], generated[1])
     as_bytes = (result[0].permute(1, 2, 0) * 255).round().byte().numpy()
     assert (as_bytes[~mask] == image[~mask]).all()
-    assert torch.equal(result[0][:, torch.from_numpy(mask)], drawn[0][:, torch.from_numpy(mask)])
+    assert torch.equal(result[0][:, torch.from_numpy(mask)], generated[0][:, torch.from_numpy(mask)])
 
 
-def test_rows_without_an_edit_are_zero_and_the_others_stand_alone(autoencoder: PatchAutoencoder) -> None:
+def test_rows_without_an_edit_are_zero_and_edits_do_not_affect_each_other(autoencoder: PatchAutoencoder) -> None:
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     edit = Edit(image, np.ones((32, 32), dtype=bool))
     half = Edit(image, np.arange(32)[:, None].repeat(32, axis=1) < 16)

@@ -1,4 +1,4 @@
-"""Before anything is trained, a pipeline that starts from Stable Diffusion draws Stable Diffusion's own images."""
+"""At step 0 a pipeline that starts from Stable Diffusion generates Stable Diffusion's own images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def untrained(folder: Path, path: Path) -> VLADPipeline:
     return pipeline
 
 
-# Another scale, another shift, more channels, each channel's own mean: what an autoencoder's config says counts.
+# Another scale, another shift, more channels, a mean for each channel: the autoencoder's config decides.
 AUTOENCODERS = {
     "sd15": StandInOptions(),
     "sd21": StandInOptions(latent_channels=6, autoencoder={"scaling_factor": 0.7, "shift_factor": None}),
@@ -66,27 +66,27 @@ def test_at_step_0_the_images_are_stable_diffusions(kind: str, tmp_path: Path) -
             generator=[torch.Generator().manual_seed(2 * seed + 1) for seed in SEEDS],
             output_type="np",
         ).images
-        # The same solver of the same config; a new one, as it keeps what it has seen.
+        # The same solver of the same config; a new one, as it has a state.
         pipeline.register_modules(refine_scheduler=type(original.scheduler).from_config(original.scheduler.config))
-        drawn = pipeline(
+        found = pipeline(
             PROMPTS, SEEDS, [LAYOUT] * 2, text_scale=scale, layout_scale=1.0, negative_prompt=negative, output_type="np"
         ).images
-        np.testing.assert_allclose(drawn, wanted, atol=2e-4)
+        np.testing.assert_allclose(found, wanted, atol=2e-4)
         assert wanted.std() > 0.01 and np.abs(wanted[0] - wanted[1]).max() > 0.01
 
 
-def test_what_the_layout_scale_multiplies_is_nothing_yet(tmp_path: Path) -> None:
+def test_layout_and_layout_scale_have_no_effect_yet(tmp_path: Path) -> None:
     save_stand_in("sd15", tmp_path / "sd15")
     pipeline = untrained(tmp_path, tmp_path / "sd15")
 
-    def draw(layout_scale: float, text: str) -> np.ndarray:
+    def generate(layout_scale: float, text: str) -> np.ndarray:
         layout = Layout((TextLine(text, LAYOUT.lines[0].polygon),))
         return pipeline(PROMPTS[:1], 0, [layout], layout_scale=layout_scale, output_type="np").images
 
-    np.testing.assert_allclose(draw(3.0, "HOUSE"), draw(1.0, "OPEN"), atol=1e-4)
+    np.testing.assert_allclose(generate(3.0, "HOUSE"), generate(1.0, "OPEN"), atol=1e-4)
 
 
-def test_both_stages_start_from_it(tmp_path: Path) -> None:
+def test_both_stages_start_from_the_base(tmp_path: Path) -> None:
     save_stand_in("sd21", tmp_path / "sd21")
     pipeline = untrained(tmp_path, tmp_path / "sd21")
 

@@ -1,4 +1,4 @@
-"""VLADPipeline as people of diffusers know pipelines."""
+"""VLADPipeline: diffusers' arguments, schedulers, offload; reuse of conditionings; limits."""
 
 from pathlib import Path
 
@@ -29,12 +29,12 @@ def pipeline(pipeline_folder: Path) -> VLADPipeline:
 
 
 def test_images_of_one_prompt_have_the_seeds_that_follow(pipeline: VLADPipeline) -> None:
-    drawn = pipeline([PROMPT, "a wall"], [4, 9], num_images_per_prompt=2).images
+    found = pipeline([PROMPT, "a wall"], [4, 9], num_images_per_prompt=2).images
     wanted = pipeline([PROMPT, PROMPT, "a wall", "a wall"], [4, 5, 9, 10]).images
-    assert [image.tobytes() for image in drawn] == [image.tobytes() for image in wanted]
+    assert [image.tobytes() for image in found] == [image.tobytes() for image in wanted]
 
 
-def test_a_generator_takes_the_place_of_the_seed(pipeline: VLADPipeline) -> None:
+def test_a_generator_replaces_the_seed(pipeline: VLADPipeline) -> None:
     def generator(seed: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed)
 
@@ -84,7 +84,7 @@ def test_a_negative_prompt_and_the_rescale_change_the_image(pipeline: VLADPipeli
     assert pipeline(PROMPT, text_scale=5.0, negative_prompt="").images[0].tobytes() == plain
     assert pipeline(PROMPT, text_scale=5.0, negative_prompt="a dog").images[0].tobytes() != plain
     assert pipeline(PROMPT, text_scale=5.0, guidance_rescale=0.7).images[0].tobytes() != plain
-    # Without guidance nothing is steered away from.
+    # Without guidance a negative prompt has no effect.
     free = {"text_scale": 1.0, "layout_scale": 1.0, "planning_scale": 1.0}
     assert (
         pipeline(PROMPT, **free, negative_prompt="a dog").images[0].tobytes()
@@ -92,29 +92,29 @@ def test_a_negative_prompt_and_the_rescale_change_the_image(pipeline: VLADPipeli
     )
 
 
-def test_a_prompt_is_read_once_for_both_stages_and_all_its_seeds(
+def test_a_prompt_is_encoded_once_for_both_stages_and_all_its_seeds(
     pipeline: VLADPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = pipeline([PROMPT, "a wall"], [3, 4], negative_prompt="a dog").images
-    read, forward = [], LVLMEncoder.forward
+    encoded, forward = [], LVLMEncoder.forward
 
     def counted(self: LVLMEncoder, prompts: list[Prompt], *others: object) -> object:
-        read.extend(prompt.text for prompt in prompts)
+        encoded.extend(prompt.text for prompt in prompts)
         return forward(self, prompts, *others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(LVLMEncoder, "forward", counted)
     seeds = {"num_images_per_prompt": 5, "negative_prompt": "a dog"}  # in three batches, the middle one of both prompts
-    drawn = pipeline([PROMPT, "a wall"], [3, 4], **seeds).images
-    assert sorted(read) == sorted([PROMPT, "a wall", "a dog"])
-    assert [drawn[0].tobytes(), drawn[5].tobytes()] == [image.tobytes() for image in plain]
-    # From call to call only where somebody says that the text side stays as it is.
+    found = pipeline([PROMPT, "a wall"], [3, 4], **seeds).images
+    assert sorted(encoded) == sorted([PROMPT, "a wall", "a dog"])
+    assert [found[0].tobytes(), found[5].tobytes()] == [image.tobytes() for image in plain]
+    # Across calls only within `reuse_conditioning`: the text side might have been trained meanwhile.
     pipeline(PROMPT)
-    assert len(read) == 4
+    assert len(encoded) == 4
     monkeypatch.setattr("vlad.pipeline.vlad_pipeline.KEPT_CONDITIONINGS", 2)
     with pipeline.reuse_conditioning():
         for prompt, count in ((PROMPT, 5), (PROMPT, 5), ("a wall", 6), ("a dog", 7), ("a wall", 7), (PROMPT, 8)):
             assert pipeline(prompt, 3).images[0].size == (32, 32)
-            assert len(read) == count, prompt
+            assert len(encoded) == count, prompt
 
 
 def test_the_latents_of_a_layout_are_the_same_in_every_call(pipeline_folder: Path) -> None:
@@ -133,28 +133,28 @@ def test_the_latents_of_a_layout_are_the_same_in_every_call(pipeline_folder: Pat
 
 def test_other_shapes_keep_the_layout_in_place(pipeline: VLADPipeline) -> None:
     layout = Layout((TextLine("HI", box_polygon(0.1, 0.1, 0.6, 0.4)),))
-    drawn = pipeline([PROMPT, PROMPT], [0, 0], [layout, None], width=64, height=16)
-    assert [image.size for image in drawn.images] == [(64, 16)] * 2
-    assert drawn.layouts[0] == layout
-    assert drawn.glyph_maps[0] is None
-    assert drawn.glyph_maps[1].shape == (16, 64)
+    output = pipeline([PROMPT, PROMPT], [0, 0], [layout, None], width=64, height=16)
+    assert [image.size for image in output.images] == [(64, 16)] * 2
+    assert output.layouts[0] == layout
+    assert output.glyph_maps[0] is None
+    assert output.glyph_maps[1].shape == (16, 64)
 
 
-def test_a_raw_map_is_kept_where_the_reader_agrees(pipeline: VLADPipeline) -> None:
+def test_a_raw_glyph_map_is_kept_where_the_reader_agrees(pipeline: VLADPipeline) -> None:
     prompt = 'a sign that says "HOUSE" and "BUS"'
     refitted, raw = (pipeline(prompt, refit=refit).images[0].tobytes() for refit in (True, False))
     assert refitted != raw
 
-    def drawn_with(reading: list[str]) -> bytes:
+    def image_with(reading: list[str]) -> bytes:
         return pipeline(prompt, reader=lambda glyph_map: reading).images[0].tobytes()
 
-    assert drawn_with(["bus", "HO USE"]) == raw
-    assert drawn_with(["HOUSE BUS"]) == raw
-    assert drawn_with(["HOUSE"]) == refitted
-    assert drawn_with([]) == refitted
+    assert image_with(["bus", "HO USE"]) == raw
+    assert image_with(["HOUSE BUS"]) == raw
+    assert image_with(["HOUSE"]) == refitted
+    assert image_with([]) == refitted
 
 
-def test_another_scheduler_draws_and_one_that_does_not_fit_is_refused(pipeline_folder: Path) -> None:
+def test_another_scheduler_works_and_one_that_does_not_fit_is_refused(pipeline_folder: Path) -> None:
     pipeline = load_pipeline(pipeline_folder)
     own = pipeline(PROMPT).images[0].tobytes()
     pipeline.refine_scheduler = EulerDiscreteScheduler.from_config(pipeline.refine_scheduler.config)
@@ -186,7 +186,7 @@ def test_a_swapped_scheduler_is_saved_and_the_training_noise_with_it(pipeline_fo
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_draws_nearly_the_same(pipeline_folder: Path, pipeline: VLADPipeline, dtype: str) -> None:
+def test_half_precision_changes_images_little(pipeline_folder: Path, pipeline: VLADPipeline, dtype: str) -> None:
     half = load_pipeline(pipeline_folder, dtype=dtype)
     assert half.refine_unet.dtype == getattr(torch, dtype)
     layout = Layout((TextLine("HI", box_polygon(0.1, 0.1, 0.6, 0.4)),))
@@ -195,7 +195,7 @@ def test_half_precision_draws_nearly_the_same(pipeline_folder: Path, pipeline: V
     assert half(PROMPT).images[0].size == (32, 32)
 
 
-def test_offloaded_models_draw_the_same(pipeline_folder: Path, pipeline: VLADPipeline) -> None:
+def test_offloaded_models_generate_the_same(pipeline_folder: Path, pipeline: VLADPipeline) -> None:
     offloaded = VLADPipeline.from_pretrained(pipeline_folder)
     offloaded.set_progress_bar_config(disable=True)
     moves = []
@@ -213,7 +213,7 @@ def test_offloaded_models_draw_the_same(pipeline_folder: Path, pipeline: VLADPip
 
         hook.pre_forward = moved
     assert offloaded(PROMPT, 3).images[0].tobytes() == pipeline(PROMPT, 3).images[0].tobytes()
-    # Each model comes once, but for the autoencoder, which decodes the plan, encodes the map, decodes the image.
+    # Each model moves once, but for the autoencoder: it decodes the plan, encodes the map, decodes the image.
     assert moves == ["lvlm", "composition", "layout_unet", "autoencoder", "refine_unet", "autoencoder"]
 
 
@@ -225,7 +225,7 @@ def test_the_parts_load_in_plain_diffusers_classes(pipeline_folder: Path, pipeli
     assert set(pipeline.components) >= {"lvlm", "composition", "autoencoder", "layout_unet", "refine_unet"}
 
 
-def test_wrong_settings_are_one_sentence(pipeline: VLADPipeline) -> None:
+def test_wrong_settings_raise_one_sentence(pipeline: VLADPipeline) -> None:
     for options, said in (
         ({"steps": 0}, "0 steps"),
         ({"steps": 5000}, "5000 steps"),

@@ -1,1 +1,1 @@
-"""Inference: from prompts on the command line to image files, layouts and recipes; export."""
+"""Inference: sampling from prompts to image files, layouts and recipes; loading models; export."""

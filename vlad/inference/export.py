@@ -1,12 +1,13 @@
-"""A run as one folder for others: safetensors, variants in half precision, a model card with examples.
+"""Export of a run as one folder to share: safetensors, half-precision variants, a model card with examples.
 
-OUT/model_index.json and a folder a part     what `VLADPipeline.from_pretrained(OUT)` loads
+OUT/model_index.json and a folder a part     loaded by `VLADPipeline.from_pretrained(OUT)`
 OUT/PART/*.fp16.safetensors, *.bf16....      the same in half precision, for `variant="fp16"`
 OUT/README.md, OUT/examples/*.png            the model card
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from vlad.config.load import load_config
 from vlad.config.schema import Config
 from vlad.inference.load_pipeline import MODULES, load_pipeline, model_fingerprint
 from vlad.pipeline.folders import ALIGNMENT_FILE
+from vlad.pipeline.image_request import ImageRequest
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.utils.errors import UserError, did_you_mean
 from vlad.utils.hub import hide_progress_bars
@@ -36,7 +38,7 @@ def export_run(
 ) -> Path:
     """Writes a finished run, or a pipeline folder, to `out`; returns the model card's path.
 
-    Raises UserError for a run that is not finished, a variant we don't know, and an `out` that holds something else.
+    Raises UserError for a run that is not finished, an unknown variant, and an `out` that holds something else.
     """
     for variant in variants:
         if variant not in VARIANTS:
@@ -44,9 +46,9 @@ def export_run(
                 f"There is no variant {variant!r}.{did_you_mean(variant, VARIANTS)} Known: {', '.join(VARIANTS)}."
             )
     if out.resolve() in (run.resolve(), (run / "pipeline").resolve()):
-        raise UserError(f"{out} is what is exported; name an empty or a new directory with --out.")
+        raise UserError(f"{out} is the folder to export; name an empty or a new directory with --out.")
     if out.is_dir() and any(out.iterdir()) and not (out / "model_index.json").is_file():
-        raise UserError(f"{out} holds something that is no pipeline; name an empty or a new directory with --out.")
+        raise UserError(f"{out} holds other files than a pipeline's; name an empty or a new directory with --out.")
     pipeline = load_pipeline(run)
     weights = sum(
         p.nbytes
@@ -55,16 +57,16 @@ def export_run(
         for p in getattr(pipeline, name).parameters()
     )
     writable_directory(out, "the export", needed_bytes=weights * (2 + len(variants)) // 2)
-    images = _draw_examples(pipeline, examples, out / "examples")
+    images = _generate_examples(pipeline, examples, out / "examples")
     with hide_progress_bars():
         for variant in variants:
             load_pipeline(run, dtype=VARIANTS[variant]).save_pretrained(out, variant=variant)
-        # Last: the LVLM's config.json says in which precision it is loaded when nobody asks for another.
+        # Last: the LVLM's config.json names the precision in which it is loaded by default.
         pipeline.save_pretrained(out)
     heads = next(
         (folder / ALIGNMENT_FILE for folder in (run / "pipeline", run) if (folder / ALIGNMENT_FILE).is_file()), None
     )
-    if heads is not None:  # fine-tuning goes on with them
+    if heads is not None:  # fine-tuning starts from them
         shutil.copyfile(heads, out / ALIGNMENT_FILE)
     config = load_config(run / "config.yaml") if (run / "config.yaml").is_file() else None
     card = out / "README.md"
@@ -73,9 +75,9 @@ def export_run(
 
 
 def push(folder: Path, repository: str) -> str:
-    """Uploads an export to the hub, into a repository that is made if need be (private); returns its address.
+    """Uploads an export to a repository of the hub, created as a private one if missing; returns its address.
 
-    Raises UserError when there is no account's token, or the hub refuses.
+    Raises UserError where there is no token, or the hub refuses.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
@@ -87,31 +89,27 @@ def push(folder: Path, repository: str) -> str:
     except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"The hub did not take {folder} as {repository} ({reason}); log in with `hf auth login`, name it"
-            " OWNER/NAME, and try again: the folder is whole."
+            f"The upload of {folder} to {repository} failed ({reason}); log in with `hf auth login`, name it"
+            " OWNER/NAME, and try again: the folder is complete."
         ) from error
     return f"https://huggingface.co/{repository}"
 
 
-def _draw_examples(pipeline: VLADPipeline, prompts: Sequence[str], folder: Path) -> list[tuple[str, Path]]:
-    """The prompts that this model can draw, with their images."""
-    drawable = []
+def _generate_examples(pipeline: VLADPipeline, prompts: Sequence[str], folder: Path) -> list[tuple[str, Path]]:
+    """The prompts that this model takes, with their images; seeds 0, 1, 2 ..."""
+    requests: list[ImageRequest] = []
     for prompt in prompts:
-        try:
-            pipeline.check_prompt(prompt)
-        except UserError:
-            continue
-        drawable.append(prompt)
-    if not drawable:
+        with contextlib.suppress(UserError):
+            requests.append(pipeline.image_request(prompt, len(requests)))
+    if not requests:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = []
-    images = pipeline(drawable, list(range(len(drawable)))).images
-    for number, (prompt, image) in enumerate(zip(drawable, images, strict=True)):
-        path = folder / f"{number}.png"
+    examples = []
+    for request, image in zip(requests, pipeline.generate(requests, pipeline.settings()).images, strict=True):
+        path = folder / f"{request.seed}.png"
         image.save(path)
-        drawn.append((prompt, path))
-    return drawn
+        examples.append((request.prompt.text, path))
+    return examples
 
 
 def _card(
@@ -122,7 +120,7 @@ def _card(
     variants: Sequence[str],
     licence: str | None,
 ) -> str:
-    """The model card: a head that the hub reads, and what a person wants to know."""
+    """The model card: metadata for the hub, then text for people."""
     bases = _bases(config)
     head = ["---", "library_name: diffusers", "pipeline_tag: text-to-image", "tags: [vlad, text-rendering, layout]"]
     head.append(f"license: {licence or 'unknown'}")
@@ -130,27 +128,26 @@ def _card(
         head += ["base_model:", *(f"- {name}" for _, name, _ in bases)]
     parts = [
         "\n".join([*head, "---", "", f"# {config.name if config else run.resolve().name}"]),
-        "A text-to-image model that spells: the quoted strings of a prompt are planned as a layout, then painted.",
-        _use(variants),
+        "A text-to-image model that spells: it plans a layout for the quoted strings of a prompt, then generates the"
+        " image.",
+        _usage(variants),
         "## Models\n\n" + _models(pipeline, bases),
         "## Data\n\n" + _data(config),
-        "## Measured\n\n" + _metrics(run),
+        "## Evaluation\n\n" + _metrics(run),
         "## Licence\n\n" + _licence(licence, bases),
     ]
     if images:
         rows = "\n".join(f"| {prompt} | ![]({path.parent.name}/{path.name}) |" for prompt, path in images)
-        parts.append(
-            f"## Examples\n\nSeeds 0, 1, 2 ..., as the model drew them; none was chosen.\n\n| | |\n|---|---|\n{rows}"
-        )
+        parts.append(f"## Examples\n\nSeeds 0, 1, 2 ...; the images were not selected.\n\n| | |\n|---|---|\n{rows}")
     return "\n\n".join(parts) + "\n"
 
 
-def _use(variants: Sequence[str]) -> str:
+def _usage(variants: Sequence[str]) -> str:
     chosen = f', variant="{variants[0]}", dtype=torch.{VARIANTS[variants[0]]}' if variants else ""
     lines = [
         "```python",
         *(["import torch"] if variants else []),
-        "from vlad.pipeline.vlad_pipeline import VLADPipeline",
+        "from vlad import VLADPipeline",
         "",
         f'pipeline = VLADPipeline.from_pretrained("FOLDER"{chosen})',
         'pipeline(\'a blue sign that says "HOUSE"\', seeds=0).images[0].save("house.png")',
@@ -160,7 +157,7 @@ def _use(variants: Sequence[str]) -> str:
 
 
 def _bases(config: Config | None) -> list[tuple[str, str, str | None]]:
-    """What was trained before somebody trained this: part, id and revision."""
+    """The pretrained models that the run started from: part, id and revision."""
     if config is None:
         return []
     named = [
@@ -181,10 +178,10 @@ def _models(pipeline: VLADPipeline, bases: Sequence[tuple[str, str, str | None]]
         if module is not None:
             rows.append(f"| {name} | {type(module).__name__} | {sum(p.numel() for p in module.parameters()):,} |")
     process = pipeline.config.process
-    told = [f"{part}: {path}" + (f" at {revision}" if revision else "") for part, path, revision in bases]
+    named = [f"{part}: {path}" + (f" at {revision}" if revision else "") for part, path, revision in bases]
     rows += [
         "",
-        f"Started from {'; '.join(told)}." if told else "Trained from nothing: no pretrained model is in it.",
+        f"Started from {'; '.join(named)}." if named else "Trained from scratch, without pretrained models.",
         f"Images of {pipeline.config.image_pixels} pixels; "
         + ", ".join(f"the {stage} UNet predicts {noise['prediction']}" for stage, noise in process.items())
         + f". Fingerprint `{model_fingerprint(pipeline)}`.",
@@ -194,12 +191,12 @@ def _models(pipeline: VLADPipeline, bases: Sequence[tuple[str, str, str | None]]
 
 def _data(config: Config | None) -> str:
     if config is None:
-        return "Not recorded: the folder came without its run."
+        return "Not recorded: the pipeline folder has no run beside it."
     lines = []
     for shards, weight in config.data.sets.items():
         manifest = _read_json(Path(shards) / "manifest.json")
-        told = f", {manifest['samples']:,} samples" if isinstance(manifest.get("samples"), int) else ""
-        lines.append(f"- `{shards}`{told}" + (f", weight {weight:g}" if len(config.data.sets) > 1 else ""))
+        samples = f", {manifest['samples']:,} samples" if isinstance(manifest.get("samples"), int) else ""
+        lines.append(f"- `{shards}`{samples}" + (f", weight {weight:g}" if len(config.data.sets) > 1 else ""))
     return "\n".join(lines)
 
 
@@ -207,8 +204,8 @@ def _metrics(run: Path) -> str:
     metrics = _read_json(run / "evaluation" / "metrics.json")
     modes = metrics.get("modes")
     if not isinstance(modes, dict) or not modes:
-        return "Not scored; `python tools/evaluate.py RUN` does it."
-    rows = ["| Drawn with | Words read | Letters read |", "|---|---|---|"]
+        return "Not evaluated; run `vlad evaluate RUN`."
+    rows = ["| Generated with | Word accuracy | Letter accuracy |", "|---|---|---|"]
     rows += [
         f"| {mode} | {score['word_accuracy']:.1%} | {score['letter_accuracy']:.1%} |" for mode, score in modes.items()
     ]
@@ -216,10 +213,8 @@ def _metrics(run: Path) -> str:
 
 
 def _licence(licence: str | None, bases: Sequence[tuple[str, str, str | None]]) -> str:
-    own = (
-        f"The weights trained here: {licence}." if licence else "Nobody has said yet what the weights may be used for."
-    )
-    return own + (" Those of the models above keep their own." if bases else "")
+    own = f"The weights trained here: {licence}." if licence else "No licence has been given for these weights yet."
+    return own + (" The pretrained models above keep their own." if bases else "")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

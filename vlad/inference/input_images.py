@@ -1,4 +1,4 @@
-"""Images that a user gives: templates, images to edit, masks."""
+"""Images from users: templates, images to edit, masks; read safely and identified by their pixels."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ MOST_IMAGE_PIXELS = 64_000_000  # 8000 x 8000
 
 
 def read_image(path: Path | str, most_pixels: int = MOST_IMAGE_PIXELS) -> Image.Image:
-    """An image of a user's, as RGB. Raises UserError for what is none, and for one that is too large to hold."""
+    """A user's image file as RGB. Raises UserError for one that cannot be read or has too many pixels."""
     return open_image(existing_file(path, "image", "give a PNG, JPEG or WebP"), str(path), most_pixels)
 
 
-def open_image(source: Path | IO[bytes], shown: str, most_pixels: int = MOST_IMAGE_PIXELS) -> Image.Image:
-    """The same from a path or an open stream; `shown` names it in messages."""
+def open_image(source: Path | IO[bytes], label: str, most_pixels: int = MOST_IMAGE_PIXELS) -> Image.Image:
+    """The same from a path or an open stream; `label` names it in messages."""
     try:
         with Image.open(source, formats=("PNG", "JPEG", "WEBP")) as image:
             if image.width * image.height > most_pixels:
                 raise UserError(
-                    f"{shown} has {image.width} x {image.height} pixels; more than {most_pixels:,} are not read:"
+                    f"{label} has {image.width} x {image.height} pixels; more than {most_pixels:,} are not read:"
                     " make it smaller."
                 )
             return image.convert("RGB")
     except UserError:
         raise
     except Image.DecompressionBombError as error:
-        raise UserError(f"{shown} has more than {most_pixels:,} pixels; make it smaller.") from error
+        raise UserError(f"{label} has more than {most_pixels:,} pixels; make it smaller.") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{shown} is no image that can be read; give a PNG, JPEG or WebP.") from error
+        raise UserError(f"{label} is no image that can be read; give a PNG, JPEG or WebP.") from error
 
 
 def pixels_fingerprint(pixels: np.ndarray) -> str:

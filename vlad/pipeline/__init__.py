@@ -1,1 +1,1 @@
-"""VLADPipeline: prompt -> layout -> image, in diffusers' format."""
+"""VLADPipeline: prompt -> layout -> image, in diffusers' format; its options and folders."""

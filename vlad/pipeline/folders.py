@@ -1,4 +1,4 @@
-"""Pipeline folders: found in a run directory, checked, and loaded whole or refused."""
+"""Pipeline folders: found in a run directory, checked, and loaded."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from vlad.utils.errors import UserError
 from vlad.utils.failures import user_errors
 from vlad.utils.hub import hide_progress_bars
 
+ALIGNMENT_FILE = "alignment.safetensors"
+REQUIRED_PARTS = ("lvlm", "tokenizer", "composition", "autoencoder", "refine_unet", "refine_scheduler")
+
 
 def pipeline_class(folder: Path) -> str | None:
-    """The class that a pipeline folder names, None where there is no pipeline."""
+    """The pipeline class that a folder names; None where there is no pipeline."""
     index = folder / "model_index.json"
     if not index.is_file():
         return None
@@ -31,37 +34,31 @@ def pipeline_class(folder: Path) -> str | None:
     return name if isinstance(name, str) else name[-1] if isinstance(name, list) and name else None
 
 
-ALIGNMENT_FILE = "alignment.safetensors"
+def read_pipeline(folder: Path, label: str, dtype: torch.dtype = torch.float32) -> VLADPipeline:
+    """The pipeline of a folder; `label` begins error messages.
 
-
-NEEDED = ("lvlm", "tokenizer", "composition", "autoencoder", "refine_unet", "refine_scheduler")  # of a pipeline
-
-
-def read_pipeline(folder: Path, said: str, dtype: torch.dtype = torch.float32) -> VLADPipeline:
-    """A pipeline's folder, all of whose weights fit their configs; `said`: what a message begins with.
-
-    Raises UserError for one that is damaged or not whole.
+    Raises UserError for one that is damaged or incomplete, or whose weights do not fit their configs.
     """
-    check_weight_shapes(folder, said)
+    check_weight_shapes(folder, label)
     with reporting_damage(folder), hide_progress_bars():
         return VLADPipeline.from_pretrained(folder, dtype=dtype, **load_remote_code_parts(folder, dtype))
 
 
 def reporting_damage(folder: Path) -> AbstractContextManager[None]:
-    """Inside the block a damaged file of a folder, or one with code in it (which is not run), raises UserError."""
+    """Inside the block a damaged file of a folder, or one with code in it, which is not run, raises UserError."""
     return user_errors(str(folder), unreadable="copy it here again, or train it anew")
 
 
 def vlad_pipeline_folder(path: Path) -> Path:
-    """`pipeline_folder`, of a pipeline that a run of ours has made. Raises UserError for another one."""
+    """`pipeline_folder` of a VLADPipeline. Raises UserError for another one, and for one that lacks parts."""
     folder = pipeline_folder(path)
     if (kind := pipeline_class(folder)) != VLADPipeline.__name__:
         raise UserError(
-            f"{folder} is a {kind}, and no run of ours has made it; to start from a Stable Diffusion, give it as"
+            f"{folder} holds a {kind}, not a VLADPipeline; to start from a Stable Diffusion, give it as"
             " stable_diffusion.path to a config such as configs/sd15.yaml."
         )
     named = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    missing = [part for part in NEEDED if part not in named]
+    missing = [part for part in REQUIRED_PARTS if part not in named]
     if missing:
         raise UserError(
             f"{folder}/model_index.json is damaged (it does not name {', '.join(missing)}); save the pipeline anew."
@@ -80,6 +77,6 @@ def pipeline_folder(path: Path) -> Path:
         raise UserError(
             f"The run {path} is not finished; run the command that started it again to train it to its end."
         )
-    own = Path("configs") / f"{path.name}.yaml"  # a run has its config's name unless it was given another
+    own = Path("configs") / f"{path.name}.yaml"  # by default a run has its config's name
     config = own if own.is_file() else Path("configs/tiny.yaml")
     raise UserError(f"There is no run or pipeline at {path}; train one with: python train.py {config}.")

@@ -1,4 +1,4 @@
-"""Adapters merged by weight, stacked and taken out again."""
+"""Adapters merged with weights, stacked and removed again."""
 
 import shutil
 from pathlib import Path
@@ -40,7 +40,7 @@ def weights(pipeline: VLADPipeline) -> torch.Tensor:
     return torch.cat([value.flatten().double() for name, value in sorted(state.items()) if "to_q" in name])
 
 
-def test_weights_add_up_and_come_out_again(pipeline_folder: Path, adapters: list[Path]) -> None:
+def test_adapters_add_up_and_are_removed_again(pipeline_folder: Path, adapters: list[Path]) -> None:
     pipeline = load_pipeline(pipeline_folder)
     plain, image = weights(pipeline), pipeline(PROMPT).images[0].tobytes()
     changes = []
@@ -54,11 +54,11 @@ def test_weights_add_up_and_come_out_again(pipeline_folder: Path, adapters: list
     pipeline.unload_adapters()
     assert torch.equal(weights(pipeline), plain)
     assert pipeline(PROMPT).images[0].tobytes() == image
-    # The keys of a plain module: nothing of the adapters is left.
+    # The keys of a plain module: nothing is left of the adapters.
     assert not [name for name in pipeline.refine_unet.state_dict() if "lora" in name or "base_layer" in name]
 
 
-def test_a_weight_of_none_is_the_base(pipeline_folder: Path, adapters: list[Path]) -> None:
+def test_a_weight_of_zero_is_the_base(pipeline_folder: Path, adapters: list[Path]) -> None:
     pipeline = load_pipeline(pipeline_folder, [f"{adapters[0]}=0"])
     assert torch.equal(weights(pipeline), weights(load_pipeline(pipeline_folder)))
 
@@ -86,7 +86,7 @@ def test_an_adapter_of_another_base_is_refused_and_nothing_is_merged(
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("given", "message"),
     [
         ("nowhere", "no adapter in nowhere"),
         ("{0}=nan", "finite number"),
@@ -94,6 +94,8 @@ def test_an_adapter_of_another_base_is_refused_and_nothing_is_merged(
         ("{0}:half", "'half' is no weight; write a number"),
     ],
 )
-def test_what_is_no_adapter_is_told(pipeline_folder: Path, adapters: list[Path], said: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
-        load_pipeline(pipeline_folder, [said.format(adapters[0])])
+def test_a_wrong_adapter_raises_user_error(
+    pipeline_folder: Path, adapters: list[Path], given: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load_pipeline(pipeline_folder, [given.format(adapters[0])])
