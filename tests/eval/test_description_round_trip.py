@@ -73,7 +73,7 @@ def test_descriptions_are_compared_with_the_prompts(tiny_llava, tmp_path, monkey
         run()
 
 
-def test_damaged_lines_of_stored_descriptions_are_asked_again(describe, tmp_path):
+def test_damaged_lines_of_stored_descriptions_count_as_none(tmp_path):
     store = tmp_path / "a-of-b.jsonl"
     assert stored_descriptions(store, "m") == {}
     record = json.dumps({"model": "m", "image": "p", "said": "né\u2028t"}, ensure_ascii=False).encode()
@@ -82,7 +82,7 @@ def test_damaged_lines_of_stored_descriptions_are_asked_again(describe, tmp_path
     assert stored_descriptions(store, "m") == {"p": "né\u2028t"} and stored_descriptions(store, "n") == {}
 
 
-def test_every_describer_is_checked_before_the_first_is_asked(tiny_llava, tmp_path, monkeypatch):
+def test_every_describer_is_checked_before_the_first_describes(tiny_llava, tmp_path, monkeypatch):
     made, other = tmp_path / "made", tmp_path / "other"
     made.mkdir()
     Image.fromarray(IMAGES[0]).save(made / "0.png")
@@ -98,13 +98,13 @@ def test_every_describer_is_checked_before_the_first_is_asked(tiny_llava, tmp_pa
         "--out",
         tmp_path / "out",
     ]
-    monkeypatch.setattr(LVLMCaptioner, "describe", lambda *_: pytest.fail("the first one was asked"))
+    monkeypatch.setattr(LVLMCaptioner, "describe", lambda *_: pytest.fail("the first one described an image"))
 
     def refused(reason, *more):
         with pytest.raises(UserError, match=reason):
             DESCRIBE([*map(str, [*given, *more])], "vlad describe")
 
-    refused("--first is 0, and must be at least 1", "--first", 0)
+    refused("--count must be a whole number of at least 1", "--first", 0)
     whole = (other / "model.safetensors").read_bytes()
     (other / "model.safetensors").write_bytes(whole[:-10])
     refused(r"--describer .*other cannot be used as an image-text-to-text model \(.*incomplete")
