@@ -246,5 +246,5 @@ def test_a_checkpoint_of_fewer_ranks_is_not_damaged(tmp_path: Path, monkeypatch:
     for rank in (1, 0):
         write_part(state(2), checkpoint_path(tmp_path, 2), rank, 2, 30)
     monkeypatch.setattr("vlad.utils.distributed.launch_rank", lambda: 2)
-    with pytest.raises(UserError, match="is of 2 processes, and this is another number"):
+    with pytest.raises(UserError, match="was written by 2 processes, and this run has another number"):
         newest_checkpoint(tmp_path)

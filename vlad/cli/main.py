@@ -11,7 +11,7 @@ from vlad.cli.examples import DEMO, MAKE_BENCHMARK, MAKE_POSTERS, STAND_IN
 from vlad.cli.sample import APP, EXPORT, SAMPLE
 from vlad.cli.shards import SHARDS
 from vlad.cli.studies import ABLATE, COMPARE_ADAPTER, DESCRIBE, RATE
-from vlad.cli.train import AVERAGE, CACHE, DOCTOR, PLAN, TRAIN
+from vlad.cli.train import AVERAGE, CACHE, DOCTOR, OPTIONS, PLAN, TRAIN
 from vlad.cli.verb import VerbGroup
 from vlad.utils.command_line import run_command_line
 
@@ -19,7 +19,7 @@ VLAD = VerbGroup(
     "vlad",
     "Text-to-image diffusion models that can spell: train, sample and score them.",
     {
-        "Data and training": (SHARDS, CACHE, PLAN, DOCTOR, TRAIN, AVERAGE),
+        "Data and training": (SHARDS, CACHE, OPTIONS, PLAN, DOCTOR, TRAIN, AVERAGE),
         "Images": (SAMPLE, APP, EXPORT),
         "Evaluation": (EVALUATE, TABLE1, ABLATE, RATE, DESCRIBE, COMPARE_ADAPTER, BENCHMARK),
         "To try it with": (DEMO, MAKE_POSTERS, MAKE_BENCHMARK, STAND_IN),

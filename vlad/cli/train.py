@@ -208,3 +208,28 @@ AVERAGE = Verb(
     _average,
     "vlad average runs/mine refine --width 0.1 --out runs/mine-0.1",
 )
+
+
+def _write_reference(arguments: argparse.Namespace) -> None:
+    import json
+
+    from vlad.config.reference import config_schema, options_page
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "options.md").write_text(options_page(), encoding="utf-8")
+    schema = json.dumps(config_schema(), indent=1, ensure_ascii=False)
+    (arguments.out / "config.schema.json").write_text(schema + "\n", encoding="utf-8")
+    print(f"{arguments.out / 'options.md'}, {arguments.out / 'config.schema.json'}")
+
+
+def _add_reference_options(parser: OptionParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("docs"), metavar="DIR", help="default: docs")
+
+
+OPTIONS = Verb(
+    "options",
+    "Writes the reference of all config options: a page, and a JSON schema for editors.",
+    _add_reference_options,
+    _write_reference,
+    "vlad options --out docs",
+)

@@ -23,8 +23,9 @@ class FetchOptions:
     directory: str | None = None
     # The least recently read shards are removed above this; those in use are kept in any case.
     max_bytes: int = 20_000_000_000
-    # Tries after the first. The wait before each doubles, from backoff_seconds on, with jitter of +-50 %.
+    # Tries after the first.
     retries: int = 5
+    # The wait before the second try; it doubles before each further one, with jitter of +-50 %.
     backoff_seconds: float = 0.5
     # The longest wait for a connection, and for the next bytes.
     timeout_seconds: float = 30.0
@@ -107,6 +108,7 @@ class BatchOptions:
 class StreamOptions(BatchOptions):
     """Batch options with the seed of the order."""
 
+    # Of the shuffle.
     seed: int = 0
 
 
@@ -121,6 +123,7 @@ class SyntheticOptions:
     count: int = 24000
     # The side of an image.
     size_pixels: int = 64
+    # The set: signs are a function of the options, this seed and their index.
     seed: int = 0
     # The shortest line.
     min_letters: int = 3
@@ -195,8 +198,9 @@ class PosterOptions:
     size_pixels: int = 128
     # The set: posters are a function of the options, this seed and their index.
     seed: int = 0
-    # The fewest and the most lines of text on a poster, 1 to 6.
+    # The fewest lines of text on a poster.
     min_lines: int = 1
+    # The most, up to 6.
     max_lines: int = 4
     # The longest line, in characters.
     max_characters: int = 16
@@ -210,9 +214,11 @@ class PosterOptions:
     photos: str | None = None
     # The share of posters on a photograph, where a folder is named.
     photo_share: float = 0.3
-    # Render with what training sets never hold: for evaluation sets.
+    # Write the words that training sets never hold: for evaluation sets.
     held_out_words: bool = False
+    # Set them in the typefaces that training sets never hold.
     held_out_typefaces: bool = False
+    # On the backgrounds that training sets never hold.
     held_out_backgrounds: bool = False
 
     def __post_init__(self) -> None:

@@ -16,9 +16,11 @@ class NoiseOptions:
     prediction: Literal["epsilon", "v_prediction", "sample", "flow"] = "epsilon"
     # Noise schedule; squaredcos_cap_v2 is the cosine schedule, scaled_linear Stable Diffusion's. Not for flow.
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
+    # Noise levels of training.
     train_timesteps: int = 1000
-    # Ends of the schedule, which squaredcos_cap_v2 does not use. Stable Diffusion's are 0.00085 and 0.012.
+    # Start of the schedule, which squaredcos_cap_v2 does not use. Stable Diffusion's is 0.00085.
     beta_start: float = 0.0001
+    # End of the schedule. Stable Diffusion's is 0.012.
     beta_end: float = 0.02
     # Rescale the schedule so that the last timestep is pure noise (Lin et al. 2023, arXiv 2305.08891).
     zero_terminal_snr: bool = False

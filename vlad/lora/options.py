@@ -18,10 +18,15 @@ UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2")
 class PartRanks:
     """A rank for each part; None: `lora.rank`."""
 
+    # Of the LVLM.
     lvlm: int | None = None
+    # Of the CCM and the spelling encoder.
     composition: int | None = None
+    # Of the decoder (`lora.decoder`).
     autoencoder: int | None = None
+    # Of the layout UNet.
     layout_unet: int | None = None
+    # Of the refine UNet.
     refine_unet: int | None = None
 
     def __post_init__(self) -> None:
@@ -45,16 +50,18 @@ class LoraOptions:
     rslora: bool = False
     # DoRA: learn each row's length apart from its direction.
     dora: bool = False
-    # Which UNets carry adapters. For the LVLM and the CCM, `trainable` decides (lora or frozen).
+    # The layout UNet carries adapters. For the LVLM and the CCM, `trainable` decides (lora or frozen).
     layout_unet: bool = True
+    # The refine UNet carries adapters.
     refine_unet: bool = True
     # Adapters on the decoder of a PatchAutoencoder, trained in a stage before the others: for backgrounds and colours
     # that it has not learned. The latents do not change; an AutoencoderKL is never adapted.
     decoder: bool = False
-    # The layers that carry adapters, by the ends of their names: in the LVLM, in the UNets, and in the CCM with the
-    # spelling encoder (empty: every linear layer).
+    # The layers of the LVLM that carry adapters, by the ends of their names.
     lvlm_targets: tuple[str, ...] = LVLM_TARGETS
+    # The layers of the UNets that do.
     unet_targets: tuple[str, ...] = UNET_TARGETS
+    # The layers of the CCM and the spelling encoder that do; empty: every linear layer.
     composition_targets: tuple[str, ...] = ()
     # Ranks of single parts; alpha / rank stays the same.
     ranks: PartRanks = field(default_factory=PartRanks)

@@ -15,8 +15,9 @@ MAX_VARIANTS = 64  # of a caption
 class LossOptions:
     """Weights, dropout and noise of the losses (Eq. 3, 6 to 9)."""
 
-    # Weights of the two terms of Eq. 8: lambda of L_diff, and that of L_align (1 in the paper; 0: no L_align).
+    # lambda of Eq. 8, the weight of L_diff.
     diffusion_weight: float = 1.0
+    # Weight of L_align (1 in the paper; 0: no L_align).
     align_weight: float = 1.0
     # Kind of contrastive loss; one-directional is the paper's. Gradient accumulation adds no negatives.
     alignment: AlignmentKind = "one-directional"
@@ -24,16 +25,20 @@ class LossOptions:
     image_pooling: Literal["mean", "attention"] = "mean"
     # How t is pooled: the CCM's pooled vector (the paper's f_CCM), or that plus the sum over its tokens.
     text_pooling: Literal["pooled", "tokens"] = "pooled"
-    # Weights of optional losses of the text side: region-phrase contrast, image-text matching (ITM), captioning.
+    # Weight of region-phrase contrast, an optional loss of the text side.
     region_weight: float = 0.0
+    # Weight of image-text matching (ITM), an optional loss of the text side.
     matching_weight: float = 0.0
+    # Weight of the captioning loss, an optional loss of the text side.
     captioning_weight: float = 0.0
-    # Texts added to L_align for each caption: hard negatives with something swapped (NegCLIP), and positives with
-    # synonyms (SemCLIP). Each costs one more pass of the text side over the batch.
+    # Hard negatives added to L_align for each caption, with something swapped (NegCLIP). Each costs one more pass of
+    # the text side over the batch.
     hard_negatives: int = 0
+    # Positives added to L_align for each caption, with synonyms (SemCLIP), at the same cost.
     rewordings: int = 0
-    # Shares of samples, 0 to 1, trained without t and without z (independently), as classifier-free guidance needs.
+    # The share of samples trained without t, as classifier-free guidance needs.
     text_dropout: float = 0.1
+    # The share of samples trained without z, independently.
     layout_dropout: float = 0.1
     # sigma of Eq. 6: the largest strength of the noise on the true z in the refine stage.
     layout_noise: float = 0.1
@@ -44,9 +49,9 @@ class LossOptions:
     contrast_weight: float = 0.0
     # Of L_diff in the layout and refine stages: every line of text adds its mean error times this, whatever its area.
     line_weight: float = 0.0
-    # Weights of losses on the image that the refine stage predicts: OCR perceptual loss (AnyText; needs the extra
-    # ocr-loss) and character segmentation loss (TextDiffuser).
+    # Weight of the OCR perceptual loss on the image that the refine stage predicts (AnyText; needs the extra ocr-loss).
     ocr_weight: float = 0.0
+    # Weight of the character segmentation loss on it (TextDiffuser).
     segmentation_weight: float = 0.0
 
     def __post_init__(self) -> None:

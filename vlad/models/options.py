@@ -45,8 +45,9 @@ class AutoencoderOptions:
     patch_pixels: int = 8
     # Principal components kept of a patch.
     latent_channels: int = 24
-    # Channels and residual blocks of the decoder.
+    # Channels of the decoder.
     decoder_width: int = 128
+    # Residual blocks of the decoder.
     decoder_layers: int = 2
 
     def __post_init__(self) -> None:
@@ -73,16 +74,19 @@ class CompositionOptions:
     slots: int = 4
     # Learned queries, for `kind: q-former`.
     queries: int = 16
-    # Width, layers and attention heads inside the CCM.
+    # Width of the CCM.
     width: int = 128
+    # Transformer layers of the CCM.
     layers: int = 2
+    # Attention heads of the CCM.
     heads: int = 4
     # Width of the tokens that the UNets' cross-attention reads.
     output_width: int = 128
     # Spelling tokens: one per character of every quoted string.
     spelling: bool = True
-    # The longest string, and the most strings of a layout, whose places the spelling tokens tell apart.
+    # The longest string that the spelling tokens take.
     max_characters: int = 8
+    # The most strings of a layout that the spelling tokens tell apart.
     max_strings: int = 3
 
     def __post_init__(self) -> None:
@@ -117,10 +121,15 @@ class LVLMOptions:
     vision_revision: str | None = None
     # Sizes of the tiny Qwen2.5-VL and of its vision tower, where `path` is None.
     hidden_size: int = 128
+    # Layers of the tiny Qwen2.5-VL.
     layers: int = 2
+    # Attention heads of the tiny Qwen2.5-VL.
     heads: int = 4
+    # Width of its vision tower.
     vision_hidden_size: int = 64
+    # Layers of its vision tower.
     vision_layers: int = 2
+    # The side of its vision tower's patches.
     vision_patch_pixels: int = 16
     # Side in pixels to which images are scaled for a vision tower that takes any size (Qwen2-VL, Pixtral, DINOv2).
     vision_pixels: int = 64

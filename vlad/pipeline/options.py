@@ -27,9 +27,11 @@ class SampleOptions:
 
     # Solver steps of each stage.
     steps: int = 20
-    # Guidance scales s_t and s_z (`guided_prediction`); the layout stage has its own text scale.
+    # Guidance scale s_t of the refine stage: how far the prompt moves a prediction.
     text_scale: float = 2.0
+    # Guidance scale s_z of the refine stage: how far the layout does.
     layout_scale: float = 2.0
+    # Guidance scale of the layout stage, by the prompt.
     planning_scale: float = 1.0
     # Read the layout off the generated glyph map and render it again before stage two.
     refit: bool = True
