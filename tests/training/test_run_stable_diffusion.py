@@ -144,9 +144,9 @@ def test_a_finished_run_is_a_base_like_any_other(world: Path) -> None:
 def test_models_under_the_wrong_option_name_the_right_one(world: Path, tmp_path: Path) -> None:
     own = ("stable_diffusion", "lvlm", "composition", "lora")
     small = [entry for entry in overrides(world, "sd15") if not entry.startswith(own)]
-    with pytest.raises(UserError, match=r"is a StableDiffusionPipeline, .* as stable_diffusion\.path"):
+    with pytest.raises(UserError, match=r"holds a StableDiffusionPipeline, .* as stable_diffusion\.path"):
         train(load_config(CONFIGS / "lora.yaml", [*small, f"base={world / 'sd15'}", "name=no-base"]))
-    with pytest.raises(UserError, match="is a StableDiffusionPipeline, and no run of ours"):
+    with pytest.raises(UserError, match="holds a StableDiffusionPipeline, not a VLADPipeline"):
         load_pipeline(world / "sd15")
     with pytest.raises(UserError, match="the base brings UNets of its own"):
         train(load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", f"base={world}", "name=two")))
