@@ -128,6 +128,6 @@ def test_train_takes_config_and_overrides_between_its_options(
     asked: list[tuple] = []
     monkeypatch.setattr(comparison, "compare", lambda *given: asked.append(given[:5]))
     BENCHMARK(["train", *call])
-    wanted = comparison.Call("configs/tiny.yaml", ("data.workers=1",), "layout")
+    wanted = comparison.StageCall("configs/tiny.yaml", ("data.workers=1",), "layout")
     assert asked == [(wanted, ["plain", "batch"], 20, 5, None)]
     assert "stage layout, 20 steps after 5" in capsys.readouterr().out

@@ -198,12 +198,12 @@ def _add_train_options(parser: OptionParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from vlad.profiling.switch_comparison import HEAD, Call, Row, compare, text_row
+    from vlad.profiling.switch_comparison import HEAD, ComparisonRow, StageCall, compare, text_row
 
     steps, warmup = arguments.steps, arguments.warmup
-    shown: list[Row] = []
+    shown: list[ComparisonRow] = []
 
-    def show(row: Row) -> None:
+    def show(row: ComparisonRow) -> None:
         shown.append(row)
         first = next((other for other in shown if other.figures is not None), None)
         print(text_row(row, first), flush=True)
@@ -213,7 +213,7 @@ def _train(arguments: argparse.Namespace) -> None:
         " it"
     )
     print(HEAD)
-    compared = Call(arguments.config, tuple(arguments.overrides), arguments.stage)
+    compared = StageCall(arguments.config, tuple(arguments.overrides), arguments.stage)
     compare(compared, arguments.switches, steps, warmup, arguments.cache, show)
 
 

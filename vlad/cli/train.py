@@ -94,15 +94,15 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from vlad.config.load import load_config
 
     config = load_config(arguments.config, arguments.overrides)
-    from vlad.profiling.doctor.checks import NAME_WIDTH, examine
+    from vlad.profiling.doctor.checks import NAME_WIDTH, run_checks
     from vlad.profiling.doctor.findings import exit_code, table
     from vlad.utils.distributed import is_main_process
 
     findings = []
-    for finding in examine(config):
+    for finding in run_checks(config):
         findings.append(finding)
         if is_main_process():  # at once: some of the checks take half a minute
-            print(table([finding], named=NAME_WIDTH), flush=True)
+            print(table([finding], name_width=NAME_WIDTH), flush=True)
     return exit_code(findings)
 
 

@@ -1,1 +1,1 @@
-"""Profiling: throughput, memory, sampling speed, and the doctor's checks before a long run."""
+"""Profiling: throughput, memory and sampling time, Stable Diffusion stand-ins, and the doctor's checks."""

@@ -1,4 +1,4 @@
-"""Samples a second from shards, beside what decoding alone makes of the same bytes."""
+"""Data-loading throughput: samples per second from shards, compared with decoding alone."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ ROUNDS = 3  # of each measurement
 
 
 def measure_loading(count: int) -> None:
-    """Samples a second from shards of 512 x 512 JPEG, and each as a share of the decode limit.
+    """Prints samples per second from shards of 512 x 512 JPEG, each as a share of the decode limit.
 
-    The limit is Pillow's decoding of the same bytes, alone, in as many processes.
+    The limit is Pillow's decoding of the same bytes, without anything else, in as many processes.
     """
     with tempfile.TemporaryDirectory() as folder:
         shards, cache = Path(folder) / "shards", Path(folder) / "cache"
@@ -56,10 +56,10 @@ def measure_loading(count: int) -> None:
             kinds = {
                 "decode limit": DecodeAlone(images, options.batch_size),
                 "whole pipeline to batches": ShardBatches(sets, run, batches),
-                # Several times as many: a cached epoch of this size is over before the workers have begun.
+                # Several times as many: a cached epoch of this size ends before the workers have started.
                 "cached latents to batches": ShardBatches(cached, run, 10 * batches),
             }
-            # In turn: what else the machine does meets all of them.
+            # In turn: other load on the machine then affects all of them.
             rounds = [
                 [loading_rate(kind, workers, options.batch_size) for kind in kinds.values()] for _ in range(ROUNDS)
             ]
@@ -75,13 +75,13 @@ def measure_loading(count: int) -> None:
 
 
 def _latents(batch: Batch) -> CachedStates:
-    """As large as Stable Diffusion's, and as good as any for being read."""
+    """Random latents of Stable Diffusion's size; reading speed does not depend on their values."""
     image, image_deviation, glyph, glyph_deviation = torch.randn(4, len(batch.keys), 4, 64, 64)
     return CachedStates(image, image_deviation, glyph, glyph_deviation)
 
 
 class DecodeAlone:
-    """Pillow's decoding of images, and nothing else: gives their number, batch by batch."""
+    """A dataset that only decodes images with Pillow; its items are the numbers of images in each batch."""
 
     def __init__(self, images: list[bytes], batch_size: int) -> None:
         self.images, self.batch_size = images, batch_size
@@ -95,10 +95,10 @@ class DecodeAlone:
 
 
 def loading_rate(dataset: Any, workers: int, batch_size: int) -> tuple[float, float | None]:
-    """Samples a second of a loader after its first batches, and the memory that a worker has for itself, in MB."""
+    """Samples per second of a loader after its first batches, and the private memory of a worker in MB."""
     loader = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=worker_context(workers))
     iterator = iter(loader)
-    for _ in range(2 * max(1, workers) + 1):  # what the workers have prepared meanwhile
+    for _ in range(2 * max(1, workers) + 1):  # prefetched by the workers
         next(iterator)
     started, count, memory = time.perf_counter(), 0, None
     for count, _ in enumerate(iterator, start=1):

@@ -1,4 +1,4 @@
-"""What every measurement leans on: work a second, the memory of a process, images as heavy as photographs."""
+"""Shared by the benchmarks: rates, the memory of a process, images that decode as slowly as photographs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlad.types import Sample
 
 
 def rate(count: int, work: Callable[[], object]) -> float:
-    """How many a second the work does, run once."""
+    """Items per second of work that handles `count` of them, run once."""
     started = time.perf_counter()
     work()
     return count / (time.perf_counter() - started)
@@ -26,12 +26,12 @@ def report(what: str, count: int, work: Callable[[], object]) -> None:
 
 
 def private_megabytes(process: int) -> float:
-    """Memory that a process shares with no other."""
+    """Memory that a process does not share with others (USS)."""
     return psutil.Process(process).memory_full_info().uss / 1e6
 
 
 def add_photo_noise(sample: Sample, seed: int) -> Sample:
-    """The sign under noise of all scales, weaker the finer: a flat sign decodes faster than any photograph."""
+    """The sign with noise of all scales, finer noise weaker: a flat sign would decode faster than any photograph."""
     rng = np.random.default_rng(seed)
     height, width = sample.image.shape[:2]
     noise = np.zeros((height, width), dtype=np.float32)

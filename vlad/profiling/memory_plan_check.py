@@ -1,6 +1,6 @@
-"""The plan of a stage (memory_plan.py) against the peak that the kernel counts of a process that takes its steps.
+"""Check of the memory plan: planned bytes of a stage against the measured peak of a process that trains it.
 
-On the CPU, with a stand-in of 41 M parameters at 256 pixels, whose peak is far above what a process takes for itself.
+On the CPU, with a stand-in of 41 M parameters at 256 pixels, whose peak is far above that of an empty process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlad.config.load import load_config
+from vlad.config.load import bundled_configs, load_config
 from vlad.config.schema import Config
 from vlad.config.training import OptimOptions
 from vlad.data.collate import collate
@@ -30,9 +30,7 @@ from vlad.training.memory_plan import plan_stage
 from vlad.training.optim import build_optimizer
 from vlad.training.stages import LayoutStage, RefineStage, set_modes
 
-M_MMAP_THRESHOLD, MMAPPED_BYTES = -3, 131_072  # of glibc's malloc.h; its default before it adapts itself
-SD15 = Path(__file__).parents[2] / "configs" / "sd15.yaml"
-TINY = SD15.with_name("tiny.yaml")
+M_MMAP_THRESHOLD, MMAPPED_BYTES = -3, 131_072  # of glibc's malloc.h; its default before it adapts
 PLANNED_CHANNELS = (128, 256, 384)
 PLANNED = {
     "full, batch 1": ["data.batch_size=1", "lora=null"],
@@ -42,7 +40,7 @@ PLANNED = {
 
 
 def planned_and_measured(model: Path, stage: str, pixels: int, overrides: Sequence[str]) -> tuple[int, int]:
-    """Bytes: what the plan says of a stage from a stand-in, and what its steps take at most."""
+    """Bytes that the plan gives for a stage of a stand-in, and the peak of its steps."""
     options = [
         f"stable_diffusion.path={model}",
         f"data.image_pixels={pixels}",
@@ -54,26 +52,26 @@ def planned_and_measured(model: Path, stage: str, pixels: int, overrides: Sequen
         "data.workers=0",
         *overrides,
     ]
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # each in a process of its own
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # a process each
         planned, measured = (pool.apply(work, (stage, pixels, options)) for work in (_plan_stage, _measure_stage))
     return planned, measured
 
 
 def _plan_stage(name: str, _: int, overrides: list[str]) -> int:
-    parts, config = build_parts(load_config(SD15, overrides))
+    parts, config = build_parts(load_config(bundled_configs() / "sd15.yaml", overrides))
     return plan_stage(config, parts, name).total
 
 
 def _measure_stage(name: str, pixels: int, overrides: list[str]) -> int:
-    """The peak of a stage's models and three of its steps, above what the process held before."""
+    """The peak of a stage's models and three of its steps, above what the process held before them."""
     torch.manual_seed(0)
-    config = load_config(SD15, overrides)
+    config = load_config(bundled_configs() / "sd15.yaml", overrides)
     _load_libraries(config)
-    _give_back_freed_memory()
+    _return_freed_memory()
     gc.collect()
     before = _status_bytes("VmRSS")
     parts, config = build_parts(config)
-    if name == "refine":  # as on a GPU, where the other stage's UNet waits in main memory
+    if name == "refine":  # as on a GPU, where the other stage's UNet stays in main memory
         parts.layout_unet = None
     for module in (parts.autoencoder, parts.text_side, parts.alignment):
         module.requires_grad_(False)
@@ -89,7 +87,7 @@ def _measure_stage(name: str, pixels: int, overrides: list[str]) -> int:
         stage = RefineStage(parts, build_scheduler(noise), noise, config.losses, optim, with_layout=True)
     stage.log_losses = stage.log_temperature = lambda *_, **__: None  # there is no trainer to log to
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak so far is forgotten
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     stage.record_trained_parameters()
     set_modes(stage)
     optimizer = build_optimizer(stage, optim, stage.trained_names(), fused=True)
@@ -106,17 +104,17 @@ def _measure_stage(name: str, pixels: int, overrides: list[str]) -> int:
 
 
 def _load_libraries(config: Config) -> None:
-    """Imports what building the parts would: what a library takes for itself is no model's."""
+    """Imports what building the models would: the libraries' own memory is not part of the plan."""
     importlib.import_module("vlad.models.stable_diffusion")
     if config.lora is not None:
-        add_adapter(nn.Sequential(nn.Linear(1, 1)), config.lora, ("0",), "none")  # peft looks for its quantisers
-    new_parts(load_config(TINY))
+        add_adapter(nn.Sequential(nn.Linear(1, 1)), config.lora, ("0",), "none")  # peft imports its quantisers
+    new_parts(load_config(bundled_configs() / "tiny.yaml"))
 
 
-def _give_back_freed_memory() -> None:
-    """Has glibc return freed tensors to the system at once, as an allocator of a GPU uses them again.
+def _return_freed_memory() -> None:
+    """Has glibc return freed tensors to the system at once: a GPU's allocator would use their memory again.
 
-    Left to itself it keeps blocks of up to 32 MB in its heap, in whose gaps later tensors do not fit.
+    By default it keeps blocks of up to 32 MB in its heap, in whose gaps later tensors do not fit.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -124,6 +122,6 @@ def _give_back_freed_memory() -> None:
 
 
 def _status_bytes(field: str) -> int:
-    """A figure of this process's memory, as the kernel counts it."""
+    """A field of this process's /proc status, in bytes."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))

@@ -1,4 +1,4 @@
-"""What sampling takes, part by part, with diffusers' own pipeline beside it."""
+"""Sampling time by part of the pipeline, compared with diffusers' StableDiffusionPipeline."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-from vlad.config.load import load_config
+from vlad.config.load import bundled_configs, load_config
 from vlad.layout.polygons import box_polygon
 from vlad.training.build import build_pipeline, new_parts
 from vlad.types import Layout, TextLine
@@ -25,21 +24,20 @@ SAMPLE_PROMPT = 'a blue sign that says "HOUSE" in white letters at the top'
 SAMPLE_ROUNDS = 15
 STAGE_TWO = "stage two without its decoder"
 STABLE_DIFFUSION = "diffusers' StableDiffusionPipeline without its decoder"
-TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 
 
 @dataclass(frozen=True)
 class SampleFigures:
-    """What sampling takes; times are medians of the rounds."""
+    """Sampling time and memory; times are medians of the rounds."""
 
-    seconds: dict[str, float]  # an image, by part of the way
+    seconds: dict[str, float]  # per image, by part of the pipeline
     ratio: float  # stage two's time over that of StableDiffusionPipeline, median of the rounds' ratios
-    peak: int  # bytes of the process, or of the GPU, that our pipeline takes
+    peak: int  # bytes of the process or of the GPU, for our pipeline
 
 
 def random_pipeline() -> Any:
     """A pipeline of the embedded default's sizes with random weights, on the GPU where there is one."""
-    config = load_config(TINY)
+    config = load_config(bundled_configs() / "tiny.yaml")
     pipeline = build_pipeline(config, new_parts(config))
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
@@ -51,9 +49,9 @@ def random_pipeline() -> Any:
 def measure_sample(
     pipeline: Any, steps: int, batch: int, rounds: int = SAMPLE_ROUNDS, faster: tuple[str, ...] = ()
 ) -> SampleFigures:
-    """Measures the parts of sampling and StableDiffusionPipeline in alternating rounds.
+    """Measures the parts of sampling, and StableDiffusionPipeline, in alternating rounds.
 
-    `faster`: "channels last", "compiled": stage two once more with its UNet so.
+    `faster`: "channels last", "compiled": variants of the UNet for which stage two is measured once more.
     """
     device = pipeline.refine_unet.device
     prompts, seeds = [SAMPLE_PROMPT] * batch, list(range(batch))
@@ -69,7 +67,7 @@ def measure_sample(
         pipeline(prompts, seeds, layouts, steps, 2.0, 2.0, batch_size=batch, output_type=output_type)
 
     parts: dict[str, Callable[[], object]] = {
-        "reading the prompts": lambda: pipeline.encode_prompts(parsed, None, size),
+        "encoding the prompts": lambda: pipeline.encode_prompts(parsed, None, size),
         STAGE_TWO: lambda: stage_two("latent"),
         "stage two": lambda: stage_two("pil"),
     }
@@ -83,20 +81,20 @@ def measure_sample(
         synchronize(device)
         return time.perf_counter() - started
 
-    for work in parts.values():  # warms up, before anything stands beside our own
+    for work in parts.values():  # warm-up, and our own peak before other models are built
         seconds_of(work)
     peak = peak_memory_bytes(device)
-    beside = {STABLE_DIFFUSION: stable_diffusion(own, tokens, seeds, steps)}
-    for way in faster:
+    others = {STABLE_DIFFUSION: stable_diffusion(own, tokens, seeds, steps)}
+    for variant in faster:
         unet = copy.deepcopy(own)
-        if way == "compiled":
+        if variant == "compiled":
             unet.compile()
         else:
             unet.to(memory_format=torch.channels_last)
-        beside[f"{STAGE_TWO}, {way}"] = functools.partial(stage_two, "latent", unet)
-    for work in beside.values():
+        others[f"{STAGE_TWO}, {variant}"] = functools.partial(stage_two, "latent", unet)
+    for work in others.values():
         seconds_of(work)
-    parts |= beside
+    parts |= others
     measured: dict[str, list[float]] = {part: [] for part in parts}
     for _ in range(rounds):
         for part, work in parts.items():
@@ -106,9 +104,9 @@ def measure_sample(
 
 
 def stable_diffusion(unet: Any, tokens: Any, seeds: list[int], steps: int) -> Callable[[], object]:
-    """Diffusers' own pipeline at work on tokens (B K D), with a new UNet of the same blocks and width.
+    """Sampling with diffusers' own pipeline on tokens (B K D), with a new UNet of the same blocks and width.
 
-    What is concatenated to x_t, and the pooled conditioning, are ours alone.
+    It has neither the channels concatenated to x_t nor the pooled conditioning.
     """
     options = {**unet.config, "in_channels": unet.config.out_channels, "class_embed_type": None}
     options["projection_class_embeddings_input_dim"] = None

@@ -1,4 +1,7 @@
-"""What each switch brings, one after the other, as a table: every row keeps the switches of the rows above it."""
+"""Comparison of training switches: throughput with one more switch in each row of a table.
+
+Every row keeps the switches of the rows above it.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ SWITCHES = ("plain", "attention", "channels_last", "compile", "cache", "batch")
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """A line of the table: figures, or why there are none."""
 
     label: str
@@ -33,8 +36,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Call:
-    """A config as the command line names it: what a process of its own needs to load it."""
+class StageCall:
+    """A stage of a config as the command line names it: what a new process needs to load it."""
 
     path: str
     overrides: tuple[str, ...]
@@ -55,7 +58,7 @@ def overrides_of(switch: str, config: Config, cache: str | None) -> tuple[str, t
         return "plain", (*options, "trainer.activation_checkpointing=none")
     if switch == "cache":
         if cache is None:
-            raise UserError("needs a cache of this config; make one with tools/cache.py and name it with --cache")
+            raise UserError("needs a cache of this config; make one with vlad cache and name it with --cache")
         return "cached latents", (f"data.cache={cache}",)
     known = {
         "attention": ("SDPA or xformers", ("trainer.attention=auto",)),
@@ -64,70 +67,75 @@ def overrides_of(switch: str, config: Config, cache: str | None) -> tuple[str, t
         "batch": (f"batch {2 * config.data.batch_size}", (f"data.batch_size={2 * config.data.batch_size}",)),
     }
     if switch not in known:
-        raise UserError(f"there is no switch {switch!r}; choose of {', '.join(SWITCHES)}.")
+        raise UserError(f"there is no switch {switch!r}; choose among {', '.join(SWITCHES)}.")
     return known[switch]
 
 
 def compare(
-    call: Call, switches: Sequence[str], steps: int, warmup: int, cache: str | None, show: Callable[[Row], None]
-) -> list[Row]:
-    """Measures the stage with each switch added; a row that cannot be had says why and changes nothing below it.
+    call: StageCall,
+    switches: Sequence[str],
+    steps: int,
+    warmup: int,
+    cache: str | None,
+    show: Callable[[ComparisonRow], None],
+) -> list[ComparisonRow]:
+    """Measures the stage with each switch added; a switch that fails is left out, with the reason in its row.
 
-    Every row is a process of its own, so that its memory is its own. Raises UserError for a wrong call.
+    Every row is measured in a new process, so that its memory is its own. Raises UserError for a wrong call.
     """
     config = call.config()
     for switch in switches:
         if switch != "cache":
             overrides_of(switch, config, cache)
-    with _elsewhere() as run:
+    with _new_processes() as run:
         rate = run(_rate, call)
         rows = []
         for switch in switches:
             label = switch
             try:
                 label, options = overrides_of(switch, config, cache)
-                tried = Call(call.path, (*call.overrides, *options), call.stage)
+                tried = StageCall(call.path, (*call.overrides, *options), call.stage)
                 flops = run(_flops, tried)
                 figures = run(_figures, tried, steps, warmup)
-                row = Row(label, figures, flops, flops * figures.images_per_second / rate)
+                row = ComparisonRow(label, figures, flops, flops * figures.images_per_second / rate)
                 call = tried
             except UserError as error:
-                row = Row(label, reason=str(error))
+                row = ComparisonRow(label, reason=str(error))
             rows.append(row)
             show(row)
     return rows
 
 
 @contextmanager
-def _elsewhere() -> Iterator[Callable[..., Any]]:
-    """Runs a function of this module in a new process; its UserErrors come back as such."""
-    # Not a pool of multiprocessing's: its daemons may start no loader's workers.
+def _new_processes() -> Iterator[Callable[..., Any]]:
+    """Gives a function that runs others in a new process each; their UserErrors are raised here."""
+    # Not multiprocessing's pool: its daemonic processes cannot start a loader's workers.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
-def _rate(call: Call) -> float:
+def _rate(call: StageCall) -> float:
     config = call.config()
     return matrix_rate(run_device(config), computed_in(stage_precision(config, call.stage)[0]))
 
 
-def _flops(call: Call) -> float:
+def _flops(call: StageCall) -> float:
     return count_flops(call.config(), call.stage)
 
 
-def _figures(call: Call, steps: int, warmup: int) -> StageFigures:
+def _figures(call: StageCall, steps: int, warmup: int) -> StageFigures:
     try:
         return measure_stage(call.config(), call.stage, steps, warmup)
     except torch.OutOfMemoryError as error:
-        raise UserError("the device's memory does not hold it") from error
+        raise UserError("out of memory") from error
 
 
 HEAD = f"{'switch added':20}{'images/s':>10}{'times':>8}{'GFLOP/image':>13}{'MFU':>7}{'data':>7}{'peak memory':>13}"
 
 
-def text_row(row: Row, first: Row | None) -> str:
-    """A line of the table under HEAD; `first` is what `times` compares with."""
+def text_row(row: ComparisonRow, first: ComparisonRow | None) -> str:
+    """A line of the table under HEAD; `first`: the row that the column `times` compares with."""
     if row.figures is None:
         return f"{row.label:20}left out: {row.reason}"
     times = row.figures.images_per_second / (first or row).figures.images_per_second  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""What training the text side takes: frozen, with LoRA, and in full."""
+"""Cost of training the text encoder: speed and memory frozen, with LoRA, and in full."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vlad.utils.hardware import best_device, peak_process_bytes, synchronize
 
 @dataclass(frozen=True)
 class TextFigures:
-    """What training the text side in one way takes. Memory in bytes; that of `training` is exact on any machine."""
+    """Speed and memory (in bytes) of one training mode; that of `training` is exact on any machine."""
 
     mode: str
     prompts_per_second: float
@@ -31,13 +31,13 @@ class TextFigures:
     trained_parameters: int
     # Gradients and the optimiser's state, summed over their tensors.
     training: int
-    # The most the process held, and the most on a GPU (0 without one).
+    # Peaks of the process, and on a GPU (0 without one).
     peak_process: int
     peak_device: int
 
 
 def compare_text_training(count: int, lvlm_path: str | None) -> None:
-    """Prompts a second and memory of one LVLM: frozen, with LoRA, and trained in full; a process each."""
+    """Prints prompts per second and memory of one LVLM frozen, with LoRA, and trained in full; a process each."""
     modes = ("frozen", "lora", "full")
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         figures = [pool.apply(measure_text, (mode, count, lvlm_path)) for mode in modes]
@@ -52,10 +52,10 @@ def compare_text_training(count: int, lvlm_path: str | None) -> None:
 
 
 def measure_text(mode: str, count: int, lvlm_path: str | None, batch_size: int = 16) -> TextFigures:
-    """Reads `count` prompts in batches, trained or not, and says what that took."""
+    """Encodes `count` prompts in batches, with training steps or without, and measures speed and memory."""
     warnings.filterwarnings("ignore", module=r"(transformers|peft).*")
     torch.manual_seed(0)
-    # All three from float32 weights, whatever the folder stores: the same model.
+    # All modes from float32 weights, whatever the folder's dtype: the same model.
     options = LVLMOptions(path=lvlm_path, hidden_size=512, layers=6, heads=8)
     device = best_device()
     encoder = LVLMEncoder(*load_lvlm(options, with_vision=False), options).to(device)
@@ -80,7 +80,7 @@ def measure_text(mode: str, count: int, lvlm_path: str | None, batch_size: int =
             states.global_state.square().mean().backward()
             optimizer.step()
 
-    step(prompts[:batch_size])  # makes the optimiser's state
+    step(prompts[:batch_size])  # creates the optimiser's state
     started = time.perf_counter()
     for start in range(0, count, batch_size):
         step(prompts[start : start + batch_size])

@@ -1,11 +1,11 @@
-"""What a stage's steps take: images a second, share of the device's matrix rate, waiting for data, memory.
+"""Training throughput of a stage: images per second, model FLOP utilisation (MFU), waiting for data, peak memory.
 
-    count_flops      one step of the stage as it stands, its matrix products counted by torch
-    matrix_rate      what the device makes of one large matrix product
-    measure_stage    some steps with the run's own trainer, in a directory that is thrown away
+    count_flops      floating-point operations of one step, counted by torch
+    matrix_rate      the rate that the device reaches in one large matrix product
+    measure_stage    some steps with the run's own trainer, in a temporary run directory
 
-MFU, the share of the matrix rate that training uses, counts the model's own products: those that recomputed activations
-add are no use to anybody.
+MFU is the share of the matrix rate that training uses; it counts the model's own products, not those that recomputed
+activations add.
 """
 
 from __future__ import annotations
@@ -36,36 +36,37 @@ from vlad.training.run import silence_libraries
 from vlad.training.stages import set_modes
 from vlad.training.validate import check_stages, validate
 from vlad.utils.errors import UserError
+from vlad.utils.hardware import synchronize
 
 COUNTED_IMAGES = 2
-MATRIX = {"cpu": 2048, "cuda": 8192}  # rows of the product that is measured
+MATRIX_ROWS = {"cpu": 2048, "mps": 4096, "cuda": 8192}
 MATRIX_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class StageFigures:
-    """What some steps of a stage took on one process."""
+    """Speed and memory of a stage's steps on one process."""
 
     images_per_second: float
     step_seconds: float
-    # Share of the time that the trainer waited for its loader.
+    # Share of the time spent waiting for the loader.
     data_wait: float
-    # The most that the process held; on a GPU of its memory.
+    # Of the process; on a GPU, of its memory.
     peak_bytes: int
     attention: str
 
 
 def check_stage(config: Config, name: str) -> None:
     """Raises UserError for a stage that this run does not have."""
-    options = {"align", "autoencoder", "layout", "refine"}
-    if name not in options:
-        raise UserError(f"there is no stage {name!r}; choose of {', '.join(sorted(options))}.")
+    stages = ("align", "autoencoder", "layout", "refine")
+    if name not in stages:
+        raise UserError(f"there is no stage {name!r}; choose one of {', '.join(stages)}.")
     if name == "layout" and config.layout.kind == "none":
         raise UserError("layout.kind is none: this run has no layout stage; measure refine.")
 
 
-def thrown_away(config: Config, name: str, steps: int, folder: str) -> Config:
-    """The config for so many steps of one stage in a directory of its own, without checkpoints and evaluations."""
+def benchmark_config(config: Config, name: str, steps: int, folder: str) -> Config:
+    """The config for `steps` of one stage, with its run directory in `folder`, without checkpoints and validation."""
     optim = replace(getattr(config.train, name), steps=steps, warmup_steps=1)
     trainer = replace(
         config.trainer,
@@ -82,19 +83,19 @@ def thrown_away(config: Config, name: str, steps: int, folder: str) -> Config:
 
 
 def measure_stage(config: Config, name: str, steps: int, warmup: int) -> StageFigures:
-    """Trains a stage from parts that no earlier one has trained: `warmup` steps that do not count and `steps` that do.
+    """Times `steps` of a stage after `warmup` others, in this process, from models that no stage has trained yet.
 
-    One process. Raises UserError as a run would.
+    Raises UserError as a run would.
     """
     check_stage(config, name)
     with tempfile.TemporaryDirectory(prefix="vlad-measured-") as folder:
-        clock, attention = _time(thrown_away(config, name, warmup + steps, folder), name, warmup)
+        timer, attention = _time_steps(benchmark_config(config, name, warmup + steps, folder), name, warmup)
     images = config.data.batch_size * getattr(config.train, name).accumulate_batches
-    seconds = clock.seconds / steps
-    return StageFigures(images / seconds, seconds, clock.waited / clock.seconds, clock.peak_bytes, attention)
+    seconds = timer.seconds / steps
+    return StageFigures(images / seconds, seconds, timer.waited / timer.seconds, timer.peak_bytes, attention)
 
 
-def _time(config: Config, name: str, warmup: int) -> tuple[StepTimer, str]:
+def _time_steps(config: Config, name: str, warmup: int) -> tuple[StepTimer, str]:
     silence_libraries()
     data = validate(config)
     parts, config = seeded_parts(config)
@@ -125,30 +126,25 @@ def count_flops(config: Config, name: str) -> float:
     set_attention(parts.unets, "sdpa", device)
     batch = collate(first_samples(sets, config.data.stream(config.seed), COUNTED_IMAGES)).to(device)
     for log in ("log", "log_dict"):
-        setattr(stage, log, lambda *_, **__: None)  # no trainer listens
+        setattr(stage, log, lambda *_, **__: None)  # there is no trainer to log to
     dtype = computed_in(stage_precision(config, name)[0])
     counter = FlopCounterMode(display=False)
-    # Written out, as the counter does not know every fused kernel.
+    # Attention in plain matrix products: the counter does not know every fused kernel.
     with counter, sdpa_kernel(SDPBackend.MATH), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         stage.training_step(batch, 0).backward()
     return counter.get_total_flops() / COUNTED_IMAGES
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of one large square matrix product: the best of about a second's tries."""
-    side = MATRIX[device.type]
+    """Floating-point operations per second of a large square matrix product: the best within about a second."""
+    side = MATRIX_ROWS[device.type]
     a, b = torch.randn(2, side, side, device=device).to(dtype)
     best, until = float("inf"), time.perf_counter() + MATRIX_SECONDS
     a @ b
     while time.perf_counter() < until:
-        _wait(device)
+        synchronize(device)
         started = time.perf_counter()
         a @ b
-        _wait(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - started)
     return 2 * side**3 / best
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

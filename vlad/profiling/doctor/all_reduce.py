@@ -1,4 +1,4 @@
-"""Whether the processes of a launch reach each other: one all-reduce between all of them, its sum compared, timed."""
+"""All-reduce between the processes of a launch: its sum is checked and its bandwidth measured."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SECONDS = 60.0
 
 
 def all_reduce_rate(ranks: int, device: str) -> float:
-    """Bytes a second of an all-reduce over `ranks` processes of this machine, or those that torchrun has started.
+    """Bytes per second of an all-reduce over `ranks` new processes of this machine, or those that torchrun started.
 
-    Raises UserError where it fails, hangs for a minute, or comes back with a wrong sum.
+    Raises UserError where it fails, hangs for a minute, or returns a wrong sum.
     """
     try:
         if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -32,11 +32,9 @@ def all_reduce_rate(ranks: int, device: str) -> float:
         rates = context.SimpleQueue()
         multiprocessing.spawn(_in_process, (ranks, device, address, rates), nprocs=ranks)
         return rates.get()
-    except Exception as error:  # gloo's, NCCL's, the store's and the spawned processes': they share no class
+    except Exception as error:  # of gloo, NCCL, the store and the spawned processes: they share no class
         lines = [line for line in str(error).splitlines() if line.strip()]
-        raise UserError(
-            f"the processes do not reach each other: {lines[-1] if lines else type(error).__name__}"
-        ) from error
+        raise UserError(f"the processes cannot communicate: {lines[-1] if lines else type(error).__name__}") from error
 
 
 def _in_process(rank: int, ranks: int, device: str, address: str, rates: object) -> None:

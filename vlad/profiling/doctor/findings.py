@@ -1,4 +1,4 @@
-"""What a check finds, and the table that a person reads."""
+"""Findings of the doctor's checks, and the table that shows them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Level = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table: what was looked at, how it stands, what was found, and what to do about it."""
+    """One line of the table: the check's name and result, what it found, and what to do about it."""
 
     name: str
     level: Level
@@ -21,13 +21,13 @@ class Finding:
     remedy: str = ""
 
 
-def table(findings: Sequence[Finding], width: int = 120, named: int = 0) -> str:
-    """The findings as lines of at most so many characters; `named`: how many a name takes at least."""
-    named = max(named, max((len(finding.name) for finding in findings), default=0))
+def table(findings: Sequence[Finding], width: int = 120, name_width: int = 0) -> str:
+    """The findings as lines of at most `width` characters; `name_width`: the least width of the names' column."""
+    name_width = max(name_width, max((len(finding.name) for finding in findings), default=0))
     lines = []
     for finding in findings:
         text = f"{finding.found}. {finding.remedy}" if finding.remedy else finding.found
-        head = f"{finding.level:5}{finding.name:{named}}  "
+        head = f"{finding.level:5}{finding.name:{name_width}}  "
         lines.append(
             textwrap.fill(
                 " ".join(text.split()), width, initial_indent=head, subsequent_indent=" " * len(head),
