@@ -225,6 +225,11 @@ def test_the_parts_load_in_plain_diffusers_classes(pipeline_folder: Path, pipeli
     assert set(pipeline.components) >= {"lvlm", "composition", "autoencoder", "layout_unet", "refine_unet"}
 
 
+def test_a_prompt_in_another_encoding_raises_one_sentence(pipeline: VLADPipeline) -> None:
+    with pytest.raises(UserError, match="is not UTF-8 text"):
+        pipeline(b"caf\xe9".decode(errors="surrogateescape"))
+
+
 def test_wrong_settings_raise_one_sentence(pipeline: VLADPipeline) -> None:
     for options, said in (
         ({"steps": 0}, "0 steps"),

@@ -23,7 +23,11 @@ class ImageRequest:
 
 
 def check_strings(prompt: Prompt, layout: Layout | None, max_strings: int, max_characters: int) -> None:
-    """Raises UserError for more or longer lines of text than the model takes, and for letters that no font has."""
+    """Raises UserError for too many or too long lines of text, for letters without a font, and for bad encoding."""
+    try:
+        prompt.text.encode()
+    except UnicodeEncodeError:  # bytes of the command line in another encoding
+        raise UserError(f"The prompt {prompt.text!r} is not UTF-8 text; set the terminal to UTF-8.") from None
     lines = () if layout is None else tuple(line.text for line in layout.lines)
     for source, strings in ((f"The prompt {prompt.text!r}", prompt.strings), ("The layout", lines)):
         if len(strings) > max_strings:
