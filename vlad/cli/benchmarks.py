@@ -32,7 +32,8 @@ def _counts(default: int, of_what: str) -> Callable[[OptionParser], None]:
 
 
 def _render(arguments: argparse.Namespace) -> None:
-    from vlad.data.options import SyntheticOptions
+    from vlad.data.options import PosterOptions, SyntheticOptions
+    from vlad.data.posters.render import render_poster
     from vlad.data.shards.writer import write_shards
     from vlad.data.signs import render_sign
     from vlad.profiling.measurement import report
@@ -44,11 +45,15 @@ def _render(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         signs = (render_sign(options, index) for index in range(count))
         report("draw and write shards", count, lambda: write_shards(signs, Path(folder)))
+    posters = PosterOptions()
+    for index in range(500):
+        render_poster(posters, index)
+    report(f"posters of {posters.size_pixels} pixels", count, lambda: [render_poster(posters, i) for i in range(count)])
 
 
 RENDER = Verb(
     "render",
-    "Signs a second on one core: rendering alone, and rendering, encoding and writing shards.",
+    "Signs and posters a second on one core; signs also with encoding and writing shards.",
     _counts(4000, "signs"),
     _render,
     "vlad benchmark render",
