@@ -1,5 +1,6 @@
 # make demo    the whole method on the embedded default: signs, training, samples, scores
 # make test    style, types and tests: what CI runs
+# make test-browser   the web pages in a real browser (Debian: apt-get install chromium)
 # make test-long   the tests that take many minutes: 32 kills, 100 steps against 50 and 50, the SLURM script
 # All set up .venv first; with another interpreter: make test PYTHON=python3.12
 
@@ -8,13 +9,17 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test test-long lint format clean .venv
+.PHONY: demo test test-browser test-long lint format clean .venv
 
 demo: $(INSTALLED)
 	$(BIN)/python tools/demo.py
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
+
+test-browser: $(INSTALLED)
+	@$(PIP) install -c constraints.txt playwright
+	$(BIN)/python -m pytest tests/webui/test_page.py tests/eval/test_rating_page.py
 
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest -m long
