@@ -48,7 +48,7 @@ def test_unusable_directories_are_refused_in_one_sentence(render, tmp_path):
     shards = f"data.shards={tmp_path}/signs"
     (tmp_path / "file").touch()
     for overrides, said in (
-        (["data.shards=''"], "data.shards: signs are rendered into one local directory, not ''"),
+        (["data.shards=''"], "data.shards: a set is rendered into one local directory, not ''"),
         (["data.shards=s3://bucket/signs"], "not 's3://bucket/signs'"),
         (["data.shards=pipe:cat"], "data.shards: pipe:cat would run a program"),
         (["data.shards=" + "x" * 300], "data.shards: 'xxx"),
