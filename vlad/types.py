@@ -41,6 +41,8 @@ class Layout:
     """The lines of text of an image, in reading order."""
 
     lines: tuple[TextLine, ...]
+    # The font of its glyph map (`layout/fonts.py`): the UNets' property, so data and pipelines set it and files don't.
+    glyph_font: str = "mono-bold"
 
 
 @dataclass(frozen=True)

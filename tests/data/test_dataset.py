@@ -93,6 +93,16 @@ def read_batches(sets, workers, batches, first_batch=0, quarantine=None, **optio
     return list(DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=context))
 
 
+def test_glyph_maps_are_in_the_font_of_the_options_and_so_are_their_crops(shards):
+    sets = open_sets({str(shards): 1.0})
+    mono, proportional = (read_batches(sets, 0, 1, glyph_font=font)[0] for font in ("mono-bold", "proportional"))
+    assert mono.keys == proportional.keys
+    assert not torch.equal(mono.ink_bytes, proportional.ink_bytes)
+    assert {layout.glyph_font for layout in proportional.layouts} == {"proportional"}
+    cropped = read_batches(sets, 0, 1, glyph_font="proportional", max_aspect=2.0, bucket_step_pixels=16)[0]
+    assert {layout.glyph_font for layout in cropped.layouts} == {"proportional"}
+
+
 def test_spawned_workers_give_the_same_batches_where_there_is_no_fork(shards, monkeypatch):
     sets = open_sets({str(shards): 1.0})
     forked = read_batches(sets, 2, 4)

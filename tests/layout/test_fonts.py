@@ -8,6 +8,7 @@ from vlad.layout.fonts import (
     CELL_WIDTH_EM,
     FONT_FILES,
     FONT_SIZES_PIXELS,
+    PROPORTIONAL_FONT,
     _found_fonts,
     font_for,
     font_path,
@@ -144,7 +145,7 @@ def test_missing_glyphs_are_listed_once_each_in_order(only_bundled_fonts):
     assert not has_glyph("\x07")
 
 
-@pytest.mark.parametrize("name", FONT_FILES)
+@pytest.mark.parametrize("name", [name for name in FONT_FILES if name != PROPORTIONAL_FONT])
 def test_cells_are_equally_wide_whatever_the_letter_and_the_font(name):
     cell = round(CELL_WIDTH_EM * FONT_SIZES_PIXELS[0])
     for text in ("I", "WWW", "ILLMQJ"):
@@ -152,6 +153,14 @@ def test_cells_are_equally_wide_whatever_the_letter_and_the_font(name):
         assert mask.width == cell * len(text)
         # The same height for all fonts: that of the canonical one.
         assert mask.height == line_mask(text).height
+
+
+def test_proportional_letters_have_widths_of_their_own_and_fill_the_line_to_its_ends():
+    narrow, wide = line_mask("illi", PROPORTIONAL_FONT), line_mask("WMWM", PROPORTIONAL_FONT)
+    assert wide.width > 2 * narrow.width
+    for mask in (narrow, wide):
+        assert mask.getbbox() == (0, 0, *mask.size)
+    assert max(side_bearings("illi", PROPORTIONAL_FONT)) < 0.05
 
 
 def test_a_letter_keeps_its_cell_whatever_its_neighbours():

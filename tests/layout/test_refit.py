@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pytest
 from vlad.data.options import SyntheticOptions
 from vlad.data.signs import render_sign
 from vlad.eval.refit_score import KINDS, generated_layout, score_refit
+from vlad.layout.fonts import CANONICAL_FONT, PROPORTIONAL_FONT
 from vlad.layout.glyph_map import render_glyph_map
 from vlad.layout.layout_files import read_layout, write_layout
 from vlad.layout.polygons import bounding_box, box_polygon, polygon_iou
-from vlad.layout.refit import refit_layout
+from vlad.layout.refit import ink_similarity, refit_layout
 from vlad.types import Layout, TextLine
 
 
@@ -115,6 +117,19 @@ def test_a_layout_survives_file_glyph_map_and_refit(kind: str, tmp_path: Path) -
 @pytest.mark.parametrize("disturbance", ["blurred and noisy", "wrong letters", "specks"])
 def test_lines_are_found_in_disturbed_maps(disturbance: str) -> None:
     assert score_refit(12, disturbance=disturbance).found > 0.85
+
+
+def test_a_proportional_map_gives_a_layout_in_its_font() -> None:
+    text, box = "Illinois WM", (0.2, 0.4, 0.8, 0.5)
+    layout = Layout((TextLine(text, box_polygon(*box)),), PROPORTIONAL_FONT)
+    glyph_map = render_glyph_map(layout, 128, 128)
+
+    found = refit_layout(glyph_map, [text], PROPORTIONAL_FONT)
+
+    assert found.glyph_font == PROPORTIONAL_FONT
+    assert polygon_iou(found.lines[0].polygon, layout.lines[0].polygon) > 0.9
+    # Letters of equal width are not where the map has ink.
+    assert ink_similarity(found, glyph_map) > ink_similarity(replace(found, glyph_font=CANONICAL_FONT), glyph_map) + 0.2
 
 
 def test_specks_are_no_lines_and_no_strings_give_an_empty_layout() -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from vlad.models.autoencoder import PatchAutoencoder, build_autoencoder, decode, encode, spatial_factor
 from vlad.models.options import AutoencoderOptions
+from vlad.training.stages import gradient_error
 from vlad.utils.errors import UserError
 
 
@@ -48,6 +49,30 @@ def test_fitted_latents_are_centred_uncorrelated_and_half_a_unit_wide() -> None:
     components = latents.transpose(0, 1).flatten(1)
     torch.testing.assert_close(torch.cov(components), 0.25 * torch.eye(10), atol=1e-4, rtol=0)
     torch.testing.assert_close(components.mean(dim=1), torch.zeros(10), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_a_decoder_of_several_levels_starts_as_the_linear_one_and_crosses_patches(tmp_path: Path) -> None:
+    sizes = {"patch_pixels": 4, "latent_channels": 10, "decoder_width": 16, "decoder_layers": 1}
+    one, two = PatchAutoencoder(**sizes), PatchAutoencoder(**sizes, decoder_levels=2)
+    for autoencoder in (one, two):
+        autoencoder.fit(smooth_images())
+    latents = one.encode(smooth_images())
+    torch.testing.assert_close(two.decode(latents), one.decode(latents), atol=1e-5, rtol=0)
+
+    torch.nn.init.normal_(two.conv_out.weight)
+    two.save_pretrained(tmp_path)
+    changed = PatchAutoencoder.from_pretrained(tmp_path).decode(latents)
+    assert changed.shape == (64, 3, 16, 16)
+    assert not torch.allclose(changed, one.decode(latents), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"decoder_levels": 0}, {"decoder_levels": 5}, {"decoder_levels": 3, "decoder_width": 24}]
+)
+def test_decoders_that_cannot_be_are_refused(sizes: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="decoder_levels"):
+        AutoencoderOptions(**sizes)
 
 
 @torch.no_grad()
@@ -142,3 +167,11 @@ def test_a_path_without_an_autoencoder_is_refused(tmp_path: Path) -> None:
     for path, said in ((tmp_path, "holds no AutoencoderKL"), (tmp_path / "nowhere", "is neither a local folder nor")):
         with pytest.raises(UserError, match=rf"autoencoder\.path: .* {said}"):
             build_autoencoder(AutoencoderOptions(path=str(path)))
+
+
+def test_the_gradient_error_is_of_edges_alone() -> None:
+    image = torch.zeros(1, 3, 4, 4)
+    assert gradient_error(image + 0.5, image) == 0
+    edge = image.clone()
+    edge[..., 2:] = 1.0  # one of three differences across, none down
+    assert gradient_error(edge, image) == pytest.approx(1 / 3)

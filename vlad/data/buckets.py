@@ -124,7 +124,7 @@ def crop_to_bucket(sample: Sample, bucket: Bucket) -> Sample:
         box = np.clip((*cropped(*entry.box[:2]), *cropped(*entry.box[2:])), 0.0, 1.0)
         if box[0] < box[2] and box[1] < box[3]:
             objects.append(ObjectBox(entry.phrase, tuple(float(value) for value in box)))  # type: ignore[arg-type]
-    return replace(sample, image=image, layout=Layout(tuple(lines)), objects=tuple(objects))
+    return replace(sample, image=image, layout=replace(sample.layout, lines=tuple(lines)), objects=tuple(objects))
 
 
 EDGE = 1e-6  # rounding errors

@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
@@ -202,6 +203,7 @@ class SampleSource(Generic[Decoded]):
             key, shard = raw.key, raw.shard
             decoded = self.decode(raw.members, raw.key, *into)
             if isinstance(decoded, Sample):
+                decoded = replace(decoded, layout=replace(decoded.layout, glyph_font=self.options.glyph_font))
                 return cast(Decoded, self.sets.with_prefix(set_number, decoded))
             return decoded
         except UnreadableSample as error:

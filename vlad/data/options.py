@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vlad.data.words import known_words
 from vlad.utils.errors import UserError
@@ -60,6 +60,8 @@ class BatchOptions:
     max_aspect: float = 1.0
     # The sides of buckets are multiples of it.
     bucket_step_pixels: int = 64
+    # The font of glyph maps: `mono-bold`, a cell a letter, or `proportional`, for images in proportional type.
+    glyph_font: Literal["mono-bold", "proportional"] = "mono-bold"
     # Samples per rank and batch.
     batch_size: int = 64
     # Decoding processes per rank; 0: the training process itself.

@@ -1,4 +1,4 @@
-"""Glyph maps: a layout rendered as white strokes on black, in one canonical font a script.
+"""Glyph maps: a layout rendered as white strokes on black, in one font a script.
 
 Each line is fitted into its polygon; a polygon of more than four points bends it along a curve.
 """
@@ -167,7 +167,7 @@ def render_ink(coverage: np.ndarray, layout: Layout) -> None:
     """
     for line in layout.lines:
         if is_renderable(line):
-            render_line(coverage, line.text, line.polygon)
+            render_line(coverage, line.text, line.polygon, layout.glyph_font)
 
 
 def is_renderable(line: TextLine) -> bool:

@@ -24,7 +24,7 @@ from itertools import pairwise, permutations
 import cv2
 import numpy as np
 
-from vlad.layout.fonts import line_mask, side_bearings
+from vlad.layout.fonts import CANONICAL_FONT, line_mask, side_bearings
 from vlad.layout.glyph_map import render_glyph_map
 from vlad.layout.line_detection import detect_tilted_lines
 from vlad.layout.polygons import box_polygon, polygon_area
@@ -55,22 +55,22 @@ MAX_PERMUTED_LINES = 6  # up to so many lines, all orders of the strings are tri
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-def refit_layout(glyph_map: np.ndarray, strings: Sequence[str]) -> Layout:
-    """The layout of `strings` that fits a generated glyph map (H W, 0..1) best.
+def refit_layout(glyph_map: np.ndarray, strings: Sequence[str], font: str = CANONICAL_FONT) -> Layout:
+    """The layout of `strings` in a font of glyph maps that fits a generated one (H W, 0..1) best.
 
     With more lines than strings, the nearest lines are merged; with fewer, touching rows are cut where there is least
     ink, and lines still missing are put into a free band of the image. Strings are assigned to the lines in reading
     order, unless the map clearly spells them in another. No strings give an empty layout.
     """
     if not strings:
-        return Layout(())
+        return Layout((), font)
     rows = [box_polygon(*row) for row in _upright_rows(glyph_map, len(strings))]
-    best = _match_strings(glyph_map, strings, rows)
+    best = _match_strings(glyph_map, strings, rows, font)
     if not (glyph_map > INK_THRESHOLD).any():
         return best
     highest = max(MIN_SIMILARITY, ink_similarity(best, glyph_map) + MIN_GAIN)
     for quads in _alternative_readings(glyph_map, len(strings)):
-        layout = _match_strings(glyph_map, strings, quads)
+        layout = _match_strings(glyph_map, strings, quads, font)
         similarity = ink_similarity(layout, glyph_map)
         if similarity > highest:
             best, highest = layout, similarity
@@ -282,19 +282,20 @@ def _union(a: Box, b: Box) -> Box:
     return min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
 
 
-def _match_strings(glyph_map: np.ndarray, strings: Sequence[str], quads: Sequence[Polygon]) -> Layout:
+def _match_strings(glyph_map: np.ndarray, strings: Sequence[str], quads: Sequence[Polygon], font: str) -> Layout:
     """The strings assigned to the quads of ink, in reading order or in the order that the map spells."""
     places = _reading_order(quads)
     count = len(strings)
     if 1 < count <= MAX_PERMUTED_LINES:
-        scores = np.array([[_spelling_correlation(glyph_map, quad, text) for text in strings] for quad in places])
+        scores = np.array([[_spelling_correlation(glyph_map, quad, text, font) for text in strings] for quad in places])
         orders = [
             (float(sum(scores[i, j] for i, j in enumerate(order))), order) for order in permutations(range(count))
         ]
         best, order = max(orders, key=lambda entry: entry[0])
         if best > float(np.trace(scores)) + MIN_ORDER_GAIN * count:
             places = [places[order.index(number)] for number in range(count)]
-    return Layout(tuple(_line_around_ink(text, quad) for text, quad in zip(strings, places, strict=True)))
+    lines = tuple(_line_around_ink(text, quad, font) for text, quad in zip(strings, places, strict=True))
+    return Layout(lines, font)
 
 
 def _reading_order(quads: Sequence[Polygon]) -> list[Polygon]:
@@ -302,11 +303,11 @@ def _reading_order(quads: Sequence[Polygon]) -> list[Polygon]:
     return [line.polygon for line in reading_order(TextLine("", quad) for quad in quads)]
 
 
-def _spelling_correlation(glyph_map: np.ndarray, quad: Polygon, text: str) -> float:
+def _spelling_correlation(glyph_map: np.ndarray, quad: Polygon, text: str, font: str) -> float:
     """The correlation of the ink in a quad with the text rendered into it, -1 to 1."""
     height, width = glyph_map.shape
-    expected = np.asarray(line_mask(text).resize((max(8, 12 * len(text)), 20)), dtype=np.float32)
-    source = np.array(_line_around_ink(text, quad).polygon, dtype=np.float32) * (width, height) - 0.5
+    expected = np.asarray(line_mask(text, font).resize((max(8, 12 * len(text)), 20)), dtype=np.float32)
+    source = np.array(_line_around_ink(text, quad, font).polygon, dtype=np.float32) * (width, height) - 0.5
     h, w = expected.shape
     target = np.array([(0, 0), (w, 0), (w, h), (0, h)], dtype=np.float32) - 0.5
     matrix = cv2.getPerspectiveTransform(source.astype(np.float32), target)
@@ -316,9 +317,9 @@ def _spelling_correlation(glyph_map: np.ndarray, quad: Polygon, text: str) -> fl
     return float((a * b).sum() / scale) if scale > 0 else 0.0
 
 
-def _line_around_ink(text: str, ink: Polygon) -> TextLine:
-    """The line whose ink fills the quad in the canonical font: its cells reach past the ink by the side bearings."""
-    before, after = side_bearings(text)
+def _line_around_ink(text: str, ink: Polygon, font: str) -> TextLine:
+    """The line whose ink fills the quad in the font: its cells reach past the ink by the side bearings."""
+    before, after = side_bearings(text, font)
     growth = 1 / max(1e-6, 1 - before - after)
     top_left, top_right, bottom_right, bottom_left = (np.array(corner) for corner in ink)
     upper, lower = (top_right - top_left) * growth, (bottom_right - bottom_left) * growth

@@ -47,6 +47,8 @@ class LossOptions:
     # How much more the autoencoder's errors weigh at pixels that contrast with the image's median colour: strokes are
     # few, and would blend into the background.
     contrast_weight: float = 0.0
+    # Weight of the error of the autoencoder's image gradients: keeps strokes and edges sharp.
+    gradient_weight: float = 0.0
     # Of L_diff in the layout and refine stages: every line of text adds its mean error times this, whatever its area.
     line_weight: float = 0.0
     # Weight of the OCR perceptual loss on the image that the refine stage predicts (AnyText; needs the extra ocr-loss).
@@ -59,8 +61,9 @@ class LossOptions:
             raise UserError("losses: text_dropout and layout_dropout must be from 0 to 1.")
         extras = [self.region_weight, self.matching_weight, self.captioning_weight]
         extras += [self.line_weight, self.ocr_weight, self.segmentation_weight]
+        extras += [self.contrast_weight, self.gradient_weight]
         noises = (self.layout_noise, self.latent_noise)
-        if min(self.diffusion_weight, self.align_weight, self.contrast_weight, *extras, *noises) < 0:
+        if min(self.diffusion_weight, self.align_weight, *extras, *noises) < 0:
             raise UserError("losses: weights and noise strengths must not be negative.")
         if self.matching_weight and not self.align_weight:
             raise UserError(

@@ -46,12 +46,18 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     The encoder projects each patch of f x f pixels on its `latent_channels` leading principal components, each scaled
     to a standard deviation of 0.5: isotropic latents, no training, no collapse. The decoder starts as the projection's
     transpose and learns to restore from the neighbouring patches what the projection lost. It is trained on noisy
-    latents, to be robust to a sampler's residual noise.
+    latents, to be robust to a sampler's residual noise. With several levels it doubles the resolution and halves its
+    width from one to the next, and only the last upsampling, by f / 2^(levels - 1), has no convolution over its seams.
     """
 
     @register_to_config
     def __init__(
-        self, patch_pixels: int = 8, latent_channels: int = 24, decoder_width: int = 128, decoder_layers: int = 2
+        self,
+        patch_pixels: int = 8,
+        latent_channels: int = 24,
+        decoder_width: int = 128,
+        decoder_layers: int = 2,
+        decoder_levels: int = 1,
     ) -> None:
         super().__init__()
         patch_values = 3 * patch_pixels**2
@@ -59,8 +65,14 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         self.projection.requires_grad_(False)  # fitted, never trained
         self.linear_out = nn.Conv2d(latent_channels, patch_values, 1)
         self.conv_in = nn.Conv2d(latent_channels, decoder_width, 3, padding=1)
-        self.blocks = nn.Sequential(*(_ResidualBlock(decoder_width) for _ in range(decoder_layers)))
-        self.conv_out = nn.Conv2d(decoder_width, patch_values, 1)
+        widths = [decoder_width // 2**level for level in range(decoder_levels)]
+        blocks: list[nn.Module] = []
+        for level, width in enumerate(widths):
+            if level:
+                blocks += [nn.Conv2d(widths[level - 1], 4 * width, 3, padding=1), nn.PixelShuffle(2)]
+            blocks += [_ResidualBlock(width) for _ in range(decoder_layers)]
+        self.blocks = nn.Sequential(*blocks)
+        self.conv_out = nn.Conv2d(widths[-1], patch_values // 4 ** (decoder_levels - 1), 1)
         nn.init.zeros_(self.conv_out.weight)  # the decoder starts as the linear one
         nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
 
@@ -87,8 +99,12 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents B C h w -> pixels B 3 H W, about [-1, 1]."""
-        patches = self.linear_out(latents) + self.conv_out(F.silu(self.blocks(self.conv_in(latents))))
-        return F.pixel_shuffle(patches, self.config.patch_pixels)
+        linear, features = self.linear_out(latents), F.silu(self.blocks(self.conv_in(latents)))
+        if self.config.decoder_levels == 1:
+            return F.pixel_shuffle(linear + self.conv_out(features), self.config.patch_pixels)
+        last_factor = self.config.patch_pixels // 2 ** (self.config.decoder_levels - 1)
+        restored = F.pixel_shuffle(self.conv_out(features), last_factor)
+        return F.pixel_shuffle(linear, self.config.patch_pixels) + restored
 
 
 def build_autoencoder(options: AutoencoderOptions) -> PatchAutoencoder | AutoencoderKL:
@@ -106,7 +122,11 @@ def build_autoencoder(options: AutoencoderOptions) -> PatchAutoencoder | Autoenc
                 " by save_pretrained or a hub id."
             ) from error
     return PatchAutoencoder(
-        options.patch_pixels, options.latent_channels, options.decoder_width, options.decoder_layers
+        options.patch_pixels,
+        options.latent_channels,
+        options.decoder_width,
+        options.decoder_layers,
+        options.decoder_levels,
     )
 
 

@@ -45,10 +45,13 @@ class AutoencoderOptions:
     patch_pixels: int = 8
     # Principal components kept of a patch.
     latent_channels: int = 24
-    # Channels of the decoder.
+    # Channels of the decoder, of its first level.
     decoder_width: int = 128
-    # Residual blocks of the decoder.
+    # Residual blocks of the decoder, on each level.
     decoder_layers: int = 2
+    # Levels of the decoder: from one to the next the resolution doubles and the width halves. 1 is the fastest; with
+    # more, no edges of patches are to be seen.
+    decoder_levels: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.latent_channels <= 3 * self.patch_pixels**2 or self.patch_pixels < 1:
@@ -56,9 +59,16 @@ class AutoencoderOptions:
                 f"autoencoder: latent_channels ({self.latent_channels}) must be from 1 to the values of a patch,"
                 f" 3 x patch_pixels^2, and patch_pixels ({self.patch_pixels}) at least 1."
             )
-        if self.decoder_width < 8 or self.decoder_width % 8 or self.decoder_layers < 0:
+        if self.decoder_levels < 1 or self.patch_pixels % 2 ** (self.decoder_levels - 1):
             raise UserError(
-                "autoencoder: decoder_width must be a positive multiple of 8 (group norm), decoder_layers not negative."
+                f"autoencoder: decoder_levels ({self.decoder_levels}) must be at least 1, and patch_pixels"
+                f" ({self.patch_pixels}) a multiple of 2^(decoder_levels - 1)."
+            )
+        least_width = 8 * 2 ** (self.decoder_levels - 1)
+        if self.decoder_width < 1 or self.decoder_width % least_width or self.decoder_layers < 0:
+            raise UserError(
+                f"autoencoder: decoder_width must be a positive multiple of {least_width} (group norm, on each of the"
+                " decoder_levels), decoder_layers not negative."
             )
 
 

@@ -26,6 +26,7 @@ from vlad.diffusion.guidance import guided_prediction
 from vlad.diffusion.noise_schedule import noise_fields_of
 from vlad.diffusion.options import NoiseOptions
 from vlad.diffusion.solvers import OnStep, build_solver, check_scheduler, sample_latents
+from vlad.layout.fonts import CANONICAL_FONT
 from vlad.layout.glyph_map import render_glyph_map
 from vlad.layout.image_edits import Edit, ImageLike, common_size, layout_of_edit, pair_edits
 from vlad.layout.refit import refit_layout
@@ -118,6 +119,7 @@ class VLADPipeline(DiffusionPipeline):
         template: str = "plain",
         max_tokens: int = 160,
         vision_pixels: int = 64,
+        glyph_font: str = CANONICAL_FONT,
         steps: int = 20,
         text_scale: float = 2.0,
         layout_scale: float = 2.0,
@@ -163,6 +165,7 @@ class VLADPipeline(DiffusionPipeline):
             template=template,
             max_tokens=max_tokens,
             vision_pixels=vision_pixels,
+            glyph_font=glyph_font,
             steps=steps,
             text_scale=text_scale,
             layout_scale=layout_scale,
@@ -484,7 +487,7 @@ class VLADPipeline(DiffusionPipeline):
                 continue
             strings = request.prompt.strings
             keep_raw = not settings.refit or (reader is not None and same_strings(reader(glyph_map), strings))
-            plans.append(Plan(refit_layout(glyph_map, strings), glyph_map, latents, keep_raw))
+            plans.append(Plan(refit_layout(glyph_map, strings, self.config.glyph_font), glyph_map, latents, keep_raw))
         return plans
 
     def _refine(
@@ -524,7 +527,10 @@ class VLADPipeline(DiffusionPipeline):
     def _layout_latents(self, plans: list[Plan], settings: SampleSettings, device: torch.device) -> Tensor:
         """z of each plan (B C h w): of its layout rendered, or the raw latents of stage one where those are kept."""
         different = {id(plan.layout): plan.layout for plan in plans}  # all seeds of a prompt may share one
-        rendered = {key: render_glyph_map(layout, settings.width, settings.height) for key, layout in different.items()}
+        rendered = {
+            key: render_glyph_map(replace(layout, glyph_font=self.config.glyph_font), settings.width, settings.height)
+            for key, layout in different.items()
+        }
         maps = torch.from_numpy(np.stack([rendered[id(plan.layout)] for plan in plans]))  # B H W
         canvas = maps.to(device)[:, None].expand(-1, 3, -1, -1) * 2 - 1
         onload(self.autoencoder)

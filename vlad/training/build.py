@@ -298,6 +298,7 @@ def build_pipeline(config: Config, parts: Parts) -> VLADPipeline:
         pooling=parts.text_side.lvlm.options.pooling,
         states=parts.text_side.lvlm.options.states,
         template=parts.text_side.lvlm.options.template,
+        glyph_font=config.data.glyph_font,
         max_tokens=parts.text_side.lvlm.options.max_tokens,
         vision_pixels=parts.text_side.lvlm.options.vision_pixels,
         steps=options.steps,

@@ -16,7 +16,7 @@ from torch import Tensor
 from vlad.layout.glyph_map import render_ink
 from vlad.layout.masks import lines_touching, random_mask
 from vlad.models.text_encoder.prompt import plain_prompt
-from vlad.types import Batch, Layout
+from vlad.types import Batch
 
 # The share of edits whose caption says the words in the mask and nothing else.
 PLAIN_SHARE = 0.5
@@ -47,7 +47,7 @@ def make_edits(batch: Batch, share: float) -> EditBatch:
         lines = lines_touching(mask, layout)
         if len(lines) < len(layout.lines):
             ink = np.zeros((height, width), dtype=np.uint8)
-            render_ink(ink, Layout(lines))
+            render_ink(ink, replace(layout, lines=lines))
             ink_bytes[i, 0] = torch.from_numpy(ink)
         if rng.random() < PLAIN_SHARE:
             captions[i], objects[i] = plain_prompt([line.text for line in lines if line.valid]), ()

@@ -116,6 +116,8 @@ class AutoencoderStage(_Stage):
         restored = self.autoencoder.decode(latents + strength * torch.randn_like(latents)).float()
         errors = (restored - pixels).abs()
         loss = errors.mean() + errors.square().mean() + self.losses.contrast_weight * (contrast(pixels) * errors).mean()
+        if self.losses.gradient_weight:
+            loss = loss + self.losses.gradient_weight * gradient_error(restored, pixels)
         self.log_losses(loss=loss, pixel_error=errors.mean())
         return loss
 
@@ -124,6 +126,12 @@ def contrast(pixels: Tensor) -> Tensor:
     """The distance of each pixel from its image's median colour: B 3 H W -> B 1 H W, mean over the channels."""
     ground = pixels.flatten(2).median(dim=-1).values[:, :, None, None]
     return (pixels - ground).abs().mean(dim=1, keepdim=True)
+
+
+def gradient_error(restored: Tensor, pixels: Tensor) -> Tensor:
+    """The mean absolute error of the differences between neighbouring pixels, across and down: B 3 H W -> scalar."""
+    errors = restored - pixels
+    return errors.diff(dim=-1).abs().mean() + errors.diff(dim=-2).abs().mean()
 
 
 class AlignStage(_Stage):

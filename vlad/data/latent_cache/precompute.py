@@ -25,7 +25,7 @@ from vlad.data.options import StreamOptions
 from vlad.data.shard_sets import ShardSets
 from vlad.data.shards.reader import index_shards, sizes_beside
 from vlad.data.shards.writer import MANIFEST, publish_shard, shard_entry, write_manifest, write_tar, write_text_file
-from vlad.layout.fonts import installed_optional_fonts
+from vlad.layout.fonts import CANONICAL_FONT, installed_optional_fonts
 from vlad.types import Batch, CachedStates, Sample, TextStates
 from vlad.utils.errors import UserError
 from vlad.utils.paths import checked_path
@@ -44,7 +44,8 @@ def data_fingerprint(sets: ShardSets, options: StreamOptions) -> Fingerprint:
         "shards": sets.fingerprint,
         "shapes": [[shape.width, shape.height] for shape in options.shapes],
         "fit": "stretch" if options.stretches else "crop",
-        "fonts": installed_optional_fonts(),
+        # The default is left out, so that caches of earlier versions stay valid.
+        "fonts": installed_optional_fonts() + ([] if options.glyph_font == CANONICAL_FONT else [options.glyph_font]),
     }
 
 
