@@ -6,7 +6,7 @@ import sys
 
 import vlad
 from vlad.cli.benchmarks import BENCHMARK
-from vlad.cli.evaluate import EVALUATE, TABLE1
+from vlad.cli.evaluate import EVALUATE, RECONSTRUCT, TABLE1
 from vlad.cli.examples import DEMO, MAKE_BENCHMARK, MAKE_POSTERS, STAND_IN
 from vlad.cli.sample import APP, EXPORT, SAMPLE
 from vlad.cli.shards import SHARDS
@@ -21,7 +21,7 @@ VLAD = VerbGroup(
     {
         "Data and training": (SHARDS, CACHE, OPTIONS, PLAN, DOCTOR, TRAIN, AVERAGE),
         "Images": (SAMPLE, APP, EXPORT),
-        "Evaluation": (EVALUATE, TABLE1, ABLATE, RATE, DESCRIBE, COMPARE_ADAPTER, BENCHMARK),
+        "Evaluation": (EVALUATE, TABLE1, RECONSTRUCT, ABLATE, RATE, DESCRIBE, COMPARE_ADAPTER, BENCHMARK),
         "To try it with": (DEMO, MAKE_POSTERS, MAKE_BENCHMARK, STAND_IN),
     },
 )

@@ -9,7 +9,12 @@ from vlad.types import TextLine
 
 
 def reading_order(lines: Iterable[TextLine]) -> tuple[TextLine, ...]:
-    """The lines in reading order.
+    """The lines in reading order."""
+    return tuple(line for row in text_rows(lines) for line in row)
+
+
+def text_rows(lines: Iterable[TextLine]) -> list[list[TextLine]]:
+    """The rows that the lines stand in, from the top, each from the left.
 
     A line belongs to a row where it overlaps the row's first line by more than half of the lower of both heights.
     """
@@ -19,7 +24,7 @@ def reading_order(lines: Iterable[TextLine]) -> tuple[TextLine, ...]:
             rows[-1].append(line)
         else:
             rows.append([line])
-    return tuple(line for row in rows for line in sorted(row, key=lambda line: bounding_box(line.polygon)[0]))
+    return [sorted(row, key=lambda line: bounding_box(line.polygon)[0]) for row in rows]
 
 
 def _centre_height(line: TextLine) -> float:

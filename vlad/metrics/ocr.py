@@ -26,6 +26,7 @@ from vlad.utils.parallel import map_in_order
 
 ENGINES = ("rapidocr", "tesseract", "paddleocr")
 ENLARGE_FACTOR = 4  # OCR of 64 x 64 images works on 256 x 256
+POSTER_PIXELS = 512  # OCR of posters works on so many: four times 128, once 512
 MIN_SIDE_PIXELS = 256  # of the shorter side: smaller images are enlarged to it
 
 
@@ -240,6 +241,11 @@ def build_ocr_engine(name: str, min_confidence: float | None = None) -> OCREngin
 def default_enlarge_factor(width: int, height: int) -> int:
     """The factor by which OCR enlarges an image unless an option sets it."""
     return -(-MIN_SIDE_PIXELS // max(1, min(width, height)))
+
+
+def poster_enlarge_factor(side_pixels: int) -> int:
+    """The factor by which OCR enlarges posters: 4 up to 128 pixels, 2 at 256, 1 from 512."""
+    return max(1, min(ENLARGE_FACTOR, POSTER_PIXELS // side_pixels))
 
 
 def enlarge(image: np.ndarray, factor: int = ENLARGE_FACTOR) -> np.ndarray:

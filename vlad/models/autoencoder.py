@@ -2,17 +2,22 @@
 
     pixels [-1, 1]  --encode-->  latents  --scale-->  scaled latents  (what schedules, UNets and samplers see)
 
-Two kinds: diffusers' `AutoencoderKL` (Stable Diffusion's), and `PatchAutoencoder`, which is small enough to train
-in a minute on two cores. Letters: B batch, C latent channels, H W pixels, h w cells (H/f, W/f).
+Two kinds train and sample: diffusers' `AutoencoderKL` (Stable Diffusion's), and `PatchAutoencoder`, which is small
+enough to train on two cores. Any other of diffusers' encodes and decodes too (`read_autoencoder`). Letters: B batch,
+C latent channels, H W pixels, h w cells (H/f, W/f).
 """
 
 from __future__ import annotations
 
+import inspect
+import json
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +25,8 @@ from torch.nn import functional as F
 from vlad.models.options import AutoencoderOptions
 from vlad.types import Conditioning
 from vlad.utils.errors import UserError
-from vlad.utils.hub import check_reachable
+from vlad.utils.failures import user_errors
+from vlad.utils.hub import check_reachable, hide_progress_bars
 
 
 class _ResidualBlock(nn.Module):
@@ -130,6 +136,27 @@ def build_autoencoder(options: AutoencoderOptions) -> PatchAutoencoder | Autoenc
     )
 
 
+ImageAutoencoder: TypeAlias = PatchAutoencoder | AutoencoderKL | AutoencoderTiny | AutoencoderDC
+
+
+def read_autoencoder(folder: Path) -> ImageAutoencoder:
+    """The autoencoder of a folder that save_pretrained has made, of our class or any of diffusers'.
+
+    Raises UserError where it is damaged or incomplete, or holds another kind of model.
+    """
+    with user_errors(str(folder), unreadable="copy it here again"), hide_progress_bars():
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
+        known: Any = PatchAutoencoder if kind == PatchAutoencoder.__name__ else getattr(diffusers, str(kind), None)
+        is_model = inspect.isclass(known) and issubclass(known, ModelMixin)
+        if not (is_model and hasattr(known, "encode")):
+            raise UserError(f"{folder} holds no autoencoder that diffusers knows ({kind}); name the folder of one.")
+        model, loaded = known.from_pretrained(folder, output_loading_info=True)
+    if loaded["missing_keys"]:
+        raise UserError(f"{folder} is damaged: its weights lack {loaded['missing_keys'][0]}; copy it here again.")
+    autoencoder: ImageAutoencoder = model.eval()
+    return autoencoder
+
+
 def spatial_factor(autoencoder: PatchAutoencoder | AutoencoderKL) -> int:
     """Pixels per latent cell, along one side."""
     if not isinstance(autoencoder, AutoencoderKL):
@@ -162,16 +189,19 @@ def with_image_size(t: Conditioning, autoencoder: PatchAutoencoder | Autoencoder
     return replace(t, size=(height * factor, width * factor))
 
 
-def latent_moments(autoencoder: PatchAutoencoder | AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+def latent_moments(autoencoder: ImageAutoencoder, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
     """Pixels B 3 H W in [-1, 1] -> mean and standard deviation of the scaled latents, B C h w each.
 
     The deviation is None for a deterministic autoencoder.
     """
-    if not isinstance(autoencoder, AutoencoderKL):
+    if isinstance(autoencoder, PatchAutoencoder):
         return autoencoder.encode(pixels), None
-    posterior = autoencoder.encode(pixels).latent_dist
-    scale, shift = _scale_and_shift(autoencoder, posterior.mean)
-    return (posterior.mean - shift) * scale, posterior.std * scale
+    encoded = autoencoder.encode(pixels)[0]
+    if isinstance(encoded, Tensor):  # of an AutoencoderTiny or AutoencoderDC
+        scale, shift = _scale_and_shift(autoencoder, encoded)
+        return (encoded - shift) * scale, None
+    scale, shift = _scale_and_shift(autoencoder, encoded.mean)
+    return (encoded.mean - shift) * scale, encoded.std * scale
 
 
 def sample_posterior(mean: Tensor, deviation: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
@@ -189,21 +219,22 @@ def encode(
     return sample_posterior(*latent_moments(autoencoder, pixels), generator)
 
 
-def decode(autoencoder: PatchAutoencoder | AutoencoderKL, scaled_latents: Tensor) -> Tensor:
+def decode(autoencoder: ImageAutoencoder, scaled_latents: Tensor) -> Tensor:
     """Scaled latents B C h w -> pixels B 3 H W, clipped to [-1, 1]."""
-    if not isinstance(autoencoder, AutoencoderKL):
+    if isinstance(autoencoder, PatchAutoencoder):
         return autoencoder.decode(scaled_latents).clamp(-1, 1)
     scale, shift = _scale_and_shift(autoencoder, scaled_latents)
-    return autoencoder.decode(scaled_latents / scale + shift).sample.clamp(-1, 1)
+    decoded: Any = autoencoder.decode(scaled_latents / scale + shift)
+    return decoded.sample.clamp(-1, 1)
 
 
-def _scale_and_shift(autoencoder: AutoencoderKL, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
+def _scale_and_shift(autoencoder: ImageAutoencoder, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
     """scaled latents = (latents - shift) * scale, by the autoencoder's config: one pair for all channels, or each
     channel's mean and deviation."""
     config = autoencoder.config
-    if config.latents_mean is None or config.latents_std is None:
-        return config.scaling_factor, config.shift_factor or 0.0
-    mean, deviation = (
-        like.new_tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std)
-    )
-    return config.scaling_factor / deviation, mean
+    scale, shift = config.get("scaling_factor", 1.0), config.get("shift_factor") or 0.0
+    means, deviations = config.get("latents_mean"), config.get("latents_std")
+    if means is None or deviations is None:
+        return scale, shift
+    mean, deviation = (like.new_tensor(values).view(1, -1, 1, 1) for values in (means, deviations))
+    return scale / deviation, mean
