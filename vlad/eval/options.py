@@ -20,7 +20,7 @@ PROTOCOL_NAMES = ("mario", "anytext", "cvtg", "longtext", "glyphcontrol", "texta
 
 Split = Literal["dev", "test"]  # of the open benchmark: test has words that are held out of training
 
-# How a run generates held-out words: `vlad/eval/held_out_words/spelling_score.py` explains them.
+# How a run generates held-out words: `vlad/eval/held_out_words/spelling_evaluation.py` explains them.
 GenerationMode = Literal["refit", "true layout", "raw", "no layout"]
 GENERATION_MODES: tuple[GenerationMode, ...] = ("refit", "true layout", "raw")  # of a run with a layout stage
 MOST_WORDS = 10_000  # all images are generated before the first is read
