@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from vlad.cli.evaluate import EVALUATE
 from vlad.config.load import load_config, save_config
 from vlad.eval.held_out_words.editing_evaluation import evaluate_editing
-from vlad.eval.held_out_words.spelling_evaluation import evaluate_spelling, spelling_summary, stored_metrics
+from vlad.eval.held_out_words.evaluation_rows import HeldOutSet, stored_metrics
+from vlad.eval.held_out_words.spelling_evaluation import PROTOCOL, evaluate_spelling, spelling_summary
 from vlad.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -211,5 +212,5 @@ def test_a_run_s_words_are_scored_once_and_anew_for_another_count(
     assert "words   0.0% (0.0% to 56.1%)" in spelling_summary(first, run)  # Wilson's interval of 0 of 3
     for damaged in ('{"wor', "[]", '{"modes": []}'):
         (tmp_path / "metrics.json").write_text(damaged, encoding="utf-8")
-        assert stored_metrics(tmp_path / "metrics.json", 3, "rapidocr", "") == {}
+        assert stored_metrics(tmp_path / "metrics.json", HeldOutSet("words", 3, PROTOCOL), "rapidocr", "") == {}
     assert capsys.readouterr().out.count("is damaged; all modes are scored again") == 3

@@ -19,7 +19,7 @@ from vlad.utils.command_line import OptionParser, whole
 from vlad.utils.errors import UserError
 from vlad.utils.paths import checked_path
 
-DEFAULT_WORDS = 200
+DEFAULT_WORDS, DEFAULT_POSTERS = 200, 300
 # Options of one way of scoring, which another would pass over in silence.
 OF_BENCHMARKS = (
     "out enlarge images_per_prompt seed steps text_scale layout_scale no_refit use_layouts weights vision_encoder"
@@ -85,17 +85,27 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise UserError(f"--protocol {arguments.protocol} needs the benchmark's prompts: --prompts FILE.")
     if arguments.target.exists() and not (arguments.target / "config.yaml").is_file():
         raise UserError(f"{arguments.target} is no run, whose held-out words are known; name prompts: --prompts FILE.")
-    count = arguments.count or DEFAULT_WORDS
-    if count > MOST_WORDS:
+    if (arguments.count or 0) > MOST_WORDS:
         raise UserError(f"--count must be at most {MOST_WORDS}: all are drawn before the first is read.")
     if arguments.editing:
         from vlad.eval.held_out_words.editing_evaluation import editing_summary, evaluate_editing
 
-        print(editing_summary(evaluate_editing(arguments.target, count, arguments.engine), arguments.target))
+        metrics = evaluate_editing(arguments.target, arguments.count or DEFAULT_WORDS, arguments.engine)
+        print(editing_summary(metrics, arguments.target))
+        return 0
+    modes = None if arguments.ways is None else [MODES_BY_NAME[name] for name in arguments.ways]
+    from vlad.config.load import load_config
+
+    config = arguments.target / "config.yaml"
+    if config.is_file() and load_config(config).data.posters is not None:
+        from vlad.eval.held_out_words.poster_evaluation import evaluate_posters, poster_summary
+
+        metrics = evaluate_posters(arguments.target, arguments.count or DEFAULT_POSTERS, arguments.engine, modes)
+        print(poster_summary(metrics, arguments.target))
         return 0
     from vlad.eval.held_out_words.spelling_evaluation import evaluate_spelling, spelling_summary
 
-    modes = None if arguments.ways is None else [MODES_BY_NAME[name] for name in arguments.ways]
+    count = arguments.count or DEFAULT_WORDS
     print(spelling_summary(evaluate_spelling(arguments.target, count, arguments.engine, modes), arguments.target))
     return 0
 
@@ -173,7 +183,8 @@ EVALUATE = Verb(
     _add_evaluate_options,
     _evaluate,
     "vlad evaluate runs/tiny",
-    f"Without --prompts, --count says how many held-out words are scored (default: {DEFAULT_WORDS}).",
+    f"Without --prompts, --count says how many held-out words are scored (default: {DEFAULT_WORDS}), or posters of a"
+    f" run that trains on them (default: {DEFAULT_POSTERS}).",
 )
 
 

@@ -6,6 +6,7 @@ Images of one prompt are alike, so prompts are resampled (with replacement), eac
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -55,3 +56,20 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
     # At 0 and 1 one end is the share itself, without rounding errors.
     low, high = centre - half, centre + half
     return (0.0 if right == 0 else low), (1.0 if right == count else high)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share (0..1) with its count and the ends of its 95 % interval; of nothing it is 0."""
+
+    right: int
+    count: int
+    share: float
+    low: float
+    high: float
+
+
+def share_of(right: int, count: int) -> Share:
+    """The share of `right` in `count`, with Wilson's interval."""
+    low, high = wilson_interval(right, count) if count else (0.0, 1.0)
+    return Share(right, count, right / count if count else 0.0, low, high)

@@ -27,8 +27,8 @@ MOST_WORDS = 10_000  # all images are generated before the first is read
 
 
 def mode_name(mode: str) -> str:
-    """A generation mode as folders and options spell it: true-layout."""
-    return mode.replace(" ", "-")
+    """A generation mode, or a row of a table, as folders and options spell it: true-layout."""
+    return mode.replace(",", "").replace(" ", "-")
 
 
 MODES_BY_NAME: dict[str, GenerationMode] = {mode_name(mode): mode for mode in GENERATION_MODES}

@@ -23,12 +23,11 @@ from tqdm import tqdm
 from vlad.config.load import load_config
 from vlad.config.schema import Config
 from vlad.data.dataset import first_samples
-from vlad.data.lint.sample_statistics import bin_names, bin_of, text_height
 from vlad.data.options import PosterOptions, StreamOptions
 from vlad.data.posters.render import held_out_posters
 from vlad.data.shard_sets import open_sets
 from vlad.eval.json_files import write_json
-from vlad.metrics.line_matching import match_lines
+from vlad.metrics.line_matching import HEIGHT_BANDS, height_band, match_lines
 from vlad.metrics.ocr import build_ocr_engine, poster_enlarge_factor, run_ocr
 from vlad.models.autoencoder import ImageAutoencoder, build_autoencoder, decode, latent_moments, read_autoencoder
 from vlad.pipeline.folders import pipeline_folder, reporting_damage
@@ -40,7 +39,6 @@ from vlad.utils.hardware import best_device
 from vlad.utils.paths import checked_path, writable_directory
 
 NOISES = (0.0, 0.1, 0.2)  # standard deviations, on scaled latents
-HEIGHT_EDGES_PIXELS = (0, 6, 8, 10, 12, 16, 24, 32)  # of letters
 BATCH = 8
 GRID_ROWS = 12
 
@@ -146,7 +144,7 @@ def reconstruct(
     latents, deviation, restored = _round_trips(autoencoder, samples)
     with tqdm(total=(1 + len(NOISES)) * len(samples), desc="reading", unit="image") as bar:
         read_on_truth = _lines_read(samples, [sample.image for sample in samples], engine, bar)
-        heights = [_height(sample, number) for sample in samples for number in range(len(sample.layout.lines))]
+        heights = [height_band(line, size, size) for sample in samples for line in sample.layout.lines]
         levels = []
         for noise, images in zip(NOISES, restored, strict=True):
             read = _lines_read(samples, images, engine, bar)
@@ -171,11 +169,7 @@ def reconstruct(
         latent_deviation=deviation,
         lines=len(heights),
         read_on_truth=sum(read_on_truth),
-        heights={
-            name: LinesOfHeight(heights.count(name), known[name])
-            for name in bin_names(HEIGHT_EDGES_PIXELS)
-            if name in heights
-        },
+        heights={name: LinesOfHeight(heights.count(name), known[name]) for name in HEIGHT_BANDS if name in heights},
         levels=tuple(levels),
     )
     return result, restored
@@ -260,13 +254,6 @@ def _lines_read(samples: Sequence[Sample], images: Sequence[np.ndarray], engine:
         found += [line.is_exact for line in match_lines(boxes, [line.text for line in sample.layout.lines]).lines]
         bar.update()
     return found
-
-
-def _height(sample: Sample, number: int) -> str:
-    """The band of letter heights that a line of a sample is in."""
-    height, width = sample.image.shape[:2]
-    pixels = text_height(sample.layout.lines[number], height, width)
-    return bin_names(HEIGHT_EDGES_PIXELS)[bin_of(pixels, HEIGHT_EDGES_PIXELS)]
 
 
 def _psnr(one: np.ndarray, other: np.ndarray) -> float:

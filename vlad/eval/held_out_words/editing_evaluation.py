@@ -32,6 +32,7 @@ from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.reports.image_grids import GridRow, overlay_polygons, sample_grid
 from vlad.training.atomic_files import write_metrics
 from vlad.types import Layout, Sample, TextLine
+from vlad.utils.errors import UserError
 from vlad.utils.paths import existing_file, writable_directory
 
 MARGIN = 0.04  # of the image: the least distance of a word from its edges
@@ -86,9 +87,11 @@ def evaluate_editing(run: Path, count: int, engine: str = "rapidocr") -> dict[st
     Raises UserError for a run that was not trained to edit.
     """
     engine_name = build_ocr_engine(engine).name
+    config = load_config(existing_file(run / "config.yaml", "config", "name a run directory that train.py made"))
+    if config.data.posters is not None:
+        raise UserError(f"{run} trains on posters; --editing replaces the words of rendered signs, so leave it out.")
     pipeline = load_pipeline(run)
     check_can_edit(pipeline.config.edits)
-    config = load_config(existing_file(run / "config.yaml", "config", "name a run directory that train.py made"))
     out = run / "evaluation"
     folder = writable_directory(out / "editing", "the evaluation", needed_bytes=20_000_000)
     signs = held_out_signs(config.data.synthetic, count)

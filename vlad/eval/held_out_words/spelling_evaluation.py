@@ -9,8 +9,6 @@ no layout    prompt -> refine UNet                              the one mode of 
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,23 +19,20 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vlad.config.load import load_config
+from vlad.config.schema import Config
 from vlad.data.signs import held_out_signs
-from vlad.eval.generators.generator import weights_digest
+from vlad.eval.held_out_words.evaluation_rows import HeldOutSet, ScoreRow, evaluate_rows, modes_of, write_images
 from vlad.eval.intervals import wilson_interval
-from vlad.eval.options import GENERATION_MODES, GenerationMode, mode_name
-from vlad.inference.load_pipeline import load_pipeline
+from vlad.eval.options import GenerationMode
 from vlad.metrics.colours import ColourScore, score_colours
-from vlad.metrics.ocr import build_ocr_engine, run_ocr
+from vlad.metrics.ocr import run_ocr
 from vlad.metrics.positions import PositionScore, score_positions
 from vlad.metrics.spelling import letter_accuracy, spells_exactly
-from vlad.pipeline.folders import pipeline_folder
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.reports.image_grids import GridRow, glyph_map_image, layout_image, sample_grid
-from vlad.training.atomic_files import write_metrics
 from vlad.types import Layout, Sample
-from vlad.utils.paths import existing_file, writable_directory
 
+PROTOCOL = "image enlarged 4 times (bicubic), exact match of the whole reading, case and spaces ignored"
 MISREAD_SHOWN = 12
 GRID_ROWS = 32
 GRID_COLUMNS = 4
@@ -66,43 +61,20 @@ class SpellingScore:
 def evaluate_spelling(
     run: Path, count: int = 200, engine: str = "rapidocr", modes: Sequence[GenerationMode] | None = None
 ) -> dict[str, Any]:
-    """Scores a finished run in `modes` (None: all): writes RUN/evaluation/ and returns what its metrics.json holds.
+    """Scores a finished run on rendered signs in `modes` (None: all): writes RUN/evaluation/ and returns the metrics.
 
     Modes that were scored before, of as many words by the same engine with the same weights, keep their figures.
     """
-    out = run / "evaluation"
-    metrics_file = out / "metrics.json"
-    engine_name = build_ocr_engine(engine).name
-    weights = weights_digest(pipeline_folder(run))
-    stored = stored_metrics(metrics_file, count, engine_name, weights)
-    scored: dict[str, Any] = stored.get("modes", {})
-    # The first versions had no choice of modes, and no such key.
-    if scored and (stored.get("all_ways", True) or (modes is not None and set(modes) <= set(scored))):
-        return stored
-    pipeline = load_pipeline(run)
-    config = load_config(existing_file(run / "config.yaml", "config", "name a run directory that train.py made"))
-    writable_directory(out, "the evaluation", needed_bytes=20_000_000)
-    signs = held_out_signs(config.data.synthetic, count)
-    possible = modes_of(pipeline)
-    chosen = [mode for mode in possible if modes is None or mode in modes] or list(possible)
-    metrics: dict[str, Any] = {
-        "words": count,
-        "engine": engine_name,
-        "weights": weights,
-        "protocol": "image enlarged 4 times (bicubic), exact match of the whole reading, case and spaces ignored",
-        "all_ways": {*chosen, *scored} >= set(possible),
-        "modes": {},
-    }
-    for mode in possible:
-        if mode in scored:
-            metrics["modes"][mode] = scored[mode]
-        elif mode in chosen:
-            metrics["modes"][mode] = asdict(_evaluate_mode(pipeline, signs, mode, engine, out))
-    for mode in set(GENERATION_MODES) - set(metrics["modes"]):  # images of figures that were discarded
-        shutil.rmtree(out / mode_name(mode), ignore_errors=True)
-        (out / f"{mode_name(mode)}.png").unlink(missing_ok=True)
-    write_metrics(metrics_file, metrics)
-    return metrics
+
+    def rows_of(config: Config, pipeline: VLADPipeline) -> dict[str, ScoreRow]:
+        signs = held_out_signs(config.data.synthetic, count)
+
+        def row_of(mode: GenerationMode) -> ScoreRow:
+            return ScoreRow(mode, lambda out: asdict(_evaluate_mode(pipeline, signs, mode, engine, out)))
+
+        return {mode: row_of(mode) for mode in modes_of(pipeline)}
+
+    return evaluate_rows(run, HeldOutSet("words", count, PROTOCOL), engine, modes, rows_of)
 
 
 def _evaluate_mode(
@@ -111,42 +83,9 @@ def _evaluate_mode(
     """Scores one mode; writes OUT/MODE/0000.png, ... and the grid OUT/MODE.png."""
     with tqdm(total=len(signs), desc=f"scoring, {mode}", unit="image") as bar:
         score, images, rows = score_spelling(pipeline, signs, mode, engine, lambda done: bar.update(done - bar.n))
-    folder = writable_directory(out / mode_name(mode), "images")
-    for stale in folder.glob("[0-9][0-9][0-9][0-9].png"):  # of another count of words
-        stale.unlink()
-    for number, image in enumerate(images):
-        image.save(folder / f"{number:04d}.png")
-    sample_grid(rows[:GRID_ROWS], GRID_HEADS[mode], cell_pixels=128, columns=GRID_COLUMNS).save(
-        out / f"{mode_name(mode)}.png"
-    )
+    grid = sample_grid(rows[:GRID_ROWS], GRID_HEADS[mode], cell_pixels=128, columns=GRID_COLUMNS)
+    write_images(out, mode, images, grid)
     return score
-
-
-def stored_metrics(metrics_file: Path, count: int, engine: str, weights: str) -> dict[str, Any]:
-    """The stored figures of as many words, this engine and these weights; empty, with a message, for any others."""
-    if not metrics_file.is_file():
-        return {}
-    try:
-        stored: dict[str, Any] = json.loads(metrics_file.read_text(encoding="utf-8"))
-        # The first versions stored neither positions nor the digest of the weights.
-        is_complete = all("places" in score for score in stored["modes"].values())
-        origin = f"{stored['words']} words by {stored['engine']}"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        print(f"{metrics_file} is damaged; all modes are scored again.")
-        return {}
-    same_weights = stored.get("weights", weights) == weights
-    if (stored["words"], stored["engine"]) == (count, engine) and is_complete and same_weights:
-        return stored
-    other = "" if same_weights else ", of other weights,"
-    print(f"The figures of {origin}{other} in {metrics_file} are replaced.")
-    return {}
-
-
-def modes_of(pipeline: VLADPipeline) -> tuple[GenerationMode, ...]:
-    """The modes in which a pipeline can generate."""
-    if not pipeline.uses_layout:
-        return ("no layout",)
-    return GENERATION_MODES if pipeline.layout_unet is not None else ("true layout",)
 
 
 def score_spelling(
@@ -182,7 +121,7 @@ def score_spelling(
         ),
     )
     rows = [
-        GridRow(f"{'' if is_correct else 'MISREAD  '}{prompt}", _grid_images(mode, plan, layout, image))
+        GridRow(f"{'' if is_correct else 'MISREAD  '}{prompt}", grid_images(mode, plan, layout, image))
         for is_correct, prompt, plan, layout, image in zip(
             correct, prompts, generated.glyph_maps, generated.layouts, generated.images, strict=True
         )
@@ -190,7 +129,7 @@ def score_spelling(
     return score, generated.images, rows
 
 
-def _grid_images(
+def grid_images(
     mode: GenerationMode, plan: np.ndarray | None, layout: Layout, image: Image.Image
 ) -> tuple[Image.Image, ...]:
     """What an image was generated from, and the image, in the order of `GRID_HEADS`."""
