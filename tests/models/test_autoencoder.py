@@ -175,3 +175,14 @@ def test_the_gradient_error_is_of_edges_alone() -> None:
     edge = image.clone()
     edge[..., 2:] = 1.0  # one of three differences across, none down
     assert gradient_error(edge, image) == pytest.approx(1 / 3)
+
+
+def test_a_decoder_with_adapters_encodes_and_decodes_as_its_base_does() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    autoencoder, pixels = fitted(channels=10), smooth_images()
+    latents = encode(autoencoder, pixels)
+    restored = decode(autoencoder, latents)
+    adapted = get_peft_model(autoencoder, LoraConfig(r=2, target_modules=["conv_in"]))
+    torch.testing.assert_close(encode(adapted, pixels), latents)  # type: ignore[arg-type]
+    torch.testing.assert_close(decode(adapted, latents), restored)  # type: ignore[arg-type]

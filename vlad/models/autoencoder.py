@@ -13,7 +13,7 @@ import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import diffusers
 import torch
@@ -157,6 +157,11 @@ def read_autoencoder(folder: Path) -> ImageAutoencoder:
     return autoencoder
 
 
+def _has_patches(autoencoder: ImageAutoencoder) -> TypeGuard[PatchAutoencoder]:
+    """Whether it is a PatchAutoencoder, also one inside a PeftModel (`lora.decoder`), which shows its base's config."""
+    return hasattr(autoencoder.config, "patch_pixels")
+
+
 def spatial_factor(autoencoder: PatchAutoencoder | AutoencoderKL) -> int:
     """Pixels per latent cell, along one side."""
     if not isinstance(autoencoder, AutoencoderKL):
@@ -194,7 +199,7 @@ def latent_moments(autoencoder: ImageAutoencoder, pixels: Tensor) -> tuple[Tenso
 
     The deviation is None for a deterministic autoencoder.
     """
-    if isinstance(autoencoder, PatchAutoencoder):
+    if _has_patches(autoencoder):
         return autoencoder.encode(pixels), None
     encoded = autoencoder.encode(pixels)[0]
     if isinstance(encoded, Tensor):  # of an AutoencoderTiny or AutoencoderDC
@@ -221,7 +226,7 @@ def encode(
 
 def decode(autoencoder: ImageAutoencoder, scaled_latents: Tensor) -> Tensor:
     """Scaled latents B C h w -> pixels B 3 H W, clipped to [-1, 1]."""
-    if isinstance(autoencoder, PatchAutoencoder):
+    if _has_patches(autoencoder):
         return autoencoder.decode(scaled_latents).clamp(-1, 1)
     scale, shift = _scale_and_shift(autoencoder, scaled_latents)
     decoded: Any = autoencoder.decode(scaled_latents / scale + shift)
