@@ -40,6 +40,7 @@ def test_the_slurm_script_trains_two_processes_saves_when_warned_and_requeues(si
         "OMP_NUM_THREADS": "1",
         "MASTER_PORT": str(free_port()),
         **{"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "vlad", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"},
+        **{"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"},
         **{"SLURM_JOB_NUM_NODES": "1", "SLURM_NNODES": "1", "SLURM_NODELIST": "localhost"},
     }
     command = [str(ROOT / "configs" / "launch" / "slurm.sh"), str(signs / "config.yaml"), "name=slurm"]

@@ -107,9 +107,10 @@ def test_other_processes_of_a_machine_let_the_first_speak(
 ) -> None:
     waited: list[float] = []
     monkeypatch.setattr("vlad.utils.command_line.time.sleep", waited.append)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
     if local_rank is not None:
-        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        torchrun = {"TORCHELASTIC_RUN_ID": "x", "RANK": local_rank, "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}
+        for name, value in {**torchrun, "LOCAL_RANK": local_rank}.items():
+            monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as ended:
         run_command_line(raising(UserError("no such shards.")))
     assert (ended.value.code, waited) == (2, waits)

@@ -4,7 +4,6 @@ import os
 from datetime import timedelta
 from pathlib import Path
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -12,9 +11,7 @@ from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from vlad.losses.contrastive import AlignmentHead
-from vlad.training.launcher import check_launch, started_by
 from vlad.utils import distributed
-from vlad.utils.errors import UserError
 
 WORLD = 2
 ROWS = 6  # of both ranks
@@ -95,20 +92,6 @@ def test_one_process_gathers_itself() -> None:
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
 
 
-def test_the_launcher_s_rank_counts_before_the_process_group_exists(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert distributed.is_main_process()
-    monkeypatch.setenv("SLURM_PROCID", "1")
-    assert not distributed.is_main_process()
-    monkeypatch.setenv("SLURM_PROCID", "0")
-    assert distributed.is_main_process()
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert not distributed.is_main_process()
-    monkeypatch.setenv("RANK", "0")
-    assert distributed.is_main_process()
-
-
 def test_a_derived_seed_is_the_same_everywhere_and_depends_on_every_part() -> None:
     assert (
         distributed.derived_seed(0, "layout") == 5645921674795011939
@@ -116,39 +99,3 @@ def test_a_derived_seed_is_the_same_everywhere_and_depends_on_every_part() -> No
     others = [(1, "layout"), (0, "refine"), (0,), ("0", "layout"), (0, "layout", 0), ("layout", 0)]
     assert len({distributed.derived_seed(*parts) for parts in [(0, "layout"), *others]}) == len(others) + 1
     assert all(0 <= distributed.derived_seed(number) < 2**63 for number in range(100))
-
-
-TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
-SLURM = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_NNODES": "2"}
-SRUN = {**SLURM, "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2"}
-
-
-@pytest.mark.parametrize(
-    ("environment", "nodes", "devices", "said"),
-    [
-        ({}, 1, 8, None),
-        ({}, 100_000, 1, "nothing has started processes on other machines"),
-        (TORCHRUN, 2, 2, None),
-        (TORCHRUN, 2, 4, "torchrun has started 4 processes, 2 on this machine"),
-        (TORCHRUN, 1, 1, "torchrun has started 4 processes"),
-        (SLURM, 2, 2, None),
-        (SLURM, 100_000, 2, "srun has started 4 processes, 2 on this machine"),
-        (SLURM, 1, 1, None),  # a single process inside of an allocation
-        (SRUN, 2, 2, None),
-        (SRUN, 1, 1, "srun has started 4 processes, 2 on this machine"),  # they would all train alone, in one directory
-    ],
-)
-def test_a_launch_whose_processes_do_not_agree_is_refused(
-    environment: dict[str, str], nodes: int, devices: int, said: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in {*TORCHRUN, *SRUN}:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    wanted = {"TORCHELASTIC_RUN_ID": "torchrun", "SLURM_STEP_NUM_TASKS": "srun"}
-    assert started_by() == next((wanted[name] for name in wanted if name in environment), None)
-    if said is None:
-        check_launch(nodes, devices)
-        return
-    with pytest.raises(UserError, match=said):
-        check_launch(nodes, devices)

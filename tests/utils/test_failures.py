@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import socket
+from datetime import timedelta
 
 import pytest
 import torch
@@ -45,6 +47,17 @@ def test_other_errors_pass(error: Exception) -> None:
     with pytest.raises(type(error)) as raised, user_errors("[1/3]", disk="make room", worker="fewer"):
         raise error
     assert raised.value is error
+
+
+def test_a_taken_port_is_reported_with_its_remedy_and_is_no_lost_rank() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        message = rf"meet at is taken .*port: {port}.*; set another\."
+        with pytest.raises(UserError, match=message) as raised, user_errors("[1/3]", port="set another"):
+            dist.TCPStore("127.0.0.1", port, 2, is_master=True, timeout=timedelta(seconds=5))
+    assert raised.value.__cause__ is not None and not is_lost_connection(raised.value.__cause__)
 
 
 def test_lost_connections_are_recognised() -> None:

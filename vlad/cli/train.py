@@ -18,10 +18,10 @@ def _train(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config, arguments.overrides)
     check_config(config)  # before torch is loaded: a contradiction is reported at once
-    from vlad.training.launcher import started_by
     from vlad.training.publish import is_finished, next_command
     from vlad.training.run import train
     from vlad.utils.distributed import is_main_process
+    from vlad.utils.launcher import current_launch
 
     if is_finished(config):
         print(f"{config.directory} is finished; give name=... for a new run, or sample from it.")
@@ -32,7 +32,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if result.finished:
         print(f"Finished: {result.directory}. Next: {next_command(config)}")
     else:
-        launcher = started_by()
+        launcher = current_launch().launcher
         again = f"{launcher} command goes on." if launcher else f"command goes on: {given_command()}"
         print(f"Stopped and saved. The same {again}")
     return 0

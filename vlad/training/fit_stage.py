@@ -22,6 +22,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import lightning as L
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
@@ -60,6 +66,7 @@ from vlad.training.run_data import RunData
 from vlad.training.stages import Stage, set_modes
 from vlad.utils.distributed import derived_seed, is_main_process
 from vlad.utils.failures import user_errors
+from vlad.utils.launcher import current_launch
 
 
 @dataclass(frozen=True)
@@ -228,7 +235,7 @@ def stage_trainer(run: Run, name: str, callbacks: StageCallbacks, resumed: Path 
         max_steps=optim.steps,
         accumulate_grad_batches=optim.accumulate_batches,
         callbacks=callbacks.in_order,
-        plugins=[callbacks.checkpoints.writer],
+        plugins=[callbacks.checkpoints.writer, _processes()],
         logger=[*build_loggers(directory, config.name, start, options.wandb), *run.loggers],
         log_every_n_steps=options.log_every_steps,
         enable_checkpointing=False,
@@ -238,6 +245,16 @@ def stage_trainer(run: Run, name: str, callbacks: StageCallbacks, resumed: Path 
     )
 
 
+def _processes() -> ClusterEnvironment:
+    """Lightning's view of the launch: ours, where left alone it would find others by their variables."""
+    launcher = current_launch().launcher
+    if launcher == "torchrun":
+        return TorchElasticEnvironment()
+    if launcher == "srun":
+        return SLURMEnvironment()
+    return LightningEnvironment()
+
+
 def failures_reported(label: str, directory: Path) -> contextlib.AbstractContextManager[None]:
     """Inside the block a lack of memory or disk space, and a lost data-loading worker, raise UserError."""
     again = "run the same command again: it resumes from the last checkpoint"
@@ -245,6 +262,7 @@ def failures_reported(label: str, directory: Path) -> contextlib.AbstractContext
         label,
         memory="python tools/plan.py with the same config says what would make it fit, data.batch_size first",
         worker=f"the machine's memory may be full: lower data.workers or data.batch_size and {again}",
+        port="set MASTER_PORT to a free one for all processes and start them again",
         disk=f"make room on the disk of {directory} and {again}",
     )
 
@@ -278,7 +296,7 @@ def _publish(config: Config, name: str, stage: Stage, trainer: L.Trainer, callba
     metrics = callbacks.metrics(trainer)
     if callbacks.retrieval is not None and takes_part(trainer, stage):
         metrics |= callbacks.retrieval.evaluate(callbacks.retrieval.directory / "final.png")
-    if trainer.is_global_zero:
+    if is_main_process():
         write_metrics(directory / "metrics.json", metrics)  # its presence says that the stage is finished
         checkpoints = directory / "checkpoints"
         prune_checkpoints(checkpoints, 0, config.trainer.keep_every_steps)

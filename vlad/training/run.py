@@ -29,6 +29,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from vlad.config.load import save_config
 from vlad.config.schema import Config
@@ -49,8 +50,9 @@ from vlad.training.publish import publish_run
 from vlad.training.resume import freely_changed, listed
 from vlad.training.run_data import RunData
 from vlad.training.validate import check_stages, validate
-from vlad.utils.distributed import is_main_process
+from vlad.utils.distributed import is_main_process, launch_rank
 from vlad.utils.errors import counted
+from vlad.utils.launcher import forget_stray_ranks, run_process
 from vlad.utils.locks import directory_lock
 from vlad.utils.paths import writable_directory
 
@@ -76,11 +78,15 @@ def train(config: Config, callbacks: Sequence[L.Callback] = (), loggers: Sequenc
         UserError: before any long work for what cannot run here; later for a full disk or memory.
     """
     silence_libraries()
+    forget_stray_ranks()
+    # Lightning's, which it read from the environment when it was imported.
+    rank_zero_only.rank = launch_rank()  # type: ignore[attr-defined]
     data = validate(config)
     directory = writable_directory(config.directory, "the run", needed_bytes=200_000_000)
     with contextlib.ExitStack() as stack:
         if is_main_process():  # the other ranks of a launch work on the same run
             stack.enter_context(directory_lock(directory, "a run"))
+        stack.enter_context(run_process())
         torch.use_deterministic_algorithms(True, warn_only=True)
 
         parts, built_config = seeded_parts(config)  # the config with what a base brings along

@@ -22,7 +22,6 @@ from vlad.data.shard_sets import check_enough_samples
 from vlad.lora.quantise import check_quantisation
 from vlad.losses.extra.ocr_perceptual import check_recogniser
 from vlad.training.devices import is_sharded_run, local_processes, run_device, total_processes
-from vlad.training.launcher import check_launch
 from vlad.training.loggers import check_wandb
 from vlad.training.optim import check_optimizer
 from vlad.training.precision import stage_precision
@@ -30,6 +29,7 @@ from vlad.training.prior_preservation import read_prompts
 from vlad.training.resume import check_run_directory
 from vlad.training.run_data import RunData, open_data, refuse_without_text
 from vlad.utils.errors import UserError, counted
+from vlad.utils.launcher import check_launch
 
 
 def validate(config: Config) -> RunData:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vlad.utils.errors import UserError, did_you_mean
+from vlad.utils.launcher import current_launch, forget_stray_ranks
 
 OTHER_RANKS_WAIT_SECONDS = 3.0  # torchrun looks for ended processes ten times a second
 
@@ -123,6 +125,7 @@ def run_command_line(main: Callable[[], int | None]) -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
+        forget_stray_ranks()
         sys.exit(main() or 0)
     except UserError as error:
         _wait_for_local_rank_zero()
@@ -138,6 +141,6 @@ def _wait_for_local_rank_zero() -> None:
 
     An error that only another rank meets is printed after the wait.
     """
-    local_rank = next((os.environ[name] for name in ("LOCAL_RANK", "SLURM_LOCALID") if name in os.environ), "0")
-    if local_rank != "0":
-        time.sleep(OTHER_RANKS_WAIT_SECONDS)
+    with contextlib.suppress(UserError):  # the launch itself may be what is wrong
+        if current_launch().local_rank:
+            time.sleep(OTHER_RANKS_WAIT_SECONDS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.nn.functional import all_gather
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
+
+from vlad.utils.launcher import current_launch
 
 
 def rank() -> int:
@@ -31,11 +32,7 @@ def is_main_process() -> bool:
 
 def launch_rank() -> int:
     """This process's rank in the launch, also before the process group exists."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank()
-    # Set by torchrun, by Lightning and by srun.
-    ranks = (os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ)
-    return int(next(ranks, "0"))
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else current_launch().rank
 
 
 def gather_with_gradient(x: Tensor) -> Tensor:

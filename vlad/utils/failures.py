@@ -31,6 +31,7 @@ def user_errors(
     memory: str | None = None,
     disk: str | None = None,
     worker: str | None = None,
+    port: str | None = None,
     unreadable: str | None = None,
 ) -> Iterator[None]:
     """Inside the block the failures for which a remedy is given become a UserError that ends with it.
@@ -44,6 +45,8 @@ def user_errors(
     except Exception as error:  # libraries share no class for these
         if is_out_of_memory(error):
             kind, remedy = "out of memory", memory
+        elif is_taken_port(error):
+            kind, remedy = "the port for the ranks to meet at is taken", port
         elif "DataLoader worker" in str(error):
             kind, remedy = "a data-loading worker was lost", worker
         elif is_full_disk(error):
@@ -73,8 +76,15 @@ def is_full_disk(error: BaseException | None) -> bool:
     return False
 
 
+def is_taken_port(error: BaseException) -> bool:
+    """Whether another process listens on the port at which the ranks of a launch were to meet (MASTER_PORT)."""
+    return "EADDRINUSE" in str(error)
+
+
 def is_lost_connection(error: BaseException) -> bool:
     """Whether a collective failed because another rank no longer took part."""
+    if is_taken_port(error):
+        return False
     return _is_a(error, "DistError") or (isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None)
 
 

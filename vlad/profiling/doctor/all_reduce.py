@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from datetime import timedelta
@@ -12,6 +11,7 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 from vlad.utils.errors import UserError
+from vlad.utils.launcher import current_launch
 
 MEGABYTES = 64
 SECONDS = 60.0
@@ -23,8 +23,9 @@ def all_reduce_rate(ranks: int, device: str) -> float:
     Raises UserError where it fails, hangs for a minute, or returns a wrong sum.
     """
     try:
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            return _reduce(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device, "env://")
+        launch = current_launch()
+        if launch.launcher == "torchrun":
+            return _reduce(launch.rank, launch.processes, device, "env://")
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"

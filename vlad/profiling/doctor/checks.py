@@ -7,7 +7,6 @@ depends on has failed: that finding gives the reason.
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -44,6 +43,7 @@ from vlad.training.run_data import RunData
 from vlad.training.validate import check_data, check_machine, check_stages
 from vlad.utils.errors import DISTRIBUTION, UserError, counted
 from vlad.utils.hardware import available_memory, synchronize
+from vlad.utils.launcher import current_launch
 
 # The oldest releases that work; and releases that must not run.
 OLDEST = {"torch": "2.11", "lightning": "2.6.6", "diffusers": "0.42", "transformers": "5.20", "peft": "0.21"}
@@ -416,7 +416,7 @@ def all_reduce(facts: RunFacts) -> Finding:
     """An all-reduce works between the ranks of this machine, or of the launch."""
     if facts.ranks == 1:
         return Finding("all-reduce", "ok", "one process, not needed")
-    launched = "TORCHELASTIC_RUN_ID" in os.environ
+    launched = current_launch().launcher == "torchrun"
     if facts.ranks != facts.processes and not launched:
         return Finding("all-reduce", "warn", "not tried between nodes", "Start the doctor with torchrun, as the run.")
     rate = all_reduce_rate(facts.ranks if launched else facts.processes, facts.device.type)

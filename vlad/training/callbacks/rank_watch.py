@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning as L
 
+from vlad.utils.distributed import launch_rank
 from vlad.utils.failures import is_lost_connection
 
 POLL_SECONDS = 0.25
@@ -39,7 +40,6 @@ class RankWatch(L.Callback):
             return
         if trainer.is_global_zero:
             self.token.unlink(missing_ok=True)
-        self.rank = trainer.global_rank
         children = getattr(trainer.strategy.launcher, "procs", None) or []
         threading.Thread(target=self._watch, args=(os.getppid(), children), daemon=True).start()
 
@@ -51,7 +51,7 @@ class RankWatch(L.Callback):
             # The thread, where it sees the lost process, knows which one it was.
             self.done.wait(GRACE_SECONDS)
             reason = " ".join(str(exception).split())[:160]
-            self._end(f"another rank no longer answers rank {self.rank} ({reason})")
+            self._end(f"another rank no longer answers rank {launch_rank()} ({reason})")
         self.done.set()
 
     def _watch(self, parent: int, children: list[Any]) -> None:
@@ -60,7 +60,7 @@ class RankWatch(L.Callback):
                 if child.poll() not in (None, 0):
                     self._end(f"rank {number} of this machine (process {child.pid}) has {_cause(child.returncode)}")
             if os.getppid() != parent:
-                self._end(f"the process that started rank {self.rank} (process {parent}) is gone")
+                self._end(f"the process that started rank {launch_rank()} (process {parent}) is gone")
 
     def _end(self, what: str) -> None:
         """Reports what was lost, if no other rank has, and ends this process and those that it has started."""
