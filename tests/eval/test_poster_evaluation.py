@@ -14,8 +14,10 @@ from vlad.cli.evaluate import EVALUATE
 from vlad.config.load import load_config, save_config
 from vlad.data.options import PosterOptions
 from vlad.data.posters.render import held_out_posters
+from vlad.eval.ablation.ablation_table import read_scores
 from vlad.eval.held_out_words.evaluation_rows import HeldOutSet, stored_metrics
 from vlad.eval.held_out_words.poster_evaluation import PosterImages, PosterScore, paste_glyph_map, score_posters
+from vlad.inference.export import export_run
 from vlad.layout.fonts import CANONICAL_FONT, PROPORTIONAL_FONT
 from vlad.metrics.line_matching import match_lines
 from vlad.metrics.ocr import poster_enlarge_factor, run_ocr
@@ -94,7 +96,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_of_posters_is_scored_row_by_row_and_once(run: Path, call_verb: Call) -> None:
+def test_a_run_of_posters_is_scored_row_by_row_and_once(run: Path, tmp_path: Path, call_verb: Call) -> None:
     code, printed, said = call_verb(EVALUATE, run, "--count", 2, "--ways", "true-layout")
     assert code == 0, said
     out = run / "evaluation"
@@ -118,6 +120,14 @@ def test_a_run_of_posters_is_scored_row_by_row_and_once(run: Path, call_verb: Ca
     with Image.open(out / "lines.png") as plot:
         assert plot.width > 800
     assert (out / "refit-unseen-styles.png").is_file() and (out / "rendered-truth" / "0000.png").is_file()
+
+    # Who else reads the figures: ablations and the demo, and the card of an exported model.
+    true, score = read_scores(run)["rendered truth"], metrics["modes"]["rendered truth"]
+    assert (true.words, true.letters, true.grounds) == (score["lines"]["share"], score["letter_accuracy"], None)
+    assert true.places == score["places"]["right"] / score["places"]["named"]
+    card = export_run(run, tmp_path).read_text(encoding="utf-8")
+    assert f"| rendered truth | {true.words:.1%} | {score['posters']['share']:.1%} | {true.letters:.1%} |" in card
+    assert "2 held-out posters, rapidocr" in card
 
 
 def test_figures_of_signs_are_none_of_posters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,6 +47,8 @@ def _step(children: ChildCommands, title: str, *command: str) -> float:
 
 def _print_summary(run: Path, seconds: dict[str, float], samples: Path) -> None:
     """The closing table, from the files that the steps left behind."""
+    from vlad.eval.ablation.ablation_table import read_scores
+
     stages: dict[str, Any] = {
         stage: json.loads((run / stage / "metrics.json").read_text(encoding="utf-8")) for stage in STAGES
     }
@@ -57,20 +59,16 @@ def _print_summary(run: Path, seconds: dict[str, float], samples: Path) -> None:
             f"{name} {metrics[name]:.4g}" for name in ("pixel_error", "align", "diffusion") if metrics.get(name)
         )
         print(f"{stage:14}{metrics['seconds']:9.0f}{metrics['images_per_second']:10.0f}   {losses}")
-    columns = ("words", "letters", "ground", "ink", "place")
-    print(f"\n{'drawn by':14}{''.join(f'{name:>9}' for name in columns)}   right ({evaluation['engine']})")
-    for mode, score in evaluation["modes"].items():
-        colours = score["colours"]
-        shares = (
-            score["word_accuracy"],
-            score["letter_accuracy"],
-            colours["grounds_right"],
-            colours["inks_right"],
-            score["places"]["places_right"],
-        )
-        print(f"{mode:14}{''.join(f'{share:9.1%}' if share is not None else '        -' for share in shares)}")
+    noun, of_what = ("posters", "lines") if "posters" in evaluation else ("words", "words")
+    columns = (of_what, "letters", "ground", "ink", "place")
+    scores = read_scores(run)
+    width = max(map(len, ("generated with", *scores)))
+    print(f"\n{'generated with':{width}}{''.join(f'{name:>9}' for name in columns)}   right ({evaluation['engine']})")
+    for mode, found in scores.items():
+        shares = (found.words, found.letters, found.grounds, found.inks, found.places)
+        print(f"{mode:{width}}{''.join(f'{share:9.1%}' if share is not None else '        -' for share in shares)}")
     times = ", ".join(f"{title} {value:.0f} s" for title, value in seconds.items())
-    print(f"\n{evaluation['words']} words that training never draws; {evaluation['protocol']}.")
+    print(f"\n{evaluation[noun]} {noun} that training never renders; {evaluation['protocol']}.")
     print(f"This time: {times}; together {sum(seconds.values()) / 60:.1f} min{_peak_of_children()}.")
     print(f"Images:    {samples}, on one page: {samples / 'grids/grid.png'}")
     print(f"Scored:    {run / 'evaluation'} (grids of all three ways)")

@@ -57,7 +57,7 @@ def render_shards(data: DataOptions) -> None:
         print(f"{directory} holds these {options.count} {_noun(options)}s already.")
     if held_out is not None:
         about = {**_about(options), "held_out": HELD_OUT_SAMPLES}
-        samples = _held_out(options)
+        samples = held_out_samples(data, HELD_OUT_SAMPLES)
         _render_into(
             held_out, about, lambda: write_shards(samples, held_out, HELD_OUT_SAMPLES), HELD_OUT_SAMPLES * sample_bytes
         )
@@ -67,11 +67,11 @@ def _noun(options: Rendered) -> str:
     return "poster" if isinstance(options, PosterOptions) else "sign"
 
 
-def _held_out(options: Rendered) -> list[Sample]:
-    """Samples of words that training never renders."""
-    if isinstance(options, PosterOptions):
-        return posters.held_out_posters(options, HELD_OUT_SAMPLES)
-    return signs.held_out_signs(options, HELD_OUT_SAMPLES)
+def held_out_samples(data: DataOptions, count: int) -> list[Sample]:
+    """Samples as `render_shards` renders them, but of words that training never renders; signs have one line each."""
+    if data.posters is not None:
+        return posters.held_out_posters(data.posters, count)
+    return signs.held_out_signs(data.synthetic, count)
 
 
 def _local_directory(option: str, pattern: str) -> Path:

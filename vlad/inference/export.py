@@ -205,11 +205,20 @@ def _metrics(run: Path) -> str:
     modes = metrics.get("modes")
     if not isinstance(modes, dict) or not modes:
         return "Not evaluated; run `vlad evaluate RUN`."
+    about = f"{metrics['engine']}; {metrics['protocol']}."
+    if "posters" in metrics:
+        rows = ["| Generated with | Lines read | Whole posters | Letter accuracy |", "|---|---|---|---|"]
+        rows += [
+            f"| {mode} | {score['lines']['share']:.1%} | {score['posters']['share']:.1%} |"
+            f" {score['letter_accuracy']:.1%} |"
+            for mode, score in modes.items()
+        ]
+        return "\n".join([*rows, "", f"{metrics['posters']} held-out posters, {about}"])
     rows = ["| Generated with | Word accuracy | Letter accuracy |", "|---|---|---|"]
     rows += [
         f"| {mode} | {score['word_accuracy']:.1%} | {score['letter_accuracy']:.1%} |" for mode, score in modes.items()
     ]
-    return "\n".join([*rows, "", f"{metrics['words']} held-out words, {metrics['engine']}; {metrics['protocol']}."])
+    return "\n".join([*rows, "", f"{metrics['words']} held-out words, {about}"])
 
 
 def _licence(licence: str | None, bases: Sequence[tuple[str, str, str | None]]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlad.config.load import load_config
-from vlad.data.signs import held_out_signs
+from vlad.data.render_shards import held_out_samples
 from vlad.eval.ablation.ablation_table import ablation_grid, ablation_page, read_scores
 from vlad.eval.ablation.variants import FULL, autoencoder_is_done, run_overrides, share_autoencoder, variants
 from vlad.metrics.ocr import build_ocr_engine
@@ -136,7 +136,7 @@ class AblationRuns:
         page = ablation_page(self.config, rows, command, self.count, self.engine, "ablation.png")
         (self.out / "ablation.md").write_text(page, encoding="utf-8")
         first_runs = [(row, self.configs[Planned(row.name, 0)].directory) for row in self.variants]
-        captions = [sign.caption for sign in held_out_signs(self.config.data.synthetic, self.count)]
+        captions = [sample.caption for sample in held_out_samples(self.config.data, self.count)]
         ablation_grid(first_runs, captions).save(self.out / "ablation.png")
         return page
 

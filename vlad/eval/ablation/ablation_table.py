@@ -23,7 +23,8 @@ MAIN_MODES = ("refit", "no layout", "true layout")
 
 @dataclass(frozen=True)
 class Scores:
-    """A run's shares (0..1) in one generation mode: words and letters read, colours and positions as the prompt says.
+    """A run's shares (0..1) in one generation mode: words (of posters: lines) and letters read, colours and positions
+    as the prompt says.
 
     None where a share cannot be measured: colours without a layout, positions where nothing was read.
     """
@@ -40,18 +41,24 @@ Row = tuple[Variant, Sequence[dict[str, Scores]]]
 
 
 def read_scores(run: Path) -> dict[str, Scores]:
-    """A run's scores on held-out words, by generation mode."""
+    """A run's scores on held-out words, or posters, by generation mode."""
     metrics: dict[str, Any] = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
-    return {
-        mode: Scores(
+    return {mode: _scores(found) for mode, found in metrics["modes"].items()}
+
+
+def _scores(found: dict[str, Any]) -> Scores:
+    """The scores of one mode; of posters they are of lines in place of words."""
+    colours, places = found["colours"], found["places"]
+    if "lines" not in found:
+        return Scores(
             found["word_accuracy"],
             found["letter_accuracy"],
-            found["colours"]["grounds_right"],
-            found["colours"]["inks_right"],
-            found["places"]["places_right"],
+            colours["grounds_right"],
+            colours["inks_right"],
+            places["places_right"],
         )
-        for mode, found in metrics["modes"].items()
-    }
+    right = (named["right"] / named["named"] if named["named"] else None for named in (colours, places))
+    return Scores(found["lines"]["share"], found["letter_accuracy"], None, *right)
 
 
 def main_mode(scores: dict[str, Scores]) -> str:

@@ -1,4 +1,4 @@
-"""Words read in images of few steps, solver by solver."""
+"""Images of few steps that an OCR engine reads without a fault, solver by solver."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from vlad.config.schema import Config
-from vlad.data.signs import held_out_signs
+from vlad.data.render_shards import held_out_samples
 from vlad.diffusion.solvers import SOLVERS
 from vlad.metrics.ocr import build_ocr_engine, run_ocr
 from vlad.metrics.spelling import word_accuracy
@@ -18,11 +18,12 @@ SOLVER_STEPS = (2, 4, 6, 10)
 
 
 def compare_solvers(config: Config, pipeline: VLADPipeline, count: int, engine: str) -> None:
-    """Prints the share of held-out words read, by steps (of each stage) and by solver that fits the run's objective."""
+    """Prints the share of images of held-out words read, by steps (of each stage) and by solver that fits the run."""
     engine_name = build_ocr_engine(engine).name
-    signs = held_out_signs(config.data.synthetic, count)
-    prompts, targets = [sign.caption for sign in signs], [[line.text for line in sign.layout.lines] for sign in signs]
-    print(f"{count} held-out words, {engine_name}; share read exactly, and ms an image")
+    samples = held_out_samples(config.data, count)
+    prompts = [sample.caption for sample in samples]
+    targets = [[line.text for line in sample.layout.lines] for sample in samples]
+    print(f"{count} images of held-out words, {engine_name}; share read exactly, and ms an image")
     print(f"{'':10}" + " ".join(f"{f'{steps} steps':>14}" for steps in SOLVER_STEPS))
     for solver in SOLVERS:
         try:
