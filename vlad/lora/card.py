@@ -41,7 +41,7 @@ def adapter_card(folder: Path, metadata: Mapping[str, Any]) -> str:
         f"    python sample.py BASE --adapter THIS_FOLDER --prompt '{said}an image that says \"OPEN\"'",
         "",
         f"BASE is `{base}`; on other weights the adapter is refused. `THIS_FOLDER:0.5` halves its effect. A UNet's part"
-        f" also has {DIFFUSERS_WEIGHTS}, for `unet.load_lora_adapter` and `load_lora_weights` of diffusers.",
+        f" also has {DIFFUSERS_WEIGHTS}, for `unet.load_lora_adapter` of diffusers.",
     ]
     recipe = json.dumps(dict(metadata), indent=1, ensure_ascii=False)
     trained = ["## Trained with", "", "```json", recipe, "```"]
