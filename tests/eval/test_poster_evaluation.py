@@ -15,6 +15,7 @@ from vlad.config.load import load_config, save_config
 from vlad.data.options import PosterOptions
 from vlad.data.posters.render import held_out_posters
 from vlad.eval.ablation.ablation_table import read_scores
+from vlad.eval.held_out_words import poster_evaluation
 from vlad.eval.held_out_words.evaluation_rows import HeldOutSet, stored_metrics
 from vlad.eval.held_out_words.poster_evaluation import PosterImages, PosterScore, paste_glyph_map, score_posters
 from vlad.inference.export import export_run
@@ -23,6 +24,7 @@ from vlad.metrics.line_matching import match_lines
 from vlad.metrics.ocr import poster_enlarge_factor, run_ocr
 from vlad.training.build import build_pipeline, new_parts
 from vlad.types import Layout, Sample
+from vlad.utils.errors import UserError
 
 POSTERS = held_out_posters(PosterOptions(min_letter_height=0.08, max_lines=3), 10)
 
@@ -128,6 +130,27 @@ def test_a_run_of_posters_is_scored_row_by_row_and_once(run: Path, tmp_path: Pat
     card = export_run(run, tmp_path).read_text(encoding="utf-8")
     assert f"| rendered truth | {true.words:.1%} | {score['posters']['share']:.1%} | {true.letters:.1%} |" in card
     assert "2 held-out posters, rapidocr" in card
+
+
+def test_an_evaluation_that_is_stopped_goes_on_with_the_next_row(
+    run: Path, call_verb: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise UserError("the disk is full.")
+
+    monkeypatch.setattr(poster_evaluation, "paste_glyph_map", stop)
+    assert call_verb(EVALUATE, run, "--count", 1, "--ways", "raw")[0] == 2
+    file = run / "evaluation" / "metrics.json"
+    assert list(json.loads(file.read_text(encoding="utf-8"))["modes"]) == ["raw"]
+    written = (run / "evaluation" / "raw" / "0000.png").stat().st_mtime_ns
+    monkeypatch.undo()
+
+    assert call_verb(EVALUATE, run, "--count", 1, "--ways", "raw")[0] == 0
+
+    metrics = json.loads(file.read_text(encoding="utf-8"))
+    assert list(metrics["modes"]) == ["raw", "glyph map pasted", "rendered truth", "rendered truth, unseen styles"]
+    assert (run / "evaluation" / "raw" / "0000.png").stat().st_mtime_ns == written
+    assert "unfinished" not in metrics
 
 
 def test_figures_of_signs_are_none_of_posters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

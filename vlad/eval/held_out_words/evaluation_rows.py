@@ -63,7 +63,8 @@ def evaluate_rows(
     stored = stored_metrics(metrics_file, held_out, engine_name, weights)
     scored: dict[str, Any] = stored.get("modes", {})
     # The first versions had no choice of modes, and no such key.
-    if scored and (stored.get("all_ways", True) or (modes is not None and set(modes) <= set(scored))):
+    has_all = stored.get("all_ways", True) or (modes is not None and set(modes) <= set(scored))
+    if scored and has_all and "unfinished" not in stored:
         return stored
     pipeline = load_pipeline(run)
     config = load_config(existing_file(run / "config.yaml", "config", "name a run directory that train.py made"))
@@ -72,23 +73,25 @@ def evaluate_rows(
     chosen = [name for name, row in possible.items() if modes is None or row.mode is None or row.mode in modes]
     if all(possible[name].mode is None for name in chosen):
         chosen = list(possible)
-    metrics: dict[str, Any] = {
-        held_out.noun: held_out.count,
-        "engine": engine_name,
-        "weights": weights,
-        "protocol": held_out.protocol,
-        "all_ways": {*chosen, *scored} >= set(possible),
-        "modes": {},
-    }
-    for name, row in possible.items():
-        if name in scored:
-            metrics["modes"][name] = scored[name]
-        elif name in chosen:
-            metrics["modes"][name] = row.score(out)
-    for name in {*GENERATION_MODES, *possible} - set(metrics["modes"]):  # images of figures that were discarded
+    known = {name: score for name, score in scored.items() if name in possible}
+    for name in {*GENERATION_MODES, *possible} - {*known, *chosen}:  # images of figures that were discarded
         shutil.rmtree(out / mode_name(name), ignore_errors=True)
         (out / f"{mode_name(name)}.png").unlink(missing_ok=True)
-    write_metrics(metrics_file, metrics)
+    pending = [name for name in chosen if name not in known]
+    metrics = stored
+    while pending:
+        name = pending.pop(0)
+        known[name] = possible[name].score(out)
+        metrics = {
+            held_out.noun: held_out.count,
+            "engine": engine_name,
+            "weights": weights,
+            "protocol": held_out.protocol,
+            "all_ways": known.keys() >= possible.keys(),
+            "modes": {name: known[name] for name in possible if name in known},
+        }
+        # After each row: an evaluation that is stopped goes on with the next one.
+        write_metrics(metrics_file, metrics | ({"unfinished": pending} if pending else {}))
     return metrics
 
 

@@ -154,20 +154,31 @@ def _evaluate_row(
 
 def generated_posters(pipeline: VLADPipeline, posters: list[Sample], mode: GenerationMode) -> PosterImages:
     """Images that the pipeline generates of the posters' captions in one mode."""
-    layouts = [poster.layout for poster in posters] if mode == "true layout" else None
+    images: list[Image.Image] = []
+    followed: list[Layout] = []
+    shown: list[tuple[Image.Image, ...]] = []
+    batch = pipeline.settings().batch_size
     started = time.monotonic()
-    captions = [poster.caption for poster in posters]
-    generated = pipeline(captions, list(range(len(posters))), layouts, refit=mode != "raw")
+    with tqdm(total=len(posters), desc=f"generating, {mode}", unit="image") as bar:
+        for start in range(0, len(posters), batch):
+            part = posters[start : start + batch]
+            generated = pipeline(
+                [poster.caption for poster in part],
+                list(range(start, start + len(part))),
+                [poster.layout for poster in part] if mode == "true layout" else None,
+                refit=mode != "raw",
+            )
+            images += generated.images
+            followed += generated.layouts
+            for poster, plan, layout, image in zip(
+                part, generated.glyph_maps, generated.layouts, generated.images, strict=True
+            ):
+                shown.append((*grid_images(mode, plan, layout, image), Image.fromarray(poster.image)))
+            bar.update(len(part))
     seconds = time.monotonic() - started
-    shown = [
-        (*grid_images(mode, plan, layout, image), Image.fromarray(poster.image))
-        for plan, layout, image, poster in zip(
-            generated.glyph_maps, generated.layouts, generated.images, posters, strict=True
-        )
-    ]
     return PosterImages(
-        images=[np.asarray(image) for image in generated.images],
-        layouts=None if mode == "no layout" else generated.layouts,
+        images=[np.asarray(image) for image in images],
+        layouts=None if mode == "no layout" else followed,
         headings=(*GRID_HEADS[mode], TRUTH),
         shown=shown,
         seconds=seconds,
