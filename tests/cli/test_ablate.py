@@ -171,12 +171,12 @@ def test_two_jobs_train_each_run_once_and_wait_for_the_autoencoder(
     assert set(begun[:2]) == {"mini-ablation-full-0", "mini-ablation-full-1"}
     assert log.read_text(encoding="utf-8") == "2"
     assert "2 seeds, mean" in (tmp_path / "runs" / "mini-ablation" / "ablation.md").read_text(encoding="utf-8")
-    assert run("--seeds", "2", "--ways", "refit", "raw") == 0
-    assert asked[-1] == ("--count", "2", "--ways", "refit", "raw") and asked[0] == ("--count", "2")
+    assert run("--seeds", "2", "--ways", "refit", "raw") == 0  # --modes of version 0.1
+    assert asked[-1] == ("--count", "2", "--modes", "refit", "raw") and asked[0] == ("--count", "2")
     table = (tmp_path / "runs" / "mini-ablation" / "ablation.md").read_text(encoding="utf-8")
-    assert "--seeds 2 --count 2 --jobs 2 --ways refit raw\n" in table
-    with pytest.raises(UserError, match="--ways needs refit"):
-        run("--ways", "raw")
+    assert "--seeds 2 --count 2 --jobs 2 --modes refit raw\n" in table
+    with pytest.raises(UserError, match="--modes needs refit"):
+        run("--modes", "raw")
     with pytest.raises(UserError, match="--jobs 5 is more than the 4 cores of this machine"):
         run("--jobs", "5")
 

@@ -113,7 +113,7 @@ def test_options_that_would_change_nothing_are_refused(
         ((ours, "--out", tmp_path), "--out does nothing on held-out words"),
         ((tmp_path,), r"is no run, whose held-out words are known; name prompts: --prompts FILE"),
         ((entry,), r"row\.yaml is no run"),
-        ((ours, "--prompts", prompts, "--ways", "raw"), "--ways does nothing with --prompts"),
+        ((ours, "--prompts", prompts, "--ways", "raw"), "--modes does nothing with --prompts"),
         ((ours, "--prompts", prompts, "--editing"), "--editing does nothing with --prompts"),
         ((ours, "--prompts", prompts, "--alignment", "--seed", 3), "--seed does nothing with --alignment"),
         ((tmp_path, "--prompts", prompts, "--steps", 5), "made already, which --steps cannot change"),

@@ -41,10 +41,10 @@ def _render(arguments: argparse.Namespace) -> None:
     count, options = arguments.count, SyntheticOptions()
     for index in range(500):  # fills the caches of letters, as any set does in its first second
         render_sign(options, index)
-    report("draw", count, lambda: [render_sign(options, index) for index in range(count)])
+    report("render", count, lambda: [render_sign(options, index) for index in range(count)])
     with tempfile.TemporaryDirectory() as folder:
         signs = (render_sign(options, index) for index in range(count))
-        report("draw and write shards", count, lambda: write_shards(signs, Path(folder)))
+        report("render and write shards", count, lambda: write_shards(signs, Path(folder)))
     posters = PosterOptions()
     for index in range(500):
         render_poster(posters, index)
@@ -116,8 +116,8 @@ def _add_sample_options(parser: OptionParser) -> None:
     parser.add_argument("--run", help="a run or pipeline; without it random weights of configs/tiny.yaml's sizes")
     parser.add_argument("--steps", type=whole(1), default=10, help="solver steps of each stage (default: 10)")
     parser.add_argument("--batch-size", type=whole(1), default=16, help="images at once (default: 16)")
-    parser.add_argument("--channels-last", action="store_true", help="stage two once more in that format")
-    parser.add_argument("--compile", action="store_true", help="stage two once more, compiled")
+    parser.add_argument("--channels-last", action="store_true", help="measure stage two in that format, too")
+    parser.add_argument("--compile", action="store_true", help="measure stage two compiled, too")
 
 
 def _sample(arguments: argparse.Namespace) -> None:

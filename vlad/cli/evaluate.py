@@ -20,13 +20,13 @@ from vlad.utils.errors import UserError
 from vlad.utils.paths import checked_path
 
 DEFAULT_WORDS, DEFAULT_POSTERS = 200, 300
-# Options of one way of scoring, which another would pass over in silence.
+# Options of one kind of evaluation, which another would ignore.
 OF_BENCHMARKS = (
     "out enlarge images_per_prompt seed steps text_scale layout_scale no_refit use_layouts weights vision_encoder"
     " references size batch_size"
 ).split()
 OF_ALIGNMENT = "out images_per_prompt".split()
-OF_WORDS = ("ways", "editing")
+OF_WORDS = ("modes", "editing")
 
 
 def _add_evaluate_options(parser: OptionParser) -> None:
@@ -41,11 +41,16 @@ def _add_evaluate_options(parser: OptionParser) -> None:
     parser.add_argument("--images-per-prompt", type=whole(1), help="default: 1; of a folder: those that are there")
     add_seed(parser, "of all images together")
     parser.add_argument("--steps", type=whole(1), help="solver steps")
-    parser.add_argument("--text-scale", type=float, help="guidance by the prompt")
-    parser.add_argument("--layout-scale", type=float, help="guidance by the layout")
+    parser.add_argument("--text-scale", type=float, help="guidance scale of the prompt")
+    parser.add_argument("--layout-scale", type=float, help="guidance scale of the layout")
     parser.add_argument("--no-refit", action="store_true", help="hand the raw glyph map to stage two")
-    parser.add_argument("--use-layouts", action="store_true", help="draw text where the prompt file's polygons are")
-    parser.add_argument("--weights", type=Path, default=Path("weights"), help="where Inception and CLIP are looked for")
+    parser.add_argument("--use-layouts", action="store_true", help="use the prompt file's layouts")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=Path("weights"),
+        help="the folder of Inception's and CLIP's weights (default: weights)",
+    )
     parser.add_argument("--vision-encoder", type=Path, action="append", default=[], metavar="DIR", help="for distances")
     parser.add_argument(
         "--references", type=Path, metavar="DIR", help="real images for FID and KID; default: those the file names"
@@ -57,11 +62,16 @@ def _add_evaluate_options(parser: OptionParser) -> None:
         "--batch-size", type=whole(1), help="images at once of a pipeline that is not ours (default: 4)"
     )
     parser.add_argument(
-        "--ways", nargs="+", choices=MODES_BY_NAME, help="without --prompts: only these ways of drawing (default: all)"
+        *("--modes", "--ways"),
+        nargs="+",
+        choices=MODES_BY_NAME,
+        help="without --prompts: only these generation modes (default: all)",
     )
     parser.add_argument("--editing", action="store_true", help="replace the words of held-out signs, and read them")
     parser.add_argument(
-        "--alignment", action="store_true", help="whether TARGET, a run or a CLIP's folder, reads more than words"
+        "--alignment",
+        action="store_true",
+        help="test whether TARGET (a run, or a CLIP's folder) understands prompts or only their words",
     )
     parser.add_argument(
         "--images", "--pictures", type=Path, metavar="DIR", help="with --alignment; default: the references"
@@ -86,14 +96,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.target.exists() and not (arguments.target / "config.yaml").is_file():
         raise UserError(f"{arguments.target} is no run, whose held-out words are known; name prompts: --prompts FILE.")
     if (arguments.count or 0) > MOST_WORDS:
-        raise UserError(f"--count must be at most {MOST_WORDS}: all are drawn before the first is read.")
+        raise UserError(f"--count must be at most {MOST_WORDS}: all images are generated before the first is read.")
     if arguments.editing:
         from vlad.eval.held_out_words.editing_evaluation import editing_summary, evaluate_editing
 
         metrics = evaluate_editing(arguments.target, arguments.count or DEFAULT_WORDS, arguments.engine)
         print(editing_summary(metrics, arguments.target))
         return 0
-    modes = None if arguments.ways is None else [MODES_BY_NAME[name] for name in arguments.ways]
+    modes = None if arguments.modes is None else [MODES_BY_NAME[name] for name in arguments.modes]
     from vlad.config.load import load_config
 
     config = arguments.target / "config.yaml"
@@ -199,7 +209,12 @@ def _add_table1_options(parser: OptionParser) -> None:
     parser.add_argument("--images-per-prompt", type=whole(1), default=4, help="as in MARIO-Eval: 4 (default)")
     add_seed(parser, "of all images together")
     parser.add_argument("--use-layouts", action="store_true", help="rows that take layouts get the prompt file's")
-    parser.add_argument("--weights", type=Path, default=Path("weights"), help="where Inception and CLIP are looked for")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=Path("weights"),
+        help="the folder of Inception's and CLIP's weights (default: weights)",
+    )
     parser.add_argument(
         "--references", type=Path, metavar="DIR", help="real images for FID, such as MARIOEval with its sets' folders"
     )
@@ -242,7 +257,7 @@ TABLE1 = Verb(
     _add_table1_options,
     _table1,
     "vlad table1 --prompts MARIOEval/TMDBEval500/TMDBEval500.txt vlad.path=runs/NAME",
-    "Run it again: images that are generated and read already are not made twice.",
+    "Run it again to resume: images that are generated and read are kept.",
 )
 
 

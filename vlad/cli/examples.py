@@ -1,4 +1,4 @@
-"""Verbs that make something to try the others with: demo, make-benchmark, make-posters, stand-in."""
+"""Verbs that make examples for the others: demo, make-benchmark, make-posters, stand-in."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _print_summary(run: Path, seconds: dict[str, float], samples: Path) -> None:
     print(f"\n{evaluation[noun]} {noun} that training never renders; {evaluation['protocol']}.")
     print(f"This time: {times}; together {sum(seconds.values()) / 60:.1f} min{_peak_of_children()}.")
     print(f"Images:    {samples}, on one page: {samples / 'grids/grid.png'}")
-    print(f"Scored:    {run / 'evaluation'} (grids of all three ways)")
+    print(f"Scored:    {run / 'evaluation'} (grids of all modes)")
     print(f"Training:  {run / 'samples'}, {run / 'curves.png'}")
 
 
@@ -105,7 +105,7 @@ def _demo(arguments: argparse.Namespace) -> None:
             "training": _step(children, "train all stages", "train", arguments.config),
         }
         if not (run / "refine" / "metrics.json").is_file():
-            print("\nThe training was interrupted; the same command goes on with it.")
+            print("\nThe training was interrupted; the same command resumes it.")
             return
         prompts.write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
         asked = ("sample", str(run), "--prompts", str(prompts), "--out", str(samples), "--seed", "1")
@@ -121,14 +121,14 @@ DEMO = Verb(
     _add_demo_options,
     _demo,
     "vlad demo",
-    "Run it again: what is done is not done twice, and what was interrupted goes on.",
+    "Run it again to resume: finished steps are not repeated.",
 )
 
 
 def _add_benchmark_options(parser: OptionParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where it goes")
     parser.add_argument(
-        "--split", choices=("test", "dev"), default="test", help="test: words that training never draws"
+        "--split", choices=("test", "dev"), default="test", help="test: words that are held out of training (default)"
     )
     parser.add_argument("--count", type=int, default=50, metavar="N", help="prompts a subset (default: 50)")
     parser.add_argument("--size", type=side(), default=512, metavar="PIXELS", help="of the images (default: 512)")

@@ -22,7 +22,7 @@ VLAD = VerbGroup(
         "Data and training": (SHARDS, CACHE, OPTIONS, PLAN, DOCTOR, TRAIN, AVERAGE),
         "Images": (SAMPLE, APP, EXPORT),
         "Evaluation": (EVALUATE, TABLE1, RECONSTRUCT, ABLATE, RATE, DESCRIBE, COMPARE_ADAPTER, BENCHMARK),
-        "To try it with": (DEMO, MAKE_POSTERS, MAKE_BENCHMARK, STAND_IN),
+        "Examples to try": (DEMO, MAKE_POSTERS, MAKE_BENCHMARK, STAND_IN),
     },
 )
 

@@ -101,8 +101,8 @@ MAKE = Verb(
     "vlad shards make FOLDER --out data/posters",
     "Formats: "
     + "; ".join(f"{name} ({what})" for name, what in FORMATS.items())
-    + ". Where a source has no lines of text, an OCR engine reads them. A caption stands in NAME.txt beside the"
-    " image NAME.jpg, or in the source, or is written by --captioner, or is made of the text that was read."
+    + ". Where a source has no lines of text, an OCR engine reads them. Captions come from NAME.txt beside the"
+    " image NAME.jpg, from the source, from --captioner, or are composed of the text that was read."
     " Interrupted, the same command resumes after the last finished shard.",
 )
 
@@ -201,11 +201,11 @@ def _lint_options(arguments: argparse.Namespace) -> LintOptions:
         max_aspect=arguments.max_aspect,
         bucket_step_pixels=arguments.bucket_step,
         launch=Launch(**given) if given else None,
-        # Images are drawn for the page alone.
+        # Only the page shows images.
         images=arguments.examples if arguments.html else 0,
         images_per_kind=6 if arguments.html else 0,
     )
-    # A resolution that fits no step is told before anything is read.
+    # An error in the resolutions is reported before anything is read.
     assert options.buckets
     return options
 

@@ -23,10 +23,10 @@ def _add_ablate_options(parser: OptionParser) -> None:
         "--count", type=whole(1, MOST_WORDS), default=200, metavar="N", help="held-out words of a run (default: 200)"
     )
     parser.add_argument(
-        "--ways",
+        *("--modes", "--ways"),
         nargs="+",
         choices=MODES_BY_NAME,
-        help="of generating them, refit among them; each takes time (default: all)",
+        help="generation modes to score, refit among them; each takes time (default: all)",
     )
     parser.add_argument(
         "--jobs",
@@ -39,8 +39,8 @@ def _add_ablate_options(parser: OptionParser) -> None:
 
 
 def _ablate(arguments: argparse.Namespace) -> int:
-    if arguments.ways is not None and "refit" not in arguments.ways:
-        raise UserError("--ways needs refit among them: by it the table compares.")
+    if arguments.modes is not None and "refit" not in arguments.modes:
+        raise UserError("--modes needs refit among them: the table compares by it.")
 
     from vlad.eval.ablation.ablation_runs import AblationRuns
     from vlad.utils.subprocesses import ChildCommands
@@ -50,7 +50,7 @@ def _ablate(arguments: argparse.Namespace) -> int:
         arguments.overrides,
         arguments.seeds,
         arguments.count,
-        arguments.ways,
+        arguments.modes,
         arguments.jobs,
         arguments.out,
     )
@@ -61,7 +61,7 @@ def _ablate(arguments: argparse.Namespace) -> int:
         print(f"error: the ablation stopped at: {first.command} ({first.where}).", file=sys.stderr)
         return first.code
     if not complete:
-        print("\nThe ablation was interrupted; the same command goes on with it.")
+        print("\nThe ablation was interrupted; the same command resumes it.")
         return INTERRUPTED
     return 0
 
@@ -72,8 +72,7 @@ ABLATE = Verb(
     _add_ablate_options,
     _ablate,
     "vlad ablate configs/tiny.yaml --seeds 3",
-    "Run it again: what is done is not done twice, and what was interrupted goes on. With more --seeds, those are"
-    " added.",
+    "Run it again to resume: finished runs are not repeated, and more --seeds are added.",
 )
 
 
@@ -93,7 +92,7 @@ def _add_adapter_options(parser: OptionParser) -> None:
         help="of each caption, default 2",
     )
     parser.add_argument(
-        "--signs", type=whole(), default=100, metavar="N", help="plain signs: what is forgotten; 0 for none"
+        "--signs", type=whole(), default=100, metavar="N", help="plain signs, to measure what is forgotten; 0 for none"
     )
 
 
@@ -155,7 +154,7 @@ def _describe(arguments: argparse.Namespace) -> int:
 
 DESCRIBE = Verb(
     "describe",
-    "Has vision-language models describe images, and compares what they say with the prompts.",
+    "Has vision-language models describe images, and compares the descriptions with the prompts.",
     _add_describe_options,
     _describe,
     "vlad describe vlad=FOLDER sd=FOLDER --prompts FILE --describer MODEL",
@@ -216,5 +215,5 @@ RATE = Verb(
     "Serves a page on which people rate anonymised images; --results prints the table.",
     _add_rate_options,
     _rate,
-    "vlad rate vlad=FOLDER sd=FOLDER --prompts FILE, then open the address; with --results print what they said",
+    "vlad rate vlad=FOLDER sd=FOLDER --prompts FILE, then open the address; --results prints the table",
 )

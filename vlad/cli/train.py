@@ -40,7 +40,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 TRAIN = Verb(
     "train",
-    "Trains every stage of a run in order; run it again to go on where it stopped.",
+    "Trains every stage of a run in order; run it again to resume.",
     add_config,
     _train,
     "vlad train configs/tiny.yaml name=mine train.layout.steps=3000 trainer.devices=2",
@@ -166,7 +166,7 @@ CACHE = Verb(
     _add_cache_options,
     _cache,
     "vlad cache configs/tiny.yaml --out data/tiny_cache",
-    "Then train with data.cache=DIR. Interrupted, the same command goes on after the last whole shard.",
+    "Then train with data.cache=DIR. Interrupted, the same command resumes after the last finished shard.",
 )
 
 

@@ -87,7 +87,7 @@ class AblationRuns:
         self.seeds, self.count, self.jobs = seeds, count, jobs
         # Threads change the last bits of a training, so the page's command names the jobs.
         parallel = ["--jobs", str(jobs)] if jobs > 1 else []
-        self.score_options = ["--count", str(count), *(["--ways", *modes] if modes else [])]
+        self.score_options = ["--count", str(count), *(["--modes", *modes] if modes else [])]
         self.page_options = [*self.score_options[:2], *parallel, *self.score_options[2:]]
         self.variants = variants(config)
         self.cores, self.devices = available_cores(), visible_devices()
