@@ -1,5 +1,6 @@
 """Colours and places of lines against captions: right, swapped with another line's, wrong, or missing."""
 
+import re
 from dataclasses import astuple
 
 import numpy as np
@@ -63,6 +64,20 @@ def test_rendered_posters_have_the_attributes_that_their_captions_name() -> None
     places = score_line_places(readings, captions)
     assert colours.named > 100 and colours.right / colours.named > 0.95, colours
     assert places.named > 100 and places.right == places.named, places
+
+
+def test_colours_that_are_swapped_between_the_lines_of_a_poster_are_found_as_swapped() -> None:
+    swapped = []
+    for poster in POSTERS:
+        colours = [own.colour for own in named_attributes(poster.caption)][:2]
+        if len(set(colours)) == 2 and None not in colours:
+            first, second = map(str, colours)
+            one, other = (f'"{line.text}" in ' for line in poster.layout.lines[:2])
+            before, middle, after = re.split(f"{re.escape(one)}|{re.escape(other)}", poster.caption)
+            caption = f"{before}{one}{middle.replace(first, second, 1)}{other}{after.replace(second, first, 1)}"
+            score = score_line_colours([poster.image], [read_exactly(poster.layout.lines)], [caption])
+            swapped.append(score.swapped >= 2)
+    assert len(swapped) > 15 and sum(swapped) / len(swapped) > 0.9, swapped
 
 
 def painted(colours: list[str]) -> tuple[np.ndarray, tuple[TextLine, ...]]:
