@@ -63,6 +63,7 @@ class NoiseLevel:
     psnr: float
     read: int
     still_read: int
+    read_by_height: dict[str, int]
     still_read_by_height: dict[str, int]
 
 
@@ -155,10 +156,11 @@ def reconstruct(
                     float(np.mean([_psnr(sample.image, image) for sample, image in zip(samples, images, strict=True)])),
                     sum(read),
                     sum(still),
-                    dict(Counter(height for height, is_read in zip(heights, still, strict=True) if is_read)),
+                    _by_height(heights, read),
+                    _by_height(heights, still),
                 )
             )
-    known = Counter(height for height, is_read in zip(heights, read_on_truth, strict=True) if is_read)
+    known = _by_height(heights, read_on_truth)
     result = Reconstruction(
         target=target,
         autoencoder=type(autoencoder).__name__,
@@ -169,7 +171,9 @@ def reconstruct(
         latent_deviation=deviation,
         lines=len(heights),
         read_on_truth=sum(read_on_truth),
-        heights={name: LinesOfHeight(heights.count(name), known[name]) for name in HEIGHT_BANDS if name in heights},
+        heights={
+            name: LinesOfHeight(heights.count(name), known.get(name, 0)) for name in HEIGHT_BANDS if name in heights
+        },
         levels=tuple(levels),
     )
     return result, restored
@@ -254,6 +258,11 @@ def _lines_read(samples: Sequence[Sample], images: Sequence[np.ndarray], engine:
         found += [line.is_exact for line in match_lines(boxes, [line.text for line in sample.layout.lines]).lines]
         bar.update()
     return found
+
+
+def _by_height(heights: Sequence[str], read: Sequence[bool]) -> dict[str, int]:
+    """How many lines of each band of heights are read."""
+    return dict(Counter(height for height, is_read in zip(heights, read, strict=True) if is_read))
 
 
 def _psnr(one: np.ndarray, other: np.ndarray) -> float:
