@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vlad.cli.train import CACHE
 from vlad.config.checks import check_config
 from vlad.config.load import load_config
 from vlad.utils.errors import UserError
@@ -30,15 +31,33 @@ TINY = "configs/tiny.yaml"
         ),
         (["train.refine.steps=0"], r"train\.refine\.steps must be at least 1"),
         (["prior.images=64"], r"prior\.images: there is no base"),
-        (["base=runs/a", "data.cache=c", "data.repeats=2"], r"data\.repeats does not go with data\.cache"),
-        (["base=runs/a", "lora={decoder: true}", "data.cache=c"], r"lora\.decoder: a cache holds no images"),
-        (["data.cache=c"], r"data\.cache: this run trains its own autoencoder"),
-        (["base=runs/a", "data.cache=c", "refine.editing_share=0.5"], r"refine\.editing_share: a cache holds no"),
     ],
 )
 def test_contradictions_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_config(load_config(TINY, overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["base=runs/a", "data.repeats=2"], r"data\.repeats does not go with data\.cache"),
+        (["base=runs/a", "validation.share=0.1"], r"validation\.share does not go with data\.cache"),
+        (["base=runs/a", "data.trigger_word=vlad"], r"data\.trigger_word does not go with data\.cache"),
+        (["base=runs/a", "lora={decoder: true}"], r"lora\.decoder: a cache holds no images"),
+        ([], r"data\.cache: this run trains its own autoencoder"),
+        (["base=runs/a", "refine.editing_share=0.5"], r"refine\.editing_share: a cache holds no"),
+        (["base=runs/a", "losses.align_weight=1"], r"L_align needs them"),
+    ],
+)
+def test_what_a_cache_cannot_serve_is_refused_when_it_is_read_and_when_it_is_made(
+    overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        check_config(load_config(TINY, [*overrides, "data.cache=c"]))
+    with pytest.raises(UserError, match=message):
+        CACHE([TINY, *overrides, "--out", str(tmp_path / "cache")])
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from vlad.cli.common_options import add_config
@@ -121,15 +122,15 @@ def _add_cache_options(parser: OptionParser) -> None:
 
 
 def _cache(arguments: argparse.Namespace) -> None:
-    from vlad.config.checks import check_cacheable, check_config
+    from vlad.config.checks import check_config
     from vlad.config.load import load_config
 
     if not arguments.out.strip() or "://" in arguments.out:
         raise UserError(f"--out must name a directory of this machine for the cache, not {arguments.out!r}.")
     out = checked_path(arguments.out, "--out")
     config = load_config(arguments.config, arguments.overrides)
-    check_config(config)
-    check_cacheable(config)
+    # As the run that will read the cache: a cache that no run with these options takes is not worth making.
+    check_config(replace(config, data=replace(config.data, cache=str(out))))
 
     from tqdm import tqdm
 

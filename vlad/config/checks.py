@@ -21,15 +21,6 @@ def check_config(config: Config) -> None:
         _check_cache(config)
 
 
-def check_cacheable(config: Config) -> None:
-    """Raises UserError where the run trains its own autoencoder, whose latents are not known before."""
-    if config.base is None and config.autoencoder.path is None and config.stable_diffusion is None:
-        raise UserError(
-            "data.cache: this run trains its own autoencoder, so there are no latents to cache; name a finished run as"
-            " base, or an autoencoder.path."
-        )
-
-
 def _check_bases(config: Config) -> None:
     if config.base is not None and config.stable_diffusion is not None:
         raise UserError("stable_diffusion: the base brings UNets of its own; leave one of the two out.")
@@ -94,7 +85,11 @@ def _check_prior(config: Config) -> None:
 
 def _check_cache(config: Config) -> None:
     """Options that need images, which a cache does not hold, or another choice of samples than all."""
-    check_cacheable(config)
+    if config.base is None and config.autoencoder.path is None and config.stable_diffusion is None:
+        raise UserError(
+            "data.cache: this run trains its own autoencoder, so there are no latents to cache; name a finished run as"
+            " base, or an autoencoder.path."
+        )
     data, losses = config.data, config.losses
     changed = {
         "validation.share": bool(config.validation.share),
