@@ -154,6 +154,33 @@ def test_a_new_run_begins_at_a_checkpoint_of_another_and_then_resumes_its_own(
     assert finished_stage(new, "autoencoder", ORDER) == new.directory / "autoencoder"
 
 
+@pytest.mark.parametrize(
+    ("stage", "change", "message"),
+    [
+        ("layout", "train.layout.steps=9", r"trained 10 steps, and train\.layout\.steps is 9"),
+        ("layout", "train.layout.accumulate_batches=2", r"accumulate_batches: 1 -> 2"),
+        ("layout", "train.layout.optimizer=adamw-8bit", "optimizer: adamw -> adamw-8bit"),
+        ("refine", "data.batch_size=3", r"data\.batch_size: 64 -> 3"),
+        ("refine", "data.max_aspect=2.0", r"data\.max_aspect: 1\.0 -> 2\.0"),
+        ("refine", "data.resolutions=[64,128]", r"data\.resolutions: \[\] -> \[64, 128\]"),
+        ("layout", "train.refine.steps=9", None),
+        ("layout", "train.refine.accumulate_batches=2", None),
+        ("layout", "train.layout.steps=10", None),
+        ("layout", "data.workers=0", None),
+    ],
+)
+def test_a_checkpoint_s_place_under_other_options_is_refused_before_training(
+    stage: str, change: str, message: str | None, tmp_path: Path
+) -> None:
+    path = checkpoint_path(begin(config(tmp_path, "old"), stage, 10), 10)
+    new = config(tmp_path, "new", f"resume={path}", change)
+    if message is None:
+        check_run_directory(new)
+        return
+    with pytest.raises(UserError, match=message):
+        check_run_directory(new)
+
+
 def test_wrong_checkpoints_to_begin_from_are_refused(tmp_path: Path) -> None:
     run = config(tmp_path, "a")
     folder = begin(run, "layout", 5)

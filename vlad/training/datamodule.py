@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -41,8 +42,15 @@ class TimedLoader(DataLoader[Batch]):
                 batch = next(iterator)
             except StopIteration:
                 return
+            except UserError as error:
+                raise _as_in_worker(error) from error
             self.waited_seconds += time.perf_counter() - started
             yield batch
+
+
+def _as_in_worker(error: UserError) -> UserError:
+    """The error as a worker raised it: torch hands it on with the worker's traceback as its text."""
+    return type(error)(re.split(rf"^[\w.]*\b{type(error).__name__}: ", str(error), flags=re.MULTILINE)[-1])
 
 
 class ShardDataModule(L.LightningDataModule):

@@ -13,6 +13,8 @@ from vlad.config.training import OptimOptions
 from vlad.utils.distributed import is_sharded
 from vlad.utils.errors import UserError, install_command
 
+NAMES = "names"  # of a group's parameters
+
 
 def build_optimizer(
     module: nn.Module,
@@ -29,23 +31,75 @@ def build_optimizer(
     tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     names = {name for name, p in module.named_parameters() if p.requires_grad} if trained is None else set(trained)
     rates = learning_rates or {}
-    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in module.named_parameters():
         if name in names:
             decays = parameter.ndim >= 2 and id(parameter) not in tables
             # One kernel takes a whole group, and no kernel takes sharded and whole parameters together.
             kind = (rates.get(name, options.learning_rate), decays, is_sharded(parameter))
-            groups.setdefault(kind, []).append(parameter)
+            groups.setdefault(kind, []).append((name, parameter))
     # The stage's own rate first, and in it what decays: an order that does not depend on names.
     order = sorted(groups, key=lambda kind: (kind[0] != options.learning_rate, kind[0], not kind[1], kind[2]))
     listed: list[dict[str, Any]] = [
-        {"params": groups[kind], "lr": kind[0], "weight_decay": options.weight_decay if kind[1] else 0.0}
+        {
+            "params": [parameter for _, parameter in groups[kind]],
+            NAMES: [name for name, _ in groups[kind]],
+            "lr": kind[0],
+            "weight_decay": options.weight_decay if kind[1] else 0.0,
+        }
         for kind in order
     ]
     betas = (options.beta1, options.beta2)
+    optimizer: torch.optim.Optimizer
     if options.optimizer == "adamw-8bit":
-        return _adamw_8bit()(listed, lr=options.learning_rate, betas=betas)
-    return torch.optim.AdamW(listed, lr=options.learning_rate, betas=betas, fused=fused and options.fused)
+        optimizer = _adamw_8bit()(listed, lr=options.learning_rate, betas=betas)
+    else:
+        optimizer = torch.optim.AdamW(listed, lr=options.learning_rate, betas=betas, fused=fused and options.fused)
+    optimizer.register_load_state_dict_pre_hook(_moments_alone)
+    return optimizer
+
+
+def _moments_alone(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored state with the moments of each parameter, and the groups and options of the optimiser that loads it.
+
+    Rates, decay and betas are what the config says now. Groups follow from the rates: parameters are found by their
+    names, and by their numbers in checkpoints of 0.1, which hold none.
+    """
+    now = optimizer.state_dict()["param_groups"]
+    if any(NAMES not in group for group in stored["param_groups"]):
+        sizes = [[len(group["params"]) for group in groups] for groups in (now, stored["param_groups"])]
+        if sizes[0] != sizes[1]:
+            raise UserError(
+                "The checkpoint's optimiser has other groups of parameters; keep the components' learning rates as they"
+                " were, or begin anew from that run's weights (base=...)."
+            )
+        return {"state": stored["state"], "param_groups": now}
+    numbers = {
+        name: number
+        for group in stored["param_groups"]
+        for name, number in zip(group[NAMES], group["params"], strict=True)
+    }
+    state = {
+        number: stored["state"][numbers[name]]
+        for group in now
+        for name, number in zip(group[NAMES], group["params"], strict=True)
+        if numbers.get(name) in stored["state"]
+    }
+    return {"state": state, "param_groups": now}
+
+
+class Schedule(torch.optim.lr_scheduler.LambdaLR):
+    """The learning rate of each group, by `learning_rate_factor`. A checkpoint restores the step alone."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, options: OptimOptions) -> None:
+        super().__init__(optimizer, lambda step: learning_rate_factor(step, options))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["_step_count"]
+        rates = [base * factor(self.last_epoch) for base, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self._last_lr = rates
 
 
 def _adamw_8bit() -> Any:

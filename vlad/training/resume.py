@@ -17,7 +17,7 @@ from typing import Any
 
 from vlad.config.load import RENAMED, load_config
 from vlad.config.schema import Config
-from vlad.training.checkpoint import is_checkpoint, newest_checkpoint, read_checkpoint, set_aside
+from vlad.training.checkpoint import is_checkpoint, newest_checkpoint, read_checkpoint, set_aside, step_of
 from vlad.training.parts import TRAINED
 from vlad.utils.errors import UserError
 
@@ -26,6 +26,11 @@ DATA_FREE = ("data.shards", "data.workers", "data.verify", "data.fetch.", "data.
 FREE = ("runs", "name", "resume", "trainer.", "sample.", *DATA_FREE)
 # Exceptions among them, which shape the result.
 SHAPING = ("trainer.precision", "trainer.devices", "trainer.nodes", "trainer.strategy")
+# A checkpoint of another run goes on only under the same.
+FIXED_AT_A_CHECKPOINT = (
+    *("data.batch_size", "data.resolutions", "data.max_aspect", "data.bucket_step_pixels"),
+    *("train.{stage}.accumulate_batches", "train.{stage}.optimizer"),
+)
 # Never compared: the run's place, and what it starts from.
 PLACE = ("runs", "name", "resume")
 SHOWN, NAMED = 8, 40  # differing options that a message gives with their values, and at all
@@ -138,10 +143,44 @@ def checkpoint_of_another_run(config: Config) -> tuple[Path, str] | None:
             f"resume: {path} is a checkpoint of this very run, and going back would lose what came after it; give"
             " name=... for a new run from it, or resume=auto to continue from the newest one."
         )
-    stage = read_checkpoint(path).get("run", {}).get("stage")
+    record = read_checkpoint(path).get("run", {})
+    stage = record.get("stage")
     if stage is None:
         raise UserError(f"resume: {path} does not say which stage it is of; it was written by an older version.")
+    _check_place(config, path, stage, _recorded_config(record))
     return path, stage
+
+
+def _check_place(config: Config, path: Path, stage: str, before: dict[str, Any]) -> None:
+    """Raises UserError where the checkpoint's place in the data, or its optimiser's state, fits no stage of the config.
+
+    A place is a number of steps and batches: batches of another size or kind, or another number of them a step, are
+    other samples. Whatever else differs is as the config says from the next step on.
+    """
+    now = _flat_config(config)
+    steps = now.get(f"train.{stage}.steps")
+    if steps is not None and step_of(path) > steps:
+        raise UserError(
+            f"resume: {path} has trained {step_of(path)} steps, and train.{stage}.steps is {steps}; raise it, or resume"
+            " from an earlier checkpoint."
+        )
+    fixed = [name.format(stage=stage) for name in FIXED_AT_A_CHECKPOINT]
+    differing = [
+        f"{name}: {_short(before[name])} -> {_short(now[name])}"
+        for name in fixed
+        if name in before and name in now and before[name] != now[name]
+    ]
+    if differing:
+        raise UserError(
+            f"resume: the checkpoint {path} has its place in the data, and its optimiser, under other options:"
+            f" {listed(differing)}. Keep these, or begin anew from that run's weights (base=...)."
+        )
+
+
+def _recorded_config(record: dict[str, Any]) -> dict[str, Any]:
+    """The options that a checkpoint's run had, by their dotted names of today; empty in the first checkpoints."""
+    flat = _flat(json.loads(record.get("config") or "{}"))
+    return {RENAMED.get(name, name): value for name, value in flat.items()}
 
 
 def finished_stage(config: Config, name: str, order: Sequence[str]) -> Path | None:
@@ -184,8 +223,7 @@ def starting_checkpoint(config: Config, name: str, label: str, speaks: bool) -> 
         print(f"{label} {what}: renamed to {set_aside(damaged.path).name}", file=sys.stderr)
     if newest is not None:
         print(f"{label} resumes from {newest}", file=sys.stderr)
-        record = read_checkpoint(newest).get("run", {}).get("config")
-        before = {RENAMED.get(name, name): value for name, value in _flat(json.loads(record or "{}")).items()}
+        before = _recorded_config(read_checkpoint(newest).get("run", {}))
         differing = differing_options(before, _flat_config(config)) if before else []
         if differing:
             print(f"{label} its config differs: {listed(differing)}", file=sys.stderr)

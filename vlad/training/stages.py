@@ -34,7 +34,7 @@ from vlad.models.inpainting_inputs import inpainting_channels, inpainting_inputs
 from vlad.training.fsdp import shard
 from vlad.training.inpainting_batches import make_edits
 from vlad.training.noise_levels import NoiseLevels
-from vlad.training.optim import build_optimizer, learning_rate_factor
+from vlad.training.optim import Schedule, build_optimizer
 from vlad.training.parts import Parts
 from vlad.types import Batch
 from vlad.utils.distributed import local_shard
@@ -54,7 +54,7 @@ class _Stage(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         fused = self.trainer.precision != "16-mixed"  # a fused step would undo the loss's scale after clipping
         optimizer = build_optimizer(self, self.optim, self.trained_names(), self.learning_rates, fused)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, self.optim))
+        schedule = Schedule(optimizer, self.optim)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_model(self) -> None:

@@ -47,7 +47,7 @@ def user_errors(
             kind, remedy = "out of memory", memory
         elif is_taken_port(error):
             kind, remedy = "the port for the ranks to meet at is taken", port
-        elif "DataLoader worker" in str(error):
+        elif re.search(r"DataLoader worker \(pid", str(error)):
             kind, remedy = "a data-loading worker was lost", worker
         elif is_full_disk(error):
             kind, remedy = "no space left on the disk", disk
