@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,14 +89,14 @@ def test_a_file_may_start_from_another_beside_it(write: Callable[..., Path]) -> 
         ("data: {batch_size: many}", r"config\.yaml: data\.batch_size: Value 'many' of type 'str'"),
         ("seed: 1.5", r"config\.yaml: seed: Value '1.5'"),
         ("trainer: {precision: 8}", r"trainer\.precision: Invalid value '8', expected one of \['32-true'"),
-        ("layout: {unet: {block_channels: [32, x]}}", r"layout\.unet\.block_channels: \[32, 'x'\] does not fit"),
+        ("layout: {unet: {block_channels: [32, x]}}", r"layout\.unet\.block_channels: \[32, x\] does not fit"),
         ("layout: {unet: {block_channels: 32}}", r"layout\.unet\.block_channels: "),
         ("data: 3", r"config\.yaml: data: 3 does not fit"),
         ("data: null", r"config\.yaml: data: "),
         ("name: ${nope}", r"config\.yaml: name: Interpolation key 'nope' not found"),
         ("lora: {rank: 0}", r"lora: rank must be at least 1"),
         ("layout: {noise: {prediction: flow, zero_terminal_snr: true}}", r"noise: prediction: flow takes neither"),
-        ("name: [", r"config\.yaml is not YAML: .*line 2"),
+        ("name: [", r"config\.yaml is not YAML: .*line 1"),
         ("- name", r"config\.yaml is not a config: expected keys and values"),
         ("name: a\nname: b", r"config\.yaml is not YAML: .*duplicate key name"),
         ("inherit: nowhere.yaml", r"There is no config at .*nowhere\.yaml"),
@@ -120,7 +121,8 @@ def test_a_mistake_in_a_file_is_told_with_its_place(write: Callable[..., Path], 
         ("lora.rnak=4", r"the override 'lora\.rnak=4': there is no option 'rnak' in lora\. Did you mean 'rank'\?"),
         ("data.batch_size=many", r"the override .*: data\.batch_size: Value 'many'"),
         ("data=3", r"the override 'data=3': data: 3 does not fit"),
-        ("name=[1", r"override 'name=\[1' is not YAML"),
+        ("data.mix=[1", r"override 'data\.mix=\[1' is not YAML"),
+        ("data.mix.0.shards=a", r"data\.mix is a list; override it as a whole: data\.mix=\[\.\.\.\]"),
         ("=x", r"the override '=x': "),
     ],
 )
@@ -180,7 +182,7 @@ def test_sets_are_mixed_by_their_weights(write: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("losses.align_weight=.nan", "losses.align_weight must be a finite number"),
+        ("losses.align_weight=nan", "losses.align_weight must be a finite number"),
         ("data.max_aspect=.inf", "max_aspect"),
         ("lora={alpha: .nan}", "alpha"),
         ("data.workers=100000", "data.workers must be from 0 to 512"),
@@ -213,3 +215,62 @@ def test_numbers_that_no_run_can_have_are_refused(write: Callable[..., Path], ov
     with pytest.raises(UserError, match=said):
         config = load_config(write("name: x"), [override])
         config.data.stream(0)
+
+
+@pytest.mark.parametrize(
+    ("written", "option", "value"),
+    [
+        ("trainer.wandb=off", "trainer.wandb", "off"),
+        ("data.trigger_word=no", "data.trigger_word", "no"),
+        ("data.trigger_word=null", "data.trigger_word", None),
+        ("data.trigger_word=~", "data.trigger_word", None),
+        ("data.trigger_word='null'", "data.trigger_word", "null"),
+        ("name=3.10", "name", "3.10"),
+        ("name=1e3", "name", "1e3"),
+        ("name=2026-12-01", "name", "2026-12-01"),
+        ("name=a: b # c", "name", "a: b # c"),
+        ("name='quoted'", "name", "quoted"),
+        ("name=yes", "name", "yes"),
+        ("train.layout.steps=010", "train.layout.steps", 10),
+        ("train.layout.learning_rate=1e-4", "train.layout.learning_rate", 1e-4),
+        ("trainer.devices=2", "trainer.devices", "2"),
+        ("data.verify=off", "data.verify", False),
+        ("sample.refit=No", "sample.refit", False),
+        ("data.resolutions=[064, 128]", "data.resolutions", (64, 128)),
+        ("data.shards=~/shards", "data.shards", str(Path("~/shards").expanduser())),
+        ("data.mix=[{shards: ~/a}]", "data.mix.0.shards", str(Path("~/a").expanduser())),
+        ("data.shards=a{000..009}.tar", "data.shards", "a{000..009}.tar"),
+    ],
+)
+def test_the_schema_says_what_a_value_is_not_yaml(
+    write: Callable[..., Path], written: str, option: str, value: Any
+) -> None:
+    loaded = load_config(write(""), [written])
+    found: Any = loaded
+    for name in option.split("."):
+        found = found[int(name)] if name.isdecimal() else getattr(found, name)
+    assert (found, type(found)) == (value, type(value))
+    # In a file as on the command line, and back.
+    key, _, text = written.partition("=")
+    for name in reversed(key.split(".")):
+        text = f"{{{name}: {text}}}"
+    if "#" not in written and "..." not in written and "{000" not in written and "~/" not in written:
+        assert load_config(write(text)) == loaded
+    copy = write("")
+    save_config(loaded, copy)
+    assert load_config(copy) == loaded
+
+
+@pytest.mark.parametrize("mistake", ["train.layout.steps=12:30", "train.layout.steps=0x10", "data.verify=maybe"])
+def test_what_is_no_decimal_number_or_switch_is_refused(write: Callable[..., Path], mistake: str) -> None:
+    with pytest.raises(UserError, match=mistake.partition("=")[0].replace(".", r"\.")):
+        load_config(write(""), [mistake])
+
+
+def test_text_that_looks_like_a_reference_comes_back_as_text(write: Callable[..., Path]) -> None:
+    loaded = load_config(write("name: a-\\${seed}"))
+    assert loaded.name == "a-${seed}"
+    copy = write("")
+    save_config(loaded, copy)
+    assert load_config(copy) == loaded
+    assert load_config(write("seed: 3\nname: a-${seed}")).name == "a-3"

@@ -115,3 +115,11 @@ def test_other_processes_of_a_machine_let_the_first_speak(
         run_command_line(raising(UserError("no such shards.")))
     assert (ended.value.code, waited) == (2, waits)
     assert capsys.readouterr().err == "error: no such shards.\n"
+
+
+def test_an_override_given_twice_is_refused() -> None:
+    parser = OptionParser(prog="x")
+    parser.add_overrides("options")
+    assert parser.parse(["a=1", "b=1"]).overrides == ["a=1", "b=1"]
+    with pytest.raises(UserError, match=r"a is given twice, 'a=0\.tar' and 'a=1\.tar'.*quote"):
+        parser.parse(["a=0.tar", "a=1.tar"])

@@ -10,8 +10,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -68,7 +70,7 @@ def load_options(schema: type[Options], path: Path | str, overrides: Sequence[st
     """Options of any dataclass from a YAML file and overrides, with the same messages."""
     merged = OmegaConf.structured(schema)
     given = [(str(path), _read_yaml(Path(path)))]
-    given += [(f"the override {override!r}", _read_override(override)) for override in overrides]
+    given += [(f"the override {override!r}", _read_override(override, schema)) for override in overrides]
     for source, options in given:
         _rename_options(options)
         try:
@@ -108,19 +110,81 @@ def _numbers(value: Any, *path: str) -> Iterator[tuple[str, float]]:
 def save_config(config: Config, path: Path) -> None:
     """Writes the resolved config as YAML; `load_config` gives it back."""
     temporary = path.with_suffix(".partial")
-    temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))), encoding="utf-8")
+    options = OmegaConf.create(_escaped(asdict(config)))
+    temporary.write_text(OmegaConf.to_yaml(options), encoding="utf-8")
     temporary.replace(path)
 
 
-def _read_override(override: str) -> DictConfig:
-    if "=" not in override or override.startswith("-"):
+def _escaped(options: Any) -> Any:
+    """The options with ${ in their texts escaped: what is resolved refers to nothing."""
+    if isinstance(options, dict):
+        return {name: _escaped(value) for name, value in options.items()}
+    if isinstance(options, list | tuple):
+        return [_escaped(value) for value in options]
+    return options.replace("${", "\\${") if isinstance(options, str) else options
+
+
+class _TextLoader(yaml.SafeLoader):
+    """YAML whose values are text, or null: the schema says what is a number, so that 010 is 10 and `off` a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {twice}", node.start_mark)
+        return super().construct_mapping(node, deep=True)
+
+
+_TextLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("null", "merge")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _read_override(override: str, schema: type) -> DictConfig:
+    key, equals, value = override.partition("=")
+    if not equals or override.startswith("-"):
         raise UserError(f"{override!r} is not an override; write key=value, such as data.batch_size=32.")
+    names = key.split(".")
     try:
-        return OmegaConf.from_dotlist([override])
-    except Exception as error:  # yaml's own errors share no base class with OmegaConf's
+        read = _one_text(value) if _is_text(schema, names) else yaml.load(value, _TextLoader)
+    except yaml.YAMLError as error:
         raise UserError(
             f"The value of the override {override!r} is not YAML; quote it or close its brackets."
         ) from error
+    for number, name in reversed(list(enumerate(names))):
+        if name.isdecimal() and number:
+            parent = ".".join(names[:number])
+            raise UserError(f"{override!r}: {parent} is a list; override it as a whole: {parent}=[...].")
+        read = {name: read}
+    return OmegaConf.create(_with_home(read))
+
+
+def _one_text(value: str) -> str | None:
+    """A value that the schema takes as text: as it stands, without a pair of quotation marks around it; or null."""
+    if value[:1] in ("'", '"') and len(value) > 1 and value[-1] == value[0]:
+        return str(yaml.load(value, _TextLoader))
+    return None if value in ("null", "~") else value
+
+
+def _is_text(schema: type, names: Sequence[str]) -> bool:
+    """Whether the option of a dotted name is text."""
+    kind: Any = schema
+    for name in names:
+        kind = get_type_hints(kind).get(name) if is_dataclass(kind) else None
+        alternatives = [part for part in get_args(kind) if part is not type(None)]
+        if get_origin(kind) in (Union, UnionType) and len(alternatives) == 1:
+            kind = alternatives[0]
+    return kind is str
+
+
+def _with_home(options: Any) -> Any:
+    """The options with ~/ at the beginning of a text replaced by the home directory: no shell does it after a `=`."""
+    if isinstance(options, dict):
+        return {name: _with_home(value) for name, value in options.items()}
+    if isinstance(options, list):
+        return [_with_home(value) for value in options]
+    return str(Path(options).expanduser()) if isinstance(options, str) and options.startswith("~/") else options
 
 
 def _read_yaml(path: Path, heirs: tuple[Path, ...] = ()) -> DictConfig:
@@ -130,12 +194,13 @@ def _read_yaml(path: Path, heirs: tuple[Path, ...] = ()) -> DictConfig:
     names = ", ".join(sorted(file.stem for file in bundled_configs().glob("*.yaml")))
     existing_file(path, "config", f"name a file, or one that comes with vlad: {names}")
     try:
-        loaded = OmegaConf.load(path)
-    except Exception as error:  # yaml's own errors share no base class with OmegaConf's
+        read = yaml.load(path.read_text(encoding="utf-8-sig"), _TextLoader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not YAML: {reason}.") from error
-    if not isinstance(loaded, DictConfig):
+    if not isinstance(read, dict):
         raise UserError(f"{path} is not a config: expected keys and values, such as name: tiny.")
+    loaded = OmegaConf.create(_with_home(read))
     parent = loaded.pop("inherit", None)
     if parent is None:
         return loaded
@@ -150,7 +215,8 @@ def _explain(error: OmegaConfBaseException, source: str, options: DictConfig, sc
     key = getattr(error, "full_key", None) or getattr(error, "key", None)
     if key is None:  # OmegaConf does not say where a section or a list went wrong, nor what stood there
         key, value = next(_refused(OmegaConf.to_container(options), schema), (None, None))
-        message = f"{value!r} does not fit here" if key else message
+        shown = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else value
+        message = f"{shown} does not fit here" if key else message
     unknown = re.search(r"Key '([^']+)' not in '(\w+)'", message)
     if unknown:
         parent = str(key).rpartition(".")[0]

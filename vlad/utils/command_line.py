@@ -44,6 +44,7 @@ class OptionParser(argparse.ArgumentParser):
             raise UserError(f"{self.prog} takes no {unknown[0]!r}; {self.prog} --help lists the options.")
         if self.takes_overrides:
             arguments.overrides = [*overrides, *arguments.overrides]
+            _refuse_twice(arguments.overrides)
         return arguments
 
     def error(self, message: str) -> NoReturn:
@@ -93,6 +94,19 @@ class OptionParser(argparse.ArgumentParser):
             value = after[0] if after and not after[0].startswith("-") else "VALUE"
         override = shlex.quote(f"{name.lstrip('-').replace('-', '_')}={value}")
         raise UserError(f"{self.prog} has no option {name}; an option of the config has no dashes: write {override}.")
+
+
+def _refuse_twice(overrides: Sequence[str]) -> None:
+    """Raises UserError for an option that is given twice: a shell makes several words of one with braces in it."""
+    given: dict[str, str] = {}
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key in given:
+            raise UserError(
+                f"{key} is given twice, {given[key]!r} and {override!r}; leave one out, or quote a value with braces:"
+                f" '{key}=...{{000..009}}...'."
+            )
+        given[key] = override
 
 
 def whole(least: int = 0, most: int | None = None) -> Callable[[str], int]:
