@@ -186,6 +186,17 @@ def test_a_scheduler_of_another_process_is_refused() -> None:
             check_scheduler(build_solver("euler", other), process, "refine")
     with pytest.raises(UserError, match="prediction is 'flow'"):
         check_scheduler(build_solver("flow-euler", NoiseOptions(prediction="flow")), process, "refine")
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "dpm++", "unipc"])
+def test_a_model_of_zero_terminal_snr_takes_trailing_timesteps_alone(name: str) -> None:
+    process = NoiseOptions(prediction="v_prediction", zero_terminal_snr=True)
+    solver = build_solver(name, process)
+    check_scheduler(solver, process, "refine")
+    for spacing in ("leading", "linspace"):
+        other = type(solver).from_config(solver.config, timestep_spacing=spacing)
+        with pytest.raises(UserError, match=f"timestep_spacing is '{spacing}'.*needs 'trailing'"):
+            check_scheduler(other, process, "refine")
     with pytest.raises(UserError, match="Did you mean 'euler'"):
         build_solver("eular", process)
 

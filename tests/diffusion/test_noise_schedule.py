@@ -102,6 +102,12 @@ def test_zero_terminal_snr_ends_in_pure_noise(kind: str) -> None:
     assert loss_weights(scheduler, last, 5.0).isfinite().all()
 
 
+def test_min_snr_leaves_epsilon_of_the_noisiest_steps_its_whole_weight() -> None:
+    scheduler = build_scheduler(NoiseOptions(prediction="epsilon"))
+    noisiest = torch.arange(900, 1000)
+    assert torch.equal(loss_weights(scheduler, noisiest, 5.0), torch.ones(100))
+
+
 @pytest.mark.parametrize(
     ("kind", "formula"),
     [

@@ -169,8 +169,12 @@ def test_a_fresh_model_with_the_saved_adapter_gives_equal_outputs(
 
 def test_the_scale_is_alpha_over_rank(tmp_path: Path) -> None:
     x = torch.randn(4, 6)
-    for rslora, scale in ((False, 4.0 / 2), (True, 4.0 / 2**0.5)):
-        model = add_adapter(build(), LoraOptions(rank=2, alpha=4.0, rslora=rslora), ("q_proj",), "runs/base")
+    for rslora, rank, scale in (
+        *((False, None, 4.0 / 2), (True, None, 4.0 / 2**0.5)),
+        *((False, 3, 4.0 / 2), (True, 3, 4.0 / 3**0.5)),  # a part of another rank
+    ):
+        options = LoraOptions(rank=2, alpha=4.0, rslora=rslora, ranks=PartRanks(lvlm=rank)).of_part("lvlm")
+        model = add_adapter(build(), options, ("q_proj",), "runs/base")
         train_b(model)
         layer = model.base_model.model.q_proj
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight

@@ -6,20 +6,24 @@ import errno
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch.utils.data import IterableDataset
 
+from vlad.config.training import OptimOptions
 from vlad.reports.curves import read_curves
 from vlad.training.callbacks.ema import EMA
-from vlad.training.callbacks.metrics_logging import learning_rates
+from vlad.training.callbacks.metrics_logging import StepMetrics, learning_rates
 from vlad.training.callbacks.periodic_evaluation import PeriodicEvaluation
 from vlad.training.callbacks.progress import Progress
 from vlad.training.callbacks.run_page import RefreshRunPage
 from vlad.training.datamodule import TimedLoader
 from vlad.training.loggers import build_loggers, check_wandb
 from vlad.training.noise_levels import NoiseLevels
+from vlad.training.optim import Schedule, build_optimizer, learning_rate_factor
 from vlad.utils.errors import UserError
 
 
@@ -37,6 +41,42 @@ def test_learning_rates_are_named_where_they_differ() -> None:
     assert learning_rates(optimizer) == {"learning_rate": 0.1}
     optimizer = torch.optim.SGD([{"params": [one], "lr": 0.1, "name": "unet"}, {"params": [two], "lr": 0.2}])
     assert learning_rates(optimizer) == {"learning_rate_unet": 0.1, "learning_rate_1": 0.2}
+
+
+class _Line(L.LightningModule):
+    """One weight under the schedule of a stage."""
+
+    def __init__(self, options: OptimOptions) -> None:
+        super().__init__()
+        self.weight, self.options = torch.nn.Parameter(torch.ones(1)), options
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        return (self.weight * batch).sum()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self, self.options)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": Schedule(optimizer, self.options), "interval": "step"},
+        }
+
+
+def test_the_learning_rate_of_a_step_is_the_one_it_was_made_with(tmp_path: Path) -> None:
+    options = OptimOptions(steps=6, learning_rate=0.1, warmup_steps=3, accumulate_batches=2)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=6,
+        accumulate_grad_batches=2,
+        callbacks=[StepMetrics(1, 2)],
+        logger=build_loggers(tmp_path, "line", "from-step-00000000", "off"),
+        log_every_n_steps=1,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(_Line(options), torch.utils.data.DataLoader(torch.ones(12, 1)))
+    found = dict(read_curves(tmp_path)["learning_rate"])
+    assert found == pytest.approx({step: 0.1 * learning_rate_factor(step, options) for step in range(6)})
 
 
 def test_a_skipped_step_does_not_spoil_the_smoothed_losses(

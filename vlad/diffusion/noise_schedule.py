@@ -121,7 +121,7 @@ def loss_weights(scheduler: Scheduler, timesteps: Tensor, min_snr_gamma: float |
     weight_of_x_0 = snr.clamp(max=min_snr_gamma)
     match scheduler.config.prediction_type:
         case "epsilon":
-            return weight_of_x_0 / snr.clamp_min(1e-8)
+            return (min_snr_gamma / snr).clamp(max=1.0)  # also where the SNR vanishes
         case "v_prediction":
             return weight_of_x_0 / (snr + 1)
         case _:

@@ -81,6 +81,13 @@ def check_scheduler(scheduler: SchedulerMixin, process: NoiseOptions, stage: str
         found["zero_terminal_snr"] = bool(config.get("rescale_betas_zero_snr", False))
         if process.beta_schedule != "squaredcos_cap_v2":
             found |= {"beta_start": config.get("beta_start"), "beta_end": config.get("beta_end")}
+    spacing = config.get("timestep_spacing", "trailing")
+    if process.zero_terminal_snr and spacing != "trailing":
+        # Any other leaves out the last timestep, where alone the mean of an image is decided (arXiv 2305.08891).
+        raise UserError(
+            f"The {stage} scheduler {type(scheduler).__name__} does not fit: its timestep_spacing is {spacing!r}, and"
+            " a model of zero terminal SNR needs 'trailing'; set it, or make one with build_solver."
+        )
     for name, value in found.items():
         trained = getattr(process, name)
         if value != trained:

@@ -63,7 +63,7 @@ class LoraOptions:
     unet_targets: tuple[str, ...] = UNET_TARGETS
     # The layers of the CCM and the spelling encoder that do; empty: every linear layer.
     composition_targets: tuple[str, ...] = ()
-    # Ranks of single parts; alpha / rank stays the same.
+    # Ranks of single parts; alpha / rank stays the same (with rsLoRA alpha does).
     ranks: PartRanks = field(default_factory=PartRanks)
     # Quantise the frozen base to 4 (NF4) or 8 bits (QLoRA, arXiv 2305.14314), on a GPU; None: do not quantise.
     base_bits: int | None = None
@@ -75,6 +75,6 @@ class LoraOptions:
             raise UserError(f"lora.base_bits must be 4, 8 or null (not quantised), not {self.base_bits}.")
 
     def of_part(self, part: Part) -> LoraOptions:
-        """The options with the rank of one part, and the alpha that keeps alpha / rank."""
+        """The options with one part's rank, and the alpha that keeps alpha / rank; rsLoRA's alpha fits any rank."""
         rank = getattr(self.ranks, part) or self.rank
-        return replace(self, rank=rank, alpha=self.alpha * rank / self.rank)
+        return replace(self, rank=rank, alpha=self.alpha if self.rslora else self.alpha * rank / self.rank)

@@ -18,9 +18,13 @@ class StepMetrics(L.Callback):
     def __init__(self, every_steps: int, images_per_step: int) -> None:
         self.every_steps, self.images_per_step = every_steps, images_per_step
         self.logged_step = 0
+        self.rates: dict[str, float] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._begin(trainer)
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        self.rates = learning_rates(optimizer)  # at the end of the batch they are those of the next step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         step = trainer.global_step
@@ -32,7 +36,7 @@ class StepMetrics(L.Callback):
             "data_wait": self._waited(trainer) / seconds,
             "memory_gb": peak_memory_bytes(pl_module.device) / 1e9,
         }
-        pl_module.log_dict(metrics | learning_rates(trainer.optimizers[0]))
+        pl_module.log_dict(metrics | self.rates)
         levels = getattr(pl_module, "noise_levels", None)
         if levels is not None and (means := levels.take()):
             # Past Lightning's store of metrics: it would repeat the last value of a level that has not come up since.
