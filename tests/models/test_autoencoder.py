@@ -1,6 +1,7 @@
 """Autoencoders: the fitted projection is the PCA, and the scale factor is applied exactly once."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlad.models.autoencoder import PatchAutoencoder, build_autoencoder, decode, encode, spatial_factor
+from vlad.models.autoencoder import PatchAutoencoder, build_autoencoder, decode, encode, latent_moments, spatial_factor
 from vlad.models.options import AutoencoderOptions
 from vlad.training.stages import gradient_error
 from vlad.utils.errors import UserError
@@ -186,3 +187,23 @@ def test_a_decoder_with_adapters_encodes_and_decodes_as_its_base_does() -> None:
     adapted = get_peft_model(autoencoder, LoraConfig(r=2, target_modules=["conv_in"]))
     torch.testing.assert_close(encode(adapted, pixels), latents)  # type: ignore[arg-type]
     torch.testing.assert_close(decode(adapted, latents), restored)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("force_upcast", [True, False])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_an_autoencoder_that_overflows_in_float16_computes_in_float32(force_upcast: bool, autocast: bool) -> None:
+    torch.manual_seed(0)
+    sizes: Any = {"block_out_channels": (32,), "norm_num_groups": 8, "sample_size": 16, "force_upcast": force_upcast}
+    autoencoder = AutoencoderKL(**sizes)
+    with torch.no_grad():  # activations past 65,504
+        autoencoder.encoder.conv_in.weight.mul_(2e5)
+        autoencoder.decoder.conv_in.weight.mul_(2e5)
+    pixels = smooth_images(2)
+    if not autocast:
+        autoencoder.half()
+        pixels = pixels.half()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16, enabled=autocast):
+        mean, deviation = latent_moments(autoencoder, pixels)
+        restored = decode(autoencoder, torch.ones_like(mean, dtype=pixels.dtype))
+    assert deviation is not None
+    assert bool(mean.isfinite().all() and restored.isfinite().all()) == force_upcast

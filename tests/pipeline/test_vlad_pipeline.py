@@ -16,6 +16,7 @@ from diffusers import (
 from vlad.inference.load_pipeline import load_pipeline
 from vlad.layout.polygons import box_polygon
 from vlad.models.text_encoder.lvlm import LVLMEncoder
+from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.types import Layout, Prompt, TextLine
 from vlad.utils.errors import UserError
@@ -193,6 +194,37 @@ def test_half_precision_changes_images_little(pipeline_folder: Path, pipeline: V
     both = [np.asarray(one(PROMPT, 0, [layout]).images[0], dtype=float) for one in (pipeline, half)]
     assert 0 < np.abs(both[0] - both[1]).mean() < 4
     assert half(PROMPT).images[0].size == (32, 32)
+
+
+@pytest.mark.parametrize("part", ["layout_unet", "refine_unet", "autoencoder"])
+def test_weights_that_are_no_numbers_are_reported_not_painted_black(pipeline_folder: Path, part: str) -> None:
+    broken = load_pipeline(pipeline_folder)
+    with torch.no_grad():
+        next(p for name, p in getattr(broken, part).named_parameters() if "conv_out" in name or "linear_out" in name)[
+            0
+        ] = torch.nan
+    with pytest.raises(UserError, match="output is not a number; the weights are damaged"):
+        broken(PROMPT)
+    with pytest.raises(UserError, match="output is not a number"):
+        broken.plan([parse_prompt(PROMPT)], [0]) if part == "layout_unet" else broken(PROMPT, output_type="pt")
+
+
+def test_what_overflows_in_float16_is_sampled_again_in_float32(
+    pipeline_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = load_pipeline(pipeline_folder, dtype="float16")
+    with torch.no_grad():  # activations past 65,504, which the weights after them scale down again
+        half.refine_unet.conv_norm_out.weight.mul_(4e4)
+        half.refine_unet.conv_out.weight.mul_(1e-3)
+    layout = Layout((TextLine("HI", box_polygon(0.1, 0.1, 0.6, 0.4)),))
+    with half.reuse_conditioning():
+        images = half([PROMPT, PROMPT, PROMPT], [1, 2, 3], [layout] * 3).images
+    assert "refine UNet's output is not a number in float16; sampled again in float32" in capsys.readouterr().err
+    assert half.refine_unet.dtype == torch.float32
+    # All of them, also those whose batch was sampled after it.
+    again = [half(PROMPT, seed, [layout]).images[0] for seed in (1, 2, 3)]
+    assert [image.tobytes() for image in images] == [image.tobytes() for image in again]
+    assert capsys.readouterr().err.count("warning") == 0
 
 
 def test_offloaded_models_generate_the_same(pipeline_folder: Path, pipeline: VLADPipeline) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
@@ -201,7 +203,8 @@ def latent_moments(autoencoder: ImageAutoencoder, pixels: Tensor) -> tuple[Tenso
     """
     if _has_patches(autoencoder):
         return autoencoder.encode(pixels), None
-    encoded = autoencoder.encode(pixels)[0]
+    with _wide_enough(autoencoder, pixels) as values:
+        encoded = autoencoder.encode(values)[0]
     if isinstance(encoded, Tensor):  # of an AutoencoderTiny or AutoencoderDC
         scale, shift = _scale_and_shift(autoencoder, encoded)
         return (encoded - shift) * scale, None
@@ -229,8 +232,24 @@ def decode(autoencoder: ImageAutoencoder, scaled_latents: Tensor) -> Tensor:
     if _has_patches(autoencoder):
         return autoencoder.decode(scaled_latents).clamp(-1, 1)
     scale, shift = _scale_and_shift(autoencoder, scaled_latents)
-    decoded: Any = autoencoder.decode(scaled_latents / scale + shift)
+    with _wide_enough(autoencoder, scaled_latents / scale + shift) as latents:
+        decoded: Any = autoencoder.decode(latents)
     return decoded.sample.clamp(-1, 1)
+
+
+@contextmanager
+def _wide_enough(autoencoder: ImageAutoencoder, values: Tensor) -> Iterator[Tensor]:
+    """The values in the precision that the autoencoder computes in: never float16 where its config says that this
+    overflows (`force_upcast`, SDXL's does), neither its weights nor autocast's."""
+    device = values.device.type
+    narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else values.dtype
+    if not autoencoder.config.get("force_upcast", False) or torch.float16 not in (narrow, autoencoder.dtype):
+        yield values
+        return
+    if autoencoder.dtype == torch.float16:
+        autoencoder.to(dtype=torch.float32)
+    with torch.autocast(device, enabled=False):
+        yield values.float()
 
 
 def _scale_and_shift(autoencoder: ImageAutoencoder, like: Tensor) -> tuple[float | Tensor, float | Tensor]:

@@ -9,11 +9,12 @@ Letters: B images, C latent channels, h w cells, H W pixels, K tokens, D width.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -53,6 +54,8 @@ from vlad.pipeline.options import SCALES, SampleSettings, check_model_limits
 from vlad.types import Conditioning, Layout, Prompt
 from vlad.utils.errors import UserError
 
+Computed = TypeVar("Computed")
+
 KEPT_CONDITIONINGS = 64  # prompts whose t `reuse_conditioning` keeps
 # Modules of components in pipelines that version 0.1 saved, and where they are now.
 MODULES_OF_0_1 = {
@@ -72,6 +75,10 @@ class Plan:
     z: Tensor | None = None
     # Stage two takes the raw z rather than the latents of the layout rendered again.
     keep_raw: bool = False
+
+
+class NotFiniteError(ArithmeticError):
+    """A model's output holds NaN or infinity: its weights do, or its precision is too narrow."""
 
 
 @dataclass
@@ -384,10 +391,14 @@ class VLADPipeline(DiffusionPipeline):
         output, images = VLADPipelineOutput(images=[], layouts=[], glyph_maps=[]), []
         with self.reuse_conditioning(), self.progress_bar(total=steps) as bar:
             on_step = step_function(self, bar, callback_on_step_end)
-            for batch in self._batches(requests, settings, generator):  # t: B K D
+
+            def sampled(batch: SampleBatch) -> tuple[list[Plan], Tensor]:
                 plans = self._plan(batch, settings, on_step, reader)  # layouts, or z: B C h w
                 x_0 = self._refine(batch, plans, settings, on_step)  # B C h w
-                result = x_0.cpu() if output_type == "latent" else self._pixels(batch, x_0)  # B 3 H W
+                return plans, x_0.cpu() if output_type == "latent" else self._pixels(batch, x_0)  # B 3 H W
+
+            for batch in self._batches(requests, settings, generator):  # t: B K D
+                plans, result = self._in_wide_enough_precision(batch, settings, sampled)
                 images.append(result[: batch.count])
                 output.layouts += [plan.layout for plan in plans[: batch.count]]
                 output.glyph_maps += [plan.glyph_map for plan in plans[: batch.count]]
@@ -409,7 +420,8 @@ class VLADPipeline(DiffusionPipeline):
         plans = []
         with self.reuse_conditioning():
             for batch in self._batches(requests, settings):
-                plans += self._plan(batch, settings)[: batch.count]
+                made = self._in_wide_enough_precision(batch, settings, lambda batch: self._plan(batch, settings))
+                plans += made[: batch.count]
         self.maybe_free_model_hooks()
         return plans
 
@@ -418,11 +430,41 @@ class VLADPipeline(DiffusionPipeline):
         """Stage two alone: images of prompts and layouts."""
         settings = self.settings()
         images: list[Image.Image] = []
-        for batch in self._batches(list(map(ImageRequest, prompts, seeds, layouts)), settings):
+
+        def refined(batch: SampleBatch) -> Tensor:
             x_0 = self._refine(batch, self._plan(batch, settings), settings)  # B C h w
-            images += as_output_type(self._pixels(batch, x_0)[: batch.count], "pil")
+            return self._pixels(batch, x_0)
+
+        for batch in self._batches(list(map(ImageRequest, prompts, seeds, layouts)), settings):
+            images += as_output_type(self._in_wide_enough_precision(batch, settings, refined)[: batch.count], "pil")
         self.maybe_free_model_hooks()
         return images
+
+    def _in_wide_enough_precision(
+        self, batch: SampleBatch, settings: SampleSettings, compute: Callable[[SampleBatch], Computed]
+    ) -> Computed:
+        """`compute(batch)`, once more in float32, and from then on, where a 16-bit model gives values that are no
+        numbers. Raises UserError where float32 does, too: no black image passes for a result."""
+        try:
+            return compute(batch)
+        except NotFiniteError as error:
+            narrow = self.refine_unet.dtype
+            if narrow == torch.float32:
+                raise UserError(
+                    f"{error}; the weights are damaged or were never trained: load another copy."
+                ) from error
+            print(
+                f"warning: {error} in {str(narrow).removeprefix('torch.')}; sampled again in float32", file=sys.stderr
+            )
+        for component in self.components.values():
+            if isinstance(component, nn.Module):
+                component.to(dtype=torch.float32)
+        if self._conditionings is not None:
+            self._conditionings.clear()
+        negative = parse_prompt(settings.negative_prompt, strict=False) if settings.negative_prompt else None
+        size = settings.height, settings.width
+        wide = replace(batch, t=self.encode_prompts([row.prompt for row in batch.requests], negative, size))
+        return self._in_wide_enough_precision(wide, settings, compute)
 
     def _batches(
         self,
@@ -522,7 +564,8 @@ class VLADPipeline(DiffusionPipeline):
         predict = guided_prediction(
             partial(denoise, unet), unet.dtype, t.positive, z, *scales, settings.guidance_rescale, t.negative, edit
         )
-        return sample_latents(predict, scheduler, noise.to(t.positive.tokens.device), settings.steps, on_step)
+        latents = sample_latents(predict, scheduler, noise.to(t.positive.tokens.device), settings.steps, on_step)
+        return finite(latents, f"the {stage} UNet's output")
 
     def _layout_latents(self, plans: list[Plan], settings: SampleSettings, device: torch.device) -> Tensor:
         """z of each plan (B C h w): of its layout rendered, or the raw latents of stage one where those are kept."""
@@ -547,12 +590,21 @@ class VLADPipeline(DiffusionPipeline):
     def _decode(self, latents: Tensor) -> Tensor:
         """Pixels B 3 H W in [-1, 1], in the precision of the latents."""
         onload(self.autoencoder)
-        return decode(self.autoencoder, latents.to(self.autoencoder.dtype)).to(latents.dtype)
+        return finite(decode(self.autoencoder, latents.to(self.autoencoder.dtype)), "the autoencoder's output").to(
+            latents.dtype
+        )
 
     def _latent_shape(self, settings: SampleSettings) -> tuple[int, int, int]:
         """C h w."""
         factor = spatial_factor(self.autoencoder)
         return self.refine_unet.config.out_channels, settings.height // factor, settings.width // factor
+
+
+def finite(values: Tensor, what: str) -> Tensor:
+    """The values. Raises NotFiniteError where some are no numbers."""
+    if not bool(values.isfinite().all()):
+        raise NotFiniteError(f"{what} is not a number")
+    return values
 
 
 def same_strings(read: Sequence[str], wanted: Sequence[str]) -> bool:

@@ -65,6 +65,7 @@ from vlad.training.resume import config_record, finished_stage, starting_checkpo
 from vlad.training.run_data import RunData
 from vlad.training.stages import Stage, set_modes
 from vlad.utils.distributed import derived_seed, is_main_process
+from vlad.utils.errors import UserError
 from vlad.utils.failures import user_errors
 from vlad.utils.launcher import current_launch
 
@@ -131,6 +132,11 @@ def fit_stage(run: Run, name: str) -> bool:
         if (error := callbacks.checkpoints.error()) is not None:
             raise error
         return False
+    if callbacks.guard.skipped >= stage.optim.steps > 0:
+        raise UserError(
+            f"{label} every step was skipped, as its loss or gradient was not finite: nothing is learned. Look at"
+            f" {directory / 'nonfinite'}, and lower the learning rate or train in a wider precision."
+        )
     callbacks.ema.copy_to(stage)
     if callbacks.validation is not None:
         callbacks.validation.restore_best(stage)
