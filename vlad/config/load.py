@@ -68,15 +68,20 @@ def find_config(path: Path | str) -> Path:
 
 def load_options(schema: type[Options], path: Path | str, overrides: Sequence[str] = ()) -> Options:
     """Options of any dataclass from a YAML file and overrides, with the same messages."""
-    merged = OmegaConf.structured(schema)
+    structured = OmegaConf.structured(schema)
     given = [(str(path), _read_yaml(Path(path)))]
     given += [(f"the override {override!r}", _read_override(override, schema)) for override in overrides]
-    for source, options in given:
+    for _, options in given:
         _rename_options(options)
-        try:
-            merged = OmegaConf.merge(merged, options)
-        except OmegaConfBaseException as error:
-            raise UserError(_explain(error, source, options, schema)) from error
+    try:
+        merged = OmegaConf.merge(structured, *(options for _, options in given))
+    except OmegaConfBaseException:
+        for source, options in given:  # which of them it was
+            try:
+                structured = OmegaConf.merge(structured, options)
+            except OmegaConfBaseException as error:
+                raise UserError(_explain(error, source, options, schema)) from error
+        raise
     try:
         result = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:  # what a value refers to is only looked up here
