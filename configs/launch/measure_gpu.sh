@@ -1,10 +1,10 @@
 #!/bin/bash
-# What one GPU makes of two UNets of Stable Diffusion 1.5's size: the tables that docs/performance.md asks for.
+# Measures training of two UNets of Stable Diffusion 1.5's size on one GPU: the tables for docs/performance.md.
 #
 #   configs/launch/measure_gpu.sh [key=value ...]
 #
 # For 256 and 512 pixels (PIXELS="512": one of them): both stages switch by switch, then LoRA adapters on the same UNets.
-# Draws its own signs, and needs about 60 GB of disk below the working directory. Run again, it only measures.
+# Renders its own signs, and needs about 60 GB of disk below the working directory. Run again, it only measures.
 set -euo pipefail
 python=${PYTHON:-.venv/bin/python}
 steps=${STEPS:-30}

@@ -1,20 +1,19 @@
 #!/bin/bash
-# A run on a SLURM cluster, one process a GPU; warned of its end, it saves and goes back to the queue.
+# A run on a SLURM cluster, one process per GPU; at the warning before its time limit it saves and is requeued.
 #
 #   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 configs/launch/slurm.sh configs/NAME.yaml [key=value ...]
 #
 # All nodes must see the code, the shards and the run directory in the same places. Without GPUs, --ntasks-per-node is
-# the number of processes a node, and trainer.accelerator=cpu is to be added. For a machine that SLURM gives to an
-# interactive shell, call train.py there as anywhere else.
+# the number of processes per node; add trainer.accelerator=cpu. In an interactive shell of SLURM, call train.py directly.
 #SBATCH --job-name=vlad
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%j.out
-# Two minutes before the end this script is told so, and hands it on to every process.
+# Two minutes before the time limit SLURM signals this script, which passes it on to every process.
 #SBATCH --signal=B:USR1@120
 set -uo pipefail
 
-# One process that dies ends all of them.
+# A process that dies ends all of them.
 ${SRUN:-srun --kill-on-bad-exit=1} "${PYTHON:-.venv/bin/python}" train.py "$@" \
   trainer.nodes="$SLURM_JOB_NUM_NODES" trainer.devices="$SLURM_NTASKS_PER_NODE" &
 processes=$!
