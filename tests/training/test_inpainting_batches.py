@@ -35,7 +35,7 @@ train:
   autoencoder: {{steps: 2, warmup_steps: 1}}
   layout: {{steps: 2, warmup_steps: 1}}
   refine: {{steps: 2, warmup_steps: 1}}
-trainer: {{checkpoint_every_steps: 10, sample_every_steps: 10, accelerator: cpu, log_every_steps: 1}}
+trainer: {{checkpoint_every_steps: 10, sample_every_steps: 0, accelerator: cpu, log_every_steps: 1}}
 sample: {{steps: 2, batch_size: 2}}
 """
 

@@ -36,7 +36,7 @@ train:
   autoencoder: {{steps: 1, warmup_steps: 1}}
   layout: {{steps: 2, warmup_steps: 1, learning_rate: 1.0e-2}}
   refine: {{steps: 1, warmup_steps: 1}}
-trainer: {{checkpoint_every_steps: 9, sample_every_steps: 9, accelerator: cpu, log_every_steps: 1}}
+trainer: {{checkpoint_every_steps: 9, sample_every_steps: 0, accelerator: cpu, log_every_steps: 1}}
 sample: {{steps: 2, batch_size: 1}}
 """
 

@@ -59,45 +59,51 @@ def overrides(world: Path, kind: str, *more: str) -> list[str]:
         *("composition.width=32", "composition.layers=1", "composition.heads=2", "composition.output_width=32"),
         *("train.layout.steps=2", "train.refine.steps=2", "trainer.accelerator=cpu", "trainer.precision=32-true"),
         *("train.layout.accumulate_batches=1", "train.refine.accumulate_batches=1"),
-        *("trainer.sample_every_steps=2", "trainer.checkpoint_every_steps=1", "sample.steps=2", "sample.batch_size=1"),
+        *("trainer.sample_every_steps=0", "trainer.checkpoint_every_steps=1", "sample.steps=2", "sample.batch_size=1"),
         *more,
     ]
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
-def test_a_run_from_stable_diffusion_trains_both_stages(world: Path, kind: str) -> None:
-    config = load_config(CONFIGS / f"{kind}.yaml", overrides(world, kind))
+@pytest.fixture(scope="module")
+def finished(world: Path) -> Path:
+    """A finished run from Stable Diffusion 1.5."""
+    config = load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", "trainer.sample_every_steps=2"))
     assert train(config).finished and is_finished(config)
+    return config.directory
 
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_a_run_from_stable_diffusion_trains_both_stages(world: Path, finished: Path, kind: str) -> None:
     directory = world / "runs" / kind
+    if directory != finished:
+        config = load_config(CONFIGS / f"{kind}.yaml", overrides(world, kind))
+        assert train(config).finished and is_finished(config)
     for stage, channels in (("layout", 4), ("refine", 8)):
         assert json.loads((directory / stage / "metrics.json").read_text(encoding="utf-8"))["diffusion"] > 0
         trained = load_file(directory / stage / "trained.safetensors")
         assert not [name for name in trained if ".base_encoders." in name or name.startswith("autoencoder.")]
         assert trained["unet.conv_in.weight"].shape[1] == channels
         assert trained["unet.class_embedding.linear_2.weight"].abs().max() > 0
-    assert (directory / "samples" / "refine").is_dir()
+    assert (directory / "samples" / "refine").is_dir() == (directory == finished)
     pipeline = load_pipeline(directory)
     first = pipeline(PROMPT, 1)
-    shutil.move(directory, world / f"{kind}-moved")  # everything is in the run
-    again = load_pipeline(world / f"{kind}-moved")(PROMPT, 1)
+    moved = directory.rename(world / f"{kind}-moved")  # everything is in the run
+    again = load_pipeline(moved)(PROMPT, 1)
+    moved.rename(directory)
     assert np.array_equal(first.images[0], again.images[0])
     assert first.layouts[0].lines[0].text == "HOUSE"
 
 
-def test_a_stopped_run_resumes_and_can_be_sampled(world: Path) -> None:
-    more = ("name=straight", "train.refine.steps=3")
-    assert train(load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", *more))).finished
-    directory, stopped = world / "runs" / "straight", world / "runs" / "stopped"
-    shutil.copytree(directory, stopped)
+def test_a_stopped_run_resumes_and_can_be_sampled(world: Path, finished: Path) -> None:
+    stopped = Path(shutil.copytree(finished, world / "runs" / "stopped"))
     shutil.rmtree(stopped / "refine")
     shutil.rmtree(stopped / "pipeline")
-    config = load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", "name=stopped", "train.refine.steps=3"))
+    config = load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", "name=stopped"))
     with pytest.raises(UserError, match="has saved nothing yet"):
         load_pipeline(stopped)
 
     assert train(config).finished
-    once, again = (load_file(path / "refine" / "trained.safetensors") for path in (directory, stopped))
+    once, again = (load_file(path / "refine" / "trained.safetensors") for path in (finished, stopped))
     assert once.keys() == again.keys() and all(torch.equal(once[name], again[name]) for name in once)
 
 
@@ -119,9 +125,8 @@ def test_adapters_on_stable_diffusion_train_added_inputs_in_full(world: Path, ow
     assert pipeline(PROMPT, 1).images[0].size == (64, 64)
 
 
-def test_a_finished_run_is_a_base_like_any_other(world: Path) -> None:
-    base = world / "runs" / "finished"
-    assert train(load_config(CONFIGS / "sd15.yaml", overrides(world, "sd15", "name=finished"))).finished
+def test_a_finished_run_is_a_base_like_any_other(world: Path, finished: Path) -> None:
+    base = finished
     own = ("stable_diffusion", "lvlm", "composition", "lora")  # what the base brings
     small = [entry for entry in overrides(world, "sd15") if not entry.startswith(own)]
     lora = load_config(CONFIGS / "lora.yaml", [*small, f"base={base}", "name=on-it"])
