@@ -9,13 +9,18 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test test-browser test-long lint format clean .venv
+.PHONY: demo test tests test-browser test-long lint style types format clean .venv
 
 demo: $(INSTALLED)
 	$(BIN)/python tools/demo.py
 
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
+# Types are checked beside the tests, which leave a core alone now and then; one that fails lets the other end.
+test: style
+	+@$(MAKE) --no-print-directory -j 2 types tests
+
+# In the order of the files: by their number of tests, the few that train for long would come last, one worker alone.
+tests: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-browser: $(INSTALLED)
 	@$(PIP) install -c constraints.txt playwright
@@ -24,9 +29,13 @@ test-browser: $(INSTALLED)
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest -m long
 
-lint: $(INSTALLED)
+lint: style types
+
+style: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
 	$(BIN)/mypy
 
 format: $(INSTALLED)
