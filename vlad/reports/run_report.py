@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from matplotlib import colormaps, rc_context
@@ -75,13 +76,19 @@ def _plots(curves: Mapping[str, Curve]) -> list[bytes]:
 
 def _plot(title: str, curves: Mapping[str, Curve]) -> bytes:
     """One or more curves as SVG."""
+    lines = tuple((name, tuple(thin_out(curve, POINTS))) for name, curve in sorted(curves.items()))
+    values = [value for curve in curves.values() for _, value in curve if math.isfinite(value)]
+    return _plot_lines(title, lines, bool(values) and min(values) > 0 and max(values) > 30 * min(values))
+
+
+@lru_cache(maxsize=256)  # a refresh plots only the stage under way: a plot takes longer than many a training step
+def _plot_lines(title: str, lines: tuple[tuple[str, tuple[tuple[int, float], ...]], ...], log_scale: bool) -> bytes:
     figure = Figure(figsize=(3.6, 2.3))
     axes = figure.add_axes((0.13, 0.12, 0.84, 0.76))
-    several = len(curves) > 1
-    for number, (name, curve) in enumerate(sorted(curves.items())):
-        points = thin_out(curve, POINTS)
+    several = len(lines) > 1
+    for number, (name, points) in enumerate(lines):
         # Several curves are levels of one quantity: from dark to light.
-        colour = colormaps["viridis"](number / len(curves)) if several else "C0"
+        colour = colormaps["viridis"](number / len(lines)) if several else "C0"
         axes.plot(
             *zip(*points, strict=True),
             color=colour,
@@ -92,8 +99,7 @@ def _plot(title: str, curves: Mapping[str, Curve]) -> bytes:
         )
     if several:
         axes.legend(fontsize=5, ncols=5, frameon=False)
-    values = [value for curve in curves.values() for _, value in curve if math.isfinite(value)]
-    if values and min(values) > 0 and max(values) > 30 * min(values):
+    if log_scale:
         axes.set_yscale("log")
     axes.set_title(title, fontsize=8)
     axes.tick_params(labelsize=6)
