@@ -17,7 +17,6 @@ from vlad.pipeline.folders import read_pipeline, vlad_pipeline_folder
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.utils.errors import UserError, did_you_mean, reason_of
 from vlad.utils.hardware import best_device
-from vlad.utils.hub import hide_progress_bars
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODULES = (
@@ -88,13 +87,13 @@ def _pipeline_of(run: Path | str, dtype: torch.dtype) -> VLADPipeline:
     if str(run).startswith(HUB):
         name = str(run).removeprefix(HUB)
         try:
-            with hide_progress_bars():
-                return VLADPipeline.from_pretrained(name, dtype=dtype)
-        except (OSError, ValueError, ImportError) as error:
+            folder = Path(VLADPipeline.download(name))
+        except Exception as error:  # connection errors, invalid and unknown names have no common class
             raise UserError(
                 f"The pipeline {name} cannot be loaded from the hub ({reason_of(error)}); check the name and the"
                 f" network, or give the folder of: hf download {name} --local-dir FOLDER."
             ) from error
+        return read_pipeline(folder, name, dtype)
     path = Path(run)
     has_pipeline = any((folder / "model_index.json").is_file() for folder in (path, path / "pipeline"))
     if not has_pipeline and (path / "config.yaml").is_file():

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlad.models.options import AutoencoderOptions
+from vlad.models.weight_files import load_complete
 from vlad.types import Conditioning
 from vlad.utils.errors import UserError
 from vlad.utils.failures import user_errors
-from vlad.utils.hub import check_reachable, hide_progress_bars
+from vlad.utils.hub import check_reachable
 
 
 class _ResidualBlock(nn.Module):
@@ -118,17 +119,12 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 def build_autoencoder(options: AutoencoderOptions) -> PatchAutoencoder | AutoencoderKL:
     """The autoencoder of the options: an AutoencoderKL loaded from `path`, or a new PatchAutoencoder, not yet fitted.
 
-    Raises UserError when there is no AutoencoderKL at the path.
+    Raises UserError when there is no AutoencoderKL at the path, or its weights do not fit its config.
     """
     if options.path is not None:
         check_reachable("autoencoder.path", options.path, options.revision, "config.json")
-        try:
-            return AutoencoderKL.from_pretrained(options.path, revision=options.revision)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"autoencoder.path: {options.path} holds no AutoencoderKL that diffusers can load; give a folder made"
-                " by save_pretrained or a hub id."
-            ) from error
+        label, remedy = f"autoencoder.path: {options.path}", "give an AutoencoderKL in diffusers' format, or a hub id"
+        return load_complete(AutoencoderKL, options.path, label, remedy, revision=options.revision)
     return PatchAutoencoder(
         options.patch_pixels,
         options.latent_channels,
@@ -146,16 +142,14 @@ def read_autoencoder(folder: Path) -> ImageAutoencoder:
 
     Raises UserError where it is damaged or incomplete, or holds another kind of model.
     """
-    with user_errors(str(folder), unreadable="copy it here again"), hide_progress_bars():
+    remedy = "copy it here again"
+    with user_errors(str(folder), unreadable=remedy):
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
         known: Any = PatchAutoencoder if kind == PatchAutoencoder.__name__ else getattr(diffusers, str(kind), None)
         is_model = inspect.isclass(known) and issubclass(known, ModelMixin)
         if not (is_model and hasattr(known, "encode")):
             raise UserError(f"{folder} holds no autoencoder that diffusers knows ({kind}); name the folder of one.")
-        model, loaded = known.from_pretrained(folder, output_loading_info=True)
-    if loaded["missing_keys"]:
-        raise UserError(f"{folder} is damaged: its weights lack {loaded['missing_keys'][0]}; copy it here again.")
-    autoencoder: ImageAutoencoder = model.eval()
+    autoencoder: ImageAutoencoder = load_complete(known, folder, str(folder), remedy).eval()
     return autoencoder
 
 

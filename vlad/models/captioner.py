@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import PushToHubMixin
 
+from vlad.models.weight_files import load_complete
 from vlad.utils.errors import UserError, reason_of
 from vlad.utils.hardware import best_device
 
@@ -55,8 +56,10 @@ class LVLMCaptioner:
         self.name = path if revision is None else f"{path} at {revision}"
         self._max_new_tokens = max_new_tokens
         self._processor = load_checked_processor(path, revision, option)
+        remedy = "name a folder or hub id of an image-text-to-text model, with its processor"
+        label = f"{option} {self.name}"
+        model = load_complete(AutoModelForImageTextToText, path, label, remedy, heads_allowed=True, revision=revision)
         with _load_errors(option, self.name):
-            model = AutoModelForImageTextToText.from_pretrained(path, revision=revision)
             chosen = best_device() if device == "auto" else device
             self._model = model.to(chosen).eval()
         tokenizer = self._processor.tokenizer

@@ -20,9 +20,9 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from vlad.models.text_encoder.vision_tower import CLIP_MEAN, CLIP_STD
+from vlad.models.weight_files import load_complete
 from vlad.utils.errors import UserError, reason_of
 from vlad.utils.hardware import best_device
-from vlad.utils.hub import hide_progress_bars
 
 # Vocabularies, in the formats of transformers.
 TOKENIZER_FILES = (
@@ -61,13 +61,10 @@ class Preprocessing:
 
 
 def _load(folder: Path) -> Any:
-    try:
-        with hide_progress_bars():
-            model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    except Exception as error:  # damaged weights and wrong configs raise errors of many classes
-        raise UserError(
-            f"{folder} holds no model that transformers can load ({reason_of(error)}); give a complete model folder."
-        ) from error
+    remedy = "give a complete model folder"
+    model = load_complete(
+        AutoModel, folder, str(folder), remedy, heads_allowed=True, local_files_only=True, dtype=torch.float32
+    )
     model.requires_grad_(False).eval()
     return model.to(best_device())
 

@@ -17,18 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
+import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 
 from vlad.models.options import OPTION, BaseTextOptions, StableDiffusionOptions
-from vlad.models.text_encoder.base_encoders import ENCODERS, context_tokens, load_base_text_encoder
+from vlad.models.text_encoder.base_encoders import ENCODERS, context_tokens
 from vlad.models.unet_surgery import check_plain_unet
-from vlad.models.weight_files import describe_mismatches
+from vlad.models.weight_files import load_complete
 from vlad.utils.errors import UserError
 from vlad.utils.failures import user_errors
 from vlad.utils.hub import check_reachable
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 REQUIRED = ("unet", "vae", "scheduler")
+LOAD_REMEDY = (
+    "give a folder with safetensors in diffusers' format, a hub id that can be reached"
+    " (stable_diffusion.variant names its weights, such as fp16), or a .safetensors file"
+)
 XL = "StableDiffusionXL"  # its pipeline classes begin with this
 
 
@@ -79,11 +85,11 @@ def _from_folder(options: StableDiffusionOptions) -> StableDiffusion:
             )
     loaded = []
     for name in names:
+        encoder = _load(getattr(transformers, index[name][1]), options.path, name, {**weights, "dtype": torch.float32})
         with _load_errors(options.path, name):
-            encoder, tokenizer, info = load_base_text_encoder(
-                options.path, name, name.replace("text_encoder", "tokenizer"), index[name][1], weights
+            tokenizer = transformers.CLIPTokenizer.from_pretrained(
+                options.path, subfolder=name.replace("text_encoder", "tokenizer"), revision=options.revision
             )
-        _check_weights(options.path, name, info)
         loaded.append((encoder, tokenizer))
     encoders, tokenizers = tuple(x for x, _ in loaded), tuple(x for _, x in loaded)
     base_text = _base_text_options(index) if names else None
@@ -206,29 +212,7 @@ def _base_text_options(index: Mapping[str, Any]) -> BaseTextOptions:
 
 
 def _load(model_class: Any, path: str, part: str, source: Mapping[str, Any]) -> Any:
-    with _load_errors(path, part):
-        model, info = model_class.from_pretrained(
-            path,
-            subfolder=part,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            low_cpu_mem_usage=False,
-            **source,
-        )
-    _check_weights(path, part, info)
-    return model
-
-
-def _check_weights(path: str, part: str, info: Mapping[str, Any]) -> None:
-    """Raises UserError for weights of a part that do not fit its config, with keys and shapes."""
-    differing = describe_mismatches(
-        info.get("mismatched_keys", ()), info.get("missing_keys", ()), info.get("unexpected_keys", ())
-    )
-    if differing:
-        raise UserError(
-            f"{OPTION}: the weights of {part} in {path} do not fit its config, {differing}; download the model again,"
-            " or name the right one."
-        )
+    return load_complete(model_class, path, f"{OPTION}: the {part} of {path}", LOAD_REMEDY, subfolder=part, **source)
 
 
 def _check(found: StableDiffusion, path: str) -> None:
@@ -267,8 +251,4 @@ def _check(found: StableDiffusion, path: str) -> None:
 
 def _load_errors(path: str, part: str) -> AbstractContextManager[None]:
     """Inside the block a part that diffusers or transformers cannot load raises UserError."""
-    return user_errors(
-        f"{OPTION}: the {part} of {path}",
-        unreadable="give a folder with safetensors in diffusers' format, a hub id that can be reached"
-        " (stable_diffusion.variant names its weights, such as fp16), or a .safetensors file",
-    )
+    return user_errors(f"{OPTION}: the {part} of {path}", unreadable=LOAD_REMEDY)

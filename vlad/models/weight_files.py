@@ -1,58 +1,90 @@
-"""Checking that a pipeline's weight files fit their configs, before anything is loaded.
+"""Loading a model with all of its weights: `from_pretrained` of diffusers and transformers, checked.
 
-    PART/config.json        the wanted names and shapes: the model is built from it on the meta device
-    PART/*.safetensors      the stored names and shapes, read from the files' headers
-
-Loading would stop at the first tensor of another shape, and initialise missing ones at random.
+Both libraries initialise missing tensors at random and ignore unknown ones, with a warning at most.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterable
+import inspect
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors import SafetensorError, safe_open
+import transformers
+from diffusers import ModelMixin
+from transformers import PreTrainedModel
 
-from vlad.utils.errors import UserError
+from vlad.utils.errors import UserError, counted
+from vlad.utils.failures import user_errors
+from vlad.utils.hub import hide_progress_bars
 
+LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 MAX_NAMED = 4  # differing tensors that a message names
-CLASSES: dict[str, Any] = {"UNet2DConditionModel": UNet2DConditionModel, "AutoencoderKL": AutoencoderKL}
 
 
-def check_weight_shapes(folder: Path, option: str) -> None:
-    """Raises UserError when the weights of a UNet or an autoencoder in a pipeline's folder do not fit its config.
+def load_complete(
+    model_class: Any,
+    path: str | Path,
+    label: str,
+    remedy: str,
+    *,
+    heads_allowed: bool = False,
+    pass_on: bool = False,
+    **arguments: Any,
+) -> Any:
+    """The model of a folder or hub id, whose weights are exactly its tensors; `arguments` go to `from_pretrained`.
 
-    The message names the tensors with their shapes. Parts of other classes are skipped.
+    heads_allowed: weights that the model has no use for are ignored: checkpoints of language models hold their heads.
+    pass_on: what the libraries raise for a model that cannot be read is left to the caller.
+    Raises UserError, `label` first and `remedy` last, for a model that cannot be read and for weights that do not fit
+    its config, with names and shapes.
     """
-    for path in sorted(folder.glob("*/config.json")):
-        part = path.parent
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-            model_class = CLASSES.get(config.get("_class_name"))
-            if model_class is None:
-                continue
-            with torch.device("meta"):
-                model = model_class.from_config(config)
-            stored = _stored_shapes(part)
-        except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{option}: {part} is damaged ({reason}); copy it again from where it was made.") from error
-        wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        both = stored.keys() & wanted.keys()
-        differing = describe_mismatches(
-            ((name, stored[name], wanted[name]) for name in both if stored[name] != wanted[name]),
-            wanted.keys() - both,
-            stored.keys() - both,
+    if issubclass(model_class, ModelMixin):
+        arguments["low_cpu_mem_usage"] = False  # diffusers then reports tensors of other shapes, as transformers does
+    with (
+        user_errors(label, unreadable=None if pass_on else remedy),
+        hide_progress_bars(),
+        _muted("diffusers", "transformers"),
+    ):
+        model, found = model_class.from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
         )
-        if differing:
-            raise UserError(
-                f"{option}: the weights in {part} do not fit its config, {differing}; copy it again from where it was"
-                " made, or name the right one."
-            )
+    unexpected = () if heads_allowed else found.get("unexpected_keys", ())
+    differing = describe_mismatches(found.get("mismatched_keys", ()), found.get("missing_keys", ()), unexpected)
+    if differing:
+        raise UserError(f"{label} has weights that do not fit its config, {differing}; {remedy}.")
+    return model
+
+
+def load_parts(
+    folder: Path, index: Mapping[str, Any], own: Mapping[str, Any], label: str, remedy: str, dtype: torch.dtype
+) -> dict[str, Any]:
+    """The models that a pipeline's index names, each as `load_complete` reads it; other parts are left out.
+
+    Only classes of the libraries, and `own` by their names: what is code of the pipeline's is not imported.
+    """
+    parts = {}
+    for name, entry in index.items():
+        module, kind = entry if isinstance(entry, list | tuple) and len(entry) == 2 else (None, None)
+        if module in LIBRARIES:
+            model_class = getattr(LIBRARIES[module], str(kind), None)
+        else:
+            model_class = own.get(str(kind)) if str(module).startswith("vlad.") else None
+        if not (inspect.isclass(model_class) and issubclass(model_class, (ModelMixin, PreTrainedModel))):
+            continue
+        parts[name] = load_complete(
+            model_class,
+            folder / name,
+            f"{label}: the {name} in {folder}",
+            remedy,
+            heads_allowed=issubclass(model_class, PreTrainedModel),
+            dtype=dtype,
+        )
+    return parts
 
 
 def describe_mismatches(
@@ -69,19 +101,24 @@ def describe_mismatches(
     if not differing:
         return ""
     more = f" and {len(differing) - MAX_NAMED} more" if len(differing) > MAX_NAMED else ""
-    return f"{len(differing)} tensors differ: {', '.join(differing[:MAX_NAMED])}{more}"
-
-
-def _stored_shapes(part: Path) -> dict[str, tuple[int, ...]]:
-    files = sorted(part.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError("it holds no .safetensors file")
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        with safe_open(str(file), framework="pt") as opened:
-            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    return shapes
+    counts = f"{counted(len(differing), 'tensor')} {'differs' if len(differing) == 1 else 'differ'}"
+    return f"{counts}: {', '.join(differing[:MAX_NAMED])}{more}"
 
 
 def _shape(shape: Iterable[int]) -> str:
     return "x".join(str(side) for side in shape)
+
+
+@contextmanager
+def _muted(*libraries: str) -> Iterator[None]:
+    """Hides the libraries' warnings of weights that do not fit: a list of every name."""
+    loggers: Mapping[logging.Logger, int] = {
+        logger: logger.level for logger in (logging.getLogger(name) for name in libraries)
+    }
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in loggers.items():
+            logger.setLevel(level)

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import torch
 
+from vlad.models.autoencoder import PatchAutoencoder
+from vlad.models.composition import CompositionModule
 from vlad.models.text_encoder.remote_code import load_remote_code_parts
-from vlad.models.weight_files import check_weight_shapes
+from vlad.models.weight_files import load_parts
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.utils.errors import UserError
 from vlad.utils.failures import user_errors
 from vlad.utils.hub import hide_progress_bars
 
 ALIGNMENT_FILE = "alignment.safetensors"
+OWN_CLASSES = {"PatchAutoencoder": PatchAutoencoder, "CompositionModule": CompositionModule}
 REQUIRED_PARTS = ("lvlm", "tokenizer", "composition", "autoencoder", "refine_unet", "refine_scheduler")
 
 
@@ -39,9 +42,12 @@ def read_pipeline(folder: Path, label: str, dtype: torch.dtype = torch.float32) 
 
     Raises UserError for one that is damaged or incomplete, or whose weights do not fit their configs.
     """
-    check_weight_shapes(folder, label)
     with reporting_damage(folder), hide_progress_bars():
-        return VLADPipeline.from_pretrained(folder, dtype=dtype, **load_remote_code_parts(folder, dtype))
+        parts = load_remote_code_parts(folder, dtype)
+        index = VLADPipeline.load_config(folder)
+        remedy = "copy it again from where it was made, or name the right one"
+        parts |= load_parts(folder, index, OWN_CLASSES, label, remedy, dtype)
+        return VLADPipeline.from_pretrained(folder, dtype=dtype, **parts)
 
 
 def reporting_damage(folder: Path) -> AbstractContextManager[None]:

@@ -7,12 +7,11 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vlad.models.text_encoder.remote_code import load_remote_code_parts
+from vlad.pipeline.folders import read_pipeline
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.training.callbacks.ema import AVERAGES
 from vlad.utils.errors import UserError
 from vlad.utils.failures import user_errors
-from vlad.utils.hub import hide_progress_bars
 
 
 def stored_average(stage: Path, name: str) -> dict[str, Tensor]:
@@ -31,8 +30,7 @@ def averaged_pipeline(folder: Path, stage: str, average: dict[str, Tensor]) -> V
     Raises UserError when the names are not those of the pipeline: after LoRA training of the LVLM, whose adapters have
     been merged, or for another run's average.
     """
-    with hide_progress_bars():
-        pipeline = VLADPipeline.from_pretrained(folder, **load_remote_code_parts(folder))
+    pipeline = read_pipeline(folder, str(folder))
     unet = pipeline.layout_unet if stage == "layout" else pipeline.refine_unet
     places: dict[str, nn.Module | None] = {"unet": unet, "text_side": pipeline.text_side}
     state = {

@@ -29,6 +29,7 @@ from vlad.models.text_encoder.lvlm import LVLMEncoder
 from vlad.models.text_encoder.lvlm_loading import check_same_lvlm, load_lm_head, load_lvlm, load_vision_encoder
 from vlad.models.unet import build_unet
 from vlad.models.unet_surgery import add_text_conditioning, added_parameters, extend_conv_in
+from vlad.models.weight_files import load_complete
 from vlad.pipeline.folders import ALIGNMENT_FILE, read_pipeline, reporting_damage, vlad_pipeline_folder
 from vlad.pipeline.options import SampleOptions
 from vlad.pipeline.vlad_pipeline import VLADPipeline
@@ -67,8 +68,8 @@ def new_text_side(config: Config) -> tuple[TextSide, AlignmentHeads]:
     if config.text_base is None:
         composition = _new_composition(config, lvlm.width)
     else:
-        with reporting_damage(text_folder):
-            composition = CompositionModule.from_pretrained(text_folder / COMPOSITION)
+        label, remedy = f"text_base: {text_folder / COMPOSITION}", "copy it here again, or train it anew"
+        composition = load_complete(CompositionModule, text_folder / COMPOSITION, label, remedy)
     text_side = TextSide(lvlm, composition)
     base_id = config.text_base or config.lvlm.path
     if base_id is not None:

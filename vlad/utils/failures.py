@@ -7,7 +7,6 @@ known by their names here, so that nothing heavy is imported.
 from __future__ import annotations
 
 import errno
-import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +16,6 @@ from vlad.utils.errors import UserError, reason_of
 # How gloo, NCCL and the store say that somebody no longer answers; torch has a class of its own for some of them only.
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed? ?out|broken pipe|socket", re.IGNORECASE)
 _FULL = ("file write failed", "No space left", "Disk quota exceeded")
-# For a damaged, missing or foreign file, or one with code in it, which is not run.
-_UNREADABLE = (
-    *(OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, pickle.UnpicklingError),
-)
-_UNREADABLE_NAMES = ("SafetensorError", "SingleFileComponentError")
 
 
 @contextmanager
@@ -51,10 +45,8 @@ def user_errors(
             kind, remedy = "a data-loading worker was lost", worker
         elif is_full_disk(error):
             kind, remedy = "no space left on the disk", disk
-        elif isinstance(error, _UNREADABLE) or _is_a(error, *_UNREADABLE_NAMES):
+        else:  # a damaged, missing or foreign file, or one with code in it, which is not run
             kind, remedy = "cannot be read", unreadable
-        else:
-            raise
         if remedy is None:
             raise
         raise UserError(f"{what} {kind} ({reason_of(error)}); {remedy}.".lstrip()) from error

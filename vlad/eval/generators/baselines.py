@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from vlad.eval.generators.text_to_image import UNLOADABLE, generators_of, load_diffusers_pipeline
 from vlad.layout.control_images import ALPHABET, character_mask, glyph_edges
 from vlad.layout.glyph_map import render_glyph_map
+from vlad.models.weight_files import load_complete
 from vlad.pipeline.folders import pipeline_class
 from vlad.types import Layout
 from vlad.utils.errors import UserError
@@ -45,17 +46,8 @@ class GlyphControlNet:
         """`arguments` go to the pipeline: num_inference_steps, guidance_scale, controlnet_conditioning_scale."""
         if not controlnet.is_dir():
             raise UserError(f"There is no ControlNet at {controlnet}; put its folder there, or name another place.")
-        try:
-            control, loading = ControlNetModel.from_pretrained(
-                controlnet, local_files_only=True, output_loading_info=True
-            )
-        except UNLOADABLE as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(f"{controlnet} holds no ControlNet of diffusers ({reason}).") from error
-        if loading["missing_keys"]:
-            raise UserError(
-                f"{controlnet} holds no ControlNet of diffusers ({len(loading['missing_keys'])} weights are missing)."
-            )
+        remedy = "give the folder of a ControlNet in diffusers' format"
+        control = load_complete(ControlNetModel, controlnet, str(controlnet), remedy, local_files_only=True)
         from diffusers import AutoPipelineForText2Image  # late: it imports every pipeline that diffusers has
 
         steps = arguments.get("num_inference_steps")

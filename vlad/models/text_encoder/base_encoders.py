@@ -8,35 +8,17 @@ Letters: B batch, M tokens of the encoders' context (77), W and P widths.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from vlad.models.options import BaseTextOptions
 from vlad.types import BaseTextStates, Prompt
-from vlad.utils.hub import hide_progress_bars
 
 # The classes of Stable Diffusion's text encoders.
 ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
-
-
-def load_base_text_encoder(
-    path: str, part: str, tokenizer_part: str, encoder_class: str, source: Mapping[str, Any]
-) -> tuple[nn.Module, Any, dict[str, Any]]:
-    """A text encoder of `ENCODERS` in float32, its tokenizer, and transformers' report of missing and other weights.
-
-    Raises whatever transformers raises.
-    """
-    wanted = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    with hide_progress_bars():
-        encoder, info = getattr(transformers, encoder_class).from_pretrained(path, subfolder=part, **wanted, **source)
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(
-        path, subfolder=tokenizer_part, revision=source.get("revision")
-    )
-    return encoder, tokenizer, info
 
 
 def context_tokens(encoder: Any) -> int:

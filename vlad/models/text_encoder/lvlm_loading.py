@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -37,7 +35,8 @@ from vlad.models.text_encoder.families import (
     text_tower,
 )
 from vlad.models.text_encoder.tiny_qwen import build_byte_tokenizer, build_tiny_qwen
-from vlad.utils.errors import UserError, counted, did_you_mean, reason_of
+from vlad.models.weight_files import load_complete
+from vlad.utils.errors import UserError, did_you_mean, reason_of
 from vlad.utils.hub import NOT_FOUND, check_reachable
 
 CONFIG = "config.json"
@@ -169,13 +168,6 @@ def load_lm_head(options: LVLMOptions, model: Any) -> nn.Linear | None:
     )
 
 
-# For a wrong name, a config with a wrong value, damaged weights, a missing package of remote code, a damaged tokenizer.
-_LOAD_ERRORS = (
-    *(OSError, ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, ImportError),
-    *(StrictDataclassError, SafetensorError, pickle.UnpicklingError),
-)
-
-
 @contextmanager
 def report_load_errors(option: str, path: str, what: str = "model") -> Iterator[None]:
     """Inside the block an error of transformers becomes a UserError; warnings of the hub's retries are silenced."""
@@ -186,7 +178,7 @@ def report_load_errors(option: str, path: str, what: str = "model") -> Iterator[
         yield
     except UserError:
         raise
-    except _LOAD_ERRORS as error:
+    except Exception as error:  # wrong names and configs, damaged files, remote code: they share no class
         if "trust_remote_code" in str(error):
             sentence = (
                 "needs remote code; read it, then set lvlm.trust_remote_code=true and lvlm.revision to the commit that"
@@ -276,23 +268,8 @@ def _without(model_class: Any, dropped: Callable[[str], bool]) -> Any:
 
 
 def _load_complete(model_class: Any, option: str, path: str, **arguments: Any) -> Any:
-    """Loads the model. Raises UserError for missing weights, which transformers would initialise at random."""
-    model, report = model_class.from_pretrained(
-        path, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
-    )
-    if differing := sorted(report["mismatched_keys"]):
-        name, stored, wanted = differing[0]
-        raise UserError(
-            f"{option}: {counted(len(differing), 'weight')} of {path} {'does' if len(differing) == 1 else 'do'} not fit"
-            f" its config, the first is {name} ({tuple(stored)}, not {tuple(wanted)}); download the model again."
-        )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UserError(
-            f"{option}: {path} lacks {len(missing)} weights of its model, the first is {missing[0]}; give a folder that"
-            " holds the whole model."
-        )
-    return model
+    remedy = "give a folder that holds the whole model, or download it again"
+    return load_complete(model_class, path, f"{option}: {path}", remedy, heads_allowed=True, pass_on=True, **arguments)
 
 
 def _normalisation(

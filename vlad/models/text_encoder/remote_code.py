@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoModel
 
 from vlad.models.text_encoder.lvlm_loading import check_code_is_pinned, report_load_errors
+from vlad.models.weight_files import load_complete
 from vlad.utils.errors import UserError
 
 TRUSTED = "VLAD_TRUSTED_CODE"
@@ -43,7 +44,9 @@ def load_remote_code_parts(folder: Path, dtype: torch.dtype = torch.float32) -> 
         )
     check_code_is_pinned(str(directory), None)
     with report_load_errors("The LVLM's code", str(directory)):
-        model = AutoModel.from_pretrained(directory, trust_remote_code=True, local_files_only=True, dtype=dtype)
+        label, remedy = f"The LVLM in {directory}", "copy it here again, or train it anew"
+        arguments = {"trust_remote_code": True, "local_files_only": True, "dtype": dtype}
+        model = load_complete(AutoModel, directory, label, remedy, heads_allowed=True, pass_on=True, **arguments)
     # diffusers looks for the class under the module name in the index, that of the run that saved it.
     sys.modules[library] = sys.modules[type(model).__module__]
     return {PART: model}
