@@ -212,7 +212,7 @@ def test_the_table_of_all_rows(
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert "not measured: no folder of images at" in capsys.readouterr().out
     with pytest.raises(UserError, match="steps 1, now 2"):
-        table1(*call, "vlad.steps=2", "--rows", "vlad")
+        table1(*(part for part in call if part != "vlad.steps=1"), "vlad.steps=2", "--rows", "vlad")
 
 
 def test_remarks_name_each_basis_once_and_missing_images() -> None:
@@ -289,10 +289,10 @@ def test_fid_covers_the_subsets_with_real_images(table1: Callable[..., int], tmp
         (["deepfloyd.stages=[a]"], "names 1 folders"),
         (["artist.path=''"], "path names no model"),
         (["vlad.pixels=500"], "multiple of 8"),
-        (["vlad.text_scale=.nan"], "Row vlad: .*text_scale must be from 0 to 100, not nan"),
+        (["vlad.text_scale=nan"], "Row vlad: .*text_scale must be from 0 to 100, not nan"),
         (["stable-diffusion.text_scale=101"], "text_scale must be from 0 to 100, not 101"),
         (["vlad.layout_scale=-1"], "layout_scale must be from 0 to 100, not -1"),
-        (["controlnet.control_scale=.inf"], "control_scale must be from 0 to 100, not inf"),
+        (["controlnet.control_scale=inf"], "control_scale must be from 0 to 100, not inf"),
         ([f"vlad.path={'x' * 300}"], "Row vlad: path 'x+...' is not a usable path"),
         ([f"controlnet.planner={'x' * 300}"], "Row controlnet: planner 'x+...' is not a usable path"),
         (["controlnet.planner=''"], "planner names no run"),
@@ -352,7 +352,7 @@ def test_models_of_another_kind_are_refused(ours: Path, without_layouts: Path, s
         ),
         (
             Entry(kind="controlnet", path=str(stable_diffusion), controlnet=str(stable_diffusion / "vae")),
-            "no ControlNet of diffusers",
+            "has weights that do not fit its config, .* give the folder of a ControlNet",
         ),
         (Entry(path=str(stable_diffusion), scheduler="Nonesuch"), "no scheduler 'Nonesuch'"),
     ):
