@@ -11,6 +11,7 @@ from vlad.data.shard_sets import ShardSets, check_enough_samples, open_sets
 from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.data.signs import render_sign
 from vlad.data.splits import hold_out, mix_sets, prefix_captions, repeat_samples
+from vlad.types import Layout, Sample
 from vlad.utils.errors import UserError
 
 
@@ -87,3 +88,24 @@ def test_a_trigger_word_is_in_every_caption_of_its_own_set_once(sets: ShardSets,
     assert not [caption for caption in captions if caption not in with_word and "neon" in caption]
     named = first_samples(prefix_captions(sets, "that says"), options, 20)
     assert {sample.caption.count("that says") for sample in named} == {1}
+
+
+@pytest.mark.parametrize(
+    ("word", "caption", "is_there"),
+    [
+        ("art", "a party at night", False),
+        ("art", "art, a sign", True),
+        ("art", "a sign, art", True),
+        ("art", "an art-deco sign", False),
+        ("art", "state-of-the-art", False),
+        ("neon style", "neon styles", False),
+        ("neon style", "a sign, neon style.", True),
+        ("v1.0", "v1x0", False),
+        ("[v]", "a [v] sign", True),
+        ("élan", "delan", False),
+    ],
+)
+def test_a_prefix_is_there_only_as_words_of_its_own(sets: ShardSets, word: str, caption: str, is_there: bool) -> None:
+    prefixed = prefix_captions(sets, word)
+    sample = Sample(key="a", caption=caption, image=np.zeros((2, 2, 3), np.uint8), layout=Layout(()))
+    assert prefixed.with_prefix(0, sample).caption == (caption if is_there else f"{word}, {caption}")

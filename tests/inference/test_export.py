@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -49,11 +50,19 @@ def test_an_export_holds_variants_a_card_and_examples(pipeline_folder: Path, tmp
         UNet2DConditionModel.from_pretrained(out, subfolder="refine_unet", variant=variant)
         (file,) = (out / "refine_unet").glob(f"*.{variant}.safetensors")
         assert {value.dtype for value in load_file(file).values()} == {dtype}
-    # Again into the same folder; other folders are not overwritten.
-    export_run(run, out)
+    # Another export into the same folder replaces this one; other folders, and files of others, are left alone.
+    (out / "notes.txt").write_text("mine", encoding="utf-8")
+    export_run(run, out, ["fp16"], examples=[])
+    assert not list(out.rglob("*.bf16.*")) and not (out / "examples").exists()
+    assert list(out.rglob("*.fp16.*")) and (out / "notes.txt").read_text(encoding="utf-8") == "mine"
+    assert not list(out.glob(".export-*"))
+    kept = {path: path.read_bytes() for path in (pipeline_folder / "refine_unet").iterdir()}
+    with pytest.raises(UserError, match="holds files that no export has made"):
+        export_run(run, pipeline_folder)
+    assert all(path.read_bytes() == content for path, content in kept.items())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear", encoding="utf-8")
-    with pytest.raises(UserError, match="holds other files than a pipeline's; name an empty"):
+    with pytest.raises(UserError, match="holds files that no export has made; name an empty"):
         export_run(run, tmp_path / "mine")
     with pytest.raises(UserError, match="Did you mean 'fp16'"):
         export_run(run, out, ["bp16"])
@@ -71,12 +80,23 @@ def test_the_card_of_a_folder_without_its_run(pipeline_folder: Path, tmp_path: P
     assert "Examples" not in card
 
 
-def test_a_refused_upload_raises_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("no way there"),
+        httpx.ConnectError("no way there"),
+        RuntimeError("no way there"),
+        KeyError("no way there"),
+    ],
+)
+def test_a_refused_upload_raises_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise OSError("no way there")
+        raise error
 
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
-    with pytest.raises(UserError, match=r"The upload of .* to me/mine failed \(no way there\)"):
+    with pytest.raises(UserError, match=r"The upload of .* to me/mine failed \(.*no way there"):
         push(tmp_path, "me/mine")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -46,9 +47,9 @@ class ShardSets:
         return tuple(np.diff(ends).tolist())
 
     def with_prefix(self, number: int, sample: Sample) -> Sample:
-        """A sample of a set with the set's prefix before its caption, unless the caption contains it."""
+        """A sample of a set, the set's prefix before its caption unless that has it already as words of its own."""
         prefix = self.prefixes[number] if self.prefixes else ""
-        if not prefix or prefix in sample.caption:
+        if not prefix or re.search(rf"(?<![\w-]){re.escape(prefix)}(?![\w-])", sample.caption):
             return sample
         return replace(sample, caption=f"{prefix}, {sample.caption}")
 

@@ -3,6 +3,7 @@
 OUT/model_index.json and a folder a part     loaded by `VLADPipeline.from_pretrained(OUT)`
 OUT/PART/*.fp16.safetensors, *.bf16....      the same in half precision, for `variant="fp16"`
 OUT/README.md, OUT/examples/*.png            the model card
+OUT/export.json                              the names of all these files: another export replaces them, and no others
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,11 @@ from vlad.inference.load_pipeline import MODULES, load_pipeline, model_fingerpri
 from vlad.pipeline.folders import ALIGNMENT_FILE
 from vlad.pipeline.image_request import ImageRequest
 from vlad.pipeline.vlad_pipeline import VLADPipeline
-from vlad.utils.errors import UserError, did_you_mean
+from vlad.utils.errors import UserError, did_you_mean, reason_of
 from vlad.utils.hub import hide_progress_bars
 from vlad.utils.paths import writable_directory
 
+FILES = "export.json"
 VARIANTS = {"fp16": "float16", "bf16": "bfloat16"}
 EXAMPLES = (
     'a blue sign that says "HOUSE" in white letters at the top',
@@ -38,7 +41,8 @@ def export_run(
 ) -> Path:
     """Writes a finished run, or a pipeline folder, to `out`; returns the model card's path.
 
-    Raises UserError for a run that is not finished, an unknown variant, and an `out` that holds something else.
+    An earlier export there is replaced when this one is complete; files of others beside it stay. Raises UserError for
+    a run that is not finished, an unknown variant, and an `out` that holds something else.
     """
     for variant in variants:
         if variant not in VARIANTS:
@@ -47,8 +51,8 @@ def export_run(
             )
     if out.resolve() in (run.resolve(), (run / "pipeline").resolve()):
         raise UserError(f"{out} is the folder to export; name an empty or a new directory with --out.")
-    if out.is_dir() and any(out.iterdir()) and not (out / "model_index.json").is_file():
-        raise UserError(f"{out} holds other files than a pipeline's; name an empty or a new directory with --out.")
+    if out.is_dir() and any(out.iterdir()) and not _exported_files(out):
+        raise UserError(f"{out} holds files that no export has made; name an empty or a new directory with --out.")
     pipeline = load_pipeline(run)
     weights = sum(
         p.nbytes
@@ -57,6 +61,21 @@ def export_run(
         for p in getattr(pipeline, name).parameters()
     )
     writable_directory(out, "the export", needed_bytes=weights * (2 + len(variants)) // 2)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as staged:
+        card = _write(pipeline, run, Path(staged), variants, licence, examples)
+        _replace_export(Path(staged), out)
+    return out / card
+
+
+def _write(
+    pipeline: VLADPipeline,
+    run: Path,
+    out: Path,
+    variants: Sequence[str],
+    licence: str | None,
+    examples: Sequence[str],
+) -> str:
+    """Writes all files of an export to an empty folder; returns the model card's name."""
     images = _generate_examples(pipeline, examples, out / "examples")
     with hide_progress_bars():
         for variant in variants:
@@ -69,9 +88,39 @@ def export_run(
     if heads is not None:  # fine-tuning starts from them
         shutil.copyfile(heads, out / ALIGNMENT_FILE)
     config = load_config(run / "config.yaml") if (run / "config.yaml").is_file() else None
-    card = out / "README.md"
-    card.write_text(_card(pipeline, config, run, images, variants, licence), encoding="utf-8")
-    return card
+    (out / "README.md").write_text(_card(pipeline, config, run, images, variants, licence), encoding="utf-8")
+    return "README.md"
+
+
+def _exported_files(out: Path) -> list[str]:
+    """The names of the files of an earlier export to `out`, relative to it; empty where there is none."""
+    names = _read_json(out / FILES).get("files")
+    if not isinstance(names, list):
+        return []
+    return [str(name) for name in names if out.resolve() in (out / str(name)).resolve().parents]
+
+
+def _replace_export(staged: Path, out: Path) -> None:
+    """Moves a complete export into `out`, and removes what an earlier one has left there."""
+    files = sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file())
+    before = _exported_files(out)
+    # First: after a kill in between, another export knows what to replace.
+    _write_json(out / FILES, {"files": sorted({*before, *files})})
+    for name in before:
+        (out / name).unlink(missing_ok=True)
+    for name in files:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (staged / name).replace(out / name)
+    _write_json(out / FILES, {"files": files})
+    for folder in {(out / name).parent for name in before} - {out}:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    partial.replace(path)
 
 
 def push(folder: Path, repository: str) -> str:
@@ -80,16 +129,15 @@ def push(folder: Path, repository: str) -> str:
     Raises UserError where there is no token, or the hub refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     api = HfApi()
     try:
         api.create_repo(repository, private=True, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export of vlad")
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        files = _exported_files(folder) or None  # what others have put beside it stays here
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export of vlad", allow_patterns=files)
+    except Exception as error:  # no network, no token, a wrong name, a refusal: they share no class
         raise UserError(
-            f"The upload of {folder} to {repository} failed ({reason}); log in with `hf auth login`, name it"
+            f"The upload of {folder} to {repository} failed ({reason_of(error)}); log in with `hf auth login`, name it"
             " OWNER/NAME, and try again: the folder is complete."
         ) from error
     return f"https://huggingface.co/{repository}"
