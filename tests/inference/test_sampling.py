@@ -365,3 +365,22 @@ def test_a_damaged_or_foreign_image_has_no_recipe(tmp_path: Path) -> None:
     for name, said in (("foreign.png", "no recipe"), ("broken.png", "no image"), ("none.png", "no image")):
         with pytest.raises(UserError, match=said):
             read_recipe(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "name", [f"{BLUE_NAME}-s0.png", f"layouts/{BLUE_NAME}-s0.json", f"layouts/{BLUE_NAME}-s0-plan.png", "index.jsonl"]
+)
+@pytest.mark.parametrize("options", [(), ("--overwrite",), ("--layout-only",)])
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_file_under_a_files_name_is_refused_before_anything_is_generated(
+    pipeline_folder: Path, tmp_path: Path, name: str, options: tuple[str, ...], kind: str
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    if kind == "folder":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    with pytest.raises(UserError, match=rf"{name} is not a file; rename it"):
+        call(pipeline_folder, "--prompt", BLUE, "--seed", 0, "--out", tmp_path, *options)
+    assert not [found for found in tmp_path.rglob("*") if found.is_file()]

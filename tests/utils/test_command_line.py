@@ -84,6 +84,11 @@ def raising(error: BaseException) -> Callable[[], int | None]:
         (lambda: 0, 0, ""),
         (lambda: 3, 3, ""),
         (raising(UserError("There is no run at x; train one.")), 2, "error: There is no run at x; train one.\n"),
+        (
+            lambda: Path("long" * 100).is_file(),
+            2,
+            f"error: '{'long' * 25}...' is not a usable path (File name too long); name another.\n",
+        ),
         (raising(KeyboardInterrupt()), 130, "Interrupted.\n"),
     ],
 )

@@ -119,9 +119,10 @@ def generate_into(
 ) -> int:
     """Generates the images (or layouts) that do not exist yet; returns how many existed.
 
-    Raises UserError for an image of another recipe under a name (unless `overwrite`), and when memory runs out; what
-    is finished by then is kept.
+    Raises UserError for an image of another recipe under a name (unless `overwrite`), for a folder there, and when
+    memory runs out; what is finished by then is kept.
     """
+    out.check_names([named.name for named in requests])
     missing = [named for named in requests if overwrite or not _exists(out, sampler, named, layout_only)]
     existing, size = len(requests) - len(missing), sampler.settings.batch_size
     with (

@@ -49,6 +49,13 @@ class OutputDirectory:
     def _plan_file(self, name: str) -> Path:
         return self.path / "layouts" / f"{name}-plan.png"
 
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raises UserError for a folder, pipe or device that has the name of a file which is to be written."""
+        kinds = (self.image_file, self.layout_file, self._overlay_file, self._plan_file)
+        for path in (self.path / "index.jsonl", *(kind(name) for name in names for kind in kinds)):
+            if path.exists() and not path.is_file():
+                raise UserError(f"{path} is not a file; rename it, or name another directory with --out.")
+
     def has_image(self, name: str, recipe: Recipe) -> bool:
         """Whether the image is there already. Raises UserError where one of another recipe has its name."""
         path = self.image_file(name)

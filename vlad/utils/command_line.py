@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ from typing import NoReturn
 from vlad.utils.errors import UserError, did_you_mean
 from vlad.utils.launcher import current_launch, forget_stray_ranks
 
+UNUSABLE_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
 OTHER_RANKS_WAIT_SECONDS = 3.0  # torchrun looks for ended processes ten times a second
 
 
@@ -144,6 +146,14 @@ def run_command_line(main: Callable[[], int | None]) -> None:
     except UserError as error:
         _wait_for_local_rank_zero()
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in UNUSABLE_NAMES:
+            raise
+        # Path.is_file() and its like raise for these, so that any of the names that a user gives may end here.
+        shown = str(error.filename)
+        shown = shown if len(shown) <= 100 else f"{shown[:100]}..."
+        print(f"error: {shown!r} is not a usable path ({error.strerror}); name another.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
