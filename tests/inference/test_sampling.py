@@ -104,7 +104,7 @@ def test_a_prompt_without_quoted_strings_is_reported_and_generated(
 ) -> None:
     assert call(pipeline_folder, "--prompt", BLUE, "--out", tmp_path / "quoted") == 0
     assert "quotes nothing" not in capsys.readouterr().err
-    asked = ("--prompt", "a sign that says HOUSE", "--prompt", BLUE, "--prompt", "a wall")
+    asked = ("--prompt", "a sign that says house", "--prompt", BLUE, "--prompt", "a wall")
     assert call(pipeline_folder, *asked, "--out", tmp_path / "mixed") == 0
     (note,) = [note for note in capsys.readouterr().err.splitlines() if "quotes nothing" in note]
     assert note.startswith("--prompt: ") and "quotation marks" in note and "1 more" in note

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlad.models.text_encoder.prompt import find_objects, find_quotes, nested_marks, parse_prompt
+from vlad.models.text_encoder.prompt import find_objects, find_quotes, notes_on_quotations, parse_prompt
 from vlad.types import Span
 from vlad.utils.errors import UserError
 
@@ -52,7 +52,7 @@ def test_the_outer_marks_win_and_the_inner_ones_are_spelled() -> None:
 def test_apostrophes_quote_only_what_is_between_two(text: str) -> None:
     prompt = parse_prompt(f"{text} beside a sign that says 'GO'")
 
-    assert prompt.strings == (("n", "GO") if "'n'" in text else ("GO",))
+    assert prompt.strings == ("GO",)
 
 
 @pytest.mark.parametrize("pair", ["''", "‘’"])
@@ -162,7 +162,9 @@ def test_strict_parsing_agrees_with_lenient_where_it_accepts(text: str) -> None:
         strict = parse_prompt(text)
     except UserError:
         return
-    assert parse_prompt(text, strict=False) == strict
+    lenient = parse_prompt(text, strict=False)
+    # Capitals without marks are the words to spell in prompts that people type.
+    assert lenient == strict or not lenient.quotes
 
 
 @settings(max_examples=300, deadline=None, database=None)
@@ -216,4 +218,4 @@ def test_spans_of_objects_point_at_their_text_and_never_overlap(text: str, objec
 
 def test_nested_marks_are_reported() -> None:
     prompt = parse_prompt("a poster: “say ‘NO’ twice” and 'DON'T'")
-    assert [quote.text for quote in nested_marks(prompt)] == ["say ‘NO’ twice"]
+    assert notes_on_quotations(prompt) == ("The quotation marks inside 'say ‘NO’ twice' are spelled like its letters.",)

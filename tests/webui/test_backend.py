@@ -78,7 +78,7 @@ def test_an_unreadable_canvas_raises_one_sentence(value: object, message: str) -
 
 def test_a_prompt_without_quoted_strings_has_no_plan(backend: Backend) -> None:
     with pytest.raises(UserError, match="quotes nothing; put what"):
-        backend.plan("a blue sign that says HOUSE", "3")
+        backend.plan("a blue sign that says house", "3")
 
 
 def test_generating_from_a_plan_before_and_after_it_is_moved(backend: Backend) -> None:

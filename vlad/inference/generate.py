@@ -14,7 +14,7 @@ from vlad.inference.output_directory import OutputDirectory
 from vlad.inference.prompt_requests import PromptRequest, RejectedPrompt
 from vlad.inference.recipes import Recipe
 from vlad.layout.image_edits import Edit
-from vlad.models.text_encoder.prompt import nested_marks, quoted
+from vlad.models.text_encoder.prompt import notes_on_quotations, quoted
 from vlad.pipeline.image_request import ImageRequest
 from vlad.pipeline.options import SampleSettings
 from vlad.pipeline.vlad_pipeline import Reader, VLADPipeline
@@ -87,8 +87,8 @@ def name_requests(
             unquoted.append(
                 f"{prompt.place}: the prompt quotes nothing; put what the image has to spell in quotation marks."
             )
-        for quote in nested_marks(prompt.prompt):
-            print(f"The quotation marks inside {quote.text!r} are spelled like its letters.", file=sys.stderr)
+        for note in notes_on_quotations(prompt.prompt):
+            print(note, file=sys.stderr)
         slug = re.sub(r"[^a-z0-9]+", "-", prompt.prompt.text.lower()).strip("-")[:60]
         requests += [
             NamedRequest(f"{number:04d}-{slug}-s{seed}", replace(request, seed=seed), given is not None)

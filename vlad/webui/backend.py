@@ -21,7 +21,7 @@ from vlad.inference.options import parse_seeds
 from vlad.inference.recipes import origin_of, recipe_to_json, save_image
 from vlad.layout.image_edits import Edit, fit_lines_into_mask
 from vlad.layout.masks import polygons_mask
-from vlad.models.text_encoder.prompt import parse_prompt, plain_prompt
+from vlad.models.text_encoder.prompt import notes_on_quotations, parse_prompt, plain_prompt
 from vlad.pipeline.image_request import ImageRequest
 from vlad.pipeline.options import SampleSettings
 from vlad.pipeline.vlad_pipeline import VLADPipeline
@@ -143,6 +143,10 @@ class Backend:
         source = EditSource(Path(path).name, boxes, pixels_fingerprint(image), pixels_fingerprint(mask))
         settings = self._settings(controls, width=width, height=height)
         return self._generate(request, _parse_seeds(seeds), settings, source)[0]
+
+    def notes(self, prompt: str) -> tuple[str, ...]:
+        """How quotations of a prompt were read where there are two ways."""
+        return notes_on_quotations(self._check_prompt(prompt)) if prompt.strip() else ()
 
     def _settings(self, controls: Controls, **size: int) -> SampleSettings:
         if controls.steps is not None and controls.steps > MOST_STEPS:

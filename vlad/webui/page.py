@@ -161,12 +161,19 @@ def _add_generation(gr: Any, backend: Backend) -> None:
         with gr.Column():
             gallery = _Gallery(gr, "draw")
 
+    def show_notes(text: str) -> None:
+        for note in backend.notes(text):
+            gr.Info(note)
+
     def on_plan(text: str, seeds_text: str) -> dict[str, Any]:
-        return canvas_value(backend.plan(text, seeds_text))
+        planned = canvas_value(backend.plan(text, seeds_text))
+        show_notes(text)
+        return planned
 
     def on_generate(text: str, seeds_text: str, lines: Any, *values: Any) -> tuple:
         before = canvas_state(lines)
         results, after = backend.generate(text, before, seeds_text, _controls_of(values))
+        show_notes(text)
         used = results[0].recipe["prompt"]  # with the canvas's words in place of the prompt's
         new_canvas = same_lines_value(after.strings) if after.layout is before.layout else canvas_value(after)
         return gr.skip() if used == text else used, new_canvas, *gallery.values(results)

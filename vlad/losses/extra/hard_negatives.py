@@ -24,7 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlad.models.text_encoder.prompt import CLOSING_MARKS, parse_prompt
+from vlad.models.text_encoder.prompt import parse_prompt
+from vlad.models.text_encoder.quotations import CLOSING_MARKS
 from vlad.types import Prompt, Span
 from vlad.utils.distributed import derived_seed
 

@@ -1,44 +1,14 @@
-"""Prompt parsing: quoted strings and object phrases, each with its character span.
-
-A quoted string is a text that the image has to spell. These pairs of quotation marks are known:
-"" '' “” „“ ”” ‘’ ‚‘ «» »« »» ‹› ›‹ 「」 『』 ＂＂.
-A straight or curly apostrophe inside a word (don't, it’s, the dogs' bowl) is not a mark. Scripts that write words
-without spaces, or endings straight after a quotation (写着'你好'的, '안녕'이라고), have no apostrophes.
-"""
+"""Prompt parsing: quoted strings (`quotations.py`) and object phrases, each with its character span."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 
+from vlad.models.text_encoder.quotations import CLOSING_MARKS, NO_APOSTROPHE, joins_letter, read_quotations
 from vlad.types import Prompt, Span
 from vlad.utils.errors import UserError
 
-CLOSING_MARKS = {
-    '"': '"',
-    "'": "'",
-    "“": "”“",
-    "„": "“”",
-    "”": "”",
-    "‘": "’",
-    "‚": "‘’",
-    "«": "»",
-    "»": "«»",
-    "‹": "›",
-    "›": "‹›",
-    "「": "」",
-    "『": "』",
-    "＂": "＂",
-}
-APOSTROPHES = "'’"
-# These open in some languages (»so«, ”so”, 'so') and close in others: directly after a letter they close.
-_EITHER = "'”»›"
-# Thai and Lao, Burmese, Hangul, Khmer, and from the CJK radicals on: kana, Han and the wide forms.
-_NO_APOSTROPHE = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\ua4cf\ua960-\ua97f\uac00-\ud7ff"
-    "\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
-)
 # A phrase ends where one of these begins: verbs of writing, conjunctions, prepositions, relative pronouns.
 PHRASE_BREAKS = frozenset(
     """above across against and are around as at be behind being below beneath beside between but by down during for
@@ -49,73 +19,9 @@ PHRASE_BREAKS = frozenset(
 _WORD = re.compile(r"\w+(?:[-'’]\w+)*", re.UNICODE)
 
 
-def _joins(character: str) -> bool:
-    """Whether the character belongs to the letter before it: combining marks, vowel signs, joiners."""
-    return unicodedata.category(character) in ("Mn", "Mc", "Me", "Cf")
-
-
-def _takes_apostrophe(character: str) -> bool:
-    """Whether an apostrophe can follow or precede it: letters and digits of scripts that have apostrophes."""
-    return (character.isalnum() or _joins(character)) and not _NO_APOSTROPHE.match(character)
-
-
-def _is_apostrophe(text: str, index: int) -> bool:
-    """Whether the mark at `index` is between two letters: don't, l’eau."""
-    if text[index] not in APOSTROPHES:
-        return False
-    before = text[index - 1] if index > 0 else " "
-    after = text[index + 1] if index + 1 < len(text) else " "
-    return _takes_apostrophe(before) and _takes_apostrophe(after)
-
-
-def _opens(text: str, index: int) -> bool:
-    """Whether the mark at `index` can open a quotation: a closing quote never follows a word's own letters."""
-    if text[index] not in CLOSING_MARKS or _is_apostrophe(text, index):
-        return False
-    # "the dogs' bowl", 6” of wood: directly after a letter such a mark closes, even if nothing was opened.
-    return text[index] not in _EITHER or index == 0 or not _takes_apostrophe(text[index - 1])
-
-
-def _closing_index(text: str, start: int, closing: str) -> int | None:
-    """Where the quotation whose content starts at `start` ends: the first of `closing` that is no apostrophe."""
-    for index in range(start, len(text)):
-        if text[index] in closing and not _is_apostrophe(text, index):
-            return index
-    return None
-
-
 def find_quotes(text: str, strict: bool = True) -> tuple[Span, ...]:
-    """The quoted strings of a prompt, outermost marks first, without empty ones.
-
-    With `strict`, a mark that is never closed and marks around nothing raise UserError (with their place); otherwise,
-    for captions from the web, such a mark is a plain character.
-    """
-    quotes: list[Span] = []
-    index = 0
-    while index < len(text):
-        if not _opens(text, index):
-            index += 1
-            continue
-        end = _closing_index(text, index + 1, CLOSING_MARKS[text[index]])
-        if end is None:
-            if strict:
-                raise UserError(
-                    f"The quotation mark {text[index]} at character {index + 1} of the prompt {text!r} is never"
-                    f" closed; add {CLOSING_MARKS[text[index]][0]} after the words to spell, or remove it."
-                )
-            index += 1
-            continue
-        content = text[index + 1 : end]
-        if strict and not content.strip():
-            raise UserError(
-                f"Nothing is between the quotation marks at character {index + 1} of the prompt {text!r}; write the"
-                " words to spell there, or take the marks out."
-            )
-        if content.strip():
-            start = index + 1 + len(content) - len(content.lstrip())
-            quotes.append(Span(content.strip(), start, start + len(content.strip())))
-        index = end + 1
-    return tuple(quotes)
+    """The quoted strings of a prompt (`quotations.py`), outermost marks first, without empty ones."""
+    return read_quotations(text, strict).spans
 
 
 def find_phrases(text: str, quotes: tuple[Span, ...]) -> tuple[Span, ...]:
@@ -135,13 +41,13 @@ def find_phrases(text: str, quotes: tuple[Span, ...]) -> tuple[Span, ...]:
     def close_run() -> None:
         if any(match.group().lower() not in ("a", "an", "the") for match in run):
             start, end = run[0].start(), run[-1].end()
-            while end < len(text) and _joins(text[end]):
+            while end < len(text) and joins_letter(text[end]):
                 end += 1
             phrases.append(Span(text[start:end], start, end))
         run.clear()
 
     for match in words:
-        if run and not all(c.isspace() or _joins(c) for c in text[run[-1].end() : match.start()]):
+        if run and not all(c.isspace() or joins_letter(c) for c in text[run[-1].end() : match.start()]):
             close_run()
         if match.group().lower() in PHRASE_BREAKS:
             close_run()
@@ -162,9 +68,9 @@ def find_objects(text: str, objects: Sequence[str]) -> tuple[Span | None, ...]:
         words = objects[index].split()
         if not words:
             continue
-        pattern = r"(?<!\w)" * (words[0][0].isalnum() and not _NO_APOSTROPHE.match(words[0][0]))
+        pattern = r"(?<!\w)" * (words[0][0].isalnum() and not NO_APOSTROPHE.match(words[0][0]))
         pattern += r"\s+".join(re.escape(word) for word in words)
-        pattern += r"(?!\w)" * (words[-1][-1].isalnum() and not _NO_APOSTROPHE.match(words[-1][-1]))
+        pattern += r"(?!\w)" * (words[-1][-1].isalnum() and not NO_APOSTROPHE.match(words[-1][-1]))
         for match in re.finditer(pattern, text, re.IGNORECASE):
             span = Span(match.group(), *match.span())
             if all(span.end <= other.start or span.start >= other.end for other in taken):
@@ -174,9 +80,13 @@ def find_objects(text: str, objects: Sequence[str]) -> tuple[Span | None, ...]:
     return tuple(found)
 
 
-def nested_marks(prompt: Prompt) -> tuple[Span, ...]:
-    """The quoted strings that contain quotation marks, which will be spelled like letters."""
-    return tuple(quote for quote in prompt.quotes if find_quotes(quote.text, strict=False))
+def notes_on_quotations(prompt: Prompt) -> tuple[str, ...]:
+    """A sentence for each quotation that could be read in two ways: what it was taken for, how to write the other."""
+    nested = [quote.text for quote in prompt.quotes if find_quotes(quote.text, strict=False)]
+    return (
+        *read_quotations(prompt.text).notes,
+        *(f"The quotation marks inside {text!r} are spelled like its letters." for text in nested),
+    )
 
 
 def parse_prompt(text: str, strict: bool = True, objects: Sequence[str] = ()) -> Prompt:
