@@ -72,7 +72,7 @@ def test_an_export_holds_variants_a_card_and_examples(pipeline_folder: Path, tmp
 
 
 def test_the_card_of_a_folder_without_its_run(pipeline_folder: Path, tmp_path: Path) -> None:
-    card = export_run(pipeline_folder, tmp_path, examples=['a sign that says "EXTRAORDINARY"']).read_text(
+    card = export_run(pipeline_folder, tmp_path, examples=['a sign that says "EXTRAORDINARY EXTRAORDINARY"']).read_text(
         encoding="utf-8"
     )
     for text in ("license: unknown", "Not recorded", "Not evaluated", "No licence has been given"):

@@ -74,12 +74,13 @@ def test_a_bad_line_is_reported_and_the_others_are_generated(
     pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text(f'{BLUE}\na sign that says "HOUSE\n{RED}\na sign that says "EXTRAORDINARY"\n', encoding="utf-8")
+    too_long = 'a sign that says "EXTRAORDINARY EXTRAORDINARY"'
+    prompts.write_text(f'{BLUE}\na sign that says "HOUSE\n{RED}\n{too_long}\n', encoding="utf-8")
     assert call(pipeline_folder, "--prompts", prompts, "--out", tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert "prompts.txt, line 2: The quotation mark" in said
     assert "prompts.txt, line 4:" in said
-    assert "EXTRAORDINARY" in said
+    assert "EXTRAORDINARY EXTRAORDINARY" in said
     assert "2 of 4 prompts" in said
     # The third line keeps its number: correcting the second moves nothing.
     assert images(tmp_path / "out") == [f"{BLUE_NAME}-s0.png", "0002-a-red-sign-that-says-bus-s0.png"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlad.models.text_encoder.prompt import notes_on_quotations, parse_prompt
+from vlad.models.text_encoder.prompt import notes_on_quotations, parse_prompt, wrap_strings
 from vlad.models.text_encoder.quotations import read_quotations
 from vlad.utils.errors import UserError
 
@@ -124,3 +124,25 @@ def test_captions_from_the_web_are_taken_at_their_marks() -> None:
 def test_a_mark_without_its_other_is_refused(prompt: str) -> None:
     with pytest.raises(UserError, match="is never closed"):
         parse_prompt(prompt)
+
+
+@pytest.mark.parametrize(
+    ("string", "lines"),
+    [
+        ("HELLO", ("HELLO",)),
+        ("HELLO\nWORLD", ("HELLO", "WORLD")),
+        ("HELLO\\nWORLD", ("HELLO", "WORLD")),
+        ("HELLO\r\n\u2028WORLD", ("HELLO", "WORLD")),
+        ("NOW OPEN ON SUNDAYS", ("NOW OPEN", "ON", "SUNDAYS")),
+        ("A B C D E F", ("A B C D", "E F")),
+        ("ANTIDISESTABLISHMENT", ("ANTIDIS", "ESTABLI", "SHMENT")),
+        ("TO ANTIDISES", ("TO", "ANTID", "ISES")),
+        ("  SPACED   OUT  ", ("SPACED", "OUT")),
+    ],
+)
+def test_strings_are_set_in_lines_that_the_model_writes(string: str, lines: tuple[str, ...]) -> None:
+    text = f'a sign that says "{string}" and "BYE"'
+    wrapped = wrap_strings(parse_prompt(text), 8)
+    assert wrapped.strings == (*lines, "BYE")
+    assert all(text[quote.start : quote.end] == quote.text for quote in wrapped.quotes)
+    assert (wrapped.text, wrapped.phrases) == (text, parse_prompt(text).phrases)

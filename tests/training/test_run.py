@@ -391,7 +391,7 @@ def test_two_processes_train_together(world: Path) -> None:
         (SAMPLE, ["{run}"], "--prompt"),
         (SAMPLE, ["{run}", "--prompt", " "], "empty"),
         (SAMPLE, ["{run}", "--prompt", 'a sign that says "HOUSE'], "never closed"),
-        (SAMPLE, ["{run}", "--prompt", 'a sign that says "EXTRAORDINARY"'], "EXTRAORDINARY"),
+        (SAMPLE, ["{run}", "--prompt", 'a sign that says "EXTRAORDINARY EXTRAORDINARY"'], "EXTRAORDINARY"),
         (SAMPLE, ["{run}", "--prompt", 'a sign that says "看"'], "看"),
         (SAMPLE, ["{run}", "--prompt", "x", "--layout", "none.json"], "none.json"),
         (SAMPLE, ["{run}", "--prompt", "x", "--out", "/proc/none"], "/proc/none"),

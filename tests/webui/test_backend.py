@@ -44,7 +44,7 @@ def layout_of(*texts: str, colour: str | None = None) -> Layout:
     ],
 )
 def test_the_prompt_follows_the_canvas(prompt: str, texts: list[str], colour: str | None, expected: str) -> None:
-    assert prompt_of_canvas(prompt, layout_of(*texts, colour=colour)) == expected
+    assert prompt_of_canvas(prompt, layout_of(*texts, colour=colour), 8) == expected
 
 
 def test_canvas_values_round_trip() -> None:

@@ -89,6 +89,11 @@ def name_requests(
             )
         for note in notes_on_quotations(prompt.prompt):
             print(note, file=sys.stderr)
+        wrapped = request.prompt.strings
+        if len(wrapped) > len(strings):
+            print(
+                f"{prompt.place}: its strings are set in {len(wrapped)} lines: {' / '.join(wrapped)}", file=sys.stderr
+            )
         slug = re.sub(r"[^a-z0-9]+", "-", prompt.prompt.text.lower()).strip("-")[:60]
         requests += [
             NamedRequest(f"{number:04d}-{slug}-s{seed}", replace(request, seed=seed), given is not None)

@@ -32,14 +32,15 @@ def check_strings(prompt: Prompt, layout: Layout | None, max_strings: int, max_c
     for source, strings in ((f"The prompt {prompt.text!r}", prompt.strings), ("The layout", lines)):
         if len(strings) > max_strings:
             raise UserError(
-                f"{source} has {len(strings)} lines of text; this model writes at most {max_strings}: quote fewer"
-                " strings."
+                f"{source} has {len(strings)} lines of text; this model writes at most {max_strings} of"
+                f" {max_characters} characters: quote fewer or shorter strings."
             )
-    for text in (*prompt.strings, *lines):
+    for text in lines:
         if len(text) > max_characters:
             raise UserError(
-                f'The string "{text}" has {len(text)} characters; this model writes at most {max_characters} on a line.'
-                " Shorten it, or split it into several quoted strings."
+                f'The line "{text}" of the layout has {len(text)} characters; this model writes at most'
+                f" {max_characters} on a line. Shorten it, or split it into several lines."
             )
+    for text in (*prompt.strings, *lines):
         if missing_glyphs(text):
             raise UserError(f'The string "{text}" cannot be rendered: {missing_font_reason(text)}.')

@@ -38,7 +38,7 @@ from vlad.models.composition import CompositionModule, TextSide
 from vlad.models.options import BaseTextOptions, LVLMOptions
 from vlad.models.text_encoder.base_encoders import BaseTextEncoders
 from vlad.models.text_encoder.lvlm import LVLMEncoder
-from vlad.models.text_encoder.prompt import parse_prompt
+from vlad.models.text_encoder.prompt import parse_prompt, wrap_strings
 from vlad.models.unet import denoise
 from vlad.pipeline.batching import (
     PromptConditioning,
@@ -225,11 +225,15 @@ class VLADPipeline(DiffusionPipeline):
         )
 
     def check_prompt(self, prompt: str | Prompt, layout: Layout | None = None) -> Prompt:
-        """The prompt parsed, where it is not yet. Raises UserError for text that this model cannot write."""
+        """The prompt parsed, where it is not yet, its strings wrapped into the lines that this model writes.
+
+        Raises UserError for text that it cannot write.
+        """
         parsed = parse_prompt(prompt) if isinstance(prompt, str) else prompt
         if layout is not None and not self.uses_layout:
             raise UserError("This model was trained without layouts (layout.kind: none) and cannot follow one.")
         limits = self.composition.config
+        parsed = wrap_strings(parsed, limits.max_characters)
         check_strings(parsed, layout, limits.max_strings, limits.max_characters)
         return parsed
 

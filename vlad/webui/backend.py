@@ -21,7 +21,7 @@ from vlad.inference.options import parse_seeds
 from vlad.inference.recipes import origin_of, recipe_to_json, save_image
 from vlad.layout.image_edits import Edit, fit_lines_into_mask
 from vlad.layout.masks import polygons_mask
-from vlad.models.text_encoder.prompt import notes_on_quotations, parse_prompt, plain_prompt
+from vlad.models.text_encoder.prompt import notes_on_quotations, parse_prompt, plain_prompt, wrap_strings
 from vlad.pipeline.image_request import ImageRequest
 from vlad.pipeline.options import SampleSettings
 from vlad.pipeline.vlad_pipeline import VLADPipeline
@@ -92,7 +92,9 @@ class Backend:
         """
         settings = self._settings(controls)
         if canvas.layout.lines and self._belongs_to(canvas, prompt):
-            request = self.pipeline.image_request(prompt_of_canvas(prompt, canvas.layout), 0, canvas.layout)
+            request = self.pipeline.image_request(
+                prompt_of_canvas(prompt, canvas.layout, self._max_characters), 0, canvas.layout
+            )
             results, _ = self._generate(request, _parse_seeds(seeds), settings)
             strings = None if canvas.strings is None else request.prompt.strings
             return results, dataclasses.replace(canvas, strings=strings)
@@ -103,7 +105,9 @@ class Backend:
     def _belongs_to(self, canvas: CanvasState, prompt: str) -> bool:
         """Whether a canvas's lines are still those of the prompt."""
         _check_length(prompt)
-        return canvas.strings is None or not prompt.strip() or parse_prompt(prompt).strings == canvas.strings
+        if canvas.strings is None or not prompt.strip():
+            return True
+        return wrap_strings(parse_prompt(prompt), self._max_characters).strings == canvas.strings
 
     def open_upload(self, path: str) -> Image.Image:
         """An uploaded image. Raises UserError for one that is too large, unreadable, or of a size the model lacks."""
@@ -135,7 +139,11 @@ class Backend:
                 lines.append(dataclasses.replace(line, colour=box.colour, font=box.font))
         layout = Layout(tuple(lines))
         plain = plain_prompt([line.text for line in lines])
-        text = prompt_of_canvas(prompt if prompt.strip() else plain, layout) if lines else prompt.strip() or plain
+        text = (
+            prompt_of_canvas(prompt if prompt.strip() else plain, layout, self._max_characters)
+            if lines
+            else prompt.strip() or plain
+        )
         _check_length(text)
         request = self.pipeline.image_request(text, 0, layout, Edit(image, mask))
         # As `vlad sample --mask` takes them: --from finds the same mask where the image lies beside.
@@ -143,6 +151,10 @@ class Backend:
         source = EditSource(Path(path).name, boxes, pixels_fingerprint(image), pixels_fingerprint(mask))
         settings = self._settings(controls, width=width, height=height)
         return self._generate(request, _parse_seeds(seeds), settings, source)[0]
+
+    @property
+    def _max_characters(self) -> int:
+        return int(self.pipeline.composition.config.max_characters)
 
     def notes(self, prompt: str) -> tuple[str, ...]:
         """How quotations of a prompt were read where there are two ways."""

@@ -5,25 +5,31 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from vlad.models.text_encoder.prompt import parse_prompt, plain_prompt, quoted
+from vlad.models.text_encoder.prompt import parse_prompt, plain_prompt, quoted, wrap_strings
+from vlad.models.text_encoder.quotations import read_quotations
 from vlad.types import Layout
 
 _COLOUR = re.compile(r"\bin (\w+) letters\b")
 
 
-def prompt_of_canvas(prompt: str, layout: Layout) -> str:
+def prompt_of_canvas(prompt: str, layout: Layout, max_characters: int) -> str:
     """The prompt with the lines' texts as its quoted strings, and the first line's colour as that of its letters.
 
     Strings that a line still has stay; others are replaced by the texts of new lines, in order; surplus strings are
-    removed, surplus texts added behind the last one. Raises UserError for a quotation mark that is never closed.
+    removed, surplus texts added behind the last one. A prompt whose strings, in lines of at most `max_characters`, are
+    those of the canvas stays. Raises UserError for a quotation mark that is never closed.
     """
     if not prompt.strip():
         prompt = plain_prompt([line.text for line in layout.lines])
-    return _with_colour(_with_strings(prompt, [line.text.strip() for line in layout.lines]), layout)
+    texts = [line.text.strip() for line in layout.lines]
+    if wrap_strings(parse_prompt(prompt), max_characters).strings != tuple(texts):
+        prompt = _with_strings(prompt, texts)
+    return _with_colour(prompt, layout)
 
 
 def _with_strings(prompt: str, texts: Sequence[str]) -> str:
-    quotes = parse_prompt(prompt).quotes
+    found = read_quotations(prompt)
+    quotes, spans = found.spans, found.with_marks
     left = list(texts)
     wanted: list[str | None] = []
     for quote in quotes:
@@ -33,11 +39,6 @@ def _with_strings(prompt: str, texts: Sequence[str]) -> str:
         else:
             wanted.append(None)
     wanted = [left.pop(0) if text is None and left else text for text in wanted]
-    # With their marks, and white space inside them.
-    spans = [
-        (len(prompt[: quote.start].rstrip()) - 1, len(prompt) - len(prompt[quote.end :].lstrip()) + 1)
-        for quote in quotes
-    ]
     result, added = prompt, "".join(f" and {quoted(text)}" for text in left)
     # From the end, so that earlier positions stay valid.
     for number in reversed(range(len(quotes))):
@@ -62,6 +63,6 @@ def _with_colour(prompt: str, layout: Layout) -> str:
     phrase = f"in {colours[0]} letters"
     if _COLOUR.search(prompt):
         return _COLOUR.sub(phrase, prompt, count=1)
-    quotes = parse_prompt(prompt).quotes
-    end = len(prompt) - len(prompt[quotes[-1].end :].lstrip()) + 1 if quotes else len(prompt)
+    spans = read_quotations(prompt).with_marks
+    end = spans[-1][1] if spans else len(prompt)
     return f"{prompt[:end]} {phrase}{prompt[end:]}"

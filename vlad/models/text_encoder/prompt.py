@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from vlad.models.text_encoder.quotations import CLOSING_MARKS, NO_APOSTROPHE, joins_letter, read_quotations
 from vlad.types import Prompt, Span
@@ -104,6 +106,31 @@ def parse_prompt(text: str, strict: bool = True, objects: Sequence[str] = ()) ->
         if all(phrase.end <= span.start or phrase.start >= span.end for span in named)
     ]
     return Prompt(text, tuple(sorted([*named, *others], key=lambda span: span.start)), quotes)
+
+
+def wrap_strings(prompt: Prompt, max_characters: int) -> Prompt:
+    """The prompt with a quoted string a line of text: at newlines (also typed as \\n), and at spaces where a string is
+    longer than a line holds; a longer word is cut. Each line is one of `quotes`, with its place in the text."""
+    lines = [line for quote in prompt.quotes for line in _lines_of(quote, max_characters)]
+    return prompt if tuple(lines) == prompt.quotes else replace(prompt, quotes=tuple(lines))
+
+
+def _lines_of(quote: Span, max_characters: int) -> list[Span]:
+    lines: list[Span] = []
+    breaks = re.finditer(r"(?:\\n|[\r\n\u2028\u2029])+", quote.text)
+    edges = [0, *(edge for match in breaks for edge in match.span()), len(quote.text)]
+    for first, last in zip(edges[::2], edges[1::2], strict=True):
+        bounds: list[tuple[int, int]] = []  # of the lines between two breaks, in the quotation
+        for word in re.compile(r"\S+").finditer(quote.text, first, last):
+            start, end = word.span()
+            if bounds and end - bounds[-1][0] <= max_characters:
+                bounds[-1] = (bounds[-1][0], end)
+            else:
+                pieces = math.ceil((end - start) / max_characters)  # of one length, rather than a rest of one letter
+                size = math.ceil((end - start) / pieces)
+                bounds += [(at, min(at + size, end)) for at in range(start, end, size)]
+        lines += [Span(quote.text[start:end], quote.start + start, quote.start + end) for start, end in bounds]
+    return lines
 
 
 def plain_prompt(strings: Sequence[str]) -> str:

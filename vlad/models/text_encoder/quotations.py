@@ -73,6 +73,8 @@ class Quotations:
 
     spans: tuple[Span, ...]
     notes: tuple[str, ...] = ()
+    # Each with its marks: start and end in the text.
+    with_marks: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def _capitals(text: str, found: Quotations) -> Quotations:
         if sum(character.isupper() for character in words) > 1 or words.isdigit():
             spans.append(Span(words, match.start("words"), match.start("words") + len(words)))
     notes = [f'{span.text} is taken for the words to spell; write "..." around others.' for span in spans]
-    return Quotations(tuple(spans), (*found.notes, *notes))
+    return Quotations(tuple(spans), (*found.notes, *notes), tuple((span.start, span.end) for span in spans))
 
 
 class _Reader:
@@ -122,6 +124,7 @@ class _Reader:
 
     def read(self) -> Quotations:
         spans: list[Span] = []
+        with_marks: list[tuple[int, int]] = []
         number = 0
         while number < len(self.marks):
             if not self._opens(number):
@@ -146,8 +149,9 @@ class _Reader:
             if content.strip():
                 start = mark.end + len(content) - len(content.lstrip())
                 spans.append(Span(content.strip(), start, start + len(content.strip())))
+                with_marks.append((mark.start - self._is_escaped(mark), self.marks[closing].end))
             number = closing + 1
-        return Quotations(tuple(spans), tuple(self.notes))
+        return Quotations(tuple(spans), tuple(self.notes), tuple(with_marks))
 
     def _refuse_unclosed(self, mark: _Mark) -> None:
         raise UserError(
