@@ -19,7 +19,7 @@ from vlad.utils.errors import UserError
         ("0-3", (0, 1, 2, 3)),
         ("5,1, 8-9", (5, 1, 8, 9)),
         ("2,2,1-2", (2, 1)),
-        (str(2**62 - 1), (2**62 - 1,)),
+        (str(2**63 - 1), (2**63 - 1,)),
     ],
 )
 def test_seeds_are_parsed(text: str, seeds: tuple[int, ...]) -> None:
@@ -27,7 +27,7 @@ def test_seeds_are_parsed(text: str, seeds: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "-1", "3-1", "a", "1,,2", "1.5", str(2**62), "0-1000000000", "0-60000,70000-120000"]
+    "text", ["", "-1", "3-1", "a", "1,,2", "1.5", str(2**63), "0-1000000000", "0-60000,70000-120000"]
 )
 def test_invalid_seeds_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="seeds"):

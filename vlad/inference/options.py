@@ -16,7 +16,7 @@ from vlad.pipeline.options import SCALES, check_scale
 from vlad.utils.errors import UserError
 
 MOST_SEEDS = 100_000
-SEED_LIMIT = 2**62
+SEED_LIMIT = 2**63
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def parse_seeds(text: str, label: str = "") -> tuple[int, ...]:
         last = int(match.group(2)) if match.group(2) else first
         if last < first or last >= SEED_LIMIT or len(seeds) + last - first >= MOST_SEEDS:
             raise UserError(
-                f"{label}The seeds {text[:60]!r} must rise, be less than 2**62, and be {MOST_SEEDS} at most."
+                f"{label}The seeds {text[:60]!r} must rise, be less than 2**63, and be {MOST_SEEDS} at most."
             )
         seeds.update(dict.fromkeys(range(first, last + 1)))
     return tuple(seeds)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from vlad.diffusion.guidance import concat_conditioning
 from vlad.pipeline.image_request import ImageRequest
 from vlad.types import Conditioning
+from vlad.utils.distributed import derived_seed
 from vlad.utils.errors import UserError
 
 TOKEN_MULTIPLE = 32  # conditioning tokens are padded to a multiple of this
@@ -51,16 +52,25 @@ def initial_noise(
 ) -> list[InitialNoise]:
     """Noise of both stages for each image (C h w), from its seed or generator; on the CPU, so that devices agree."""
     if generator is None:
-        generators = [[torch.Generator().manual_seed(2 * seed + stage) for stage in (0, 1)] for seed in seeds]
-    else:
-        one_each = [generator] * len(seeds) if isinstance(generator, torch.Generator) else list(generator)
-        if len(one_each) != len(seeds):
-            raise UserError(f"There are {len(one_each)} generators for {len(seeds)} images; give one each, or one.")
-        generators = [[own, own] for own in one_each]
+        return [InitialNoise(*(_noise_of(2 * seed + stage, shape) for stage in (0, 1))) for seed in seeds]
+    one_each = [generator] * len(seeds) if isinstance(generator, torch.Generator) else list(generator)
+    if len(one_each) != len(seeds):
+        raise UserError(f"There are {len(one_each)} generators for {len(seeds)} images; give one each, or one.")
     return [
-        InitialNoise(*(torch.randn(shape, generator=own, device=own.device).cpu() for own in pair))
-        for pair in generators
+        InitialNoise(*(torch.randn(shape, generator=own, device=own.device).cpu() for _ in range(2)))
+        for own in one_each
     ]
+
+
+def _noise_of(number: int, shape: tuple[int, int, int]) -> Tensor:
+    """Normal noise of a number of any size. torch's CPU generator takes 32 bits and drops the rest: larger numbers add
+    the noise of their upper bits, and the sum of the two has the variance of one."""
+    upper, lower = divmod(number, 2**32)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(lower))
+    if not upper:
+        return noise
+    other = torch.randn(shape, generator=torch.Generator().manual_seed(derived_seed("upper bits", upper) % 2**32))
+    return (noise + other) / 2**0.5
 
 
 def full_batches(count: int, size: int) -> Iterator[tuple[list[int], int]]:
