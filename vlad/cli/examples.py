@@ -150,8 +150,8 @@ def _make_benchmark(arguments: argparse.Namespace) -> None:
     print(
         f"sha256 of prompts and pixels: {record['sha256']}, of those of alignment.jsonl: {record['alignment_sha256']}"
     )
-    print(f"vlad evaluate TARGET --prompts {arguments.out / 'prompts.jsonl'}")
-    print(f"vlad evaluate RUN --alignment --prompts {arguments.out / 'alignment.jsonl'}")
+    print(f"vlad evaluate TARGET --prompts {shlex.quote(str(arguments.out / 'prompts.jsonl'))}")
+    print(f"vlad evaluate RUN --alignment --prompts {shlex.quote(str(arguments.out / 'alignment.jsonl'))}")
 
 
 MAKE_BENCHMARK = Verb(

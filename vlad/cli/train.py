@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,7 +159,7 @@ def _cache(arguments: argparse.Namespace) -> None:
             bar.update,
             out / "quarantine.jsonl",
         )
-    print(f"{count} of {sets.samples} samples cached in {out}; train with data.cache={out}")
+    print(f"{count} of {sets.samples} samples cached in {out}; train with {shlex.quote(f'data.cache={out}')}")
 
 
 CACHE = Verb(
@@ -199,7 +200,7 @@ def _average(arguments: argparse.Namespace) -> None:
     out = writable_directory(arguments.out, "the pipeline", needed_bytes=50_000_000)
     with hide_progress_bars():
         pipeline.save_pretrained(out)
-    print(f"Published in {out}. Next: vlad sample {out} --prompt '...'")
+    print(f"Published in {out}. Next: {shlex.join(['vlad', 'sample', str(out), '--prompt', '...'])}")
 
 
 AVERAGE = Verb(

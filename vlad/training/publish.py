@@ -9,6 +9,7 @@ text/                        runs of L_align alone: LVLM, CCM and alignment head
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -53,9 +54,9 @@ def is_finished(config: Config) -> bool:
 def next_command(config: Config) -> str:
     """The command that uses the finished run."""
     if config.align_stage == "only":
-        return f"python train.py CONFIG text_base={config.directory}"
-    source = f"{config.base} --adapter {config.directory}" if config.makes_adapter else f"{config.directory}"
-    return f"python sample.py {source} --prompt '...'"
+        return shlex.join(["python", "train.py", "CONFIG", f"text_base={config.directory}"])
+    base = [str(config.base), "--adapter"] if config.makes_adapter else []
+    return shlex.join(["python", "sample.py", *base, str(config.directory), "--prompt", "..."])
 
 
 # --- a stage -------------------------------------------------------------------------------------------------
