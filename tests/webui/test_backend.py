@@ -137,7 +137,7 @@ def test_requests_have_limits(backend: Backend, tmp_path: Path, monkeypatch: pyt
         ("a wall", "x", Controls(), "are no seeds"),
         ("a wall", "0", Controls(steps=201), "201 steps"),
         ("a wall", "0", Controls(text_scale=float("nan")), "from 0 to 100"),
-        ('"' + "A" * 200 + '"', "0", Controls(), "200 characters"),
+        ('"' + "A" * 200 + '"', "0", Controls(), "25 lines of text"),
     ):
         with pytest.raises(UserError, match=said):
             backend.generate(prompt, EMPTY, seeds, controls)
