@@ -20,7 +20,7 @@ test: style
 
 # In the order of the files: by their number of tests, the few that train for long would come last, one worker alone.
 tests: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder tests/training tests
 
 test-browser: $(INSTALLED)
 	@$(PIP) install -c constraints.txt playwright

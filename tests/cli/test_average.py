@@ -55,8 +55,14 @@ def test_another_average_is_published(tmp_path: Path) -> None:
         call(str(run), "refine", "--average", "half-life-7", "--out", str(tmp_path / "x"))
     with pytest.raises(UserError, match="no snapshots"):
         call(str(run), "layout", "--width", "0.1", "--out", str(tmp_path / "x"))
-    with pytest.raises(UserError, match="own pipeline"):
-        call(str(run), "refine", "--width", "0.1", "--out", str(run / "pipeline"))
+    call(str(run), "refine", "--width", "0.1", "--out", str(tmp_path / "doubled"))  # its own may be written again
+    (tmp_path / "of-the-user").mkdir()
+    (tmp_path / "of-the-user" / "notes.txt").write_text("kept")
+    for other in (run / "pipeline", tmp_path / "of-the-user"):
+        before = sorted(other.iterdir())
+        with pytest.raises(UserError, match="holds files that vlad average has not written"):
+            call(str(run), "refine", "--width", "0.1", "--out", str(other))
+        assert sorted(other.iterdir()) == before
     save_file({"unet.nowhere": torch.ones(2)}, snapshot_path(run / "refine", 10, 0.1))
     with pytest.raises(UserError, match=r"does not fit.*unet\.nowhere"):
         call(str(run), "refine", "--width", "0.1", "--out", str(tmp_path / "x"))

@@ -72,7 +72,7 @@ def test_images_are_found_in_subfolders_in_any_case_and_sorted(tmp_path):
     (tmp_path / "folder.png").mkdir()
     found = [ref.name for ref in FolderSource(tmp_path).refs()]
     # As their paths sort, though one folder is listed at a time.
-    assert found == sorted(found) == ["a-2.png", "a.png", "a/b/c.WebP", "a/z.png", "b.JPG", "c.jpeg"]
+    assert found == sorted(found) == ["a-2.png", "a.png", "a/b/c.WebP", "a/z.png", "b.JPG", "c.jpeg", "d.gif"]
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
@@ -219,7 +219,61 @@ def test_a_caption_beside_the_image_is_taken(tmp_path):
     save(tmp_path / "c.png")
     (tmp_path / "caption.txt").write_text("not special", encoding="utf-8")
     made = 'a picture that says "OPEN"'
-    assert [sample.caption for sample in import_all(tmp_path)] == ["a red wall", made, made]
+    assert [sample.caption for sample in import_all(tmp_path)] == ["a red wall second line", made, made]
+
+
+@pytest.mark.parametrize("name", ["A.TXT", "a.txt", "a.caption", "a.png.txt", "a.PNG.Caption"])
+@pytest.mark.parametrize("text", ["a wall", "\n\n  a\twall\r\n", "\ufeffa\nwall"])
+def test_caption_files_are_found_by_all_their_names(tmp_path, name, text):
+    save(tmp_path / "a.png")
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert [sample.caption for sample in import_all(tmp_path)] == ["a wall"]
+
+
+@pytest.mark.parametrize(
+    ("image", "row"),
+    [
+        ("more/A.png", "more/a.PNG"),
+        ("more/a.png", "more\\a.png"),
+        ("caf\u00e9.png", "cafe\u0301.png"),
+        ("cafe\u0301.png", "caf\u00e9.png"),
+        ("a.webp", "a.jpg"),  # converted since
+        ("a.png", "./a.png"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_metadata_rows_find_their_image(tmp_path, image, row, kind):
+    save(tmp_path / image)
+    if kind == "csv":
+        (tmp_path / "metadata.csv").write_text(f'file_name,text\n{row},"a wall, white"\n', encoding="utf-8")
+    else:
+        line = json.dumps({"file_name": row, "text": "a wall,\nwhite"})
+        (tmp_path / "metadata.jsonl").write_text(line, encoding="utf-8")
+    assert [sample.caption for sample in import_all(tmp_path)] == ["a wall, white"]
+    source = FolderSource(tmp_path)
+    assert not source.passed_over.counts
+
+
+def test_what_is_passed_over_is_counted_and_named(tmp_path):
+    save(tmp_path / "a.png")
+    for name in ("movie.mp4", "b.psd", "c.psd", "d.psd", "e.psd", "noext", ".hidden.png", "._a.png", "lonely.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    rows = [{"file_name": "gone.png", "text": "a wall"}, {"file_name": "a.png", "text": "a door"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    source = FolderSource(tmp_path)
+    assert source.count == 1
+    assert source.passed_over.lines() == [
+        "  4 x file of another kind (.psd): b.psd, c.psd, d.psd, ...",
+        "  2 x hidden file: ._a.png, .hidden.png",
+        "  1 x hidden folder: .git/",
+        "  1 x link to a folder: link/",
+        "  1 x caption without an image: lonely.txt",
+        "  1 x file of another kind (.mp4): movie.mp4",
+        "  1 x file of another kind (no extension): noext",
+        "  1 x row of the metadata without an image: gone.png",
+    ]
 
 
 def test_captions_of_a_metadata_file_are_taken(tmp_path):

@@ -45,7 +45,7 @@ def rounded(polygon):
 # MARIO-LAION
 
 
-def mario_sample(folder, ocr="OPEN 51.2,51.2,256,51.2,256,102.4,51.2,102.4 0.98\n", caption="a door\nmore\n", **info):
+def mario_sample(folder, ocr="OPEN 51.2,51.2,256,51.2,256,102.4,51.2,102.4 0.98\n", caption="a door\n", **info):
     folder.mkdir(parents=True)
     (folder / "image.jpg").write_bytes(image_bytes((512, 512)))
     (folder / "caption.txt").write_text(caption)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlad.training.atomic_files import save_tensors, write_metrics
+from vlad.training.atomic_files import replaced_directory, save_tensors, write_metrics
 
 
 def test_results_are_flushed_to_the_disk_before_they_are_renamed(
@@ -33,3 +33,27 @@ def test_results_are_flushed_to_the_disk_before_they_are_renamed(
         *("flush trained.partial", "name trained.safetensors", "flush stage"),
         *("flush metrics.partial", "name metrics.json", "flush stage"),
     ]
+
+
+def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    directory = tmp_path / "pipeline"
+    for content in ("one", "two"):
+        with replaced_directory(directory) as partial:
+            (partial / "part").mkdir()
+            (partial / "part" / "model_index.json").write_text(content)
+            (partial / f"of-{content}").write_text("")
+        assert (directory / "part" / "model_index.json").read_text() == content
+    assert not (directory / "of-one").exists()
+
+    class Killed(BaseException):
+        pass
+
+    def fill() -> None:
+        with replaced_directory(directory) as partial:
+            (partial / "model_index.json").write_text("")
+            raise Killed
+
+    with pytest.raises(Killed):
+        fill()
+    assert (directory / "part" / "model_index.json").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]

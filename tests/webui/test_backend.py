@@ -1,5 +1,6 @@
 """The page's backend: canvases to prompts and images, edits, and error messages."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -153,8 +154,13 @@ def test_requests_have_limits(backend: Backend, tmp_path: Path, monkeypatch: pyt
         with pytest.raises(UserError, match="more than 0 MB"):
             backend.open_upload(str(tmp_path / "large.png"))
     monkeypatch.setattr(backend_module, "KEPT_IMAGES", 2)
-    backend.generate("a wall", EMPTY, "0-3", Controls())
-    assert len(list(backend.folder.glob("*.png"))) == 2
+    of_the_user = backend.folder / "0.png"
+    of_the_user.write_bytes(b"older than all of the page's")
+    os.utime(of_the_user, (0, 0))
+    results, _ = backend.generate("a wall", EMPTY, "0-3", Controls())
+    assert of_the_user.is_file()
+    assert [result.path.is_file() for result in results] == [False, False, True, True]
+    assert backend.served == [str(result.path.resolve()) for result in results[2:]]
 
 
 def test_a_request_that_runs_out_of_memory_raises_user_error(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

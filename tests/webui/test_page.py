@@ -125,12 +125,15 @@ def test_an_address_that_cannot_be_served_raises_one_sentence(backend: Backend) 
         serve(Unreachable(AssertionError()), backend, ServerOptions(host="203.0.113.1"), wait=False)
 
 
-def test_files_outside_the_backends_folder_are_not_served(address: str, backend: Backend, tmp_path: Path) -> None:
+def test_files_that_the_page_has_not_generated_are_not_served(address: str, backend: Backend, tmp_path: Path) -> None:
     secret = Path.cwd() / "pyproject.toml"
     _, data = post(address, "draw", *arguments(0))
     shown = f"{address}gradio_api/file={data[3]['value']['path'] if 'value' in data[3] else data[3]['path']}"
     assert status_of(shown) == 200
-    for path in ("/etc/passwd", str(secret), f"{backend.folder}/../config.yaml", f"{backend.folder}/..%2fconfig.yaml"):
+    beside = backend.folder / "of-the-user.png"
+    beside.write_bytes(b"a secret")
+    inside = (str(beside), f"{backend.folder}/../config.yaml", f"{backend.folder}/..%2fconfig.yaml")
+    for path in ("/etc/passwd", str(secret), *inside):
         assert status_of(f"{address}gradio_api/file={path}") in (403, 404), path
     canvas = canvas_value(CanvasState(Layout(()), 32, 32))
     for path in ("/etc/passwd", str(secret)):

@@ -172,6 +172,9 @@ CACHE = Verb(
 )
 
 
+AVERAGE_MARK = "average.json"  # in a folder that `average` has written, and may write again
+
+
 def _add_average_options(parser: OptionParser) -> None:
     parser.add_argument("run", help="the run directory")
     parser.add_argument("stage", choices=("layout", "refine"), help="the stage whose weights are averaged")
@@ -183,23 +186,28 @@ def _add_average_options(parser: OptionParser) -> None:
 
 
 def _average(arguments: argparse.Namespace) -> None:
+    import json
+
     from vlad.pipeline.folders import pipeline_folder
+    from vlad.training.atomic_files import replaced_directory
     from vlad.training.averaged_pipeline import averaged_pipeline, stored_average
     from vlad.training.posthoc_ema import reconstruct
     from vlad.utils.hub import hide_progress_bars
 
     stage = Path(arguments.run) / arguments.stage
     folder = pipeline_folder(Path(arguments.run))
-    if folder.resolve() == Path(arguments.out).resolve():
-        raise UserError("--out must not be the run's own pipeline; name another folder.")
+    out = checked_path(arguments.out, "--out")
+    if out.is_dir() and any(out.iterdir()) and not (out / AVERAGE_MARK).is_file():
+        raise UserError(f"--out: {out} holds files that vlad average has not written; name another folder.")
     if arguments.average is not None:
         average = stored_average(stage, arguments.average)
     else:
         average = reconstruct(stage, arguments.width, arguments.step)
     pipeline = averaged_pipeline(folder, arguments.stage, average)
-    out = writable_directory(arguments.out, "the pipeline", needed_bytes=50_000_000)
-    with hide_progress_bars():
-        pipeline.save_pretrained(out)
+    writable_directory(out.parent, "the pipeline", needed_bytes=50_000_000)
+    with replaced_directory(out) as partial, hide_progress_bars():
+        pipeline.save_pretrained(partial)
+        (partial / AVERAGE_MARK).write_text(json.dumps({"run": arguments.run, "stage": arguments.stage}) + "\n")
     print(f"Published in {out}. Next: {shlex.join(['vlad', 'sample', str(out), '--prompt', '...'])}")
 
 

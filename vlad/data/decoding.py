@@ -23,6 +23,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from vlad.data.image_pixels import to_rgb, upright_size
 from vlad.layout.layout_files import layout_from_json, line_to_json
 from vlad.types import Layout, ObjectBox, Sample
 
@@ -47,10 +48,10 @@ class BadSample(ValueError):  # noqa: N818 - the run goes on without the sample:
 
 
 def image_size(data: bytes, extension: str) -> tuple[int, int]:
-    """Width and height from the header; nothing is decoded. Raises BadSample."""
+    """Width and height of the upright image, from the header; nothing is decoded. Raises BadSample."""
     try:
         with Image.open(io.BytesIO(data), formats=[IMAGE_FORMATS[extension]]) as image:
-            return image.size
+            return upright_size(image)
     except UNREADABLE_IMAGE as error:
         raise _undecodable(error, extension) from error
 
@@ -60,14 +61,15 @@ def decode_image(data: bytes, extension: str, into: np.ndarray | None = None) ->
 
     The size is checked from the header, before anything is decoded.
     """
-    pixels = _decode_jpeg(data, into) if IMAGE_FORMATS[extension] == "JPEG" else None
+    # EXIF and colour profiles stand in a jpg's first segments: one with neither is decoded without Pillow.
+    plain = IMAGE_FORMATS[extension] == "JPEG" and not any(mark in data[:65536] for mark in (b"Exif", b"ICC_PROFILE"))
+    pixels = _decode_jpeg(data, into) if plain else None
     if pixels is not None:
         return pixels
     try:
         with Image.open(io.BytesIO(data), formats=[IMAGE_FORMATS[extension]]) as image:
             _refuse_size(image.width, image.height)
-            # `convert` copies even an RGB image.
-            pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+            pixels = np.asarray(to_rgb(image))
             if into is None or into.shape != pixels.shape:
                 return pixels
             into[:] = pixels

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +25,7 @@ from vlad.lora.inject import has_adapter
 from vlad.lora.merge import merged_copy
 from vlad.pipeline.folders import ALIGNMENT_FILE
 from vlad.training.add_adapters import adaptable_modules, published_adapters
-from vlad.training.atomic_files import save_tensors
+from vlad.training.atomic_files import replaced_directory, save_tensors
 from vlad.training.build import COMPOSITION, LVLM, TEXT, build_pipeline
 from vlad.training.parts import TRAINED, Parts
 from vlad.training.resume import check_run_directory
@@ -113,26 +112,25 @@ def publish_run(config: Config, parts: Parts) -> None:
 
 
 def publish_pipeline(config: Config, parts: Parts, folder: Path) -> None:
-    """Writes all parts, with adapters merged. model_index.json comes last: its presence says the run is finished."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(parts.alignment.state_dict(), folder / ALIGNMENT_FILE)
+    """Writes all parts, with adapters merged. The folder appears whole: its presence says the run is finished."""
     pipeline = build_pipeline(config, parts)
     merged = {name: merged_copy(module) for name, module in adaptable_modules(parts).items() if module}
     pipeline.register_modules(**merged)
-    with hide_progress_bars():
-        pipeline.save_pretrained(folder)
+    with replaced_directory(folder) as partial, hide_progress_bars():
+        save_file(parts.alignment.state_dict(), partial / ALIGNMENT_FILE)
+        pipeline.save_pretrained(partial)
 
 
 def publish_text_side(parts: Parts, folder: Path) -> None:
-    """Writes LVLM (adapters merged) with its tokenizer, CCM and alignment heads, for `text_base`; the heads last."""
+    """Writes LVLM (adapters merged) with its tokenizer, CCM and alignment heads, for `text_base`."""
     text_side = parts.text_side
     lvlm: Any = merged_copy(text_side.lvlm.model)
-    with hide_progress_bars():
-        lvlm.save_pretrained(folder / LVLM)
-    text_side.lvlm.tokenizer.save_pretrained(folder / LVLM)
     composition: Any = merged_copy(text_side.composition)
-    composition.save_pretrained(folder / COMPOSITION)
-    save_file(parts.alignment.state_dict(), folder / ALIGNMENT_FILE)
+    with replaced_directory(folder) as partial, hide_progress_bars():
+        lvlm.save_pretrained(partial / LVLM)
+        text_side.lvlm.tokenizer.save_pretrained(partial / LVLM)
+        composition.save_pretrained(partial / COMPOSITION)
+        save_file(parts.alignment.state_dict(), partial / ALIGNMENT_FILE)
 
 
 def write_adapters(
@@ -143,17 +141,15 @@ def write_adapters(
     `metadata` (plain values: trigger word, recipe) goes into their files and onto the card README.md beside them.
     The directory appears when all of them are written. Raises RuntimeError for one that does not read back as it was.
     """
-    folder = directory.with_name(f"{directory.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    for name, module in modules.items():
-        if has_adapter(module):
+    adapted = {name: module for name, module in modules.items() if has_adapter(module)}
+    if not adapted:
+        return
+    with replaced_directory(directory) as folder:
+        for name, module in adapted.items():
             save_adapter(module, folder / name, dict(metadata or {}))
             if name.endswith("_unet"):
                 save_for_diffusers(module, folder / name)
-    if folder.is_dir():
         (folder / CARD).write_text(adapter_card(folder, metadata or {}), encoding="utf-8")
-        shutil.rmtree(directory, ignore_errors=True)
-        folder.rename(directory)
 
 
 def adapter_recipe(config: Config) -> dict[str, Any]:

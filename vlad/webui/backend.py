@@ -61,6 +61,8 @@ class Backend:
 
     def __init__(self, pipeline: VLADPipeline, run: str, folder: Path, adapters: Sequence[str] = ()) -> None:
         self.pipeline, self.folder = pipeline, writable_directory(folder, "images", needed_bytes=50_000_000)
+        # The images that this page has generated, oldest first: the only files that it serves and removes.
+        self.served: list[str] = []
         self.run = run
         self._lock = threading.Lock()
         self._origin = origin_of(pipeline, run, adapters)
@@ -186,6 +188,7 @@ class Backend:
             recipe = sampler.recipe(named, layout, layout_given=request.layout is not None)
             path = self.folder / f"{uuid.uuid4().hex}.png"
             save_image(image, recipe, path)
+            self.served.append(str(path.resolve()))
             results.append(Result(path, recipe_to_json(recipe)))
         self._prune()
         return results, output.layouts
@@ -201,9 +204,9 @@ class Backend:
             raise
 
     def _prune(self) -> None:
-        files = sorted(self.folder.glob("*.png"), key=lambda file: file.stat().st_mtime)
-        for file in files[: max(0, len(files) - KEPT_IMAGES)]:
-            file.unlink(missing_ok=True)
+        """Removes the oldest of the images that this page has generated; whatever else the folder holds is not ours."""
+        while len(self.served) > KEPT_IMAGES:
+            Path(self.served.pop(0)).unlink(missing_ok=True)
 
 
 def _check_length(prompt: str) -> None:

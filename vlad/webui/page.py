@@ -92,8 +92,8 @@ def build_page(backend: Backend, waiting: int = ServerOptions.waiting) -> Any:
 def serve(page: Any, backend: Backend, options: ServerOptions, wait: bool = True) -> str:
     """Serves the page and returns its address; with `wait`, until it is interrupted.
 
-    It serves files from the backend's folder and uploads only. Raises UserError for an address that is taken or cannot
-    be reached.
+    It serves uploads and the images that it has generated, nothing else. Raises UserError for an address that is taken
+    or cannot be reached.
     """
     gr = load_gradio()
     _check_address(options)
@@ -105,7 +105,6 @@ def serve(page: Any, backend: Backend, options: ServerOptions, wait: bool = True
             share=False,
             show_error=True,
             max_file_size=MOST_UPLOAD_BYTES,
-            allowed_paths=[str(backend.folder.resolve())],
             footer_links=[],
             run_history=False,
             ssr_mode=False,
@@ -123,6 +122,7 @@ def serve(page: Any, backend: Backend, options: ServerOptions, wait: bool = True
             f"The page at {options.host} does not answer this machine: exclude it from proxies"
             " (NO_PROXY=localhost,127.0.0.1), or start it again when the machine is less busy."
         ) from error
+    page.allowed_paths = backend.served  # grows with every image; `launch` copies none of it
     if wait:
         print(f"The page is at {address}; Ctrl-C ends it.", flush=True)
         page.block_thread()

@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from vlad.data.decoding import (
-    IMAGE_FORMATS,
     MAX_IMAGE_PIXELS,
     UNREADABLE_IMAGE,
     BadSample,
     encode_sample,
     refuse_too_much_text,
 )
+from vlad.data.image_pixels import SOURCE_FORMATS, orientation_of, to_rgb
 from vlad.data.importers.caption_templates import compose_caption, strings_to_quote, with_quotations
 from vlad.data.importers.sources import Entry, ImageRef, Skipped, Source, SourceLine, UnusableEntry
 from vlad.data.options import MIN_SIDE_PIXELS, AnnotateOptions
@@ -43,7 +43,6 @@ MAX_IMAGE_BYTES = 256_000_000
 MIN_COVERED_SHARE = 0.3
 
 _WHOLE_IMAGE = box_polygon(0.0, 0.0, 1.0, 1.0)
-_ORIENTATION_TAG = 0x0112
 # How EXIF's orientations move a point of the stored image (x, y in 0..1).
 _TURNS: dict[int, Callable[[float, float], tuple[float, float]]] = {
     2: lambda x, y: (1 - x, y),
@@ -125,7 +124,7 @@ def load_image(image: bytes | tuple[Path, ...], max_side_pixels: int) -> LoadedI
     try:
         opened = io.BytesIO(image) if isinstance(image, bytes) else _existing(image)
         # By content, not by extension: many a .jpg is a png.
-        with Image.open(opened, formats=sorted(set(IMAGE_FORMATS.values()))) as opened_as:
+        with Image.open(opened, formats=sorted(set(SOURCE_FORMATS.values()))) as opened_as:
             if opened_as.width * opened_as.height > MAX_IMAGE_PIXELS:
                 raise UnusableEntry(
                     "over the limit of pixels", f"{opened_as.width} x {opened_as.height} are over 64 million"
@@ -138,15 +137,14 @@ def load_image(image: bytes | tuple[Path, ...], max_side_pixels: int) -> LoadedI
                     f" {MAX_ASPECT} times the other",
                 )
             size = opened_as.size
-            orientation = opened_as.getexif().get(_ORIENTATION_TAG, 1)
-            known = orientation if orientation in _TURNS else 1
-            return LoadedImage(_upright_rgb(opened_as, max_side_pixels), size, known)
+            orientation = orientation_of(opened_as)
+            return LoadedImage(_upright_rgb(opened_as, max_side_pixels), size, orientation)
     except UnusableEntry:
         raise
     except Image.DecompressionBombError:
         raise UnusableEntry("over the limit of pixels", "over 64 million") from None
     except Image.UnidentifiedImageError:
-        raise UnusableEntry("the file is damaged, or is no jpg, png or webp") from None
+        raise UnusableEntry(f"the file is damaged, or is none of {', '.join(SOURCE_FORMATS)}") from None
     except UNREADABLE_IMAGE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UnusableEntry("the image does not decode", reason) from None
@@ -156,7 +154,7 @@ def header_pixels(image: bytes | tuple[Path, ...], max_side_pixels: int) -> int:
     """The pixels of an image after downsizing, from its header; 0 where it is unreadable. Raises UnusableEntry."""
     opened = io.BytesIO(image) if isinstance(image, bytes) else _existing(image)
     try:
-        with Image.open(opened, formats=sorted(set(IMAGE_FORMATS.values()))) as opened_as:
+        with Image.open(opened, formats=sorted(set(SOURCE_FORMATS.values()))) as opened_as:
             shrunk = min(1.0, max_side_pixels / max(opened_as.size))
             return int(opened_as.width * opened_as.height * shrunk**2)
     except UNREADABLE_IMAGE:
@@ -180,14 +178,7 @@ def _existing(paths: tuple[Path, ...]) -> Path:
 
 def _upright_rgb(image: Image.Image, max_side_pixels: int) -> np.ndarray:
     image.draft(None, (2 * max_side_pixels, 2 * max_side_pixels))  # decodes a large jpg at a lower resolution
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-    if upright.has_transparency_data:
-        # On white: transparent pixels are often stored as black.
-        upright = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-    upright = upright.convert("RGB")
+    upright = to_rgb(image)
     upright.thumbnail((max_side_pixels, max_side_pixels), Image.Resampling.LANCZOS)
     return np.asarray(upright)
 

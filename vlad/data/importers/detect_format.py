@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from vlad.data.decoding import IMAGE_FORMATS
+from vlad.data.image_pixels import SOURCE_FORMATS
 from vlad.data.importers.anyword import AnyWordSource
 from vlad.data.importers.folder import FolderSource
 from vlad.data.importers.huggingface import HuggingFaceSource
@@ -115,7 +115,7 @@ def detect_format(path: Path) -> str:
         raise UserError(f"{path} cannot be read ({error.strerror}); give yourself permission to read it.") from error
     if not beginning:
         raise UserError(f"{path} is empty; get it again.")
-    if path.suffix[1:].lower() in IMAGE_FORMATS:
+    if path.suffix[1:].lower() in SOURCE_FORMATS:
         raise UserError(f"{path} is a file; name the folder that holds the images.")
     known = _file_format(path, beginning)
     if known is None:

@@ -32,7 +32,7 @@ from vlad.data.importers.shard_builder import (
     ShardSpec,
     make_shards_locally,
 )
-from vlad.data.importers.sources import ImageRef, Skipped, Source, UnusableEntry
+from vlad.data.importers.sources import ImageRef, PassedOver, Skipped, Source, UnusableEntry
 from vlad.data.options import MakeShardsOptions
 from vlad.data.shards.writer import (
     MANIFEST,
@@ -130,7 +130,7 @@ def _make(options: MakeShardsOptions, spec: ShardSpec, output: ShardOutput) -> N
     for record in _build_shards(options, spec, output, done, count):
         journal.add(record)
         records.append(record)
-    _finish(options, output, sorted(records, key=lambda record: record.number), about)
+    _finish(options, output, sorted(records, key=lambda record: record.number), about, spec.source.passed_over)
 
 
 def _build_captioner(path: str, revision: str | None, device: str) -> Captioner:
@@ -201,12 +201,21 @@ def _build_shards(
         yield from make_shards_locally(spec, output.target, output.workplace, done, workers, on_image)
 
 
-def _finish(options: MakeShardsOptions, output: ShardOutput, records: list[ShardRecord], about: dict[str, Any]) -> None:
+def _finish(
+    options: MakeShardsOptions,
+    output: ShardOutput,
+    records: list[ShardRecord],
+    about: dict[str, Any],
+    passed_over: PassedOver | None,
+) -> None:
     """Prints the summary and publishes the manifest. Raises UserError where no image could be used."""
     entries = [record.entry for record in records if record.entry is not None]
     statistics = sum((record.statistics for record in records), Statistics())
     skipped = [skip for record in records for skip in record.skipped]
     print(_summary(options.out, len(entries), statistics, skipped))
+    if passed_over is not None and passed_over.counts:
+        print(f"passed over: {counted(passed_over.counts.total(), 'entry', 'entries')}")
+        print("\n".join(map(_printable, passed_over.lines())))
     if entries:
         if skipped:
             lines = (json.dumps({"name": skip.name, "reason": skip.reason}) for skip in skipped)

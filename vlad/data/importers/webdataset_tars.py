@@ -15,7 +15,7 @@ from typing import Self
 
 from vlad.data.decoding import IMAGE_FORMATS
 from vlad.data.importers.json_stream import parse_object
-from vlad.data.importers.sources import Entry, ImageRef, SourceLine, UniqueKeys, UnusableEntry, text_of
+from vlad.data.importers.sources import Entry, ImageRef, PassedOver, SourceLine, UniqueKeys, UnusableEntry, text_of
 from vlad.data.shards.tar_index import MAX_HEADER_BYTES
 from vlad.layout.layout_files import layout_from_json
 from vlad.utils.errors import UserError
@@ -40,6 +40,7 @@ class TarSource:
     def __init__(self, path: str, tars: tuple[Path, ...], caption_field: str | None = None) -> None:
         self.path = path
         self.count: int | None = None
+        self.passed_over: PassedOver | None = None
         self._tars = tars
         self._fields = CAPTION_FIELDS if caption_field is None else (caption_field,)
         self._field_is_given = caption_field is not None
