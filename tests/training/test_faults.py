@@ -17,6 +17,7 @@ from trainer_process import CONTEXT, Orders, finish, start
 
 from vlad.training.callbacks.rank_watch import RankWatch
 from vlad.training.checkpoint import list_checkpoints
+from vlad.training.fit_stage import _fit
 
 STAGES = ("autoencoder", "layout", "refine")
 SEEDS = {5: 0, 32: 1}  # of the instants, by the number of kills
@@ -60,7 +61,7 @@ def assert_same_weights(one: Path, two: Path) -> None:
 
 def test_signals_of_schedulers_and_ctrl_c_save_and_end_with_exit_code_0(signs: Path, tmp_path: Path) -> None:
     overrides = ["name=signals", f"runs={tmp_path}", "trainer.devices=1"]
-    for step, number in enumerate((signal.SIGTERM, signal.SIGUSR1, signal.SIGINT), start=1):
+    for step, number in enumerate((signal.SIGHUP, signal.SIGUSR1, signal.SIGINT), start=1):
         words = tmp_path / f"words-{step}"
         orders = Orders(send=("autoencoder", step, 0, number))
         assert finish(start(signs / "config.yaml", words, overrides, orders)) == [0]
@@ -69,6 +70,23 @@ def test_signals_of_schedulers_and_ctrl_c_save_and_end_with_exit_code_0(signs: P
         assert f"Stopped and saved. The same command goes on: python {command}\n" in told
         newest = list_checkpoints(tmp_path / "signals" / "autoencoder" / "checkpoints")[-1]
         assert newest.name == f"step-{step:08d}.ckpt"
+
+
+def test_a_second_ctrl_c_is_an_interruption() -> None:
+    class Interrupted:
+        def __init__(self, error: type[BaseException]) -> None:
+            self.error = error
+
+        def fit(self, *_: object, **__: object) -> None:
+            try:
+                raise self.error
+            except self.error:
+                sys.exit(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        _fit(Interrupted(KeyboardInterrupt), None, None, None)  # type: ignore[arg-type]
+    with pytest.raises(SystemExit):
+        _fit(Interrupted(RuntimeError), None, None, None)  # type: ignore[arg-type]
 
 
 def test_one_rank_s_signal_stops_all_and_a_killed_rank_ends_the_run_with_one_message(

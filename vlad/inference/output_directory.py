@@ -24,6 +24,7 @@ from vlad.reports.image_grids import GridRow, glyph_map_image, layout_image, ove
 from vlad.types import Layout
 from vlad.utils.errors import UserError
 from vlad.utils.paths import writable_directory
+from vlad.utils.text_lines import split_lines
 
 SHEET_IMAGES = 32
 OVERLAY_PIXELS = 256  # smaller images are enlarged under their polygons
@@ -149,7 +150,7 @@ class OutputDirectory:
         """Leaves the newest line of every image that exists, and adds those of this call's images that have none."""
         index = self.path / "index.jsonl"
         entries: dict[str, str] = {}
-        for line in index.read_text(encoding="utf-8").splitlines():
+        for line in split_lines(index.read_text(encoding="utf-8")):
             try:
                 entry = json.loads(line)
                 image = entry["image"] if "image" in entry else entry["picture"]  # version 0.1's name

@@ -23,6 +23,7 @@ from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.types import Layout, Prompt
 from vlad.utils.errors import UserError, as_sentence, did_you_mean
 from vlad.utils.paths import existing_file
+from vlad.utils.text_lines import split_lines
 
 FIELDS = ("prompt", "seed", "seeds", "layout")
 
@@ -83,7 +84,7 @@ def _read_file(name: str) -> list[PromptRequest | RejectedPrompt]:
     label = "standard input" if path is None else str(path)
     data = sys.stdin.buffer.read() if path is None else path.read_bytes()
     try:
-        lines = data.decode("utf-8-sig").splitlines()
+        lines = split_lines(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{label} is not a prompt file: it is not UTF-8 text; save it as such.") from error
     folder = Path() if path is None else path.parent

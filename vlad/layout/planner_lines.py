@@ -17,6 +17,7 @@ from vlad.layout.polygons import box_polygon
 from vlad.types import Layout, TextLine
 from vlad.utils.errors import UserError
 from vlad.utils.paths import existing_file
+from vlad.utils.text_lines import split_lines
 
 PLANNER_GRID = 128  # arXiv 2311.16465: coordinates of the planner's lines
 _PLANNER_LINE = re.compile(r"(.*\S)\s+(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)")
@@ -57,7 +58,7 @@ def read_planner_file(path: Path | str) -> Layout:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} holds no planner lines: it is not UTF-8 text.") from error
     lines = [
-        _parse_planner_line(line, f"{path}, line {number}") for number, line in enumerate(text.splitlines(), start=1)
+        _parse_planner_line(line, f"{path}, line {number}") for number, line in enumerate(split_lines(text), start=1)
     ]
     layout = Layout(tuple(line for line in lines if line is not None))
     check_layout(layout, str(path))

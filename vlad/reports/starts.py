@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlad.utils.text_lines import split_lines
+
 STARTS = "starts.jsonl"
 
 
@@ -15,7 +17,7 @@ def read_starts(directory: Path) -> list[dict[str, Any]]:
     """All starts of a run, without lines that a kill or a full disk has cut short."""
     path = directory / STARTS
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in split_lines(path.read_text(encoding="utf-8")) if path.is_file() else []:
         with contextlib.suppress(json.JSONDecodeError):
             found.append(json.loads(line))
     return found

@@ -126,7 +126,7 @@ def fit_stage(run: Run, name: str) -> bool:
     set_modes(stage)
     precision = stage_precision(config, name)[0]
     with failures_reported(label, directory), cast_frozen_weights(stage, stage.trained_names(), precision):
-        trainer.fit(stage, datamodule=data, ckpt_path=resumed, weights_only=True)
+        _fit(trainer, stage, data, resumed)
 
     if run.stop.stopped and trainer.global_step < stage.optim.steps:
         if (error := callbacks.checkpoints.error()) is not None:
@@ -145,6 +145,16 @@ def fit_stage(run: Run, name: str) -> bool:
         _publish(config, name, stage, trainer, callbacks)
     trainer.strategy.barrier()
     return True
+
+
+def _fit(trainer: L.Trainer, stage: Stage, data: ShardDataModule, resumed: Path | None) -> None:
+    """Lightning's fit. Raises KeyboardInterrupt for a second Ctrl-C, which Lightning makes an exit with code 1."""
+    try:
+        trainer.fit(stage, datamodule=data, ckpt_path=resumed, weights_only=True)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from ended
+        raise
 
 
 def stage_data(run: Run, name: str) -> ShardDataModule:

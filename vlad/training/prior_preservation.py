@@ -31,6 +31,7 @@ from vlad.types import Sample
 from vlad.utils.distributed import derived_seed, is_main_process
 from vlad.utils.errors import UserError
 from vlad.utils.paths import existing_file
+from vlad.utils.text_lines import split_lines
 
 PRIOR = "prior"  # folder of a run
 BEGUN = "begun.json"  # in it: what is being generated, while its manifest is missing
@@ -103,7 +104,7 @@ def _begin(folder: Path, about: dict[str, Any]) -> None:
 def read_prompts(path: str) -> list[str]:
     """The prompts of `prior.prompts`, one a line. Raises UserError for a missing or an empty file."""
     text = existing_file(path, "file of prompts", "name one with a prompt a line").read_text(encoding="utf-8")
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    prompts = [line.strip() for line in split_lines(text) if line.strip()]
     if not prompts:
         raise UserError(f"prior.prompts: {path} holds no prompt; write one a line.")
     return prompts

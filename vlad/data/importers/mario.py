@@ -22,6 +22,7 @@ from vlad.data.importers.sources import (
     read_small_file,
 )
 from vlad.utils.errors import UserError
+from vlad.utils.text_lines import split_lines
 
 INDEX_LINE = re.compile(r"\s*(\d{5})_(\d{9})\s*")
 FRAME_PIXELS = (512.0, 512.0)
@@ -113,7 +114,7 @@ def _read_lines(path: Path) -> tuple[SourceLine, ...] | None:
         return None
     lines = []
     try:
-        for number, line in enumerate(data.decode("utf-8-sig").splitlines(), start=1):
+        for number, line in enumerate(split_lines(data.decode("utf-8-sig")), start=1):
             if not line.strip():
                 continue
             try:

@@ -16,6 +16,7 @@ from typing import Any
 from vlad.eval.benchmark.prompt_files import safe_name
 from vlad.utils.errors import UserError
 from vlad.utils.paths import existing_file
+from vlad.utils.text_lines import split_lines
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def read_alignment_prompts(path: Path) -> list[AlignmentPrompt]:
     """
     text = existing_file(path, "prompt file", "name the benchmark's alignment.jsonl").read_text(encoding="utf-8")
     prompts: list[AlignmentPrompt] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(split_lines(text), start=1):
         if not line.strip():
             continue
         try:

@@ -28,6 +28,7 @@ from vlad.models.text_encoder.prompt import find_quotes
 from vlad.types import TextLine
 from vlad.utils.errors import UserError
 from vlad.utils.paths import existing_file
+from vlad.utils.text_lines import split_lines
 
 ACCEPTED = (
     "a text file with a prompt (or a word) on each line; .tsv or .csv with a column named prompt;"
@@ -107,7 +108,7 @@ def _read_file(path: Path) -> list[BenchmarkPrompt]:
 
 
 def _of_lines(text: str) -> list[BenchmarkPrompt]:
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in split_lines(text)]
     lines = [line for line in lines if line]
     # A list of words; prompts of scripts without spaces have quotations.
     if not any(quoted(line) or any(character.isspace() for character in line) for line in lines):

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1: the run ends after the step at hand, on all ranks, and saves."""
+"""Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP: the run ends after the step at hand, on all ranks, and saves."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import lightning as L
 
-# Windows has no SIGUSR1.
-SCHEDULER_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+# Windows has SIGTERM alone. SIGHUP: the terminal was closed.
+SCHEDULER_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 
 
 def ends_optimizer_step(trainer: L.Trainer) -> bool:
@@ -20,8 +20,8 @@ def ends_optimizer_step(trainer: L.Trainer) -> bool:
 class StopOnSignal(L.Callback):
     """One for a whole run, used as a context manager around its stages.
 
-    Inside `with`, a scheduler's signals (SIGTERM, SIGUSR1) are held until the first step is done; Ctrl-C ends a run
-    that has not begun to train at once.
+    Inside `with`, `SCHEDULER_SIGNALS` are held until the first step is done; Ctrl-C ends a run that has not begun to
+    train at once.
     """
 
     def __init__(self) -> None:
@@ -50,6 +50,8 @@ class StopOnSignal(L.Callback):
         if threading.current_thread() is not threading.main_thread():
             return
         for number in numbers:
+            if number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup
             handler = signal.signal(number, self._stop)
             self.previous.setdefault(number, handler)
 
