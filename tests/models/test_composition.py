@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vlad.models.autoencoder import PatchAutoencoder
 from vlad.models.composition import POOLED_GAIN, CompositionModule, TextSide
 from vlad.models.options import CompositionOptions, LVLMOptions
 from vlad.models.text_encoder.lvlm import LVLMEncoder
@@ -297,3 +298,10 @@ def test_prompts_may_have_any_number_of_objects_and_strings_or_none(kind: str, s
 def test_options_that_cannot_work_are_refused(mistake: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="composition"):
         CompositionOptions(**mistake)
+
+
+def test_a_config_of_any_size_is_refused_before_it_takes_the_memory() -> None:
+    with pytest.raises(UserError, match=r"composition\.layers is 1000000000000; 1024 is the most"):
+        CompositionModule.from_config({"lvlm_width": 8, "layers": 10**12})
+    with pytest.raises(UserError, match=r"autoencoder\.decoder_layers"):
+        PatchAutoencoder.from_config({"decoder_layers": 10**12})

@@ -69,6 +69,9 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         decoder_levels: int = 1,
     ) -> None:
         super().__init__()
+        AutoencoderOptions(  # a stranger's config, too, is within the limits
+            *(None, None, patch_pixels, latent_channels, decoder_width, decoder_layers, decoder_levels)
+        )
         patch_values = 3 * patch_pixels**2
         self.projection = nn.Conv2d(3, latent_channels, patch_pixels, stride=patch_pixels)
         self.projection.requires_grad_(False)  # fitted, never trained

@@ -21,6 +21,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from vlad.models.options import CompositionOptions
 from vlad.models.spelling_tokens import SpellingEncoder
 from vlad.models.text_encoder.base_encoders import BaseTextEncoders
 from vlad.models.text_encoder.lvlm import LVLMEncoder
@@ -68,6 +69,9 @@ class CompositionModule(ModelMixin, ConfigMixin):
         queries: int = 16,
     ) -> None:
         super().__init__()
+        CompositionOptions(  # a stranger's config, too, is within the limits
+            *(kind, locals, slots, queries, width, layers, heads, output_width, spelling, max_characters, max_strings)  # type: ignore[arg-type]
+        )
         self.spelling_encoder = SpellingEncoder(width, max_characters, max_strings) if spelling else None
         self.from_lvlm = nn.Sequential(nn.LayerNorm(lvlm_width), nn.Linear(lvlm_width, width))
         self.blocks: nn.ModuleList | None = None

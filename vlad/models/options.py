@@ -8,6 +8,22 @@ from typing import Literal
 
 from vlad.utils.errors import UserError
 
+# Far above what anybody trains: a slip of the keyboard, or a stranger's config, must not take all memory.
+MOST = {
+    "layers": 1024,
+    "width": 65_536,
+    "queries": 65_536,
+    "slots": 65_536,
+    "max_characters": 1024,
+    "max_strings": 1024,
+}
+
+
+def _refuse_more_than(section: str, most: int, **values: int) -> None:
+    for name, value in values.items():
+        if value > most:
+            raise UserError(f"{section}.{name} is {value}; {most} is the most.")
+
 
 @dataclass(frozen=True)
 class UNetOptions:
@@ -27,6 +43,8 @@ class UNetOptions:
     pooled: bool = True
 
     def __post_init__(self) -> None:
+        _refuse_more_than("unet", MOST["layers"], layers_per_block=self.layers_per_block)
+        _refuse_more_than("unet", MOST["width"], block_channels=max(self.block_channels, default=0))
         if not self.block_channels or any(channels < 1 or channels % 32 for channels in self.block_channels):
             raise UserError(
                 f"unet.block_channels must be positive multiples of 32 (group norm), not {list(self.block_channels)}."
@@ -59,6 +77,10 @@ class AutoencoderOptions:
                 f"autoencoder: latent_channels ({self.latent_channels}) must be from 1 to the values of a patch,"
                 f" 3 x patch_pixels^2, and patch_pixels ({self.patch_pixels}) at least 1."
             )
+        _refuse_more_than("autoencoder", MOST["layers"], decoder_layers=self.decoder_layers)
+        _refuse_more_than(
+            "autoencoder", MOST["width"], decoder_width=self.decoder_width, patch_pixels=self.patch_pixels
+        )
         if self.decoder_levels < 1 or self.patch_pixels % 2 ** (self.decoder_levels - 1):
             raise UserError(
                 f"autoencoder: decoder_levels ({self.decoder_levels}) must be at least 1, and patch_pixels"
@@ -104,6 +126,9 @@ class CompositionOptions:
             raise UserError(
                 "composition: width, output_width, layers, max_characters and max_strings must be at least 1."
             )
+        for name, most in MOST.items():
+            _refuse_more_than("composition", most, **{name: getattr(self, name)})
+        _refuse_more_than("composition", MOST["width"], output_width=self.output_width)
         if self.heads < 1 or self.width % self.heads:
             raise UserError(f"composition: width ({self.width}) must be a multiple of heads ({self.heads}).")
         if min(self.slots, self.queries) < 1:
@@ -158,6 +183,9 @@ class LVLMOptions:
             raise UserError(
                 "lvlm: layers, vision_layers and vision_patch_pixels must be at least 1, and max_tokens at least 8."
             )
+        _refuse_more_than("lvlm", MOST["layers"], layers=self.layers, vision_layers=self.vision_layers)
+        widths = {"hidden_size": self.hidden_size, "vision_hidden_size": self.vision_hidden_size}
+        _refuse_more_than("lvlm", MOST["width"], **widths)
         if self.vision_hidden_size < 8 or self.vision_hidden_size % 8:
             raise UserError(f"lvlm: vision_hidden_size must be a multiple of 8, not {self.vision_hidden_size}.")
         if self.path is None and self.vision_pixels < 2 * self.vision_patch_pixels:
