@@ -380,3 +380,22 @@ def test_a_crop_is_the_polygon_s_own_pixels() -> None:
     corners = ((0.75, 0.25), (0.75, 0.75), (0.5, 0.75), (0.5, 0.25))
     assert (crop_line(turned, corners) == image[10:20, 20:60]).all()
     assert crop_line(image, box_polygon(0.5, 0.5, 0.5, 0.9)) is None
+
+
+def test_no_image_ends_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (32, 9000), "red").save(tmp_path / "strip.png")
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "sound.png")
+
+    class Failing:
+        name, version = "failing", "1"
+
+        def read(self, image: np.ndarray) -> Any:
+            raise MemoryError("an engine's own trouble")
+
+    monkeypatch.setattr(parallel_ocr, "build_ocr_engine", lambda name: Failing())
+    monkeypatch.setattr(parallel_ocr, "_ocr_settings", lambda engine, options: {})
+    files = [ImageFile(tmp_path / name, tmp_path / f"{name}.json") for name in ("strip.png", "sound.png")]
+    worker = parallel_ocr._Worker(Failing(), OCROptions(workers=1))  # type: ignore[arg-type]
+    strip, sound = (worker.read(file) for file in files)
+    assert strip.fault == "32 x 9000: one side is over 100 times the other"
+    assert sound.fault == "the OCR engine fails on it (MemoryError: an engine's own trouble)"

@@ -22,6 +22,7 @@ from typing import Any
 
 from PIL import UnidentifiedImageError
 
+from vlad.data.decoding import MAX_IMAGE_ASPECT
 from vlad.eval.image_files import UNREADABLE, load_image, paint_over
 from vlad.eval.options import OCROptions
 from vlad.eval.protocols.protocol import OCRResult
@@ -29,6 +30,7 @@ from vlad.layout.layout_files import layout_from_json, line_to_json
 from vlad.layout.line_crops import crop_line
 from vlad.metrics.ocr import OCREngine, build_ocr_engine, default_enlarge_factor, enlarge
 from vlad.types import Polygon
+from vlad.utils.errors import reason_of
 from vlad.utils.parallel import available_cores
 
 
@@ -94,13 +96,23 @@ class _Worker:
         self.settings = _ocr_settings(engine, options)
 
     def read(self, file: ImageFile) -> ImageOCR:
-        """Reads the image and stores what was read."""
+        """Reads the image and stores what was read; whatever goes wrong with one image is its own fault alone."""
+        try:
+            return self._read(file)
+        except Exception as error:  # engines raise whatever their libraries do
+            return ImageOCR(OCRResult(()), fault=f"the OCR engine fails on it ({reason_of(error)})")
+
+    def _read(self, file: ImageFile) -> ImageOCR:
         try:
             image = load_image(file.path)
         except UNREADABLE as error:
             reason = "is no image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
             return ImageOCR(OCRResult(()), fault=reason.splitlines()[0])
         height, width = image.shape[:2]
+        if max(width, height) > MAX_IMAGE_ASPECT * min(width, height):
+            return ImageOCR(
+                OCRResult(()), fault=f"{width} x {height}: one side is over {MAX_IMAGE_ASPECT} times the other"
+            )
         if self.options.masked is not None:
             image = paint_over(image, self.options.masked)
         factor = self.options.enlarge_factor or default_enlarge_factor(width, height)
