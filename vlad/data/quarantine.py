@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from vlad.data.storage.retries import StorageError
+from vlad.utils.secrets import redacted
 
 
 class Quarantine:
@@ -18,7 +19,7 @@ class Quarantine:
 
     def add(self, key: str, shard: str, reason: str) -> None:
         """Lists a sample, unless it is listed already. Raises StorageError where the file cannot be written."""
-        record = {"key": key, "shard": shard, "reason": reason}
+        record = {"key": key, "shard": redacted(shard), "reason": redacted(reason)}
         line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         try:
             with self.path.open("ab+") as stream:

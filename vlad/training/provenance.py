@@ -16,6 +16,7 @@ import torch
 
 import vlad
 from vlad.utils.errors import counted
+from vlad.utils.secrets import redacted
 
 LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "peft", "xformers")
 
@@ -24,7 +25,7 @@ def describe_start() -> dict[str, Any]:
     """Facts of this process and machine, for the run's report."""
     return {
         "time": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": redacted(shlex.join(["python", *sys.argv])),
         "revision": git_revision(),
         "python": platform.python_version(),
         "versions": ", ".join(f"{name} {version}" for name, version in _versions().items()),

@@ -34,6 +34,7 @@ from vlad.utils import distributed
 from vlad.utils.errors import UserError
 from vlad.utils.failures import user_errors
 from vlad.utils.hub import hide_progress_bars
+from vlad.utils.secrets import without_secrets
 
 
 def is_finished(config: Config) -> bool:
@@ -158,7 +159,7 @@ def adapter_recipe(config: Config) -> dict[str, Any]:
     keys = ("steps", "learning_rate", "warmup_steps", "weight_decay", "ema_decay")
     recipe = {
         "seed": config.seed,
-        "shards": list(config.data.sets),
+        "shards": without_secrets(list(config.data.sets)),
         "batch_size": config.data.batch_size,
         "repeats": config.data.repeats,
         "train": {name: {key: options[key] for key in keys} for name, options in train.items()},

@@ -20,6 +20,7 @@ from vlad.config.schema import Config
 from vlad.training.checkpoint import is_checkpoint, newest_checkpoint, read_checkpoint, set_aside, step_of
 from vlad.training.parts import TRAINED
 from vlad.utils.errors import UserError
+from vlad.utils.secrets import without_secrets
 
 # Options that may change within a run: neither the weights nor the order of the samples depend on them.
 DATA_FREE = ("data.shards", "data.workers", "data.verify", "data.fetch.", "data.held_out")
@@ -40,7 +41,7 @@ ABSENT = "(not there)"
 
 def config_record(config: Config, stage: str) -> dict[str, Any]:
     """What a checkpoint records of its run, in plain values."""
-    return {"stage": stage, "config": json.dumps(asdict(config))}
+    return {"stage": stage, "config": json.dumps(without_secrets(asdict(config)))}
 
 
 def check_run_directory(config: Config) -> None:
@@ -104,7 +105,8 @@ def _short(value: Any) -> str:
 
 
 def _flat_config(config: Config) -> dict[str, Any]:
-    return _flat(json.loads(json.dumps(asdict(config))))
+    """Options by dotted names, as files hold them: without secrets."""
+    return _flat(json.loads(json.dumps(without_secrets(asdict(config)))))
 
 
 def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from vlad.utils.errors import UserError, did_you_mean
 from vlad.utils.launcher import current_launch, forget_stray_ranks
+from vlad.utils.secrets import redacted
 
 UNUSABLE_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
 OTHER_RANKS_WAIT_SECONDS = 3.0  # torchrun looks for ended processes ten times a second
@@ -145,7 +146,7 @@ def run_command_line(main: Callable[[], int | None]) -> None:
         sys.exit(main() or 0)
     except UserError as error:
         _wait_for_local_rank_zero()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redacted(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in UNUSABLE_NAMES:

@@ -49,6 +49,7 @@ from vlad.utils.errors import UserError, counted
 from vlad.utils.locks import directory_lock
 from vlad.utils.parallel import available_cores
 from vlad.utils.paths import checked_path, writable_directory
+from vlad.utils.secrets import redacted
 
 # Upper bounds of the bytes that a pixel takes in a shard, measured on photographs with text.
 BYTES_PER_PIXEL = {"jpg": 0.6, "png": 2.4}
@@ -102,7 +103,7 @@ def _make(options: MakeShardsOptions, spec: ShardSpec, output: ShardOutput) -> N
 
     about = {
         "made_by": "tools/make_shards.py",
-        "source": Path(options.source).resolve().name if Path(options.source).exists() else options.source,
+        "source": Path(options.source).resolve().name if Path(options.source).exists() else redacted(options.source),
         "format": spec.source.format,
         "engine": spec.build_engine().name,
         "captioner": options.captioner,

@@ -16,6 +16,7 @@ from typing import Any
 from vlad.data.storage.retries import DamagedError, StorageError, with_timeout
 from vlad.data.storage.urls import display_url, is_url, scheme
 from vlad.utils.errors import UserError, did_you_mean, install_command
+from vlad.utils.secrets import HIDDEN
 
 # Other loaders run these as programs.
 _PROGRAM = re.compile(r"\s*(pipe|exec|shell|cmd)\s*:", re.IGNORECASE)
@@ -42,6 +43,10 @@ def check_location(text: str) -> None:
         raise UserError(f"data.shards: {display_url(text)} chains file systems (::); name the shards' own location.")
     if not is_url(text):
         return
+    if HIDDEN in text:
+        raise UserError(
+            f"data.shards: the secret of {text} is not stored; give it again, as data.shards=... or in data.mix."
+        )
     from fsspec import available_protocols
 
     known = {*available_protocols(), *_PACKAGES} - _NOT_STORES
