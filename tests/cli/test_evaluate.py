@@ -69,7 +69,7 @@ def test_a_prompt_that_the_model_refuses_makes_the_score_partial(
     (tmp_path / "p.txt").write_text(f"a 'B' sign\na sign '{'long ' * 20}'\n", encoding="utf-8")
     assert evaluate(ours, "--protocol", "mario", "--prompts", tmp_path / "p.txt", "--out", tmp_path / "out") == 1
     printed = capsys.readouterr().out
-    assert "PARTIAL, 1 of 2 images missing: 1_0: The string" in printed
+    assert "PARTIAL, 1 of 2 images missing: 1_0: The prompt" in printed
 
 
 def test_layouts_of_the_prompt_file_are_followed(evaluate: Run, ours: Path, tmp_path: Path) -> None:
