@@ -18,7 +18,7 @@ from shapely.geometry import LinearRing
 
 from vlad.data.decoding import encode_sample
 from vlad.data.lint.contact_sheets import contact_sheet, draw_card
-from vlad.data.lint.lint_report import LintReport, plain, tables, text_report, write_lint_page
+from vlad.data.lint.lint_report import LintReport, tables, text_report, write_lint_page
 from vlad.data.lint.linter import KeyIndex, lint_manifests, lint_shards
 from vlad.data.lint.options import Launch, LintOptions
 from vlad.data.lint.sample_checks import KINDS, Finding, crosses_itself, line_faults
@@ -32,6 +32,7 @@ from vlad.data.storage.shard_cache import ShardCache
 from vlad.layout.polygons import box_polygon
 from vlad.types import Layout, Sample, TextLine
 from vlad.utils.errors import UserError
+from vlad.utils.foreign_text import printable_line
 
 SIGNS = [render_sign(SyntheticOptions(size_pixels=32), index) for index in range(150)]
 BOX = box_polygon(0.1, 0.1, 0.9, 0.4)
@@ -507,7 +508,7 @@ def test_text_from_shards_is_escaped_on_the_page(tmp_path):
 
 
 def test_text_from_shards_is_escaped_for_the_terminal(directory, tmp_path):
-    assert plain("a\x1b[2J\nб什") == "a\\x1b[2J\\nб什"
+    assert printable_line("a\x1b[2J\nб什") == "a\\x1b[2J\\nб什"
     write_tar(directory / "0.tar", [("a\x1b[2J", {**members_of(SIGN), "png": b"x"})])
     assert "\x1b" not in text_report(check(directory, tmp_path)[0])
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from vlad.utils.errors import UserError, did_you_mean
+from vlad.utils.foreign_text import guard_terminal
 from vlad.utils.launcher import current_launch, forget_stray_ranks
-from vlad.utils.secrets import redacted
 
 UNUSABLE_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
 OTHER_RANKS_WAIT_SECONDS = 3.0  # torchrun looks for ended processes ten times a second
@@ -141,12 +141,13 @@ def run_command_line(main: Callable[[], int | None]) -> None:
     # Read when torch is loaded, which every command line does later than this.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    guard_terminal()
     try:
         forget_stray_ranks()
         sys.exit(main() or 0)
     except UserError as error:
         _wait_for_local_rank_zero()
-        print(f"error: {redacted(str(error))}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in UNUSABLE_NAMES:

@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined
+from markupsafe import Markup
+
+from vlad.utils.foreign_text import MOST_CHARACTERS, printable
+from vlad.utils.secrets import redacted
 
 # What every page extends. The policy is for what escaping might miss: captions and file names come from anywhere.
 PAGE = """<!doctype html>
@@ -30,15 +34,53 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 </body></html>
 """
 
+# Of a page that Gradio serves, whose scripts are inline and compile templates: nothing comes from or goes elsewhere.
+SERVED_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline';"
+    " img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'self';"
+    " form-action 'self'; frame-ancestors 'self'"
+)
 
-def data_uri(content: bytes, media_type: str) -> str:
+
+class ContentPolicy:
+    """ASGI middleware that sends `SERVED_POLICY` with every answer."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", ()), (b"content-security-policy", SERVED_POLICY.encode())]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
+
+
+def served_page_options() -> dict[str, Any]:
+    """`app_kwargs` of Gradio's `launch`."""
+    from starlette.middleware import Middleware  # comes with Gradio
+
+    return {"middleware": [Middleware(ContentPolicy)]}
+
+
+def data_uri(content: bytes, media_type: str) -> Markup:
     """The content as a `data:` address, so that a page holds its images."""
-    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
+    return Markup(f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}")
+
+
+def _shown(value: Any) -> Any:
+    """A value as it is filled in: texts without secrets, control characters and bidirectional overrides."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return redacted(printable(value, MOST_CHARACTERS))
 
 
 _ENVIRONMENT = Environment(
     loader=DictLoader({"page": PAGE}),
     autoescape=True,
+    finalize=_shown,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

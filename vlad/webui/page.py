@@ -16,6 +16,8 @@ from PIL import Image
 
 from vlad.types import Layout
 from vlad.utils.errors import UserError, install_command
+from vlad.utils.foreign_text import printable_line
+from vlad.utils.html import served_page_options
 from vlad.webui.backend import MOST_UPLOAD_BYTES, Backend, Controls, Result
 from vlad.webui.canvas import (
     COLOURS,
@@ -114,6 +116,7 @@ def serve(page: Any, backend: Backend, options: ServerOptions, wait: bool = True
             enable_monitoring=False,
             theme=gr.themes.Base(**fonts),
             css=PAGE_STYLE,
+            app_kwargs=served_page_options(),
         )
     except OSError as error:
         raise UserError(_unreachable(options, error)) from error
@@ -313,7 +316,9 @@ def _with_messages(gr: Any, work: Callable) -> Callable:
         try:
             return work(*values)
         except UserError as error:
-            raise gr.Error(html.escape(str(error), quote=False), duration=15, print_exception=False) from None
+            raise gr.Error(
+                html.escape(printable_line(str(error)), quote=False), duration=15, print_exception=False
+            ) from None
         except Exception:  # a bug of ours ends one request, not the page that others have open
             traceback.print_exc()
             raise gr.Error("Internal error; the server's terminal has the details.", duration=15) from None

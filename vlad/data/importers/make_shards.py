@@ -46,6 +46,7 @@ from vlad.data.storage.locations import errors_naming
 from vlad.data.storage.object_stores import check_location
 from vlad.data.storage.urls import HTTP_SCHEMES, is_url, local_path
 from vlad.utils.errors import UserError, counted
+from vlad.utils.foreign_text import printable_line
 from vlad.utils.locks import directory_lock
 from vlad.utils.parallel import available_cores
 from vlad.utils.paths import checked_path, writable_directory
@@ -216,7 +217,7 @@ def _finish(
     print(_summary(options.out, len(entries), statistics, skipped))
     if passed_over is not None and passed_over.counts:
         print(f"passed over: {counted(passed_over.counts.total(), 'entry', 'entries')}")
-        print("\n".join(map(_printable, passed_over.lines())))
+        print("\n".join(map(printable_line, passed_over.lines())))
     if entries:
         if skipped:
             lines = (json.dumps({"name": skip.name, "reason": skip.reason}) for skip in skipped)
@@ -239,13 +240,8 @@ def _summary(out: str, shards: int, statistics: Statistics, skipped: list[Skippe
     lines += [f"  {count} x {kind}" for kind, count in Counter(skip.kind for skip in skipped).most_common()]
     if skipped:
         lines.append("by name:" if len(skipped) <= NAMED_SKIPS else f"the first by name (all are in {SKIPPED}):")
-    lines += [f"  {_printable(f'{skip.name}: {skip.reason}')}" for skip in skipped[:NAMED_SKIPS]]
+    lines += [f"  {printable_line(f'{skip.name}: {skip.reason}')}" for skip in skipped[:NAMED_SKIPS]]
     return "\n".join(lines)
-
-
-def _printable(text: str) -> str:
-    """The text with control characters escaped: a file name may hold line ends, and bytes that are not text."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 # Where the shards go

@@ -13,6 +13,7 @@ from vlad.data.lint.sample_checks import KINDS, Finding
 from vlad.data.lint.sample_statistics import HEIGHT_EDGES_PERCENT, HEIGHT_EDGES_PIXELS, LENGTH_EDGES, Counts, bin_names
 from vlad.data.lint.shard_checks import ShardSet
 from vlad.utils.errors import counted
+from vlad.utils.foreign_text import printable_line
 from vlad.utils.html import render, write_page
 
 
@@ -96,11 +97,6 @@ class LintReport:
         )
 
 
-def plain(text: str) -> str:
-    """Text from a shard made safe for a terminal: unprintable characters are escaped."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
-
-
 def summary_rows(report: LintReport) -> list[tuple[str, str]]:
     """The set in figures, as names and values."""
     counts, total = report.counts, len(report.shard_set.shards)
@@ -178,7 +174,7 @@ def text_report(report: LintReport, examples: int = 5) -> str:
     if report.interrupted:
         lines += ["Interrupted: this report covers what was read.", ""]
     width = max(len(name) for name, _ in summary_rows(report))
-    lines += [f"{name:<{width}}  {plain(value)}" for name, value in summary_rows(report)]
+    lines += [f"{name:<{width}}  {printable_line(value)}" for name, value in summary_rows(report)]
     for table in tables(report):
         total = sum(count for _, count in table.rows)
         lines += ["", table.heading + (f" ({table.note})" if table.note else "")]
@@ -197,7 +193,7 @@ def text_report(report: LintReport, examples: int = 5) -> str:
         shown = report.examples[kind][:examples]
         for finding in shown:
             place = f"{finding.place}: " if finding.place else ""
-            lines.append(f"         {plain(place)}{plain(finding.detail)}")
+            lines.append(f"         {printable_line(place)}{printable_line(finding.detail)}")
         if report.found[kind] > len(shown):
             lines.append(f"         ... and {report.found[kind] - len(shown):,} more")
     return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -20,7 +20,7 @@ from vlad.eval.human_study.study import ASPECTS, SCALE, Question
 from vlad.eval.image_files import load_image, paint_over
 from vlad.eval.options import Box
 from vlad.utils.errors import UserError, as_sentence, install_command
-from vlad.utils.html import render
+from vlad.utils.html import render, served_page_options
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 
@@ -156,6 +156,7 @@ def serve_rating_page(page: Any, host: str = "127.0.0.1", port: int | None = Non
             prevent_thread_lock=True,
             theme=theme,
             css=PAGE_STYLE,
+            app_kwargs=served_page_options(),
         )
     except OSError as error:
         raise UserError(f"The page cannot be served at {host}:{port or ''}: {as_sentence(error)}") from error
