@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vlad.config.load import load_config, save_config
+from vlad.config.load import bundled_configs, load_config, save_config
 from vlad.config.schema import Config
 from vlad.lora.options import LoraOptions
 from vlad.utils.errors import UserError
@@ -281,3 +281,19 @@ def test_text_that_looks_like_a_reference_comes_back_as_text(write: Callable[...
     save_config(loaded, copy)
     assert load_config(copy) == loaded
     assert load_config(write("seed: 3\nname: a-${seed}")).name == "a-3"
+
+
+@pytest.mark.parametrize(
+    "value", ["${oc.env:TOKEN}", "a${oc.env:TOKEN,none}b", "${oc.decode:${oc.env:TOKEN}}", "\\\\${oc.env:TOKEN}"]
+)
+def test_a_config_reads_no_environment_variables(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "s3cr3t")
+    parent, child = tmp_path / "parent.yaml", tmp_path / "child.yaml"
+    parent.write_text(
+        f"inherit: {bundled_configs() / 'tiny.yaml'}\ndata: {{trigger_word: '{value}'}}\n", encoding="utf-8"
+    )
+    child.write_text("inherit: parent.yaml\n", encoding="utf-8")
+    for path, overrides in ((child, []), (bundled_configs() / "tiny.yaml", [f"data.trigger_word={value}"])):
+        with pytest.raises(UserError, match="calls a function of OmegaConf") as caught:
+            load_config(path, overrides)
+        assert "s3cr3t" not in str(caught.value)

@@ -88,7 +88,7 @@ def test_a_pipeline_of_the_hub_whose_lvlm_is_code_is_not_run(
     index = tmp_path / "some" / "model" / "model_index.json"
     named = json.loads(index.read_text())
     index.write_text(json.dumps(named | {"lvlm": ["transformers_modules.own.0123.own", "OwnModel"]}))
-    monkeypatch.setattr(VLADPipeline, "download", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(VLADPipeline, "download", lambda name, **_: str(tmp_path / name))
     with pytest.raises(UserError, match=r"^The LVLM in .* needs remote code"):
         load_pipeline("hf://some/model")
 

@@ -11,6 +11,7 @@ from PIL import Image
 from vlad.cli.sample import SAMPLE
 from vlad.inference.options import parse_size
 from vlad.inference.recipes import read_recipe
+from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.utils.errors import UserError
 
 BLUE, RED = 'a blue sign that says "HOUSE"', 'a red sign that says "BUS"'
@@ -130,7 +131,7 @@ def test_a_prompt_without_quoted_strings_is_reported_and_generated(
 def test_mistakes_are_reported_before_a_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], said: str
 ) -> None:
-    monkeypatch.setattr("vlad.inference.sampling.load_pipeline", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("vlad.inference.sampling.load_pipeline", lambda *_, **__: pytest.fail("a model was loaded"))
     asked = () if "--prompt" in options else ("--prompt", BLUE)
     with pytest.raises(UserError, match=said):
         call(tmp_path, *asked, *options)
@@ -168,6 +169,31 @@ def test_a_given_layout_is_repeated_to_its_last_digit(pipeline_folder: Path, tmp
     assert recipe.layout.lines[0].polygon[0] == (0.1234567891, 0.2000000003)
     assert call("--from", image, "--out", tmp_path / "again") == 0
     assert pixels(tmp_path / "again" / image.name) == pixels(image)
+
+
+@pytest.mark.parametrize(("named", "revision"), [("", None), ("@v1", "v1")])
+def test_the_model_that_an_image_names_is_not_fetched(
+    pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, revision: str | None
+) -> None:
+    asked: list[tuple[str, str | None, bool]] = []
+    cached = False
+
+    def download(name: str, revision: str | None, local_files_only: bool) -> str:
+        asked.append((name, revision, local_files_only))
+        if local_files_only and not cached:
+            raise OSError("not in the cache")
+        return str(pipeline_folder)
+
+    monkeypatch.setattr(VLADPipeline, "download", download)
+    run = f"hf://some/model{named}"
+    assert call(run, "--prompt", BLUE, "--out", tmp_path / "first") == 0  # named by the user
+    image = tmp_path / "first" / f"{BLUE_NAME}-s0.png"
+    with pytest.raises(UserError, match=r"hf://some/model.*, which is not on this machine; .* name it yourself"):
+        call("--from", image, "--out", tmp_path / "again")
+    cached = True
+    assert call("--from", image, "--out", tmp_path / "again") == 0
+    assert call(run, "--from", image, "--out", tmp_path / "more") == 0
+    assert asked == [("some/model", revision, only) for only in (False, True, True, False)]
 
 
 def test_another_model_does_not_repeat_an_image(pipeline_folder: Path, tmp_path: Path) -> None:

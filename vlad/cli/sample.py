@@ -13,7 +13,9 @@ from vlad.utils.command_line import OptionParser, whole
 
 
 def _add_sample_options(parser: OptionParser) -> None:
-    parser.add_argument("run", nargs="?", help="a run directory, a pipeline folder, or hf://OWNER/NAME on the hub")
+    parser.add_argument(
+        "run", nargs="?", help="a run directory, a pipeline folder, or hf://OWNER/NAME[@REVISION] on the hub"
+    )
     prompts = parser.add_argument_group("prompts and sizes")
     add = prompts.add_argument
     add("--prompt", action="append", default=[], help="may be given several times")
@@ -96,7 +98,7 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 def _add_app_options(parser: OptionParser) -> None:
-    parser.add_argument("run", help="a run directory, a pipeline folder, or hf://OWNER/NAME on the hub")
+    parser.add_argument("run", help="a run directory, a pipeline folder, or hf://OWNER/NAME[@REVISION] on the hub")
     parser.add_argument("--adapter", action="append", default=[], metavar="DIR[:WEIGHT]", help="several add up")
     parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
     add_address(parser)

@@ -35,6 +35,7 @@ RENAMED = {
     "validation.pictures": "validation.images",
     "validation.read_pictures": "validation.read_images",
 }
+_RESOLVER = re.compile(r"(?P<escapes>\\*)\$\{[^}]*:")
 # Sections that a config may leave out: what their options are, for messages.
 OPTIONAL = {"lora": LoraOptions(), "posters": PosterOptions(), "stable_diffusion": StableDiffusionOptions("-")}
 
@@ -72,7 +73,8 @@ def load_options(schema: type[Options], path: Path | str, overrides: Sequence[st
     structured = OmegaConf.structured(schema)
     given = [(str(path), _read_yaml(Path(path)))]
     given += [(f"the override {override!r}", _read_override(override, schema)) for override in overrides]
-    for _, options in given:
+    for source, options in given:
+        _refuse_resolvers(OmegaConf.to_container(options), source)
         _rename_options(options)
     try:
         merged = OmegaConf.merge(structured, *(options for _, options in given))
@@ -89,6 +91,26 @@ def load_options(schema: type[Options], path: Path | str, overrides: Sequence[st
         raise UserError(_explain(error, str(path), given[0][1], schema)) from error
     assert isinstance(result, schema)
     return result
+
+
+def _refuse_resolvers(options: Any, source: str) -> None:
+    """Raises UserError for ${oc.env:X} and other functions; references to other options, such as ${seed}, stay.
+
+    A config from elsewhere would read this machine's variables, and what it reads is published with the run.
+    """
+    if isinstance(options, dict):
+        for value in options.values():
+            _refuse_resolvers(value, source)
+    elif isinstance(options, list):
+        for value in options:
+            _refuse_resolvers(value, source)
+    elif isinstance(options, str):
+        for found in _RESOLVER.finditer(options):
+            if len(found["escapes"]) % 2 == 0:
+                raise UserError(
+                    f"{source}: {options!r} calls a function of OmegaConf, which could read this machine's variables"
+                    ' into what the run publishes; write the value itself, or give it on the command line: key="$NAME".'
+                )
 
 
 def _rename_options(options: DictConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,12 +39,14 @@ def load_pipeline(
     offload: bool = False,
     channels_last: bool = False,
     compiled: bool = False,
+    may_download: bool = True,
 ) -> VLADPipeline:
     """The pipeline of a run, on the GPU where there is one, with adapters merged in if given.
 
     Of a run that is still training it is the newest valid checkpoint's. `run` may be a pipeline folder, or
-    `hf://OWNER/NAME` on the hub. An adapter is `DIR` or `DIR:WEIGHT`. `offload` keeps on the GPU only the model that is
-    running; `channels_last` and `compiled` (torch.compile, at the first image) only affect speed.
+    `hf://OWNER/NAME` on the hub, at a commit, tag or branch with `@REVISION` behind it. An adapter is `DIR` or
+    `DIR:WEIGHT`. `offload` keeps on the GPU only the model that is running; `channels_last` and `compiled`
+    (torch.compile, at the first image) only affect speed. Without `may_download` the hub is not asked.
     Raises UserError when there is no pipeline, or an adapter does not fit it.
     """
     if dtype not in DTYPES:
@@ -53,7 +56,7 @@ def load_pipeline(
         raise UserError("--offload moves models between a GPU and memory, and torch finds no GPU here; leave it out.")
     if compiled:
         _check_compiler(device)
-    pipeline = _pipeline_of(run, DTYPES[dtype])
+    pipeline = _pipeline_of(run, DTYPES[dtype], may_download)
     listed = [str(adapters)] if isinstance(adapters, Path | str) else list(adapters or [])
     set_adapters(pipeline, listed)
     for name in MODULES:
@@ -82,18 +85,25 @@ def _check_compiler(device: torch.device) -> None:
         )
 
 
-def _pipeline_of(run: Path | str, dtype: torch.dtype) -> VLADPipeline:
+def _pipeline_of(run: Path | str, dtype: torch.dtype, may_download: bool) -> VLADPipeline:
     """From the hub, a folder, a finished run, or one that is still training."""
     if str(run).startswith(HUB):
-        name = str(run).removeprefix(HUB)
+        name, _, revision = str(run).removeprefix(HUB).partition("@")
         try:
-            folder = Path(VLADPipeline.download(name))
+            folder = Path(VLADPipeline.download(name, revision=revision or None, local_files_only=not may_download))
         except Exception as error:  # connection errors, invalid and unknown names have no common class
+            if not may_download:
+                raise UserError(
+                    f"The image names the model {run}, which is not on this machine; if you trust it, name it yourself:"
+                    f" vlad sample {shlex.quote(str(run))} --from IMAGE."
+                ) from error
             raise UserError(
-                f"The pipeline {name} cannot be loaded from the hub ({reason_of(error)}); check the name and the"
+                f"The pipeline {run} cannot be loaded from the hub ({reason_of(error)}); check the name and the"
                 f" network, or give the folder of: hf download {name} --local-dir FOLDER."
             ) from error
         return read_pipeline(folder, name, dtype)
+    if not may_download and str(run).startswith(("//", "\\\\")):  # a share of another machine, on Windows
+        raise UserError(f"The image names a model on another machine, {run}; if you trust it, name it yourself.")
     path = Path(run)
     has_pipeline = any((folder / "model_index.json").is_file() for folder in (path, path / "pipeline"))
     if not has_pipeline and (path / "config.yaml").is_file():

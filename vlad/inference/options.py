@@ -26,7 +26,7 @@ class SampleCall:
     Raises UserError for options that exclude each other, and for guidance scales out of range.
     """
 
-    # A run directory, a pipeline folder, or hf://OWNER/NAME; None: the one that the repeated image came from.
+    # A run directory, a pipeline folder, or hf://OWNER/NAME[@REVISION]; None: the repeated image's.
     run: str | None = None
     prompts: tuple[str, ...] = ()
     # Text or JSONL; "-" is standard input.

@@ -145,7 +145,10 @@ def load_sampler(call: SampleCall, recipe: Recipe | None, edit: EditRequest | No
         raise UserError("Name the run or pipeline to sample from: sample.py RUN --prompt ...")
     adapters = call.adapters or (recipe.adapters if recipe is not None else ())
     dtype = call.dtype or (recipe.dtype if recipe is not None else "float32")
-    pipeline = load_pipeline(run, adapters, dtype, call.offload, call.channels_last, call.compiled)
+    # An image may come from anyone: the model that it names is used where it is on this machine, and not fetched.
+    pipeline = load_pipeline(
+        run, adapters, dtype, call.offload, call.channels_last, call.compiled, may_download=call.run is not None
+    )
     if call.solver:
         pipeline.use_solver(call.solver)
     elif recipe is not None:
