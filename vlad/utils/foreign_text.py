@@ -21,9 +21,12 @@ _BAR_MOVES = re.compile(r"\n*(\x1b\[A)*")
 
 
 def printable(text: str, most: int | None = None) -> str:
-    """The text with unsafe characters as escapes (`\\x1b`), and each line cut at `most` characters."""
+    """The text with unsafe characters as escapes (`\\x1b`), and each line cut in its middle to about `most` characters:
+    an error's reason stands at its end."""
     if most is not None and len(text) > most:
-        text = "\n".join(line if len(line) <= most else f"{line[:most]}..." for line in text.split("\n"))
+        half = most // 2
+        lines = text.split("\n")
+        text = "\n".join(line if len(line) <= most else f"{line[:half]}...{line[-half:]}" for line in lines)
     return _UNSAFE.sub(_escape, text)
 
 
