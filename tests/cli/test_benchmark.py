@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,8 +127,13 @@ def test_train_takes_config_and_overrides_between_its_options(
     from vlad.profiling import switch_comparison as comparison
 
     asked: list[tuple] = []
-    monkeypatch.setattr(comparison, "compare", lambda *given: asked.append(given[:5]))
-    BENCHMARK(["train", *call])
+
+    def compare(*given: Any) -> None:
+        asked.append(given[:5])
+        given[5](comparison.ComparisonRow("plain", reason="not measured"))
+
+    monkeypatch.setattr(comparison, "compare", compare)
+    assert BENCHMARK(["train", *call]) == 1  # no row has figures
     wanted = comparison.StageCall("configs/tiny.yaml", ("data.workers=1",), "layout")
     assert asked == [(wanted, ["plain", "batch"], 20, 5, None)]
     assert "stage layout, 20 steps after 5" in capsys.readouterr().out

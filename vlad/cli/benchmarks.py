@@ -202,24 +202,27 @@ def _add_train_options(parser: OptionParser) -> None:
     parser.add_argument("--cache", metavar="DIR", help="a cache of this config (vlad cache)")
 
 
-def _train(arguments: argparse.Namespace) -> None:
+def _train(arguments: argparse.Namespace) -> int:
+    from vlad.config.checks import check_config
+    from vlad.config.load import load_config
+
+    check_config(load_config(arguments.config, arguments.overrides))  # before torch is loaded
     from vlad.profiling.switch_comparison import HEAD, ComparisonRow, StageCall, compare, text_row
 
     steps, warmup = arguments.steps, arguments.warmup
     shown: list[ComparisonRow] = []
 
     def show(row: ComparisonRow) -> None:
+        if not shown:
+            steps_measured = f"stage {arguments.stage}, {steps} steps after {warmup}"
+            print(f"{arguments.config}, {steps_measured}; each row keeps the switches above it\n{HEAD}")
         shown.append(row)
         first = next((other for other in shown if other.figures is not None), None)
         print(text_row(row, first), flush=True)
 
-    print(
-        f"{arguments.config}, stage {arguments.stage}, {steps} steps after {warmup}; each row keeps the switches above"
-        " it"
-    )
-    print(HEAD)
     compared = StageCall(arguments.config, tuple(arguments.overrides), arguments.stage)
     compare(compared, arguments.switches, steps, warmup, arguments.cache, show)
+    return 0 if any(row.figures is not None for row in shown) else 1
 
 
 TRAIN = Verb(

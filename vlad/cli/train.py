@@ -67,7 +67,9 @@ def _plan(arguments: argparse.Namespace) -> None:
     from vlad.training.build import build_parts
     from vlad.training.devices import sharding_ranks
     from vlad.training.memory_plan import CONTEXT_BYTES, GB, device_bytes, is_packed, plan_table, ways_to_fit
+    from vlad.training.validate import check_sharding
 
+    check_sharding(config)
     if config.align_stage == "only":
         raise UserError("align_stage: only trains no UNet; a plan is of the stages layout and refine.")
     parts, config = build_parts(config)
@@ -132,20 +134,23 @@ def _cache(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.overrides)
     # As the run that will read the cache: a cache that no run with these options takes is not worth making.
     check_config(replace(config, data=replace(config.data, cache=str(out))))
+    config = replace(config, data=replace(config.data, cache=None))
 
     from tqdm import tqdm
 
     from vlad.data.latent_cache.precompute import write_cache
-    from vlad.data.shard_sets import open_sets
     from vlad.training.build import build_parts
     from vlad.training.caching import cache_encoder, cache_fingerprint
     from vlad.training.devices import run_device
+    from vlad.training.run_data import refuse_without_text
+    from vlad.training.validate import check_data
     from vlad.utils.locks import directory_lock
 
     if config.data.mix:
         raise UserError("data.mix: a cache is of one shard set; name it as data.shards.")
-    sets = open_sets(config.data.sets, config.data.fetch)
-    parts, _ = build_parts(config)
+    sets = check_data(config).shards
+    parts, built_config = build_parts(config)
+    refuse_without_text(built_config, sets)
     writable_directory(out, "a cache", needed_bytes=sets.samples * 10_000)
     encode = cache_encoder(config, parts, run_device(config))
     fingerprint = cache_fingerprint(config, parts, sets)

@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 
+from vlad.config.checks import check_config
 from vlad.config.load import load_config
 from vlad.config.schema import Config
-from vlad.profiling.training_throughput import StageFigures, count_flops, matrix_rate, measure_stage
+from vlad.profiling.training_throughput import StageFigures, check_stage, count_flops, matrix_rate, measure_stage
 from vlad.training.devices import run_device
 from vlad.training.precision import computed_in, stage_precision
+from vlad.training.validate import check_data, check_machine
 from vlad.utils.errors import UserError
 
 SWITCHES = ("plain", "attention", "channels_last", "compile", "cache", "batch")
@@ -84,9 +86,13 @@ def compare(
     Every row is measured in a new process, so that its memory is its own. Raises UserError for a wrong call.
     """
     config = call.config()
+    check_stage(config, call.stage)
     for switch in switches:
         if switch != "cache":
             overrides_of(switch, config, cache)
+    check_config(config)
+    check_machine(config)
+    check_data(config)
     with _new_processes() as run:
         rate = run(_rate, call)
         rows = []

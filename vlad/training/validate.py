@@ -6,7 +6,9 @@
     check_data            shards, held-out split, cached latents, prompts of a prior
     check_stages          precision, optimiser, annotated text: known once the models are read
 
-The doctor reports each of them. What stands behind them checks nothing again.
+The doctor reports each of them. `vlad benchmark train` writes no run directory and leaves out that check; `vlad plan`
+works before there are shards, for another machine: check_config and check_sharding; `vlad cache` trains nothing:
+check_config and check_data. What stands behind them checks nothing again.
 """
 
 from __future__ import annotations
@@ -55,13 +57,33 @@ def check_machine(config: Config) -> None:
     """Raises UserError for devices, processes and packages that this machine does not have."""
     _check_gpus(config)
     check_launch(config.trainer.nodes, local_processes(config))
-    if is_sharded_run(config):
-        _check_sharding(config)
+    check_sharding(config)
     check_wandb(config.trainer.wandb)
     if config.lora is not None and config.lora.base_bits is not None:
         check_quantisation()
     if config.losses.ocr_weight:
         check_recogniser()
+
+
+def check_sharding(config: Config) -> None:
+    """Raises UserError for options that do not go with weights shared by several processes."""
+    if not is_sharded_run(config):
+        return
+    what = None
+    if config.lora is not None or config.text_training.components("lora"):
+        what = "adapters are small enough for every rank: train them with trainer.strategy=ddp"
+    elif len(config.text_training.phases) > 1:
+        what = "what is trained cannot change on the way: leave out trainable's phases, or use trainer.strategy=ddp"
+    elif config.trainer.compile != "none":
+        what = "compiled and sharded blocks are not tried together yet: set trainer.compile=none"
+    elif any(getattr(config.train, stage).optimizer == "adamw-8bit" for stage in ("align", "layout", "refine")):
+        what = "8-bit moments do not know shards: set the stages' optimizer to adamw"
+    elif config.validation.share:
+        what = "validation passes run on one rank: leave out validation.share, or use trainer.strategy=ddp"
+    elif "16-mixed" in {config.trainer.precision, config.train.layout.precision, config.train.refine.precision}:
+        what = "there is no loss scaler for shards: use bf16-mixed or 32-true"
+    if what is not None:
+        raise UserError(f"trainer.strategy: fsdp: {what}.")
 
 
 def check_stages(config: Config, stages: Sequence[str], data: RunData) -> None:
@@ -83,21 +105,3 @@ def _check_gpus(config: Config) -> None:
             f"trainer.devices is {local_processes(config)}, and torch finds {counted(there, 'GPU')} here; set it to"
             f" auto, or to {there} at most."
         )
-
-
-def _check_sharding(config: Config) -> None:
-    what = None
-    if config.lora is not None or config.text_training.components("lora"):
-        what = "adapters are small enough for every rank: train them with trainer.strategy=ddp"
-    elif len(config.text_training.phases) > 1:
-        what = "what is trained cannot change on the way: leave out trainable's phases, or use trainer.strategy=ddp"
-    elif config.trainer.compile != "none":
-        what = "compiled and sharded blocks are not tried together yet: set trainer.compile=none"
-    elif any(getattr(config.train, stage).optimizer == "adamw-8bit" for stage in ("align", "layout", "refine")):
-        what = "8-bit moments do not know shards: set the stages' optimizer to adamw"
-    elif config.validation.share:
-        what = "validation passes run on one rank: leave out validation.share, or use trainer.strategy=ddp"
-    elif "16-mixed" in {config.trainer.precision, config.train.layout.precision, config.train.refine.precision}:
-        what = "there is no loss scaler for shards: use bf16-mixed or 32-true"
-    if what is not None:
-        raise UserError(f"trainer.strategy: fsdp: {what}.")
