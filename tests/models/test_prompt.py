@@ -218,4 +218,6 @@ def test_spans_of_objects_point_at_their_text_and_never_overlap(text: str, objec
 
 def test_nested_marks_are_reported() -> None:
     prompt = parse_prompt("a poster: “say ‘NO’ twice” and 'DON'T'")
-    assert notes_on_quotations(prompt) == ("The quotation marks inside 'say ‘NO’ twice' are spelled like its letters.",)
+    assert notes_on_quotations(prompt) == (
+        "The quotation marks inside 'say ‘NO’ twice' are spelled like its letters; leave one pair out otherwise.",
+    )

@@ -93,6 +93,34 @@ AS_TYPED = [
     ("a sign that says “Fish ’n’ Chips”", ("Fish ’n’ Chips",)),
     ("a fish 'n' chips shop called 'Cod'", ("Cod",)),
     ("titled ‘The Boss’s Chair’", ("The Boss’s Chair",)),
+    ('a 12"x14" poster "SALE"', ("SALE",)),
+    ('a 24"W x 36"H frame “ART”', ("ART",)),
+    ('a 9½" nail, sign "NAILS"', ("NAILS",)),
+    ('a 55" TV showing "NEWS 24" and a 10" tablet', ("NEWS 24",)),
+    ('a screen "CH 5" and a 10" tablet "OK"', ("CH 5", "OK")),
+    ('"A 12" pizza" and a 10" pan', ('A 12" pizza',)),
+    ("'nuff said, a sign 'OK'", ("OK",)),
+    ('\'nother sign, with "OK"', ("OK",)),
+    ("a sign 'fish 'n' chips' and 'cod'", ("fish 'n' chips", "cod")),
+    ("a shirt saying 'live at the '60s club'", ("live at the '60s club",)),
+    ('a sign "HELLO""', ("HELLO",)),
+    ('a sign ""HELLO"', ("HELLO",)),
+    ("''Tis the season'", ("'Tis the season",)),
+    ('a sign \\\\"HELLO\\\\"', ("HELLO",)),
+    ("a sign &amp;quot;HELLO&amp;quot;", ("HELLO",)),
+    ("a sign ,,HALLO''", ("HALLO",)),
+    ("a sign ,,HALLO“ in red", ("HALLO",)),
+    ("a sign << BONJOUR >>", ("BONJOUR",)),
+    ("a sign “say <<hi>>”", ("say <<hi>>",)),
+    ("〔入口〕｢出口｣", ("入口", "出口")),
+    ("a sign with the text CAFÉ", ("CAFÉ",)),
+    ("a sign that says ПРИВЕТ МИР in red", ("ПРИВЕТ МИР",)),
+    ("a sign that says OPEN, 4K, HDR", ("OPEN",)),
+    ("a sign that says STOP. NASA rocket", ("STOP",)),
+    ("a shirt that reads I ♥ NY", ("I ♥ NY",)),
+    ("the letter A in neon", ("A",)),
+    ("a clock that reads 12:30", ("12:30",)),
+    ("a man who reads 100 books", ()),
 ]
 
 
@@ -107,7 +135,7 @@ def test_prompts_are_read_as_a_person_reads_them(prompt: str, strings: tuple[str
     ("prompt", "note"),
     [
         ("a poster with the text HELLO", 'HELLO is taken for the words to spell; write "..." around others.'),
-        ("the '90s, a poster", "'90s, is taken for a word with an apostrophe, not for words to spell."),
+        ("the '90s, a poster", '\'90s is taken for a word with an apostrophe; write "..." around words to spell.'),
     ],
 )
 def test_a_reading_that_was_chosen_is_reported(prompt: str, note: str) -> None:

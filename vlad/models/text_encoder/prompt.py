@@ -18,6 +18,7 @@ PHRASE_BREAKS = frozenset(
     reads said saying says showing shows so spelling spells than that then through to toward under upon was
     wearing were when where which while who with within without word words writes written""".split()
 )
+LINE_BREAKS = re.compile(r"(?:\\n|[\r\n\u2028\u2029])+")  # in a quoted string; also typed as \n
 _WORD = re.compile(r"\w+(?:[-'’]\w+)*", re.UNICODE)
 
 
@@ -87,7 +88,10 @@ def notes_on_quotations(prompt: Prompt) -> tuple[str, ...]:
     nested = [quote.text for quote in prompt.quotes if find_quotes(quote.text, strict=False)]
     return (
         *read_quotations(prompt.text).notes,
-        *(f"The quotation marks inside {text!r} are spelled like its letters." for text in nested),
+        *(
+            f"The quotation marks inside {text!r} are spelled like its letters; leave one pair out otherwise."
+            for text in nested
+        ),
     )
 
 
@@ -117,7 +121,7 @@ def wrap_strings(prompt: Prompt, max_characters: int) -> Prompt:
 
 def _lines_of(quote: Span, max_characters: int) -> list[Span]:
     lines: list[Span] = []
-    breaks = re.finditer(r"(?:\\n|[\r\n\u2028\u2029])+", quote.text)
+    breaks = LINE_BREAKS.finditer(quote.text)
     edges = [0, *(edge for match in breaks for edge in match.span()), len(quote.text)]
     for first, last in zip(edges[::2], edges[1::2], strict=True):
         bounds: list[tuple[int, int]] = []  # of the lines between two breaks, in the quotation
