@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vlad.eval.benchmark.prompt_files import read_prompt_files
+from vlad.eval.benchmark.prompt_files import quoted, read_prompt_files
 from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.layout.polygons import box_polygon
 from vlad.types import TextLine
@@ -134,3 +134,7 @@ def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-8"):
         read_prompt_files([tmp_path / "a.txt"])
+
+
+def test_a_quoted_string_in_several_lines_is_one_target() -> None:
+    assert quoted('a sign that says "HELLO\nNEW\\nWORLD"') == ("HELLO NEW WORLD",)

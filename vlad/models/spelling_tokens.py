@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vlad.models.text_encoder.prompt import wrap_strings
 from vlad.types import Prompt
 
 MAX_TOKENS = 512  # of one prompt: a web caption may quote a page
@@ -31,8 +32,8 @@ UTF8_BYTES = 4  # a character is at most four bytes: the embedding is the sum of
 class SpellingEncoder(nn.Module):
     """Prompts -> spelling tokens B S D with their mask B S; S is at least 1.
 
-    The tables of places and strings end at `max_characters` and `max_strings`. What is past the end shares the last
-    entry, where only the nominal place distinguishes characters.
+    A string is the lines that it is set in, of at most `max_characters`. The table of strings ends at `max_strings`:
+    lines past the end share its last entry.
     """
 
     frequencies: Tensor
@@ -50,7 +51,7 @@ class SpellingEncoder(nn.Module):
 
     def forward(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         device = self.bytes.weight.device
-        rows = [self._rows(prompt.strings) for prompt in prompts]
+        rows = [self._rows(wrap_strings(prompt, self.max_characters).strings) for prompt in prompts]
         length = max(1, *map(len, rows))
         # The last entry of a row: (byte ids x 4, place id, string id, nominal place); padding is row 0 of all.
         table = torch.zeros(len(prompts), length, UTF8_BYTES + 3, dtype=torch.float32)
@@ -69,7 +70,7 @@ class SpellingEncoder(nn.Module):
 
     def _rows(self, strings: Sequence[str]) -> list[tuple[float, ...]]:
         """A row of numbers per character, MAX_TOKENS at most."""
-        last_string, last_character = self.max_strings - 1, self.max_characters - 1
+        last_string = self.max_strings - 1
         count = min(len(strings) - 1, last_string)
         rows: list[tuple[float, ...]] = []
         for number, text in enumerate(strings):
@@ -78,7 +79,7 @@ class SpellingEncoder(nn.Module):
                 utf8 = character.encode(errors="replace")[:UTF8_BYTES]
                 # Byte 0 of place k has id 256 k, which no character but NUL uses: it pads short characters.
                 byte_ids = [256 * k + (utf8[k] if k < len(utf8) else 0) for k in range(UTF8_BYTES)]
-                place = min(len(text) - 1, last_character) * self.max_characters + min(index, last_character)
+                place = (len(text) - 1) * self.max_characters + index
                 string = count * self.max_strings + min(number, last_string)
                 nominal = 0.5 + (index + 0.5 - len(text) / 2) * min(MAX_LETTER_WIDTH, 0.92 / len(text))
                 rows.append((*byte_ids, place, string, nominal))

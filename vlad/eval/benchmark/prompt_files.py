@@ -24,7 +24,7 @@ from vlad.data.importers.anyword import FRAME_PIXELS
 from vlad.data.importers.sources import UnusableEntry, from_top_left, points_of
 from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.layout.layout_files import layout_from_json
-from vlad.models.text_encoder.prompt import find_quotes
+from vlad.models.text_encoder.prompt import LINE_BREAKS, find_quotes
 from vlad.types import TextLine
 from vlad.utils.errors import UserError
 from vlad.utils.paths import existing_file
@@ -72,8 +72,8 @@ def safe_name(text: str) -> str:
 
 
 def quoted(prompt: str) -> tuple[str, ...]:
-    """The prompt's quoted strings; unclosed marks quote nothing."""
-    return tuple(quote.text for quote in find_quotes(prompt, strict=False))
+    """The prompt's quoted strings, with spaces for newlines; unclosed marks quote nothing."""
+    return tuple(" ".join(LINE_BREAKS.split(quote.text)) for quote in find_quotes(prompt, strict=False))
 
 
 def _read_file(path: Path) -> list[BenchmarkPrompt]:
