@@ -174,6 +174,15 @@ def test_a_huge_record_is_refused():
         ({"caption": "x" * 3_000_000}, "the caption has 3000000 characters, over the limit of 20000"),
         ({"caption": "x", "lines": [{"text": "A" * 1001, "box": [0, 0, 1, 1]}]}, "a line of text has 1001 characters"),
         ({"caption": "x", "lines": [{"text": "A", "box": [0, 0, 1, 1]}] * 2001}, "there are 2001 lines of text"),
+        ({"caption": "x", "objects": [{"phrase": "x", "box": [0, 0, 1, 1]}] * 800}, "there are 800 objects, over"),
+        (
+            {"caption": "x", "lines": [{"text": "A", "polygon": [[0, 0]] * 60_000}]},
+            "has 60000 points, over the limit",
+        ),
+        (
+            {"caption": "x", "lines": [{"text": "A", "polygon": [[0, 0]] * 900}] * 90},
+            "have 81000 points",
+        ),
     ],
 )
 def test_more_text_than_an_image_can_show_is_refused(record, said):

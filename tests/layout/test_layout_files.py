@@ -52,6 +52,7 @@ def test_a_box_stands_for_its_polygon():
         (json.dumps({"lines": [HOUSE | {"box": [0.9, 0.2, 0.3, 0.4]}]}), "covers no area"),
         (json.dumps({"lines": [HOUSE | {"box": [10, 20, 300, 60]}]}), "outside the image"),
         (json.dumps({"lines": [HOUSE | {"valid": "no"}]}), "line 1: valid must be true or false"),
+        (json.dumps({"lines": [{"text": "A", "polygon": [[0, 0]] * 9_000}]}), "line 1: its polygon has 9000 points"),
     ],
 )
 def test_mistakes_are_reported(tmp_path, content, said):

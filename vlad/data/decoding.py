@@ -34,6 +34,8 @@ MAX_IMAGE_ASPECT = 100
 MAX_JSON_BYTES = 4_000_000
 # Far above what any image holds. Letters are rendered before they are fitted into a line: each takes memory.
 MAX_CAPTION_CHARACTERS, MAX_LINES, MAX_LINE_CHARACTERS = 20_000, 2_000, 1_000
+# Each phrase is encoded by itself at every step, and looked up in the caption.
+MAX_OBJECTS = 200
 # The members that a shard may hold, and how large one may be. Arrays (npy) are in `latent_cache`.
 MEMBER_KINDS = frozenset((*IMAGE_FORMATS, "json", "txt"))
 MAX_MEMBER_BYTES = 256_000_000
@@ -122,7 +124,10 @@ def decode_record(data: bytes, key: str) -> tuple[dict[str, Any], Sample]:
         if not isinstance(caption, str) or not caption.strip():
             raise BadSample("caption is missing or empty")
         layout = layout_from_json({"lines": record.get("lines", [])})
-        objects = tuple(_object_from_json(entry) for entry in record.get("objects") or ())
+        found = record.get("objects") or ()
+        if len(found) > MAX_OBJECTS:
+            raise BadSample(f"there are {len(found)} objects, over the limit of {MAX_OBJECTS}")
+        objects = tuple(_object_from_json(entry) for entry in found)
         refuse_too_much_text(caption, layout)
         _refuse_lone_surrogates(caption, layout, objects)
         source, licence = (_optional_text(record, name) for name in ("source", "licence"))

@@ -20,6 +20,8 @@ from vlad.types import Layout, Polygon, TextLine
 from vlad.utils.errors import UserError, as_sentence, did_you_mean
 from vlad.utils.paths import existing_file
 
+# Far above what curved text needs: a line is rendered along its polygon, point by point.
+MAX_POLYGON_POINTS, MAX_LAYOUT_POINTS = 1_000, 20_000
 LINE_FIELDS = ("text", "polygon", "box", "language", "font", "colour", "valid", "confidence")
 
 
@@ -48,7 +50,11 @@ def layout_from_json(record: Any) -> Layout:
         raise ValueError(
             'it is not an object with a list "lines"; write {"lines": [{"text": "HI", "box": [0.1, 0.4, 0.9, 0.6]}]}'
         )
-    return Layout(tuple(_line_from_json(entry, number) for number, entry in enumerate(record["lines"], start=1)))
+    lines = tuple(_line_from_json(entry, number) for number, entry in enumerate(record["lines"], start=1))
+    points = sum(len(line.polygon) for line in lines)
+    if points > MAX_LAYOUT_POINTS:
+        raise ValueError(f"its polygons have {points} points, over the limit of {MAX_LAYOUT_POINTS}; give them fewer")
+    return Layout(lines)
 
 
 def _line_from_json(entry: Any, number: int) -> TextLine:
@@ -109,6 +115,10 @@ def _polygon_from_json(entry: dict[str, Any], number: int) -> Polygon:
     if is_empty:
         raise ValueError(
             f"line {number} covers no area: a box is [left, top, right, bottom] with left < right and top < bottom"
+        )
+    if len(polygon) > MAX_POLYGON_POINTS:
+        raise ValueError(
+            f"line {number}: its polygon has {len(polygon)} points, over the limit of {MAX_POLYGON_POINTS}"
         )
     if len(polygon) < 4 or not all(map(math.isfinite, itertools.chain(*polygon))):
         raise ValueError(f"line {number}: a polygon needs at least four finite points")
