@@ -2,8 +2,11 @@
 
 import sys
 import time
+import urllib.error
+from email.message import Message
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import fsspec
 import pytest
@@ -12,7 +15,15 @@ from fsspec.registry import _registry
 from storage_servers import SHARD, Handler, cache
 
 from vlad.data.options import FetchOptions
-from vlad.data.storage.locations import exists, expand_pattern, list_files, publish, read_bytes
+from vlad.data.storage.locations import (
+    _max_expansions,
+    exists,
+    expand_braces,
+    expand_pattern,
+    list_files,
+    publish,
+    read_bytes,
+)
 from vlad.data.storage.retries import StorageError
 from vlad.data.storage.urls import display_url, is_url, join_path, parent_directory
 from vlad.utils.errors import UserError
@@ -52,7 +63,7 @@ def test_local_shards_are_found_by_directory_glob_braces_and_file_url(tmp_path):
         == expand_pattern(f"file://{tmp_path}")
         == whole
     )
-    assert expand_pattern(f"{tmp_path}/{{b,a,x}}.tar") == whole
+    assert expand_pattern(f"{tmp_path}/{{b,a}}.tar") == whole
     assert list_files(str(tmp_path), ".tar") == whole
     assert list_files(str(tmp_path / "none"), ".tar") == ()
     with pytest.raises(UserError, match=r"no shards at .*none.*tools/make_shards\.py"):
@@ -99,6 +110,51 @@ def test_a_brace_pattern_must_close_and_end(tmp_path, monkeypatch):
     assert len(expand_pattern("http://host/{0..8}/{0..9}.tar")) == 90
     with pytest.raises(UserError, match="over 99 shards"):
         expand_pattern("http://host/{0..9}/{0..9}.tar")
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    ["{a,b}" * 40, "{a..z}" * 9, "{" * 5000 + "a,b" + "}" * 5000, "{0..999}/{0..99}/{0..99}"],
+)
+def test_a_brace_bomb_is_refused_unexpanded(monkeypatch, bomb):
+    monkeypatch.setattr("vlad.data.storage.locations.braceexpand", None)
+    with pytest.raises(UserError, match="over 1000000 shards"):
+        expand_pattern(f"http://host/{bomb}.tar")
+
+
+@pytest.mark.parametrize("pattern", ["{a,b}{0..3}", "{a,b{1,2,{3..9}}}", "x", r"\{a,b\}", "{x}", "{a..e}{000..010..2}"])
+def test_the_bound_of_a_brace_pattern_holds(pattern):
+    assert len(expand_braces(pattern)) <= _max_expansions(pattern) <= 1000
+
+
+@pytest.mark.parametrize("pattern", ["{000..003}.tar", "{000,002}.tar", "00{1..3}.tar"])
+def test_missing_shards_of_a_range_are_named(tmp_path, pattern):
+    for name in ("000.tar", "001.tar", "003.tar"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"1 of the \d shards that .* names are missing \(the first: .*002\.tar\)"):
+        expand_pattern(f"{tmp_path}/{pattern}")
+
+
+@pytest.mark.parametrize("name", ["set[1]", "a{b,c}", "[!x]*", "{0..3}", "q?"])
+def test_brackets_in_the_name_of_what_exists_are_no_pattern(tmp_path, name):
+    (tmp_path / name).mkdir()
+    path = tmp_path / name / "0[1].tar"
+    path.touch()
+    for pattern in (path, tmp_path / name, f"file://{path}"):
+        assert expand_pattern(str(pattern)) == (str(path),)
+    if "{" not in name:
+        assert expand_pattern(f"{tmp_path / name}/*.tar") == (str(path),)
+
+
+@pytest.mark.parametrize("answer", [403, 404, 410])
+def test_what_is_optional_may_be_refused(tmp_path, answer):
+    """Signed URLs, and buckets that do not list, answer 403 for what is not there."""
+    url = "http://host/manifest.json"
+    error = urllib.error.HTTPError(url, answer, "no", Message(), None)
+    with mock.patch("urllib.request.urlopen", side_effect=error):
+        assert not exists(url)
+    with mock.patch("vlad.data.storage.remote_files.file_system", side_effect=PermissionError):
+        assert not exists("s3://bucket/manifest.json")
 
 
 def test_a_mistyped_scheme_gets_a_suggestion():

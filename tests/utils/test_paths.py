@@ -1,7 +1,9 @@
 """Checks of paths that a user names."""
 
 import shutil
+import tempfile
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,10 +30,10 @@ def test_a_file_in_the_way_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_write_access_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(**_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
     with pytest.raises(UserError, match=r"Cannot write images to .* \(Permission denied\)"):
         writable_directory(tmp_path, "images")
 
@@ -51,3 +53,9 @@ def test_an_existing_file_is_a_file(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=rf"There is no prompt file at {path}; write one\."):
             existing_file(path, "prompt file", "write one")
+
+
+def test_two_threads_try_one_directory_without_a_refusal(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: writable_directory(tmp_path, "shards"), range(1000)))
+    assert not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from vlad.utils.errors import UserError
@@ -52,9 +53,9 @@ def writable_directory(path: Path | str, purpose: str, needed_bytes: int = 0) ->
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".write-probe-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
+        # A name of its own: other threads, and other machines, may try the same directory.
+        with tempfile.NamedTemporaryFile(dir=path, prefix=".write-probe-"):
+            pass
     except OSError as error:
         raise UserError(
             f"Cannot write {purpose} to {path} ({error.strerror}); name a directory you may write to."

@@ -62,7 +62,7 @@ def list_set(pattern: str, cache: FetchOptions | None = None) -> ShardSet:
     manifests = 0
     for directory in sorted({parent_directory(path) for path in paths}):
         manifest = join_path(directory, locations.MANIFEST)
-        if not _exists(manifest, cache):
+        if not locations.exists(manifest, cache):
             continue
         manifests += 1
         try:
@@ -88,13 +88,6 @@ def list_set(pattern: str, cache: FetchOptions | None = None) -> ShardSet:
         ]
     shards = tuple(ListedShard(path, listed.get(path)) for path in paths)
     return ShardSet(display_url(pattern), shards, manifests, tuple(findings))
-
-
-def _exists(manifest: str, cache: FetchOptions | None) -> bool:
-    try:
-        return locations.exists(manifest, cache)
-    except StorageError:  # some stores deny access to what is missing; if they are down, reading the shards fails
-        return False
 
 
 @dataclass

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import itertools
 import json
 import os
 import re
@@ -35,9 +34,12 @@ from vlad.utils.paths import checked_path
 SHARDS_OPTION = "data.shards"  # the option that names shards unless `errors_naming` says otherwise
 MANIFEST = "manifest.json"  # describes the shards of a directory, and lists them where a server cannot
 MAX_PATHS = 1_000_000  # a brace range of more is a mistyped one
+MAX_NESTED_BRACES = 20
 # The errors of parsing a text that is not a manifest.
 NOT_A_MANIFEST = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
-_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(\.\.-?\d+)?")
+_LETTER_RANGE = re.compile(r"[A-Za-z]\.\.[A-Za-z](\.\.-?\d+)?")
+_INNERMOST_BRACES = re.compile(r"(?<!\\)\{([^{}]*)(?<!\\)\}")
 
 
 @contextlib.contextmanager
@@ -64,13 +66,16 @@ def expand_pattern(pattern: str, options: FetchOptions | None = None) -> tuple[s
     if not pattern.strip():
         raise UserError("data.shards is empty; name a directory, a pattern or a URL.")
     found: list[str] = []
-    for part in expand_braces(pattern):
+    missing: list[str] = []
+    parts = [local_path(pattern)] if _exists_locally(pattern) else expand_braces(pattern)
+    for part in parts:
         check_location(part)
         if not is_url(part):
             if checked_path(part, f"{SHARDS_OPTION}:").is_dir() and not os.access(part, os.R_OK | os.X_OK):
                 raise UserError(f"data.shards: {part} cannot be read; give yourself permission to read it.")
-            # glob: Path.glob takes no absolute patterns.
-            found += map(str, Path(part).glob("*.tar")) if Path(part).is_dir() else glob.glob(part)  # noqa: PTH207
+            matched = [str(path) for path in Path(part).glob("*.tar")] if Path(part).is_dir() else _glob_locally(part)
+            found += matched
+            missing += [] if matched else [part]
         elif scheme(part) in HTTP_SCHEMES:
             found += _expand_http(part, options or FetchOptions())
         else:
@@ -80,7 +85,27 @@ def expand_pattern(pattern: str, options: FetchOptions | None = None) -> tuple[s
             f"data.shards: there are no shards at {display_url(pattern)}; make some with tools/render_shards.py"
             " (rendered signs) or tools/make_shards.py (your images)."
         )
+    if missing:
+        raise UserError(
+            f"data.shards: {len(missing)} of the {len(parts)} shards that {pattern} names are missing (the first:"
+            f" {missing[0]}); bring them back, or name those that are there by *.tar."
+        )
     return tuple(sorted(set(found)))
+
+
+def _exists_locally(pattern: str) -> bool:
+    try:
+        return not is_url(local_path(pattern)) and Path(local_path(pattern)).exists()
+    except (OSError, ValueError):  # a pattern may be longer than any file's name
+        return False
+
+
+def _glob_locally(pattern: str) -> list[str]:
+    """The files that a local pattern stands for; brackets in the name of what exists are no pattern."""
+    known = next(path for path in (Path(pattern), *Path(pattern).parents) if path.exists())
+    rest = Path(pattern).relative_to(known).parts
+    # glob: Path.glob takes no absolute patterns.
+    return glob.glob(str(Path(glob.escape(str(known)), *rest)))  # noqa: PTH207
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -90,23 +115,41 @@ def expand_braces(pattern: str) -> list[str]:
     """
     parts = []
     # The expansion keeps all of a range in memory, so a mistyped one must not come to it.
-    if all(_is_feasible(first, last) for first, last in _RANGE.findall(pattern)):
+    if _max_expansions(pattern) <= MAX_PATHS:
         try:
-            parts = list(itertools.islice(braceexpand(pattern), MAX_PATHS + 1))
+            parts = list(braceexpand(pattern))
         except ValueError as error:
             raise UserError(
                 f"data.shards: {display_url(pattern)} has a brace without its partner; close it, or escape it."
             ) from error
-    if not 0 < len(parts) <= MAX_PATHS:
+    if not parts:
         raise UserError(f"data.shards: {display_url(pattern)} stands for over {MAX_PATHS} shards; fix its range.")
     return [local_path(part) for part in parts]
 
 
-def _is_feasible(first: str, last: str) -> bool:
-    try:
-        return abs(int(last) - int(first)) <= MAX_PATHS
-    except ValueError:  # too many digits for an int
-        return False
+def _max_expansions(pattern: str) -> int:
+    """An upper bound of the number of texts that a brace pattern stands for, without expanding it."""
+    bound = 1
+    for _ in range(MAX_NESTED_BRACES):
+        bodies = _INNERMOST_BRACES.findall(pattern)
+        if not bodies:
+            return bound
+        for body in bodies:
+            if _RANGE.fullmatch(body):
+                bound *= _range_length(body)
+            else:
+                bound *= 52 if _LETTER_RANGE.fullmatch(body) else body.count(",") + 1
+            if bound > MAX_PATHS:
+                return bound
+        pattern = _INNERMOST_BRACES.sub("", pattern)
+    return MAX_PATHS + 1
+
+
+def _range_length(body: str) -> int:
+    first, last = body.split("..")[:2]
+    if max(len(first), len(last)) > len(str(MAX_PATHS)) + 6:  # shards are numbered with leading zeros
+        return MAX_PATHS + 1
+    return abs(int(last) - int(first)) + 1
 
 
 def _expand_http(url: str, options: FetchOptions) -> list[str]:
@@ -142,7 +185,9 @@ def _manifest_names(data: bytes) -> list[str]:
 
 def _expand_store(url: str, options: FetchOptions) -> list[str]:
     if any(character in url for character in "*?["):
-        return with_retries(url, options, partial(object_stores.glob, url, options.timeout_seconds))
+        found = with_retries(url, options, partial(object_stores.glob, url, options.timeout_seconds))
+        if found or any(character in url for character in "*?"):
+            return found
     return [url] if url.endswith(".tar") else list(list_files(url, ".tar", options))
 
 
@@ -194,7 +239,10 @@ def _read_remote(url: str, max_bytes: int, timeout_seconds: float) -> bytes:
 
 
 def exists(url: str, options: FetchOptions | None = None) -> bool:
-    """Whether there is a file. Raises StorageError where that cannot be found out."""
+    """Whether there is a file that may be read; some stores answer that access is refused for what is missing.
+
+    Raises StorageError where that cannot be found out.
+    """
     url = local_path(url)
     check_location(url)
     if not is_url(url):
@@ -208,10 +256,10 @@ def _exists_remote(url: str, timeout_seconds: float) -> bool:
         # A GET: not every server knows HEAD.
         with open_remote(url, timeout_seconds):
             return True
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return False
     except urllib.error.HTTPError as error:
-        if error.code in (404, 410):
+        if error.code in (403, 404, 410):
             return False
         raise
 
