@@ -37,7 +37,7 @@ LIBRARIES = {
     "bitsandbytes": ("lora/quantise.py", "training/optim.py"),
     "webdataset": ("data/shards/",),
     "xformers": ("models/attention.py",),
-    "fsspec": ("data/storage/object_stores.py",),
+    "fsspec": ("data/storage/object_stores.py", "data/storage/compression.py"),
     "s3fs": (),
     "filelock": ("utils/locks.py", "data/storage/shard_cache.py"),
     "tenacity": ("data/storage/retries.py",),

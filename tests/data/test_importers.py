@@ -1,12 +1,15 @@
 """Importers of public formats: a small file of each, laid out as its authors do."""
 
 import base64
+import bz2
 import contextlib
 import gzip
 import io
 import json
+import lzma
 import os
 import random
+import re
 import tarfile
 
 import numpy as np
@@ -380,10 +383,119 @@ def test_a_broken_tar_is_named(tmp_path):
         open_source(f"{tmp_path}/{{{','.join(map(str, range(100, 300)))}}}.tar")
 
 
+def link(name, target, kind=tarfile.LNKTYPE):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+JPG, JUNK = image_bytes(), b"\0\5\x16\7"
+A, B = [("a.jpg", JPG), ("a.txt", b"of a")], [("b.jpg", JPG), ("b.txt", b"of b")]
+MEMBERS = {
+    "side by side": (A + B, {"a": "of a", "b": "of b"}, ""),
+    "not side by side": ([A[0], B[0], A[1], B[1]], {"a": "of a", "b": "of b"}, ""),
+    "AppleDouble members": ([("._a.jpg", JUNK), *A, ("._a.txt", JUNK), *B], {"a": "of a", "b": "of b"}, "AppleDouble"),
+    "a hidden folder": ([(".cache/c.jpg", JPG), ("__MACOSX/a.jpg", JUNK), *A], {"a": "of a"}, "2 x hidden"),
+    "keys with dots": ([("22.05.jpg", JPG), ("22.05.txt", b"dots")], {"22_05": "dots"}, ""),
+    "a mask beside": ([*A, ("a.seg.png", JPG)], {"a": "of a"}, r"\(\.seg\.png\): .*a\.seg\.png"),
+    "a hard link": ([*A, (link("b.jpg", "a.jpg"), b""), B[1]], {"a": "of a", "b": "of b"}, ""),
+    "a soft link": ([(link("x/b.jpg", "../a.jpg", tarfile.SYMTYPE), b""), *A], {"x_b": None, "a": "of a"}, ""),
+    "a link out": ([*A, (link("b.jpg", "/etc/passwd", tarfile.SYMTYPE), b"")], {"a": "of a"}, "link to what"),
+    "links in a circle": (
+        [*A, (link("b.jpg", "c.jpg", tarfile.SYMTYPE), b""), (link("c.jpg", "b.jpg"), b"")],
+        {"a": "of a"},
+        "2 x link to what",
+    ),
+    "other kinds": ([*A, ("a.cls", b"1"), ("README", b"x"), ("c.txt", b"of c")], {"a": "of a"}, r"\(no extension\)"),
+    "a caption alone": ([*A, ("c.txt", b"of c")], {"a": "of a"}, "caption without an image: 0.tar: c"),
+    "names of captions": (
+        [("a.bmp", JPG), ("a.bmp.txt", b"of a"), ("b.JFIF", JPG), ("b.CAPTION", b"of\n\nb\n")],
+        {"a": "of a", "b": "of b"},
+        "",
+    ),
+    "a leading dot": ([("./a.jpg", JPG), ("./a.txt", b"of a")], {"a": "of a"}, ""),
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_members_of_all_conventions_are_read_or_named(tmp_path, name):
+    members, captions, passed_over = MEMBERS[name]
+    source = open_source(str(write_members(tmp_path / "0.tar", members)))
+    assert {ref.key: source.read(ref).caption for ref in source.refs()} == captions
+    assert source.count == len(captions)
+    said = "\n".join(source.passed_over.lines())
+    assert re.search(passed_over, said) if passed_over else not said
+
+
+def write_members(path, members):
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            member = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def zstd(data):
+    return pytest.importorskip("backports.zstd").compress(data)
+
+
+@pytest.mark.parametrize(
+    ("ending", "compress"),
+    [
+        ("tgz", gzip.compress),
+        ("tar.gz", gzip.compress),
+        ("tar.bz2", bz2.compress),
+        ("tar.xz", lzma.compress),
+        ("tar.zst", zstd),
+        ("tar", gzip.compress),  # the name says otherwise
+    ],
+)
+def test_compressed_tars_are_read_and_cut_ones_refused(tmp_path, ending, compress):
+    data = compress(write_members(tmp_path / "whole", [A[0], B[0], A[1], B[1]]).read_bytes())
+    path = tmp_path / f"0.{ending}"
+    path.write_bytes(data)
+    for source in (open_source(str(path)), open_source(str(tmp_path))):
+        assert [source.read(ref).caption for ref in source.refs()] == ["of a", "of b"]
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=f"0.{ending} is not a whole tar file"):
+        open_source(str(path))
+
+
+def test_a_tar_without_its_end_is_refused_before_anything_is_read(tmp_path):
+    path = write_members(tmp_path / "0.tar", A + B)
+    data = path.read_bytes().rstrip(b"\0")
+    path.write_bytes(data + bytes(-len(data) % 512))  # whole members, but no end mark
+    with pytest.raises(UserError, match=r"begins neither a member nor the end mark"):
+        open_source(str(path))
+
+
+def test_a_tar_appended_to_another_is_read(tmp_path):
+    first, second = (write_members(tmp_path / name, members).read_bytes() for name, members in (("1", A), ("2", B)))
+    path = tmp_path / "0.tar"
+    path.write_bytes(first + second)
+    source = open_source(str(path))
+    assert [source.read(ref).caption for ref in source.refs()] == ["of a", "of b"]
+
+
+@pytest.mark.parametrize("inside", ["", "sub/"])
+def test_tars_among_images_are_a_question(tmp_path, inside):
+    write_members(tmp_path / "old.tar", A)
+    (tmp_path / "readme.md").touch()
+    (tmp_path / inside).mkdir(exist_ok=True)
+    (tmp_path / inside / "1.png").write_bytes(image_bytes(format="PNG"))
+    with pytest.raises(UserError, match=r"images \(1\.png\) as well as tar files \(old\.tar\).*--format folder or"):
+        open_source(str(tmp_path))
+    folder, tars = (open_source(str(tmp_path), format) for format in ("folder", "webdataset"))
+    assert (folder.count, tars.count) == (1, 1)
+    assert "  1 x file of another kind (.tar): old.tar" in folder.passed_over.lines()
+    assert "  1 x file of another kind (.md): readme.md" in tars.passed_over.lines()
+
+
 def test_a_sample_with_two_images_is_skipped(tmp_path):
     path = tar(tmp_path / "0.tar", ("1.jpg", image_bytes()), ("1.JPG", image_bytes(colour="blue")))
     (item,) = import_all(open_source(str(path)))
-    assert item.reason == "it has two members of a kind: jpg"
+    assert item.reason == "its members cannot be used: it has two members of kind jpg"
 
 
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz"])

@@ -203,9 +203,9 @@ def test_members_that_are_never_read_are_named(directory, tmp_path):
     ]
     write_tar(directory / "0.tar", samples)
     assert found(directory, tmp_path) == [
-        ("member", "a.pickle"),
         ("name", "/absolute/a.png"),
         ("name", "../a.json"),
+        ("member", "a.pickle"),
         ("name", "b.png"),
         ("member", "noname"),
     ]

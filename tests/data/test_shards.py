@@ -1,5 +1,6 @@
 """Writing, finding and counting shards, and reading any sample by its number."""
 
+import gzip
 import io
 import itertools
 import json
@@ -255,3 +256,29 @@ def test_impossible_sizes_are_ignored(tmp_path, sizes):
     record = {"bytes": (tmp_path / "000000.tar").stat().st_size, "sizes": sizes}
     (tmp_path / "000000.sizes.json").write_text(json.dumps(record))
     assert image_sizes(index_shards(str(tmp_path))).tolist() == [[16, 16]] * 3
+
+
+# Shards of other programs
+
+
+def test_members_that_do_not_stand_side_by_side_are_one_sample(tmp_path):
+    members = encode_sample(SIGNS[0])
+    path = tmp_path / "0.tar"
+    parts = [("._a.png", b"x"), ("a.png", members["png"]), ("22.05.png", members["png"])]
+    parts += [("a.json", members["json"]), ("22.05.json", members["json"]), ("a.seg.png", b"x")]
+    write_tar(path, parts)
+    index = index_shards(str(path))
+    assert index.passed_over.counts == {"hidden or AppleDouble member": 1, "member of another kind (.seg.png)": 1}
+    assert index.samples == 2
+    reader = ShardReader(index)
+    for number, key in enumerate(("a", "22.05")):
+        raw = reader.read(number)
+        assert (raw.key, decode_sample(raw.members, raw.key).caption) == (key, SIGNS[0].caption)
+    reader.close()
+
+
+def test_a_compressed_shard_is_refused_with_its_remedy(tmp_path):
+    write_tar(tmp_path / "0.tar", [("a.png", b"")])
+    (tmp_path / "0.tar").write_bytes(gzip.compress((tmp_path / "0.tar").read_bytes()))
+    with pytest.raises(UserError, match=r"0\.tar is not a whole tar file .*compressed with gzip; unpack it"):
+        index_shards(str(tmp_path / "0.tar"))

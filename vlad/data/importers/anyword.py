@@ -16,7 +16,6 @@ from vlad.data.importers.json_stream import json_refs, list_of, read_header
 from vlad.data.importers.sources import (
     Entry,
     ImageRef,
-    PassedOver,
     SourceLine,
     candidate_paths,
     from_top_left,
@@ -24,6 +23,7 @@ from vlad.data.importers.sources import (
     required_text,
     text_of,
 )
+from vlad.utils.passed_over import PassedOver
 
 FRAME_PIXELS = (512.0, 512.0)
 LIST = "data_list"
@@ -37,7 +37,7 @@ class AnyWordSource:
     def __init__(self, path: Path, images: Path | None = None, caption_field: str | None = None) -> None:
         self.path = str(path)
         self.count: int | None = None
-        self.passed_over: PassedOver | None = None
+        self.passed_over = PassedOver()
         self._file, self._caption_field = path, caption_field or "caption"
         self._folders: tuple[Path, ...] = (path.parent, path.parent / "imgs")
         if images is not None:

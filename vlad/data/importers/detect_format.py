@@ -14,17 +14,19 @@ from vlad.data.importers.laion_glyph import LAIONGlyphSource
 from vlad.data.importers.mario import INDEX_LINE, MarioSource, looks_like_mario
 from vlad.data.importers.mmocr import MMOCRSource, WildReceiptSource
 from vlad.data.importers.sources import Source
-from vlad.data.importers.webdataset_tars import TarSource
+from vlad.data.importers.webdataset_tars import SHARD_FILES, TarSource
 from vlad.data.options import FORMATS
 from vlad.data.storage.locations import errors_naming, expand_braces
 from vlad.data.storage.urls import display_url, is_url
 from vlad.utils.errors import UserError, did_you_mean
+from vlad.utils.passed_over import PassedOver
 from vlad.utils.paths import checked_path
 
 # Formats without a use for --caption-field, and for --images.
 WITHOUT_FIELDS = ("mario", "mmocr", "wildreceipt")
 WITHOUT_FOLDER = ("folder", "laion_glyph", "huggingface", "webdataset")
 PEEK_BYTES = 1 << 16
+_TAR_NAME = re.compile(r"\.(tar(\.(gz|bz2|xz|lzma|zst))?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 
 
 def open_source(
@@ -50,6 +52,8 @@ def open_source(
     tars = _tars(path)
     if not tars:
         checked_path(path, "SOURCE")
+    elif format is None:
+        _refuse_images_beside_tars(Path(path), tars)
     if format is None:
         format = "webdataset" if tars else detect_format(Path(path))
     if images is not None and format in WITHOUT_FOLDER:
@@ -61,7 +65,9 @@ def open_source(
     if format == "webdataset":
         if not tars:
             raise UserError(f"There are no tar files at {path}.")
-        return TarSource(path, tars, caption_field)
+        source = TarSource(path, tars, caption_field)
+        _count_files_beside_tars(Path(path), source.passed_over)
+        return source
     return _open_files(Path(path), format, images, caption_field)
 
 
@@ -157,14 +163,39 @@ def _folder_format(folder: Path) -> str:
 def _tars(path: str) -> tuple[Path, ...]:
     """The tar files of a folder, a file or a brace pattern, sorted; none for anything else."""
     if _exists(path) and Path(path).is_dir():
-        return tuple(sorted(Path(path).glob("*.tar")))
-    if not re.search(r"\.tar(\.gz)?$", path):
+        return tuple(sorted(file for file in Path(path).iterdir() if _is_tar(file)))
+    if not _TAR_NAME.search(path):
         return ()
     expanded = source_paths(path)
     missing = next((part for part in expanded if not checked_path(part, "SOURCE").is_file()), None)
     if missing is not None:
         raise UserError(f"There is no tar file {missing}.")
     return tuple(sorted(expanded))
+
+
+def _is_tar(path: Path) -> bool:
+    return _TAR_NAME.search(path.name) is not None and not path.name.startswith(".")
+
+
+def _refuse_images_beside_tars(folder: Path, tars: tuple[Path, ...]) -> None:
+    """Raises UserError for a folder that holds both, of which only one would be read."""
+    if not _exists(str(folder)) or not folder.is_dir():
+        return
+    images = (path for path in folder.rglob("*") if path.suffix[1:].lower() in SOURCE_FORMATS and path.is_file())
+    image = next((path for path in images if not path.name.startswith(".")), None)
+    if image is not None:
+        raise UserError(
+            f"{folder} holds images ({image.name}) as well as tar files ({tars[0].name}); say which are meant:"
+            " --format folder or --format webdataset."
+        )
+
+
+def _count_files_beside_tars(folder: Path, passed_over: PassedOver) -> None:
+    """Counts what a folder of tars holds besides, without the files that shards come with."""
+    for path in sorted(folder.iterdir()) if _exists(str(folder)) and folder.is_dir() else ():
+        if not _is_tar(path) and not path.name.endswith(SHARD_FILES):
+            kind = "folder" if path.is_dir() else f"file of another kind ({path.suffix or 'no extension'})"
+            passed_over.add(kind, path.name)
 
 
 def _exists(path: str) -> bool:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from vlad.data.image_pixels import SOURCE_FORMATS
-from vlad.data.importers.sources import Entry, ImageRef, PassedOver, UniqueKeys, UnusableEntry, read_small_file
+from vlad.data.importers.sources import Entry, ImageRef, UniqueKeys, UnusableEntry, read_small_file
 from vlad.utils.errors import UserError
+from vlad.utils.passed_over import PassedOver
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 CAPTION_FILES = (".txt", ".caption")
@@ -49,7 +50,7 @@ class FolderSource:
             raise UserError(
                 f"The folder {folder} cannot be read ({error.strerror}); give yourself permission to read it."
             ) from error
-        self.passed_over: PassedOver | None = PassedOver()
+        self.passed_over = PassedOver()
         self.count: int | None = 0
         captions = 0
         for _, _, caption in self._images(self.passed_over):

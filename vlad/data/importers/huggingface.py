@@ -10,8 +10,9 @@ from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
-from vlad.data.importers.sources import Entry, ImageRef, PassedOver, UnusableEntry, safe_key, text_of
+from vlad.data.importers.sources import Entry, ImageRef, UnusableEntry, safe_key, text_of
 from vlad.utils.errors import UserError, install_command
+from vlad.utils.passed_over import PassedOver
 
 CAPTION_FIELDS = ("text", "caption", "prompt")
 
@@ -27,7 +28,7 @@ class HuggingFaceSource:
     def __init__(self, path: str, caption_field: str | None = None, split: str = "train") -> None:
         self.path = path
         self.count: int | None = None
-        self.passed_over: PassedOver | None = None
+        self.passed_over = PassedOver()
         self._split = split
         columns = self._open().features or {}
         kinds = {name: type(feature).__name__ for name, feature in columns.items()}

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vlad.data.importers.json_stream import json_refs
-from vlad.data.importers.sources import Entry, ImageRef, PassedOver, SourceLine, UnusableEntry, points_of, text_of
+from vlad.data.importers.sources import Entry, ImageRef, SourceLine, UnusableEntry, points_of, text_of
+from vlad.utils.passed_over import PassedOver
 
 CAPTION_FIELDS = ("caption_blip", "caption_origin")
 
@@ -26,7 +27,7 @@ class LAIONGlyphSource:
     def __init__(self, path: Path, caption_field: str | None = None) -> None:
         self.path = str(path)
         self.count: int | None = None
-        self.passed_over: PassedOver | None = None
+        self.passed_over = PassedOver()
         self._file = path
         self._fields = CAPTION_FIELDS if caption_field is None else (caption_field,)
 

@@ -32,7 +32,7 @@ from vlad.data.importers.shard_builder import (
     ShardSpec,
     make_shards_locally,
 )
-from vlad.data.importers.sources import ImageRef, PassedOver, Skipped, Source, UnusableEntry
+from vlad.data.importers.sources import ImageRef, Skipped, Source, UnusableEntry
 from vlad.data.options import MakeShardsOptions
 from vlad.data.shards.writer import (
     MANIFEST,
@@ -49,6 +49,7 @@ from vlad.utils.errors import UserError, counted
 from vlad.utils.foreign_text import printable_line
 from vlad.utils.locks import directory_lock
 from vlad.utils.parallel import available_cores
+from vlad.utils.passed_over import PassedOver
 from vlad.utils.paths import checked_path, writable_directory
 from vlad.utils.secrets import redacted
 
@@ -208,16 +209,16 @@ def _finish(
     output: ShardOutput,
     records: list[ShardRecord],
     about: dict[str, Any],
-    passed_over: PassedOver | None,
+    passed_over: PassedOver,
 ) -> None:
     """Prints the summary and publishes the manifest. Raises UserError where no image could be used."""
     entries = [record.entry for record in records if record.entry is not None]
     statistics = sum((record.statistics for record in records), Statistics())
     skipped = [skip for record in records for skip in record.skipped]
     print(_summary(options.out, len(entries), statistics, skipped))
-    if passed_over is not None and passed_over.counts:
+    if passed_over.counts:
         print(f"passed over: {counted(passed_over.counts.total(), 'entry', 'entries')}")
-        print("\n".join(map(printable_line, passed_over.lines())))
+        print("\n".join(passed_over.lines()))
     if entries:
         if skipped:
             lines = (json.dumps({"name": skip.name, "reason": skip.reason}) for skip in skipped)

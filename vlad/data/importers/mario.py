@@ -15,13 +15,13 @@ from vlad.data.importers.folder import read_caption_file
 from vlad.data.importers.sources import (
     Entry,
     ImageRef,
-    PassedOver,
     SourceLine,
     UnusableEntry,
     points_of,
     read_small_file,
 )
 from vlad.utils.errors import UserError
+from vlad.utils.passed_over import PassedOver
 from vlad.utils.text_lines import split_lines
 
 INDEX_LINE = re.compile(r"\s*(\d{5})_(\d{9})\s*")
@@ -41,7 +41,7 @@ class MarioSource:
         self._index = path if path.is_file() else None
         self._folder = images or (path if path.is_dir() else path.parent)
         self.count: int | None = sum(1 for _ in self.refs())
-        self.passed_over: PassedOver | None = None
+        self.passed_over = PassedOver()
         if not self.count:
             raise UserError(f"There are no MARIO-LAION samples in {path}; they are in folders like 06269/062690093/.")
 

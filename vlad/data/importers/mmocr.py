@@ -17,7 +17,6 @@ from vlad.data.importers.json_stream import MAX_OBJECT_BYTES, JSONObject, json_r
 from vlad.data.importers.sources import (
     Entry,
     ImageRef,
-    PassedOver,
     SourceLine,
     UnusableEntry,
     candidate_paths,
@@ -28,6 +27,7 @@ from vlad.data.importers.sources import (
     text_of,
 )
 from vlad.utils.errors import UserError
+from vlad.utils.passed_over import PassedOver
 
 IGNORED_LABEL = 0  # of wildreceipt's 26 classes
 ILLEGIBLE = ("###", "*")  # the text of illegible words in ICDAR
@@ -41,7 +41,7 @@ class MMOCRSource:
     def __init__(self, path: Path, images: Path | None = None) -> None:
         self.path = str(path)
         self.count: int | None = None
-        self.passed_over: PassedOver | None = None
+        self.passed_over = PassedOver()
         self._file = path
         self._folders = (path.parent, path.parent / "imgs") if images is None else (images,)
 
@@ -67,7 +67,7 @@ class WildReceiptSource:
         self._file = path
         self._folders = (path.parent,) if images is None else (images,)
         self.count: int | None = sum(1 for _ in self.refs())
-        self.passed_over: PassedOver | None = None
+        self.passed_over = PassedOver()
 
     def refs(self) -> Iterator[ImageRef]:
         """A reference to every line. Raises UserError for a line that is no JSON object."""

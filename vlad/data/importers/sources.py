@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from vlad.types import ObjectBox
+from vlad.utils.passed_over import PassedOver
 
 MAX_SMALL_FILE_BYTES = 4_000_000
 
@@ -85,30 +85,6 @@ class Skipped:
         return self.reason.partition(": ")[0]
 
 
-class PassedOver:
-    """What a source holds and does not use: how many, by reason, with the first names."""
-
-    NAMED = 3
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.names: dict[str, list[str]] = {}
-
-    def add(self, reason: str, name: str) -> None:
-        """Counts one more."""
-        self.counts[reason] += 1
-        named = self.names.setdefault(reason, [])
-        if len(named) < self.NAMED:
-            named.append(name)
-
-    def lines(self) -> list[str]:
-        """A line for each reason, the most frequent first."""
-        return [
-            f"  {count} x {reason}: {', '.join(self.names[reason])}{', ...' * (count > len(self.names[reason]))}"
-            for reason, count in self.counts.most_common()
-        ]
-
-
 class Source(Protocol):
     """Images of one format. It can be pickled, and gives the same references each time."""
 
@@ -116,8 +92,8 @@ class Source(Protocol):
     path: str  # as the user named it
     # The number of images; None where counting takes as long as reading.
     count: int | None
-    # What the source holds besides its images and captions; None where it does not say.
-    passed_over: PassedOver | None
+    # What the source holds besides its images and captions; empty where it does not say.
+    passed_over: PassedOver
 
     def refs(self) -> Iterator[ImageRef]:
         """Every image, in order. Raises UserError where the source itself is broken."""

@@ -30,8 +30,8 @@ MAX_POLYGON_POINTS = 200  # crosses_itself takes quadratic time
 KINDS = {
     "shard": "shards that are unreadable or damaged",
     "manifest": "shards that differ from their manifest",
-    "name": "members with absolute or climbing paths, links, devices (never read)",
-    "member": "members of unsupported kinds (never read)",
+    "name": "members with absolute or climbing paths, links out of the shard, devices (never read)",
+    "member": "members of unsupported kinds, and hidden ones (never read)",
     "double": "samples with oversized or duplicate members",
     "incomplete": "samples without an image or without a record",
     "bomb": "images over the pixel limit (never decoded)",

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vlad.data.buckets import Bucket
-from vlad.data.decoding import MEMBER_KINDS
 from vlad.data.lint.contact_sheets import Card, draw_card
 from vlad.data.lint.sample_checks import Finding, check_members
 from vlad.data.lint.sample_statistics import Counts, count_sample
 from vlad.data.options import FetchOptions
 from vlad.data.shards.reader import ShardEntry, manifest_entries
-from vlad.data.shards.tar_index import SampleMembers, TarTable, open_tar, read_sample, scan_tar
+from vlad.data.shards.tar_index import DEVICE, LINK, OUTSIDE, SampleMembers, TarTable, open_tar, read_sample, scan_tar
 from vlad.data.storage import locations
 from vlad.data.storage.retries import StorageError
 from vlad.data.storage.shard_cache import ShardCache
@@ -144,13 +143,9 @@ def _shard_findings(shard: ListedShard, table: TarTable, size: int, local: Buffe
     if shard.entry is not None:
         for detail in _differences(shard.entry, len(table.samples), size, local):
             yield Finding("manifest", name, None, detail)
-    for member in table.ignored:
-        if member.startswith(("/", "\\")) or ".." in member.replace("\\", "/").split("/"):
-            yield Finding("name", name, member, "its path leads out of the shard")
-        elif member.rpartition("/")[2].partition(".")[2].lower() in MEMBER_KINDS:
-            yield Finding("name", name, member, "it is a link or a device instead of a file, or has no key")
-        else:
-            yield Finding("member", name, member, "neither image nor json nor txt")
+    for member in table.passed_over:
+        unsafe = member.reason in (OUTSIDE, LINK, DEVICE)
+        yield Finding("name" if unsafe else "member", name, member.name, member.reason)
 
 
 def _differences(entry: ShardEntry, samples: int, size: int, local: BufferedReader | None) -> Iterator[str]:

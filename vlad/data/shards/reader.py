@@ -10,7 +10,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
@@ -28,6 +28,7 @@ from vlad.data.storage.retries import StorageError
 from vlad.data.storage.shard_cache import ShardCache
 from vlad.data.storage.urls import display_url, is_url, join_path, parent_directory
 from vlad.utils.errors import UserError, reason_of
+from vlad.utils.passed_over import PassedOver
 
 MAX_SAMPLES = 10_000_000  # that a manifest may say of a shard: each takes memory
 OPEN_SHARDS = 16  # kept open by a reader: those that a shuffle window spans, and some more
@@ -53,6 +54,8 @@ class ShardIndex:
     """The shards of one set; its samples are numbered through, in the order of the shards."""
 
     shards: tuple[ShardEntry, ...]
+    # What shards without a manifest hold besides; those with one are not read before they are used.
+    passed_over: PassedOver = field(default_factory=PassedOver, compare=False)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -92,10 +95,11 @@ def index_shards(pattern: str, fetch: FetchOptions | None = None) -> ShardIndex:
     for directory in sorted({parent_directory(path) for path in paths}):
         known.update(_read_manifest(directory, fetch))
     entries = []
+    passed_over = PassedOver()
     for path in paths:
         entry = known.get(path)
         if entry is None:
-            entries.append(ShardEntry(path, _count_samples(path, fetch)))
+            entries.append(ShardEntry(path, _count_samples(path, fetch, passed_over)))
             continue
         # The cache checks the length of a remote shard.
         found_bytes = entry.bytes if is_url(path) else _local_bytes(path)
@@ -111,7 +115,7 @@ def index_shards(pattern: str, fetch: FetchOptions | None = None) -> ShardIndex:
             f"data.shards: {display_url(missing[0])} is missing, but the {MANIFEST} beside it lists it; bring it"
             " back, or name the shards that are there by a pattern (*.tar)."
         )
-    return ShardIndex(tuple(entries))
+    return ShardIndex(tuple(entries), passed_over)
 
 
 def manifest_entries(data: bytes, directory: str) -> dict[str, ShardEntry]:
@@ -147,11 +151,13 @@ def _read_manifest(directory: str, fetch: FetchOptions) -> dict[str, ShardEntry]
         ) from error
 
 
-def _count_samples(path: str, fetch: FetchOptions) -> int:
+def _count_samples(path: str, fetch: FetchOptions, passed_over: PassedOver) -> int:
     with ShardCache(fetch).local(path) as local, _open_tar(local) as stream:
         table = scan_tar(stream)
     if table.damage is not None:
         raise _broken_shard(path, table.damage)
+    for member in table.passed_over:
+        passed_over.add(member.reason, f"{Path(path).name}: {member.name}")
     return len(table.samples)
 
 
