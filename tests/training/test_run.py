@@ -7,6 +7,7 @@ import errno
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -417,3 +418,25 @@ def test_mistakes_end_in_one_line_and_exit_code_2(
     assert said in printed
     assert printed.strip().splitlines()[-1].startswith("error: ")
     assert not list(tmp_path.rglob("config.yaml")), "a call that could not work has claimed the run directory"
+
+
+def test_samples_that_could_not_be_used_are_reported_at_the_end(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    write_shards((render_sign(SyntheticOptions(size_pixels=32), i) for i in range(12)), shards, 12)
+    (shards / "manifest.json").unlink(missing_ok=True)
+    shard = shards / "000000.tar"
+    data = shard.read_bytes().replace(b'"caption"', b'"kaption"', 2)
+    shard.write_bytes(data)
+    with tarfile.open(shard, "a") as archive:
+        archive.addfile(tarfile.TarInfo("._00000000.png"))
+    changes = [f"data.shards={shards}", "data.max_bad_share=0.5", "name=bad", "layout.kind=none"]
+    result = train(load_config(world / "base.yaml", [*changes, "train.refine.steps=6"]))
+    said = capsys.readouterr().err
+    assert "bad: 1 member of the shards passed over:\n  1 x hidden or AppleDouble member: 000000.tar: ._000" in said
+    assert "bad: 2 samples could not be used (quarantine.jsonl names them all):\n  2 x json: " in said
+    page = (result.directory / "report.html").read_text(encoding="utf-8")
+    assert "Samples that could not be used (quarantine.jsonl names them all): 2" in page
+    assert "2 x json: " in page

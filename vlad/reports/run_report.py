@@ -18,6 +18,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 
 from vlad.reports.curves import Curve, read_curves, thin_out
+from vlad.reports.quarantined import quarantined
 from vlad.reports.starts import read_starts
 from vlad.utils.html import render, write_page
 
@@ -50,6 +51,7 @@ def write_run_report(directory: Path) -> Path:
             for name, found in curves.items()
             if found
         ],
+        quarantined=quarantined(directory),
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
     )
     write_page(directory / REPORT, page)

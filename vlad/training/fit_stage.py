@@ -34,6 +34,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from vlad.config.schema import Config
 from vlad.config.training import OptimOptions
 from vlad.lora.inject import has_adapter
+from vlad.reports.quarantined import QUARANTINE
 from vlad.training.add_adapters import published_adapters
 from vlad.training.atomic_files import write_metrics
 from vlad.training.build_stage import BuiltStage, build_stage
@@ -165,7 +166,7 @@ def stage_data(run: Run, name: str) -> ShardDataModule:
         sets if config.data.cache is None else cached_sets(config, run.parts, sets),
         config.data.stream(derived_seed(config.seed, name)),
         optim.steps * optim.accumulate_batches,
-        config.directory / "quarantine.jsonl",
+        config.directory / QUARANTINE,
     )
 
 

@@ -33,6 +33,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from vlad.config.load import save_config
 from vlad.config.schema import Config
+from vlad.reports.quarantined import QUARANTINE, quarantined
 from vlad.reports.run_report import write_run_report
 from vlad.reports.starts import changes_since_last_start, record_start
 from vlad.training.build import seeded_parts
@@ -104,6 +105,7 @@ def train(config: Config, callbacks: Sequence[L.Callback] = (), loggers: Sequenc
             run = Run(built_config, parts, data, stages, stop, tuple(callbacks), tuple(loggers))
             for name in stages:
                 if not fit_stage(run, name):
+                    _report_quarantined(config)
                     return RunResult(directory, finished=False)
                 if is_sharded_run(config):
                     run = _reload(config, run, name)
@@ -113,7 +115,16 @@ def train(config: Config, callbacks: Sequence[L.Callback] = (), loggers: Sequenc
             with failures_reported(f"{config.name}:", directory):
                 publish_run(built_config, run.parts)
                 write_run_report(directory)
+        _report_quarantined(config)
         return RunResult(directory, finished=True)
+
+
+def _report_quarantined(config: Config) -> None:
+    found = quarantined(config.directory)
+    if found.counts and is_main_process():
+        count = counted(found.counts.total(), "sample")
+        print(f"{config.name}: {count} could not be used ({QUARANTINE} names them all):", file=sys.stderr)
+        print("\n".join(found.lines()), file=sys.stderr)
 
 
 def silence_libraries() -> None:
@@ -139,6 +150,11 @@ def _record_start(config: Config, data: RunData, attention: str, memory: str | N
     """Prints what starts here, and what has changed since the last start, and records it for the run's page."""
     found = f"{counted(data.shards.samples, 'sample')} in {counted(data.shards.shards, 'shard')}"
     print(f"{config.name}: {found}; {attention}", file=sys.stderr)
+    for index in data.shards.indexes:
+        if index.passed_over.counts:
+            count = counted(index.passed_over.counts.total(), "member")
+            print(f"{config.name}: {count} of the shards passed over:", file=sys.stderr)
+            print("\n".join(index.passed_over.lines()), file=sys.stderr)
     if memory is not None:
         print(memory, file=sys.stderr)
     start = {**describe_start(), "attention": attention.removeprefix("attention: ")}
