@@ -361,6 +361,36 @@ def test_lines_that_run_up_or_down_are_not_valid(tmp_path):
     assert {line.text for line in sample.layout.lines if line.valid} == {"I", "OPEN"}
 
 
+WIDE = box_polygon(0.1, 0.1, 0.9, 0.3)
+READINGS = {
+    "read": (TextLine("OPEN", WIDE), True),
+    "blanks around": (TextLine("  OPEN\u3000 ", WIDE), True),
+    "spaced letters": (TextLine("SALE", box_polygon(0.05, 0.1, 0.95, 0.28)), True),
+    "found and not read": (TextLine("", WIDE, confidence=0.0), False),
+    "blanks": (TextLine(" \u3000", WIDE), False),
+    "marks alone": (TextLine("-:.", WIDE), False),
+    "upside down": (TextLine("OPEN", WIDE[2:] + WIDE[:2]), False),
+    "too short": (TextLine("AB", box_polygon(0.0, 0.1, 1.0, 0.2)), False),
+    "too long": (TextLine("A LONG SENTENCE OF WORDS", box_polygon(0.1, 0.1, 0.4, 0.4)), False),
+    "one letter for all": (TextLine("A", box_polygon(0.0, 0.0, 1.0, 1.0)), False),
+    "a letter": (TextLine("A", box_polygon(0.1, 0.1, 0.3, 0.36)), True),
+    "han": (TextLine("出口", box_polygon(0.1, 0.1, 0.5, 0.35)), True),
+}
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_a_reading_is_believed_only_where_it_can_be(tmp_path, name):
+    reading, believed = READINGS[name]
+    sample = import_one(save(tmp_path / "a.png"), (reading,))
+    (read,) = sample.layout.lines
+    assert (read.text, read.valid) == (" ".join(reading.text.split()), believed)
+    assert sample.caption == (f'a picture that says "{read.text}"' if believed else "a picture")
+
+
+def test_an_image_is_without_text_only_where_the_detector_finds_none(tmp_path):
+    assert import_one(save(tmp_path / "a.png"), ()).caption == "a picture without text"
+
+
 def line(text, top, height=0.1, **fields):
     return TextLine(text, box_polygon(0.1, top, 0.9, top + height), **fields)
 

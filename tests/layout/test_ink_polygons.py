@@ -101,3 +101,23 @@ def test_a_region_without_a_margin_keeps_its_first_letter():
     render_line(coverage, "SAIL", box)
     image = np.repeat(coverage[..., None], 3, axis=2)
     assert polygon_iou(tighten_polygon(TextLine("SAIL", box), image).polygon, box) > 0.9
+
+
+@pytest.mark.parametrize("across", [True, False])
+@pytest.mark.parametrize("grounds", [((20, 30, 120), (200, 40, 40)), ((0, 0, 0), (120, 90, 60))])
+def test_letters_that_cross_two_grounds_are_tightened(across, grounds):
+    """A poster's panel ends within the line: neither colour alone is the background."""
+    line = TextLine("MARKET", box_polygon(0.2, 0.4, 0.8, 0.55))
+    first, second = (painted(line, 256, ground, (255, 255, 255)) for ground in grounds)
+    split = np.arange(256) < (128 if across else 122)
+    image = np.where(split[None, :, None] if across else split[:, None, None], first, second)
+    found = tighten_polygon(enlarged(line, 0.3), image)
+    assert polygon_iou(found.polygon, line.polygon) > 0.85
+
+
+def test_a_gradient_is_one_ground():
+    line = TextLine("MARKET", box_polygon(0.2, 0.4, 0.8, 0.55))
+    coverage = render_glyph_map(Layout((line,)), 256, 256)[..., None]
+    ground = np.linspace((0, 0, 60), (200, 60, 60), 256)[None].repeat(256, axis=0)
+    image = (ground + coverage * (255 - ground)).round().astype(np.uint8)
+    assert polygon_iou(tighten_polygon(enlarged(line, 0.3), image).polygon, line.polygon) > 0.85

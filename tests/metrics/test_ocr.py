@@ -86,6 +86,33 @@ def test_a_lower_min_confidence_keeps_more_lines(engine):
     assert set(engine.read(noisy)) <= set(everything)
 
 
+def test_upside_down_text_starts_at_its_own_top_left(engine):
+    image = enlarge(SIGNS[0].image)
+    (upright,), (turned,) = engine.read(image), engine.read(np.ascontiguousarray(image[::-1, ::-1]))
+    assert (turned.text, turned.confidence > 0.9) == (upright.text, True)
+    (left, top), (right, _) = turned.polygon[:2]
+    assert left > right and top > 1 - upright.polygon[0][1] - 0.1
+
+
+def test_a_region_that_is_found_and_not_read_is_kept_without_a_threshold(engine, monkeypatch):
+    """The recogniser knows no letter there: another script."""
+    everything = build_ocr_engine("rapidocr", min_confidence=0.0)
+    image = enlarge(SIGNS[0].image)
+    (whole,) = everything.read(image)
+    for reader in (engine, everything):
+        recognise = reader._instance().recognize_txt
+
+        def blank(crops, recognise=recognise):
+            found = recognise(crops)
+            found.txts = ("",) * len(found.txts)
+            return found
+
+        monkeypatch.setattr(reader._instance(), "recognize_txt", blank)
+    assert engine.read(image) == ()
+    (unread,) = everything.read(image)
+    assert (unread.text, unread.confidence, unread.polygon) == ("", 0.0, whole.polygon)
+
+
 def test_enlarging_multiplies_both_sides_and_keeps_flat_colours():
     image = np.full((5, 7, 3), (1, 100, 255), dtype=np.uint8)
     assert enlarge(image).shape == (20, 28, 3)

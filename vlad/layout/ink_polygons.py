@@ -20,6 +20,8 @@ MIN_CROP_ROWS = 48  # smaller lines are enlarged, for bounds finer than a pixel
 MAX_CROP_PIXELS = 4096
 # Of 255: with less contrast, ink and background cannot be separated.
 MIN_CONTRAST = 24.0
+# Of the border's pixels, that have the second of two grounds.
+MIN_GROUND_SHARE = 0.15
 # Regions of ink smaller than this share of the crop's height, in both directions, are specks.
 SPECK_SIZE = 0.06
 # Ink that reaches in from the border by at most this share of the height is not the line's: a frame, another line.
@@ -128,14 +130,31 @@ def _touches_border(region: np.ndarray, rows: int, columns: int) -> bool:
     return left == 0 or top == 0 or left + width == columns or top + height == rows
 
 
+def _two_grounds(colours: np.ndarray) -> np.ndarray | None:
+    """The two colours (2 3) of the border's pixels (N 3, float32); None where it has one, or a gradient."""
+    criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 10, 1.0)
+    start = (colours.mean(axis=-1) > np.median(colours.mean(axis=-1))).astype(np.int32)[:, None]
+    _, labels, centres = cv2.kmeans(colours, 2, start, criteria, 1, cv2.KMEANS_USE_INITIAL_LABELS)
+    labels = labels[:, 0]
+    spread = np.linalg.norm(colours - centres[labels], axis=-1)
+    apart = np.linalg.norm(centres[1] - centres[0])
+    # A gradient fills the range between both; letters that reach the border are few.
+    distinct = apart > 2 * MIN_CONTRAST and np.mean(spread > apart / 8) < 0.1
+    return centres if distinct and MIN_GROUND_SHARE <= labels.mean() <= 1 - MIN_GROUND_SHARE else None
+
+
 def _distance_to_background(crop: np.ndarray) -> np.ndarray:
-    """The distance of each pixel's colour from the background's (H W, float32), a plane fitted to the crop's border."""
+    """The distance of each pixel's colour from the background's (H W, float32): a plane fitted to the crop's border, or
+    the nearer of two colours where the border shows two grounds."""
     rows, columns = crop.shape[:2]
     colours = crop.astype(np.float32)
     down, across = np.mgrid[0:rows, 0:columns].astype(np.float32) / max(rows, columns)
     border = np.ones((rows, columns), dtype=bool)
     inset = max(1, rows // 16)
     border[inset:-inset, inset:-inset] = False
+    grounds = _two_grounds(colours[border])
+    if grounds is not None:
+        return np.linalg.norm(colours[..., None, :] - grounds, axis=-1).min(axis=-1).astype(np.float32)
     terms = np.stack([np.ones_like(down), across, down], axis=-1)
     kept = border
     for _ in range(2):  # the second time without outliers: letters that reach the border

@@ -27,6 +27,7 @@ from vlad.utils.parallel import map_in_order
 ENGINES = ("rapidocr", "tesseract", "paddleocr")
 ENLARGE_FACTOR = 4  # OCR of 64 x 64 images works on 256 x 256
 POSTER_PIXELS = 512  # OCR of posters works on so many: four times 128, once 512
+_UNREAD = "\ufffd"
 MIN_SIDE_PIXELS = 256  # of the shorter side: smaller images are enlarged to it
 
 
@@ -45,8 +46,9 @@ class OCREngine(Protocol):
 class RapidOCREngine:
     """rapidocr with its default settings; its wheel contains the models.
 
-    `min_confidence` replaces the engine's threshold, below which it drops a line (None: its default, 0.5). A line whose
-    box is taller than wide may run up or down: its polygon starts at the box's top left either way.
+    `min_confidence` replaces the engine's threshold, below which it drops a line (None: its default, 0.5); with 0 come
+    also the regions that it finds and cannot read, without text. The polygon of upside-down text starts at the text's
+    own top left. A line whose box is taller than wide may run up or down: it starts at the box's top left either way.
     """
 
     def __init__(self, min_confidence: float | None = None) -> None:
@@ -71,18 +73,19 @@ class RapidOCREngine:
     def read(self, image: np.ndarray) -> tuple[TextLine, ...]:
         """The lines of an image (H W 3, uint8)."""
         height, width = image.shape[:2]
+        engine = self._instance()
         # rapidocr takes arrays as BGR, and files as they are.
-        result = self._instance()(np.ascontiguousarray(image[..., ::-1]))
+        result = engine(np.ascontiguousarray(image[..., ::-1]))
         # Without lines it returns records of other types.
         if getattr(result, "txts", None) is None or getattr(result, "boxes", None) is None:
             return ()
         return tuple(
             TextLine(
-                text=text,
-                polygon=tuple((float(x) / width, float(y) / height) for x, y in box),
+                text="" if text == _UNREAD else text,
+                polygon=tuple((float(x) / width, float(y) / height) for x, y in np.roll(box, 2 * turned, axis=0)),
                 confidence=float(score),
             )
-            for text, box, score in zip(result.txts, result.boxes, result.scores, strict=True)
+            for text, box, score, turned in zip(result.txts, result.boxes, result.scores, engine.turned, strict=True)
         )
 
     def read_line(self, crop: np.ndarray) -> str:
@@ -94,10 +97,32 @@ class RapidOCREngine:
     def _instance(self, kind: str = "image") -> Any:
         """This thread's instance: rapidocr keeps the size of the current image in its parts."""
         if not hasattr(self._local, kind):
-            from rapidocr import RapidOCR
-
-            setattr(self._local, kind, RapidOCR(params=self._parameters))
+            setattr(self._local, kind, _rapidocr_of_all_regions(self._parameters))
         return getattr(self._local, kind)
+
+
+def _rapidocr_of_all_regions(parameters: dict[str, Any]) -> Any:
+    from rapidocr import RapidOCR
+
+    class AllRegions(RapidOCR):
+        """Keeps regions without text, as _UNREAD of confidence 0, and notes in `turned` which it read upside down."""
+
+        turned: tuple[bool, ...] = ()
+
+        def build_final_output(self, image: Any, regions: Any, directions: Any, readings: Any, *rest: Any) -> Any:
+            if readings.txts is not None and regions.boxes is not None:
+                pairs = zip(readings.txts, readings.scores, strict=True)
+                readings.scores = tuple(score if text.strip() else 0.0 for text, score in pairs)
+                readings.txts = tuple(text if text.strip() else _UNREAD for text in readings.txts)
+                found = directions.cls_res or [("0", 0.0)] * len(readings.txts)
+                self.turned = tuple(
+                    "180" in label and sure > self.text_cls.cls_thresh
+                    for (label, sure), score in zip(found, readings.scores, strict=True)
+                    if score >= self.text_score  # below it the line is dropped
+                )
+            return super().build_final_output(image, regions, directions, readings, *rest)
+
+    return AllRegions(params=parameters)
 
 
 class TesseractEngine:

@@ -28,15 +28,22 @@ from vlad.data.importers.caption_templates import compose_caption, strings_to_qu
 from vlad.data.importers.sources import Entry, ImageRef, Skipped, Source, SourceLine, UnusableEntry
 from vlad.data.options import MIN_SIDE_PIXELS, AnnotateOptions
 from vlad.data.shards.writer import Statistics, statistics_of
+from vlad.layout.fonts import PROPORTIONAL_FONT, font_for, load_font, missing_glyphs
 from vlad.layout.ink_polygons import tighten_polygon
 from vlad.layout.polygons import bounding_box, box_polygon, polygon_area, quad_of
 from vlad.layout.reading_order import reading_order
+from vlad.layout.scripts import CJK, SIMPLE, script_of
 from vlad.types import Layout, Polygon, Sample, TextLine
 
 MIN_CONFIDENCE = 0.5  # of the OCR engine; below it a line counts as not legible
 # Above this height over width a line of several letters runs up or down, and the engine does not say which.
 TALL_ASPECT = 1.5
 MAX_ASPECT = 16
+# A region may be so many times as wide, for its height, as its text in a plain font: a single letter, several. Letters
+# are narrow, wide or spaced; beyond that the engine has read something else than what stands there.
+MAX_STRETCH_OF_ONE, MAX_STRETCH = 1.8, 3.5
+MAX_AREA_OF_ONE = 0.9  # share of the image: an engine that finds no edge of a large letter takes all of it
+MIN_LETTER_ASPECT = 0.35  # of I and l, which have serifs in some fonts
 MAX_IMAGE_BYTES = 256_000_000
 # A region of the source counts as read when the engine's lines cover this share of its box, and a line is ignored when
 # an ignored region covers this share of the line's.
@@ -199,12 +206,42 @@ def _lines_of(entry: Entry, loaded: LoadedImage, read_text: ReadText, tight: boo
             if _covered_share(line.polygon, ignored) >= MIN_COVERED_SHARE:
                 lines.append(replace(line, valid=False))
             else:
-                lines.append(tighten_polygon(line, loaded.pixels) if tight else line)
+                lines.append(_believed(line, loaded.pixels, tight))
         # Text that the source marks and the engine misses must not be learned as background.
         lines += [line for valid, line in marked if not valid or _covered_share(line.polygon, read) < MIN_COVERED_SHARE]
     height, width = loaded.pixels.shape[:2]
     visible = (line for line in lines if polygon_area(line.polygon) > 0)
     return tuple(_checked(line, height, width) for line in reading_order(visible))
+
+
+def _believed(line: TextLine, pixels: np.ndarray, tight: bool) -> TextLine:
+    """A line of an OCR engine, marked as invalid where it is unlikely to be what stands there.
+
+    So are regions without text, marks alone (noise of a texture), upside-down text, a text that does not fit its
+    region, and one letter for the whole image.
+    """
+    line = replace(line, text=" ".join(line.text.split()))
+    (left, _), (right, _) = line.polygon[:2]
+    if right < left or not any(map(str.isalnum, line.text)):
+        return replace(line, valid=False)
+    line = tighten_polygon(line, pixels) if tight else line
+    whole = len(line.text) == 1 and polygon_area(line.polygon) > MAX_AREA_OF_ONE
+    height, width = pixels.shape[:2]
+    return line if _fits(line, width, height) and not whole else replace(line, valid=False)
+
+
+def _fits(line: TextLine, width: int, height: int) -> bool:
+    """Whether the text can be as long as its region, as far as a font of ours tells."""
+    if script_of(line.text) not in (SIMPLE, *CJK) or missing_glyphs(line.text):
+        return True
+    left, top, right, bottom = load_font(font_for(line.text, PROPORTIONAL_FONT), 64).getmask(line.text).getbbox()
+    natural = max(MIN_LETTER_ASPECT, (right - left) / (bottom - top))
+    corners = np.array(quad_of(line.polygon)) * (width, height)
+    across, down = np.linalg.norm(corners[1] - corners[0]), np.linalg.norm(corners[3] - corners[0])
+    limit = MAX_STRETCH_OF_ONE if len(line.text) == 1 else MAX_STRETCH
+    if down >= TALL_ASPECT * across:  # it runs up or down
+        return True
+    return bool(natural / limit <= across / max(down, 1e-6) <= natural * limit)
 
 
 def _relative(line: SourceLine, entry: Entry, loaded: LoadedImage) -> TextLine:
