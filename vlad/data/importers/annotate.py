@@ -237,7 +237,7 @@ def _fits(line: TextLine, width: int, height: int) -> bool:
     left, top, right, bottom = load_font(font_for(line.text, PROPORTIONAL_FONT), 64).getmask(line.text).getbbox()
     natural = max(MIN_LETTER_ASPECT, (right - left) / (bottom - top))
     corners = np.array(quad_of(line.polygon)) * (width, height)
-    across, down = np.linalg.norm(corners[1] - corners[0]), np.linalg.norm(corners[3] - corners[0])
+    across, down = (float(np.linalg.norm(corners[corner] - corners[0])) for corner in (1, 3))
     limit = MAX_STRETCH_OF_ONE if len(line.text) == 1 else MAX_STRETCH
     if down >= TALL_ASPECT * across:  # it runs up or down
         return True
