@@ -248,6 +248,33 @@ def test_a_file_of_another_program_is_not_changed(study: Study, tmp_path: Path, 
     assert path.read_bytes() == before
 
 
+ENDLESS = "with recursive n(x) as (select 1 union all select x + 1 from n) select x"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        f"drop table answers; create view answers as {ENDLESS} as rater, x as question, x as aspect, x as value,"
+        " x as seconds, x as time from n",
+        f"drop table study; create view study as {ENDLESS} as only_row, x as content from n",
+        f"drop table raters; create view raters as {ENDLESS} as number, x as rater from n",
+        f"create view more as {ENDLESS} from n",
+        f"create trigger t after insert on raters begin insert into answers {ENDLESS}, 1, 1, 1, 1, 1 from n; end",
+        "create virtual table more using fts5(x)",
+        "create index i on answers (abs(rater))",
+    ],
+)
+def test_a_file_of_ratings_holds_no_code(study: Study, tmp_path: Path, sql: str) -> None:
+    path = tmp_path / "r.sqlite"
+    Ratings(path, study)
+    with sqlite3.connect(path) as database:
+        database.executescript(sql)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"cannot be used as a file of ratings \(it has an? "):
+        Ratings(path, study)
+    assert path.read_bytes() == before
+
+
 def test_the_command_line_prints_results(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

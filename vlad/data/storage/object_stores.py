@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,20 @@ def check_location(text: str) -> None:
         raise UserError(
             f"data.shards: the secret of {text} is not stored; give it again, as data.shards=... or in data.mix."
         )
-    from fsspec import available_protocols
-
-    known = {*available_protocols(), *_PACKAGES} - _NOT_STORES
+    known = _known_schemes()
     if scheme(text) not in known:
         raise UserError(
             f"data.shards: {display_url(text)}: shards are not read from {scheme(text)}://."
             f"{did_you_mean(scheme(text), known)} Give a path, or a URL that starts with http, https, s3, gs,"
             " az or another store that fsspec knows."
         )
+
+
+@lru_cache
+def _known_schemes() -> frozenset[str]:
+    from fsspec import available_protocols
+
+    return frozenset({*available_protocols(), *_PACKAGES} - _NOT_STORES)
 
 
 def file_system(url: str) -> tuple[Any, str]:

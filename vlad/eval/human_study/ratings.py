@@ -54,6 +54,7 @@ class Ratings:
         try:
             with self._open() as database:
                 if database.execute("select count(*) from sqlite_master").fetchone() != (0,):
+                    _check_schema(database)
                     # Another program's file fails here, before anything is written to it.
                     database.execute("select content from study where only_row = 1")
                     database.execute("select rater, question, aspect, value, seconds, time from answers")
@@ -75,6 +76,7 @@ class Ratings:
     def _open(self) -> Iterator[sqlite3.Connection]:
         # A connection a call: pages are served by several threads.
         with closing(sqlite3.connect(self.path, timeout=30)) as database, database:
+            database.execute("pragma trusted_schema = off")
             yield database
 
     def number_of(self, rater: str) -> int:
@@ -145,6 +147,14 @@ class Ratings:
         if self.study.kind == "scores":
             return set(ASPECTS), set(map(str, SCALE))
         return {"choice"}, set(CHOICES)
+
+
+def _check_schema(database: sqlite3.Connection) -> None:
+    """Raises DatabaseError for a file with more than our tables: a view or a trigger is code, which may never end."""
+    for kind, name, sql in database.execute("select type, name, sql from sqlite_master"):
+        is_ours = name in ("study", "answers", "raters") and str(sql).lower().startswith("create table")
+        if not is_ours and not (kind == "index" and sql is None):  # of a primary key
+            raise sqlite3.DatabaseError(f"it has {'an' if kind == 'index' else 'a'} {kind} {name}")
 
 
 def check_rater(name: str) -> str:
