@@ -210,3 +210,23 @@ def test_options_of_version_0_1_are_compared_under_their_new_names(
     write_checkpoint(content, checkpoint_path(folder, 5))
     assert starting_checkpoint(run, "layout", "", speaks=True) == checkpoint_path(folder, 5)
     assert "differs" not in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_lies_alone_is_refused(tmp_path: Path) -> None:
+    path = checkpoint_path(begin(config(tmp_path, "old"), "layout", 5), 5)
+    alone = tmp_path / "alone" / path.name
+    alone.parent.mkdir()
+    path.rename(alone)
+    with pytest.raises(UserError, match="name the checkpoint inside its run directory"):
+        finished_stage(config(tmp_path, "new", f"resume={alone}"), "autoencoder", ORDER)
+    other = alone.rename(tmp_path / "mine.ckpt")
+    with pytest.raises(UserError, match="is not named as a checkpoint is"):
+        check_run_directory(config(tmp_path, "new", f"resume={other}"))
+
+
+@pytest.mark.parametrize("record", [None, 3, [], {"stage": 3}, {"stage": ["layout"], "config": 3}])
+def test_a_checkpoint_with_another_record_is_refused(tmp_path: Path, record: object) -> None:
+    path = checkpoint_path(tmp_path, 5)
+    write_checkpoint({"state_dict": {}, "run": record}, path)
+    with pytest.raises(UserError, match="does not say which stage"):
+        check_run_directory(config(tmp_path, "new", f"resume={path}"))

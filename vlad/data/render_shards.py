@@ -26,6 +26,7 @@ from vlad.data.storage.object_stores import check_location
 from vlad.data.storage.urls import is_url
 from vlad.types import Sample
 from vlad.utils.errors import UserError
+from vlad.utils.json_objects import read_object
 from vlad.utils.locks import directory_lock
 from vlad.utils.paths import checked_path, writable_directory
 
@@ -93,8 +94,8 @@ def _about(options: Rendered) -> dict[str, Any]:
 def _about_of(manifest: Path) -> dict[str, Any]:
     """What a manifest says of how its shards were made; empty where it does not say."""
     try:
-        about = json.loads(manifest.read_bytes())["about"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        about = read_object(manifest)["about"]
+    except (OSError, ValueError, KeyError):
         return {}
     return about if isinstance(about, dict) else {}
 

@@ -24,6 +24,7 @@ from vlad.pipeline.image_request import ImageRequest
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.utils.errors import UserError, did_you_mean, reason_of
 from vlad.utils.hub import hide_progress_bars
+from vlad.utils.json_objects import read_object
 from vlad.utils.paths import writable_directory
 
 FILES = "export.json"
@@ -277,7 +278,6 @@ def _licence(licence: str | None, bases: Sequence[tuple[str, str, str | None]]) 
 def _read_json(path: Path) -> dict[str, Any]:
     """A JSON object; an empty one where there is none."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) else {}

@@ -23,7 +23,8 @@ from vlad.layout.layout_files import layout_to_json, read_layout_unchecked, writ
 from vlad.reports.image_grids import GridRow, glyph_map_image, layout_image, overlay_polygons, sample_grid
 from vlad.types import Layout
 from vlad.utils.errors import UserError
-from vlad.utils.paths import writable_directory
+from vlad.utils.json_objects import parse_object, read_object
+from vlad.utils.paths import is_file, writable_directory
 from vlad.utils.text_lines import split_lines
 
 SHEET_IMAGES = 32
@@ -150,13 +151,13 @@ class OutputDirectory:
         """Leaves the newest line of every image that exists, and adds those of this call's images that have none."""
         index = self.path / "index.jsonl"
         entries: dict[str, str] = {}
-        for line in split_lines(index.read_text(encoding="utf-8")):
+        for line in split_lines(index.read_text(encoding="utf-8", errors="replace")):
             try:
-                entry = json.loads(line)
-                image = entry["image"] if "image" in entry else entry["picture"]  # version 0.1's name
-            except (ValueError, KeyError, TypeError):  # cut short by a kill
+                entry = parse_object(line)
+                image = str(entry["image"] if "image" in entry else entry["picture"])  # version 0.1's name
+            except (ValueError, KeyError):  # cut short by a kill
                 continue
-            if (self.path / image).is_file():
+            if is_file(self.path / image):
                 entries[image] = line
         for name in names:
             path = self.image_file(name)
@@ -171,7 +172,7 @@ class OutputDirectory:
 def _holds(path: Path, layout: Layout) -> bool:
     """Whether a layout file, which a person may have broken, holds this layout."""
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8")) == layout_to_json(layout))
+        return read_object(path) == layout_to_json(layout)
     except ValueError:
         return False
 

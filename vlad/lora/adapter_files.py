@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vlad.lora.fingerprint import module_fingerprint
 from vlad.lora.inject import adapted_layers, base_of, sample_weights, untrained_targets
 from vlad.utils.errors import UserError
+from vlad.utils.json_objects import parse_object, read_object
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -68,16 +69,18 @@ def _add_metadata(path: Path, metadata: dict[str, Any]) -> None:
 def adapter_metadata(directory: Path) -> dict[str, Any]:
     """The metadata that `save_adapter` wrote into an adapter's file; empty for a file that peft alone wrote."""
     with safe_open(str(directory / WEIGHTS), framework="pt") as file:
-        found = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-    return found if isinstance(found, dict) else {}
+        text = (file.metadata() or {}).get(METADATA_KEY, "{}")
+    try:
+        return parse_object(text)
+    except ValueError:
+        return {}
 
 
 def adapter_base(directory: Path) -> str:
     """The id of the model that the adapter was trained on. Raises UserError when its config cannot be read."""
     try:
-        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-        return str(config["base_model_name_or_path"])
-    except (ValueError, TypeError, KeyError) as error:
+        return str(read_object(directory / CONFIG)["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{directory / CONFIG} is not an adapter's config; give the folder of a LoRA run.") from error
 
 
@@ -151,8 +154,8 @@ def attach_adapter(module: nn.Module, directory: Path) -> PeftModel:
             warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers by an older name
             model = PeftModel.from_pretrained(module, str(directory))
         found = _keys_in_file(directory).keys()
-    except (RuntimeError, ValueError, TypeError, SafetensorError) as error:
-        reason = str(error).splitlines()[-1].strip()  # torch's first line is only a heading
+    except Exception as error:  # of torch, peft and safetensors; wrong types in the config raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()  # torch's first line is only a heading
         raise UserError(f"The adapter in {directory} does not fit this model ({reason}); {remedy}.") from error
     # peft only warns of missing keys, and ignores unknown ones.
     wanted = {name for name in model.state_dict() if _is_adapter_key(name)}
@@ -189,7 +192,7 @@ def _check_base(model: PeftModel, directory: Path, fingerprint: str | None, reme
             )
         return
     try:
-        sampled = {name: [float(value) for value in row] for name, row in json.loads(path.read_text("utf-8")).items()}
+        sampled = {name: [float(value) for value in row] for name, row in read_object(path).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged; copy the adapter's folder again.") from error
     differing = []

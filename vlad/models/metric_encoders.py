@@ -7,7 +7,6 @@ folder's preprocessor_config.json.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from vlad.models.text_encoder.vision_tower import CLIP_MEAN, CLIP_STD
 from vlad.models.weight_files import load_complete
 from vlad.utils.errors import UserError, reason_of
 from vlad.utils.hardware import best_device
+from vlad.utils.json_objects import read_object
 
 # Vocabularies, in the formats of transformers.
 TOKENIZER_FILES = (
@@ -84,9 +84,7 @@ def _tokenizer(folder: Path) -> Any:
 def _preprocessing(folder: Path, default_side: int) -> Preprocessing:
     path = folder / "preprocessor_config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if not isinstance(config, dict):
-            raise ValueError("it holds no JSON object")
+        config = read_object(path) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({reason_of(error)}); give a complete model folder.") from error
 

@@ -9,7 +9,6 @@ Prediction type, schedule, channels, scales and widths are read from the model's
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from vlad.models.weight_files import load_complete
 from vlad.utils.errors import UserError
 from vlad.utils.failures import user_errors
 from vlad.utils.hub import check_reachable
+from vlad.utils.json_objects import read_object
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 REQUIRED = ("unet", "vae", "scheduler")
@@ -162,9 +162,8 @@ def _model_index(path: str, revision: str | None) -> dict[str, Any]:
                 " that save_pretrained or a download of the whole model made."
             )
         try:
-            read = json.loads(index.read_text(encoding="utf-8"))
-            return {str(name): value for name, value in read.items()}
-        except (ValueError, AttributeError) as error:
+            return read_object(index)
+        except (OSError, ValueError) as error:
             raise UserError(f"{OPTION}: {index} is damaged ({error}); download the model again.") from error
     check_reachable(OPTION, path, revision, "model_index.json")
     with _load_errors(path, "model_index.json"):

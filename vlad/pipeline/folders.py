@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -16,9 +15,11 @@ from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.utils.errors import UserError
 from vlad.utils.failures import user_errors
 from vlad.utils.hub import hide_progress_bars
+from vlad.utils.json_objects import read_object
 
 ALIGNMENT_FILE = "alignment.safetensors"
 OWN_CLASSES = {"PatchAutoencoder": PatchAutoencoder, "CompositionModule": CompositionModule}
+MOST_TIMESTEPS = 100_000
 REQUIRED_PARTS = ("lvlm", "tokenizer", "composition", "autoencoder", "refine_unet", "refine_scheduler")
 
 
@@ -28,13 +29,15 @@ def pipeline_class(folder: Path) -> str | None:
     if not index.is_file():
         return None
     try:
-        record = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
+        record = read_object(index)
+    except (OSError, ValueError) as error:
         raise UserError(f"{index} is damaged ({error}); save the pipeline anew.") from error
-    name = record.get("_class_name") if isinstance(record, dict) else None
-    if not name:
+    name = record.get("_class_name")
+    if isinstance(name, list):  # module and class
+        name = name[-1] if name else None
+    if not (isinstance(name, str) and name):
         raise UserError(f"{index} is damaged (it names no class of pipeline); save the pipeline anew.")
-    return name if isinstance(name, str) else name[-1] if isinstance(name, list) and name else None
+    return name
 
 
 def read_pipeline(folder: Path, label: str, dtype: torch.dtype = torch.float32) -> VLADPipeline:
@@ -44,10 +47,19 @@ def read_pipeline(folder: Path, label: str, dtype: torch.dtype = torch.float32) 
     """
     with reporting_damage(folder), hide_progress_bars():
         parts = load_remote_code_parts(folder, dtype)
+        for name in ("layout_scheduler", "refine_scheduler"):
+            _check_timesteps(folder / name / "scheduler_config.json")
         index = VLADPipeline.load_config(folder)
         remedy = "copy it again from where it was made, or name the right one"
         parts |= load_parts(folder, index, OWN_CLASSES, label, remedy, dtype)
         return VLADPipeline.from_pretrained(folder, dtype=dtype, **parts)
+
+
+def _check_timesteps(scheduler: Path) -> None:
+    """Raises ValueError for a schedule of more timesteps than any has: it would be computed in full."""
+    timesteps = read_object(scheduler).get("num_train_timesteps", 1) if scheduler.is_file() else 1
+    if not (isinstance(timesteps, int) and 0 < timesteps <= MOST_TIMESTEPS):
+        raise ValueError(f"{scheduler.name}: num_train_timesteps is {timesteps!r:.100}")
 
 
 def reporting_damage(folder: Path) -> AbstractContextManager[None]:
@@ -63,7 +75,7 @@ def vlad_pipeline_folder(path: Path) -> Path:
             f"{folder} holds a {kind}, not a VLADPipeline; to start from a Stable Diffusion, give it as"
             " stable_diffusion.path to a config such as configs/sd15.yaml."
         )
-    named = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    named = read_object(folder / "model_index.json")
     missing = [part for part in REQUIRED_PARTS if part not in named]
     if missing:
         raise UserError(

@@ -7,7 +7,6 @@ written again at any time, also for a run that has been moved.
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from vlad.reports.curves import Curve, read_curves, thin_out
 from vlad.reports.quarantined import quarantined
 from vlad.reports.starts import read_starts
 from vlad.utils.html import render, write_page
+from vlad.utils.json_objects import read_object
 
 REPORT = "report.html"
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -63,8 +63,11 @@ def _state(stage: Path, curves: Mapping[str, Curve]) -> str:
     metrics = stage / "metrics.json"
     if not metrics.is_file():
         return f"under way, step {max(curve[-1][0] for curve in curves.values()) + 1}"
-    values = json.loads(metrics.read_text(encoding="utf-8"))
-    return "done: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    try:
+        values = read_object(metrics)
+        return "done: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    except (ValueError, TypeError) as error:
+        return f"done; {metrics.name} is damaged ({error})"
 
 
 def _plots(curves: Mapping[str, Curve]) -> list[bytes]:

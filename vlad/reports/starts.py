@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlad.utils.json_objects import parse_object
 from vlad.utils.text_lines import split_lines
 
 STARTS = "starts.jsonl"
@@ -17,9 +18,9 @@ def read_starts(directory: Path) -> list[dict[str, Any]]:
     """All starts of a run, without lines that a kill or a full disk has cut short."""
     path = directory / STARTS
     found = []
-    for line in split_lines(path.read_text(encoding="utf-8")) if path.is_file() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
+    for line in split_lines(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            found.append(parse_object(line))
     return found
 
 

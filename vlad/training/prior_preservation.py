@@ -5,6 +5,7 @@ They are generated once, into RUN/prior: shards like any other, with a manifest 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -30,6 +31,7 @@ from vlad.training.run_data import RunData
 from vlad.types import Sample
 from vlad.utils.distributed import derived_seed, is_main_process
 from vlad.utils.errors import UserError
+from vlad.utils.json_objects import read_object
 from vlad.utils.paths import existing_file
 from vlad.utils.text_lines import split_lines
 
@@ -92,8 +94,9 @@ def generate_prior(config: Config, shards: ShardSets, folder: Path) -> None:
 def _begin(folder: Path, about: dict[str, Any]) -> None:
     """Makes the folder ready, and removes what another base or other prompts have made there."""
     begun = folder / BEGUN
-    if begun.is_file() and json.loads(begun.read_text(encoding="utf-8")) == about:
-        return
+    with contextlib.suppress(OSError, ValueError):  # none, or one that a full disk has cut short
+        if read_object(begun) == about:
+            return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     temporary = begun.with_suffix(".partial")

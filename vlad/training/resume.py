@@ -20,6 +20,7 @@ from vlad.config.schema import Config
 from vlad.training.checkpoint import is_checkpoint, newest_checkpoint, read_checkpoint, set_aside, step_of
 from vlad.training.parts import TRAINED
 from vlad.utils.errors import UserError
+from vlad.utils.json_objects import parse_object
 from vlad.utils.secrets import without_secrets
 
 # Options that may change within a run: neither the weights nor the order of the samples depend on them.
@@ -145,9 +146,11 @@ def checkpoint_of_another_run(config: Config) -> tuple[Path, str] | None:
             f"resume: {path} is a checkpoint of this very run, and going back would lose what came after it; give"
             " name=... for a new run from it, or resume=auto to continue from the newest one."
         )
-    record = read_checkpoint(path).get("run", {})
+    if not is_checkpoint(path):
+        raise UserError(f"resume: {path} is not named as a checkpoint is, step-00001000.ckpt; name it so again.")
+    record = _run_record(path)
     stage = record.get("stage")
-    if stage is None:
+    if not isinstance(stage, str):
         raise UserError(f"resume: {path} does not say which stage it is of; it was written by an older version.")
     _check_place(config, path, stage, _recorded_config(record))
     return path, stage
@@ -179,9 +182,18 @@ def _check_place(config: Config, path: Path, stage: str, before: dict[str, Any])
         )
 
 
+def _run_record(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of its run; empty in the first checkpoints, and where it is no record."""
+    record = read_checkpoint(path).get("run", {})
+    return record if isinstance(record, dict) else {}
+
+
 def _recorded_config(record: dict[str, Any]) -> dict[str, Any]:
     """The options that a checkpoint's run had, by their dotted names of today; empty in the first checkpoints."""
-    flat = _flat(json.loads(record.get("config") or "{}"))
+    try:
+        flat = _flat(parse_object(record.get("config") or "{}"))
+    except (ValueError, TypeError):
+        flat = {}
     return {RENAMED.get(name, name): value for name, value in flat.items()}
 
 
@@ -196,9 +208,12 @@ def finished_stage(config: Config, name: str, order: Sequence[str]) -> Path | No
     begun = checkpoint_of_another_run(config)
     if begun is None or begun[1] not in order or order.index(name) >= order.index(begun[1]):
         return None
-    folder = begun[0].resolve().parents[2] / name
+    folder = begun[0].resolve().parent.parent.parent / name
     if not (folder / TRAINED).is_file():
-        raise UserError(f"resume: {begun[0]} comes after the stage {name}, but {folder / TRAINED} is not there.")
+        raise UserError(
+            f"resume: {begun[0]} comes after the stage {name}, but {folder / TRAINED} is not there; name the checkpoint"
+            " inside its run directory."
+        )
     return folder
 
 
@@ -225,7 +240,7 @@ def starting_checkpoint(config: Config, name: str, label: str, speaks: bool) -> 
         print(f"{label} {what}: renamed to {set_aside(damaged.path).name}", file=sys.stderr)
     if newest is not None:
         print(f"{label} resumes from {newest}", file=sys.stderr)
-        before = _recorded_config(read_checkpoint(newest).get("run", {}))
+        before = _recorded_config(_run_record(newest))
         differing = differing_options(before, _flat_config(config)) if before else []
         if differing:
             print(f"{label} its config differs: {listed(differing)}", file=sys.stderr)

@@ -12,6 +12,7 @@ from typing import Any
 from vlad.data.importers.sources import Skipped
 from vlad.data.shards.writer import Statistics, full_disk, write_text_file
 from vlad.utils.errors import UserError
+from vlad.utils.json_objects import parse_object
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class ShardRecord:
     @staticmethod
     def from_json(line: str) -> ShardRecord:
         """The record of one line. Raises ValueError, KeyError or TypeError for any other text."""
-        record = json.loads(line)
+        record = parse_object(line)
         statistics = Statistics(**record.pop("statistics"))
         skipped = tuple(Skipped(**entry) for entry in record.pop("skipped"))
         return ShardRecord(**record, statistics=statistics, skipped=skipped)
@@ -49,11 +50,11 @@ class Journal:
 
         Raises UserError where the finished shards were made with other settings.
         """
-        lines = self.path.read_text(encoding="utf-8").split("\n") if self.path.exists() else [""]
+        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n") if self.path.exists() else [""]
         begun: Any = None
         records: dict[int, ShardRecord] = {}
         try:
-            begun = json.loads(lines[0])
+            begun = parse_object(lines[0])
             for line in lines[1:]:
                 record = ShardRecord.from_json(line)
                 records[record.number] = record

@@ -28,6 +28,7 @@ from vlad.data.shards.writer import MANIFEST, publish_shard, shard_entry, write_
 from vlad.layout.fonts import CANONICAL_FONT, installed_optional_fonts
 from vlad.types import Batch, CachedStates, Sample, TextStates
 from vlad.utils.errors import UserError
+from vlad.utils.json_objects import read_object
 from vlad.utils.paths import checked_path
 
 CACHE_VERSION = 2  # rises when the same options give other contents: glyph maps, fitting, the format
@@ -111,7 +112,7 @@ def _claim(directory: Path, fingerprint: Fingerprint) -> None:
         raise UserError(f"{directory} holds a finished cache or shards; name another directory, or remove it.")
     if begun.exists():
         try:
-            known = json.loads(begun.read_text(encoding="utf-8"))
+            known = read_object(begun)
         except ValueError:  # the machine stopped while it was written
             known = None
         if known != fingerprint:
@@ -188,10 +189,10 @@ def open_cache(directory: str, expected: Fingerprint, partly: bool = False) -> S
     if not manifest.is_file():
         raise UserError(f"data.cache: there is no finished cache at {directory}; make one with tools/cache.py.")
     try:
-        stored = json.loads(manifest.read_text(encoding="utf-8"))["about"]["fingerprint"]
+        stored = read_object(manifest)["about"]["fingerprint"]
         asked = expected if partly else {*stored, *expected}
         differing = [name for name in sorted(asked) if stored.get(name) != expected.get(name)]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"data.cache: {manifest} is not the manifest of a cache; make one with tools/cache.py."
         ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from vlad.config.schema import Config
 from vlad.eval.ablation.variants import FULL, Variant
 from vlad.eval.options import mode_name
 from vlad.reports.image_grids import GridRow, sample_grid
+from vlad.utils.errors import UserError, reason_of
+from vlad.utils.json_objects import read_object
 
 GRID_IMAGES = 8
 # The mode that a run is judged by: the product's, or else the one that it has.
@@ -42,8 +43,13 @@ Row = tuple[Variant, Sequence[dict[str, Scores]]]
 
 def read_scores(run: Path) -> dict[str, Scores]:
     """A run's scores on held-out words, or posters, by generation mode."""
-    metrics: dict[str, Any] = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
-    return {mode: _scores(found) for mode, found in metrics["modes"].items()}
+    path = run / "evaluation" / "metrics.json"
+    try:
+        return {mode: _scores(found) for mode, found in read_object(path)["modes"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} holds no scores that can be read ({reason_of(error)}); evaluate the run again."
+        ) from error
 
 
 def _scores(found: dict[str, Any]) -> Scores:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from vlad.pipeline.folders import ALIGNMENT_FILE, vlad_pipeline_folder
 from vlad.training.build import TEXT, new_text_side, parts_of_base
 from vlad.utils.errors import UserError
 from vlad.utils.hardware import best_device
+from vlad.utils.json_objects import read_object
 
 
 class RunEncoder:
@@ -82,11 +82,11 @@ def joint_encoder(target: Path) -> JointEncoder:
         return RunEncoder(target)
     config_file = target / "config.json"
     try:
-        if config_file.is_file() and "model_type" in json.loads(config_file.read_text(encoding="utf-8")):
+        if config_file.is_file() and "model_type" in read_object(config_file):
             return CLIPEncoder(target)
     except UserError:  # of damaged weights
         raise
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"{config_file} is no config of a model ({error}); copy the folder here again.") from error
     raise UserError(
         f"There is no encoder of texts and images at {target}; name a run that train.py made, or a CLIP's folder."

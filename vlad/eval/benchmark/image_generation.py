@@ -21,6 +21,7 @@ from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.layout.layout_files import line_to_json, write_layout
 from vlad.types import Layout
 from vlad.utils.errors import UserError
+from vlad.utils.json_objects import read_object
 from vlad.utils.paths import writable_directory
 
 SETTINGS = "settings.json"
@@ -125,15 +126,12 @@ def _checked_digests(out: Path, prompts: Sequence[BenchmarkPrompt], use_layouts:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError("no object")
+        return read_object(path)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is damaged ({error}), so the settings of the images beside it are unknown; name another folder"
             f" with --out, or remove {path.parent}."
         ) from error
-    return record
 
 
 def _prompt_digest(prompt: BenchmarkPrompt, use_layouts: bool) -> str:

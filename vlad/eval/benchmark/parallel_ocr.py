@@ -31,6 +31,7 @@ from vlad.layout.line_crops import crop_line
 from vlad.metrics.ocr import OCREngine, build_ocr_engine, default_enlarge_factor, enlarge
 from vlad.types import Polygon
 from vlad.utils.errors import reason_of
+from vlad.utils.json_objects import read_object
 from vlad.utils.parallel import available_cores
 
 
@@ -173,7 +174,7 @@ def _store_result(file: ImageFile, settings: dict[str, Any], ocr: ImageOCR) -> N
 def _stored_result(file: ImageFile, settings: dict[str, Any]) -> ImageOCR | None:
     """What was read before with the same settings; None where there is nothing of the kind."""
     try:
-        record = json.loads(file.store.read_text(encoding="utf-8"))
+        record = read_object(file.store)
         # What was read with a watermark does not count for the image without.
         differs = any(record.get(name) != value for name, value in {"masked": None, **settings}.items())
         if differs or record["stamp"] != _file_stamp(file):

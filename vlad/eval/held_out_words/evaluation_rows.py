@@ -6,7 +6,6 @@ RUN/evaluation/ROW/, ROW.png  a row's images, and its grid
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from vlad.metrics.ocr import build_ocr_engine
 from vlad.pipeline.folders import pipeline_folder
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.training.atomic_files import write_metrics
+from vlad.utils.json_objects import read_object
 from vlad.utils.paths import existing_file, writable_directory
 
 
@@ -117,7 +117,7 @@ def stored_metrics(metrics_file: Path, held_out: HeldOutSet, engine: str, weight
     if not metrics_file.is_file():
         return {}
     try:
-        stored: dict[str, Any] = json.loads(metrics_file.read_text(encoding="utf-8"))
+        stored = read_object(metrics_file)
         # The first versions stored neither positions nor the digest of the weights.
         is_complete = all("places" in score for score in stored["modes"].values())
         noun = "posters" if "posters" in stored else "words"

@@ -27,6 +27,7 @@ from vlad.eval.options import OpenBenchmarkOptions
 from vlad.layout.fonts import missing_glyphs
 from vlad.layout.layout_files import line_to_json
 from vlad.utils.errors import UserError
+from vlad.utils.json_objects import read_object
 
 ALIGNMENT_VERSION = 1  # of the subsets in alignment.jsonl
 IMAGES = "pictures"  # the folder of version 1, whose digest its name is part of
@@ -80,7 +81,12 @@ def write_benchmark(
     aligned = {"alignment_version": ALIGNMENT_VERSION, "alignment_subsets": list(ALIGNMENT_SUBSETS)}
     record: dict[str, Any] = {}
     if about.is_file():
-        record = json.loads(about.read_text(encoding="utf-8"))
+        try:
+            record = read_object(about)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{about} is damaged ({error}); name another folder with --out, or remove {out}."
+            ) from error
         # Fields that an older version did not write are absent; those of another benchmark differ.
         if {**aligned, **{name: record.get(name) for name in (*expected, *aligned) if name in record}} != {
             **expected,
