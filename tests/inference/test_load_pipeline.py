@@ -42,8 +42,8 @@ def test_a_damaged_pipeline_raises_one_sentence(
     ("index", "message"),
     [
         ("{}", "names no class"),
-        ("[]", "names no class"),
-        ("null", "names no class"),
+        ("[]", "is damaged"),
+        ("null", "is damaged"),
         ("{", "is damaged"),
         (
             '{"_class_name": "VLADPipeline", "tokenizer": []}',
