@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -70,7 +71,7 @@ def find_config(path: Path | str) -> Path:
 
 def load_options(schema: type[Options], path: Path | str, overrides: Sequence[str] = ()) -> Options:
     """Options of any dataclass from a YAML file and overrides, with the same messages."""
-    structured = OmegaConf.structured(schema)
+    structured: Any = _structured(schema)  # type: ignore[arg-type]  # mypy: a type may be unhashable
     given = [(str(path), _read_yaml(Path(path)))]
     given += [(f"the override {override!r}", _read_override(override, schema)) for override in overrides]
     for source, options in given:
@@ -91,6 +92,12 @@ def load_options(schema: type[Options], path: Path | str, overrides: Sequence[st
         raise UserError(_explain(error, str(path), given[0][1], schema)) from error
     assert isinstance(result, schema)
     return result
+
+
+@lru_cache
+def _structured(schema: type) -> DictConfig:
+    """The schema as OmegaConf needs it, which takes longer than all else; merging copies it."""
+    return OmegaConf.structured(schema)  # type: ignore[no-any-return]
 
 
 def _refuse_resolvers(options: Any, source: str) -> None:
