@@ -23,7 +23,7 @@ def build(
     extra: int = CHANNELS, frequencies: int = 2, pooled: bool = True, up_attention: bool = True
 ) -> UNet2DConditionModel:
     torch.manual_seed(0)
-    options = UNetOptions((32, 64), 1, 2, up_attention, frequencies, pooled)
+    options = UNetOptions((32, 64), 1, 2, 0, up_attention, frequencies, pooled)
     return build_unet(options, CHANNELS, extra, WIDTH, CELLS).eval()
 
 
@@ -67,6 +67,22 @@ def test_every_input_changes_its_row_alone(up_attention: bool) -> None:
         "pooled": denoise(unet, X_T, TIMESTEPS, Conditioning(t.tokens, t.mask, moved(t.pooled)), Z),
     }.items():
         assert changed_rows(before, after) == [True, False], name
+
+
+@BOTH_WAYS_UP
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_attention_begins_at_the_level_that_is_named(first: int, up_attention: bool) -> None:
+    options = UNetOptions((32, 32, 64), heads=2, attention_from_level=first, up_attention=up_attention)
+    unet = build_unet(options, CHANNELS, 0, WIDTH, CELLS)
+    attended = [hasattr(block, "attentions") for block in unet.down_blocks]
+    assert attended == [level >= first for level in range(3)]
+    assert [hasattr(block, "attentions") for block in reversed(unet.up_blocks)] == [up_attention and a for a in attended]
+
+
+@pytest.mark.parametrize("first", [-1, 2])
+def test_attention_begins_at_a_level_that_there_is(first: int) -> None:
+    with pytest.raises(UserError, match=r"unet.attention_from_level must be one of the 2 levels"):
+        UNetOptions((32, 64), attention_from_level=first)
 
 
 @BOTH_WAYS_UP

@@ -26,15 +26,17 @@ def build_unet(
     options: UNetOptions, latent_channels: int, extra_channels: int, cross_attention_width: int, cells: int
 ) -> UNet2DConditionModel:
     """A new UNet for `latent_channels` in and out, with `extra_channels` (z's) concatenated to its input."""
-    levels = len(options.block_channels)
+    plain = options.attention_from_level
+    attended = len(options.block_channels) - plain
+    up_block = "CrossAttnUpBlock2D" if options.up_attention else "UpBlock2D"
     return UNet2DConditionModel(
         sample_size=cells,
         in_channels=latent_channels + extra_channels + 4 * options.position_frequencies,
         out_channels=latent_channels,
         block_out_channels=options.block_channels,
         layers_per_block=options.layers_per_block,
-        down_block_types=("CrossAttnDownBlock2D",) * levels,
-        up_block_types=("CrossAttnUpBlock2D" if options.up_attention else "UpBlock2D",) * levels,
+        down_block_types=("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",) * attended,
+        up_block_types=(up_block,) * attended + ("UpBlock2D",) * plain,
         # diffusers' name is misleading: this is the number of heads (huggingface/diffusers#2011).
         attention_head_dim=options.heads,
         cross_attention_dim=cross_attention_width,
