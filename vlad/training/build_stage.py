@@ -20,7 +20,8 @@ from vlad.training.legibility_models import build_legibility
 from vlad.training.parts import Parts
 from vlad.training.stages import AlignStage, AutoencoderStage, LayoutStage, RefineStage, Stage
 
-FIT_IMAGES = 3000  # the projection of a PatchAutoencoder is fitted to this many images
+# The projection of a PatchAutoencoder is fitted to this many images, fewer where they are larger than 64 x 64 pixels.
+FIT_IMAGES, FIT_PIXELS = 3000, 3000 * 64**2
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def _autoencoder_stage(config: Config, parts: Parts, shards: ShardSets) -> Autoe
         assert isinstance(parts.autoencoder, PatchAutoencoder)
         parts.autoencoder.requires_grad_(True)
         parts.autoencoder.projection.requires_grad_(False)
-        batch = collate(first_samples(shards, config.data.stream(config.seed), FIT_IMAGES))
+        count = min(FIT_IMAGES, max(1, FIT_PIXELS // config.data.image_pixels**2))
+        batch = collate(first_samples(shards, config.data.stream(config.seed), count))
         parts.autoencoder.fit(torch.cat([batch.images, batch.glyph_maps]))
     stage = AutoencoderStage(parts.autoencoder, config.losses, config.train.autoencoder)
     stage.record_trained_parameters()
