@@ -76,7 +76,9 @@ def test_attention_begins_at_the_level_that_is_named(first: int, up_attention: b
     unet = build_unet(options, CHANNELS, 0, WIDTH, CELLS)
     attended = [hasattr(block, "attentions") for block in unet.down_blocks]
     assert attended == [level >= first for level in range(3)]
-    assert [hasattr(block, "attentions") for block in reversed(unet.up_blocks)] == [up_attention and a for a in attended]
+    assert [hasattr(block, "attentions") for block in reversed(unet.up_blocks)] == [
+        up_attention and a for a in attended
+    ]
 
 
 @pytest.mark.parametrize("first", [-1, 2])
