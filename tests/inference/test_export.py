@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from vlad.inference.export import export_run, push
 from vlad.inference.load_pipeline import load_pipeline
 from vlad.pipeline.vlad_pipeline import VLADPipeline
+from vlad.reports.starts import record_start
 from vlad.utils.errors import UserError
 
 PROMPT = 'a blue sign that says "HOUSE"'
@@ -69,6 +71,36 @@ def test_an_export_holds_variants_a_card_and_examples(pipeline_folder: Path, tmp
     for itself in (run, run / "pipeline"):
         with pytest.raises(UserError, match="is the folder to export; name"):
             export_run(run, itself)
+
+
+def test_an_export_in_half_precision_is_half_as_large_and_loads_as_any_other(
+    pipeline_folder: Path, tmp_path: Path
+) -> None:
+    sizes = []
+    for precision in ("float32", "float16"):
+        export_run(pipeline_folder, tmp_path / precision, examples=[], precision=precision)
+        sizes.append(sum(path.stat().st_size for path in (tmp_path / precision).rglob("*.safetensors")))
+    assert sizes[1] < 0.6 * sizes[0]
+    assert {v.dtype for v in load_file(tmp_path / "float16" / "lvlm" / "model.safetensors").values()} == {torch.float16}
+    whole, half = (load_pipeline(tmp_path / precision) for precision in ("float32", "float16"))
+    for pipeline in (half, VLADPipeline.from_pretrained(tmp_path / "float16")):
+        for part in ("lvlm", "composition", "autoencoder", "layout_unet", "refine_unet"):
+            assert {p.dtype for p in getattr(pipeline, part).parameters()} == {torch.float32}
+    one, two = (np.asarray(pipeline(PROMPT, 3).images[0], dtype=float) for pipeline in (whole, half))
+    assert np.abs(one - two).mean() < 3
+    with pytest.raises(UserError, match="There is no dtype 'half'"):
+        export_run(pipeline_folder, tmp_path / "other", precision="half")
+
+
+def test_the_card_says_how_to_train_the_model_again(pipeline_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(pipeline_folder, run / "pipeline")
+    shutil.copy(pipeline_folder.parent / "config.yaml", run)
+    record_start(run, {"revision": "abc", "command": "python train.py configs/x.yaml", "device": "CPU, 2 threads"})
+    (run / "layout").mkdir()
+    (run / "layout" / "metrics.json").write_text('{"seconds": 180}', encoding="utf-8")
+    card = export_run(run, tmp_path / "out", examples=[]).read_text(encoding="utf-8")
+    assert "3 minutes on: CPU, 2 threads; unknown; commit `abc`:\n\n    python train.py configs/x.yaml" in card
 
 
 def test_the_card_of_a_folder_without_its_run(pipeline_folder: Path, tmp_path: Path) -> None:

@@ -136,7 +136,8 @@ APP = Verb(
 def _add_export_options(parser: OptionParser) -> None:
     parser.add_argument("run", type=Path, help="a finished run directory, or a pipeline folder")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the folder goes")
-    parser.add_argument("--variant", action="append", default=[], metavar="NAME", help="fp16 or bf16 beside float32")
+    parser.add_argument("--variant", action="append", default=[], metavar="NAME", help="fp16 or bf16 beside --dtype")
+    parser.add_argument("--dtype", default="float32", help="of the weights: float32 (default), bfloat16 or float16")
     parser.add_argument("--licence", metavar="ID", help="of the weights that the run has trained, like apache-2.0")
     parser.add_argument("--example", action="append", metavar="PROMPT", help="prompts of the card, in place of ours")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the hub too, as a private repository")
@@ -146,7 +147,7 @@ def _export(arguments: argparse.Namespace) -> None:
     from vlad.inference.export import EXAMPLES, export_run, push
 
     examples = arguments.example or EXAMPLES
-    card = export_run(arguments.run, arguments.out, arguments.variant, arguments.licence, examples)
+    card = export_run(arguments.run, arguments.out, arguments.variant, arguments.licence, examples, arguments.dtype)
     print(f"The pipeline is in {arguments.out}, its model card is {card}")
     if arguments.push:
         print(f"Uploaded to {push(arguments.out, arguments.push)}")

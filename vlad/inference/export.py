@@ -1,6 +1,6 @@
 """Export of a run as one folder to share: safetensors, half-precision variants, a model card with examples.
 
-OUT/model_index.json and a folder a part     loaded by `VLADPipeline.from_pretrained(OUT)`
+OUT/model_index.json and a folder a part     loaded by `VLADPipeline.from_pretrained(OUT)`; in half precision if asked
 OUT/PART/*.fp16.safetensors, *.bf16....      the same in half precision, for `variant="fp16"`
 OUT/README.md, OUT/examples/*.png            the model card
 OUT/export.json                              the names of all these files: another export replaces them, and no others
@@ -18,16 +18,19 @@ from typing import Any
 
 from vlad.config.load import load_config
 from vlad.config.schema import Config
-from vlad.inference.load_pipeline import MODULES, load_pipeline, model_fingerprint
+from vlad.config.training import STAGES
+from vlad.inference.load_pipeline import MODULES, check_dtype, load_pipeline, model_fingerprint
 from vlad.pipeline.folders import ALIGNMENT_FILE
 from vlad.pipeline.image_request import ImageRequest
 from vlad.pipeline.vlad_pipeline import VLADPipeline
+from vlad.reports.starts import read_starts
 from vlad.utils.errors import UserError, did_you_mean, reason_of
 from vlad.utils.hub import hide_progress_bars
 from vlad.utils.json_objects import read_object
 from vlad.utils.paths import writable_directory
 
 FILES = "export.json"
+FONTS = "vlad/data/posters/fonts"
 VARIANTS = {"fp16": "float16", "bf16": "bfloat16"}
 EXAMPLES = (
     'a blue sign that says "HOUSE" in white letters at the top',
@@ -38,13 +41,20 @@ EXAMPLES = (
 
 
 def export_run(
-    run: Path, out: Path, variants: Sequence[str] = (), licence: str | None = None, examples: Sequence[str] = EXAMPLES
+    run: Path,
+    out: Path,
+    variants: Sequence[str] = (),
+    licence: str | None = None,
+    examples: Sequence[str] = EXAMPLES,
+    precision: str = "float32",
 ) -> Path:
     """Writes a finished run, or a pipeline folder, to `out`; returns the model card's path.
 
+    `precision`: of the weights that load by default. They are converted to whatever precision the loading call names.
     An earlier export there is replaced when this one is complete; files of others beside it stay. Raises UserError for
     a run that is not finished, an unknown variant, and an `out` that holds something else.
     """
+    check_dtype(precision)
     for variant in variants:
         if variant not in VARIANTS:
             raise UserError(
@@ -63,7 +73,7 @@ def export_run(
     )
     writable_directory(out, "the export", needed_bytes=weights * (2 + len(variants)) // 2)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as staged:
-        card = _write(pipeline, run, Path(staged), variants, licence, examples)
+        card = _write(pipeline, run, Path(staged), variants, licence, examples, precision)
         _replace_export(Path(staged), out)
     return out / card
 
@@ -75,14 +85,15 @@ def _write(
     variants: Sequence[str],
     licence: str | None,
     examples: Sequence[str],
+    precision: str,
 ) -> str:
     """Writes all files of an export to an empty folder; returns the model card's name."""
     images = _generate_examples(pipeline, examples, out / "examples")
     with hide_progress_bars():
         for variant in variants:
             load_pipeline(run, dtype=VARIANTS[variant]).save_pretrained(out, variant=variant)
-        # Last: the LVLM's config.json names the precision in which it is loaded by default.
-        pipeline.save_pretrained(out)
+        load_pipeline(run, dtype=precision).save_pretrained(out)
+    _load_as_float32(out / "lvlm" / "config.json")
     heads = next(
         (folder / ALIGNMENT_FILE for folder in (run / "pipeline", run) if (folder / ALIGNMENT_FILE).is_file()), None
     )
@@ -91,6 +102,17 @@ def _write(
     config = load_config(run / "config.yaml") if (run / "config.yaml").is_file() else None
     (out / "README.md").write_text(_card(pipeline, config, run, images, variants, licence), encoding="utf-8")
     return "README.md"
+
+
+def _load_as_float32(config_file: Path) -> None:
+    """An LVLM loads in the precision that its config names, the other parts in float32: so must it."""
+
+    def as_float32(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: "float32" if name == "dtype" else as_float32(inner) for name, inner in value.items()}
+
+    _write_json(config_file, as_float32(read_object(config_file)))
 
 
 def _exported_files(out: Path) -> list[str]:
@@ -182,6 +204,7 @@ def _card(
         _usage(variants),
         "## Models\n\n" + _models(pipeline, bases),
         "## Data\n\n" + _data(config),
+        "## Training\n\n" + _training(run),
         "## Evaluation\n\n" + _metrics(run),
         "## Licence\n\n" + _licence(licence, bases),
     ]
@@ -244,9 +267,25 @@ def _data(config: Config | None) -> str:
     lines = []
     for shards, weight in config.data.sets.items():
         manifest = _read_json(Path(shards) / "manifest.json")
+        about = manifest.get("about")
+        fonts = isinstance(about, dict) and isinstance(about.get("options"), dict) and "max_lines" in about["options"]
         samples = f", {manifest['samples']:,} samples" if isinstance(manifest.get("samples"), int) else ""
+        samples += f", rendered in the fonts of `{FONTS}`, where their licences are" if fonts else ""
         lines.append(f"- `{shards}`{samples}" + (f", weight {weight:g}" if len(config.data.sets) > 1 else ""))
     return "\n".join(lines)
+
+
+def _training(run: Path) -> str:
+    """How to train it again: commit, time, machine and command of the last start."""
+    starts = read_starts(run)
+    if not starts:
+        return "Not recorded: the pipeline folder has no run beside it."
+    last = {"revision": "unknown", "command": "unknown", "device": "unknown", "versions": "unknown", **starts[-1]}
+    seconds = sum(_read_json(run / stage / "metrics.json").get("seconds", 0) for stage in STAGES)
+    return (
+        f"{seconds / 60:.0f} minutes on: {last['device']}; {last['versions']}; commit `{last['revision']}`:\n\n"
+        f"    {last['command']}"
+    )
 
 
 def _metrics(run: Path) -> str:

@@ -32,6 +32,12 @@ MODULES = (
 HUB = "hf://"
 
 
+def check_dtype(dtype: str) -> None:
+    """Raises UserError for a name of no precision."""
+    if dtype not in DTYPES:
+        raise UserError(f"There is no dtype {dtype!r}.{did_you_mean(dtype, DTYPES)} Known: {', '.join(DTYPES)}.")
+
+
 def load_pipeline(
     run: Path | str,
     adapters: Path | str | Sequence[str] | None = None,
@@ -49,8 +55,7 @@ def load_pipeline(
     (torch.compile, at the first image) only affect speed. Without `may_download` the hub is not asked.
     Raises UserError when there is no pipeline, or an adapter does not fit it.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"There is no dtype {dtype!r}.{did_you_mean(dtype, DTYPES)} Known: {', '.join(DTYPES)}.")
+    check_dtype(dtype)
     device = best_device()
     if offload and device.type == "cpu":
         raise UserError("--offload moves models between a GPU and memory, and torch finds no GPU here; leave it out.")

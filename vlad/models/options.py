@@ -54,8 +54,8 @@ class UNetOptions:
             )
         if not 0 <= self.attention_from_level < len(self.block_channels):
             raise UserError(
-                f"unet.attention_from_level must be one of the {len(self.block_channels)} levels of unet.block_channels,"
-                f" from 0, not {self.attention_from_level}."
+                f"unet.attention_from_level must be one of the {len(self.block_channels)} levels of"
+                f" unet.block_channels, from 0, not {self.attention_from_level}."
             )
 
 
