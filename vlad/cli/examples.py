@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,25 @@ PROMPTS = (
     'a purple sign that says "OPEN" in white letters in the middle on the right',
 )
 
+POSTER_PROMPTS = (
+    'a red poster with a white circle, at the top "JAZZ NIGHT" in large cream condensed letters, at the bottom'
+    ' "SAT 8:00 PM" in white sans-serif letters',
+    'a teal book cover, at the top "The Last Garden" in large cream serif letters, at the bottom "Anna & Tom" in'
+    " yellow handwritten letters",
+    'a yellow shop front on a navy background: at the top "COFFEE" in large navy slab serif letters, below it'
+    ' "since 1924" in red script letters',
+    'a green menu on a brown wooden board: at the top "Lunch" in large yellow script letters, then "Soup £6.50" in'
+    ' white letters, below it "Bread £3" in white letters, below it "Tea £2.20" in white letters',
+    'a blue street sign that says "Mill Lane" in large white sans-serif letters',
+    'a purple ticket on a white background: at the top "ADMIT ONE" in large white stencil letters, below it "ROOM 12"'
+    " in yellow condensed letters",
+    'a black title card that reads "The Return" in large cream old-style serif letters in the middle',
+    'a cream label on a teal wooden board, in the middle "Honey" in large orange brush script letters, then "€4.80" in'
+    " navy letters",
+    'an orange banner with a yellow flower, in the middle "50% OFF" in large white bold sans-serif letters, below it'
+    ' "TODAY" in black letters',
+)
+
 
 def _step(children: ChildCommands, title: str, *command: str) -> float:
     """Runs a verb, its output shown; returns its seconds. A failure ends the demo."""
@@ -43,6 +63,14 @@ def _step(children: ChildCommands, title: str, *command: str) -> float:
     if code != 0:
         sys.exit(code)
     return time.monotonic() - started
+
+
+def _sampling(model: str, prompts: Sequence[str], out: Path) -> tuple[str, ...]:
+    """The verb that samples the prompts, which it reads from a file beside `out`."""
+    file = out.with_name(f"{out.name}-prompts.txt")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(prompts) + "\n", encoding="utf-8")
+    return "sample", model, "--prompts", str(file), "--out", str(out), "--seed", "1"
 
 
 def _print_summary(run: Path, seconds: dict[str, float], samples: Path) -> None:
@@ -91,25 +119,28 @@ def _add_demo_options(parser: OptionParser) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from vlad.config.load import load_config
+    from vlad.config.load import load_config, released_model
     from vlad.reports.curves import draw_curves
     from vlad.utils.subprocesses import ChildCommands
 
     config = load_config(arguments.config)
     run = config.directory
     samples = run / "demo"
-    prompts = run / "demo-prompts.txt"
+    model = released_model()
+    seconds: dict[str, float] = {}
     with ChildCommands() as children:
-        seconds = {
+        if model is not None:
+            asked = _sampling(str(model), POSTER_PROMPTS, run / "demo-posters")
+            seconds["posters"] = _step(children, "sample posters with the model of this repository", *asked)
+            print(f"\nNine posters: {run / 'demo-posters' / 'grids' / 'grid.png'}", flush=True)
+        seconds |= {
             "shards": _step(children, "render the signs", "shards", "render", arguments.config),
             "training": _step(children, "train all stages", "train", arguments.config),
         }
         if not (run / "refine" / "metrics.json").is_file():
             print("\nThe training was interrupted; the same command resumes it.")
             return
-        prompts.write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
-        asked = ("sample", str(run), "--prompts", str(prompts), "--out", str(samples), "--seed", "1")
-        seconds["samples"] = _step(children, "sample", *asked)
+        seconds["samples"] = _step(children, "sample", *_sampling(str(run), PROMPTS, samples))
         seconds["scores"] = _step(children, "score", "evaluate", str(run))
     draw_curves({stage: run / stage for stage in STAGES}, run / "curves.png")
     _print_summary(run, seconds, samples)

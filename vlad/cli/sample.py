@@ -10,6 +10,7 @@ from pathlib import Path
 from vlad.cli.common_options import add_address
 from vlad.cli.verb import Verb
 from vlad.utils.command_line import OptionParser, whole
+from vlad.utils.errors import UserError
 
 
 def _add_sample_options(parser: OptionParser) -> None:
@@ -98,7 +99,11 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 def _add_app_options(parser: OptionParser) -> None:
-    parser.add_argument("run", help="a run directory, a pipeline folder, or hf://OWNER/NAME[@REVISION] on the hub")
+    parser.add_argument(
+        "run",
+        nargs="?",
+        help="a run directory, a pipeline folder, or hf://OWNER/NAME[@REVISION] on the hub (default: models/poster)",
+    )
     parser.add_argument("--adapter", action="append", default=[], metavar="DIR[:WEIGHT]", help="several add up")
     parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
     add_address(parser)
@@ -112,14 +117,18 @@ def _app(arguments: argparse.Namespace) -> None:
     from vlad.webui.page import ServerOptions, build_page, load_gradio, serve
 
     load_gradio()  # before a model is loaded
+    from vlad.config.load import released_model
     from vlad.inference.load_pipeline import load_pipeline
     from vlad.webui.backend import Backend
 
+    run = arguments.run or released_model()
+    if run is None:
+        raise UserError("models/poster comes with a checkout, and this is none; name a run or a pipeline folder.")
     if arguments.host not in LOCAL_HOSTS:
         print(f"Anyone who can reach {arguments.host} can use this page; it has no password.", file=sys.stderr)
-    pipeline = load_pipeline(arguments.run, arguments.adapter, arguments.dtype)
+    pipeline = load_pipeline(run, arguments.adapter, arguments.dtype)
     with tempfile.TemporaryDirectory(prefix="vlad-app-") as temporary:
-        backend = Backend(pipeline, arguments.run, arguments.out or Path(temporary), arguments.adapter)
+        backend = Backend(pipeline, str(run), arguments.out or Path(temporary), arguments.adapter)
         page = build_page(backend, arguments.waiting)
         serve(page, backend, ServerOptions(arguments.host, arguments.port, arguments.waiting))
 
@@ -129,7 +138,7 @@ APP = Verb(
     "Serves a page: prompt, layout to drag, image; images to edit.",
     _add_app_options,
     _app,
-    "vlad app runs/tiny, then open the address that it prints",
+    "vlad app, or vlad app runs/tiny; then open the address that it prints",
 )
 
 

@@ -61,6 +61,12 @@ def bundled_configs() -> Path:
     return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
 
 
+def released_model() -> Path | None:
+    """The model that comes with a checkout, models/poster; None where `vlad` is installed without it."""
+    folder = Path(__file__).resolve().parents[2] / "models" / "poster"
+    return folder if (folder / "model_index.json").is_file() else None
+
+
 def find_config(path: Path | str) -> Path:
     """The file that `path` means: itself, or, where there is no such file, a bundled config such as tiny."""
     path = Path(path)

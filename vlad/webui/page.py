@@ -33,7 +33,7 @@ from vlad.webui.canvas import (
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 
-EXAMPLE = 'a blue sign that says "HOUSE" in white letters at the top'
+EXAMPLE = 'a blue poster that says "HOUSE" in large white letters at the top'
 IMAGES = [".png", ".jpg", ".jpeg", ".webp"]
 INTRODUCTION = """# vlad
 Describe the image, with the words to spell in quotation marks. *Plan* generates the layout: drag a line, pull its
