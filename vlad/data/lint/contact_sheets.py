@@ -42,13 +42,16 @@ def draw_card(sample: Sample, shard: str, faults: tuple[tuple[str, str], ...], r
     draw = ImageDraw.Draw(image)
     # A polygon may lie anywhere; far outside it cannot be seen.
     rings = [np.clip(np.array(line.polygon), -1, 2) * (size[0] - 1, size[1] - 1) for line in sample.layout.lines]
-    taken = [(*ring.min(axis=0), *ring.max(axis=0)) for ring in rings]
+    taken = np.zeros((2 * len(rings), 4))  # boxes of the lines, then of the labels
+    for row, ring in enumerate(rings):
+        taken[row] = *ring.min(axis=0), *ring.max(axis=0)
     for number, (line, ring) in enumerate(zip(sample.layout.lines, rings, strict=True), start=1):
         state = "faulty" if any(line_faults(line)) else "sound" if line.valid else "ignored"
         closed = [(float(x), float(y)) for x, y in (*ring, ring[0])]
         draw.line(closed, fill=(0, 0, 0), width=5, joint="curve")
         draw.line(closed, fill=COLOURS[state], width=3, joint="curve")
-        taken.append(_draw_label(draw, line.text, number, ring, taken, size, COLOURS[state]))
+        free = len(rings) + number - 1
+        taken[free] = _draw_label(draw, line.text, number, ring, taken[:free], size, COLOURS[state])
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     lines = tuple(
@@ -66,7 +69,7 @@ def _draw_label(
     text: str,
     number: int,
     ring: np.ndarray,
-    taken: Sequence[Box],
+    taken: np.ndarray,
     size: tuple[int, int],
     colour: tuple[int, int, int],
 ) -> Box:
@@ -96,7 +99,7 @@ def _draw_label(
             x = float(min(max(0.0, place[0]), max(0.0, size[0] - width)))
             y = float(min(max(0.0, place[1]), max(0.0, size[1] - height)))
             box = (x, y, x + width, y + height)
-            covered = sum(_overlap(box, other) for other in taken)
+            covered = _overlap(box, taken)
             if best is None or covered < best[0] - 1:
                 best = covered, label, box
         if best is not None and best[0] < 1:
@@ -108,9 +111,11 @@ def _draw_label(
     return box
 
 
-def _overlap(a: Box, b: Box) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    return max(0.0, width) * max(0.0, height)
+def _overlap(box: Box, others: np.ndarray) -> float:
+    """The area that a box shares with each of the others (N 4), added up."""
+    widths = np.minimum(box[2], others[:, 2]) - np.maximum(box[0], others[:, 0])
+    heights = np.minimum(box[3], others[:, 3]) - np.maximum(box[1], others[:, 1])
+    return float((widths.clip(min=0) * heights.clip(min=0)).sum())
 
 
 def contact_sheet(cards: Sequence[Card], columns: int = 5, cell_pixels: int = 240) -> Image.Image:
