@@ -24,11 +24,12 @@ from itertools import pairwise, permutations
 import cv2
 import numpy as np
 
-from vlad.layout.fonts import CANONICAL_FONT, line_mask, side_bearings
+from vlad.layout.fonts import CANONICAL_FONT, PROPORTIONAL_FONT, line_mask, side_bearings
 from vlad.layout.glyph_map import render_glyph_map
 from vlad.layout.line_detection import detect_tilted_lines
 from vlad.layout.polygons import box_polygon, polygon_area
 from vlad.layout.reading_order import reading_order
+from vlad.layout.typesetting import typeset
 from vlad.types import Layout, Polygon, TextLine
 
 INK_THRESHOLD = 0.3  # under a half: a map generated in a few steps is dim at the ends of its lines
@@ -60,10 +61,17 @@ def refit_layout(glyph_map: np.ndarray, strings: Sequence[str], font: str = CANO
 
     With more lines than strings, the nearest lines are merged; with fewer, touching rows are cut where there is least
     ink, and lines still missing are put into a free band of the image. Strings are assigned to the lines in reading
-    order, unless the map clearly spells them in another. No strings give an empty layout.
+    order, unless the map clearly spells them in another. In proportional type the lines are typeset (`typesetting`). No
+    strings give an empty layout.
     """
     if not strings:
         return Layout((), font)
+    found = _best_reading(glyph_map, strings, font)
+    height, width = glyph_map.shape
+    return typeset(found, width, height) if font == PROPORTIONAL_FONT else found
+
+
+def _best_reading(glyph_map: np.ndarray, strings: Sequence[str], font: str) -> Layout:
     rows = [box_polygon(*row) for row in _upright_rows(glyph_map, len(strings))]
     best = _match_strings(glyph_map, strings, rows, font)
     if not (glyph_map > INK_THRESHOLD).any():
