@@ -19,11 +19,11 @@ from vlad.data.posters.objects import SHAPES, shape_mask
 from vlad.data.posters.render import held_out_posters, render_poster
 from vlad.data.posters.scenes import KINDS
 from vlad.data.posters.texts import Writer
-from vlad.data.posters.typefaces import TYPEFACES, font, typefaces
 from vlad.data.render_shards import HELD_OUT_SAMPLES, render_shards
 from vlad.data.shards.reader import index_shards
 from vlad.data.words import held_out_words, rare_words, training_words
 from vlad.layout.polygons import bounding_box
+from vlad.layout.typefaces import TYPEFACES, font, typefaces
 from vlad.models.text_encoder.prompt import parse_prompt
 from vlad.utils.errors import UserError
 

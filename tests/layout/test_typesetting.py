@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from vlad.layout.fonts import PROPORTIONAL_FONT, line_mask
+from vlad.layout.fonts import PROPORTIONAL_FONT, TYPEFACE_FONT, line_font, line_mask
 from vlad.layout.glyph_map import render_glyph_map
 from vlad.layout.polygons import bounding_box, box_polygon
 from vlad.layout.refit import refit_layout
@@ -68,3 +68,15 @@ def test_a_refitted_line_in_proportional_type_is_typeset():
     flat = layout(("HILL", (0.05, 0.3, 0.95, 0.42)))
     (line,) = refit_layout(render_glyph_map(flat, 128, 128), ["HILL"], PROPORTIONAL_FONT).lines
     assert stretch(line) == pytest.approx(MAX_STRETCH)
+
+
+def test_a_refitted_line_takes_the_typeface_that_the_prompt_asks_for():
+    wide = layout(("MARKET", (0.1, 0.3, 0.9, 0.45)))
+    glyph_map = render_glyph_map(wide, 128, 128)
+    (plain,) = refit_layout(glyph_map, ["MARKET"], TYPEFACE_FONT).lines
+    (narrow,) = refit_layout(glyph_map, ["MARKET"], TYPEFACE_FONT, ["oswald"]).lines
+    assert (plain.font, narrow.font) == (None, "oswald")
+    assert line_font(narrow, TYPEFACE_FONT) == "oswald" and line_font(narrow, PROPORTIONAL_FONT) == PROPORTIONAL_FONT
+    left, top, right, bottom = bounding_box(narrow.polygon)
+    mask = line_mask("MARKET", "oswald")
+    assert (right - left) / (bottom - top) <= MAX_STRETCH * mask.width / mask.height + 1e-6

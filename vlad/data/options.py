@@ -60,8 +60,9 @@ class BatchOptions:
     max_aspect: float = 1.0
     # The sides of buckets are multiples of it.
     bucket_step_pixels: int = 64
-    # The font of glyph maps: `mono-bold`, a cell a letter, or `proportional`, for images in proportional type.
-    glyph_font: Literal["mono-bold", "proportional"] = "mono-bold"
+    # The font of glyph maps: `mono-bold`, a cell a letter; `proportional`, for images in proportional type; `typeface`,
+    # each line in the typeface that its annotation names, as those of rendered posters do.
+    glyph_font: Literal["mono-bold", "proportional", "typeface"] = "mono-bold"
     # Samples per rank and batch.
     batch_size: int = 64
     # Decoding processes per rank; 0: the training process itself.

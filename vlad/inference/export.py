@@ -30,7 +30,7 @@ from vlad.utils.json_objects import read_object
 from vlad.utils.paths import writable_directory
 
 FILES = "export.json"
-FONTS = "vlad/data/posters/fonts"
+FONTS = "vlad/layout/typeface_files"
 VARIANTS = {"fp16": "float16", "bf16": "bfloat16"}
 EXAMPLES = (
     'a blue sign that says "HOUSE" in white letters at the top',

@@ -5,7 +5,8 @@ and in rendered signs (`data/signs.py`) alike: the refine UNet learns fastest wh
 Cell width and vertical extent come from the canonical font, whatever font renders the letter. Lines of other scripts
 (`scripts.py`), and those in the font "proportional", are shaped as a whole by libraqm, inside Pillow, in the first of
 their fonts that has every glyph. Glyph maps of images in proportional type take that one (`data.glyph_font`): the
-correlation of a line's ink with its glyph map is .51 on rendered posters, .33 in cells of equal width.
+correlation of a line's ink with its glyph map is .51 on rendered posters, .33 in cells of equal width. With "typeface"
+each line is set in the typeface that it names (`typefaces.py`).
 
 The DejaVu fonts come with matplotlib. Fonts of other scripts are Google's Noto (SIL Open Font License), searched for in
 the folders of VLAD_FONTS (separated like PATH), else in the system's font folders.
@@ -21,7 +22,9 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
+from vlad.layout import typefaces
 from vlad.layout.scripts import CJK, SIMPLE, script_of
+from vlad.types import TextLine
 from vlad.utils.errors import UserError, did_you_mean
 
 # The DejaVu family (Bitstream Vera licence, free to embed) comes inside matplotlib.
@@ -38,6 +41,7 @@ FONT_FILES = {
 }
 CANONICAL_FONT = "mono-bold"
 PROPORTIONAL_FONT = "proportional"
+TYPEFACE_FONT = "typeface"  # of glyph maps: each line in the typeface that it names (`line_font`)
 JOINERS = "\u200c\u200d"  # they affect how their neighbours are shaped and have no glyph
 CELL_WIDTH_EM = 0.602  # the advance of DejaVu Sans Mono
 FONT_SIZES_PIXELS = (48, 64, 96, 128, 192, 256, 384)
@@ -99,6 +103,8 @@ def has_font(name: str) -> bool:
 
 def font_path(name: str) -> Path:
     """The file of a font. Raises UserError for an unknown name and for an optional font that is not installed."""
+    if name in typefaces.NAMES:
+        return typefaces.typeface_file(name)
     known = [*FONT_FILES, *OPTIONAL_FONT_FILES]
     if name not in known:
         raise UserError(f"There is no font {name!r};{did_you_mean(name, known)} known: {', '.join(known)}.")
@@ -168,9 +174,17 @@ def font_for(text: str, name: str = CANONICAL_FONT) -> str:
     return min(names, key=lambda font: len(missing_glyphs(text, font)), default=name)
 
 
+def line_font(line: TextLine, glyph_font: str) -> str:
+    """The font of a line in glyph maps of `glyph_font`; of typefaces it is the line's own, or a plain one."""
+    if glyph_font != TYPEFACE_FONT:
+        return glyph_font
+    return line.font if line.font in typefaces.NAMES else typefaces.PLAIN
+
+
 def needs_shaping(text: str, name: str = CANONICAL_FONT) -> bool:
     """Whether the line is shaped as a whole rather than rendered in a cell a character."""
-    return name == PROPORTIONAL_FONT or script_of(text) != SIMPLE or bool(missing_glyphs(text, CANONICAL_FONT))
+    is_proportional = name == PROPORTIONAL_FONT or name in typefaces.NAMES
+    return is_proportional or script_of(text) != SIMPLE or bool(missing_glyphs(text, CANONICAL_FONT))
 
 
 def ink_extent(text: str) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Glyph maps: a layout rendered as white strokes on black, in one font a script.
+"""Glyph maps: a layout rendered as white strokes on black, in one font a script, or each line in its typeface.
 
 Each line is fitted into its polygon; a polygon of more than four points bends it along a curve.
 """
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vlad.layout.fonts import CANONICAL_FONT, font_size_for, line_mask, line_pixels, missing_glyphs
+from vlad.layout.fonts import CANONICAL_FONT, font_size_for, line_font, line_mask, line_pixels, missing_glyphs
 from vlad.layout.polygons import curved_strips, perspective_coefficients, polygon_area, quad_of
 from vlad.layout.scripts import CJK, script_of
 from vlad.types import Layout, Polygon, TextLine
@@ -167,7 +167,7 @@ def render_ink(coverage: np.ndarray, layout: Layout) -> None:
     """
     for line in layout.lines:
         if is_renderable(line):
-            render_line(coverage, line.text, line.polygon, layout.glyph_font)
+            render_line(coverage, line.text, line.polygon, line_font(line, layout.glyph_font))
 
 
 def is_renderable(line: TextLine) -> bool:

@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
 from itertools import pairwise, permutations
 
 import cv2
 import numpy as np
 
-from vlad.layout.fonts import CANONICAL_FONT, PROPORTIONAL_FONT, line_mask, side_bearings
+from vlad.layout.fonts import CANONICAL_FONT, PROPORTIONAL_FONT, TYPEFACE_FONT, line_mask, side_bearings
 from vlad.layout.glyph_map import render_glyph_map
 from vlad.layout.line_detection import detect_tilted_lines
 from vlad.layout.polygons import box_polygon, polygon_area
@@ -56,19 +57,27 @@ MAX_PERMUTED_LINES = 6  # up to so many lines, all orders of the strings are tri
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-def refit_layout(glyph_map: np.ndarray, strings: Sequence[str], font: str = CANONICAL_FONT) -> Layout:
+def refit_layout(
+    glyph_map: np.ndarray,
+    strings: Sequence[str],
+    font: str = CANONICAL_FONT,
+    typefaces: Sequence[str | None] = (),
+) -> Layout:
     """The layout of `strings` in a font of glyph maps that fits a generated one (H W, 0..1) best.
 
     With more lines than strings, the nearest lines are merged; with fewer, touching rows are cut where there is least
     ink, and lines still missing are put into a free band of the image. Strings are assigned to the lines in reading
-    order, unless the map clearly spells them in another. In proportional type the lines are typeset (`typesetting`). No
-    strings give an empty layout.
+    order, unless the map clearly spells them in another. In proportional type, and in `typefaces` (of each string, None
+    where none is asked for), the lines are typeset (`typesetting`). No strings give an empty layout.
     """
     if not strings:
         return Layout((), font)
-    found = _best_reading(glyph_map, strings, font)
+    if font not in (PROPORTIONAL_FONT, TYPEFACE_FONT):
+        return _best_reading(glyph_map, strings, font)
+    found = _best_reading(glyph_map, strings, PROPORTIONAL_FONT)
+    lines = zip(found.lines, typefaces or [None] * len(strings), strict=True)
     height, width = glyph_map.shape
-    return typeset(found, width, height) if font == PROPORTIONAL_FONT else found
+    return typeset(Layout(tuple(replace(line, font=face) for line, face in lines), font), width, height)
 
 
 def _best_reading(glyph_map: np.ndarray, strings: Sequence[str], font: str) -> Layout:

@@ -12,7 +12,7 @@ from itertools import combinations
 
 import numpy as np
 
-from vlad.layout.fonts import line_mask
+from vlad.layout.fonts import line_font, line_mask
 from vlad.layout.polygons import bounding_box, box_polygon
 from vlad.types import Layout
 
@@ -26,7 +26,8 @@ GAP = 0.015  # between lines that ran into each other
 def typeset(layout: Layout, width: int, height: int) -> Layout:
     """The layout with its upright lines typeset for an image of `width` x `height`; tilted ones stay."""
     aspect = width / height
-    naturals = {n: aspect / _width_to_height(line.text, layout.glyph_font) for n, line in enumerate(layout.lines)}
+    fonts = [line_font(line, layout.glyph_font) for line in layout.lines]
+    naturals = [aspect / _width_to_height(line.text, font) for line, font in zip(layout.lines, fonts, strict=True)]
     boxes = {n: _natural(np.array(bounding_box(layout.lines[n].polygon)), naturals[n]) for n in _upright(layout)}
     for _ in boxes:  # a box that gives way may run into the next one
         for upper, lower in combinations(sorted(boxes, key=lambda n: boxes[n][1] + boxes[n][3]), 2):

@@ -31,6 +31,7 @@ from vlad.layout.fonts import CANONICAL_FONT
 from vlad.layout.glyph_map import render_glyph_map
 from vlad.layout.image_edits import Edit, ImageLike, common_size, layout_of_edit, pair_edits
 from vlad.layout.refit import refit_layout
+from vlad.layout.typefaces import typefaces_of
 from vlad.lora.weighted_adapters import set_adapters
 from vlad.models.attention import set_decoupled_attention
 from vlad.models.autoencoder import decode, latent_moments, spatial_factor
@@ -533,7 +534,9 @@ class VLADPipeline(DiffusionPipeline):
                 continue
             strings = request.prompt.strings
             keep_raw = not settings.refit or (reader is not None and same_strings(reader(glyph_map), strings))
-            plans.append(Plan(refit_layout(glyph_map, strings, self.config.glyph_font), glyph_map, latents, keep_raw))
+            faces = typefaces_of(request.prompt)
+            layout = refit_layout(glyph_map, strings, self.config.glyph_font, faces)
+            plans.append(Plan(layout, glyph_map, latents, keep_raw))
         return plans
 
     def _refine(

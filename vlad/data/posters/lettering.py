@@ -15,7 +15,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from vlad.data.posters.typefaces import font, measure
+from vlad.layout.typefaces import font, measure
 from vlad.types import Polygon
 
 FINER = 2  # masks of bent and turned lines are rendered so many times larger

@@ -29,7 +29,7 @@ from vlad.data.posters.objects import SHAPES, shape_mask
 from vlad.data.posters.panels import paint_panel
 from vlad.data.posters.scenes import LEAD, Box, Scene, Slot, scene
 from vlad.data.posters.texts import Writer
-from vlad.data.posters.typefaces import Typeface, typefaces
+from vlad.layout.typefaces import Typeface, typefaces
 from vlad.types import Layout, ObjectBox, Sample, TextLine
 
 RENDERER_VERSION = 1  # rises whenever the same options render other samples
