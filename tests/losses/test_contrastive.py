@@ -254,7 +254,7 @@ def test_the_temperature_is_clamped(log_temperature: float, temperature: float) 
     loss = head(t, v)
 
     assert head.temperature.item() == pytest.approx(temperature, rel=1e-5)
-    assert head.report() == {"temperature": pytest.approx(temperature, rel=1e-5)}
+    assert head.learned_scalars() == {"temperature": pytest.approx(temperature, rel=1e-5)}
     torch.testing.assert_close(loss, contrastive_loss(head.from_text(t), head.from_image(v), temperature))
 
 
@@ -280,7 +280,7 @@ def test_the_head_starts_at_its_temperature_and_all_its_parameters_train(kind: s
     head(t, v, ids_of([f"a tree number {number}" for number in range(6)])).backward()
 
     start = {"temperature": 0.1, "bias": -10.0} if kind == "sigmoid" else {"temperature": 0.07}
-    assert head.report() == pytest.approx(start)
+    assert head.learned_scalars() == pytest.approx(start)
     for gradient in (t.grad, v.grad, *(parameter.grad for parameter in head.parameters())):
         assert gradient is not None
         assert gradient.abs().max() > 0

@@ -91,12 +91,12 @@ def test_a_base_s_heads_start_any_kind() -> None:
     heir = AlignmentHeads(AlignmentHead(4, 4, width=3, kind="sigmoid"), RegionHead(4, 4, width=3))
     heir.load_compatible(base.state_dict())
     assert torch.equal(heir.contrast.from_text.weight, base.contrast.from_text.weight)
-    assert heir.report() == pytest.approx({"temperature": 0.3, "bias": -10.0, "region_temperature": 0.07})
+    assert heir.learned_scalars() == pytest.approx({"temperature": 0.3, "bias": -10.0, "region_temperature": 0.07})
 
     stored = {**heir.state_dict(), "contrast.bias": torch.tensor(-2.0)}
     base.load_compatible(stored)
     heir.load_compatible(stored)
-    assert heir.contrast.report() == pytest.approx({"temperature": 0.3, "bias": -2.0})
+    assert heir.contrast.learned_scalars() == pytest.approx({"temperature": 0.3, "bias": -2.0})
     other = AlignmentHeads(AlignmentHead(4, 5, width=3))  # v of another encoder: that projection begins anew
     fresh = other.contrast.from_image.weight.clone()
     other.load_compatible(stored)

@@ -90,6 +90,8 @@ def test_sharded_ranks_learn_what_ddp_learns_and_resume_exactly(signs: Path, str
         ("trainer.compile=blocks", "set trainer.compile=none"),
         ("trainer.precision=16-mixed", "no loss scaler"),
         ("train.layout.optimizer=adamw-8bit", "8-bit moments"),
+        ("train.autoencoder.optimizer=adamw-8bit", "8-bit moments"),
+        ("train.align.precision=16-mixed", "no loss scaler"),
         ("validation.share=0.25", "leave out validation.share"),
     ],
 )

@@ -85,9 +85,9 @@ def options_page() -> str:
     return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
 
 
-def config_schema(options: type = Config) -> dict[str, Any]:
+def config_schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a config file."""
-    schema = _object_schema(options)
+    schema = _object_schema(Config)
     schema["properties"]["inherit"] = {"type": "string", "description": "A config beside this one to start from."}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "vlad config", **schema}
 

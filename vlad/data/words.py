@@ -28,9 +28,9 @@ def held_out_words(seed: int = SPLIT_SEED) -> tuple[str, ...]:
 
 
 @cache
-def training_words(seed: int = SPLIT_SEED) -> tuple[str, ...]:
+def training_words() -> tuple[str, ...]:
     """All words that are not held out."""
-    held_out = set(held_out_words(seed))
+    held_out = set(held_out_words())
     return tuple(word for word in all_words() if word not in held_out)
 
 

@@ -20,8 +20,6 @@ Interval = tuple[float, float]
 def bootstrap_intervals(
     prompts: Sequence[Mapping[str, tuple[float, float]]],
     combine: Callable[[dict[str, float]], dict[str, float]],
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> dict[str, Interval]:
     """The 95 % interval of every metric, from each prompt's sums (at least one prompt).
 
@@ -31,11 +29,11 @@ def bootstrap_intervals(
     if not names:  # no prompt has a target text
         return {}
     table = np.array([[sums.get(name, (0.0, 0.0)) for name in names] for sums in prompts])  # P M 2
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     count = len(prompts)
     values: dict[str, list[float]] = {}
-    for start in range(0, resamples, CHUNK):
-        size = min(CHUNK, resamples - start)
+    for start in range(0, RESAMPLES, CHUNK):
+        size = min(CHUNK, RESAMPLES - start)
         weights = rng.multinomial(count, np.full(count, 1 / count), size=size)  # R P
         for sums in np.einsum("rp,pmk->rmk", weights, table):
             for name, value in combine(ratios(dict(zip(names, map(tuple, sums), strict=True)))).items():

@@ -22,6 +22,8 @@ def read_image(path: Path | str, most_pixels: int = MOST_IMAGE_PIXELS) -> Image.
 
 def open_image(source: Path | IO[bytes], label: str, most_pixels: int = MOST_IMAGE_PIXELS) -> Image.Image:
     """The same from a path or an open stream; `label` names it in messages."""
+    from vlad.data.image_pixels import to_rgb  # sampling without an image of the user's loads no data room
+
     try:
         with Image.open(source, formats=("PNG", "JPEG", "WEBP")) as image:
             if image.width * image.height > most_pixels:
@@ -29,7 +31,7 @@ def open_image(source: Path | IO[bytes], label: str, most_pixels: int = MOST_IMA
                     f"{label} has {image.width} x {image.height} pixels; more than {most_pixels:,} are not read:"
                     " make it smaller."
                 )
-            return image.convert("RGB")
+            return to_rgb(image)
     except UserError:
         raise
     except Image.DecompressionBombError as error:

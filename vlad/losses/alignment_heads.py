@@ -121,9 +121,9 @@ class AlignmentHeads(nn.Module):
         compatible = {name: x for name, x in state.items() if name in own and x.shape == own[name].shape}
         self.load_state_dict({**own, **compatible})
 
-    def report(self) -> dict[str, float]:
-        """The learned scalars for the logs."""
-        numbers = self.contrast.report()
+    def learned_scalars(self) -> dict[str, Tensor]:
+        """For the logs: temperatures and bias; no gradients."""
+        found = self.contrast.learned_scalars()
         if self.regions is not None:
-            numbers["region_temperature"] = self.regions.temperature.item()
-        return numbers
+            found["region_temperature"] = self.regions.temperature.detach()
+        return found

@@ -193,10 +193,10 @@ class AlignmentHead(nn.Module):
         """tau, clamped."""
         return clamped_temperature(self.log_temperature)
 
-    def report(self) -> dict[str, float]:
-        """The learned scalars for the logs: temperature, and bias if there is one."""
-        numbers = {"temperature": self.temperature.item()}
-        return numbers if self.bias is None else {**numbers, "bias": self.bias.item()}
+    def learned_scalars(self) -> dict[str, Tensor]:
+        """For the logs: the temperature, and the bias if there is one; no gradients."""
+        found = {"temperature": self.temperature.detach()}
+        return found if self.bias is None else {**found, "bias": self.bias.detach()}
 
     def embed_texts(self, t: Tensor) -> Tensor:
         """Pooled text states (B D) in the shared space, as unit vectors."""

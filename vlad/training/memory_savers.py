@@ -17,20 +17,18 @@ from vlad.utils.errors import UserError
 
 
 @contextmanager
-def cast_frozen_weights(
-    stage: nn.Module, trained: Collection[str], precision: Precision, exact: str = "autoencoder."
-) -> Iterator[None]:
+def cast_frozen_weights(stage: nn.Module, trained: Collection[str], precision: Precision) -> Iterator[None]:
     """Under bf16-true stores the frozen matrices of a stage in bf16 inside the block: half of their memory.
 
-    What is `trained` (parameter names), norms, biases and what begins with `exact` (the autoencoder: its latents are
-    the targets) keep their precision. Under bf16 autocast a matrix is rounded before it multiplies anyway, so but for
+    What is `trained` (parameter names), norms, biases and the autoencoder (its latents are the targets) keep their
+    precision. Under bf16 autocast a matrix is rounded before it multiplies anyway, so but for
     embeddings the result is that of bf16-mixed. Values that bf16 cannot hold come back from a copy in main memory;
     those of a model that was published in bf16 need none. Other precisions change nothing.
     """
     originals: dict[str, Tensor | None] = {}
     parameters = dict(stage.named_parameters())
     for name, parameter in parameters.items() if precision == "bf16-true" else ():
-        if name in trained or parameter.ndim < 2 or parameter.dtype != torch.float32 or name.startswith(exact):
+        if name in trained or parameter.ndim < 2 or parameter.dtype != torch.float32 or name.startswith("autoencoder."):
             continue
         rounded = parameter.data.to(torch.bfloat16)
         originals[name] = None if torch.equal(rounded.float(), parameter.data) else parameter.data.cpu()

@@ -22,7 +22,7 @@ class Parts:
     alignment: AlignmentHeads
     layout_unet: UNet2DConditionModel | None
     refine_unet: UNet2DConditionModel
-    # Whether the refine UNet takes a mask and the masked image (`diffusion.inpainting`).
+    # Whether the refine UNet takes a mask and the masked image (`models/inpainting_inputs.py`).
     edits: bool = False
 
     @property

@@ -94,10 +94,11 @@ class _Stage(L.LightningModule):
             )
 
     def log_losses(self, **losses: Tensor) -> None:
-        self.log_dict({f"{name}": value.detach() for name, value in losses.items()}, prog_bar=True)
+        self.log_dict({name: value.detach() for name, value in losses.items()}, prog_bar=True)
 
-    def log_temperature(self, alignment: AlignmentHeads) -> None:
-        self.log("temperature", alignment.contrast.temperature.detach())
+    def log_learned_scalars(self, alignment: AlignmentHeads) -> None:
+        """Logs temperatures and bias, which are on no progress bar."""
+        self.log_dict(alignment.learned_scalars())
 
 
 class AutoencoderStage(_Stage):
@@ -149,7 +150,7 @@ class AlignStage(_Stage):
         )
         loss = weighted_sum(terms, self.losses, self.device)
         self.log_losses(loss=loss, **terms)
-        self.log_temperature(self.alignment)
+        self.log_learned_scalars(self.alignment)
         return loss
 
 
@@ -181,7 +182,7 @@ class LayoutStage(_Stage):
         loss = weighted_sum(terms, self.losses, self.device) + self.losses.diffusion_weight * diffusion
         self.log_losses(loss=loss, **terms, diffusion=diffusion)
         if terms:
-            self.log_temperature(self.alignment)
+            self.log_learned_scalars(self.alignment)
         return loss
 
     def held_out_loss(self, batch: Batch) -> Tensor:
@@ -240,7 +241,7 @@ class RefineStage(_Stage):
         loss = weighted_sum(terms, self.losses, self.device) + self.losses.diffusion_weight * diffusion
         self.log_losses(loss=loss, **terms, diffusion=diffusion)
         if terms:
-            self.log_temperature(self.alignment)
+            self.log_learned_scalars(self.alignment)
         return loss
 
     def held_out_loss(self, batch: Batch) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 
 from vlad.config.checks import check_config
 from vlad.config.schema import Config
+from vlad.config.training import STAGES
 from vlad.data.latent_cache.precompute import data_fingerprint, open_cache
 from vlad.data.shard_sets import check_enough_samples
 from vlad.lora.quantise import check_quantisation
@@ -76,11 +77,11 @@ def check_sharding(config: Config) -> None:
         what = "what is trained cannot change on the way: leave out trainable's phases, or use trainer.strategy=ddp"
     elif config.trainer.compile != "none":
         what = "compiled and sharded blocks are not tried together yet: set trainer.compile=none"
-    elif any(getattr(config.train, stage).optimizer == "adamw-8bit" for stage in ("align", "layout", "refine")):
+    elif any(getattr(config.train, stage).optimizer == "adamw-8bit" for stage in STAGES):
         what = "8-bit moments do not know shards: set the stages' optimizer to adamw"
     elif config.validation.share:
         what = "validation passes run on one rank: leave out validation.share, or use trainer.strategy=ddp"
-    elif "16-mixed" in {config.trainer.precision, config.train.layout.precision, config.train.refine.precision}:
+    elif "16-mixed" in {config.trainer.precision, *(getattr(config.train, stage).precision for stage in STAGES)}:
         what = "there is no loss scaler for shards: use bf16-mixed or 32-true"
     if what is not None:
         raise UserError(f"trainer.strategy: fsdp: {what}.")

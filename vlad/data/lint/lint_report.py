@@ -16,6 +16,8 @@ from vlad.utils.errors import counted
 from vlad.utils.foreign_text import printable_line
 from vlad.utils.html import render, write_page
 
+TERMINAL_EXAMPLES = 5  # of each kind of finding
+
 
 @dataclass
 class LintReport:
@@ -168,7 +170,7 @@ def tables(report: LintReport) -> list[Table]:
     return result
 
 
-def text_report(report: LintReport, examples: int = 5) -> str:
+def text_report(report: LintReport) -> str:
     """The report for a terminal."""
     lines = []
     if report.interrupted:
@@ -190,7 +192,7 @@ def text_report(report: LintReport, examples: int = 5) -> str:
         if not report.found[kind]:
             continue
         lines.append(f"{report.found[kind]:>7,}  {description}")
-        shown = report.examples[kind][:examples]
+        shown = report.examples[kind][:TERMINAL_EXAMPLES]
         for finding in shown:
             place = f"{finding.place}: " if finding.place else ""
             lines.append(f"         {printable_line(place)}{printable_line(finding.detail)}")

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 SAYS = ("that says", "that reads", "with the text", "saying", "with the words")
-VERTICAL = ("at the top", "in the middle", "at the bottom")
 
 
 @dataclass(frozen=True)

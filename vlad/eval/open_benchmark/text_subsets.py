@@ -22,9 +22,9 @@ def _quoted(carrier: Carrier) -> str:
     return " and ".join(f'"{line.text}"' for line in carrier.lines)
 
 
-def _single(sampler: SceneSampler, carrier: Carrier, remark: str = "") -> tuple[str, tuple[Carrier, ...]]:
+def _single(sampler: SceneSampler, carrier: Carrier) -> tuple[str, tuple[Carrier, ...]]:
     letters = f" in {carrier.text_colour} letters"
-    return f"{named(carrier)} that {sampler.choice(VERBS)} {_quoted(carrier)}{letters}{remark}", (carrier,)
+    return f"{named(carrier)} that {sampler.choice(VERBS)} {_quoted(carrier)}{letters}", (carrier,)
 
 
 def _objects(sampler: SceneSampler) -> tuple[str, tuple[Carrier, ...]]:
