@@ -18,7 +18,7 @@ from vlad.data.dataset import first_samples
 from vlad.data.shard_sets import open_sets
 from vlad.diffusion.noise_schedule import build_scheduler
 from vlad.training import memory_savers as switches
-from vlad.training.build import build_parts
+from vlad.training.build import new_parts
 from vlad.training.memory_savers import (
     cast_frozen_weights,
     checkpoint_activations,
@@ -45,7 +45,7 @@ def layout_stage(signs: Path, *overrides: str) -> LayoutStage:
     """A new layout stage that trains everything it can, with no trainer to log to."""
     torch.manual_seed(0)
     config = load_config(signs / "config.yaml", overrides)
-    parts = build_parts(config)[0]
+    parts = new_parts(config)
     parts.autoencoder.requires_grad_(False)
     stage = LayoutStage(parts, build_scheduler(config.layout.noise), config.layout.noise, config.losses, OptimOptions())
     set_modes(stage)
@@ -57,7 +57,7 @@ def refine_stage(signs: Path) -> RefineStage:
     """A new refine stage whose text side is frozen."""
     torch.manual_seed(0)
     config = load_config(signs / "config.yaml")
-    parts: Parts = build_parts(config)[0]
+    parts: Parts = new_parts(config)
     for module in (parts.autoencoder, parts.text_side, parts.alignment):
         module.requires_grad_(False)
     noise = config.refine.noise
@@ -186,14 +186,6 @@ def test_channels_last_is_another_order_in_memory_and_nothing_else(signs: Path, 
     (one, gradients, _), (two, same, _) = learned(last, batch), learned(first, batch)
     assert two == pytest.approx(one, rel=1e-5)
     assert_same(gradients, same)
-
-
-def test_a_base_s_models_are_channels_last_too(ours: Path) -> None:
-    for on in (True, False):
-        config = load_config("tiny", ["data.image_pixels=32", f"base={ours}", f"trainer.channels_last={on}"])
-        parts, _ = build_parts(config)
-        for unet in parts.unets:
-            assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last) is on
 
 
 def steps(options: OptimOptions, count: int = 20) -> tuple[torch.optim.Optimizer, Tensor]:

@@ -290,7 +290,8 @@ class TrainerOptions:
     strategy: Literal["ddp", "fsdp"] = "ddp"
     # Of all stages that set none of their own. bf16-true also stores frozen matrices in bf16.
     precision: Precision = "32-true"
-    # Keeps the UNets' and the autoencoder's weights in torch's channels-last memory format, which is faster.
+    # Keeps the UNets' and the autoencoder's weights in torch's channels-last memory format, which is faster; those
+    # of a `base` keep their own.
     channels_last: bool = True
     # Activation checkpointing: what is computed again in the backward pass; less memory, about a third more time.
     activation_checkpointing: Checkpointing = "none"

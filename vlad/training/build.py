@@ -44,12 +44,10 @@ TEXT, LVLM, COMPOSITION = "text", "lvlm", "composition"  # the text side of a ru
 def build_parts(config: Config) -> tuple[Parts, Config]:
     """The parts that a run begins with, and the config with what a base brings along."""
     if config.base is not None:
-        parts, config = parts_of_base(config)
-    elif config.stable_diffusion is not None:
-        parts, config = _parts_of_stable_diffusion(config, config.stable_diffusion)
-    else:
-        parts = new_parts(config)
-    return _in_memory_format(parts, config), config
+        return parts_of_base(config)
+    if config.stable_diffusion is not None:
+        return _parts_of_stable_diffusion(config, config.stable_diffusion)
+    return new_parts(config), config
 
 
 def new_text_side(config: Config) -> tuple[TextSide, AlignmentHeads]:
@@ -99,7 +97,7 @@ def new_parts(config: Config) -> Parts:
     edits = config.refine.editing_share > 0
     extra = (channels if with_layout else 0) + (inpainting_channels(channels) if edits else 0)
     refine_unet = build_unet(config.refine.unet, channels, extra, width, cells)
-    return Parts(autoencoder, text_side, alignment, layout_unet, refine_unet, edits)
+    return _in_memory_format(Parts(autoencoder, text_side, alignment, layout_unet, refine_unet, edits), config)
 
 
 def _in_memory_format(parts: Parts, config: Config) -> Parts:
@@ -145,7 +143,7 @@ def _parts_of_stable_diffusion(config: Config, options: StableDiffusionOptions) 
     set_decoupled_attention([parts.layout_unet, parts.refine_unet])
     layout = replace(config.layout, noise=noise_options_from(found.scheduler, config.layout.noise))
     refine = replace(config.refine, noise=noise_options_from(found.scheduler, config.refine.noise))
-    return parts, replace(config, layout=layout, refine=refine)
+    return _in_memory_format(parts, config), replace(config, layout=layout, refine=refine)
 
 
 def needs_vision_tower(config: Config) -> bool:
