@@ -105,7 +105,7 @@ def font_path(name: str) -> Path:
     """The file of a font. Raises UserError for an unknown name and for an optional font that is not installed."""
     if name in typefaces.NAMES:
         return typefaces.typeface_file(name)
-    known = [*FONT_FILES, *OPTIONAL_FONT_FILES]
+    known = [*FONT_FILES, *OPTIONAL_FONT_FILES, *sorted(typefaces.NAMES)]
     if name not in known:
         raise UserError(f"There is no font {name!r};{did_you_mean(name, known)} known: {', '.join(known)}.")
     if name in FONT_FILES:
