@@ -276,3 +276,16 @@ def test_wrong_settings_raise_one_sentence(pipeline: VLADPipeline) -> None:
     ):
         with pytest.raises(UserError, match=said):
             pipeline(PROMPT, **options)
+
+
+def test_planned_lines_take_the_typeface_that_the_prompt_names(pipeline_folder: Path) -> None:
+    pipeline = load_pipeline(pipeline_folder)
+    pipeline.register_to_config(glyph_font="typeface")
+    (layout,) = pipeline('a poster, "SALE" in red serif letters, below it "NOW" in stencil letters', 0).layouts
+    assert [line.font for line in layout.lines] == ["eb-garamond", "saira-stencil-one"]
+    images = [pipeline('a poster that says "SALE"', 0, [with_font(face)]).images[0] for face in ("caveat", "bungee")]
+    assert images[0].tobytes() != images[1].tobytes()
+
+
+def with_font(name: str) -> Layout:
+    return Layout((TextLine("SALE", box_polygon(0.1, 0.3, 0.9, 0.7), font=name),))

@@ -10,14 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_world import write_small_world
 from tool_fixtures import Call
 
 from vlad.cli.train import DOCTOR
 from vlad.config.load import load_config, save_config
 from vlad.config.schema import Config
-from vlad.data.options import SyntheticOptions
-from vlad.data.shards.writer import write_manifest, write_shards
-from vlad.data.signs import render_sign
 from vlad.profiling.doctor import checks
 from vlad.profiling.doctor.all_reduce import all_reduce_rate
 from vlad.profiling.doctor.checks import RunFacts, run_checks
@@ -28,27 +26,11 @@ from vlad.training.validate import validate
 from vlad.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = """
-name: checked
-runs: {folder}/runs
-data: {{shards: {folder}/shards, image_pixels: 32, batch_size: 4, workers: 0, shuffle_window: 8}}
-lvlm: {{hidden_size: 32, layers: 1, heads: 2, vision_hidden_size: 32, vision_layers: 1, vision_pixels: 32}}
-composition: {{width: 32, layers: 1, heads: 2, output_width: 32}}
-autoencoder: {{latent_channels: 8, decoder_width: 16, decoder_layers: 1}}
-layout: {{unet: {{block_channels: [32], heads: 2}}}}
-refine: {{unet: {{block_channels: [32], heads: 2}}}}
-trainer: {{accelerator: cpu}}
-"""
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("doctor")
-    (folder / "shards").mkdir()
-    signs = (render_sign(SyntheticOptions(size_pixels=32, count=16), number) for number in range(16))
-    write_manifest(folder / "shards", write_shards(signs, folder / "shards", 8), {})
-    (folder / "config.yaml").write_text(CONFIG.format(folder=folder), encoding="utf-8")
-    return folder
+    return write_small_world(tmp_path_factory.mktemp("doctor"))
 
 
 def config_of(world: Path, *overrides: str) -> Config:

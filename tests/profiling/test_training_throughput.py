@@ -6,37 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_world import write_small_world
 
 from vlad.config.load import load_config
 from vlad.config.schema import Config
-from vlad.data.options import SyntheticOptions
-from vlad.data.shards.writer import write_manifest, write_shards
-from vlad.data.signs import render_sign
 from vlad.profiling import switch_comparison as comparison
 from vlad.profiling.switch_comparison import HEAD, ComparisonRow, StageCall, compare, overrides_of, text_row
 from vlad.profiling.training_throughput import StageFigures, count_flops, matrix_rate, measure_stage
 from vlad.utils.errors import UserError
 
-CONFIG = """
-runs: {folder}/runs
-data: {{shards: {folder}/shards, image_pixels: 32, batch_size: 4, workers: 0, shuffle_window: 8}}
-lvlm: {{hidden_size: 32, layers: 1, heads: 2, vision_hidden_size: 32, vision_layers: 1, vision_pixels: 32}}
-composition: {{width: 32, layers: 1, heads: 2, output_width: 32}}
-autoencoder: {{latent_channels: 8, decoder_width: 16, decoder_layers: 1}}
-layout: {{unet: {{block_channels: [32], heads: 2}}}}
-refine: {{unet: {{block_channels: [32], heads: 2}}}}
-trainer: {{accelerator: cpu}}
-"""
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("speed")
-    (folder / "shards").mkdir()
-    signs = (render_sign(SyntheticOptions(size_pixels=32, count=16), number) for number in range(16))
-    write_manifest(folder / "shards", write_shards(signs, folder / "shards", 8), {})
-    (folder / "config.yaml").write_text(CONFIG.format(folder=folder), encoding="utf-8")
-    return folder
+    return write_small_world(tmp_path_factory.mktemp("speed"))
 
 
 def config_of(world: Path, *overrides: str) -> Config:

@@ -256,6 +256,7 @@ def test_the_prior_is_generated_once_and_resumes_after_a_kill(world: Path, monke
         (["prior.images=8", "data.trigger_word=null"], "set data.trigger_word"),
         (["prior.images=8", "prior.prompts=nowhere.txt"], "no file of prompts at nowhere.txt"),
         (["data.trigger_word=' '"], "trigger_word is empty"),
+        (["data.glyph_font=typeface"], "was trained with mono-bold; set data.glyph_font=mono-bold"),
         (["lora.base_bits=3"], "must be 4, 8 or null"),
         (["validation.share=1"], "share must be"),
     ],

@@ -7,31 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_world import small_signs, write_small_shards, write_small_world
 from tool_fixtures import Call
 
 from vlad.cli.benchmarks import TRAIN as BENCHMARK
 from vlad.cli.train import CACHE, DOCTOR, PLAN, TRAIN
 from vlad.cli.verb import Verb
 from vlad.config.load import load_config
-from vlad.data.options import SyntheticOptions
-from vlad.data.shards.writer import write_manifest, write_shards
-from vlad.data.signs import render_sign
 from vlad.profiling.doctor.findings import Finding
 from vlad.training.validate import check_machine
 from vlad.types import Layout
 from vlad.utils.errors import UserError
 
-CONFIG = """
-runs: {folder}/runs
-data: {{shards: {folder}/shards, image_pixels: 32, batch_size: 4, workers: 0, shuffle_window: 8}}
-lvlm: {{hidden_size: 32, layers: 1, heads: 2, vision_hidden_size: 32, vision_layers: 1, vision_pixels: 32}}
-composition: {{width: 32, layers: 1, heads: 2, output_width: 32}}
-autoencoder: {{latent_channels: 8, decoder_width: 16, decoder_layers: 1}}
-layout: {{unet: {{block_channels: [32], heads: 2}}}}
-refine: {{unet: {{block_channels: [32], heads: 2}}}}
-losses: {{align_weight: 0.0}}
-trainer: {{accelerator: cpu}}
-"""
 FSDP = ("trainer.devices=2", "trainer.strategy=fsdp")
 EVERYWHERE = (TRAIN, DOCTOR, BENCHMARK, PLAN, CACHE)
 # A plan is of a machine elsewhere, before there is data; a cache is made in one process.
@@ -42,13 +29,10 @@ WITHOUT_PLAN = (TRAIN, DOCTOR, BENCHMARK, CACHE)
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 16 signs, the same without a line of text, and a config."""
-    folder = tmp_path_factory.mktemp("validated")
-    signs = [render_sign(SyntheticOptions(size_pixels=32, count=16), number) for number in range(16)]
-    blank = [replace(sign, layout=Layout(())) for sign in signs]
-    for name, samples in (("shards", signs), ("blank", blank)):
-        (folder / name).mkdir()
-        write_manifest(folder / name, write_shards(samples, folder / name, 8), {})
-    (folder / "config.yaml").write_text(CONFIG.format(folder=folder), encoding="utf-8")
+    folder = write_small_world(tmp_path_factory.mktemp("validated"))
+    write_small_shards(folder / "blank", [replace(sign, layout=Layout(())) for sign in small_signs()])
+    with (folder / "config.yaml").open("a", encoding="utf-8") as config:
+        config.write("losses: {align_weight: 0.0}\n")
     return folder
 
 

@@ -123,7 +123,7 @@ def _app(arguments: argparse.Namespace) -> None:
 
     run = arguments.run or released_model()
     if run is None:
-        raise UserError("models/poster comes with a checkout, and this is none; name a run or a pipeline folder.")
+        raise UserError("No model is named, and there is none at models/poster; name a run or a pipeline folder.")
     if arguments.host not in LOCAL_HOSTS:
         print(f"Anyone who can reach {arguments.host} can use this page; it has no password.", file=sys.stderr)
     pipeline = load_pipeline(run, arguments.adapter, arguments.dtype)

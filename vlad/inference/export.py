@@ -50,7 +50,7 @@ def export_run(
 ) -> Path:
     """Writes a finished run, or a pipeline folder, to `out`; returns the model card's path.
 
-    `precision`: of the weights that load by default. They are converted to whatever precision the loading call names.
+    `precision`: of the weights that load by default. A loading call may name another.
     An earlier export there is replaced when this one is complete; files of others beside it stay. Raises UserError for
     a run that is not finished, an unknown variant, and an `out` that holds something else.
     """
@@ -92,7 +92,8 @@ def _write(
     with hide_progress_bars():
         for variant in variants:
             load_pipeline(run, dtype=VARIANTS[variant]).save_pretrained(out, variant=variant)
-        load_pipeline(run, dtype=precision).save_pretrained(out)
+        own = pipeline if precision == "float32" else load_pipeline(run, dtype=precision)
+        own.save_pretrained(out)
     _load_as_float32(out / "lvlm" / "config.json")
     heads = next(
         (folder / ALIGNMENT_FILE for folder in (run / "pipeline", run) if (folder / ALIGNMENT_FILE).is_file()), None

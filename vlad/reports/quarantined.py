@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from vlad.utils.json_objects import parse_object
 from vlad.utils.passed_over import PassedOver
 from vlad.utils.text_lines import split_lines
 
@@ -19,7 +19,7 @@ def quarantined(directory: Path) -> PassedOver:
         return found
     for line in split_lines(path.read_text(encoding="utf-8", errors="replace")):
         try:
-            record = json.loads(line)
+            record = parse_object(line)
             found.add(record["reason"].partition(":")[0], f"{record['key']} ({Path(record['shard']).name})")
         except (ValueError, TypeError, KeyError, AttributeError):  # half a line, of a machine that stopped
             continue

@@ -222,13 +222,7 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
         if is_main_process():
             what = "trained without L_align" if config.makes_adapter else "those of L_align begin anew"
             print(f"{config.base} comes without its alignment heads: {what}", file=sys.stderr)
-    if base.config.image_pixels != config.data.image_pixels:
-        raise UserError(
-            f"data.image_pixels is {config.data.image_pixels}, but the base {config.base} generates"
-            f" {base.config.image_pixels} pixels; set data.image_pixels={base.config.image_pixels}."
-        )
-    levels = len(base.refine_unet.config.block_out_channels)
-    _check_shapes(config, spatial_factor(base.autoencoder), levels)
+    _check_base(config, base)
     text_side = base.text_side
     check_same_lvlm(config.lvlm, text_side.lvlm.model)
     text_side.lvlm.vision = load_vision_encoder(config.lvlm) if needs_vision_tower(config) else None
@@ -264,6 +258,22 @@ def parts_of_base(config: Config) -> tuple[Parts, Config]:
         layout = replace(layout, kind="latents", noise=replace(layout.noise, **process["layout"]))
     sample = SampleOptions(**{field.name: base.config[field.name] for field in fields(SampleOptions)})
     return parts, replace(config, layout=layout, refine=refine, sample=sample)
+
+
+def _check_base(config: Config, base: VLADPipeline) -> None:
+    """Raises UserError for data that the base was not trained for: its size, its glyph maps, its shapes."""
+    if base.config.image_pixels != config.data.image_pixels:
+        raise UserError(
+            f"data.image_pixels is {config.data.image_pixels}, but the base {config.base} generates"
+            f" {base.config.image_pixels} pixels; set data.image_pixels={base.config.image_pixels}."
+        )
+    if base.config.glyph_font != config.data.glyph_font:
+        raise UserError(
+            f"data.glyph_font is {config.data.glyph_font}, but the base {config.base} was trained with"
+            f" {base.config.glyph_font}; set data.glyph_font={base.config.glyph_font}."
+        )
+    levels = len(base.refine_unet.config.block_out_channels)
+    _check_shapes(config, spatial_factor(base.autoencoder), levels)
 
 
 def text_folder_of(path: Path) -> Path:

@@ -105,7 +105,7 @@ def open_unpacked(path: Path) -> Iterator[BinaryIO]:
 def _compression_of(stream: BinaryIO) -> str | None:
     stream.seek(0)
     beginning = stream.read(tarfile.BLOCKSIZE)
-    if beginning[257:262] == b"ustar":  # whatever its first member is called
+    if beginning[257:262] == b"ustar":  # its first member may have any name
         return None
     return next((kind for mark, kind in _COMPRESSIONS.items() if beginning.startswith(mark)), None)
 

@@ -122,7 +122,7 @@ def upload(local: Path, target: str) -> None:
             raise DamagedError(f"{arrived} of {local.stat().st_size} bytes arrived")
         if not atomic:
             system.mv(uploaded, path)
-    except Exception:
+    except Exception:  # stores share no class of errors; it is raised again
         if not atomic:
             with contextlib.suppress(Exception):  # the upload's own error is reported
                 system.rm_file(uploaded)

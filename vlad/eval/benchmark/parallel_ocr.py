@@ -97,10 +97,10 @@ class _Worker:
         self.settings = _ocr_settings(engine, options)
 
     def read(self, file: ImageFile) -> ImageOCR:
-        """Reads the image and stores what was read; whatever goes wrong with one image is its own fault alone."""
+        """Reads the image and stores what was read; an error is a fault of this image alone."""
         try:
             return self._read(file)
-        except Exception as error:  # engines raise whatever their libraries do
+        except Exception as error:  # an engine's libraries share no class of errors
             return ImageOCR(OCRResult(()), fault=f"the OCR engine fails on it ({reason_of(error)})")
 
     def _read(self, file: ImageFile) -> ImageOCR:
