@@ -18,9 +18,8 @@ import os, sys, time
 from pathlib import Path
 from vlad.utils.locks import directory_lock
 with directory_lock(Path(sys.argv[1]), "a run"):
-    if sys.argv[2] == "forks" and os.fork() == 0:
-        time.sleep(60)  # as a loader's worker that outlives its trainer
-    print("held", flush=True)
+    if sys.argv[2] == "alone" or os.fork() == 0:  # a loader's worker, which outlives its trainer, says that it is there
+        print("held", flush=True)
     time.sleep(60)
 """
 
