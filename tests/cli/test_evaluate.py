@@ -153,7 +153,7 @@ def test_wrong_calls_are_told(
         evaluate(ours, "--prompts", prompts, "--protocol", "anytext")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}', encoding="utf-8")
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="cannot be read"):
         evaluate(tmp_path / "broken", "--prompts", prompts, "--out", tmp_path / "out")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(UserError, match=r"pip install 'vlad-diffusion\[eval\]'"):

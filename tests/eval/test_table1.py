@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from vlad.cli.evaluate import TABLE1
 from vlad.eval.benchmark.image_generation import image_seed
@@ -348,7 +349,7 @@ def test_models_of_another_kind_are_refused(ours: Path, without_layouts: Path, s
         (Entry(kind="vlad", path=str(without_layouts)), "was trained without a layout stage"),
         (
             Entry(kind="textdiffuser", path=str(stable_diffusion), unet=str(stable_diffusion / "unet")),
-            "holds no UNet of TextDiffuser",
+            "TextDiffuser's UNet cannot be read",
         ),
         (
             Entry(kind="controlnet", path=str(stable_diffusion), controlnet=str(stable_diffusion / "vae")),
@@ -380,8 +381,19 @@ def test_truncated_weights_are_refused(stable_diffusion: Path, tmp_path: Path) -
     shutil.copytree(stable_diffusion, tmp_path / "cut")
     weights = tmp_path / "cut" / "text_encoder" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"The pipeline in .* cannot be loaded"):
+    with pytest.raises(UserError, match=r"The pipeline in .*: the text_encoder in .* cannot be read"):
         generator_of(Entry(path=str(tmp_path / "cut")))
+
+
+def test_weights_that_are_not_all_there_are_refused(stable_diffusion: Path, tmp_path: Path) -> None:
+    """diffusers would draw with random ones in their place."""
+    shutil.copytree(stable_diffusion, tmp_path / "less")
+    weights = tmp_path / "less" / "unet" / "diffusion_pytorch_model.safetensors"
+    kept = load_file(weights)
+    del kept["conv_in.weight"]
+    save_file(kept, weights)
+    with pytest.raises(UserError, match=r"the unet in .* 1 tensor differs: conv_in.weight missing; copy it again"):
+        generator_of(Entry(path=str(tmp_path / "less")))
 
 
 def test_a_pipeline_of_another_kind_is_refused(

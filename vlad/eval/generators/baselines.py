@@ -21,13 +21,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vlad.eval.generators.text_to_image import UNLOADABLE, generators_of, load_diffusers_pipeline
+from vlad.eval.generators.text_to_image import generators_of, load_diffusers_pipeline
 from vlad.layout.control_images import ALPHABET, character_mask, glyph_edges
 from vlad.layout.glyph_map import render_glyph_map
 from vlad.models.weight_files import load_complete
 from vlad.pipeline.folders import pipeline_class
 from vlad.types import Layout
 from vlad.utils.errors import UserError
+from vlad.utils.failures import user_errors
 
 Hint = Literal["edges", "glyphs"]
 # DeepFloyd's pipelines: the second takes the prompt's embeddings, the third encodes the prompt itself.
@@ -159,7 +160,7 @@ def load_character_unet(folder: Path) -> CharacterUNet:
     """The UNet of a folder as TextDiffuser's training saves it. Raises UserError for other weights."""
     if not (folder / "config.json").is_file():
         raise UserError(f"There is no TextDiffuser UNet at {folder}; name the folder with its config.json.")
-    try:
+    with user_errors(f"{folder}: TextDiffuser's UNet", unreadable="name the folder that its training has saved"):
         config = {**UNet2DConditionModel.load_config(folder), "in_channels": TEXTDIFFUSER_CHANNELS}
         # The published config has the channels of the Stable Diffusion that training started from.
         model = CharacterUNet(UNet2DConditionModel.from_config(config))
@@ -167,9 +168,6 @@ def load_character_unet(folder: Path) -> CharacterUNet:
         stored = load_file(safe) if safe.is_file() else torch.load(safe.with_suffix(".bin"), "cpu", weights_only=True)
         own = tuple(name for name, _ in model.named_children() if name != "unet")
         model.load_state_dict({k if k.startswith(own) else f"unet.{k}": value for k, value in stored.items()})
-    except UNLOADABLE as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{folder} holds no UNet of TextDiffuser ({reason}).") from error
     return model.requires_grad_(False).eval()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,15 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from PIL import Image
-from safetensors import SafetensorError
 
-from vlad.utils.errors import UserError, reason_of
+from vlad.models.weight_files import load_parts
+from vlad.utils.errors import UserError
+from vlad.utils.failures import user_errors
 from vlad.utils.hardware import best_device
 from vlad.utils.paths import checked_path
 
 PIXELS_PER_LATENT = 8  # sizes of diffusers' images are multiples of it
-# What diffusers and transformers raise for damaged folders, and for folders of other kinds.
-UNLOADABLE = (
-    OSError,
-    ValueError,
-    AttributeError,
-    TypeError,
-    ImportError,
-    KeyError,
-    RuntimeError,
-    EOFError,
-    SafetensorError,
-    pickle.UnpicklingError,
-)
+REMEDY = "copy it again from where it was made, or name the right one"
 
 
 class TextToImage:
@@ -103,15 +91,17 @@ def load_diffusers_pipeline(
     """The pipeline of a local folder, on the best device; `parts` replace its own.
 
     `loader` is the class of diffusers to load by. `scheduler` names a class that replaces the pipeline's own, with the
-    same options. Raises UserError for folders that cannot be loaded, and for a scheduler or `steps` that do not fit.
+    same options. Raises UserError for folders that cannot be read, for weights that do not fit their configs, and for a
+    scheduler or `steps` that do not fit.
     """
     if not checked_path(folder, "model").is_dir():
         raise UserError(f"There is no model at {folder}; put its folder in diffusers' format there, or name its place.")
-    try:
+    label = f"The pipeline in {folder}"
+    with user_errors(label, unreadable=REMEDY):
+        index = DiffusionPipeline.load_config(folder, local_files_only=True)
+        others = {name: entry for name, entry in index.items() if name not in parts}
+        parts |= load_parts(folder, others, {}, label, REMEDY, torch.float32)
         pipeline = loader.from_pretrained(folder, local_files_only=True, **parts)
-    except UNLOADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"The pipeline in {folder} cannot be loaded ({reason}).") from error
     if scheduler is not None:
         pipeline.scheduler = _replacement_scheduler(pipeline, scheduler, folder)
     _check_steps(pipeline, steps, folder)
@@ -134,12 +124,8 @@ def _replacement_scheduler(pipeline: Any, name: str, folder: Path) -> Any:
             f"{name} cannot replace {type(own).__name__} in {folder}; schedulers that can:"
             f" {', '.join(sorted(fitting))}."
         )
-    try:
+    with user_errors(f"{name}: the scheduler's options in {folder}", unreadable="name another scheduler"):
         return kind.from_config(own.config)
-    except UNLOADABLE as error:
-        raise UserError(
-            f"{name} cannot take the scheduler's options in {folder} ({reason_of(error)}); name another one."
-        ) from error
 
 
 def _check_steps(pipeline: Any, steps: int | None, folder: Path) -> None:
