@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlad.data.decoding import decode_sample
+from vlad.data.image_pixels import SOURCE_FORMATS
 from vlad.data.importers.annotate import AnnotateOptions, annotate
 from vlad.data.importers.caption_templates import compose_caption, strings_to_quote
 from vlad.data.importers.folder import FolderSource
@@ -274,6 +275,17 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path):
         "  1 x file of another kind (no extension): noext",
         "  1 x row of the metadata without an image: gone.png",
     ]
+
+
+def test_photographs_of_a_telephone_name_the_extra_that_reads_them(tmp_path, monkeypatch):
+    save(tmp_path / "a.png")
+    (tmp_path / "b.HEIC").write_bytes(b"x")
+    formats = {kind: name for kind, name in SOURCE_FORMATS.items() if name != "HEIF"}
+    monkeypatch.setattr("vlad.data.importers.folder.SOURCE_FORMATS", formats)
+    source = FolderSource(tmp_path)
+    assert source.count == 1
+    (line,) = source.passed_over.lines()
+    assert line == "  1 x file of another kind (.HEIC; pip install 'vlad-diffusion[heic]' reads it): b.HEIC"
 
 
 def test_captions_of_a_metadata_file_are_taken(tmp_path):

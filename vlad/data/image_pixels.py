@@ -10,10 +10,20 @@ import io
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+try:
+    from pillow_heif import register_heif_opener  # the extra `heic`
+except ImportError:
+    READS_HEIC = False
+else:
+    register_heif_opener()
+    READS_HEIC = True
+
+HEIC = ("heic", "heif")  # what telephones save
 # Extensions of the images that importers read, and Pillow's name of each format. Shards hold the first four.
 SOURCE_FORMATS = {
     **{"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"},
     **{"jfif": "JPEG", "jpe": "JPEG", "bmp": "BMP", "gif": "GIF", "tif": "TIFF", "tiff": "TIFF", "avif": "AVIF"},
+    **(dict.fromkeys(HEIC, "HEIF") if READS_HEIC else {}),
 }
 ORIENTATION_TAG = 0x0112
 LIGHT = 160  # luminance of opaque pixels above which they stand out from black rather than from white

@@ -19,9 +19,9 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from vlad.data.image_pixels import SOURCE_FORMATS
+from vlad.data.image_pixels import HEIC, SOURCE_FORMATS
 from vlad.data.importers.sources import Entry, ImageRef, UniqueKeys, UnusableEntry, read_small_file
-from vlad.utils.errors import UserError
+from vlad.utils.errors import UserError, install_command
 from vlad.utils.passed_over import PassedOver
 
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -92,7 +92,8 @@ class FolderSource:
                 caption_file = next((beside.captions[name] for name in names if name in beside.captions), None)
                 yield path, caption_file, metadata.take(path)
             elif path.suffix.lower() not in CAPTION_FILES:
-                passed.add(f"file of another kind ({path.suffix or 'no extension'})", inside)
+                hint = f"; {install_command('heic')} reads it" if path.suffix[1:].lower() in HEIC else ""
+                passed.add(f"file of another kind ({path.suffix or 'no extension'}{hint})", inside)
             elif path.stem.lower() not in beside.images:
                 passed.add("caption without an image", inside)
         for name in metadata.captions:
