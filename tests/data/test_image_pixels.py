@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from vlad.data.decoding import decode_image, image_size
+from vlad.data.decoding import BadSample, decode_image, image_size
 from vlad.data.image_pixels import SOURCE_FORMATS, to_rgb
-from vlad.data.importers.annotate import load_image
+from vlad.data.importers.annotate import UnusableEntry, load_image
+from vlad.inference.input_images import open_image
+from vlad.utils.errors import UserError
 
 RAMP = np.arange(64 * 48, dtype=np.uint32).reshape(48, 64)
 
@@ -92,3 +94,23 @@ def test_every_format_is_imported(kind: str, tmp_path: Path) -> None:
 def test_a_plain_image_is_handed_on_as_it_is() -> None:
     image = Image.new("RGB", (64, 48), "red")
     assert to_rgb(image) is image
+
+
+@pytest.mark.parametrize(
+    "error", [IndexError, KeyError, TypeError, ZeroDivisionError, RecursionError, NotImplementedError]
+)
+def test_whatever_pillow_raises_costs_one_image(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its plugins share no class for what they meet in damaged files."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error("damaged")
+
+    data = encoded(Image.new("RGB", (64, 48)), "png")
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
+    for read, refusal in (
+        (lambda: decode_image(data, "png"), BadSample),
+        (lambda: load_image(data, 1024), UnusableEntry),
+        (lambda: open_image(io.BytesIO(data), "a.png"), UserError),
+    ):
+        with pytest.raises(refusal):
+            read()

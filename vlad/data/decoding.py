@@ -15,7 +15,6 @@ import io
 import json
 import math
 import re
-import struct
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +41,6 @@ MAX_MEMBER_BYTES = 256_000_000
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 # The errors of Pillow for an image that it cannot read.
-UNREADABLE_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 class BadSample(ValueError):  # noqa: N818 - the run goes on without the sample: no error of the program
@@ -54,7 +52,7 @@ def image_size(data: bytes, extension: str) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(data), formats=[IMAGE_FORMATS[extension]]) as image:
             return upright_size(image)
-    except UNREADABLE_IMAGE as error:
+    except Exception as error:  # Pillow's plugins share no class for what they meet in damaged files
         raise _undecodable(error, extension) from error
 
 
@@ -76,9 +74,9 @@ def decode_image(data: bytes, extension: str, into: np.ndarray | None = None) ->
                 return pixels
             into[:] = pixels
             return into
-    except BadSample:
+    except (BadSample, MemoryError):
         raise
-    except UNREADABLE_IMAGE as error:
+    except Exception as error:
         raise _undecodable(error, extension) from error
 
 

@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from vlad.eval.benchmark.image_sets import BenchmarkImage, find_images
 from vlad.eval.benchmark.prompt_files import read_prompt_files, safe_name
-from vlad.eval.image_files import UNREADABLE, load_image
+from vlad.eval.image_files import load_image
 from vlad.eval.intervals import Interval, bootstrap_intervals
-from vlad.eval.json_files import write_json
 from vlad.eval.prompt_facts import KINDS, confirmed
 from vlad.eval.protocols.protocol import MetricTerm, add_terms, metrics_of_terms, no_derived_metrics
+from vlad.utils.atomic_files import write_json
 from vlad.utils.errors import UserError
 from vlad.utils.paths import writable_directory
 
@@ -218,6 +218,6 @@ def _stamp(path: Path) -> str:
 def _is_readable(path: Path) -> bool:
     try:
         load_image(path)
-    except UNREADABLE:
+    except ValueError:
         return False
     return True

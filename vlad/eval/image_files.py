@@ -6,23 +6,27 @@ import math
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vlad.eval.options import Box
 
 MOST_PIXELS = 100_000_000  # an image with more is not decoded
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what `load_image` may raise
 
 
 def load_image(path: Path) -> np.ndarray:
-    """The image's pixels (H W 3, uint8), transparent parts on white. Raises one of UNREADABLE."""
-    with Image.open(path) as image:
-        if image.width * image.height > MOST_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are too many")
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            ground = Image.new("RGBA", image.size, "white")
-            return np.asarray(Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB"))
-        return np.asarray(image.convert("RGB"))
+    """The image's pixels (H W 3, uint8), transparent parts on white. Raises ValueError where it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels are too many")
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                ground = Image.new("RGBA", image.size, "white")
+                return np.asarray(Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB"))
+            return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise ValueError("is no image") from error
+    except Exception as error:  # Pillow's plugins share no class for what they meet in damaged files
+        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def paint_over(image: np.ndarray, box: Box) -> np.ndarray:

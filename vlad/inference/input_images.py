@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from vlad.utils.errors import UserError
 from vlad.utils.paths import existing_file
@@ -36,7 +36,7 @@ def open_image(source: Path | IO[bytes], label: str, most_pixels: int = MOST_IMA
         raise
     except Image.DecompressionBombError as error:
         raise UserError(f"{label} has more than {most_pixels:,} pixels; make it smaller.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Pillow's plugins share no class for what they meet in damaged files
         raise UserError(f"{label} is no image that can be read; give a PNG, JPEG or WebP.") from error
 
 

@@ -18,7 +18,6 @@ from PIL import Image
 
 from vlad.data.decoding import (
     MAX_IMAGE_PIXELS,
-    UNREADABLE_IMAGE,
     BadSample,
     encode_sample,
     refuse_too_much_text,
@@ -152,7 +151,7 @@ def load_image(image: bytes | tuple[Path, ...], max_side_pixels: int) -> LoadedI
         raise UnusableEntry("over the limit of pixels", "over 64 million") from None
     except Image.UnidentifiedImageError:
         raise UnusableEntry(f"the file is damaged, or is none of {', '.join(SOURCE_FORMATS)}") from None
-    except UNREADABLE_IMAGE as error:
+    except Exception as error:  # Pillow's plugins share no class for what they meet in damaged files
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UnusableEntry("the image does not decode", reason) from None
 
@@ -164,7 +163,7 @@ def header_pixels(image: bytes | tuple[Path, ...], max_side_pixels: int) -> int:
         with Image.open(opened, formats=sorted(set(SOURCE_FORMATS.values()))) as opened_as:
             shrunk = min(1.0, max_side_pixels / max(opened_as.size))
             return int(opened_as.width * opened_as.height * shrunk**2)
-    except UNREADABLE_IMAGE:
+    except Exception:  # `load_image` says what is wrong
         return 0
 
 

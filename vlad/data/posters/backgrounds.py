@@ -232,5 +232,5 @@ def _loaded(path: Path, size: int) -> np.ndarray:
             rgb = image.convert("RGB")
             rgb.thumbnail((4 * size, 4 * size))
             return np.asarray(rgb)
-    except OSError as error:
+    except Exception as error:  # Pillow's plugins share no class for what they meet in damaged files
         raise UserError(f"data.posters.photos: {path} cannot be read ({error}); remove it or replace it.") from error

@@ -15,8 +15,8 @@ from vlad.eval.benchmark.image_sets import find_images
 from vlad.eval.benchmark.prompt_files import read_prompt_files
 from vlad.eval.benchmark.targets import default_out
 from vlad.eval.benchmark.terminal_report import partial_lines
-from vlad.eval.image_files import UNREADABLE, load_image
-from vlad.eval.json_files import write_json
+from vlad.eval.image_files import load_image
+from vlad.utils.atomic_files import write_json
 from vlad.utils.errors import UserError
 from vlad.utils.paths import writable_directory
 
@@ -76,7 +76,7 @@ def evaluate_alignment(
     def load(path: Path) -> np.ndarray | None:
         try:
             return load_image(path)
-        except UNREADABLE:
+        except ValueError:
             unreadable.append(str(path))
             return None
 

@@ -20,10 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import UnidentifiedImageError
-
 from vlad.data.decoding import MAX_IMAGE_ASPECT
-from vlad.eval.image_files import UNREADABLE, load_image, paint_over
+from vlad.eval.image_files import load_image, paint_over
 from vlad.eval.options import OCROptions
 from vlad.eval.protocols.protocol import OCRResult
 from vlad.layout.layout_files import layout_from_json, line_to_json
@@ -106,9 +104,8 @@ class _Worker:
     def _read(self, file: ImageFile) -> ImageOCR:
         try:
             image = load_image(file.path)
-        except UNREADABLE as error:
-            reason = "is no image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
-            return ImageOCR(OCRResult(()), fault=reason.splitlines()[0])
+        except ValueError as error:
+            return ImageOCR(OCRResult(()), fault=str(error).splitlines()[0])
         height, width = image.shape[:2]
         if max(width, height) > MAX_IMAGE_ASPECT * min(width, height):
             return ImageOCR(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlad.eval.image_files import UNREADABLE, load_image
+from vlad.eval.image_files import load_image
 from vlad.models.metric_encoders import VisionEncoder
 from vlad.utils.errors import UserError
 from vlad.utils.hardware import best_device
@@ -171,7 +171,7 @@ def score_distances(encoder: FeatureEncoder, references: Iterable[Path], rounds:
 def _load(path: Path) -> np.ndarray:
     try:
         return load_image(path)
-    except UNREADABLE as error:
+    except ValueError as error:
         raise UserError(f"FID and KID cannot read the image {path}; put a whole one there.") from error
 
 

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from vlad.eval.benchmark.image_sets import find_images
-from vlad.eval.image_files import UNREADABLE, load_image
+from vlad.eval.image_files import load_image
 from vlad.eval.options import Box
 from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.utils.errors import UserError
@@ -103,7 +103,7 @@ def make_study(
     for path in (path for images in kept.values() for path in images.values()):
         try:
             load_image(path)
-        except UNREADABLE as error:
+        except ValueError as error:
             raise UserError(
                 f"{path} cannot be read as an image; put a whole one there, or remove it: its prompt is then left out."
             ) from error
