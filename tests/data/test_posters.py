@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from vlad.data.options import DataOptions, PosterOptions
-from vlad.data.posters import render
 from vlad.data.posters.backgrounds import HELD_OUT_TEXTURES, PALETTE, TEXTURES, background
 from vlad.data.posters.captions import place_words
 from vlad.data.posters.contrast import MINIMUM_CONTRAST, contrast, contrasts_with, relative_luminance
@@ -214,10 +213,6 @@ def test_places_are_named_by_their_middle(x: float, y: float, words: str) -> Non
 def test_options_that_no_image_holds_are_refused(given: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         PosterOptions(**given)  # type: ignore[arg-type]
-
-
-def test_the_renderer_has_a_version() -> None:
-    assert render.RENDERER_VERSION >= 1
 
 
 def test_a_config_s_posters_become_shards_and_a_held_out_set(tmp_path: Path) -> None:

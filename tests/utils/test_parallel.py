@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from vlad.utils.parallel import available_cores, map_in_order
+from vlad.utils.parallel import map_in_order
 
 
 def slow_when_early(number):
@@ -36,7 +36,3 @@ def test_an_error_comes_at_its_place():
     assert [next(results), next(results)] == [-1, -1]
     with pytest.raises(ZeroDivisionError):
         next(results)
-
-
-def test_there_is_at_least_one_core():
-    assert available_cores() >= 1

@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from vlad.data.posters.captions import with_article
 from vlad.data.signs import PALETTE
 from vlad.eval.alignment.alignment_prompts import AlignmentTexts, HardNegative, ZeroShotTask
-from vlad.eval.open_benchmark.scenes import SHAPES, Carrier, SceneSampler, board, with_article
+from vlad.eval.open_benchmark.scenes import SHAPES, Carrier, SceneSampler, board
 from vlad.eval.options import Box
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vlad.data.posters.captions import with_article
 from vlad.data.signs import PALETTE, readable_text_colours
 from vlad.data.words import held_out_words, training_words
 from vlad.eval.alignment.alignment_prompts import AlignmentTexts
@@ -117,11 +118,6 @@ def board(
     text_colour = sampler.choice(readable_text_colours(background))
     kind = sampler.choice(CARRIERS)
     return Carrier(kind, background, text_colour, box, set_lines(sampler, box, texts, height, language))
-
-
-def with_article(phrase: str) -> str:
-    """The phrase with "a" or "an" in front."""
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
 def named(carrier: Carrier) -> str:
