@@ -1,5 +1,6 @@
 """validate_shards as a command: exit codes, the page, one-line errors, Ctrl-C."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from vlad.cli.shards import CHECK
 from vlad.data.options import SyntheticOptions
 from vlad.data.shards.writer import write_manifest, write_shards
 from vlad.data.signs import render_sign
@@ -17,21 +19,24 @@ TOOL = Path(__file__).parents[2] / "tools" / "validate_shards.py"
 SIGNS = [render_sign(SyntheticOptions(size_pixels=32), index) for index in range(40)]
 
 
-def command(*arguments):
-    return [sys.executable, str(TOOL), *map(str, arguments)]
+@pytest.fixture
+def validate(call_verb):
+    """The verb in this process: arguments -> exit code, what it printed, what it complained of."""
+    return functools.partial(call_verb, CHECK)
 
 
-def validate(*arguments):
-    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, timeout=120)
+@pytest.fixture
+def refused(validate):
+    """What the verb says when it refuses: one line, no traceback, exit code 2."""
 
+    def run(*arguments):
+        code, out, complaint = validate(*arguments)
+        assert (code, out) == (2, "")
+        assert complaint.startswith("error: ")
+        assert complaint.count("\n") == 1
+        return complaint
 
-def refused(*arguments):
-    run = validate(*arguments)
-    assert run.returncode == 2, run.stderr
-    assert run.stdout == ""
-    assert run.stderr.startswith("error: ")
-    assert run.stderr.count("\n") == 1
-    return run.stderr
+    return run
 
 
 @pytest.fixture
@@ -41,13 +46,15 @@ def shards(tmp_path):
     return tmp_path / "shards"
 
 
-def test_a_sound_set_exits_with_0_and_writes_a_page_with_images(shards, tmp_path):
-    run = validate(shards, "--html", tmp_path / "page", "--resolutions", 64, "--batch-size", 20, "--ranks", 2)
-    assert run.returncode == 0, run.stderr
-    assert "the set is sound" in run.stdout
-    assert "2 ranks x batches of 20, any shards and workers: needs 40 samples: feasible" in run.stdout
-    assert "40/40" in run.stderr
-    assert "sample/s" in run.stderr
+def test_a_sound_set_exits_with_0_and_writes_a_page_with_images(validate, shards, tmp_path):
+    code, out, complaint = validate(
+        shards, "--html", tmp_path / "page", "--resolutions", 64, "--batch-size", 20, "--ranks", 2
+    )
+    assert code == 0, complaint
+    assert "the set is sound" in out
+    assert "2 ranks x batches of 20, any shards and workers: needs 40 samples: feasible" in out
+    assert "40/40" in complaint
+    assert "sample/s" in complaint
     names = ["contact_sheet.png", "findings.jsonl", "report.html"]
     assert sorted(path.name for path in (tmp_path / "page").iterdir()) == names
     page = (tmp_path / "page/report.html").read_text()
@@ -58,22 +65,22 @@ def test_a_sound_set_exits_with_0_and_writes_a_page_with_images(shards, tmp_path
     assert (tmp_path / "page/findings.jsonl").read_text() == ""
 
 
-def test_findings_exit_with_1_and_are_all_listed(shards, tmp_path):
+def test_findings_exit_with_1_and_are_all_listed(validate, shards, tmp_path):
     broken = shards / "000001.tar"
     broken.write_bytes(broken.read_bytes()[:700])
-    run = validate(shards, "--html", tmp_path / "page", "--batch-size", 1000)
-    assert run.returncode == 1, run.stderr
+    code, out, complaint = validate(shards, "--html", tmp_path / "page", "--batch-size", 1000)
+    assert code == 1, complaint
     records = [json.loads(line) for line in (tmp_path / "page/findings.jsonl").read_text().splitlines()]
     assert {record["kind"] for record in records} >= {"shard", "manifest", "launch"}
     assert all(record["shard"] == str(broken) for record in records if record["kind"] == "shard")
-    assert str(broken) in run.stdout
-    assert "too few samples" in run.stdout
-    quick = validate(shards, "--quick")
-    assert quick.returncode == 1
-    assert f"{broken}: it has 700 bytes" in quick.stdout
+    assert str(broken) in out
+    assert "too few samples" in out
+    code, out, _ = validate(shards, "--quick")
+    assert code == 1
+    assert f"{broken}: it has 700 bytes" in out
 
 
-def test_usage_errors_exit_with_2_and_one_line(shards, tmp_path):
+def test_usage_errors_exit_with_2_and_one_line(refused, shards, tmp_path):
     assert "SHARDS: there are no shards at" in refused(tmp_path / "none")
     assert "SHARDS: 'xxx" in refused("x" * 300)
     assert "would run a program" in refused("pipe:cat x")

@@ -40,11 +40,11 @@ def test_the_command_finds_bundled_configs_from_any_folder(installed: Path, tmp_
         2,
         "error: vlad train has no option --name; an option of the config has no dashes: write name=x.\n",
     )
-    for name in ("tiny", "configs/tiny.yaml"):
-        told = call(vlad, "train", name, "data.shards=nowhere")
-        assert told.returncode == 2
-        assert "nowhere" in told.stderr
-    program = "import vlad; print(vlad.__file__, vlad.load_config('tiny_edit').name)"
-    assert call("-c", program).stdout.split() == [str(installed / "vlad" / "__init__.py"), "tiny_edit"]
+    told = call(vlad, "train", "tiny", "data.shards=nowhere")
+    assert told.returncode == 2
+    assert "nowhere" in told.stderr
+    names = "*(vlad.load_config(name).name for name in ('tiny_edit', 'configs/tiny.yaml'))"
+    program = f"import vlad; print(vlad.__file__, {names})"
+    assert call("-c", program).stdout.split() == [str(installed / "vlad" / "__init__.py"), "tiny_edit", "tiny"]
     assert (installed / "vlad" / "py.typed").is_file()
     assert (installed / "vlad" / "configs" / "eval" / "vlad.yaml").is_file()
