@@ -165,7 +165,7 @@ def test_a_full_disk_and_a_damaged_checkpoint_change_no_result(
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
-        patch.setattr("vlad.training.atomic_files.save_file", full)
+        patch.setattr("safetensors.torch.save_file", full)
         with pytest.raises(
             UserError, match=r"\[1/3 autoencoder\] no space left on the disk .*make room on the disk of "
         ):

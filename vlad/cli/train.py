@@ -194,9 +194,9 @@ def _average(arguments: argparse.Namespace) -> None:
     import json
 
     from vlad.pipeline.folders import pipeline_folder
-    from vlad.training.atomic_files import replaced_directory
     from vlad.training.averaged_pipeline import averaged_pipeline, stored_average
     from vlad.training.posthoc_ema import reconstruct
+    from vlad.utils.atomic_files import replaced_directory
     from vlad.utils.hub import hide_progress_bars
 
     stage = Path(arguments.run) / arguments.stage

@@ -22,6 +22,7 @@ from vlad.config.schema import Config
 from vlad.data.options import PosterOptions
 from vlad.lora.options import LoraOptions
 from vlad.models.options import StableDiffusionOptions
+from vlad.utils.atomic_files import replaced_file
 from vlad.utils.errors import UserError, did_you_mean
 from vlad.utils.paths import existing_file, is_file
 from vlad.utils.secrets import without_secrets
@@ -150,10 +151,9 @@ def _numbers(value: Any, *path: str) -> Iterator[tuple[str, float]]:
 
 def save_config(config: Config, path: Path) -> None:
     """Writes the resolved config as YAML, without the secrets of URLs; `load_config` gives the rest back."""
-    temporary = path.with_suffix(".partial")
     options = OmegaConf.create(_escaped(without_secrets(asdict(config))))
-    temporary.write_text(OmegaConf.to_yaml(options), encoding="utf-8")
-    temporary.replace(path)
+    with replaced_file(path) as temporary:
+        temporary.write_text(OmegaConf.to_yaml(options), encoding="utf-8")
 
 
 def _escaped(options: Any) -> Any:

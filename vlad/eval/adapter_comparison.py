@@ -22,7 +22,6 @@ from vlad.data.dataset import first_samples
 from vlad.data.options import SyntheticOptions
 from vlad.data.signs import held_out_signs
 from vlad.eval.fidelity.distances import PixelFeatures, score_distances
-from vlad.eval.json_files import write_json
 from vlad.inference.load_pipeline import load_pipeline
 from vlad.metrics.ocr import default_enlarge_factor, run_ocr
 from vlad.metrics.spelling import letter_accuracy, word_accuracy
@@ -30,6 +29,7 @@ from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.reports.image_grids import GridRow, sample_grid
 from vlad.training.run_data import open_data
 from vlad.types import Sample
+from vlad.utils.atomic_files import write_json
 from vlad.utils.errors import UserError
 from vlad.utils.paths import writable_directory
 

@@ -26,7 +26,6 @@ from vlad.data.dataset import first_samples
 from vlad.data.options import PosterOptions, StreamOptions
 from vlad.data.posters.render import held_out_posters
 from vlad.data.shard_sets import open_sets
-from vlad.eval.json_files import write_json
 from vlad.metrics.line_matching import HEIGHT_BANDS, height_band, match_lines
 from vlad.metrics.ocr import build_ocr_engine, poster_enlarge_factor, run_ocr
 from vlad.models.autoencoder import ImageAutoencoder, build_autoencoder, decode, latent_moments, read_autoencoder
@@ -34,6 +33,7 @@ from vlad.pipeline.folders import pipeline_folder, reporting_damage
 from vlad.reports.image_grids import GridRow, sample_grid
 from vlad.training.parts import TRAINED
 from vlad.types import Layout, Sample
+from vlad.utils.atomic_files import write_json
 from vlad.utils.errors import UserError
 from vlad.utils.hardware import best_device
 from vlad.utils.paths import checked_path, writable_directory

@@ -15,10 +15,10 @@ from vlad.eval.benchmark.evaluator import Evaluation
 from vlad.eval.benchmark.prompt_files import read_prompt_files
 from vlad.eval.benchmark.run_benchmark import check_measures, check_target, run_benchmark
 from vlad.eval.generators.entries import Entry, load_entry, missing_model
-from vlad.eval.json_files import write_json
 from vlad.eval.options import BenchmarkOptions
 from vlad.eval.protocols.protocol import ScoringMode
 from vlad.metrics.ocr import build_ocr_engine
+from vlad.utils.atomic_files import write_json
 from vlad.utils.errors import UserError, counted, did_you_mean
 from vlad.utils.paths import writable_directory
 

@@ -9,7 +9,6 @@ OUT/export.json                              the names of all these files: anoth
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from vlad.pipeline.folders import ALIGNMENT_FILE
 from vlad.pipeline.image_request import ImageRequest
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.reports.starts import read_starts
+from vlad.utils.atomic_files import write_json
 from vlad.utils.errors import UserError, did_you_mean, reason_of
 from vlad.utils.hub import hide_progress_bars
 from vlad.utils.json_objects import read_object
@@ -113,7 +113,7 @@ def _load_as_float32(config_file: Path) -> None:
             return value
         return {name: "float32" if name == "dtype" else as_float32(inner) for name, inner in value.items()}
 
-    _write_json(config_file, as_float32(read_object(config_file)))
+    write_json(config_file, as_float32(read_object(config_file)))
 
 
 def _exported_files(out: Path) -> list[str]:
@@ -129,22 +129,16 @@ def _replace_export(staged: Path, out: Path) -> None:
     files = sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file())
     before = _exported_files(out)
     # First: after a kill in between, another export knows what to replace.
-    _write_json(out / FILES, {"files": sorted({*before, *files})})
+    write_json(out / FILES, {"files": sorted({*before, *files})})
     for name in before:
         (out / name).unlink(missing_ok=True)
     for name in files:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (staged / name).replace(out / name)
-    _write_json(out / FILES, {"files": files})
+    write_json(out / FILES, {"files": files})
     for folder in {(out / name).parent for name in before} - {out}:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-
-
-def _write_json(path: Path, record: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    partial.replace(path)
 
 
 def push(folder: Path, repository: str) -> str:

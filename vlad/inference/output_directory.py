@@ -22,6 +22,7 @@ from vlad.inference.recipes import Recipe, read_recipe, recipe_to_json, save_ima
 from vlad.layout.layout_files import layout_to_json, read_layout_unchecked, write_layout
 from vlad.reports.image_grids import GridRow, glyph_map_image, layout_image, overlay_polygons, sample_grid
 from vlad.types import Layout
+from vlad.utils.atomic_files import replaced_file
 from vlad.utils.errors import UserError
 from vlad.utils.json_objects import parse_object, read_object
 from vlad.utils.paths import is_file, writable_directory
@@ -164,9 +165,8 @@ class OutputDirectory:
             if path.name not in entries and path.is_file():
                 entry = {"image": path.name, "layout_file": f"layouts/{name}.json"}
                 entries[path.name] = json.dumps({**entry, **recipe_to_json(read_recipe(path))}, ensure_ascii=False)
-        temporary = index.with_suffix(".partial")
-        temporary.write_text("".join(f"{entries[name]}\n" for name in sorted(entries)), encoding="utf-8")
-        temporary.replace(index)
+        with replaced_file(index) as temporary:
+            temporary.write_text("".join(f"{entries[name]}\n" for name in sorted(entries)), encoding="utf-8")
 
 
 def _holds(path: Path, layout: Layout) -> bool:

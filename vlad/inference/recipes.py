@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from vlad.inference.edit_requests import EditSource
@@ -21,7 +21,9 @@ from vlad.layout.layout_files import layout_from_json, layout_to_json
 from vlad.pipeline.options import SampleSettings
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.types import Layout
+from vlad.utils.atomic_files import replaced_file
 from vlad.utils.errors import UserError
+from vlad.utils.json_objects import parse_object
 from vlad.utils.paths import existing_file
 
 FIELD = "vlad"
@@ -92,8 +94,8 @@ def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
     return record
 
 
-def recipe_from_json(record: Any) -> Recipe:
-    """A recipe from plain JSON values. Raises ValueError, KeyError or TypeError where they are none."""
+def recipe_from_json(record: dict[str, Any]) -> Recipe:
+    """A recipe from plain JSON values. Raises AttributeError, KeyError, TypeError or ValueError where they are none."""
     edit = record.get("edit")  # the first recipes have no such field
     if edit is not None:
         edit = {name.replace("picture", "image"): value for name, value in edit.items()}  # version 0.1's names
@@ -109,9 +111,8 @@ def save_image(image: Image.Image, recipe: Recipe, path: Path) -> None:
     """Writes a PNG with its recipe inside, atomically."""
     text = PngInfo()
     text.add_itxt(FIELD, json.dumps(recipe_to_json(recipe), ensure_ascii=False))
-    temporary = path.with_suffix(".partial")
-    image.save(temporary, "PNG", pnginfo=text)
-    temporary.replace(path)
+    with replaced_file(path) as temporary:
+        image.save(temporary, "PNG", pnginfo=text)
 
 
 def read_recipe(path: Path | str) -> Recipe:
@@ -119,11 +120,12 @@ def read_recipe(path: Path | str) -> Recipe:
     path = existing_file(path, "image", "give one that sample.py has generated")
     try:
         with Image.open(path) as image:
-            stored = image.info[FIELD]  # before the pixels, which are not decoded
-        return recipe_from_json(json.loads(stored))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+            stored = image.info.get(FIELD, "")  # before the pixels, which are not decoded
+    except Exception as error:  # Pillow's plugins share no class for what they meet in damaged files
         raise UserError(f"{path} is no image that can be read; give a PNG that sample.py has generated.") from error
-    except (KeyError, TypeError, ValueError) as error:
+    try:
+        return recipe_from_json(parse_object(stored))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} holds no recipe that this version can read; give a PNG as sample.py has written it."
         ) from error

@@ -22,11 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlad.training.atomic_files import flush_directory
 from vlad.utils import distributed
+from vlad.utils.atomic_files import PARTIAL, flush_directory
 from vlad.utils.errors import UserError
 
-PARTIAL = ".partial"
 DAMAGED = ".damaged"
 _NAME = re.compile(r"step-(\d{8,})\.ckpt")
 _RANK = re.compile(r"rank-(\d+)-of-(\d+)")

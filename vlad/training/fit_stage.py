@@ -36,7 +36,6 @@ from vlad.config.training import OptimOptions
 from vlad.lora.inject import has_adapter
 from vlad.reports.quarantined import QUARANTINE
 from vlad.training.add_adapters import published_adapters
-from vlad.training.atomic_files import write_metrics
 from vlad.training.build_stage import BuiltStage, build_stage
 from vlad.training.caching import cached_sets
 from vlad.training.callbacks.adapter_checkpoints import AdapterCheckpoints
@@ -65,6 +64,7 @@ from vlad.training.publish import adapter_recipe, load_published_stage, publish_
 from vlad.training.resume import config_record, finished_stage, starting_checkpoint
 from vlad.training.run_data import RunData
 from vlad.training.stages import Stage, set_modes
+from vlad.utils.atomic_files import write_json
 from vlad.utils.distributed import derived_seed, is_main_process
 from vlad.utils.errors import UserError
 from vlad.utils.failures import user_errors
@@ -314,7 +314,7 @@ def _publish(config: Config, name: str, stage: Stage, trainer: L.Trainer, callba
     if callbacks.retrieval is not None and takes_part(trainer, stage):
         metrics |= callbacks.retrieval.evaluate(callbacks.retrieval.directory / "final.png")
     if is_main_process():
-        write_metrics(directory / "metrics.json", metrics)  # its presence says that the stage is finished
+        write_json(directory / "metrics.json", metrics)  # its presence says that the stage is finished
         checkpoints = directory / "checkpoints"
         prune_checkpoints(checkpoints, 0, config.trainer.keep_every_steps)
         remove_damaged(checkpoints)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from vlad.config.schema import Config
 from vlad.data.collate import collate
@@ -20,6 +18,7 @@ from vlad.losses.extra.ocr_perceptual import Recogniser
 from vlad.models.autoencoder import encode
 from vlad.training.parts import Parts
 from vlad.types import Batch, Sample
+from vlad.utils.atomic_files import save_tensors
 from vlad.utils.distributed import derived_seed, is_main_process
 
 SEGMENTER = "segmenter.safetensors"
@@ -61,7 +60,7 @@ def _segmenter(config: Config, parts: Parts, shards: ShardSets) -> CharacterSegm
     )
     if is_main_process():
         print(f"[refine] segmenter: {right:.0%} of the letters' places found", file=sys.stderr)
-        _save(segmenter, path)
+        save_tensors(segmenter.state_dict(), path)
     return segmenter
 
 
@@ -69,9 +68,3 @@ def _mixed(step: int, images: list[Sample], options: SyntheticOptions) -> list[S
     """A batch of rendered signs, with the run's own images among them."""
     own = [images[(step * FIT_BATCH // RUN_IMAGES + place) % len(images)] for place in range(FIT_BATCH // RUN_IMAGES)]
     return own + [render_sign(options, step * FIT_BATCH + place) for place in range(FIT_BATCH - len(own))]
-
-
-def _save(segmenter: torch.nn.Module, path: Path) -> None:
-    temporary = path.with_suffix(".partial")
-    save_file(segmenter.state_dict(), temporary)
-    temporary.replace(path)

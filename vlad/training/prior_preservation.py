@@ -6,7 +6,6 @@ They are generated once, into RUN/prior: shards like any other, with a manifest 
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import sys
 import time
@@ -29,6 +28,7 @@ from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.training.devices import run_device
 from vlad.training.run_data import RunData
 from vlad.types import Sample
+from vlad.utils.atomic_files import write_json
 from vlad.utils.distributed import derived_seed, is_main_process
 from vlad.utils.errors import UserError
 from vlad.utils.json_objects import read_object
@@ -99,9 +99,7 @@ def _begin(folder: Path, about: dict[str, Any]) -> None:
             return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    temporary = begun.with_suffix(".partial")
-    temporary.write_text(json.dumps(about), encoding="utf-8")
-    temporary.replace(begun)
+    write_json(begun, about)
 
 
 def read_prompts(path: str) -> list[str]:

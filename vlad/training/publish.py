@@ -25,12 +25,12 @@ from vlad.lora.inject import has_adapter
 from vlad.lora.merge import merged_copy
 from vlad.pipeline.folders import ALIGNMENT_FILE
 from vlad.training.add_adapters import adaptable_modules, published_adapters
-from vlad.training.atomic_files import replaced_directory, save_tensors
 from vlad.training.build import COMPOSITION, LVLM, TEXT, build_pipeline
 from vlad.training.parts import TRAINED, Parts
 from vlad.training.resume import check_run_directory
 from vlad.training.stages import AutoencoderStage, Stage
 from vlad.utils import distributed
+from vlad.utils.atomic_files import replaced_directory, save_tensors
 from vlad.utils.errors import UserError
 from vlad.utils.failures import user_errors
 from vlad.utils.hub import hide_progress_bars

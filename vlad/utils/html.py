@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from vlad.utils.atomic_files import replaced_file
 from vlad.utils.foreign_text import MOST_CHARACTERS, printable
 from vlad.utils.secrets import redacted
 
@@ -100,6 +101,5 @@ def render(template: str | Path, **values: Any) -> str:
 
 def write_page(path: Path, page: str) -> None:
     """Writes a page whole or not at all. Lone surrogates, of names of files that are no UTF-8, become backslashes."""
-    temporary = path.with_name(f"{path.name}.partial")
-    temporary.write_bytes(page.encode("utf-8", "backslashreplace"))
-    temporary.replace(path)
+    with replaced_file(path) as temporary:
+        temporary.write_bytes(page.encode("utf-8", "backslashreplace"))

@@ -16,10 +16,10 @@ from typing import Any
 
 from vlad.eval.benchmark.image_sets import BenchmarkImage
 from vlad.eval.generators.generator import Generator
-from vlad.eval.json_files import write_json
 from vlad.eval.protocols.protocol import BenchmarkPrompt
 from vlad.layout.layout_files import line_to_json, write_layout
 from vlad.types import Layout
+from vlad.utils.atomic_files import write_json
 from vlad.utils.errors import UserError
 from vlad.utils.json_objects import read_object
 from vlad.utils.paths import writable_directory

@@ -24,10 +24,10 @@ from vlad.eval.fidelity.reference_images import references_of
 from vlad.eval.generators.entries import Entry, generator_of, load_entry, missing_model, watermark_box
 from vlad.eval.generators.generator import Generator
 from vlad.eval.generators.pipeline_generators import build_generator
-from vlad.eval.json_files import write_json
 from vlad.eval.options import BenchmarkOptions, GenerationOptions, OCROptions
 from vlad.eval.protocols.protocol import BenchmarkPrompt, Protocol
 from vlad.metrics.ocr import build_ocr_engine
+from vlad.utils.atomic_files import write_json
 from vlad.utils.errors import UserError
 from vlad.utils.locks import directory_lock
 from vlad.utils.paths import checked_path, writable_directory

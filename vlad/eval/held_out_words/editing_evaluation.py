@@ -30,8 +30,8 @@ from vlad.models.text_encoder.prompt import plain_prompt
 from vlad.pipeline.edits import check_can_edit
 from vlad.pipeline.vlad_pipeline import VLADPipeline
 from vlad.reports.image_grids import GridRow, overlay_polygons, sample_grid
-from vlad.training.atomic_files import write_metrics
 from vlad.types import Layout, Sample, TextLine
+from vlad.utils.atomic_files import write_json
 from vlad.utils.errors import UserError
 from vlad.utils.paths import existing_file, writable_directory
 
@@ -102,7 +102,7 @@ def evaluate_editing(run: Path, count: int, engine: str = "rapidocr") -> dict[st
     grid = sample_grid(rows[:GRID_ROWS], ("image", "mask, line", "edited"), cell_pixels=128, columns=GRID_COLUMNS)
     grid.save(out / "editing.png")
     metrics = {"engine": engine_name, **asdict(score)}
-    write_metrics(out / "editing.json", metrics)
+    write_json(out / "editing.json", metrics)
     return metrics
 
 

@@ -22,7 +22,7 @@ from vlad.inference.load_pipeline import load_pipeline
 from vlad.metrics.ocr import build_ocr_engine
 from vlad.pipeline.folders import pipeline_folder
 from vlad.pipeline.vlad_pipeline import VLADPipeline
-from vlad.training.atomic_files import write_metrics
+from vlad.utils.atomic_files import write_json
 from vlad.utils.json_objects import read_object
 from vlad.utils.paths import existing_file, writable_directory
 
@@ -91,7 +91,7 @@ def evaluate_rows(
             "modes": {name: known[name] for name in possible if name in known},
         }
         # After each row: an evaluation that is stopped goes on with the next one.
-        write_metrics(metrics_file, metrics | ({"unfinished": pending} if pending else {}))
+        write_json(metrics_file, metrics | ({"unfinished": pending} if pending else {}))
     return metrics
 
 

@@ -19,13 +19,13 @@ from PIL import Image
 
 from vlad.data.signs import PALETTE
 from vlad.eval.alignment.alignment_prompts import AlignmentTexts
-from vlad.eval.json_files import write_json
 from vlad.eval.open_benchmark.alignment_subsets import ALIGNMENT_SUBSETS
 from vlad.eval.open_benchmark.scenes import VERSION, Scene, SceneSampler, render_scene
 from vlad.eval.open_benchmark.text_subsets import SUBSETS
 from vlad.eval.options import OpenBenchmarkOptions
 from vlad.layout.fonts import missing_glyphs
 from vlad.layout.layout_files import line_to_json
+from vlad.utils.atomic_files import write_json
 from vlad.utils.errors import UserError
 from vlad.utils.json_objects import read_object
 

@@ -17,8 +17,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from vlad.training.atomic_files import save_tensors
 from vlad.training.posthoc_ema import exponent_of_width, snapshot_path
+from vlad.utils.atomic_files import save_tensors
 from vlad.utils.distributed import gather_shards, is_main_process, is_sharded, local_shard, reshard, shard_like
 
 MAIN = "main"

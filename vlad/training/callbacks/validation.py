@@ -26,13 +26,13 @@ from vlad.data.shard_sets import ShardSets
 from vlad.metrics.ocr import default_enlarge_factor, run_ocr
 from vlad.metrics.spelling import letter_accuracy
 from vlad.models.text_encoder.prompt import parse_prompt
-from vlad.training.atomic_files import save_tensors
 from vlad.training.build import build_pipeline
 from vlad.training.callbacks.ema import EMA
 from vlad.training.callbacks.periodic_evaluation import publishable_weights
 from vlad.training.parts import Parts
 from vlad.training.stages import LayoutStage, RefineStage
 from vlad.types import Batch, Sample
+from vlad.utils.atomic_files import save_tensors
 from vlad.utils.distributed import derived_seed
 from vlad.utils.errors import UserError
 from vlad.utils.failures import user_errors

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlad.training.atomic_files import replaced_directory, save_tensors, write_metrics
+from vlad.utils.atomic_files import replaced_directory, save_tensors, write_json
 
 
 def test_results_are_flushed_to_the_disk_before_they_are_renamed(
@@ -28,10 +28,10 @@ def test_results_are_flushed_to_the_disk_before_they_are_renamed(
     monkeypatch.setattr(os, "fsync", flush)
     monkeypatch.setattr(Path, "replace", rename)
     save_tensors({"weight": torch.ones(2)}, tmp_path / "stage" / "trained.safetensors")
-    write_metrics(tmp_path / "stage" / "metrics.json", {"loss": 1.0})
+    write_json(tmp_path / "stage" / "metrics.json", {"loss": 1.0})
     assert done == [
-        *("flush trained.partial", "name trained.safetensors", "flush stage"),
-        *("flush metrics.partial", "name metrics.json", "flush stage"),
+        *("flush trained.safetensors.partial", "name trained.safetensors", "flush stage"),
+        *("flush metrics.json.partial", "name metrics.json", "flush stage"),
     ]
 
 
