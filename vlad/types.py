@@ -272,6 +272,18 @@ class Conditioning:
         )
 
 
+class OCREngine(Protocol):
+    """An OCR engine. `read` may be called from several threads at once."""
+
+    name: str  # with version, to state beside every figure that rests on it
+
+    def read(self, image: np.ndarray) -> tuple[TextLine, ...]:
+        """The lines of an image (H W 3, uint8) with polygons in 0..1 and confidences, in the engine's order."""
+
+    def read_line(self, crop: np.ndarray) -> str:
+        """The text of a crop (H W 3, uint8) of one line, whatever its confidence."""
+
+
 class Denoiser(Protocol):
     """A diffusion model as guidance and solvers call it: its prediction (B C h w) for x_t (B C h w) at timesteps (B).
 

@@ -14,13 +14,13 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from vlad.layout.polygons import box_polygon
-from vlad.types import TextLine
+from vlad.types import OCREngine, TextLine
 from vlad.utils.errors import UserError, did_you_mean, install_command
 from vlad.utils.parallel import map_in_order
 
@@ -29,18 +29,6 @@ ENLARGE_FACTOR = 4  # OCR of 64 x 64 images works on 256 x 256
 POSTER_PIXELS = 512  # OCR of posters works on so many: four times 128, once 512
 _UNREAD = "\ufffd"
 MIN_SIDE_PIXELS = 256  # of the shorter side: smaller images are enlarged to it
-
-
-class OCREngine(Protocol):
-    """An OCR engine. `read` may be called from several threads at once."""
-
-    name: str  # with version, to state beside every figure that rests on it
-
-    def read(self, image: np.ndarray) -> tuple[TextLine, ...]:
-        """The lines of an image (H W 3, uint8) with polygons in 0..1 and confidences, in the engine's order."""
-
-    def read_line(self, crop: np.ndarray) -> str:
-        """The text of a crop (H W 3, uint8) of one line, whatever its confidence."""
 
 
 class RapidOCREngine:

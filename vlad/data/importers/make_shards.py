@@ -28,7 +28,6 @@ from vlad.data.importers.journal import Journal, ShardRecord
 from vlad.data.importers.shard_builder import (
     MIN_IMAGES_PER_PROCESS,
     Captioner,
-    OCREngine,
     ShardSpec,
     make_shards_locally,
 )
@@ -45,6 +44,7 @@ from vlad.data.shards.writer import (
 from vlad.data.storage.locations import errors_naming
 from vlad.data.storage.object_stores import check_location
 from vlad.data.storage.urls import HTTP_SCHEMES, is_url, local_path
+from vlad.types import OCREngine
 from vlad.utils.errors import UserError, counted
 from vlad.utils.foreign_text import printable_line
 from vlad.utils.locks import directory_lock

@@ -32,21 +32,12 @@ from vlad.data.importers.caption_templates import compose_caption, with_quotatio
 from vlad.data.importers.journal import ShardRecord
 from vlad.data.importers.sources import ImageRef, Skipped, Source
 from vlad.data.shards.writer import Statistics, publish_shard, shard_entry, write_tar
-from vlad.types import TextLine
+from vlad.types import OCREngine, TextLine
 from vlad.utils.errors import UserError
 
 IMAGES_PER_JOB = 4
 # Starting a process for fewer images takes longer than it saves.
 MIN_IMAGES_PER_PROCESS = 16
-
-
-class OCREngine(Protocol):
-    """Reads the text of an image: `vlad.metrics.ocr` has engines."""
-
-    name: str
-
-    def read(self, image: np.ndarray) -> tuple[TextLine, ...]:
-        """The lines of an image (H W 3, uint8) with polygons in 0..1."""
 
 
 class Captioner(Protocol):

@@ -26,8 +26,8 @@ from vlad.eval.options import OCROptions
 from vlad.eval.protocols.protocol import OCRResult
 from vlad.layout.layout_files import layout_from_json, line_to_json
 from vlad.layout.line_crops import crop_line
-from vlad.metrics.ocr import OCREngine, build_ocr_engine, default_enlarge_factor, enlarge
-from vlad.types import Polygon
+from vlad.metrics.ocr import build_ocr_engine, default_enlarge_factor, enlarge
+from vlad.types import OCREngine, Polygon
 from vlad.utils.errors import reason_of
 from vlad.utils.json_objects import read_object
 from vlad.utils.parallel import available_cores
