@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["vlad.training.run"])
+# The last two are what Lightning imports to log a run.
+CONTEXT.set_forkserver_preload(["vlad.cli.train", "vlad.training.run", "torch.utils.tensorboard", "s3fs"])
 
 CONFIG = """
 name: base
